@@ -1,0 +1,154 @@
+//! One event of a feed, and the state that a reader builds from them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of both feeds. Readers refuse any other, and ignore fields they do not know.
+pub const SCHEMA: u32 = 1;
+
+/// What changed in a value, in the value's own type; maps within it hold `None` for what is gone.
+pub trait Delta: Clone {
+    /// All that `self` has and `old` had not; `None` when nothing differs.
+    fn since(&self, old: &Self) -> Option<Self>;
+    /// Brings `self` up to date by a change that [`Delta::since`] made.
+    fn apply(&mut self, change: Self);
+}
+
+/// One event. `P` is [`crate::PoolSignals`] or [`crate::PoolReplicas`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Frame<P> {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Random per process start: tells a restarted sender from one that goes on.
+    pub sender: String,
+    /// One more than the event before it.
+    pub seq: u64,
+    /// Whether this is a whole snapshot and not a change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// The sender is leaving in good order: drop what it reported, do not wait for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub goodbye: bool,
+    /// How many gateways the scaler knows to be alive; each takes its share of fleet-wide limits.
+    /// Only on `/replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateways: Option<u32>,
+    /// The pools that changed; `None` for those removed.
+    #[serde(default = "BTreeMap::new")]
+    pub pools: BTreeMap<String, Option<P>>,
+}
+
+/// What a reader knows of one sender: the snapshot with every change since.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View<P> {
+    /// The sender's random name.
+    pub sender: String,
+    /// The last event's number.
+    pub seq: u64,
+    /// See [`Frame::gateways`].
+    pub gateways: Option<u32>,
+    /// Every pool.
+    pub pools: BTreeMap<String, P>,
+}
+
+/// Why an event can't be used. The remedy is always to reconnect.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Gap {
+    /// The sender speaks another version.
+    #[error("the feed has schema {0}, this reader understands {SCHEMA}")]
+    Schema(u32),
+    /// Events were lost, or the sender restarted.
+    #[error("expected event {expected} of the same sender, got {got}")]
+    Lost {
+        /// The number that should have come.
+        expected: u64,
+        /// The number that came.
+        got: u64,
+    },
+    /// The first event was not a snapshot.
+    #[error("the first event is not a full snapshot")]
+    NoSnapshot,
+}
+
+impl<P: Delta> View<P> {
+    /// Begins from a stream's first event.
+    ///
+    /// # Errors
+    /// [`Gap`] if the event is no snapshot, or of another schema.
+    pub fn begin(frame: Frame<P>) -> Result<Self, Gap> {
+        if frame.schema != SCHEMA {
+            return Err(Gap::Schema(frame.schema));
+        }
+        if !frame.full {
+            return Err(Gap::NoSnapshot);
+        }
+        let pools =
+            frame.pools.into_iter().filter_map(|(name, pool)| Some((name, pool?))).collect();
+        Ok(Self { sender: frame.sender, seq: frame.seq, gateways: frame.gateways, pools })
+    }
+
+    /// Applies the next event; returns the names of the pools it touched.
+    ///
+    /// # Errors
+    /// [`Gap`] if events are missing; the view is then out of date.
+    pub fn apply(&mut self, frame: Frame<P>) -> Result<Vec<String>, Gap> {
+        if frame.schema != SCHEMA {
+            return Err(Gap::Schema(frame.schema));
+        }
+        let expected = self.seq + 1;
+        if frame.sender != self.sender || frame.seq != expected {
+            return Err(Gap::Lost { expected, got: frame.seq });
+        }
+        self.seq = frame.seq;
+        if frame.gateways.is_some() {
+            self.gateways = frame.gateways;
+        }
+        let mut touched = Vec::with_capacity(frame.pools.len());
+        for (name, pool) in frame.pools {
+            match pool {
+                None => {
+                    self.pools.remove(&name);
+                }
+                Some(change) => match self.pools.get_mut(&name) {
+                    Some(known) => known.apply(change),
+                    None => {
+                        self.pools.insert(name.clone(), change);
+                    }
+                },
+            }
+            touched.push(name);
+        }
+        Ok(touched)
+    }
+}
+
+/// The changes between two maps, `None` for keys that are gone.
+pub(crate) fn map_since<V: Clone + PartialEq>(
+    new: &BTreeMap<String, Option<V>>,
+    old: &BTreeMap<String, Option<V>>,
+) -> BTreeMap<String, Option<V>> {
+    let mut changes: BTreeMap<_, _> = new
+        .iter()
+        .filter(|(key, value)| old.get(*key) != Some(value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        changes.insert(key.clone(), None);
+    }
+    changes
+}
+
+/// Applies what [`map_since`] made.
+pub(crate) fn map_apply<V>(
+    map: &mut BTreeMap<String, Option<V>>,
+    changes: BTreeMap<String, Option<V>>,
+) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => map.insert(key, Some(value)),
+            None => map.remove(&key),
+        };
+    }
+}

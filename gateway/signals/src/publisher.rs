@@ -1,0 +1,170 @@
+//! Serves a feed: one state, any number of readers.
+//!
+//! Every event is written once and shared. A reader that falls too far behind is cut off: it
+//! reconnects and begins with a snapshot.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use bytes::Bytes;
+use futures_util::stream;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::feed::{Delta, Frame, SCHEMA};
+
+/// How many events a reader may lag behind.
+const BACKLOG: usize = 256;
+
+/// One feed's sending side.
+pub struct Publisher<P> {
+    sender: String,
+    inner: Mutex<Inner<P>>,
+}
+
+struct Inner<P> {
+    seq: u64,
+    gateways: Option<u32>,
+    gone: bool,
+    pools: BTreeMap<String, P>,
+    events: broadcast::Sender<Bytes>,
+}
+
+impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
+    /// A feed with no pools yet, under a new random name.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            sender: format!("{:016x}", rand::random::<u64>()),
+            inner: Mutex::new(Inner {
+                seq: 0,
+                gateways: None,
+                gone: false,
+                pools: BTreeMap::new(),
+                events: broadcast::Sender::new(BACKLOG),
+            }),
+        })
+    }
+
+    /// This process's name in the feed.
+    #[must_use]
+    pub fn sender(&self) -> &str {
+        &self.sender
+    }
+
+    /// Tells every reader what changed between the last state and this one. An event goes out also
+    /// when nothing did: it says that the sender is alive.
+    pub fn publish(&self, pools: BTreeMap<String, P>) {
+        let mut inner = self.inner.lock();
+        let mut changes: BTreeMap<String, Option<P>> = BTreeMap::new();
+        for (name, pool) in &pools {
+            match inner.pools.get(name) {
+                None => {
+                    changes.insert(name.clone(), Some(pool.clone()));
+                }
+                Some(old) => {
+                    if let Some(change) = pool.since(old) {
+                        changes.insert(name.clone(), Some(change));
+                    }
+                }
+            }
+        }
+        for name in inner.pools.keys().filter(|name| !pools.contains_key(*name)) {
+            changes.insert(name.clone(), None);
+        }
+        inner.pools = pools;
+        self.send(&mut inner, changes);
+    }
+
+    /// Sets [`Frame::gateways`] from the next event on.
+    pub fn set_gateways(&self, alive: u32) {
+        self.inner.lock().gateways = Some(alive);
+    }
+
+    /// The last event: readers drop what this sender reported. New readers are told the same.
+    pub fn goodbye(&self) {
+        let mut inner = self.inner.lock();
+        inner.gone = true;
+        self.send(&mut inner, BTreeMap::new());
+    }
+
+    fn send(&self, inner: &mut Inner<P>, pools: BTreeMap<String, Option<P>>) {
+        inner.seq += 1;
+        // Without readers there is nobody to tell, and a new one begins with a snapshot.
+        if inner.events.receiver_count() > 0 {
+            let event = event(&self.frame(inner, false, pools));
+            let _ = inner.events.send(event);
+        }
+    }
+
+    fn frame(&self, inner: &Inner<P>, full: bool, pools: BTreeMap<String, Option<P>>) -> Frame<P> {
+        Frame {
+            schema: SCHEMA,
+            sender: self.sender.clone(),
+            seq: inner.seq,
+            full,
+            goodbye: inner.gone,
+            gateways: inner.gateways,
+            pools,
+        }
+    }
+
+    fn snapshot(&self, inner: &Inner<P>) -> Frame<P> {
+        let pools = inner.pools.iter().map(|(name, pool)| (name.clone(), Some(pool.clone())));
+        self.frame(inner, true, pools.collect())
+    }
+
+    /// `GET`: the snapshot as JSON, or the stream where the reader accepts `text/event-stream`.
+    pub fn route(self: &Arc<Self>) -> MethodRouter {
+        get(serve::<P>).with_state(Arc::clone(self))
+    }
+
+    /// The stream's events, the snapshot first.
+    fn events(&self) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + use<P> {
+        let (first, events) = {
+            let inner = self.inner.lock();
+            (event(&self.snapshot(&inner)), inner.events.subscribe())
+        };
+        // Lagging behind, like the sender's end, ends the stream.
+        stream::unfold((Some(first), events), |(first, mut events)| async move {
+            match first {
+                Some(first) => Some((Ok(first), (None, events))),
+                None => events.recv().await.ok().map(|event| (Ok(event), (None, events))),
+            }
+        })
+    }
+}
+
+async fn serve<P: Delta + Serialize + Send + 'static>(
+    State(publisher): State<Arc<Publisher<P>>>,
+    headers: HeaderMap,
+) -> Response {
+    let accepts_stream = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/event-stream"));
+    if accepts_stream {
+        let headers =
+            [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+        (headers, Body::from_stream(publisher.events())).into_response()
+    } else {
+        let frame = publisher.snapshot(&publisher.inner.lock());
+        axum::Json(frame).into_response()
+    }
+}
+
+fn event<P: Serialize>(frame: &Frame<P>) -> Bytes {
+    let json = serde_json::to_vec(frame).expect("the feeds' types have string keys only");
+    let mut event = Vec::with_capacity(json.len() + 8);
+    event.extend_from_slice(b"data: ");
+    event.extend_from_slice(&json);
+    event.extend_from_slice(b"\n\n");
+    event.into()
+}

@@ -1,0 +1,93 @@
+//! What the scaler tells the gateways: who is there, who is to drain, how long a start takes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::feed::{Delta, map_apply, map_since};
+
+/// One pool as the scaler sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PoolReplicas {
+    /// Replicas asked for.
+    pub desired: u32,
+    /// The last decision in one sentence.
+    pub why: String,
+    /// Learned cold start; `None` before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<ColdStart>,
+    /// The zero barrier, while it is up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<Barrier>,
+    /// Every replica by the scaler's own name; `None`, in a change, for one that is gone.
+    pub replicas: BTreeMap<String, Option<Replica>>,
+}
+
+/// One vLLM server as the scaler counts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replica {
+    /// `IP:PORT`, where the scaler knows it. Other gateways' endpoints come from discovery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Where it is on its way.
+    pub state: ReplicaState,
+    /// What a person should know about that state ("exited with status 1, again in 4 s").
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// A replica's state. `Ready` is the gateways' judgement, which the scaler repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ReplicaState {
+    /// Asked for; nothing runs yet.
+    Pending,
+    /// A process or container is up, and not healthy yet.
+    Starting,
+    /// A gateway found it healthy.
+    Ready,
+    /// To be stopped: gets nothing new, is stopped once nothing is in flight there.
+    Draining,
+    /// Down, and not coming back by itself at once.
+    Failed,
+}
+
+/// Learned time from a scale decision to a ready replica, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ColdStart {
+    /// Median.
+    pub p50_seconds: f64,
+    /// 90th percentile.
+    pub p90_seconds: f64,
+    /// How many starts it was learned from.
+    pub samples: u32,
+}
+
+/// Going to zero: gateways hold everything from `epoch` on, until it is lifted or runs out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Barrier {
+    /// Grows with each barrier; a gateway reports the one it holds for.
+    pub epoch: u64,
+    /// How long it holds without being renewed.
+    pub lease_millis: u64,
+}
+
+impl Delta for PoolReplicas {
+    fn since(&self, old: &Self) -> Option<Self> {
+        if self == old {
+            return None;
+        }
+        let replicas = map_since(&self.replicas, &old.replicas);
+        Some(Self { replicas, ..self.clone() })
+    }
+
+    fn apply(&mut self, mut change: Self) {
+        map_apply(&mut self.replicas, std::mem::take(&mut change.replicas));
+        change.replicas = std::mem::take(&mut self.replicas);
+        *self = change;
+    }
+}

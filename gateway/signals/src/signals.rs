@@ -1,0 +1,137 @@
+//! What a gateway reports of its pools: first-hand figures, measured inline.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::feed::{Delta, map_apply, map_since};
+use crate::histogram::Histogram;
+
+/// One pool as one gateway sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PoolSignals {
+    /// Requests held now.
+    pub queue_depth: u32,
+    /// Bytes of body held now.
+    pub queue_bytes: u64,
+    /// Estimated tokens (prompt and output) of the requests held now.
+    pub held_tokens: u64,
+    /// How long the longest held has waited, in seconds.
+    pub oldest_hold_seconds: f64,
+    /// Requests at endpoints now.
+    pub in_flight: u32,
+    /// Estimated tokens of the requests at endpoints now.
+    pub in_flight_tokens: u64,
+    /// Counters since the gateway started.
+    pub totals: Totals,
+    /// Accepted → released.
+    pub hold: Histogram,
+    /// Accepted → first token passed on.
+    pub ttft: Histogram,
+    /// The same, less the time held while no endpoint was ready: what more replicas can improve.
+    pub warm_ttft: Histogram,
+    /// Released → first token passed on.
+    pub upstream_ttft: Histogram,
+    /// Gaps between tokens.
+    pub itl: Histogram,
+    /// Accepted → last byte.
+    pub end_to_end: Histogram,
+    /// The zero barrier this gateway holds for: nothing is in flight, and nothing is released to
+    /// the endpoints that were there when it closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_epoch: Option<u64>,
+    /// Every endpoint by address (`IP:PORT`); `None`, in a change, for one that is gone.
+    pub endpoints: BTreeMap<String, Option<EndpointSignals>>,
+}
+
+/// Counters that only grow while a gateway lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Totals {
+    /// Requests accepted for the pool.
+    pub accepted: u64,
+    /// Requests given to an endpoint, each once, however often it was retried.
+    pub released: u64,
+    /// Requests answered to the end.
+    pub completed: u64,
+    /// Requests that failed for a reason on our side of the client.
+    pub failed: u64,
+    /// Requests whose client left.
+    pub client_left: u64,
+    /// Requests refused: queue full, hold expired.
+    pub refused: u64,
+    /// Tries beyond a request's first.
+    pub retries: u64,
+    /// Prompt tokens of answered requests, as the replicas reported them.
+    pub prompt_tokens: u64,
+    /// Generated tokens, as the replicas reported them.
+    pub generated_tokens: u64,
+}
+
+impl Totals {
+    /// Adds another gateway's counters.
+    pub fn merge(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.released += other.released;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.client_left += other.client_left;
+        self.refused += other.refused;
+        self.retries += other.retries;
+        self.prompt_tokens += other.prompt_tokens;
+        self.generated_tokens += other.generated_tokens;
+    }
+}
+
+/// How an endpoint stands in the eyes of the gateway that probes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Health {
+    /// Its probe has not answered yet.
+    #[default]
+    Starting,
+    /// It takes requests.
+    Ready,
+    /// It answered once, and its behaviour since then took it out: no capacity.
+    Ejected,
+    /// It finishes what it has and gets nothing new.
+    Draining,
+}
+
+/// One endpoint as one gateway sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSignals {
+    /// Whether it takes requests.
+    pub health: Health,
+    /// Why it does not, in words; empty when ready.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Requests this gateway has there.
+    pub in_flight: u32,
+    /// How many it may have there.
+    pub limit: u32,
+    /// Requests it answered to the end.
+    pub completed: u64,
+    /// Requests it failed.
+    pub failed: u64,
+    /// Tokens it generated.
+    pub generated_tokens: u64,
+}
+
+impl Delta for PoolSignals {
+    fn since(&self, old: &Self) -> Option<Self> {
+        if self == old {
+            return None;
+        }
+        let endpoints = map_since(&self.endpoints, &old.endpoints);
+        Some(Self { endpoints, ..self.clone() })
+    }
+
+    fn apply(&mut self, mut change: Self) {
+        map_apply(&mut self.endpoints, std::mem::take(&mut change.endpoints));
+        change.endpoints = std::mem::take(&mut self.endpoints);
+        *self = change;
+    }
+}
