@@ -57,6 +57,13 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
+    /// The buckets that are not empty: the upper bound in seconds (the last bucket's lower one),
+    /// and the count.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, usize)> {
+        let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        filled.map(|(i, count)| (Self::bound(i.min(BUCKETS - 1)), *count as usize))
+    }
+
     /// The values' sum in seconds.
     #[must_use]
     pub fn sum(&self) -> f64 {

@@ -1,0 +1,92 @@
+//! Bodies: reading a client's whole, and the one type that goes back to it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use crate::refusal::Refusal;
+use crate::relay::Relay;
+
+/// What a client is sent.
+pub(crate) enum Body {
+    /// All there is.
+    Full(Option<Bytes>),
+    /// A replica's answer as it comes.
+    Relay(Box<Relay>),
+}
+
+impl Body {
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self::Full(Some(bytes))
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = crate::relay::Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Relay(relay) => relay.poll_frame(cx).map(|next| Some(next?.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Full(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Relay(relay) => relay.size_hint(),
+        }
+    }
+}
+
+/// Reads a request's body whole. One that came in one frame is not copied.
+pub(crate) async fn read(body: Incoming, limit: u64, within: Duration) -> Result<Bytes, Refusal> {
+    // A length given beforehand is refused before a byte is read.
+    if body.size_hint().lower() > limit {
+        return Err(Refusal::BodyTooLarge(limit));
+    }
+    timeout(within, collect(body, limit)).await.map_err(|_| Refusal::BodyTooSlow(within))?
+}
+
+async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, Refusal> {
+    let expected = body.size_hint().exact();
+    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is_incomplete_message() || error.is_closed() {
+                Refusal::ClientLeft
+            } else {
+                Refusal::BadBody(format!("The request body could not be read: {error}."))
+            }
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if (first.len() + all.len() + data.len()) as u64 > limit {
+            return Err(Refusal::BodyTooLarge(limit));
+        }
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                // Reserved once, where the length is known.
+                all.reserve(expected.map_or(first.len() + data.len(), |len| len as usize));
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}

@@ -1,0 +1,97 @@
+//! Endpoints: fixed ones from the configuration, others from the scaler's `/replicas`.
+//!
+//! What the scaler said last stays in force when it is gone: serving never depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_signals::follower::{Event, follow};
+use forebay_signals::{PoolReplicas, ReplicaState, View};
+use futures_util::StreamExt;
+use tokio::task::JoinSet;
+
+use crate::pool::Pool;
+use crate::probe::probe;
+
+/// The probes under way, one for each endpoint; dropping this ends them.
+#[derive(Default)]
+pub(crate) struct Probes {
+    tasks: JoinSet<()>,
+    running: BTreeMap<(Arc<str>, SocketAddr), tokio::task::AbortHandle>,
+}
+
+impl Probes {
+    pub(crate) fn add(&mut self, pool: &Arc<Pool>, address: SocketAddr) {
+        if pool.add_endpoint(address) {
+            let task = self.tasks.spawn(probe(Arc::clone(pool), address));
+            self.running.insert((Arc::clone(&pool.name), address), task);
+        }
+    }
+
+    fn remove(&mut self, pool: &Arc<Pool>, address: SocketAddr) {
+        pool.remove_endpoint(address);
+        if let Some(task) = self.running.remove(&(Arc::clone(&pool.name), address)) {
+            task.abort();
+        }
+    }
+}
+
+/// Follows the scaler for as long as the gateway runs.
+pub(crate) async fn replicas(
+    url: String,
+    token: Option<String>,
+    pools: Vec<Arc<Pool>>,
+    mut probes: Probes,
+) {
+    let mut feed = follow::<PoolReplicas>(format!("{url}/replicas"), token);
+    // Addresses that came from the scaler, which alone it can take away.
+    let mut theirs: BTreeMap<Arc<str>, BTreeSet<SocketAddr>> = BTreeMap::new();
+    let mut connected = false;
+    while let Some(event) = feed.next().await {
+        match event {
+            Event::Update { view, .. } => {
+                if !std::mem::replace(&mut connected, true) {
+                    tracing::debug!("following the scaler at {url}");
+                }
+                for pool in &pools {
+                    let known = theirs.entry(Arc::clone(&pool.name)).or_default();
+                    apply(pool, &view, known, &mut probes);
+                }
+            }
+            Event::Goodbye | Event::Lost { .. } if !connected => {}
+            Event::Goodbye => connected = false,
+            Event::Lost { error } => {
+                connected = false;
+                tracing::warn!("the scaler at {url} is not there: {error}; serving goes on");
+            }
+        }
+    }
+}
+
+fn apply(
+    pool: &Arc<Pool>,
+    view: &View<PoolReplicas>,
+    known: &mut BTreeSet<SocketAddr>,
+    probes: &mut Probes,
+) {
+    let Some(told) = view.pools.get(&*pool.name) else { return };
+    let mut now = BTreeSet::new();
+    for replica in told.replicas.values().flatten() {
+        let Some(address) = replica.address.as_deref().and_then(|a| a.parse().ok()) else {
+            continue;
+        };
+        now.insert(address);
+        // One that failed has no process: its address is probed anew when it is started again.
+        probes.add(pool, address);
+        pool.drain_endpoint(address, replica.state == ReplicaState::Draining);
+    }
+    for gone in known.difference(&now) {
+        probes.remove(pool, *gone);
+    }
+    *known = now;
+    pool.set_cold_start(told.cold_start);
+    let barrier = told.barrier;
+    pool.set_barrier(barrier.map(|b| (b.epoch, Duration::from_millis(b.lease_millis))));
+}

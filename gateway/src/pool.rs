@@ -1,0 +1,515 @@
+//! A pool: one queue, its endpoints and its books, shared by all threads behind one short lock.
+//!
+//! The lock is taken a few times a request and never per chunk. Binding is late: a request gets its
+//! endpoint when there is room, so that a new replica takes waiting work the moment it answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_signals::{ColdStart, EndpointSignals, Health, Histogram, PoolSignals, Totals};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::answer::Usage;
+use crate::endpoint::Endpoint;
+use crate::metric::Metrics;
+use crate::queue::{Place, Queue, Request};
+use crate::refusal::Refusal;
+
+/// Shared by every thread.
+pub(crate) struct Pool {
+    pub(crate) name: Arc<str>,
+    pub(crate) settings: forebay_config::Pool,
+    pub(crate) metrics: Metrics,
+    /// Woken when the scaler should hear of a change at once.
+    pub(crate) news: Arc<Notify>,
+    books: Mutex<Books>,
+}
+
+struct Books {
+    queue: Queue<oneshot::Sender<Slot>>,
+    endpoints: BTreeMap<SocketAddr, Endpoint>,
+    barrier: Option<(u64, Instant)>,
+    cold_start: Option<ColdStart>,
+    served: BTreeMap<SocketAddr, Vec<String>>,
+    totals: Totals,
+    in_flight_tokens: u64,
+    hold: Histogram,
+    ttft: Histogram,
+    warm_ttft: Histogram,
+    upstream_ttft: Histogram,
+    itl: Histogram,
+    end_to_end: Histogram,
+    /// Doubling from here is news.
+    told_depth: usize,
+    /// Since when no endpoint has been ready.
+    none_ready: Option<Instant>,
+    turn: usize,
+    /// The holds since the queue was last empty, for one line when it is again.
+    burst: (u64, Duration),
+}
+
+/// Where a request is in the queue's order, and what it brings.
+pub(crate) struct Ticket {
+    pub(crate) request: Request,
+    place: Option<Place>,
+    /// Endpoints that failed it.
+    pub(crate) avoid: BTreeSet<SocketAddr>,
+    /// Time held while nothing was ready.
+    pub(crate) cold: Duration,
+    pub(crate) held: Duration,
+}
+
+impl Ticket {
+    pub(crate) fn new(request: Request) -> Self {
+        Self {
+            request,
+            place: None,
+            avoid: BTreeSet::new(),
+            cold: Duration::ZERO,
+            held: Duration::ZERO,
+        }
+    }
+
+    /// The queue's own number of this arrival.
+    pub(crate) fn seq(&self) -> u64 {
+        self.place.map_or(0, |place| place.seq)
+    }
+}
+
+/// How a try at an endpoint ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Complete,
+    /// For a reason of the endpoint's own.
+    Failed(String),
+    /// By the client's leaving, or for no fault of the endpoint.
+    Dropped,
+}
+
+/// One request at one endpoint, counted while this lives. Dropped without a word it counts as one
+/// whose client left.
+#[must_use = "dropping it ends the request's accounting"]
+pub(crate) struct Slot {
+    pool: Arc<Pool>,
+    pub(crate) address: SocketAddr,
+    tokens: u64,
+    end: End,
+    generated: u64,
+}
+
+impl Slot {
+    pub(crate) fn ended(mut self, end: End) {
+        self.end = end;
+    }
+
+    /// Tokens for the endpoint's own figures.
+    pub(crate) fn generated(&mut self, tokens: u64) {
+        self.generated = tokens;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let end = std::mem::replace(&mut self.end, End::Dropped);
+        let pool = Arc::clone(&self.pool);
+        pool.give_back(self.address, self.tokens, end, self.generated);
+    }
+}
+
+/// A place in the queue, given up when dropped.
+struct Held<'a> {
+    pool: &'a Arc<Pool>,
+    place: Place,
+    slot: oneshot::Receiver<Slot>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut books = self.pool.books.lock();
+        books.queue.remove(self.place);
+        self.pool.tell_of_depth(&mut books);
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(settings: forebay_config::Pool, news: Arc<Notify>) -> Arc<Self> {
+        let hold = &settings.hold;
+        let books = Books {
+            queue: Queue::bounded(hold.max_requests as usize, hold.max_bytes.bytes()),
+            endpoints: BTreeMap::new(),
+            barrier: None,
+            cold_start: None,
+            served: BTreeMap::new(),
+            totals: Totals::default(),
+            in_flight_tokens: 0,
+            hold: Histogram::default(),
+            ttft: Histogram::default(),
+            warm_ttft: Histogram::default(),
+            upstream_ttft: Histogram::default(),
+            itl: Histogram::default(),
+            end_to_end: Histogram::default(),
+            told_depth: 0,
+            none_ready: Some(Instant::now()),
+            turn: 0,
+            burst: (0, Duration::ZERO),
+        };
+        let metrics = Metrics::register(&settings.name);
+        let name = Arc::from(settings.name.as_str());
+        Arc::new(Self { name, settings, metrics, news, books: Mutex::new(books) })
+    }
+
+    /// Waits for an endpoint with room. Dropping the future leaves the queue at once.
+    pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
+        let started = Instant::now();
+        let (mut held, cold) = {
+            let mut books = self.books.lock();
+            let first = ticket.place.is_none();
+            if first {
+                books.totals.accepted += 1;
+            }
+            let place = *ticket.place.get_or_insert_with(|| books.queue.arrive(0));
+            if books.queue.depth() == 0
+                && let Some(slot) = self.pick(&mut books, &ticket.avoid, ticket.request.tokens)
+            {
+                return Ok(slot);
+            }
+            let (sender, slot) = oneshot::channel();
+            let request = ticket.request.clone();
+            if let Err(full) = books.queue.push(place, request, sender) {
+                let retry_after = books.retry_after();
+                return Err(Refusal::QueueFull { held: full.requests, retry_after });
+            }
+            self.tell_of_depth(&mut books);
+            // What began while nothing was ready ends with the first that is.
+            (Held { pool: self, place, slot }, books.none_ready.is_some())
+        };
+        // An endpoint may have become free between a failed try and this one.
+        self.release();
+        let outcome = timeout_at(ticket.request.deadline, &mut held.slot).await;
+        ticket.held += started.elapsed();
+        match outcome {
+            Ok(Ok(slot)) => {
+                let mut books = self.books.lock();
+                if cold {
+                    ticket.cold += started.elapsed();
+                }
+                books.burst.0 += 1;
+                books.burst.1 = books.burst.1.max(ticket.held);
+                if books.queue.depth() == 0 {
+                    let (released, longest) = std::mem::take(&mut books.burst);
+                    let noun = if released == 1 { "request" } else { "requests" };
+                    let seconds = longest.as_secs_f64();
+                    tracing::info!(
+                        "{}: {released} {noun} released after {seconds:.1} s",
+                        self.name
+                    );
+                }
+                Ok(slot)
+            }
+            Ok(Err(_)) => Err(Refusal::ShuttingDown),
+            Err(_) => {
+                let retry_after = self.books.lock().retry_after();
+                Err(Refusal::HoldExpired { waited: ticket.held, retry_after })
+            }
+        }
+    }
+
+    /// The least loaded endpoint with room; one that failed this request only where it is the last.
+    fn pick(
+        self: &Arc<Self>,
+        books: &mut Books,
+        avoid: &BTreeSet<SocketAddr>,
+        tokens: u64,
+    ) -> Option<Slot> {
+        if books.barrier_is_up() {
+            return None;
+        }
+        books.turn = books.turn.wrapping_add(1);
+        let (turn, count) = (books.turn, books.endpoints.len());
+        let (address, endpoint) = books
+            .endpoints
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, (_, endpoint))| endpoint.room() > 0)
+            // Equals take turns.
+            .min_by_key(|(i, (address, endpoint))| {
+                (avoid.contains(address), endpoint.in_flight, (i + turn) % count)
+            })
+            .map(|(_, found)| found)?;
+        endpoint.in_flight += 1;
+        books.in_flight_tokens += tokens;
+        books.totals.released += 1;
+        let (pool, address) = (Arc::clone(self), *address);
+        Some(Slot { pool, address, tokens, end: End::Dropped, generated: 0 })
+    }
+
+    /// Gives endpoints with room to those held longest.
+    fn release(self: &Arc<Self>) {
+        // What nobody took is given back after the lock is gone: a slot's drop takes it again.
+        let mut untaken = Vec::new();
+        let mut books = self.books.lock();
+        while books.queue.depth() > 0 {
+            let none = BTreeSet::new();
+            let Some(mut slot) = self.pick(&mut books, &none, 0) else { break };
+            let Some((place, request, waiter)) = books.queue.pop() else { break };
+            slot.tokens = request.tokens;
+            books.in_flight_tokens += request.tokens;
+            tracing::debug!(pool = %self.name, seq = place.seq, tenant = %request.tenant, "released");
+            if let Err(slot) = waiter.send(slot) {
+                untaken.push(slot);
+            }
+        }
+        self.tell_of_depth(&mut books);
+        drop(books);
+        drop(untaken);
+    }
+
+    fn give_back(self: &Arc<Self>, address: SocketAddr, tokens: u64, end: End, generated: u64) {
+        {
+            let now = Instant::now();
+            let mut books = self.books.lock();
+            books.in_flight_tokens = books.in_flight_tokens.saturating_sub(tokens);
+            if let Some(endpoint) = books.endpoints.get_mut(&address) {
+                endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
+                endpoint.generated_tokens += generated;
+                let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
+                match end {
+                    End::Complete => endpoint.completed(),
+                    End::Failed(reason) => {
+                        tracing::warn!("{}: {address} failed a request: {reason}", self.name);
+                        endpoint.failed(reason, now);
+                        self.news.notify_one();
+                    }
+                    End::Dropped => {}
+                }
+                if drained {
+                    self.news.notify_one();
+                }
+            }
+            books.note_readiness(now);
+        }
+        self.release();
+    }
+
+    /// Leaving zero, reaching it and doubling are news for the scaler.
+    fn tell_of_depth(&self, books: &mut MutexGuard<'_, Books>) {
+        let depth = books.queue.depth();
+        let told = books.told_depth;
+        if told == 0 && depth > 0 {
+            let ready = books.endpoints.values().filter(|e| e.health() == Health::Ready).count();
+            let state = if ready == 0 { "no replica is ready" } else { "every replica is full" };
+            tracing::info!("{}: request held, {state}", self.name);
+        }
+        if (depth == 0) != (told == 0) || depth >= told.saturating_mul(2).max(1) {
+            books.told_depth = depth;
+            self.news.notify_one();
+        } else if depth < told / 2 {
+            books.told_depth = depth;
+        }
+    }
+
+    // === what the feed of the scaler, the probes and the configuration say ===
+
+    pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {
+        let mut books = self.books.lock();
+        let limit = self.settings.max_in_flight;
+        let mut new = false;
+        books.endpoints.entry(address).or_insert_with(|| {
+            new = true;
+            Endpoint::new(limit)
+        });
+        if new {
+            self.news.notify_one();
+        }
+        new
+    }
+
+    pub(crate) fn remove_endpoint(&self, address: SocketAddr) {
+        let mut books = self.books.lock();
+        books.endpoints.remove(&address);
+        books.served.remove(&address);
+        books.note_readiness(Instant::now());
+        self.news.notify_one();
+    }
+
+    pub(crate) fn drain_endpoint(self: &Arc<Self>, address: SocketAddr, draining: bool) {
+        let changed = {
+            let mut books = self.books.lock();
+            let changed = books.endpoints.get_mut(&address).is_some_and(|e| e.drain(draining));
+            books.note_readiness(Instant::now());
+            changed
+        };
+        if changed {
+            self.news.notify_one();
+            self.release();
+        }
+    }
+
+    /// The probe's word on one endpoint; true if that changed how it stands.
+    pub(crate) fn probed(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        outcome: Result<(), String>,
+    ) -> bool {
+        let now = Instant::now();
+        let changed = {
+            let mut books = self.books.lock();
+            let changed = books.endpoints.get_mut(&address).is_some_and(|e| e.probed(outcome, now));
+            books.note_readiness(now);
+            changed
+        };
+        if changed {
+            self.release();
+            self.news.notify_one();
+        }
+        changed
+    }
+
+    pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
+        let books = self.books.lock();
+        books.endpoints.get(&address).is_some_and(|endpoint| endpoint.health() == Health::Ready)
+    }
+
+    /// The names that a replica told of itself.
+    pub(crate) fn set_served(&self, address: SocketAddr, names: Vec<String>) {
+        self.books.lock().served.insert(address, names);
+    }
+
+    /// Names that clients can send: configured ones, or what the replicas have told.
+    pub(crate) fn models(&self) -> Vec<String> {
+        if !self.settings.models.is_empty() {
+            return self.settings.models.clone();
+        }
+        let books = self.books.lock();
+        let names: BTreeSet<_> = books.served.values().flatten().cloned().collect();
+        names.into_iter().collect()
+    }
+
+    /// Holds everything for a barrier, or lifts it.
+    pub(crate) fn set_barrier(self: &Arc<Self>, barrier: Option<(u64, Duration)>) {
+        {
+            let mut books = self.books.lock();
+            let before = books.barrier.map(|(epoch, _)| epoch);
+            books.barrier = barrier.map(|(epoch, lease)| (epoch, Instant::now() + lease));
+            if before != barrier.map(|(epoch, _)| epoch) {
+                self.news.notify_one();
+            }
+        }
+        self.release();
+    }
+
+    pub(crate) fn set_cold_start(&self, cold_start: Option<ColdStart>) {
+        self.books.lock().cold_start = cold_start;
+    }
+
+    // === books ===
+
+    /// A first token passed on.
+    pub(crate) fn first_token(&self, ttft: Duration, cold: Duration, upstream: Duration) {
+        self.metrics.ttft.record(ttft);
+        self.metrics.upstream_ttft.record(upstream);
+        let mut books = self.books.lock();
+        books.ttft.record(ttft.as_secs_f64());
+        books.warm_ttft.record(ttft.saturating_sub(cold).as_secs_f64());
+        books.upstream_ttft.record(upstream.as_secs_f64());
+    }
+
+    /// A request's hold is over.
+    pub(crate) fn held_for(&self, held: Duration) {
+        self.metrics.hold.record(held);
+        self.books.lock().hold.record(held.as_secs_f64());
+    }
+
+    pub(crate) fn itl(&self, gaps: &Histogram) {
+        self.metrics.record_itl(gaps);
+        self.books.lock().itl.merge(gaps);
+    }
+
+    /// A request's end, whatever it was.
+    pub(crate) fn ended(&self, outcome: Outcome, tries: u32, usage: Usage, took: Duration) {
+        self.metrics.end_to_end.record(took);
+        let mut books = self.books.lock();
+        books.end_to_end.record(took.as_secs_f64());
+        books.totals.retries += u64::from(tries.saturating_sub(1));
+        books.totals.prompt_tokens += usage.prompt_tokens;
+        books.totals.generated_tokens += usage.completion_tokens;
+        *match outcome {
+            Outcome::Completed => &mut books.totals.completed,
+            Outcome::Failed => &mut books.totals.failed,
+            Outcome::ClientLeft => &mut books.totals.client_left,
+            Outcome::Refused => &mut books.totals.refused,
+        } += 1;
+    }
+
+    /// Everything the scaler hears of this pool.
+    pub(crate) fn signals(&self) -> PoolSignals {
+        let books = self.books.lock();
+        let endpoint = |(address, endpoint): (&SocketAddr, &Endpoint)| {
+            (address.to_string(), Some(endpoint.signals()))
+        };
+        let endpoints: BTreeMap<String, Option<EndpointSignals>> =
+            books.endpoints.iter().map(endpoint).collect();
+        let in_flight = books.endpoints.values().map(|endpoint| endpoint.in_flight).sum();
+        let barrier = books.barrier_is_up() && in_flight == 0;
+        PoolSignals {
+            queue_depth: books.queue.depth() as u32,
+            queue_bytes: books.queue.bytes(),
+            held_tokens: books.queue.tokens(),
+            oldest_hold_seconds: books
+                .queue
+                .oldest()
+                .map_or(0.0, |since| since.elapsed().as_secs_f64()),
+            in_flight,
+            in_flight_tokens: books.in_flight_tokens,
+            totals: books.totals,
+            hold: books.hold.clone(),
+            ttft: books.ttft.clone(),
+            warm_ttft: books.warm_ttft.clone(),
+            upstream_ttft: books.upstream_ttft.clone(),
+            itl: books.itl.clone(),
+            end_to_end: books.end_to_end.clone(),
+            zero_epoch: books.barrier.filter(|_| barrier).map(|(epoch, _)| epoch),
+            endpoints,
+        }
+    }
+}
+
+/// How a request ended, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Completed,
+    Failed,
+    ClientLeft,
+    Refused,
+}
+
+impl Books {
+    /// A barrier that nobody renewed has run out: serving does not depend on the scaler.
+    fn barrier_is_up(&self) -> bool {
+        self.barrier.is_some_and(|(_, until)| Instant::now() < until)
+    }
+
+    fn note_readiness(&mut self, now: Instant) {
+        let ready = self.endpoints.values().any(|endpoint| endpoint.health() == Health::Ready);
+        match (ready, self.none_ready) {
+            (true, Some(_)) => self.none_ready = None,
+            (false, None) => self.none_ready = Some(now),
+            _ => {}
+        }
+    }
+
+    /// When it makes sense to come back: the median cold start, or a second.
+    fn retry_after(&self) -> Duration {
+        let cold = self.none_ready.and(self.cold_start);
+        cold.map_or(Duration::from_secs(1), |cold| {
+            Duration::from_secs_f64(cold.p50_seconds.clamp(1.0, 3600.0))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

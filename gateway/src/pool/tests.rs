@@ -1,0 +1,133 @@
+use super::*;
+use futures_util::FutureExt;
+
+fn pool(settings: &str) -> Arc<Pool> {
+    let settings: serde_json::Value = serde_json::from_str(settings).expect("valid");
+    let settings = serde_json::from_value(settings).expect("a pool");
+    Pool::new(settings, Arc::new(Notify::new()))
+}
+
+fn ticket(seconds: u64) -> Ticket {
+    let since = Instant::now();
+    let deadline = since + Duration::from_secs(seconds);
+    Ticket::new(Request { tenant: "anonymous".into(), since, deadline, bytes: 10, tokens: 2 })
+}
+
+fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn ready(pool: &Arc<Pool>, port: u16) {
+    pool.add_endpoint(address(port));
+    pool.probed(address(port), Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fifty_held_requests_are_released_in_the_order_of_their_arrival() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    let mut tickets: Vec<_> = (0..50).map(|_| ticket(60)).collect();
+    let mut holds: Vec<_> = tickets.iter_mut().map(|t| Box::pin(pool.hold(t))).collect();
+    for hold in &mut holds {
+        assert!(hold.as_mut().now_or_never().is_none(), "nothing is ready");
+    }
+    assert_eq!(pool.signals().queue_depth, 50);
+    ready(&pool, 1);
+    for (i, mut hold) in holds.into_iter().enumerate() {
+        // Room for one: each is released when the one before has ended, never earlier.
+        let slot = hold.as_mut().now_or_never().unwrap_or_else(|| panic!("{i} is next"));
+        slot.expect("released").ended(End::Complete);
+    }
+    let signals = pool.signals();
+    assert_eq!((signals.queue_depth, signals.in_flight, signals.totals.released), (0, 0, 50));
+    let seqs: Vec<_> = tickets.iter().map(Ticket::seq).collect();
+    assert!(seqs.is_sorted(), "{seqs:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_ends_at_its_deadline_and_leaves_the_queue() {
+    let pool = pool(r#"{"name": "p"}"#);
+    let start = Instant::now();
+    let refused = pool.hold(&mut ticket(30)).await.err();
+    assert!(matches!(refused, Some(Refusal::HoldExpired { .. })), "{refused:?}");
+    let waited = start.elapsed().as_millis();
+    assert!((30_000..=30_001).contains(&waited), "{waited} ms");
+    assert_eq!(pool.signals().queue_depth, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_frees_its_place_at_once() {
+    let pool = pool(r#"{"name": "p"}"#);
+    let gone = pool.hold(&mut ticket(30)).now_or_never();
+    assert!(gone.is_none());
+    assert_eq!(pool.signals().queue_depth, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_whose_client_left_goes_to_the_next() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    let (mut first, mut second) = (ticket(60), ticket(60));
+    let mut leaving = Box::pin(pool.hold(&mut first));
+    let mut staying = Box::pin(pool.hold(&mut second));
+    assert!(leaving.as_mut().now_or_never().is_none());
+    assert!(staying.as_mut().now_or_never().is_none());
+    ready(&pool, 1);
+    // Released, and gone before it could take its slot.
+    drop(leaving);
+    let slot = staying.as_mut().now_or_never().expect("the slot came back").expect("released");
+    assert_eq!(pool.signals().in_flight, 1);
+    drop(slot);
+    assert_eq!(pool.signals().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_failed_is_out_and_the_request_goes_elsewhere() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    ready(&pool, 2);
+    let mut ticket = ticket(60);
+    let slot = pool.hold(&mut ticket).await.expect("ready");
+    let failed = slot.address;
+    ticket.avoid.insert(failed);
+    slot.ended(End::Failed("reset".into()));
+    let again = pool.hold(&mut ticket).await.expect("the other is ready");
+    assert_ne!(again.address, failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn load_is_spread_over_equals() {
+    let pool = pool(r#"{"name": "p"}"#);
+    (1..=4).for_each(|port| ready(&pool, port));
+    let mut slots = Vec::new();
+    for _ in 0..40 {
+        slots.push(pool.hold(&mut ticket(60)).await.expect("ready"));
+    }
+    let signals = pool.signals();
+    let loads: Vec<_> = signals.endpoints.values().flatten().map(|e| e.in_flight).collect();
+    assert_eq!(loads, [10, 10, 10, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_barrier_holds_and_runs_out_by_itself() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    pool.set_barrier(Some((7, Duration::from_secs(5))));
+    assert_eq!(pool.signals().zero_epoch, Some(7));
+    let mut ticket = ticket(60);
+    let mut hold = Box::pin(pool.hold(&mut ticket));
+    assert!(hold.as_mut().now_or_never().is_none());
+    tokio::time::advance(Duration::from_secs(6)).await;
+    // The next probe's word finds the lease over.
+    pool.probed(address(1), Err("refused".into()));
+    pool.probed(address(1), Ok(()));
+    assert!(hold.as_mut().now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses() {
+    let pool = pool(r#"{"name": "p", "hold": {"maxRequests": 1}}"#);
+    let (mut first, mut second) = (ticket(60), ticket(60));
+    let mut held = Box::pin(pool.hold(&mut first));
+    assert!(held.as_mut().now_or_never().is_none());
+    let refused = pool.hold(&mut second).await.err();
+    assert!(matches!(refused, Some(Refusal::QueueFull { held: 1, .. })), "{refused:?}");
+}

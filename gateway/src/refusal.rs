@@ -1,0 +1,140 @@
+//! All that a client can be told by the gateway itself, in vLLM's shape.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::body::Body;
+
+/// Why a request is not answered by a replica.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("The path `{0}` is not served here.")]
+    UnknownPath(String),
+    #[error("The path `{path}` takes {allowed} requests, not {method}.")]
+    WrongMethod { path: String, method: String, allowed: &'static str },
+    #[error("{0}")]
+    BadBody(String),
+    #[error("The request body is larger than the limit of {0} bytes.")]
+    BodyTooLarge(u64),
+    #[error("The request body did not arrive within {0:?}.")]
+    BodyTooSlow(Duration),
+    #[error("The model `{model}` does not exist. Known models: {known}.")]
+    UnknownModel { model: String, known: String },
+    #[error("The field `model` is missing. Known models: {known}.")]
+    NoModel { known: String },
+    #[error("The queue is full: {held} requests are held already.")]
+    QueueFull { held: usize, retry_after: Duration },
+    #[error("No replica had room within {waited:.0?}.")]
+    HoldExpired { waited: Duration, retry_after: Duration },
+    #[error("The request failed at {tries} replicas; the last said: {last}")]
+    Exhausted { tries: u32, last: String },
+    #[error("The answer was not complete within {0:?}.")]
+    TooLong(Duration),
+    #[error("The gateway is shutting down.")]
+    ShuttingDown,
+    /// Nobody is left to read it.
+    #[error("The client closed the connection.")]
+    ClientLeft,
+}
+
+impl Refusal {
+    fn kind(&self) -> (StatusCode, &'static str, Option<&'static str>) {
+        match self {
+            Self::UnknownPath(_) => (StatusCode::NOT_FOUND, "NotFoundError", None),
+            Self::WrongMethod { .. } => {
+                (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedError", None)
+            }
+            Self::BadBody(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
+            Self::BodyTooLarge(_) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeError", None)
+            }
+            Self::BodyTooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "RequestTimeoutError", None),
+            Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "NotFoundError", Some("model")),
+            Self::NoModel { .. } => (StatusCode::BAD_REQUEST, "BadRequestError", Some("model")),
+            Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None),
+            Self::HoldExpired { .. } | Self::ShuttingDown => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
+            }
+            Self::Exhausted { .. } => (StatusCode::BAD_GATEWAY, "BadGatewayError", None),
+            Self::TooLong(_) => (StatusCode::GATEWAY_TIMEOUT, "GatewayTimeoutError", None),
+            // Never seen by anyone; the status that access logs use for it.
+            Self::ClientLeft => (StatusCode::REQUEST_TIMEOUT, "ClientClosedRequest", None),
+        }
+    }
+
+    fn body(&self, anthropic: bool) -> Value {
+        let (status, kind, param) = self.kind();
+        if anthropic {
+            let kind =
+                if status == StatusCode::NOT_FOUND { "not_found_error" } else { "api_error" };
+            return json!({"type": "error", "error": {"type": kind, "message": self.to_string()}});
+        }
+        json!({"error": {
+            "message": self.to_string(), "type": kind, "param": param, "code": status.as_u16(),
+        }})
+    }
+
+    /// The whole answer; in Anthropic's shape on its API's paths.
+    pub(crate) fn response(&self, anthropic: bool) -> Response<Body> {
+        let (status, ..) = self.kind();
+        let body = Bytes::from(self.body(anthropic).to_string());
+        let mut response = Response::new(Body::full(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match self {
+            Self::QueueFull { retry_after, .. } | Self::HoldExpired { retry_after, .. } => {
+                let seconds = retry_after.as_secs().max(1);
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            Self::ShuttingDown => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::WrongMethod { allowed, .. } => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+            }
+            // What is left of the body is not read, so the connection can't go on.
+            Self::BodyTooLarge(_) | Self::BodyTooSlow(_) => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_vllms_shape_and_its_own_status() {
+        let second = Duration::from_secs(1);
+        for (refusal, status) in [
+            (Refusal::UnknownPath("/x".into()), 404),
+            (Refusal::BadBody("broken".into()), 400),
+            (Refusal::BodyTooLarge(1), 413),
+            (Refusal::BodyTooSlow(second), 408),
+            (Refusal::UnknownModel { model: "x".into(), known: "`a`".into() }, 404),
+            (Refusal::NoModel { known: "`a`".into() }, 400),
+            (Refusal::QueueFull { held: 1, retry_after: second }, 429),
+            (Refusal::HoldExpired { waited: second, retry_after: second }, 503),
+            (Refusal::Exhausted { tries: 2, last: "reset".into() }, 502),
+            (Refusal::TooLong(second), 504),
+            (Refusal::ShuttingDown, 503),
+        ] {
+            let body = refusal.body(false);
+            assert_eq!(body["error"]["code"], status, "{refusal}");
+            assert_eq!(body["error"]["message"], refusal.to_string());
+            assert!(body["error"]["type"].is_string());
+            let response = refusal.response(false);
+            assert_eq!(response.status(), status);
+            let retry = response.headers().contains_key(header::RETRY_AFTER);
+            assert_eq!(retry, matches!(status, 429 | 503), "{refusal}: retry-after");
+        }
+    }
+}

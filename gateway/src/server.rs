@@ -1,0 +1,137 @@
+//! The gateway as one thing to start and to stop.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use forebay_config::Config;
+use forebay_signals::PoolSignals;
+use forebay_signals::publisher::Publisher;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::drain::Drain;
+use crate::follow::{self, Probes};
+use crate::listen::Listeners;
+use crate::pool::Pool;
+use crate::proxy::Proxy;
+use crate::report::report;
+use crate::route::Routes;
+
+/// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
+/// by threads of its own.
+pub struct Gateway {
+    listeners: Listeners,
+    drain: Drain,
+    publisher: Arc<Publisher<PoolSignals>>,
+}
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Mostly: the port is taken.
+    #[error("gateway.listen: cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Not an address, or a name that does not resolve.
+    #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
+    Endpoint {
+        /// Its pool.
+        pool: String,
+        /// As configured.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Gateway {
+    /// Starts serving. `scaler` is the base URL of the admin port whose `/replicas` is followed,
+    /// `token` its bearer token.
+    ///
+    /// # Errors
+    /// [`StartError`] when an address can't be used.
+    pub fn start(
+        config: &Config,
+        scaler: Option<String>,
+        token: Option<String>,
+    ) -> Result<Self, StartError> {
+        let news = Arc::new(Notify::new());
+        let pools: Vec<_> =
+            config.pools.iter().map(|pool| Pool::new(pool.clone(), Arc::clone(&news))).collect();
+        let mut probes = Probes::default();
+        for pool in &pools {
+            for endpoint in &pool.settings.endpoints {
+                let address = resolve(endpoint).map_err(|reason| StartError::Endpoint {
+                    pool: pool.name.to_string(),
+                    endpoint: endpoint.clone(),
+                    reason,
+                })?;
+                probes.add(pool, address);
+            }
+        }
+        let drain = Drain::default();
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let proxy = Arc::new(Proxy {
+            routes: Routes::new(pools.clone()),
+            limits: config.gateway.limits.clone(),
+            drain: drain.clone(),
+            started: since_epoch.map_or(0, |since| since.as_secs()),
+        });
+        let threads = config.gateway.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, usize::from),
+            usize::from,
+        );
+        let address = config.gateway.listen;
+        let listeners = Listeners::start(address, threads.max(1), proxy)
+            .map_err(|source| StartError::Listen { address, source })?;
+        let publisher = Publisher::new();
+        drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
+        match scaler {
+            Some(url) => drain.spawn(follow::replicas(url, token, pools, probes)),
+            None => drain.spawn(async move {
+                let _probes = probes;
+                std::future::pending::<()>().await;
+            }),
+        }
+        Ok(Self { listeners, drain, publisher })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listeners.address
+    }
+
+    /// `GET /signals`.
+    pub fn routes(&self) -> Router {
+        Router::new().route("/signals", self.publisher.route())
+    }
+
+    /// Stops accepting and finishes what is in flight and held.
+    ///
+    /// # Errors
+    /// How many requests were cut off because they were still there after `within`.
+    pub async fn shutdown(self, within: Duration) -> Result<(), usize> {
+        self.listeners.stop_accepting();
+        let finished = self.drain.finish(Instant::now() + within).await;
+        self.publisher.goodbye();
+        // The last bytes of the last answers leave with their connections.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let listeners = self.listeners;
+        let _ = tokio::task::spawn_blocking(move || listeners.stop()).await;
+        finished
+    }
+}
+
+fn resolve(endpoint: &str) -> Result<SocketAddr, String> {
+    let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/');
+    let mut addresses = bare.to_socket_addrs().map_err(|error| error.to_string())?;
+    addresses.next().ok_or_else(|| "no address".to_owned())
+}

@@ -1,0 +1,204 @@
+//! Connections to replicas: one request at a time, polled inline, kept for the next.
+//!
+//! hyper hands back a sender and a connection future. Spawning the latter would cost two more
+//! wake-ups a request; kept beside the request and polled in the same `poll`, it costs none. Each
+//! thread keeps its own idle connections: a socket is registered with the runtime that made it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body as _;
+use http_body_util::Full;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+/// vLLM's uvicorn closes an idle connection after exactly 5 s.
+const IDLE: Duration = Duration::from_millis(4500);
+const IDLE_PER_ENDPOINT: usize = 128;
+
+type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
+
+thread_local! {
+    static POOL: RefCell<HashMap<SocketAddr, Vec<(Instant, Connection)>>> =
+        RefCell::new(HashMap::new());
+}
+
+/// One connection with its driver. Dropping it closes the socket at once, which aborts at vLLM.
+pub(crate) struct Connection {
+    address: SocketAddr,
+    sender: SendRequest<Full<Bytes>>,
+    driver: Option<Pin<Box<Driver>>>,
+    /// It has answered a request before: its failure may be a keep-alive gone stale.
+    reused: bool,
+}
+
+/// A try that brought no response head.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// On a reused connection, before any byte of an answer: not the endpoint's fault.
+    pub(crate) stale: bool,
+}
+
+impl Connection {
+    /// An idle connection, or a new one.
+    pub(crate) async fn get(
+        address: SocketAddr,
+        fresh: bool,
+        connect_timeout: Duration,
+    ) -> Result<Self, Failure> {
+        if !fresh && let Some(connection) = take_idle(address) {
+            return Ok(connection);
+        }
+        let failure = |reason: String| Failure { reason, stale: false };
+        let stream = timeout(connect_timeout, TcpStream::connect(address))
+            .await
+            .map_err(|_| failure(format!("no connection within {connect_timeout:?}")))?
+            .map_err(|error| failure(format!("connect: {error}")))?;
+        stream.set_nodelay(true).map_err(|error| failure(error.to_string()))?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failure(error.to_string()))?;
+        Ok(Self { address, sender, driver: Some(Box::pin(driver)), reused: false })
+    }
+
+    /// Sends a request and waits for the response's head.
+    pub(crate) async fn send(
+        mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Answer>, Failure> {
+        let mut response = std::pin::pin!(self.sender.send_request(request));
+        let (driver, reused) = (&mut self.driver, self.reused);
+        let outcome = poll_fn(|cx| {
+            poll_driver(driver, cx);
+            response.as_mut().poll(cx)
+        })
+        .await;
+        match outcome {
+            Ok(response) => Ok(response.map(|body| Answer { body, connection: Some(self) })),
+            Err(error) => Err(Failure { reason: chain(&error), stale: reused }),
+        }
+    }
+
+    /// Back to the idle ones, if it is ready for another request.
+    fn keep(mut self) {
+        poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop()));
+        if self.driver.is_none() || !self.sender.is_ready() {
+            return;
+        }
+        self.reused = true;
+        POOL.with_borrow_mut(|pool| {
+            let idle = pool.entry(self.address).or_default();
+            let now = Instant::now();
+            // Oldest first, so what is too old is at the front.
+            let old = idle.iter().take_while(|(since, _)| now - *since > IDLE).count();
+            idle.drain(..old);
+            if idle.len() < IDLE_PER_ENDPOINT {
+                idle.push((now, self));
+            }
+        });
+    }
+}
+
+/// Ends in `None` once the connection is over, whose reason the sender or the body tells.
+fn poll_driver(driver: &mut Option<Pin<Box<Driver>>>, cx: &mut Context<'_>) {
+    if let Some(running) = driver
+        && running.as_mut().poll(cx).is_ready()
+    {
+        *driver = None;
+    }
+}
+
+/// Last in first out; one that the peer has closed, or on which it sent something unasked, is
+/// found out by polling it once.
+fn take_idle(address: SocketAddr) -> Option<Connection> {
+    POOL.with_borrow_mut(|pool| {
+        let idle = pool.get_mut(&address)?;
+        while let Some((since, mut connection)) = idle.pop() {
+            if since.elapsed() > IDLE {
+                idle.clear();
+                return None;
+            }
+            poll_driver(&mut connection.driver, &mut Context::from_waker(Waker::noop()));
+            if connection.driver.is_some() && connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+        None
+    })
+}
+
+/// A response's body together with the connection that it comes on.
+pub(crate) struct Answer {
+    body: Incoming,
+    connection: Option<Connection>,
+}
+
+impl Answer {
+    /// The next bytes; `None` at the end, with which the connection goes back to the idle ones.
+    pub(crate) fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, String>>> {
+        loop {
+            let Some(frame) = std::task::ready!(self.poll_once(cx)) else {
+                if let Some(connection) = self.connection.take() {
+                    connection.keep();
+                }
+                return Poll::Ready(None);
+            };
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Err(_trailers)) => {}
+                Err(error) => {
+                    self.connection = None;
+                    return Poll::Ready(Some(Err(chain(&error))));
+                }
+            }
+        }
+    }
+
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        // The driver first; and once more when the body has nothing, or a wake-up is lost: taking
+        // from the body makes room for what the driver reads.
+        for _ in 0..2 {
+            if let Some(connection) = &mut self.connection {
+                poll_driver(&mut connection.driver, cx);
+            }
+            if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+                return Poll::Ready(frame);
+            }
+        }
+        Poll::Pending
+    }
+
+    pub(crate) async fn data(&mut self) -> Option<Result<Bytes, String>> {
+        poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An error with what caused it; hyper's own text leaves the cause out.
+fn chain(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
