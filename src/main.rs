@@ -1,1 +1,141 @@
-fn main(){}
+//! The `forebay` command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+mod admin;
+mod dev;
+mod logging;
+mod serve;
+
+// Halves the memory of a held request, and takes much of the allocator off the CPU.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// An inference gateway with built-in scaling: holds requests while replicas wake, measures queue
+/// depth, TTFT and tokens/s inline, and starts and stops replicas on what it measured.
+#[derive(Parser)]
+#[command(version, after_help = "\
+Without a command, `forebay` is `forebay dev`: gateway, scaler and simulated replicas on this machine.
+  forebay
+  curl -N http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"model\":\"sim\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}'
+
+A real server, started when a request comes and stopped when idle:
+  forebay dev -- vllm serve Qwen/Qwen3-0.6B --host 127.0.0.1 --port {port}")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything in one process on this machine, scaling from and to zero
+    Dev(dev::Args),
+    /// Gateway and scaler in one process, from a configuration file
+    Run(File),
+    /// The gateway alone
+    Gateway(File),
+    /// The scaler alone
+    Scaler(File),
+    /// Validate a configuration file, naming every problem with its line
+    Check {
+        #[command(flatten)]
+        file: File,
+        /// Print the effective configuration, defaults filled in
+        #[arg(long)]
+        print: bool,
+    },
+    /// Print the configuration's JSON schema, for completion in editors
+    Schema,
+    /// One simulated vLLM replica
+    VllmSim(forebay_loadtests::sim::Args),
+    /// Runs one replica and ends all its processes when Forebay is gone
+    #[command(hide = true)]
+    Supervise(forebay_scaler::supervisor::Args),
+}
+
+#[derive(Args)]
+struct File {
+    /// The configuration file (YAML)
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command.unwrap_or_else(|| Command::Dev(dev::Args::default())) {
+        // No runtime and no threads: there is one of these for each replica.
+        Command::Supervise(args) => forebay_scaler::supervisor::run(args),
+        command => match run(command) {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("forebay: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Dev(args) => {
+            logging::for_people();
+            start(args.config()?, serve::Parts::Both)
+        }
+        Command::Run(file) => from_file(&file, serve::Parts::Both),
+        Command::Gateway(file) => from_file(&file, serve::Parts::Gateway),
+        Command::Scaler(file) => from_file(&file, serve::Parts::Scaler),
+        Command::Check { file, print } => check(&file, print),
+        Command::Schema => {
+            println!("{}", serde_json::to_string_pretty(&forebay_config::schema())?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::VllmSim(args) => {
+            runtime()?.block_on(forebay_loadtests::sim::run(args))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Supervise(_) => unreachable!("run before any runtime"),
+    }
+}
+
+fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
+    logging::for_machines();
+    let config = forebay_config::load(&file.config)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    start(config, parts)
+}
+
+fn start(config: forebay_config::Config, parts: serve::Parts) -> anyhow::Result<ExitCode> {
+    runtime()?.block_on(serve::serve(config, parts))
+}
+
+/// For everything but clients, whom threads of the gateway's own serve.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the async runtime")
+}
+
+fn check(file: &File, print: bool) -> anyhow::Result<ExitCode> {
+    match forebay_config::load(&file.config) {
+        Ok(config) => {
+            for warning in config.warnings() {
+                eprintln!("warning: {warning}");
+            }
+            if print {
+                print!("{}", forebay_config::print(&config));
+            } else {
+                println!("{}: valid", file.config.display());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(problems) => {
+            eprintln!("{problems}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

@@ -1,1 +1,14 @@
-//! x
+//! Forebay's scaler: the pure decision core, and its edges.
+//!
+//! [`core`] decides; `run` reads every gateway's `/signals`, tells the target, and publishes
+//! `/replicas`; [`targets`] start and stop replicas.
+
+pub mod core;
+mod metric;
+mod pool;
+mod run;
+pub mod supervisor;
+pub mod targets;
+
+pub use metric::{BUCKETS, describe};
+pub use run::{Scaler, StartError};

@@ -1,0 +1,102 @@
+//! The APIs, each in its own words: what it reads, and how it tells a reply.
+
+pub(crate) mod audio;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod messages;
+pub(crate) mod pooling;
+pub(crate) mod responses;
+pub(crate) mod tokens;
+
+use super::json::Check;
+use super::plan::Plan;
+use serde_json::{Map, Value};
+use std::fmt::Write;
+
+/// `"usage":{…}` of a plain reply.
+fn usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
+    let prompt = plan.prompt_tokens();
+    let details = if plan.details {
+        format!(
+            r#"{{"cached_tokens":{cached},"created_cache_tokens":0,"multimodal_tokens":null}}"#
+        )
+    } else {
+        "null".into()
+    };
+    format!(
+        r#""usage":{{"prompt_tokens":{prompt},"total_tokens":{},"completion_tokens":{completion_tokens},"prompt_tokens_details":{details},"completion_tokens_details":null}}"#,
+        prompt + completion_tokens,
+    )
+}
+
+/// `"usage":{…}` of a stream's last chunk.
+fn final_usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
+    let prompt = plan.prompt_tokens();
+    let details = if plan.details {
+        format!(
+            r#","prompt_tokens_details":{{"cached_tokens":{cached},"created_cache_tokens":0}}"#
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        r#""usage":{{"prompt_tokens":{prompt},"total_tokens":{},"completion_tokens":{completion_tokens}{details}}}"#,
+        prompt + completion_tokens
+    )
+}
+
+/// A list of numbers as JSON.
+fn numbers(numbers: &[u32]) -> String {
+    let mut out = String::from("[");
+    for (at, number) in numbers.iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        let _ = write!(out, "{comma}{number}");
+    }
+    out.push(']');
+    out
+}
+
+/// A conversation, checked to be one.
+fn conversation<'a>(body: &'a Map<String, Value>, check: &mut Check) -> &'a [Value] {
+    match body.get("messages") {
+        Some(Value::Array(list)) => list,
+        Some(other) => {
+            check.wrong("messages", "list_type", "Input should be a valid list", other);
+            &[]
+        }
+        None => {
+            check.missing(body, "messages");
+            &[]
+        }
+    }
+}
+
+/// A message's text: a string, or the text parts of a list.
+fn content(message: &Value) -> String {
+    match message.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            parts.iter().filter_map(|part| part.get("text")?.as_str()).collect()
+        }
+        _ => String::new(),
+    }
+}
+
+/// The conversation as the model reads it.
+fn template<'a>(messages: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let mut text = String::new();
+    for (role, content) in messages {
+        let _ = write!(text, "<|im_start|>{role}\n{content}<|im_end|>\n");
+    }
+    text.push_str("<|im_start|>assistant\n");
+    text
+}
+
+/// `messages` by the template, as OpenAI's chat has them.
+fn chat_template(messages: &[Value]) -> String {
+    let role = |message: &'_ Value| -> String {
+        message.get("role").and_then(Value::as_str).unwrap_or("user").to_owned()
+    };
+    let turns: Vec<(String, String)> = messages.iter().map(|m| (role(m), content(m))).collect();
+    template(turns.iter().map(|(role, content)| (role.as_str(), content.clone())))
+}

@@ -1,0 +1,62 @@
+//! `/tokenize` and `/detokenize`.
+
+use super::super::fault::Fault;
+use super::super::json::{Check, quoted};
+use super::super::shared::Shared;
+use super::super::text::Prompt;
+use super::{chat_template, numbers};
+use serde_json::{Map, Value};
+
+/// A prompt's or a conversation's tokens.
+pub(crate) fn tokenize(shared: &Shared, body: &Map<String, Value>) -> Result<String, Fault> {
+    let mut check = Check::new();
+    let model = check.text(body, "model");
+    let prompt = check.text(body, "prompt");
+    let with_strings = check.flag(body, "return_token_strs");
+    let text = match (prompt, body.get("messages")) {
+        (Some(text), _) => text,
+        (None, Some(Value::Array(messages))) => chat_template(messages),
+        (None, _) => {
+            check.missing(body, "prompt");
+            check.missing(body, "messages");
+            String::new()
+        }
+    };
+    check.ok()?;
+    shared.resolve(model.as_deref())?;
+    let ids = Prompt::text(&text).token_ids();
+    let strings = if with_strings {
+        let each: Vec<String> =
+            ids.iter().map(|id| quoted(&Prompt::ids(&[*id]).detokenize())).collect();
+        format!("[{}]", each.join(","))
+    } else {
+        "null".into()
+    };
+    Ok(format!(
+        r#"{{"count":{},"max_model_len":{},"tokens":{},"token_strs":{strings}}}"#,
+        ids.len(),
+        shared.args.max_model_len,
+        numbers(&ids)
+    ))
+}
+
+/// Tokens back into text.
+pub(crate) fn detokenize(shared: &Shared, body: &Map<String, Value>) -> Result<String, Fault> {
+    let mut check = Check::new();
+    let model = check.text(body, "model");
+    let ids = match body.get("tokens") {
+        Some(Value::Array(list)) => list.as_slice(),
+        Some(other) => {
+            check.wrong("tokens", "list_type", "Input should be a valid list", other);
+            &[]
+        }
+        None => {
+            check.missing(body, "tokens");
+            &[]
+        }
+    };
+    check.ok()?;
+    shared.resolve(model.as_deref())?;
+    let text = super::completions::ids(ids).detokenize();
+    Ok(format!(r#"{{"prompt":{}}}"#, quoted(&text)))
+}

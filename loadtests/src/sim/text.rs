@@ -1,0 +1,317 @@
+//! Tokens and texts, without a model: four bytes of a prompt are a token, and a reply is a run of
+//! words that follows from the seed and the prompt.
+//!
+//! Pure and deterministic: the same seed and prompt give the same reply, in every process.
+
+/// Bytes of a prompt that make one token.
+const TOKEN_BYTES: usize = 4;
+
+/// A prompt as the engine sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Prompt {
+    bytes: Vec<u8>,
+}
+
+impl Prompt {
+    pub(crate) fn text(text: &str) -> Self {
+        Self { bytes: text.as_bytes().to_vec() }
+    }
+
+    pub(crate) fn ids(ids: &[u32]) -> Self {
+        Self { bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect() }
+    }
+
+    pub(crate) fn tokens(&self) -> u32 {
+        u32::try_from(self.bytes.len().div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX)
+    }
+
+    /// Characters of its text.
+    pub(crate) fn chars(&self) -> usize {
+        self.bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+    }
+
+    pub(crate) fn token_ids(&self) -> Vec<u32> {
+        self.bytes
+            .chunks(TOKEN_BYTES)
+            .map(|chunk| {
+                let mut id = [0; TOKEN_BYTES];
+                id[..chunk.len()].copy_from_slice(chunk);
+                u32::from_le_bytes(id)
+            })
+            .collect()
+    }
+
+    /// The prompt's words again; bytes that are none show as replacement characters.
+    pub(crate) fn detokenize(&self) -> String {
+        let bytes: Vec<u8> = self.bytes.iter().copied().filter(|byte| *byte != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    pub(crate) fn hash(&self, salt: u64) -> u64 {
+        hash(salt, &self.bytes)
+    }
+
+    /// A hash for each full block, of everything up to its end. `salt` separates adapters.
+    pub(crate) fn blocks(&self, block_size: u32, salt: u64) -> Vec<u64> {
+        let bytes = block_size as usize * TOKEN_BYTES;
+        let chain = self.bytes.chunks_exact(bytes).scan(salt, |chain, block| {
+            *chain = hash(*chain, block);
+            Some(*chain)
+        });
+        chain.collect()
+    }
+}
+
+/// Mixes two numbers into one that looks random (splitmix64's finisher).
+pub(crate) fn mix(a: u64, b: u64) -> u64 {
+    let mut z = a.rotate_left(23) ^ b.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A number in 0..1 from a hash.
+pub(crate) fn unit(hash: u64) -> f64 {
+    (hash >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn hash(start: u64, bytes: &[u8]) -> u64 {
+    let mut state = mix(start, bytes.len() as u64);
+    for chunk in bytes.chunks(8) {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        state = mix(state, u64::from_le_bytes(word));
+    }
+    state
+}
+
+const WORDS: [&str; 48] = [
+    " the", " of", " and", " a", " to", " in", " is", " that", " it", " for", " was", " on",
+    " with", " as", " be", " at", " by", " this", " from", " or", " which", " water", " light",
+    " engine", " reply", " token", " number", " harbour", " gate", " river", " stone", " north",
+    " early", " small", " open", " under", " never", " again", ",", ".", ";", " first", " second",
+    " last", "\n", " bridge", " winter", " field",
+];
+
+/// The token that ends a reply; `logit_bias` can force it.
+pub(crate) const EOS_ID: u32 = 2;
+
+/// Why a reply ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The model ended it.
+    Stop,
+    /// A stop string came up.
+    StopString(String),
+    /// `max_tokens`.
+    Length,
+    /// The server cut it.
+    Abort,
+}
+
+impl Reason {
+    /// `finish_reason` as OpenAI's APIs have it.
+    pub(crate) fn openai(&self) -> &'static str {
+        match self {
+            Self::Stop | Self::StopString(_) => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+        }
+    }
+
+    /// `stop_reason`, as JSON.
+    pub(crate) fn stop_reason(&self) -> String {
+        match self {
+            Self::StopString(stop) => super::json::quoted(stop),
+            _ => "null".into(),
+        }
+    }
+}
+
+/// What decides a reply's length.
+#[derive(Debug, Clone)]
+pub(crate) struct LengthRule<'a> {
+    pub(crate) max_tokens: u32,
+    pub(crate) min_tokens: u32,
+    pub(crate) stop: &'a [String],
+    /// The model's own end: between these many tokens. `None` ignores it.
+    pub(crate) eos: Option<(u32, u32)>,
+}
+
+/// A reply before it is given: every token and where it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Script {
+    key: u64,
+    pub(crate) tokens: u32,
+    pub(crate) reason: Reason,
+    /// Bytes of the text that are shown; a stop string and what follows it are not.
+    shown: usize,
+}
+
+impl Script {
+    pub(crate) fn new(key: u64, rule: &LengthRule<'_>) -> Self {
+        let length = Self { key, tokens: rule.max_tokens, reason: Reason::Length, shown: usize::MAX };
+        let mut script = match rule.eos {
+            Some((least, most)) => {
+                let eos = least + (mix(key, 0xe05) % u64::from(most - least + 1)) as u32;
+                let eos = eos.max(rule.min_tokens);
+                if eos <= rule.max_tokens {
+                    Self { tokens: eos, reason: Reason::Stop, ..length }
+                } else {
+                    length
+                }
+            }
+            None => length,
+        };
+        script.stop_at(rule.stop, rule.min_tokens);
+        script
+    }
+
+    /// Token `at`'s text, before a stop string cuts it.
+    fn piece(&self, at: u32) -> &'static str {
+        if self.reason == Reason::Stop && at + 1 == self.tokens {
+            return "";
+        }
+        // Now and then a character comes in two tokens: the first shows nothing yet.
+        if self.splits(at) {
+            return "";
+        }
+        if at > 0 && self.splits(at - 1) {
+            return " —";
+        }
+        WORDS[(self.roll(at) % WORDS.len() as u64) as usize]
+    }
+
+    fn splits(&self, at: u32) -> bool {
+        self.roll(at) >> 58 == 0 && (at == 0 || self.roll(at - 1) >> 58 != 0)
+    }
+
+    fn roll(&self, at: u32) -> u64 {
+        mix(self.key, u64::from(at) + 1)
+    }
+
+    /// A vocabulary number for token `at`.
+    pub(crate) fn token_id(&self, at: u32) -> u32 {
+        if self.reason == Reason::Stop && at + 1 == self.tokens {
+            return EOS_ID;
+        }
+        3 + (self.roll(at) % 2045) as u32
+    }
+
+    /// How likely token `at` was, and the `rank`th other choice.
+    pub(crate) fn logprob(&self, at: u32, rank: u32) -> (&'static str, f64) {
+        let roll = mix(self.roll(at), u64::from(rank));
+        let word = if rank == 0 { self.piece(at) } else { WORDS[(roll % 48) as usize] };
+        (word, -0.01 - f64::from(rank) * 0.75 - unit(roll) * 0.5)
+    }
+
+    fn stop_at(&mut self, stops: &[String], min_tokens: u32) {
+        let Some(longest) = stops.iter().map(String::len).max().filter(|len| *len > 0) else {
+            return;
+        };
+        let mut text = String::new();
+        for at in 0..self.tokens {
+            // Where a stop string that this token completes could begin.
+            let mut from = text.len().saturating_sub(longest);
+            while !text.is_char_boundary(from) {
+                from -= 1;
+            }
+            text.push_str(self.piece(at));
+            if at + 1 < min_tokens {
+                continue;
+            }
+            let found = stops
+                .iter()
+                .filter(|stop| !stop.is_empty())
+                .filter_map(|stop| Some((from + text[from..].find(stop.as_str())?, stop)))
+                .min();
+            if let Some((begin, stop)) = found {
+                self.tokens = at + 1;
+                self.reason = Reason::StopString(stop.clone());
+                self.shown = begin;
+                return;
+            }
+        }
+    }
+}
+
+/// How far a reply has been told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cursor {
+    /// Tokens told.
+    pub(crate) told: u32,
+    bytes: usize,
+}
+
+impl Cursor {
+    /// The next token's text, as far as it is shown.
+    pub(crate) fn next(&mut self, script: &Script) -> &'static str {
+        let piece = script.piece(self.told);
+        let room = script.shown.saturating_sub(self.bytes);
+        self.told += 1;
+        self.bytes += piece.len();
+        &piece[..piece.len().min(room)]
+    }
+
+    /// Bytes of text told, those that are not shown included.
+    pub(crate) fn offset(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn told(script: &Script) -> String {
+        let mut cursor = Cursor::default();
+        (0..script.tokens).map(|_| cursor.next(script)).collect()
+    }
+
+    fn rule(max_tokens: u32, stop: &[String]) -> LengthRule<'_> {
+        LengthRule { max_tokens, min_tokens: 0, stop, eos: None }
+    }
+
+    #[test]
+    fn four_bytes_are_a_token_and_tokens_turn_back_into_text() {
+        let prompt = Prompt::text("hello there");
+        assert_eq!((prompt.tokens(), prompt.token_ids().len()), (3, 3));
+        assert_eq!(Prompt::ids(&prompt.token_ids()).detokenize(), "hello there");
+        assert_eq!(Prompt::ids(&[40, 41]).tokens(), 2);
+    }
+
+    #[test]
+    fn prompts_share_the_blocks_of_their_common_start_and_adapters_share_none() {
+        let (a, b) = (Prompt::text(&"abcd".repeat(8)), Prompt::text(&("abcd".repeat(6) + "xxxx")));
+        let (of_a, of_b) = (a.blocks(2, 0), b.blocks(2, 0));
+        assert_eq!((of_a.len(), of_b.len()), (4, 3));
+        assert_eq!(of_a[..3], of_b[..3]);
+        assert_ne!(a.blocks(2, 1)[0], of_a[0]);
+    }
+
+    #[test]
+    fn a_reply_ends_by_itself_within_its_bounds_unless_told_not_to() {
+        for key in 0..200 {
+            let eos = LengthRule { eos: Some((50, 300)), ..rule(1000, &[]) };
+            let script = Script::new(key, &eos);
+            assert!((50..=300).contains(&script.tokens) && script.reason == Reason::Stop);
+            let long = Script::new(key, &rule(1000, &[]));
+            assert_eq!((long.tokens, long.reason), (1000, Reason::Length));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_stop_string_and_what_follows_it_are_never_shown(
+            key: u64, stop in "[a-z —]{1,6}", max in 1..400u32,
+        ) {
+            let whole = told(&Script::new(key, &rule(max, &[])));
+            let stops = [stop.clone()];
+            let script = Script::new(key, &rule(max, &stops));
+            let cut = told(&script);
+            prop_assert_eq!(&cut, whole.split(stop.as_str()).next().unwrap_or_default());
+            prop_assert_eq!(whole.contains(&stop), script.reason == Reason::StopString(stop));
+        }
+    }
+}

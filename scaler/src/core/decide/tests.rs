@@ -1,0 +1,146 @@
+use super::*;
+use proptest::prelude::*;
+
+fn policy() -> Policy {
+    Policy {
+        min: 0,
+        max: 10,
+        target_concurrency: 10,
+        activation_threshold: 0,
+        stable_window_ms: 60_000,
+        panic_window_ms: 6_000,
+        panic_threshold: 2.0,
+        cooldown_ms: 30_000,
+    }
+}
+
+fn inputs(held: u32, in_flight: u32, ready: u32) -> Inputs {
+    Inputs { load: Load { held, in_flight, missing: false }, ready, failed: 0 }
+}
+
+#[test]
+fn from_zero_all_replicas_for_the_held_work_are_asked_for_at_once() {
+    for (case, held, want) in [
+        ("nothing", 0, 0),
+        ("one request wakes one replica", 1, 1),
+        ("a replica's worth", 10, 1),
+        ("one over", 11, 2),
+        ("many", 50, 5),
+        ("never more than the most", 5000, 10),
+    ] {
+        let got = decide(&mut State::default(), inputs(held, 0, 0), &policy(), 1000);
+        assert_eq!(got.desired, want, "{case}");
+    }
+}
+
+#[test]
+fn a_start_under_way_is_raised_at_every_push_and_not_ended_by_a_client_that_leaves() {
+    let (mut state, policy) = (State::default(), policy());
+    let mut step = |now, held| decide(&mut state, inputs(held, 0, 0), &policy, now);
+    assert_eq!(step(1000, 1).sentence(), "scaling 0 → 1 because 1 request is held");
+    assert_eq!(step(1020, 25).desired, 3, "raised");
+    assert_eq!(step(1040, 0).desired, 3, "all have left");
+    let later = step(600_000, 0);
+    assert_eq!((later.desired, later.why), (3, Why::Starting), "kept until it has become ready");
+}
+
+#[test]
+fn goes_to_zero_after_the_idle_time_which_begins_when_a_replica_became_ready() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    // The client left; the replica became ready a minute later.
+    decide(&mut state, inputs(0, 0, 0), &policy, 2_000);
+    decide(&mut state, inputs(0, 0, 1), &policy, 60_000);
+    assert_eq!(decide(&mut state, inputs(0, 0, 1), &policy, 89_999).desired, 1);
+    let zero = decide(&mut state, inputs(0, 0, 1), &policy, 90_000);
+    assert_eq!(zero.sentence(), "idle for 30 s, scaling 1 → 0");
+    let again = decide(&mut state, inputs(1, 0, 1), &policy, 90_010);
+    assert_eq!(again.desired, 1, "a request in between wakes it");
+}
+
+#[test]
+fn a_falling_load_is_averaged_and_the_last_replica_stays_until_idle() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(50, 0, 0), &policy, 1_000);
+    decide(&mut state, inputs(0, 50, 5), &policy, 2_000);
+    let soon = decide(&mut state, inputs(0, 1, 5), &policy, 10_000);
+    assert_eq!(soon.desired, 5, "the windows still hold the peak: {soon:?}");
+    let later = decide(&mut state, inputs(0, 1, 5), &policy, 120_000);
+    assert_eq!(later.desired, 1, "{later:?}");
+    let quiet = decide(&mut state, inputs(0, 0, 1), &policy, 125_000);
+    assert_eq!(quiet.desired, 1, "idle for 5 s only");
+}
+
+#[test]
+fn missing_data_forbids_scaling_down_and_allows_scaling_up() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(30, 0, 0), &policy, 1_000);
+    decide(&mut state, inputs(0, 0, 3), &policy, 2_000);
+    let unheard =
+        |held| Inputs { load: Load { held, in_flight: 0, missing: true }, ready: 3, failed: 0 };
+    let kept = decide(&mut state, unheard(0), &policy, 900_000);
+    assert_eq!((kept.desired, kept.why), (3, Why::Unheard));
+    assert_eq!(decide(&mut state, unheard(60), &policy, 900_100).desired, 6);
+}
+
+#[test]
+fn a_start_that_only_fails_is_given_up_when_idle() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    let failing = Inputs { failed: 1, ..inputs(0, 0, 0) };
+    assert_eq!(decide(&mut state, failing, &policy, 20_000).desired, 1);
+    assert_eq!(decide(&mut state, failing, &policy, 31_000).desired, 0);
+}
+
+#[test]
+fn an_activation_threshold_does_not_leave_a_held_request_waiting() {
+    let policy = Policy { activation_threshold: 5, ..policy() };
+    assert_eq!(decide(&mut State::default(), inputs(0, 3, 0), &policy, 1000).desired, 0);
+    assert_eq!(decide(&mut State::default(), inputs(1, 0, 0), &policy, 1000).desired, 1);
+}
+
+/// A load over time: steps of milliseconds with held, in flight, ready, missing.
+fn loads() -> impl Strategy<Value = Vec<(u64, u32, u32, u32, bool)>> {
+    prop::collection::vec((1..20_000u64, 0..200u32, 0..200u32, 0..12u32, any::<bool>()), 1..60)
+}
+
+proptest! {
+    #[test]
+    fn is_never_outside_its_bounds_and_never_leaves_a_held_request_alone(
+        loads in loads(), min in 0..3u32,
+    ) {
+        let policy = Policy { min, ..policy() };
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (step, held, in_flight, ready, missing) in loads {
+            now += step;
+            let inputs = Inputs { load: Load { held, in_flight, missing }, ready, failed: 0 };
+            let decision = decide(&mut state, inputs, &policy, now);
+            prop_assert!((min..=policy.max).contains(&decision.desired));
+            prop_assert!(held == 0 || decision.desired >= 1);
+        }
+    }
+
+    #[test]
+    fn never_goes_down_on_missing_data_nor_in_panic(loads in loads()) {
+        let policy = policy();
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (step, held, in_flight, ready, missing) in loads {
+            now += step;
+            let inputs = Inputs { load: Load { held, in_flight, missing }, ready, failed: 0 };
+            let decision = decide(&mut state, inputs, &policy, now);
+            let down = decision.desired < decision.from;
+            prop_assert!(!(down && missing), "{decision:?}");
+            let in_panic = now < state.panic_until_ms;
+            // Idle for the whole cooldown is no panic any more.
+            prop_assert!(!(down && in_panic) || matches!(decision.why, Why::Idle { .. }), "{decision:?}");
+        }
+    }
+
+    #[test]
+    fn more_held_never_asks_for_fewer(held in 0..500u32, more in 0..100u32, in_flight in 0..100u32) {
+        let fresh = |held| {
+            decide(&mut State::default(), inputs(held, in_flight, 0), &policy(), 1000).desired
+        };
+        prop_assert!(fresh(held) <= fresh(held + more));
+    }
+}

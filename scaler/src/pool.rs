@@ -1,0 +1,270 @@
+//! One pool's way from signals to target: merge, decide, reconcile, drain.
+//!
+//! A replica is stopped in three steps: it is marked draining, every gateway reports it draining
+//! with nothing in flight, the target stops it. Zero works the same way, under a barrier that every
+//! gateway holds for; a request that is held in between lifts it and loses nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use forebay_signals::{
+    Barrier, EndpointSignals, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
+};
+
+use crate::core::cold_start::ColdStarts;
+use crate::core::merge::Word;
+use crate::core::{Decision, Inputs, Policy, State, decide, merge};
+use crate::targets::processes::{Phase, ReplicaStatus};
+
+/// How long gateways hold for zero without hearing from us.
+const LEASE_MS: u64 = 5_000;
+
+/// What starts and stops replicas, as far as the loop needs it.
+pub(crate) trait Target {
+    /// So many replicas that are not stopping.
+    fn ensure(&self, count: u32);
+    /// A gateway found it healthy.
+    fn ready(&self, id: &str);
+    /// It is drained.
+    fn stop(&self, id: &str);
+}
+
+/// One gateway's last word on this pool.
+pub(crate) struct Heard<'a> {
+    pub(crate) signals: Option<&'a PoolSignals>,
+    /// How long ago its feed was lost; `None` while it is there.
+    pub(crate) lost_ms: Option<u64>,
+}
+
+/// A pool's state between decisions.
+pub(crate) struct PoolLoop {
+    pub(crate) name: String,
+    policy: Policy,
+    stale_after_ms: u64,
+    state: State,
+    draining: BTreeSet<String>,
+    stopped: BTreeSet<String>,
+    ready: BTreeSet<String>,
+    asked_ms: BTreeMap<String, u64>,
+    cold_starts: ColdStarts,
+    epoch: u64,
+    barrier: bool,
+    why: String,
+}
+
+/// What a step led to.
+pub(crate) struct Step {
+    pub(crate) decision: Decision,
+    pub(crate) replicas: PoolReplicas,
+    /// Starts that ended ready, in seconds.
+    pub(crate) cold_starts: Vec<f64>,
+}
+
+impl PoolLoop {
+    pub(crate) fn new(pool: &forebay_config::Pool, stale_after_ms: u64) -> Self {
+        Self {
+            name: pool.name.clone(),
+            policy: Policy::of(pool),
+            stale_after_ms,
+            state: State::default(),
+            draining: BTreeSet::new(),
+            stopped: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            asked_ms: BTreeMap::new(),
+            cold_starts: ColdStarts::default(),
+            epoch: 0,
+            barrier: false,
+            why: String::new(),
+        }
+    }
+
+    /// One decision and what follows from it.
+    pub(crate) fn step(
+        &mut self,
+        heard: &[Heard<'_>],
+        statuses: &BTreeMap<String, ReplicaStatus>,
+        target: &impl Target,
+        now_ms: u64,
+    ) -> Step {
+        let cold_starts = self.learn(heard, statuses, target, now_ms);
+        let going = |status: &&ReplicaStatus| {
+            status.phase != Phase::Stopping && !self.stopped.contains(&status.id)
+        };
+        let alive: Vec<_> = statuses.values().filter(going).collect();
+        let staying = |status: &&&ReplicaStatus| !self.draining.contains(&status.id);
+        let count = |test: &dyn Fn(&ReplicaStatus) -> bool| {
+            alive.iter().filter(staying).filter(|status| test(status)).count() as u32
+        };
+        let words = heard.iter().map(|heard| match (heard.signals, heard.lost_ms) {
+            (Some(signals), None) => Word::Now(signals),
+            (Some(signals), Some(ms)) => Word::Lost(signals, ms),
+            (None, _) => Word::Never,
+        });
+        let inputs = Inputs {
+            load: merge(words, self.stale_after_ms),
+            ready: count(&|status| self.ready.contains(&status.id)),
+            failed: count(&|status| status.phase == Phase::Failed),
+        };
+        let decision = decide(&mut self.state, inputs, &self.policy, now_ms);
+        if decision.from != decision.desired || self.why.is_empty() {
+            self.why = decision.sentence();
+        }
+        let staying = count(&|_| true);
+        let alive: Vec<_> = alive.into_iter().cloned().collect();
+        self.reconcile(decision.desired, staying, &alive, heard, target);
+        for id in self.drained(heard, &alive) {
+            target.stop(&id);
+            self.draining.remove(&id);
+            self.stopped.insert(id);
+        }
+        let replicas = self.published(decision.desired, statuses);
+        Step { decision, replicas, cold_starts }
+    }
+
+    /// Takes over what the gateways found healthy, and how long that took.
+    fn learn(
+        &mut self,
+        heard: &[Heard<'_>],
+        statuses: &BTreeMap<String, ReplicaStatus>,
+        target: &impl Target,
+        now_ms: u64,
+    ) -> Vec<f64> {
+        self.asked_ms.retain(|id, _| statuses.contains_key(id));
+        self.stopped.retain(|id| statuses.contains_key(id));
+        self.draining.retain(|id| statuses.contains_key(id));
+        let mut took = Vec::new();
+        let mut ready = BTreeSet::new();
+        for (id, status) in statuses {
+            let asked = *self.asked_ms.entry(id.clone()).or_insert(now_ms);
+            let healthy = status.phase == Phase::Running
+                && endpoints(heard, status).any(|endpoint| endpoint.health == Health::Ready);
+            // Draining it is no less alive for it.
+            let was = self.ready.contains(id) && status.phase == Phase::Running;
+            let draining = self.draining.contains(id) && was;
+            if !healthy && !draining {
+                continue;
+            }
+            if !was {
+                target.ready(id);
+                // A restart's start is counted from the restart.
+                let from =
+                    if self.cold_starts_seen(id) { status.started_ms.max(asked) } else { asked };
+                let seconds = now_ms.saturating_sub(from) as f64 / 1000.0;
+                tracing::info!("{}: replica {id} ready after {seconds:.1} s", self.name);
+                self.cold_starts.record(seconds);
+                took.push(seconds);
+            }
+            ready.insert(id.clone());
+        }
+        self.ready = ready;
+        took
+    }
+
+    /// Whether this replica has been ready before: then `asked_ms` tells of its first start.
+    fn cold_starts_seen(&mut self, id: &str) -> bool {
+        // The marker is moved on so that the next start is measured from its own beginning.
+        self.asked_ms.insert(id.to_owned(), 0) == Some(0)
+    }
+
+    fn reconcile(
+        &mut self,
+        desired: u32,
+        staying: u32,
+        alive: &[ReplicaStatus],
+        heard: &[Heard<'_>],
+        target: &impl Target,
+    ) {
+        if desired > staying {
+            let mut missing = desired - staying;
+            // Those on their way out are the quickest: ready ones first.
+            let mut back: Vec<_> = self.draining.iter().cloned().collect();
+            back.sort_by_key(|id| !self.ready.contains(id));
+            for id in back {
+                if missing == 0 {
+                    break;
+                }
+                tracing::info!("{}: replica {id} is kept", self.name);
+                self.draining.remove(&id);
+                missing -= 1;
+            }
+            target.ensure(desired + self.draining.len() as u32);
+        } else if desired < staying {
+            let mut victims: Vec<_> =
+                alive.iter().filter(|status| !self.draining.contains(&status.id)).collect();
+            // Not ready first, the youngest of them; then those with the least to finish.
+            victims.sort_by_key(|status| {
+                let in_flight: u32 = endpoints(heard, status).map(|e| e.in_flight).sum();
+                let young = u64::MAX - self.asked_ms.get(&status.id).copied().unwrap_or(0);
+                (self.ready.contains(&status.id), in_flight, young)
+            });
+            for status in victims.into_iter().take((staying - desired) as usize) {
+                self.draining.insert(status.id.clone());
+            }
+        }
+        let barrier = desired == 0 && !self.draining.is_empty();
+        if barrier && !self.barrier {
+            self.epoch += 1;
+        }
+        self.barrier = barrier;
+    }
+
+    /// Draining replicas of which every gateway says that nothing is left there.
+    fn drained(&self, heard: &[Heard<'_>], alive: &[ReplicaStatus]) -> Vec<String> {
+        let done = |status: &&ReplicaStatus| {
+            self.draining.contains(&status.id)
+                && heard.iter().all(|heard| {
+                    // A gateway that was lost may still have streams there.
+                    let (Some(signals), None) = (heard.signals, heard.lost_ms) else {
+                        return false;
+                    };
+                    let closed = !self.barrier || signals.zero_epoch == Some(self.epoch);
+                    let endpoint = status
+                        .address
+                        .and_then(|address| signals.endpoints.get(&address.to_string())?.as_ref());
+                    let empty = endpoint.is_none_or(|endpoint| {
+                        endpoint.health == Health::Draining && endpoint.in_flight == 0
+                    });
+                    closed && empty && (!self.barrier || signals.queue_depth == 0)
+                })
+        };
+        alive.iter().filter(done).map(|status| status.id.clone()).collect()
+    }
+
+    fn published(&self, desired: u32, statuses: &BTreeMap<String, ReplicaStatus>) -> PoolReplicas {
+        let replica = |status: &ReplicaStatus| {
+            let leaving = self.draining.contains(&status.id) || self.stopped.contains(&status.id);
+            let state = match status.phase {
+                _ if leaving => ReplicaState::Draining,
+                Phase::Stopping => ReplicaState::Draining,
+                Phase::Pending => ReplicaState::Pending,
+                Phase::Failed => ReplicaState::Failed,
+                Phase::Running if self.ready.contains(&status.id) => ReplicaState::Ready,
+                Phase::Running => ReplicaState::Starting,
+            };
+            let address = status.address.map(|address| address.to_string());
+            Replica { address, state, reason: status.reason.clone() }
+        };
+        let replicas =
+            statuses.iter().map(|(id, status)| (id.clone(), Some(replica(status)))).collect();
+        PoolReplicas {
+            desired,
+            why: self.why.clone(),
+            cold_start: self.cold_starts.quantiles(),
+            barrier: self.barrier.then_some(Barrier { epoch: self.epoch, lease_millis: LEASE_MS }),
+            replicas,
+        }
+    }
+}
+
+/// A replica as each gateway sees it.
+fn endpoints<'a>(
+    heard: &'a [Heard<'a>],
+    status: &ReplicaStatus,
+) -> impl Iterator<Item = &'a EndpointSignals> + use<'a> {
+    let address = status.address.map(|address| address.to_string());
+    heard
+        .iter()
+        .filter_map(move |heard| heard.signals?.endpoints.get(address.as_deref()?)?.as_ref())
+}
+
+#[cfg(test)]
+mod tests;

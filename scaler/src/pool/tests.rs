@@ -1,0 +1,164 @@
+use super::*;
+use std::cell::RefCell;
+use std::net::SocketAddr;
+
+/// What the target was told, and the replicas it has.
+#[derive(Default)]
+struct Fake {
+    statuses: RefCell<BTreeMap<String, ReplicaStatus>>,
+    stops: RefCell<Vec<String>>,
+}
+
+impl Target for Fake {
+    fn ensure(&self, count: u32) {
+        let mut statuses = self.statuses.borrow_mut();
+        while (statuses.len() as u32) < count {
+            let n = statuses.len() as u16 + 1;
+            let status = ReplicaStatus {
+                id: format!("p-{n}"),
+                address: Some(SocketAddr::from(([127, 0, 0, 1], n))),
+                phase: Phase::Running,
+                reason: String::new(),
+                started_ms: 0,
+            };
+            statuses.insert(status.id.clone(), status);
+        }
+    }
+    fn ready(&self, _: &str) {}
+    fn stop(&self, id: &str) {
+        self.stops.borrow_mut().push(id.to_owned());
+    }
+}
+
+fn pool() -> PoolLoop {
+    let pool: serde_json::Value = serde_json::json!({"name": "p", "scaling": {
+        "maxReplicaCount": 4, "targetConcurrency": 10, "cooldownPeriod": "30s"
+    }});
+    PoolLoop::new(&serde_json::from_value(pool).expect("a pool"), 10_000)
+}
+
+fn signals(held: u32, endpoints: &[(&str, Health, u32)]) -> PoolSignals {
+    let endpoint = |(address, health, in_flight): &(&str, Health, u32)| {
+        let signals =
+            EndpointSignals { health: *health, in_flight: *in_flight, ..Default::default() };
+        ((*address).to_owned(), Some(signals))
+    };
+    PoolSignals {
+        queue_depth: held,
+        in_flight: endpoints.iter().map(|(_, _, in_flight)| in_flight).sum(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        ..PoolSignals::default()
+    }
+}
+
+fn step(pool: &mut PoolLoop, target: &Fake, gateways: &[PoolSignals], now: u64) -> Step {
+    let heard: Vec<_> =
+        gateways.iter().map(|s| Heard { signals: Some(s), lost_ms: None }).collect();
+    let statuses = target.statuses.borrow().clone();
+    pool.step(&heard, &statuses, target, now)
+}
+
+const ONE: &str = "127.0.0.1:1";
+
+/// A pool with one ready replica at 2 s, idle until its decision for zero at 40 s.
+fn going_to_zero() -> (PoolLoop, Fake, Step) {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 2_000);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 0)])], 3_000);
+    let zero = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 0)])], 40_000);
+    (pool, target, zero)
+}
+
+#[test]
+fn all_replicas_for_the_held_work_are_asked_for_at_the_first_push() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    assert_eq!(target.statuses.borrow().len(), 1);
+    step(&mut pool, &target, &[signals(35, &[])], 1_020);
+    assert_eq!(target.statuses.borrow().len(), 4, "a start under way is raised");
+}
+
+#[test]
+fn a_start_is_learned_from_asked_for_to_ready() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    step(&mut pool, &target, &[signals(1, &[(ONE, Health::Starting, 0)])], 1_001);
+    let ready = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 4_101);
+    assert_eq!(ready.cold_starts, [3.1]);
+    assert_eq!(ready.replicas.cold_start.expect("learned").samples, 1);
+}
+
+#[test]
+fn the_last_replica_is_stopped_when_every_gateway_holds_and_has_nothing_there() {
+    let (mut pool, target, zero) = going_to_zero();
+    let barrier = zero.replicas.barrier.expect("raised");
+    assert_eq!(zero.decision.desired, 0);
+    assert_eq!(
+        zero.replicas.replicas["p-1"].as_ref().expect("there").state,
+        ReplicaState::Draining
+    );
+    assert!(target.stops.borrow().is_empty(), "not before the gateways said so");
+
+    let closed = |in_flight| {
+        let zero_epoch = (in_flight == 0).then_some(barrier.epoch);
+        PoolSignals { zero_epoch, ..signals(0, &[(ONE, Health::Draining, in_flight)]) }
+    };
+    step(&mut pool, &target, &[closed(0), closed(1)], 41_000);
+    assert!(target.stops.borrow().is_empty(), "one of two has a stream there");
+    step(&mut pool, &target, &[closed(0), signals(0, &[(ONE, Health::Ready, 0)])], 41_500);
+    assert!(target.stops.borrow().is_empty(), "one of two has not heard yet");
+    // The stream above kept the pool awake; it goes idle anew.
+    for now in [42_000, 80_000, 81_000] {
+        let step = step(&mut pool, &target, &[closed(0), closed(0)], now);
+        if let Some(again) = step.replicas.barrier {
+            let held = PoolSignals { zero_epoch: Some(again.epoch), ..closed(0) };
+            self::step(&mut pool, &target, &[held.clone(), held], now + 10);
+        }
+    }
+    assert_eq!(*target.stops.borrow(), ["p-1"]);
+}
+
+#[test]
+fn a_request_that_comes_while_going_to_zero_keeps_the_replica() {
+    let (mut pool, target, zero) = going_to_zero();
+    assert!(zero.replicas.barrier.is_some());
+    let held = step(&mut pool, &target, &[signals(1, &[(ONE, Health::Draining, 0)])], 40_020);
+    assert_eq!(held.decision.desired, 1);
+    assert_eq!(held.replicas.barrier, None);
+    assert_eq!(held.replicas.replicas["p-1"].as_ref().expect("there").state, ReplicaState::Ready);
+    assert!(target.stops.borrow().is_empty());
+    assert_eq!(target.statuses.borrow().len(), 1, "and no second one is started");
+}
+
+#[test]
+fn nothing_is_stopped_while_a_gateway_is_lost() {
+    let (mut pool, target, zero) = going_to_zero();
+    let epoch = zero.replicas.barrier.expect("raised").epoch;
+    let closed =
+        PoolSignals { zero_epoch: Some(epoch), ..signals(0, &[(ONE, Health::Draining, 0)]) };
+    let heard = [
+        Heard { signals: Some(&closed), lost_ms: None },
+        Heard { signals: Some(&closed), lost_ms: Some(100) },
+    ];
+    let statuses = target.statuses.borrow().clone();
+    pool.step(&heard, &statuses, &target, 41_000);
+    assert!(target.stops.borrow().is_empty());
+}
+
+#[test]
+fn the_idlest_is_the_one_to_go() {
+    let (mut pool, target) = (pool(), Fake::default());
+    let at = |n| format!("127.0.0.1:{n}");
+    step(&mut pool, &target, &[signals(25, &[])], 1_000);
+    let (a, b, c) = (at(1), at(2), at(3));
+    let busy = |x, y, z| {
+        signals(0, &[(&a, Health::Ready, x), (&b, Health::Ready, y), (&c, Health::Ready, z)])
+    };
+    step(&mut pool, &target, &[busy(8, 8, 8)], 2_000);
+    step(&mut pool, &target, &[busy(5, 0, 5)], 3_000);
+    let fewer = step(&mut pool, &target, &[busy(5, 0, 5)], 130_000);
+    assert_eq!(fewer.decision.desired, 1);
+    let state = |id: &str| fewer.replicas.replicas[id].as_ref().expect("there").state;
+    assert_eq!(state("p-2"), ReplicaState::Draining, "nothing in flight there");
+}

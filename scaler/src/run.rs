@@ -1,0 +1,305 @@
+//! The loop: signals in, decisions out.
+//!
+//! One task for all pools. It wakes at every push of a gateway and every change of a target, decides
+//! at once, and once a second in any case: leases are renewed, windows move on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use forebay_config::{Config, Target as TargetConfig};
+use forebay_signals::follower::{Event, follow};
+use forebay_signals::publisher::Publisher;
+use forebay_signals::{PoolReplicas, PoolSignals, ReplicaState, View};
+use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, select_all};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::metric::Metrics;
+use crate::pool::{Heard, PoolLoop, Step, Target};
+use crate::targets::processes::Processes;
+
+const TICK: Duration = Duration::from_secs(1);
+/// Decisions kept for `/decisions`.
+const KEPT: usize = 300;
+
+/// A running scaler.
+pub struct Scaler {
+    publisher: Arc<Publisher<PoolReplicas>>,
+    decisions: Arc<Mutex<VecDeque<Value>>>,
+    stop: CancellationToken,
+    task: JoinHandle<Vec<Driven>>,
+}
+
+/// Why a scaler does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The target of a pool can't be used.
+    #[error("pools: target of pool `{pool}`: {source}")]
+    Target {
+        /// The pool.
+        pool: String,
+        /// What is wrong.
+        source: io::Error,
+    },
+}
+
+/// A pool with what it drives.
+struct Driven {
+    pool: PoolLoop,
+    target: Processes,
+    metrics: Metrics,
+}
+
+impl Target for Processes {
+    fn ensure(&self, count: u32) {
+        Self::ensure(self, count);
+    }
+    fn ready(&self, id: &str) {
+        Self::ready(self, id);
+    }
+    fn stop(&self, id: &str) {
+        Self::stop(self, id);
+    }
+}
+
+impl Scaler {
+    /// Starts deciding for every pool that has a target. `gateways` are base URLs of admin ports,
+    /// `token` their bearer token.
+    ///
+    /// # Errors
+    /// [`StartError`] when a target can't be used.
+    pub fn start(
+        config: Arc<Config>,
+        gateways: Vec<String>,
+        token: Option<String>,
+    ) -> Result<Self, StartError> {
+        let exe = std::env::current_exe();
+        let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
+        let mut pools = Vec::new();
+        for pool in &config.pools {
+            let Some(TargetConfig::Processes(settings)) = &pool.target else { continue };
+            let failed = |source| StartError::Target { pool: pool.name.clone(), source };
+            let exe = exe.as_ref().map_err(|e| failed(io::Error::new(e.kind(), e.to_string())))?;
+            let target = Processes::start(pool, settings, exe.clone()).map_err(failed)?;
+            let metrics = Metrics::register(&pool.name);
+            pools.push(Driven { pool: PoolLoop::new(pool, stale_after_ms), target, metrics });
+        }
+        let publisher = Publisher::new();
+        let decisions = Arc::new(Mutex::new(VecDeque::new()));
+        let stop = CancellationToken::new();
+        let work = Loop {
+            feeds: Feeds::new(gateways, token.as_deref()),
+            pools,
+            publisher: Arc::clone(&publisher),
+            decisions: Arc::clone(&decisions),
+            last: BTreeMap::new(),
+        };
+        let task = tokio::spawn(work.run(stop.clone()));
+        Ok(Self { publisher, decisions, stop, task })
+    }
+
+    /// `GET /replicas` and `GET /decisions`.
+    pub fn routes(&self) -> Router {
+        let decisions = Arc::clone(&self.decisions);
+        let list = move || {
+            let decisions: Vec<_> = decisions.lock().iter().cloned().collect();
+            async move { axum::Json(decisions) }
+        };
+        Router::new().route("/replicas", self.publisher.route()).route("/decisions", get(list))
+    }
+
+    /// Stops deciding, then every replica, and returns when no process is left.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        match self.task.await {
+            Ok(pools) => {
+                futures_util::future::join_all(pools.iter().map(|driven| driven.target.shutdown()))
+                    .await;
+            }
+            Err(error) => tracing::error!("the scaler's loop ended early: {error}"),
+        }
+        self.publisher.goodbye();
+    }
+}
+
+/// Every gateway's feed, and the last that each said.
+struct Feeds {
+    streams: SelectAll<futures_util::stream::BoxStream<'static, (usize, Event<PoolSignals>)>>,
+    heard: Vec<Gateway>,
+}
+
+struct Gateway {
+    url: String,
+    view: Option<Arc<View<PoolSignals>>>,
+    lost: Option<Instant>,
+    /// It said goodbye, and nothing of it counts until it is heard again.
+    gone: bool,
+}
+
+impl Feeds {
+    fn new(gateways: Vec<String>, token: Option<&str>) -> Self {
+        let feed = |(i, url): (usize, &String)| {
+            follow::<PoolSignals>(format!("{url}/signals"), token.map(str::to_owned))
+                .map(move |event| (i, event))
+                .boxed()
+        };
+        let streams = select_all(gateways.iter().enumerate().map(feed));
+        let heard = gateways
+            .into_iter()
+            .map(|url| Gateway { url, view: None, lost: None, gone: false })
+            .collect();
+        Self { streams, heard }
+    }
+
+    fn take(&mut self, i: usize, event: Event<PoolSignals>) {
+        let gateway = &mut self.heard[i];
+        match event {
+            Event::Update { view, .. } => {
+                gateway.view = Some(view);
+                gateway.lost = None;
+                gateway.gone = false;
+            }
+            Event::Goodbye => {
+                gateway.view = None;
+                gateway.gone = true;
+            }
+            Event::Lost { error } if gateway.view.is_some() && gateway.lost.is_none() => {
+                tracing::warn!(
+                    "the gateway at {} is silent ({error}): nothing scales down",
+                    gateway.url
+                );
+                gateway.lost = Some(Instant::now());
+            }
+            Event::Lost { .. } => {}
+        }
+    }
+
+    fn words<'a>(&'a self, pool: &str) -> Vec<Heard<'a>> {
+        let word = |gateway: &'a Gateway| Heard {
+            signals: gateway.view.as_ref().and_then(|view| view.pools.get(pool)),
+            lost_ms: gateway.lost.map(|lost| lost.elapsed().as_millis() as u64),
+        };
+        self.heard.iter().filter(|gateway| !gateway.gone).map(word).collect()
+    }
+}
+
+struct Loop {
+    feeds: Feeds,
+    pools: Vec<Driven>,
+    publisher: Arc<Publisher<PoolReplicas>>,
+    decisions: Arc<Mutex<VecDeque<Value>>>,
+    last: BTreeMap<String, PoolReplicas>,
+}
+
+impl Loop {
+    async fn run(mut self, stop: CancellationToken) -> Vec<Driven> {
+        let clock = Clock::start();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changed = Arc::new(Notify::new());
+        let mut watchers = tokio::task::JoinSet::new();
+        for driven in &self.pools {
+            let (mut replicas, changed) = (driven.target.replicas(), Arc::clone(&changed));
+            watchers.spawn(async move {
+                while replicas.changed().await.is_ok() {
+                    changed.notify_one();
+                }
+            });
+        }
+        loop {
+            let mut tick = false;
+            tokio::select! {
+                () = stop.cancelled() => return self.pools,
+                Some((i, event)) = self.feeds.streams.next() => self.feeds.take(i, event),
+                () = changed.notified() => {}
+                _ = ticks.tick() => tick = true,
+            }
+            self.step(clock.now_ms(), tick);
+        }
+    }
+
+    fn step(&mut self, now_ms: u64, tick: bool) {
+        let mut all = BTreeMap::new();
+        for driven in &mut self.pools {
+            let began = Instant::now();
+            let heard = self.feeds.words(&driven.pool.name);
+            let statuses = Arc::clone(&driven.target.replicas().borrow());
+            let step = driven.pool.step(&heard, &statuses, &driven.target, now_ms);
+            driven.metrics.reaction.record(began.elapsed());
+            note(driven, &step, now_ms, &self.decisions);
+            all.insert(driven.pool.name.clone(), step.replicas);
+        }
+        let alive = self.feeds.heard.iter().filter(|g| g.view.is_some() && g.lost.is_none());
+        self.publisher.set_gateways(alive.count() as u32);
+        if tick || all != self.last {
+            self.publisher.publish(all.clone());
+            self.last = all;
+        }
+    }
+}
+
+/// Tells log, metrics and `/decisions`.
+fn note(driven: &Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDeque<Value>>) {
+    let Step { decision, replicas, cold_starts } = step;
+    driven.metrics.desired.set(decision.desired);
+    for seconds in cold_starts {
+        driven.metrics.cold_start.record(*seconds);
+    }
+    let count = |state| {
+        replicas.replicas.values().flatten().filter(|replica| replica.state == state).count() as u32
+    };
+    driven.metrics.replicas(
+        [
+            ReplicaState::Pending,
+            ReplicaState::Starting,
+            ReplicaState::Ready,
+            ReplicaState::Draining,
+            ReplicaState::Failed,
+        ]
+        .map(count),
+    );
+    if decision.from == decision.desired {
+        return;
+    }
+    driven.metrics.decisions.increment(1);
+    let sentence = decision.sentence();
+    tracing::info!("{}: {sentence}", driven.pool.name);
+    let mut decisions = decisions.lock();
+    if decisions.len() == KEPT {
+        decisions.pop_front();
+    }
+    decisions.push_back(json!({
+        "atMillis": now_ms,
+        "pool": driven.pool.name,
+        "from": decision.from,
+        "desired": decision.desired,
+        "why": sentence,
+    }));
+}
+
+/// Milliseconds since the epoch that never go back, whatever is done to the system's clock.
+struct Clock {
+    started: Instant,
+    started_ms: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let started_ms = since.map_or(0, |since| since.as_millis() as u64);
+        Self { started: Instant::now(), started_ms }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started_ms + self.started.elapsed().as_millis() as u64
+    }
+}

@@ -1,0 +1,92 @@
+//! What a supervisor tells Forebay, a line each.
+
+use std::fmt;
+use std::str::FromStr;
+
+use nix::sys::signal::Signal;
+
+/// One line on the tether.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// COMMAND runs, with this PID.
+    Started(i32),
+    /// COMMAND could not be started.
+    NotStarted(String),
+    /// COMMAND exited with this status, and nothing of it is left.
+    Exited(i32),
+    /// COMMAND was killed by this signal, and nothing of it is left.
+    Killed(i32),
+}
+
+impl Report {
+    /// The report as the predicate of a sentence about the replica.
+    pub(crate) fn sentence(&self) -> String {
+        match self {
+            Self::Started(pid) => format!("runs as process {pid}"),
+            Self::NotStarted(why) => format!("could not be started: {why}"),
+            Self::Exited(code) => format!("exited with status {code}"),
+            Self::Killed(signal) => match Signal::try_from(*signal) {
+                Ok(signal) => format!("was killed by {signal}"),
+                Err(_) => "was killed by a signal".into(),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started(pid) => write!(f, "started {pid}"),
+            Self::NotStarted(why) => write!(f, "failed {}", why.replace('\n', " ")),
+            Self::Exited(code) => write!(f, "exited {code}"),
+            Self::Killed(signal) => write!(f, "killed {signal}"),
+        }
+    }
+}
+
+impl FromStr for Report {
+    type Err = ();
+
+    fn from_str(line: &str) -> Result<Self, ()> {
+        let (what, rest) = line.split_once(' ').ok_or(())?;
+        let number = || rest.parse().map_err(drop);
+        match what {
+            "started" => number().map(Self::Started),
+            "failed" => Ok(Self::NotStarted(rest.into())),
+            "exited" => number().map(Self::Exited),
+            "killed" => number().map(Self::Killed),
+            _ => Err(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        for report in [
+            Report::Started(17),
+            Report::NotStarted("vllm: not found".into()),
+            Report::Exited(1),
+            Report::Killed(9),
+        ] {
+            assert_eq!(report.to_string().parse(), Ok(report));
+        }
+    }
+
+    #[test]
+    fn what_is_no_report_is_refused() {
+        for line in ["", "started", "started x", "exited ", "else 1"] {
+            assert_eq!(line.parse::<Report>(), Err(()), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_report_reads_as_a_sentence() {
+        assert_eq!(Report::Exited(1).sentence(), "exited with status 1");
+        assert_eq!(Report::Killed(9).sentence(), "was killed by SIGKILL");
+        assert_eq!(Report::Killed(0).sentence(), "was killed by a signal");
+    }
+}

@@ -1,0 +1,241 @@
+//! Ports, leased to replicas.
+//!
+//! vLLM binds its port as late as a minute after it was started, so that a free port is not yet
+//! one that nobody means to use. A lease lasts as long as the replica's processes. Three things
+//! keep leases apart:
+//!
+//! - within this target, the set of leased ports;
+//! - between all Forebay processes on the machine, an abstract socket address named for the port.
+//!   The supervisor's end of the tether is bound to it, so the kernel gives it back when the
+//!   supervisor is gone, and neither earlier nor later: also when Forebay was killed and the
+//!   replica is still on its way out. Like ports, these addresses belong to a network namespace;
+//! - towards anything else, a test-bind.
+//!
+//! Ports go round, so that one that was just freed isn't given to the next replica at once.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+/// The ports of a range.
+#[derive(Clone, Debug)]
+pub(super) struct Ports(Arc<Mutex<Range>>);
+
+/// A port that is ours alone until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lease {
+    port: u16,
+    range: Arc<Mutex<Range>>,
+}
+
+#[derive(Debug)]
+struct Range {
+    first: u16,
+    last: u16,
+    /// Where the next search begins, counted from the first port.
+    next: u32,
+    leased: HashSet<u16>,
+    /// Ports that were leased before: connections to those replicas may linger there.
+    used: HashSet<u16>,
+}
+
+impl Ports {
+    /// The ports from `first` to `last`, beginning at an offset that is best chosen by chance:
+    /// other Forebay processes use the same range.
+    pub(super) fn new((first, last): (u16, u16), offset: u32) -> Self {
+        let (leased, used) = (HashSet::new(), HashSet::new());
+        Self(Arc::new(Mutex::new(Range { first, last, next: offset, leased, used })))
+    }
+
+    /// Leases a port that nobody uses. The pair is the tether; the second end, which is the
+    /// supervisor's, carries the lease between Forebay processes.
+    ///
+    /// # Errors
+    /// No port of the range is free, or sockets cannot be had.
+    pub(super) fn lease(&self) -> io::Result<(Lease, UnixStream, UnixStream)> {
+        let mut range = self.0.lock();
+        let (ours, theirs) = UnixStream::pair()?;
+        let candidates = range.candidates();
+        let unused = candidates.iter().filter(|port| is_free(**port, false));
+        let lingering =
+            candidates.iter().filter(|port| range.used.contains(port) && is_free(**port, true));
+        // The search is lazy: the first port is nearly always the one.
+        for port in unused.chain(lingering).copied() {
+            // The pair can be bound only once, so this comes after the test of the port.
+            let name = SockAddr::unix(format!("\0forebay-port-{port}"))?;
+            match SockRef::from(&theirs).bind(&name) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+                Err(error) => return Err(error),
+            }
+            range.take(port);
+            return Ok((Lease { port, range: self.0.clone() }, ours, theirs));
+        }
+        let message = format!("no port from {} to {} is free", range.first, range.last);
+        Err(io::Error::new(io::ErrorKind::AddrInUse, message))
+    }
+}
+
+impl Lease {
+    /// Where the replica is to listen.
+    pub(super) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// The port alone.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.range.lock().leased.remove(&self.port);
+    }
+}
+
+impl Range {
+    /// Every port that is not leased, once, in order from where the last lease left off.
+    fn candidates(&self) -> Vec<u16> {
+        let count = (u32::from(self.last) + 1).saturating_sub(u32::from(self.first));
+        (0..count)
+            .filter_map(|step| {
+                let offset = (u64::from(self.next) + u64::from(step)) % u64::from(count);
+                u16::try_from(u64::from(self.first) + offset).ok()
+            })
+            .filter(|port| !self.leased.contains(port))
+            .collect()
+    }
+
+    fn take(&mut self, port: u16) {
+        self.leased.insert(port);
+        self.used.insert(port);
+        self.next = u32::from(port - self.first) + 1;
+    }
+}
+
+/// Whether nobody has bound the port, on any IPv4 address.
+///
+/// Without `SO_REUSEADDR` a socket that is bound and doesn't listen yet is seen too: that is vLLM
+/// while it loads. So are connections in TIME_WAIT; `reuse` tells them from a listener, for ports
+/// of our own, where they are the last replica's.
+fn is_free(port: u16, reuse: bool) -> bool {
+    let bind = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(reuse)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
+    };
+    bind().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A range of its own for each test, that nothing else uses: far below the ephemeral ports.
+    const RANGES: [(u16, u16); 6] = [
+        (14_100, 14_103),
+        (14_110, 14_111),
+        (14_120, 14_121),
+        (14_130, 14_131),
+        (14_140, 14_140),
+        (14_150, 14_152),
+    ];
+
+    fn leases(ports: &Ports, count: usize) -> Vec<(Lease, UnixStream, UnixStream)> {
+        (0..count).map(|_| ports.lease().unwrap()).collect()
+    }
+
+    fn numbers(leases: &[(Lease, UnixStream, UnixStream)]) -> Vec<u16> {
+        leases.iter().map(|lease| lease.0.port()).collect()
+    }
+
+    #[test]
+    fn each_port_is_leased_once_until_none_is_left() {
+        let ports = Ports::new(RANGES[0], 2);
+        let held = leases(&ports, 4);
+        assert_eq!(numbers(&held), [14_102, 14_103, 14_100, 14_101]);
+        let error = ports.lease().unwrap_err().to_string();
+        assert_eq!(error, "no port from 14100 to 14103 is free");
+        drop(held);
+        assert_eq!(numbers(&leases(&ports, 1)), [14_102]);
+    }
+
+    #[test]
+    fn a_freed_port_is_not_the_next_one() {
+        let ports = Ports::new(RANGES[5], 0);
+        let ran: Vec<_> = (0..4).map(|_| ports.lease().unwrap().0.port()).collect();
+        assert_eq!(ran, [14_150, 14_151, 14_152, 14_150]);
+    }
+
+    #[test]
+    fn a_port_that_something_listens_on_is_skipped() {
+        let _taken = TcpListener::bind(("127.0.0.1", RANGES[1].0)).unwrap();
+        let ports = Ports::new(RANGES[1], 0);
+        assert_eq!(numbers(&leases(&ports, 1)), [RANGES[1].1]);
+    }
+
+    #[test]
+    fn a_port_that_is_bound_and_not_listened_on_yet_is_skipped() {
+        let vllm = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        vllm.set_reuse_address(true).unwrap();
+        vllm.bind(&SocketAddr::from(([127, 0, 0, 1], RANGES[2].0)).into()).unwrap();
+        let ports = Ports::new(RANGES[2], 0);
+        assert_eq!(numbers(&leases(&ports, 1)), [RANGES[2].1]);
+    }
+
+    #[test]
+    fn another_process_gets_other_ports_as_long_as_the_supervisor_lives() {
+        let (one, other) = (Ports::new(RANGES[3], 0), Ports::new(RANGES[3], 0));
+        let (lease, mut ours, theirs) = one.lease().unwrap();
+        assert_eq!(numbers(&leases(&other, 1)), [RANGES[3].1]);
+        // Forebay's own end and lease are gone, the supervisor's end is not.
+        drop(lease);
+        ours.set_nonblocking(true).unwrap();
+        assert_eq!(ours.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(numbers(&leases(&Ports::new(RANGES[3], 0), 1)), [RANGES[3].1]);
+        drop(theirs);
+        assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0);
+        assert_eq!(numbers(&leases(&Ports::new(RANGES[3], 0), 1)), [RANGES[3].0]);
+    }
+
+    #[test]
+    fn lingering_connections_don_t_keep_the_only_port_from_its_next_replica() {
+        let ports = Ports::new(RANGES[4], 0);
+        drop(ports.lease().unwrap());
+        let listener = TcpListener::bind(("127.0.0.1", RANGES[4].0)).unwrap();
+        let client = std::net::TcpStream::connect(("127.0.0.1", RANGES[4].0)).unwrap();
+        // The side that closes first keeps TIME_WAIT.
+        drop((listener.accept().unwrap(), listener));
+        drop(client);
+        assert_eq!(ports.lease().unwrap().0.port(), RANGES[4].0);
+    }
+
+    proptest! {
+        #[test]
+        fn candidates_are_every_port_that_is_not_leased_once(
+            first in 1_u16..=u16::MAX,
+            length in 0_u16..50,
+            next: u32,
+            leased in proptest::collection::hash_set(0_u16..50, 0..20),
+        ) {
+            let last = first.saturating_add(length);
+            let leased: HashSet<u16> = leased.iter().map(|it| first.saturating_add(*it)).collect();
+            let range = Range { first, last, next, leased: leased.clone(), used: HashSet::new() };
+            let mut found = range.candidates();
+            found.sort_unstable();
+            let expected: Vec<u16> = (first..=last).filter(|it| !leased.contains(it)).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

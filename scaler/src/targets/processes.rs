@@ -1,0 +1,214 @@
+//! Replicas as processes on this machine.
+//!
+//! Each replica has a task here, which leases it a port (and a GPU), starts its supervisor, puts
+//! its output in a file, starts it again with back-off when it dies, and stops it when told. Whether
+//! a replica is healthy the gateways judge, and what is to stop has been drained before.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use forebay_config as config;
+use nix::sys::prctl;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use self::gpus::Gpus;
+use self::output::Output;
+use super::ports::Ports;
+
+mod gpus;
+mod launch;
+mod output;
+mod remnants;
+mod replica;
+
+/// A replica as the target knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// `POOL-N`; never used twice.
+    pub id: String,
+    /// Where it listens, or will: from the moment that its process was started.
+    pub address: Option<SocketAddr>,
+    /// Where it is on its way.
+    pub phase: Phase,
+    /// What a person should know about that ("exited with status 1, again in 4 s").
+    pub reason: String,
+    /// When it was last started, in milliseconds since the epoch; 0 before.
+    pub started_ms: u64,
+}
+
+/// Where a replica is on its way, as far as a process can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Asked for; nothing runs yet.
+    Pending,
+    /// Its process runs.
+    Running,
+    /// It was told to stop, and is on its way out.
+    Stopping,
+    /// It died, and is started again by and by.
+    Failed,
+}
+
+/// Every replica by its id.
+pub type Replicas = Arc<BTreeMap<String, ReplicaStatus>>;
+
+/// The processes of one pool. Dropping it ends them within seconds; [`Processes::shutdown`] lets
+/// them end well.
+#[derive(Debug)]
+pub struct Processes {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    tasks: Mutex<Option<JoinSet<()>>>,
+}
+
+/// What every replica's task needs.
+#[derive(Debug)]
+struct Shared {
+    pool: String,
+    settings: config::Processes,
+    supervisor: PathBuf,
+    ports: Ports,
+    gpus: Gpus,
+    output: Output,
+    status: watch::Sender<Replicas>,
+    /// What each replica has been told; present as long as its task runs.
+    orders: Mutex<BTreeMap<String, watch::Sender<Orders>>>,
+}
+
+/// What a replica has been told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Orders {
+    /// A gateway found this start healthy.
+    ready: bool,
+    /// It was drained and is to stop.
+    stop: bool,
+}
+
+impl Processes {
+    /// Prepares to start replicas of `pool`, each under `supervisor_exe supervise`.
+    ///
+    /// Makes this process a child subreaper: if a supervisor is killed, what it looked after
+    /// comes here and can be ended.
+    ///
+    /// # Errors
+    /// Outside of a runtime, or where there is no place for the replicas' output.
+    pub fn start(
+        pool: &config::Pool,
+        settings: &config::Processes,
+        supervisor_exe: PathBuf,
+    ) -> io::Result<Self> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        prctl::set_child_subreaper(true)?;
+        let shared = Shared {
+            pool: pool.name.clone(),
+            ports: Ports::new(settings.ports, rand::random()),
+            gpus: Gpus::new(&settings.gpus),
+            output: Output::open(settings.log_dir.as_deref(), &pool.name)?,
+            settings: settings.clone(),
+            supervisor: supervisor_exe,
+            status: watch::Sender::default(),
+            orders: Mutex::default(),
+        };
+        let tasks = Mutex::new(Some(JoinSet::new()));
+        Ok(Self { shared: Arc::new(shared), runtime, tasks })
+    }
+
+    /// Sees to it that there are `count` replicas which are not stopping; those that failed and
+    /// wait to be started again count. Only ever adds, and returns at once.
+    ///
+    /// Must not be called while a [`watch::Ref`] of [`Processes::replicas`] is held.
+    pub fn ensure(&self, count: u32) {
+        let mut tasks = self.tasks.lock();
+        let Some(tasks) = tasks.as_mut() else { return };
+        while let Some(done) = tasks.try_join_next() {
+            complain(done);
+        }
+        let mut orders = self.shared.orders.lock();
+        let going_on = orders.values().filter(|orders| !orders.borrow().stop).count();
+        for _ in going_on..count as usize {
+            let (id, log) = self.shared.output.next_replica();
+            let given = watch::Sender::new(Orders::default());
+            orders.insert(id.clone(), given.clone());
+            self.shared.set(ReplicaStatus {
+                id: id.clone(),
+                address: None,
+                phase: Phase::Pending,
+                reason: "asked for".into(),
+                started_ms: 0,
+            });
+            tasks.spawn_on(replica::run(self.shared.clone(), id, log, given), &self.runtime);
+        }
+    }
+
+    /// A gateway found the replica healthy: its start is over, and its failures are forgotten.
+    pub fn ready(&self, id: &str) {
+        self.shared.tell(id, |orders| !std::mem::replace(&mut orders.ready, true));
+    }
+
+    /// The replica is drained: SIGTERM, then SIGKILL after `stopTimeout`. One that failed and
+    /// waits to be started again is dropped.
+    pub fn stop(&self, id: &str) {
+        self.shared.tell(id, |orders| !std::mem::replace(&mut orders.stop, true));
+    }
+
+    /// The replicas, now and as they change. One that has stopped is gone from it.
+    #[must_use]
+    pub fn replicas(&self) -> watch::Receiver<Replicas> {
+        self.shared.status.subscribe()
+    }
+
+    /// Stops every replica, and returns when no process is left. Nothing is started from then on.
+    ///
+    /// Dropped before, the rest are ended at once.
+    pub async fn shutdown(&self) {
+        let Some(mut tasks) = self.tasks.lock().take() else { return };
+        for orders in self.shared.orders.lock().values() {
+            orders.send_modify(|orders| orders.stop = true);
+        }
+        while let Some(done) = tasks.join_next().await {
+            complain(done);
+        }
+    }
+}
+
+impl Shared {
+    fn tell(&self, id: &str, change: impl FnOnce(&mut Orders) -> bool) {
+        if let Some(orders) = self.orders.lock().get(id) {
+            orders.send_if_modified(change);
+        }
+    }
+
+    fn set(&self, status: ReplicaStatus) {
+        self.status.send_modify(|replicas| {
+            Arc::make_mut(replicas).insert(status.id.clone(), status);
+        });
+    }
+
+    /// The replica's end: it is forgotten.
+    fn remove(&self, id: &str) {
+        self.orders.lock().remove(id);
+        self.status.send_modify(|replicas| {
+            Arc::make_mut(replicas).remove(id);
+        });
+    }
+}
+
+fn complain(done: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = done
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a replica's task panicked");
+    }
+}
+
+fn epoch_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,120 @@
+//! `forebay dev`: a configuration out of a command line.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use forebay_config::{Admin, Config, Gateway, Pool, Processes, Scaling, Target};
+
+/// Idle time to zero: a model takes minutes to load, the simulated one seconds.
+const IDLE_REAL: Duration = Duration::from_secs(10 * 60);
+const IDLE_SIM: Duration = Duration::from_secs(30);
+
+/// Flags and COMMAND of `forebay dev`.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Address for clients [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Address for metrics and the feeds [default: 127.0.0.1:9900]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    /// Name that clients send in `model`; by default read from COMMAND, or told by the first replica
+    #[arg(long, value_name = "NAME")]
+    model: Vec<String>,
+    /// Most replicas [default: 1 with COMMAND, 4 simulated ones without]
+    #[arg(long, value_name = "N")]
+    max_replicas: Option<u32>,
+    /// GPUs to lease, one to each replica, filled in for `{gpu}`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    gpus: Vec<String>,
+    /// Idle time after which the last replica is stopped [default: 10m with COMMAND, 30s without]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    idle: Option<Duration>,
+    /// Requests at one replica at once
+    #[arg(long, value_name = "N")]
+    max_in_flight: Option<u32>,
+    /// How long a simulated replica takes to start [default: 3s]
+    #[arg(long, value_name = "DURATION", conflicts_with = "command", value_parser = duration)]
+    cold_start: Option<Duration>,
+    /// What starts one replica; `{port}` and `{gpu}` are filled in
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    forebay_config::parse_duration(text).map_err(|error| error.to_string())
+}
+
+impl Args {
+    /// What these flags mean.
+    pub(crate) fn config(self) -> anyhow::Result<Config> {
+        let simulated = self.command.is_empty();
+        let pool = if simulated { self.simulated()? } else { self.given()? };
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let config = Config {
+            gateway: Gateway { listen: self.listen.unwrap_or(local(8080)), ..Gateway::default() },
+            admin: Admin { listen: self.admin.unwrap_or(local(9900)), ..Admin::default() },
+            pools: vec![pool],
+            ..Config::default()
+        };
+        Ok(config)
+    }
+
+    fn simulated(&self) -> anyhow::Result<Pool> {
+        let exe = std::env::current_exe().context("cannot find the running program")?;
+        let models = if self.model.is_empty() { vec!["sim".to_owned()] } else { self.model.clone() };
+        let cold_start = self.cold_start.unwrap_or(Duration::from_secs(3));
+        let mut command = vec![exe.display().to_string(), "vllm-sim".to_owned()];
+        let flags = ["--host", "127.0.0.1", "--port", "{port}", "--cold-start"];
+        command.extend(flags.map(str::to_owned));
+        command.push(format!("{}ms", cold_start.as_millis()));
+        command.push("--served-model-name".to_owned());
+        command.extend(models.iter().cloned());
+        Ok(self.pool("sim", models, command, 4, IDLE_SIM))
+    }
+
+    fn given(&self) -> anyhow::Result<Pool> {
+        let told = forebay_config::command::served_names(&self.command);
+        let models = if self.model.is_empty() { told } else { self.model.clone() };
+        let uses_port = self.command.iter().any(|argument| argument.contains("{port}"));
+        anyhow::ensure!(
+            uses_port,
+            "COMMAND does not contain {{port}}: the replica must listen where the gateway looks for \
+             it; add for example `--port {{port}}`"
+        );
+        let uses_gpu = self.command.iter().any(|argument| argument.contains("{gpu}"));
+        anyhow::ensure!(
+            !uses_gpu || !self.gpus.is_empty(),
+            "COMMAND contains {{gpu}} but no GPU is given; add for example `--gpus 0,1`"
+        );
+        let most = self.max_replicas.unwrap_or(1) as usize;
+        anyhow::ensure!(
+            self.gpus.is_empty() || most <= self.gpus.len(),
+            "--max-replicas {most} needs as many GPUs, --gpus names {}",
+            self.gpus.len()
+        );
+        Ok(self.pool("dev", models, self.command.clone(), 1, IDLE_REAL))
+    }
+
+    fn pool(
+        &self,
+        name: &str,
+        models: Vec<String>,
+        command: Vec<String>,
+        max_replicas: u32,
+        idle: Duration,
+    ) -> Pool {
+        let mut pool = Pool::named(name);
+        pool.models = models;
+        pool.max_in_flight = self.max_in_flight.unwrap_or(pool.max_in_flight);
+        pool.target =
+            Some(Target::Processes(Processes { gpus: self.gpus.clone(), ..Processes::of(command) }));
+        pool.scaling = Scaling {
+            max_replica_count: self.max_replicas.unwrap_or(max_replicas),
+            cooldown_period: self.idle.unwrap_or(idle),
+            ..Scaling::default()
+        };
+        pool
+    }
+}

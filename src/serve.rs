@@ -1,0 +1,122 @@
+//! Puts the parts together, and takes them down in order.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use forebay_config::Config;
+use forebay_gateway::Gateway;
+use forebay_scaler::Scaler;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::admin;
+
+/// What runs in this process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parts {
+    Gateway,
+    Scaler,
+    Both,
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let config = Arc::new(config);
+    let token = config.admin.token_file.as_ref().map(|file| {
+        let token = std::fs::read_to_string(file);
+        token
+            .map(|token| token.trim().to_owned())
+            .with_context(|| format!("admin.tokenFile: cannot read {}", file.display()))
+    });
+    let token = token.transpose()?;
+    let metrics = admin::install_metrics()?;
+    let listener = TcpListener::bind(config.admin.listen).await.with_context(|| {
+        format!("admin.listen: cannot listen on {}; is Forebay running already?", config.admin.listen)
+    })?;
+    let own = admin::own_url(listener.local_addr()?);
+
+    let mut routes = Router::new();
+    let gateway = if parts == Parts::Scaler {
+        None
+    } else {
+        let scaler = (parts == Parts::Both).then(|| own.clone()).or(config.gateway.scaler.clone());
+        let gateway = Gateway::start(&config, scaler, token.clone())?;
+        routes = routes.merge(gateway.routes());
+        Some(gateway)
+    };
+    let scaler = if parts == Parts::Gateway {
+        None
+    } else {
+        let mut gateways = config.scaler.gateways.clone();
+        if parts == Parts::Both {
+            gateways = vec![own.clone()];
+        }
+        let scaler = Scaler::start(Arc::clone(&config), gateways, token.clone())?;
+        routes = routes.merge(scaler.routes());
+        Some(scaler)
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(admin::serve(listener, routes, metrics.clone(), token));
+    tasks.spawn(admin::upkeep(metrics));
+    announce(&config, gateway.as_ref(), &own);
+
+    signals.next().await;
+    tracing::info!("shutting down: finishing what is in flight and held (once more to leave at once)");
+    let orderly = async {
+        let mut code = ExitCode::SUCCESS;
+        if let Some(gateway) = gateway
+            && let Err(cut) = gateway.shutdown(config.gateway.shutdown_timeout).await
+        {
+            tracing::warn!("{cut} requests were cut off after {:?}", config.gateway.shutdown_timeout);
+            code = ExitCode::FAILURE;
+        }
+        if let Some(scaler) = scaler {
+            scaler.shutdown().await;
+        }
+        code
+    };
+    let code = tokio::select! {
+        code = orderly => code,
+        () = signals.next() => {
+            tracing::warn!("left at once");
+            // Supervisors end the replicas: their pipe ends with this process.
+            std::process::exit(1);
+        }
+    };
+    tracing::info!("stopped");
+    Ok(code)
+}
+
+fn announce(config: &Config, gateway: Option<&Gateway>, admin: &str) {
+    if let Some(gateway) = gateway {
+        let names: Vec<_> = config.pools.iter().flat_map(|pool| pool.models.clone()).collect();
+        let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
+        tracing::info!("listening on http://{} (models: {names}); metrics on {admin}/metrics", gateway.address());
+    } else {
+        tracing::info!("scaler running; decisions on {admin}/decisions");
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
