@@ -39,9 +39,16 @@ pub(crate) async fn upkeep(handle: PrometheusHandle) {
 }
 
 /// Serves until dropped.
-pub(crate) async fn serve(listener: TcpListener, routes: Router, metrics: PrometheusHandle, token: Option<String>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    metrics: PrometheusHandle,
+    token: Option<String>,
+) {
     let guarded = match &token {
-        Some(token) => routes.layer(from_fn_with_state(Arc::<str>::from(token.as_str()), authorize)),
+        Some(token) => {
+            routes.layer(from_fn_with_state(Arc::<str>::from(token.as_str()), authorize))
+        }
         None => routes,
     };
     let metrics = get(move || {
@@ -64,7 +71,10 @@ async fn authorize(State(token): State<Arc<str>>, request: Request, next: Next) 
     if same(sent.as_bytes(), token.as_bytes()) {
         next.run(request).await
     } else {
-        (StatusCode::UNAUTHORIZED, "send the token of admin.tokenFile as `authorization: Bearer …`\n")
+        (
+            StatusCode::UNAUTHORIZED,
+            "send the token of admin.tokenFile as `authorization: Bearer …`\n",
+        )
             .into_response()
     }
 }

@@ -63,7 +63,8 @@ impl Args {
 
     fn simulated(&self) -> anyhow::Result<Pool> {
         let exe = std::env::current_exe().context("cannot find the running program")?;
-        let models = if self.model.is_empty() { vec!["sim".to_owned()] } else { self.model.clone() };
+        let models =
+            if self.model.is_empty() { vec!["sim".to_owned()] } else { self.model.clone() };
         let cold_start = self.cold_start.unwrap_or(Duration::from_secs(3));
         let mut command = vec![exe.display().to_string(), "vllm-sim".to_owned()];
         let flags = ["--host", "127.0.0.1", "--port", "{port}", "--cold-start"];
@@ -108,8 +109,10 @@ impl Args {
         let mut pool = Pool::named(name);
         pool.models = models;
         pool.max_in_flight = self.max_in_flight.unwrap_or(pool.max_in_flight);
-        pool.target =
-            Some(Target::Processes(Processes { gpus: self.gpus.clone(), ..Processes::of(command) }));
+        pool.target = Some(Target::Processes(Processes {
+            gpus: self.gpus.clone(),
+            ..Processes::of(command)
+        }));
         pool.scaling = Scaling {
             max_replica_count: self.max_replicas.unwrap_or(max_replicas),
             cooldown_period: self.idle.unwrap_or(idle),

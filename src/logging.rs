@@ -1,7 +1,13 @@
 //! Where log lines go and how they look.
 
+use std::fmt;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::time::uptime;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 fn filter(default: &str) -> EnvFilter {
     EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new(default))
@@ -10,9 +16,12 @@ fn filter(default: &str) -> EnvFilter {
 /// A few calm lines for somebody who watches: what happens, not each request.
 pub(crate) fn for_people() {
     tracing_subscriber::fmt()
-        .with_env_filter(filter("warn,forebay=info,forebay_gateway=info,forebay_scaler=info,forebay::access=off"))
+        .with_env_filter(filter(
+            "warn,forebay=info,forebay_gateway=info,forebay_scaler=info,forebay::access=off",
+        ))
         .with_target(false)
-        .with_timer(uptime())
+        .with_timer(SinceStart(Instant::now()))
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr)
         .init();
 }
@@ -22,7 +31,19 @@ pub(crate) fn for_machines() {
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
-        .with_env_filter(filter("warn,forebay=info,forebay_gateway=info,forebay_scaler=info,forebay::access=info"))
+        .with_env_filter(filter(
+            "warn,forebay=info,forebay_gateway=info,forebay_scaler=info,forebay::access=info",
+        ))
         .with_writer(std::io::stderr)
         .init();
+}
+
+/// Seconds since the start: what somebody who watches compares.
+struct SinceStart(Instant);
+
+impl FormatTime for SinceStart {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        let since: Duration = self.0.elapsed();
+        write!(w, "{:7.2}s", since.as_secs_f64())
+    }
 }

@@ -18,14 +18,17 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// An inference gateway with built-in scaling: holds requests while replicas wake, measures queue
 /// depth, TTFT and tokens/s inline, and starts and stops replicas on what it measured.
 #[derive(Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Without a command, `forebay` is `forebay dev`: gateway, scaler and simulated replicas on this machine.
   forebay
   curl -N http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"model\":\"sim\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}'
 
 A real server, started when a request comes and stopped when idle:
-  forebay dev -- vllm serve Qwen/Qwen3-0.6B --host 127.0.0.1 --port {port}")]
+  forebay dev -- vllm serve Qwen/Qwen3-0.6B --host 127.0.0.1 --port {port}"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -104,7 +107,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
     logging::for_machines();
     let config = forebay_config::load(&file.config)?;
-    for warning in config.warnings() {
+    for warning in config.warnings().iter() {
         tracing::warn!("{warning}");
     }
     start(config, parts)
@@ -123,7 +126,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn check(file: &File, print: bool) -> anyhow::Result<ExitCode> {
     match forebay_config::load(&file.config) {
         Ok(config) => {
-            for warning in config.warnings() {
+            for warning in config.warnings().iter() {
                 eprintln!("warning: {warning}");
             }
             if print {

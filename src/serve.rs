@@ -35,7 +35,10 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     let token = token.transpose()?;
     let metrics = admin::install_metrics()?;
     let listener = TcpListener::bind(config.admin.listen).await.with_context(|| {
-        format!("admin.listen: cannot listen on {}; is Forebay running already?", config.admin.listen)
+        format!(
+            "admin.listen: cannot listen on {}; is Forebay running already?",
+            config.admin.listen
+        )
     })?;
     let own = admin::own_url(listener.local_addr()?);
 
@@ -65,13 +68,18 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     announce(&config, gateway.as_ref(), &own);
 
     signals.next().await;
-    tracing::info!("shutting down: finishing what is in flight and held (once more to leave at once)");
+    tracing::info!(
+        "shutting down: finishing what is in flight and held (once more to leave at once)"
+    );
     let orderly = async {
         let mut code = ExitCode::SUCCESS;
         if let Some(gateway) = gateway
             && let Err(cut) = gateway.shutdown(config.gateway.shutdown_timeout).await
         {
-            tracing::warn!("{cut} requests were cut off after {:?}", config.gateway.shutdown_timeout);
+            tracing::warn!(
+                "{cut} requests were cut off after {:?}",
+                config.gateway.shutdown_timeout
+            );
             code = ExitCode::FAILURE;
         }
         if let Some(scaler) = scaler {
@@ -95,7 +103,10 @@ fn announce(config: &Config, gateway: Option<&Gateway>, admin: &str) {
     if let Some(gateway) = gateway {
         let names: Vec<_> = config.pools.iter().flat_map(|pool| pool.models.clone()).collect();
         let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
-        tracing::info!("listening on http://{} (models: {names}); metrics on {admin}/metrics", gateway.address());
+        tracing::info!(
+            "listening on http://{} (models: {names}); metrics on {admin}/metrics",
+            gateway.address()
+        );
     } else {
         tracing::info!("scaler running; decisions on {admin}/decisions");
     }

@@ -224,7 +224,12 @@ fn judge(api: Api, event: &[u8], usage: &mut Option<Usage>) -> Kind {
     {
         return Kind::Abort;
     }
-    if memmem::find(data, b"\"choices\":[]").is_some() { Kind::Neutral } else { Kind::Output }
+    // The chunk that announces the role comes together with the first token's, and has none.
+    let neutral: [&[u8]; 2] = [b"\"choices\":[]", b"{\"role\":\"assistant\",\"content\":\"\"}"];
+    if neutral.iter().any(|text| memmem::find(data, text).is_some()) {
+        return Kind::Neutral;
+    }
+    Kind::Output
 }
 
 fn error(data: &[u8]) -> Kind {

@@ -92,6 +92,9 @@ impl Gateway {
         let listeners = Listeners::start(address, threads.max(1), proxy)
             .map_err(|source| StartError::Listen { address, source })?;
         let publisher = Publisher::new();
+        // Whoever reads the feed first finds every pool in it.
+        let first = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
+        publisher.publish(first.collect());
         drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
         match scaler {
             Some(url) => drain.spawn(follow::replicas(url, token, pools, probes)),

@@ -269,8 +269,7 @@ impl Supervisor {
     }
 }
 
-/// Blocks what the loop wants to hear of, and gives the descriptor that tells it. The child's mask
-/// is emptied again by `Command`.
+/// Blocks what the loop wants to hear of, and gives the descriptor that tells it.
 fn blocked_signals() -> io::Result<SignalFd> {
     let signals: SigSet =
         [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();

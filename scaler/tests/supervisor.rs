@@ -2,6 +2,7 @@
 //!
 //! This executable is the tests, the supervisor (`supervise`) and a stand-in for Forebay (`own`) at
 //! once, so it has its own `main`. It takes names, or parts of them, as `cargo test` passes them.
+#![expect(clippy::unwrap_used, reason = "nothing but tests, which lints do not see here")]
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +21,9 @@ use tokio::time::{Instant, timeout};
 
 /// Promised for whatever is killed.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The default, from SIGTERM to SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// More than anything takes on a busy machine, where no time is promised.
 const LONG: Duration = Duration::from_secs(60);
@@ -348,7 +352,9 @@ fn shutdown_leaves_nothing_and_starts_nothing() {
         let target = case.target(|_| {});
         target.ensure(2);
         until(LONG, "up", || case.alive().len() == 2 * FAMILY_SIZE).await;
+        let from = Instant::now();
         target.shutdown().await;
+        assert!(from.elapsed() < STOP_TIMEOUT, "SIGTERM was not heard");
         assert_eq!(case.alive(), BTreeSet::new());
         assert!(target.replicas().borrow().is_empty());
         target.ensure(1);

@@ -44,18 +44,20 @@ pub(crate) fn read<T: DeserializeOwned>(
             Err(error) => error,
         };
         let path = error.path.unwrap_or_default();
-        let null = tree.node_mut(&path).is_some_and(|node| node.is_null());
-        // A field that is named and left empty counts as not written, as in Kubernetes.
-        let silent = null && error.kind.is_about_value() && !path.ends_in_list();
-        let field = match &error.kind {
-            ErrorKind::MissingField(name) => path.key(name),
-            _ => path.clone(),
+        let Some(node) = tree.node_mut(&path) else { return Err(faults) };
+        let (field, silent) = match &error.kind {
+            // What is missing because it was faulty has been reported.
+            ErrorKind::MissingField(name) => (path.key(name), node.lost(Some(name))),
+            ErrorKind::NoVariant(_) => (path.clone(), node.lost(None)),
+            // A field that is named and left empty counts as not written, as in Kubernetes.
+            ErrorKind::Value(_) => (path.clone(), node.is_null() && !path.ends_in_list()),
+            _ => (path.clone(), false),
         };
+        let empty = silent && node.is_null();
+        node.kind = Kind::Removed { faulty: !empty };
         if !silent {
             faults.push(Fault { path: field, message: error.kind.message(elsewhere) });
         }
-        let Some(node) = tree.node_mut(&path) else { return Err(faults) };
-        node.kind = Kind::Removed;
         if faults.len() >= MOST_FAULTS || path.steps().is_empty() {
             return Err(faults);
         }
@@ -74,6 +76,8 @@ enum ErrorKind {
     UnknownField { name: String, known: &'static [&'static str] },
     UnknownVariant { name: String, known: &'static [&'static str] },
     MissingField(&'static str),
+    /// None of an enum's variants is given, or several are.
+    NoVariant(&'static [&'static str]),
     Value(String),
 }
 
@@ -90,10 +94,6 @@ impl Error {
 }
 
 impl ErrorKind {
-    fn is_about_value(&self) -> bool {
-        matches!(self, Self::Value(_))
-    }
-
     fn message(&self, elsewhere: &dyn Fn(&str) -> Option<String>) -> String {
         match self {
             Self::UnknownField { name, known } => {
@@ -111,6 +111,7 @@ impl ErrorKind {
                 None => format!("`{name}` is not known; give one of: {}", known.join(", ")),
             },
             Self::MissingField(_) => "missing; it must be given".to_owned(),
+            Self::NoVariant(known) => format!("give exactly one of: {}", known.join(", ")),
             Self::Value(message) => message.clone(),
         }
     }
@@ -179,7 +180,7 @@ impl<'a> Reader<'a> {
             Kind::Scalar { text, .. } => format!("`{text}`"),
             Kind::List(_) => "a list".to_owned(),
             Kind::Map(_) => "a mapping".to_owned(),
-            Kind::Removed => "nothing".to_owned(),
+            Kind::Removed { .. } => "nothing".to_owned(),
         };
         Error::value(format!("must be {wanted}, not {found}"))
     }
@@ -238,7 +239,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             Kind::Map(entries) => {
                 visitor.visit_map(Map { entries, next: 0, path: &self.path })
             }
-            Kind::Removed => visitor.visit_unit(),
+            Kind::Removed { .. } => visitor.visit_unit(),
         }
     }
 
@@ -315,7 +316,6 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let one_of = variants.join(", ");
         match &self.node.kind {
             Kind::Scalar { text, .. } if !self.node.is_null() => {
                 visitor.visit_enum(Variant { name: text, value: None, path: self.path })
@@ -328,10 +328,10 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
                         value: Some(&entry.value),
                         path: self.path,
                     }),
-                    _ => Err(Error::value(format!("give exactly one of: {one_of}"))),
+                    _ => Err(Error { path: None, kind: ErrorKind::NoVariant(variants) }),
                 }
             }
-            _ => Err(self.unfit(&format!("one of: {one_of}"))),
+            _ => Err(self.unfit(&format!("one of: {}", variants.join(", ")))),
         }
     }
 
@@ -366,7 +366,7 @@ impl<'de> SeqAccess<'de> for List<'_> {
         while let Some(node) = self.items.get(self.next) {
             let path = self.path.index(self.next);
             self.next += 1;
-            if !matches!(node.kind, Kind::Removed) {
+            if !matches!(node.kind, Kind::Removed { .. }) {
                 return Reader { node, path }.read(seed).map(Some);
             }
         }
@@ -406,9 +406,20 @@ impl<'de> MapAccess<'de> for Map<'_> {
     }
 }
 
+impl Node {
+    /// Whether the field `name` was here and faulty; without a name, whether any was.
+    fn lost(&self, name: Option<&str>) -> bool {
+        let Kind::Map(entries) = &self.kind else { return false };
+        entries.iter().any(|entry| {
+            matches!(entry.value.kind, Kind::Removed { faulty: true })
+                && name.is_none_or(|name| entry.key == name)
+        })
+    }
+}
+
 impl Entry {
     fn is_removed(&self) -> bool {
-        matches!(self.value.kind, Kind::Removed)
+        matches!(self.value.kind, Kind::Removed { .. })
     }
 }
 

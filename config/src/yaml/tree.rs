@@ -31,8 +31,10 @@ pub(crate) enum Kind {
     },
     List(Vec<Node>),
     Map(Vec<Entry>),
-    /// Taken out after it was reported; reading goes on without it.
-    Removed,
+    /// Taken out, so that reading can go on without it: with a fault of its own, or empty.
+    Removed {
+        faulty: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +122,7 @@ impl Node {
         1 + match &self.kind {
             Kind::List(items) => items.iter().map(Self::count).sum(),
             Kind::Map(entries) => entries.iter().map(|entry| entry.value.count()).sum(),
-            Kind::Scalar { .. } | Kind::Removed => 0,
+            Kind::Scalar { .. } | Kind::Removed { .. } => 0,
         }
     }
 }
@@ -258,7 +260,7 @@ fn merge(value: Node) -> Result<Vec<Entry>, Broken> {
             let merged: Result<Vec<_>, _> = items.into_iter().map(merge).collect();
             Ok(merged?.into_iter().flatten().collect())
         }
-        Kind::Scalar { .. } | Kind::Removed => {
+        Kind::Scalar { .. } | Kind::Removed { .. } => {
             Err((value.place, "`<<` merges a mapping; give it an alias of one".to_owned()))
         }
     }

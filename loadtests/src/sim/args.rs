@@ -157,7 +157,7 @@ impl FromStr for LoraModule {
 }
 
 #[derive(Parser)]
-#[command(name = "vllm-sim", no_binary_name = true)]
+#[command(name = "vllm-sim", no_binary_name = true, args_override_self = true)]
 struct Line {
     #[command(flatten)]
     args: Args,
@@ -170,7 +170,8 @@ impl Default for Args {
 }
 
 impl Args {
-    /// Parses flags as on a command line, without a program's name.
+    /// Parses flags as on a command line, without a program's name. Of a flag given twice the
+    /// last one counts, as with vLLM.
     ///
     /// # Errors
     /// clap's, if a flag is unknown or has a wrong value.
@@ -250,8 +251,18 @@ mod tests {
     #[test]
     fn vllm_s_own_flags_are_understood() {
         let args = Args::from_flags([
-            "Qwen/Qwen3", "--port", "0", "--served-model-name", "a", "b", "--lora-modules",
-            "ad1=/adapters/one", "--cold-start", "2s", "--runner", "pooling",
+            "Qwen/Qwen3",
+            "--port",
+            "0",
+            "--served-model-name",
+            "a",
+            "b",
+            "--lora-modules",
+            "ad1=/adapters/one",
+            "--cold-start",
+            "2s",
+            "--runner",
+            "pooling",
         ])
         .expect("valid flags");
         assert_eq!(args.names(), ["a", "b"]);

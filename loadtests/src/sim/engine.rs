@@ -229,15 +229,18 @@ impl Engine {
             let id = inner.next_id;
             inner.next_id += 1;
             ids.push(id);
-            inner.flows.insert(id, Flow {
-                index,
-                told: told.clone(),
-                reason: job.reason,
-                prompt_tokens: job.prompt_tokens,
-                max_tokens: job.max_tokens,
-                n,
-                fails_at: fails_at(job.output_tokens),
-            });
+            inner.flows.insert(
+                id,
+                Flow {
+                    index,
+                    told: told.clone(),
+                    reason: job.reason,
+                    prompt_tokens: job.prompt_tokens,
+                    max_tokens: job.max_tokens,
+                    n,
+                    fails_at: fails_at(job.output_tokens),
+                },
+            );
             let seq = NewSeq {
                 id,
                 prompt_tokens: job.prompt_tokens,
@@ -464,3 +467,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

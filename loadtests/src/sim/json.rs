@@ -27,8 +27,7 @@ pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => {
             let mut check = Check::new();
-            let message =
-                "Input should be a valid dictionary or object to extract fields from";
+            let message = "Input should be a valid dictionary or object to extract fields from";
             check.problem("model_attributes_type", "body", message, shown(&other));
             Err(check.fault())
         }
@@ -88,8 +87,7 @@ impl Check {
     fn fault(&self) -> Fault {
         let count = self.problems.len();
         let s = if count == 1 { "" } else { "s" };
-        let message =
-            format!("{count} validation error{s}:\n  {}", self.problems.join("\n  "));
+        let message = format!("{count} validation error{s}:\n  {}", self.problems.join("\n  "));
         Fault::validation(message, self.first.clone())
     }
 
@@ -129,11 +127,13 @@ impl Check {
         match (whole, parsed) {
             (Some(number), _) | (None, Some(Some(number))) => return Some(number),
             (None, Some(None)) => {
-                let message = "Input should be a valid integer, unable to parse string as an integer";
+                let message =
+                    "Input should be a valid integer, unable to parse string as an integer";
                 self.wrong(field, "int_parsing", message, value);
             }
             (None, None) if value.is_number() => {
-                let message = "Input should be a valid integer, got a number with a fractional part";
+                let message =
+                    "Input should be a valid integer, got a number with a fractional part";
                 self.wrong(field, "int_from_float", message, value);
             }
             (None, None) => {
@@ -219,7 +219,8 @@ mod tests {
 
     #[test]
     fn numbers_in_strings_are_taken_and_words_are_not() {
-        let body = object(br#"{"a": "8", "b": 1.5, "c": true, "d": "x", "e": 3.0}"#).expect("valid");
+        let body =
+            object(br#"{"a": "8", "b": 1.5, "c": true, "d": "x", "e": 3.0}"#).expect("valid");
         let mut check = Check::new();
         assert_eq!(check.int(&body, "a"), Some(8));
         assert_eq!(check.int(&body, "e"), Some(3));

@@ -43,13 +43,7 @@ impl Held {
 
 impl KvCache {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            private: 0,
-            shared: HashMap::new(),
-            idle: BTreeMap::new(),
-            clock: 0,
-        }
+        Self { capacity, private: 0, shared: HashMap::new(), idle: BTreeMap::new(), clock: 0 }
     }
 
     /// The share of blocks in use, 0 to 1. Kept blocks that nobody holds count as free.

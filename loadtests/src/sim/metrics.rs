@@ -2,7 +2,8 @@
 //!
 //! The page is a recorded one, taken apart once: its comments, names, labels and their order stay,
 //! the values come from the engine. What the simulator has no figure for keeps the recorded value
-//! (the Python and process series, mostly).
+//! (the Python and process series, mostly). The series of a tool-call parser are left out: the
+//! simulator has none.
 
 use super::stats::{Histogram, HttpStats, one_two_five};
 use std::collections::BTreeMap;
@@ -33,13 +34,26 @@ pub(crate) struct Page {
 enum Line {
     Text(String),
     /// A value that is looked up by name and labels.
-    Sample { name: String, labels: String, recorded: String },
+    Sample {
+        name: String,
+        labels: String,
+        recorded: String,
+    },
     /// When a series was made.
-    Created { head: String },
+    Created {
+        head: String,
+    },
     /// All buckets of a histogram.
-    Buckets { family: String, before: String, after: String },
+    Buckets {
+        family: String,
+        before: String,
+        after: String,
+    },
     /// Counts by handler, which exist only once there was a request.
-    Http { family: String, help: String },
+    Http {
+        family: String,
+        help: String,
+    },
     Lora,
 }
 
@@ -98,9 +112,8 @@ impl Page {
 
     /// Empty histograms, by name.
     pub(crate) fn histograms(&self) -> BTreeMap<String, Histogram> {
-        let new = |(name, bounds): (&String, &Vec<f64>)| {
-            (name.clone(), Histogram::new(bounds.clone()))
-        };
+        let new =
+            |(name, bounds): (&String, &Vec<f64>)| (name.clone(), Histogram::new(bounds.clone()));
         self.histograms.iter().map(new).collect()
     }
 
@@ -183,7 +196,8 @@ impl Figures<'_> {
         {
             return Some(histogram.count as f64);
         }
-        if let Some(histogram) = name.strip_suffix("_sum").and_then(|name| self.histograms.get(name))
+        if let Some(histogram) =
+            name.strip_suffix("_sum").and_then(|name| self.histograms.get(name))
         {
             return Some(histogram.sum);
         }
@@ -230,7 +244,8 @@ impl Figures<'_> {
                     let open = format!("{family}_bucket{{handler=\"{name}\",le=");
                     for (bound, count) in seconds.cumulative() {
                         let (bound, count) = (number(bound), number(count as f64));
-                        let _ = writeln!(samples, "{open}\"{bound}\",method=\"{method}\"}} {count}");
+                        let _ =
+                            writeln!(samples, "{open}\"{bound}\",method=\"{method}\"}} {count}");
                     }
                     let count = number(seconds.count as f64);
                     let _ = writeln!(samples, "{open}\"+Inf\",method=\"{method}\"}} {count}");
@@ -332,7 +347,11 @@ mod tests {
             started: 1.0,
         };
         let head = |line: &str| {
-            if line.starts_with('#') { line.to_owned() } else { line.rsplit_once(' ').expect("a value").0.to_owned() }
+            if line.starts_with('#') {
+                line.to_owned()
+            } else {
+                line.rsplit_once(' ').expect("a value").0.to_owned()
+            }
         };
         let got: Vec<String> = page.render(&figures).lines().map(head).collect();
         let want: Vec<String> = RECORDED.lines().map(head).collect();

@@ -258,8 +258,7 @@ impl Scheduler {
         let hits = self.kv.hits(&seq.new.prefix) as u32;
         let tokens = seq.new.prompt_tokens + seq.produced + 1;
         let blocks = self.limits.block_count(tokens);
-        let held =
-            self.kv.acquire(&seq.new.prefix, blocks.saturating_sub(seq.new.prefix.len()))?;
+        let held = self.kv.acquire(&seq.new.prefix, blocks.saturating_sub(seq.new.prefix.len()))?;
         let mut seq = self.waiting.pop_front()?;
         seq.held = held;
         // The last prompt token is always computed: its result is the first output token.
@@ -320,9 +319,8 @@ mod tests {
         assert_eq!((scheduler.waiting(), scheduler.queue_full(1)), (3, true));
         assert!(!scheduler.queue_full(2), "two of the three have seats");
         let told = run(&mut scheduler);
-        let want = [
-            (1, 1, false), (2, 1, false), (1, 2, true), (2, 2, true), (3, 1, false), (3, 2, true),
-        ];
+        let want =
+            [(1, 1, false), (2, 1, false), (1, 2, true), (2, 2, true), (3, 1, false), (3, 2, true)];
         assert_eq!(told, want);
         assert_eq!((scheduler.running(), scheduler.kv_usage()), (0, 0.0));
     }
@@ -349,7 +347,10 @@ mod tests {
                 assert_eq!(p.times.cached_tokens, if id == 1 { 0 } else { 36 });
             });
         }
-        assert_eq!(scheduler.totals(), Totals { cache_queries: 80, cache_hits: 36, preemptions: 0 });
+        assert_eq!(
+            scheduler.totals(),
+            Totals { cache_queries: 80, cache_hits: 36, preemptions: 0 }
+        );
     }
 
     #[test]

@@ -100,8 +100,7 @@ impl Stats {
     pub(crate) fn ended(&mut self, label: &'static str, ended: &Ended, now: Duration) {
         *self.success.entry(label).or_default() += 1;
         let since = |from: Duration| now.saturating_sub(from).as_secs_f64();
-        let between =
-            |from: Duration, to: Duration| to.saturating_sub(from).as_secs_f64();
+        let between = |from: Duration, to: Duration| to.saturating_sub(from).as_secs_f64();
         self.observe("vllm:e2e_request_latency_seconds", since(ended.arrived));
         if ended.produced > 0 {
             let decode = since(ended.first_token);

@@ -150,7 +150,8 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) fn new(key: u64, rule: &LengthRule<'_>) -> Self {
-        let length = Self { key, tokens: rule.max_tokens, reason: Reason::Length, shown: usize::MAX };
+        let length =
+            Self { key, tokens: rule.max_tokens, reason: Reason::Length, shown: usize::MAX };
         let mut script = match rule.eos {
             Some((least, most)) => {
                 let eos = least + (mix(key, 0xe05) % u64::from(most - least + 1)) as u32;

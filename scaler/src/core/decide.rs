@@ -207,18 +207,21 @@ pub fn decide(state: &mut State, inputs: Inputs, policy: &Policy, now_ms: u64) -
         state.panic_until_ms = now_ms + policy.stable_window_ms;
     }
 
+    let idle_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));
+    // The windows may be longer than the idle time; they don't keep an idle pool up.
+    let idle = concurrency == 0 && idle_ms >= policy.cooldown_ms;
+
     let (mut desired, mut why) = (from, Why::Steady);
-    if up > from {
+    if up > from && !idle {
         (desired, why) = (up, up_why);
-    } else if down < from {
-        let idle_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));
+    } else if from > 0 && (idle || down < from) {
         let under_way = inputs.ready < from && inputs.failed == 0;
         (desired, why) = if missing {
             (from, Why::Unheard)
         } else if under_way {
             // An impatient client's leaving does not end a start.
             (from, Why::Starting)
-        } else if concurrency == 0 && idle_ms >= policy.cooldown_ms {
+        } else if idle {
             (0, Why::Idle { for_ms: idle_ms })
         } else if now_ms < state.panic_until_ms {
             (from, Why::Panic)

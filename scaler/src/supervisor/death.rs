@@ -1,4 +1,4 @@
-//! The parent-death signal: the one system call here that std has no safe way for.
+//! What is to be set between fork and exec, for which std has no safe way.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,18 +6,20 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getpid, getppid};
 
-/// Has the kernel kill what `command` starts when the thread that starts it ends.
+/// Has the kernel kill what `command` starts when the thread that starts it ends, and lets it hear
+/// the signals that are blocked here: a mask is inherited, and std leaves it alone.
 pub(super) fn dies_with_this_thread(command: &mut Command) {
     let parent = getpid();
     let arm = move || {
         set_pdeathsig(Signal::SIGKILL)?;
-        // The parent may have died before the line above.
+        SigSet::empty().thread_set_mask()?;
+        // The parent may have died before the first line.
         if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     };
-    // SAFETY: the closure runs between fork and exec. It makes two system calls, which are
-    // async-signal-safe, and neither allocates nor takes a lock.
+    // SAFETY: the closure runs between fork and exec. It makes three system calls, which are
+    // async-signal-safe, and none allocates or takes a lock.
     unsafe { command.pre_exec(arm) };
 }

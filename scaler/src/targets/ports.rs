@@ -136,21 +136,28 @@ fn is_free(port: u16, reuse: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::LazyLock;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    /// A range of its own for each test, that nothing else uses: far below the ephemeral ports.
-    const RANGES: [(u16, u16); 6] = [
-        (14_100, 14_103),
-        (14_110, 14_111),
-        (14_120, 14_121),
-        (14_130, 14_131),
-        (14_140, 14_140),
-        (14_150, 14_152),
-    ];
+    /// A range of so many ports that nothing else uses: one of its own for each test, and a random
+    /// one for each process, far below the ephemeral ports.
+    fn range(length: u16) -> (u16, u16) {
+        static RANGES: LazyLock<Mutex<(u16, u16)>> =
+            LazyLock::new(|| Mutex::new((rand::random_range(0..700), 0)));
+        let mut ranges = RANGES.lock();
+        loop {
+            ranges.1 += 1;
+            let first = 11_000 + (ranges.0 + ranges.1) % 700 * 10;
+            let last = first + length - 1;
+            if (first..=last).all(|port| is_free(port, false)) {
+                return (first, last);
+            }
+        }
+    }
 
     fn leases(ports: &Ports, count: usize) -> Vec<(Lease, UnixStream, UnixStream)> {
         (0..count).map(|_| ports.lease().unwrap()).collect()
@@ -162,63 +169,68 @@ mod tests {
 
     #[test]
     fn each_port_is_leased_once_until_none_is_left() {
-        let ports = Ports::new(RANGES[0], 2);
+        let (first, last) = range(4);
+        let ports = Ports::new((first, last), 2);
         let held = leases(&ports, 4);
-        assert_eq!(numbers(&held), [14_102, 14_103, 14_100, 14_101]);
+        assert_eq!(numbers(&held), [first + 2, last, first, first + 1]);
         let error = ports.lease().unwrap_err().to_string();
-        assert_eq!(error, "no port from 14100 to 14103 is free");
+        assert_eq!(error, format!("no port from {first} to {last} is free"));
         drop(held);
-        assert_eq!(numbers(&leases(&ports, 1)), [14_102]);
+        assert_eq!(numbers(&leases(&ports, 1)), [first + 2]);
     }
 
     #[test]
     fn a_freed_port_is_not_the_next_one() {
-        let ports = Ports::new(RANGES[5], 0);
+        let (first, last) = range(3);
+        let ports = Ports::new((first, last), 0);
         let ran: Vec<_> = (0..4).map(|_| ports.lease().unwrap().0.port()).collect();
-        assert_eq!(ran, [14_150, 14_151, 14_152, 14_150]);
+        assert_eq!(ran, [first, first + 1, last, first]);
     }
 
     #[test]
     fn a_port_that_something_listens_on_is_skipped() {
-        let _taken = TcpListener::bind(("127.0.0.1", RANGES[1].0)).unwrap();
-        let ports = Ports::new(RANGES[1], 0);
-        assert_eq!(numbers(&leases(&ports, 1)), [RANGES[1].1]);
+        let range = range(2);
+        let _taken = TcpListener::bind(("127.0.0.1", range.0)).unwrap();
+        assert_eq!(numbers(&leases(&Ports::new(range, 0), 1)), [range.1]);
     }
 
     #[test]
     fn a_port_that_is_bound_and_not_listened_on_yet_is_skipped() {
+        let range = range(2);
         let vllm = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         vllm.set_reuse_address(true).unwrap();
-        vllm.bind(&SocketAddr::from(([127, 0, 0, 1], RANGES[2].0)).into()).unwrap();
-        let ports = Ports::new(RANGES[2], 0);
-        assert_eq!(numbers(&leases(&ports, 1)), [RANGES[2].1]);
+        vllm.bind(&SocketAddr::from(([127, 0, 0, 1], range.0)).into()).unwrap();
+        assert_eq!(numbers(&leases(&Ports::new(range, 0), 1)), [range.1]);
     }
 
     #[test]
     fn another_process_gets_other_ports_as_long_as_the_supervisor_lives() {
-        let (one, other) = (Ports::new(RANGES[3], 0), Ports::new(RANGES[3], 0));
+        let range = range(2);
+        let (one, other) = (Ports::new(range, 0), Ports::new(range, 0));
         let (lease, mut ours, theirs) = one.lease().unwrap();
-        assert_eq!(numbers(&leases(&other, 1)), [RANGES[3].1]);
+        assert_eq!(numbers(&leases(&other, 1)), [range.1]);
         // Forebay's own end and lease are gone, the supervisor's end is not.
         drop(lease);
         ours.set_nonblocking(true).unwrap();
         assert_eq!(ours.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(numbers(&leases(&Ports::new(RANGES[3], 0), 1)), [RANGES[3].1]);
+        assert_eq!(numbers(&leases(&Ports::new(range, 0), 1)), [range.1]);
         drop(theirs);
         assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0);
-        assert_eq!(numbers(&leases(&Ports::new(RANGES[3], 0), 1)), [RANGES[3].0]);
+        assert_eq!(numbers(&leases(&Ports::new(range, 0), 1)), [range.0]);
     }
 
     #[test]
     fn lingering_connections_don_t_keep_the_only_port_from_its_next_replica() {
-        let ports = Ports::new(RANGES[4], 0);
+        let (port, _) = range(1);
+        let ports = Ports::new((port, port), 0);
         drop(ports.lease().unwrap());
-        let listener = TcpListener::bind(("127.0.0.1", RANGES[4].0)).unwrap();
-        let client = std::net::TcpStream::connect(("127.0.0.1", RANGES[4].0)).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         // The side that closes first keeps TIME_WAIT.
         drop((listener.accept().unwrap(), listener));
         drop(client);
-        assert_eq!(ports.lease().unwrap().0.port(), RANGES[4].0);
+        assert!(!is_free(port, false), "nothing lingers");
+        assert_eq!(ports.lease().unwrap().0.port(), port);
     }
 
     proptest! {

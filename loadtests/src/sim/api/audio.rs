@@ -54,11 +54,7 @@ impl Form {
         Ok(form)
     }
 
-    pub(crate) fn plan(
-        &self,
-        shared: &Shared,
-        request_id: Option<String>,
-    ) -> Result<Plan, Fault> {
+    pub(crate) fn plan(&self, shared: &Shared, request_id: Option<String>) -> Result<Plan, Fault> {
         let mut check = Check::new();
         let mut ask = Ask::sampling(&self.fields, &mut check);
         let Some(file) = &self.file else {

@@ -197,11 +197,8 @@ impl Dialect for Stream {
         let (finish, fingerprint) = match told.reason {
             None => ("null".to_owned(), String::new()),
             Some(reason) => {
-                let finish = format!(
-                    "\"{}\",\"stop_reason\":{}",
-                    reason.openai(),
-                    reason.stop_reason()
-                );
+                let finish =
+                    format!("\"{}\",\"stop_reason\":{}", reason.openai(), reason.stop_reason());
                 let fingerprint = if plan.usage_chunk() {
                     String::new()
                 } else {

@@ -17,9 +17,7 @@ use std::fmt::Write;
 fn usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
     let prompt = plan.prompt_tokens();
     let details = if plan.details {
-        format!(
-            r#"{{"cached_tokens":{cached},"created_cache_tokens":0,"multimodal_tokens":null}}"#
-        )
+        format!(r#"{{"cached_tokens":{cached},"created_cache_tokens":0,"multimodal_tokens":null}}"#)
     } else {
         "null".into()
     };
@@ -33,9 +31,7 @@ fn usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
 fn final_usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
     let prompt = plan.prompt_tokens();
     let details = if plan.details {
-        format!(
-            r#","prompt_tokens_details":{{"cached_tokens":{cached},"created_cache_tokens":0}}"#
-        )
+        format!(r#","prompt_tokens_details":{{"cached_tokens":{cached},"created_cache_tokens":0}}"#)
     } else {
         String::new()
     };

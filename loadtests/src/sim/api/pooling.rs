@@ -147,10 +147,9 @@ impl Pool {
                 r#"{{"index":{index},"object":"embedding","embedding":{}}}"#,
                 floats(&vector(key))
             ),
-            Kind::Pooling => format!(
-                r#"{{"index":{index},"object":"pooling","data":{}}}"#,
-                floats(&vector(key))
-            ),
+            Kind::Pooling => {
+                format!(r#"{{"index":{index},"object":"pooling","data":{}}}"#, floats(&vector(key)))
+            }
             // Two classes; not recorded from a real server.
             Kind::Classify => {
                 let first = unit(key);

@@ -133,8 +133,7 @@ impl Stream {
     fn tell(&mut self, out: &mut Sink, name: &str, before: &str, after: &str) {
         let number = self.number;
         self.number += 1;
-        let data =
-            format!(r#"{{{before},"sequence_number":{number}{after},"type":"{name}"}}"#);
+        let data = format!(r#"{{{before},"sequence_number":{number}{after},"type":"{name}"}}"#);
         out.named(name, &data);
     }
 }
@@ -169,8 +168,7 @@ impl Dialect for Stream {
 
     fn close(&mut self, plan: &Plan, tally: Tally, out: &mut Sink) {
         let id = self.echoed.message_id.clone();
-        let done =
-            format!(r#""content_index":0,"item_id":"{id}","logprobs":[],"output_index":0"#);
+        let done = format!(r#""content_index":0,"item_id":"{id}","logprobs":[],"output_index":0"#);
         let text = format!(r#","text":{}"#, quoted(&self.text));
         self.tell(out, "response.output_text.done", &done, &text);
         let done = format!(

@@ -1,0 +1,136 @@
+//! The rules between pools, and between pools and the listeners.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::Findings;
+use crate::address::authority;
+use crate::problem::Path;
+use crate::{Config, Processes, Target};
+
+pub(super) fn check(config: &Config, found: &mut Findings) {
+    let pools = Path::default().key("pools");
+    names_and_models(config, &pools, found);
+    endpoints(config, &pools, found);
+    ports(config, &pools, found);
+    gpus(config, &pools, found);
+    for (at, pool) in config.pools.iter().enumerate() {
+        let limit = config.gateway.limits.body_size;
+        let max = pool.hold.max_bytes;
+        if pool.hold.max_requests > 0 && max.bytes() > 0 && max < limit {
+            let message = format!(
+                "{max} is less than one body may have (gateway.limits.bodySize is {limit}): such a \
+                 request is never held"
+            );
+            found.warn(pools.index(at).key("hold").key("maxBytes"), message);
+        }
+    }
+}
+
+/// A model leads to one pool, and a pool is known by its name alone.
+fn names_and_models(config: &Config, pools: &Path, found: &mut Findings) {
+    let (mut names, mut models) = (HashMap::new(), HashMap::new());
+    let mut any = None;
+    for (at, pool) in config.pools.iter().enumerate() {
+        let path = pools.index(at);
+        if let Some(first) = names.insert(pool.name.as_str(), at) {
+            names.insert(&pool.name, first);
+            let message = format!("`{}` is the name of pools[{first}] already", pool.name);
+            found.error(path.key("name"), message);
+        }
+        for (place, model) in pool.models.iter().enumerate() {
+            let Some(first) = models.insert(model.as_str(), at) else { continue };
+            models.insert(model, first);
+            let message = if first == at {
+                format!("`{model}` is given twice; remove one")
+            } else {
+                format!("`{model}` is served by pools[{first}] already; a model leads to one pool")
+            };
+            found.error(path.key("models").index(place), message);
+        }
+        if !pool.models.is_empty() {
+            continue;
+        }
+        if let Some(first) = any {
+            let message = format!(
+                "pools[{first}] takes any model already; list the models of one of the two"
+            );
+            found.error(path.key("models"), message);
+        } else {
+            any = Some(at);
+        }
+    }
+}
+
+fn endpoints(config: &Config, pools: &Path, found: &mut Findings) {
+    let mut seen = HashMap::new();
+    for (at, pool) in config.pools.iter().enumerate() {
+        for (place, endpoint) in pool.endpoints.iter().enumerate() {
+            let Ok(authority) = authority(endpoint) else { continue };
+            let first = *seen.entry(authority.to_lowercase()).or_insert(at);
+            if first != at {
+                let message = format!(
+                    "`{endpoint}` is an endpoint of pools[{first}] too: each pool fills it as if \
+                     it were alone there"
+                );
+                found.warn(pools.index(at).key("endpoints").index(place), message);
+            }
+        }
+    }
+}
+
+/// Replicas get no port that Forebay listens on itself. Pools may lease from one range, as they do
+/// by default; together they need one port a replica.
+fn ports(config: &Config, pools: &Path, found: &mut Findings) {
+    let listeners =
+        [("gateway.listen", config.gateway.listen), ("admin.listen", config.admin.listen)];
+    let path = |at| pools.index(at).key("target").key("processes").key("ports");
+    for (at, it, _) in targets(config) {
+        for (name, address) in listeners {
+            if (it.ports.0..=it.ports.1).contains(&address.port()) {
+                let message = format!("contains {}, the port of {name}", address.port());
+                found.error(path(at), message);
+            }
+        }
+    }
+    let (mut needed, mut leased) = (0_u64, BTreeSet::new());
+    for (nth, (at, it, most)) in targets(config).enumerate() {
+        let range = it.ports.0..=it.ports.1;
+        let enough_alone = u64::from(most) <= range.len() as u64;
+        needed += u64::from(most);
+        leased.extend(range);
+        // What one pool lacks alone is told of that pool, and what several lack once.
+        if nth > 0 && enough_alone && needed > leased.len() as u64 {
+            let message = format!(
+                "{} ports for up to {needed} replicas of this pool and those before it; widen the \
+                 range, or give each pool its own",
+                leased.len()
+            );
+            found.error(path(at), message);
+            break;
+        }
+    }
+}
+
+fn gpus(config: &Config, pools: &Path, found: &mut Findings) {
+    let mut seen = HashMap::new();
+    for (at, it, _) in targets(config) {
+        for (place, gpu) in it.gpus.iter().enumerate() {
+            let first = *seen.entry(gpu).or_insert(at);
+            if first != at {
+                let message = format!(
+                    "GPU {gpu} is leased by pools[{first}] too: replicas of both may share it"
+                );
+                let path = pools.index(at).key("target").key("processes").key("gpus").index(place);
+                found.warn(path, message);
+            }
+        }
+    }
+}
+
+/// The pools of local processes: their index, the target, the most replicas.
+fn targets(config: &Config) -> impl Iterator<Item = (usize, &Processes, u32)> {
+    config.pools.iter().enumerate().filter_map(|(at, pool)| match &pool.target {
+        Some(Target::Processes(it)) => Some((at, it, pool.scaling.max_replica_count)),
+        None => None,
+    })
+}

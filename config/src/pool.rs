@@ -1,0 +1,141 @@
+//! A pool: what it serves, how it holds, and the way to its replicas.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::scaling::Scaling;
+use crate::target::Target;
+use crate::units::{self, ByteSize};
+
+/// Interchangeable replicas that serve one base model, with one queue, one scale target and one
+/// policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pool {
+    /// The pool's identity in metrics, logs and feeds: up to 63 letters, digits, `-`, `_` and `.`,
+    /// beginning with a letter or digit.
+    #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
+    pub name: String,
+    /// Model names that clients may send. Where empty, any name is taken until the first replica
+    /// tells its own; that is possible for one pool only.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Fixed addresses, `HOST:PORT` or `http://HOST:PORT`, of replicas that something else runs.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    /// Most requests in flight at one endpoint.
+    #[serde(default = "default_max_in_flight")]
+    #[schemars(range(min = 1))]
+    pub max_in_flight: u32,
+    /// Bounds on the queue.
+    #[serde(default)]
+    pub hold: Hold,
+    /// Time limits on the way to and at the replicas.
+    #[serde(default)]
+    pub upstream: Upstream,
+    /// What starts and stops replicas. Left out where nothing scales.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// How many replicas. Without effect where there is no `target`.
+    #[serde(default)]
+    pub scaling: Scaling,
+}
+
+/// Bounds on a pool's queue. What goes beyond them is answered 429 or 503, with `retry-after`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Hold {
+    /// Most requests held. 0 holds none: what finds no room at once is refused.
+    pub max_requests: u32,
+    /// Most bytes of request bodies held.
+    pub max_bytes: ByteSize,
+    /// Longest hold of one request; then it is answered 503.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub timeout: Duration,
+    /// How long a streaming client is held in silence before it gets the stream's headers and,
+    /// this often, an SSE comment.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub heartbeat: Duration,
+}
+
+/// Time limits on the way to and at the replicas.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Upstream {
+    /// Longest time to connect to an endpoint.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub connect_timeout: Duration,
+    /// Longest silence of a stream, before its first event and between two.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub stall_timeout: Duration,
+    /// From the request's acceptance to the answer's last byte, the hold included.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub request_timeout: Duration,
+    /// Most tries of one request, the first included. Only what the client has seen nothing of is
+    /// tried again.
+    #[schemars(range(min = 1))]
+    pub max_tries: u32,
+    /// Longest plain answer that is kept back until it is complete, so that it can be tried again;
+    /// a longer one is passed on as it comes.
+    pub commit_size: ByteSize,
+}
+
+impl Pool {
+    /// A pool of this name with all else at its default: nothing to serve from yet.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            models: Vec::new(),
+            endpoints: Vec::new(),
+            max_in_flight: default_max_in_flight(),
+            hold: Hold::default(),
+            upstream: Upstream::default(),
+            target: None,
+            scaling: Scaling::default(),
+        }
+    }
+
+    /// Requests, in flight and held, for each replica: `scaling.targetConcurrency`, or else 80 % of
+    /// `maxInFlight`; never 0.
+    #[must_use]
+    pub fn target_concurrency(&self) -> u32 {
+        let share = u64::from(self.max_in_flight) * 4 / 5;
+        let default = u32::try_from(share).unwrap_or(u32::MAX);
+        self.scaling.target_concurrency.unwrap_or(default).max(1)
+    }
+}
+
+fn default_max_in_flight() -> u32 {
+    128
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self {
+            max_requests: 10_000,
+            max_bytes: ByteSize::mib(1024),
+            timeout: Duration::from_secs(10 * 60),
+            heartbeat: Duration::from_secs(15),
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(2),
+            stall_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(60 * 60),
+            max_tries: 5,
+            commit_size: ByteSize::mib(1),
+        }
+    }
+}

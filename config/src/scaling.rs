@@ -1,0 +1,84 @@
+//! What decides replica counts, and by which figures.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units;
+
+/// What decides replica counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Scaler {
+    /// Admin addresses, `HOST:PORT` or `http://HOST:PORT`, of the gateways whose `/signals` are
+    /// read. Left out where both run in one process.
+    pub gateways: Vec<String>,
+    /// How long a listed gateway may be silent before its last figures begin to fade. While any
+    /// is silent, nothing scales down until then.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub stale_after: Duration,
+    /// Folder where what was learned is kept between starts. Without one it is learned anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// How many replicas. Names are KEDA's and the HPA's where the thing exists there; whole numbers
+/// may be quoted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Scaling {
+    /// Fewest replicas. 0 scales to zero when idle.
+    #[schemars(with = "units::Count")]
+    pub min_replica_count: u32,
+    /// Most replicas; at least 1.
+    #[schemars(with = "units::Count")]
+    pub max_replica_count: u32,
+    /// Requests, in flight and held, for each replica; 80 % of `maxInFlight` unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<units::Count>")]
+    pub target_concurrency: Option<u32>,
+    /// Requests that wake a pool from zero must be more than this. A held request always does.
+    #[schemars(with = "units::Count")]
+    pub activation_threshold: u32,
+    /// Window over which the load is averaged to scale down.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub stable_window: Duration,
+    /// Window over which the load is averaged to scale up, not longer than `stableWindow`. While
+    /// it asks for `panicThreshold` times the replicas there are, nothing scales down.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub panic_window: Duration,
+    /// How many times the replicas there are the panic window must ask for to begin a panic; more
+    /// than 1.
+    pub panic_threshold: f64,
+    /// How long a pool must be idle before it goes to zero, where `minReplicaCount` is 0. Counted
+    /// from the last request or from when a replica became ready, whichever is later.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub cooldown_period: Duration,
+}
+
+impl Default for Scaler {
+    fn default() -> Self {
+        Self { gateways: Vec::new(), stale_after: Duration::from_secs(10), state_dir: None }
+    }
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self {
+            min_replica_count: 0,
+            max_replica_count: 1,
+            target_concurrency: None,
+            activation_threshold: 0,
+            stable_window: Duration::from_secs(60),
+            panic_window: Duration::from_secs(6),
+            panic_threshold: 2.0,
+            cooldown_period: Duration::from_secs(300),
+        }
+    }
+}

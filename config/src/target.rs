@@ -1,0 +1,85 @@
+//! Scale targets: what starts and stops a pool's replicas.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units;
+
+/// What starts and stops replicas: exactly one kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Target {
+    /// Processes on this machine.
+    Processes(Processes),
+}
+
+/// Replicas as processes on this machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Processes {
+    /// Program and arguments, one item each; no shell reads them. `{port}` is filled in with the
+    /// port that the replica must serve on, and `{gpu}` with its GPU where `gpus` are given.
+    #[schemars(length(min = 1))]
+    pub command: Vec<String>,
+    /// Environment added to Forebay's own; `{port}` and `{gpu}` are filled in here too.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Ports to lease to replicas, first and last. At least as many as `maxReplicaCount`; more
+    /// let a new replica start while an old one still stops.
+    #[serde(default = "default_ports", with = "units::port_range")]
+    #[schemars(with = "units::port_range::Text")]
+    pub ports: (u16, u16),
+    /// GPUs to lease, one to each replica; filled in for `{gpu}`, and as `CUDA_VISIBLE_DEVICES`
+    /// where `{gpu}` is not used. At least as many as `maxReplicaCount`.
+    #[serde(default)]
+    pub gpus: Vec<String>,
+    /// Folder for the replicas' output, a file each; one below the working directory unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_dir: Option<PathBuf>,
+    /// Longest time from start to healthy; then the replica is ended and started anew.
+    #[serde(default = "default_start_timeout", with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub start_timeout: Duration,
+    /// From SIGTERM to SIGKILL when a replica is stopped.
+    #[serde(default = "default_stop_timeout", with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub stop_timeout: Duration,
+}
+
+impl Processes {
+    /// Processes of this command, with all else at its default.
+    #[must_use]
+    pub fn of(command: Vec<String>) -> Self {
+        Self {
+            command,
+            env: BTreeMap::new(),
+            ports: default_ports(),
+            gpus: Vec::new(),
+            log_dir: None,
+            start_timeout: default_start_timeout(),
+            stop_timeout: default_stop_timeout(),
+        }
+    }
+
+    /// Whether `{name}` stands in the command or in the environment.
+    #[must_use]
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        self.command.iter().chain(self.env.values()).any(|text| text.contains(name))
+    }
+}
+
+fn default_ports() -> (u16, u16) {
+    (18_100, 18_999)
+}
+
+fn default_start_timeout() -> Duration {
+    Duration::from_secs(30 * 60)
+}
+
+fn default_stop_timeout() -> Duration {
+    Duration::from_secs(30)
+}

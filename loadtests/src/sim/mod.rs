@@ -1,0 +1,180 @@
+//! A simulated vLLM that a client or a gateway can't tell from the real one by its protocol.
+//!
+//! Imitated is vLLM 0.32.0 behind uvicorn, from recordings of a real server (`fixtures/vllm`):
+//! paths, headers and their order, errors, event streams chunk by chunk, metrics line by line, and
+//! how it starts, stalls and ends. Not imitated: the model. Texts are words from a seed, and time
+//! passes by [`crate::timing`].
+//!
+//! As a process: [`run`]. In a test: [`Sim`], on a port of its own.
+
+mod api;
+mod args;
+mod dev;
+mod engine;
+mod events;
+mod fault;
+mod json;
+mod kv;
+mod metrics;
+mod plan;
+mod reply;
+mod route;
+mod scheduler;
+mod server;
+mod shared;
+mod stats;
+mod text;
+mod wall;
+mod wire;
+
+pub use args::{Args, LoraModule, Runner, SigtermOutcome};
+
+use anyhow::Context as _;
+use engine::State;
+use shared::{Shared, Stop};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// A simulated server in this process. Dropping it is like SIGKILL.
+pub struct Sim {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listening: watch::Receiver<bool>,
+    task: JoinSet<anyhow::Result<()>>,
+}
+
+impl Sim {
+    /// Binds the port and starts; returns before a cold start is over.
+    ///
+    /// # Errors
+    /// If the settings make no sense or the port is taken.
+    pub async fn start(args: Args) -> anyhow::Result<Self> {
+        args.check()?;
+        let socket = server::bind(&args)?;
+        let address = socket.local_addr().context("a bound socket has an address")?;
+        let shared = Shared::new(args);
+        let (listens, mut listening) = watch::channel(false);
+        let mut task = JoinSet::new();
+        task.spawn(server::serve(Arc::clone(&shared), socket, listens));
+        if shared.args.cold_start.is_zero() {
+            let _ = listening.wait_for(|listens| *listens).await;
+        }
+        Ok(Self { shared, address, listening, task })
+    }
+
+    /// Where it listens, or will.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://ADDRESS`.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Returns once connections are accepted.
+    pub async fn ready(&self) {
+        // An error means that it ended before it listened; there is nothing to wait for then.
+        let _ = self.listening.clone().wait_for(|listens| *listens).await;
+    }
+
+    /// Does what SIGTERM does.
+    pub fn terminate(&self) {
+        self.shared.end(Stop::Terminate);
+    }
+
+    /// Kills the engine: requests fail, then the server ends.
+    pub fn crash(&self) {
+        self.shared.end(Stop::Crash);
+    }
+
+    /// Hangs the engine; /health stays 200.
+    pub fn hang(&self) {
+        self.shared.engine.set(State::Hung);
+    }
+
+    /// Lets a hung or paused engine go on.
+    pub fn resume(&self) {
+        self.shared.engine.set(State::Running);
+    }
+
+    /// Sequences in the batch.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.shared.engine.gauges().running
+    }
+
+    /// Sequences in the queue.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.engine.gauges().waiting
+    }
+
+    /// The `/metrics` page.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.shared.metrics()
+    }
+
+    /// Waits until the server has ended, after [`Sim::terminate`] or [`Sim::crash`].
+    ///
+    /// # Errors
+    /// If it could not listen.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        match self.task.join_next().await {
+            Some(ended) => ended.context("the server's task")?,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends at once, as SIGKILL does: streams stop in the middle.
+    pub async fn kill(mut self) {
+        self.task.shutdown().await;
+    }
+}
+
+/// Runs a simulated server until SIGTERM or SIGINT has ended it.
+///
+/// # Errors
+/// If the settings make no sense or the port can't be had.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let pid = std::process::id();
+    eprintln!("INFO:     Simulated vLLM {} ({:?} runner)", shared::VERSION, args.runner);
+    eprintln!("INFO:     Serving {} as {}", args.names().join(", "), args.host);
+    let mut sim = Sim::start(args).await?;
+    eprintln!("INFO:     Started server process [{pid}]");
+    eprintln!("INFO:     Waiting for application startup.");
+    let url = sim.base_url();
+    let mut listening = sim.listening.clone();
+    let mut told = false;
+    loop {
+        tokio::select! {
+            ready = listening.wait_for(|listens| *listens), if !told => {
+                told = true;
+                if ready.is_ok() {
+                    eprintln!("INFO:     Application startup complete.");
+                    eprintln!("INFO:     Uvicorn running on {url} (Press CTRL+C to quit)");
+                }
+            }
+            _ = terminate.recv() => {
+                eprintln!("INFO:     Shutting down");
+                sim.terminate();
+            }
+            _ = interrupt.recv() => {
+                eprintln!("INFO:     Shutting down");
+                sim.terminate();
+            }
+            ended = sim.ended() => {
+                eprintln!("INFO:     Finished server process [{pid}]");
+                return ended;
+            }
+        }
+    }
+}

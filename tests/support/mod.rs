@@ -1,0 +1,231 @@
+//! Starts the real binary on ephemeral ports and speaks plain HTTP with it.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, SystemTime};
+
+/// Nothing here takes as long, however busy the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `forebay`.
+pub struct Forebay {
+    child: Child,
+    lines: Receiver<String>,
+    pub log: Vec<String>,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Forebay {
+    /// `forebay dev` with simulated replicas and these flags.
+    pub fn dev(flags: &[&str]) -> Self {
+        let mut arguments = vec!["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        arguments.extend(flags);
+        Self::start(&arguments, "info,forebay_gateway=debug")
+    }
+
+    pub fn start(arguments: &[&str], log: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args(arguments)
+            .env("FOREBAY_LOG", log)
+            .env("XDG_STATE_HOME", std::env::temp_dir().join("forebay-tests"))
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        let stderr = child.stderr.take().expect("piped");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut forebay = Self { child, lines, log: Vec::new(), address: nowhere, admin: nowhere };
+        let line = forebay.wait_for("listening on http://");
+        let after = |text: &str| {
+            let start = line.find(text).expect("announced") + text.len();
+            let rest = &line[start..];
+            let end = rest.find([' ', '/']).unwrap_or(rest.len());
+            rest[..end].parse().expect("an address")
+        };
+        (forebay.address, forebay.admin) =
+            (after("listening on http://"), after("metrics on http://"));
+        forebay
+    }
+
+    /// The first line from now on, or before if not yet seen, that contains `text`.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let until = SystemTime::now() + PATIENCE;
+        loop {
+            let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.log.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("no line with {text:?} in:\n{}", self.log.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// Everything logged so far.
+    pub fn logged(&mut self) -> &[String] {
+        self.log.extend(self.lines.try_iter());
+        &self.log
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        kill(self.pid(), signal);
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("forebay ends", || {
+            status = self.child.try_wait().expect("our child");
+            status.is_some()
+        });
+        status.expect("just seen")
+    }
+
+    /// A gauge or counter from `/metrics`.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        let text = get(self.admin, "/metrics");
+        let line = text.lines().find(|line| line.starts_with(series))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// One pool's part of `/signals`.
+    pub fn signals(&self) -> serde_json::Value {
+        let text = get(self.admin, "/signals");
+        let body = text.split_once("\r\n\r\n").expect("a head").1;
+        let frame: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        frame["pools"].as_object().expect("pools").values().next().expect("one").clone()
+    }
+
+    /// Processes of replicas: descendants that run the simulated server itself.
+    pub fn replicas(&self) -> Vec<u32> {
+        descendants(self.pid(), "vllm-sim")
+    }
+}
+
+impl Drop for Forebay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of forebay ---\n{}", self.logged().join("\n"));
+        }
+    }
+}
+
+pub fn kill(pid: u32, signal: &str) {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status();
+    assert!(status.expect("kill runs").success(), "kill -s {signal} {pid}");
+}
+
+/// Polls a condition that other processes bring about.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = SystemTime::now() + PATIENCE;
+    while !condition() {
+        assert!(SystemTime::now() < until, "not within {PATIENCE:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn stat(pid: u32) -> Option<(u32, Vec<u8>)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+    (rest.next()? != "Z").then_some(())?;
+    let parent = rest.next()?.parse().ok()?;
+    Some((parent, std::fs::read(format!("/proc/{pid}/cmdline")).ok()?))
+}
+
+/// Whether a process is there and no zombie.
+pub fn alive(pid: u32) -> bool {
+    stat(pid).is_some()
+}
+
+/// Descendants whose second argument is `argument`.
+pub fn descendants(root: u32, argument: &str) -> Vec<u32> {
+    let pids = || {
+        let entries = std::fs::read_dir("/proc").expect("Linux");
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+    };
+    let all: Vec<_> = pids().filter_map(|pid| stat(pid).map(|(p, line)| (pid, p, line))).collect();
+    let mut family = vec![root];
+    let mut i = 0;
+    while i < family.len() {
+        let parent = family[i];
+        family.extend(all.iter().filter(|(_, p, _)| *p == parent).map(|(pid, ..)| *pid));
+        i += 1;
+    }
+    let runs = |pid: &u32| {
+        let line = all.iter().find(|(p, ..)| p == pid).map(|(.., line)| line);
+        line.is_some_and(|line| line.split(|b| *b == 0).nth(1) == Some(argument.as_bytes()))
+    };
+    family.into_iter().filter(runs).collect()
+}
+
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stream
+}
+
+/// Sends bytes and reads until the other side closes.
+pub fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = connect(address);
+    // A server that refuses early may close before it has read all.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub fn get(address: SocketAddr, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    exchange(address, request.as_bytes())
+}
+
+pub fn post(path: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// A chat of so many tokens.
+pub fn chat(stream: bool, tokens: u32) -> Vec<u8> {
+    let body = format!(
+        r#"{{"model":"sim","stream":{stream},"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
+    );
+    post("/v1/chat/completions", &body)
+}
+
+pub fn status(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+/// The JSON of a plain answer, or of one error.
+pub fn json(answer: &str) -> serde_json::Value {
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error} in {answer:?}"))
+}
