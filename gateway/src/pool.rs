@@ -402,6 +402,23 @@ impl Pool {
         self.release();
     }
 
+    /// Once a second. A barrier that nobody renewed has run out: the scaler is gone, and what it
+    /// wanted drained serves on, if its probe answers.
+    pub(crate) fn tick(self: &Arc<Self>) {
+        {
+            let mut books = self.books.lock();
+            if books.barrier.is_some() && !books.barrier_is_up() {
+                tracing::warn!("{}: the scaler is silent; serving with what answers", self.name);
+                books.barrier = None;
+                for endpoint in books.endpoints.values_mut() {
+                    endpoint.drain(false);
+                }
+                books.note_readiness(Instant::now());
+            }
+        }
+        self.release();
+    }
+
     pub(crate) fn set_cold_start(&self, cold_start: Option<ColdStart>) {
         self.books.lock().cold_start = cold_start;
     }

@@ -30,6 +30,9 @@ pub(crate) async fn report(
             () = news.notified() => false,
         };
         let now = Instant::now();
+        if tick {
+            pools.iter().for_each(|pool| pool.tick());
+        }
         let signals: BTreeMap<_, _> =
             pools.iter().map(|pool| (pool.name.to_string(), pool.signals())).collect();
         if tick {

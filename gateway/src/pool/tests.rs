@@ -115,10 +115,13 @@ async fn a_barrier_holds_and_runs_out_by_itself() {
     let mut ticket = ticket(60);
     let mut hold = Box::pin(pool.hold(&mut ticket));
     assert!(hold.as_mut().now_or_never().is_none());
-    tokio::time::advance(Duration::from_secs(6)).await;
-    // The next probe's word finds the lease over.
-    pool.probed(address(1), Err("refused".into()));
-    pool.probed(address(1), Ok(()));
+    pool.drain_endpoint(address(1), true);
+    tokio::time::advance(Duration::from_secs(4)).await;
+    pool.tick();
+    assert!(hold.as_mut().now_or_never().is_none(), "the lease still holds");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    // Nobody renewed it: the scaler is gone, and what it wanted drained serves on.
+    pool.tick();
     assert!(hold.as_mut().now_or_never().is_some());
 }
 

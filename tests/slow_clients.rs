@@ -1,0 +1,68 @@
+//! Clients that send one byte now and then: closed or answered in time, and nobody else waits.
+
+mod support;
+
+use std::io::{Read, Write};
+
+use support::{Forebay, connect, get, json, status};
+
+/// Two fixed addresses where nothing listens, and short limits.
+const CONFIG: &str = "
+gateway:
+  listen: 127.0.0.1:0
+  limits: {headerTimeout: 300ms, bodyTimeout: 300ms, bodySize: 1Ki}
+admin: {listen: '127.0.0.1:0'}
+pools:
+- {name: a, models: [a], endpoints: ['127.0.0.1:9'], hold: {timeout: 300ms}}
+- {name: b, models: [b], endpoints: ['127.0.0.1:9']}
+";
+
+fn start(name: &str) -> Forebay {
+    let file = std::env::temp_dir().join(format!("forebay-{}-{name}.yaml", std::process::id()));
+    std::fs::write(&file, CONFIG).expect("a temporary file");
+    let path = file.display().to_string();
+    Forebay::start(&["gateway", "--config", &path], "info")
+}
+
+#[test]
+fn a_head_that_does_not_end_is_closed_and_a_body_that_does_not_is_a_408() {
+    let forebay = start("slow");
+    let mut head = connect(forebay.address);
+    head.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost").expect("sent");
+    let mut rest = String::new();
+    let _ = head.read_to_string(&mut rest);
+    assert!(matches!(status(&rest), 0 | 408), "{rest}");
+
+    let mut body = connect(forebay.address);
+    let request = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    body.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    let _ = body.read_to_string(&mut answer);
+    assert_eq!(status(&answer), 408, "{answer}");
+    assert_eq!(json(&answer)["error"]["code"], 408);
+    assert_eq!(status(&get(forebay.address, "/health")), 200);
+}
+
+#[test]
+fn a_chunked_body_over_the_limit_is_a_413() {
+    let forebay = start("chunked");
+    let chunk = format!("400\r\n{}\r\n", "a".repeat(0x400)).repeat(3);
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"
+    );
+    let answer = support::exchange(forebay.address, request.as_bytes());
+    assert_eq!(status(&answer), 413, "{answer}");
+}
+
+#[test]
+fn several_pools_need_a_model_and_a_hold_ends_with_a_503_and_retry_after() {
+    let forebay = start("pools");
+    let post = |body| support::exchange(forebay.address, &support::post("/v1/completions", body));
+    let none = post("{}");
+    assert_eq!(status(&none), 400, "{none}");
+    let message = json(&none)["error"]["message"].as_str().expect("text").to_owned();
+    assert!(message.contains("`a`, `b`"), "{message}");
+    let expired = post(r#"{"model":"a","prompt":"x"}"#);
+    assert_eq!(status(&expired), 503, "{expired}");
+    assert!(expired.contains("\r\nretry-after: 1\r\n"), "{expired}");
+}
