@@ -68,7 +68,6 @@ fn gateway(gateway: &Gateway, path: &Path, found: &mut Findings) {
     }
     found.above_zero(&path, "headerTimeout", limits.header_timeout);
     found.above_zero(&path, "bodyTimeout", limits.body_timeout);
-    found.above_zero(&path, "idleTimeout", limits.idle_timeout);
 }
 
 fn admin(config: &Config, path: &Path, found: &mut Findings) {

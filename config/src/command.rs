@@ -175,7 +175,7 @@ mod tests {
             (r#"vllm serve X --lora-modules {"name":"sql","path":"/l"}"#, &["X", "sql"]),
             (r#"vllm serve X --lora-modules [{"name":"a"},{"name":"b"}]"#, &["X", "a", "b"]),
             ("vllm serve --config f.yaml --served-model-name a", &["a"]),
-            ("./serve.sh --served-model-name a {port}", &["a"]),
+            ("./serve.sh {port} --served-model-name a", &["a"]),
         ];
         for (command, expected) in cases {
             assert_eq!(names(&command.split(' ').collect::<Vec<_>>()), expected, "{command}");

@@ -49,10 +49,6 @@ pub struct Limits {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub body_timeout: Duration,
-    /// How long a connection may wait for its next request.
-    #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
-    pub idle_timeout: Duration,
 }
 
 /// The operators' port: metrics, the feeds, health.
@@ -88,7 +84,6 @@ impl Default for Limits {
             header_size: ByteSize::kib(64),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(75),
         }
     }
 }

@@ -61,9 +61,9 @@ pub fn inspect(text: &str, source_name: &str) -> Result<(Config, Problems), Prob
         at.next().filter(|_| at.next().is_none()).cloned()
     };
     let config: Config = yaml::read(&tree, &elsewhere).map_err(|faults| {
-        let faults = faults.into_iter().map(|fault| {
-            problem(tree.place(&fault.path), fault.path.to_string(), fault.message)
-        });
+        let faults = faults
+            .into_iter()
+            .map(|fault| problem(tree.place(&fault.path), fault.path.to_string(), fault.message));
         Problems::sorted(faults.collect())
     })?;
     let placed = |findings: Vec<check::Finding>| {

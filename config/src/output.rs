@@ -12,14 +12,31 @@ use crate::Config;
 #[must_use]
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft07().for_deserialize().into_generator();
-    generator.into_root_schema_for::<Config>().to_value()
+    let mut schema = generator.into_root_schema_for::<Config>().to_value();
+    flow(&mut schema);
+    schema
+}
+
+/// Descriptions are wrapped as in our source; editors wrap them as they need.
+fn flow(node: &mut Value) {
+    match node {
+        Value::Object(fields) => {
+            if let Some(Value::String(text)) = fields.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            fields.values_mut().for_each(flow);
+        }
+        Value::Array(items) => items.iter_mut().for_each(flow),
+        _ => {}
+    }
 }
 
 /// The effective configuration as YAML, defaults filled in. [`crate::parse`] reads it back to the
 /// same configuration.
 #[must_use]
 pub fn print(config: &Config) -> String {
-    let options = serde_saphyr::ser_options! { compact_list_indent: false };
+    let options =
+        serde_saphyr::ser_options! { compact_list_indent: false, prefer_block_scalars: false };
     let mut text = String::new();
     let written = serde_saphyr::to_fmt_writer_with_options(&mut text, config, options);
     written.expect("our types have text keys and finite depth, and a String takes any text");

@@ -55,11 +55,6 @@ pub struct Hold {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub timeout: Duration,
-    /// How long a streaming client is held in silence before it gets the stream's headers and,
-    /// this often, an SSE comment.
-    #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
-    pub heartbeat: Duration,
 }
 
 /// Time limits on the way to and at the replicas.
@@ -123,7 +118,6 @@ impl Default for Hold {
             max_requests: 10_000,
             max_bytes: ByteSize::mib(1024),
             timeout: Duration::from_secs(10 * 60),
-            heartbeat: Duration::from_secs(15),
         }
     }
 }

@@ -28,6 +28,12 @@ impl Path {
         &self.0
     }
 
+    /// Another field beside the last one.
+    pub(crate) fn sibling(&self, name: &str) -> Self {
+        let above = self.0.len().saturating_sub(1);
+        Self(self.0[..above].to_vec()).key(name)
+    }
+
     /// Whether this is an item of a list.
     pub(crate) fn ends_in_list(&self) -> bool {
         matches!(self.0.last(), Some(Step::Index(_)))

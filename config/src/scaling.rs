@@ -1,6 +1,5 @@
 //! What decides replica counts, and by which figures.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -20,9 +19,6 @@ pub struct Scaler {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub stale_after: Duration,
-    /// Folder where what was learned is kept between starts. Without one it is learned anew.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub state_dir: Option<PathBuf>,
 }
 
 /// How many replicas. Names are KEDA's and the HPA's where the thing exists there; whole numbers
@@ -34,11 +30,11 @@ pub struct Scaling {
     #[schemars(with = "units::Count")]
     pub min_replica_count: u32,
     /// Most replicas; at least 1.
-    #[schemars(with = "units::Count")]
+    #[schemars(with = "units::Count", extend("minimum" = 1))]
     pub max_replica_count: u32,
     /// Requests, in flight and held, for each replica; 80 % of `maxInFlight` unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<units::Count>")]
+    #[schemars(with = "Option<units::Count>", extend("minimum" = 1))]
     pub target_concurrency: Option<u32>,
     /// Requests that wake a pool from zero must be more than this. A held request always does.
     #[schemars(with = "units::Count")]
@@ -54,6 +50,7 @@ pub struct Scaling {
     pub panic_window: Duration,
     /// How many times the replicas there are the panic window must ask for to begin a panic; more
     /// than 1.
+    #[schemars(extend("exclusiveMinimum" = 1))]
     pub panic_threshold: f64,
     /// How long a pool must be idle before it goes to zero, where `minReplicaCount` is 0. Counted
     /// from the last request or from when a replica became ready, whichever is later.
@@ -64,7 +61,7 @@ pub struct Scaling {
 
 impl Default for Scaler {
     fn default() -> Self {
-        Self { gateways: Vec::new(), stale_after: Duration::from_secs(10), state_dir: None }
+        Self { gateways: Vec::new(), stale_after: Duration::from_secs(10) }
     }
 }
 

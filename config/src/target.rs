@@ -23,10 +23,11 @@ pub enum Target {
 pub struct Processes {
     /// Program and arguments, one item each; no shell reads them. `{port}` is filled in with the
     /// port that the replica must serve on, and `{gpu}` with its GPU where `gpus` are given.
-    #[schemars(length(min = 1))]
+    #[schemars(with = "Vec<units::Word>", length(min = 1))]
     pub command: Vec<String>,
     /// Environment added to Forebay's own; `{port}` and `{gpu}` are filled in here too.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, units::Word>")]
     pub env: BTreeMap<String, String>,
     /// Ports to lease to replicas, first and last. At least as many as `maxReplicaCount`; more
     /// let a new replica start while an old one still stops.
@@ -36,6 +37,7 @@ pub struct Processes {
     /// GPUs to lease, one to each replica; filled in for `{gpu}`, and as `CUDA_VISIBLE_DEVICES`
     /// where `{gpu}` is not used. At least as many as `maxReplicaCount`.
     #[serde(default)]
+    #[schemars(with = "Vec<units::Word>")]
     pub gpus: Vec<String>,
     /// Folder for the replicas' output, a file each; one below the working directory unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -36,6 +36,23 @@ impl JsonSchema for Count {
     }
 }
 
+/// Schema of a text that may look like a number, as GPUs and ports on a command line do.
+pub(crate) struct Word;
+
+impl JsonSchema for Word {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Word".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "number", "boolean"]})
+    }
+}
+
 /// For `#[serde(with)]`: an address to listen on, `IP:PORT`.
 pub(crate) mod address {
     use super::*;

@@ -7,5 +7,5 @@
 mod read;
 mod tree;
 
-pub(crate) use read::{Fault, read};
-pub(crate) use tree::{Kind, Node, Tree};
+pub(crate) use read::read;
+pub(crate) use tree::Tree;

@@ -34,7 +34,8 @@ struct Books {
     endpoints: BTreeMap<SocketAddr, Endpoint>,
     barrier: Option<(u64, Instant)>,
     cold_start: Option<ColdStart>,
-    served: BTreeMap<SocketAddr, Vec<String>>,
+    /// What the replicas last told of themselves; kept while the pool sleeps.
+    served: Vec<String>,
     totals: Totals,
     in_flight_tokens: u64,
     hold: Histogram,
@@ -143,7 +144,7 @@ impl Pool {
             endpoints: BTreeMap::new(),
             barrier: None,
             cold_start: None,
-            served: BTreeMap::new(),
+            served: Vec::new(),
             totals: Totals::default(),
             in_flight_tokens: 0,
             hold: Histogram::default(),
@@ -331,7 +332,6 @@ impl Pool {
     pub(crate) fn remove_endpoint(&self, address: SocketAddr) {
         let mut books = self.books.lock();
         books.endpoints.remove(&address);
-        books.served.remove(&address);
         books.note_readiness(Instant::now());
         self.news.notify_one();
     }
@@ -375,8 +375,8 @@ impl Pool {
     }
 
     /// The names that a replica told of itself.
-    pub(crate) fn set_served(&self, address: SocketAddr, names: Vec<String>) {
-        self.books.lock().served.insert(address, names);
+    pub(crate) fn set_served(&self, names: Vec<String>) {
+        self.books.lock().served = names;
     }
 
     /// Names that clients can send: configured ones, or what the replicas have told.
@@ -384,9 +384,7 @@ impl Pool {
         if !self.settings.models.is_empty() {
             return self.settings.models.clone();
         }
-        let books = self.books.lock();
-        let names: BTreeSet<_> = books.served.values().flatten().cloned().collect();
-        names.into_iter().collect()
+        self.books.lock().served.clone()
     }
 
     /// Holds everything for a barrier, or lifts it.

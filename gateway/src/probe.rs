@@ -42,7 +42,7 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
             && !named
             && let Some(names) = served_names(address).await
         {
-            pool.set_served(address, names);
+            pool.set_served(names);
             named = true;
         }
         if !answers {

@@ -69,7 +69,6 @@ fn hold_and_upstream(pool: &Pool, path: &Path, found: &mut Findings) {
     let (hold, upstream) = (&pool.hold, &pool.upstream);
     let (hold_path, upstream_path) = (path.key("hold"), path.key("upstream"));
     found.above_zero(&hold_path, "timeout", hold.timeout);
-    found.above_zero(&hold_path, "heartbeat", hold.heartbeat);
     found.above_zero(&upstream_path, "connectTimeout", upstream.connect_timeout);
     found.above_zero(&upstream_path, "stallTimeout", upstream.stall_timeout);
     found.above_zero(&upstream_path, "requestTimeout", upstream.request_timeout);
@@ -100,8 +99,9 @@ fn scaling(pool: &Pool, path: &Path, found: &mut Findings) {
     if max == 0 {
         found.error(path.key("maxReplicaCount"), "must be at least 1, or nothing is ever served");
     } else if min > max {
-        let message =
-            format!("{min} is more than maxReplicaCount ({max}); lower it or raise maxReplicaCount");
+        let message = format!(
+            "{min} is more than maxReplicaCount ({max}); lower it or raise maxReplicaCount"
+        );
         found.error(path.key("minReplicaCount"), message);
     }
     if scaling.target_concurrency == Some(0) {
@@ -156,9 +156,8 @@ fn processes(it: &Processes, most: u32, path: &Path, found: &mut Findings) {
         found.error(path.key("ports"), "port 0 can't be leased; begin at 1024 or above");
     } else if u32::from(last - first) + 1 < most {
         let ports = u32::from(last - first) + 1;
-        let message = format!(
-            "{ports} ports for up to {most} replicas (maxReplicaCount); widen the range"
-        );
+        let message =
+            format!("{ports} ports for up to {most} replicas (maxReplicaCount); widen the range");
         found.error(path.key("ports"), message);
     }
     gpus(it, most, path, found);

@@ -197,10 +197,16 @@ mod tests {
             ("", "`` is not a duration; write for example 250ms, 30s, 5m or 1h30m"),
             ("soon", "`soon` is not a duration; write for example 250ms, 30s, 5m or 1h30m"),
             ("1h30", "`1h30` is not a duration; write for example 250ms, 30s, 5m or 1h30m"),
-            ("30 parsecs", "`30 parsecs` is not a duration; write for example 250ms, 30s, 5m or 1h30m"),
+            (
+                "30 parsecs",
+                "`30 parsecs` is not a duration; write for example 250ms, 30s, 5m or 1h30m",
+            ),
             ("30sec", "`30sec` is not a duration: unit `sec` is not known; use d, h, m, s or ms"),
             ("5M", "`5M` is not a duration: unit `M` is not known; use d, h, m, s or ms"),
-            ("30m1h", "`30m1h` is not a duration: write each unit once, larger ones first, as in 1h30m"),
+            (
+                "30m1h",
+                "`30m1h` is not a duration: write each unit once, larger ones first, as in 1h30m",
+            ),
             ("1.5s", "`1.5s` is not a duration: no fractions; write 1500ms for 1.5s, 90s for 1.5m"),
             ("-1s", "`-1s` is negative; a duration is 0s or longer"),
             ("4000d", "`4000d` is longer than ten years"),

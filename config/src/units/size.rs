@@ -194,7 +194,10 @@ mod tests {
         for (text, message) in [
             ("", "`` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes"),
             ("big", "`big` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes"),
-            ("1.5Mi", "`1.5Mi` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes"),
+            (
+                "1.5Mi",
+                "`1.5Mi` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes",
+            ),
             ("-1", "`-1` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes"),
             ("32MiB", "`32MiB` is not a size; write 32Mi"),
             ("32MB", "`32MB` is not a size; write 32M"),
@@ -209,9 +212,14 @@ mod tests {
 
     #[test]
     fn a_size_is_written_in_the_largest_unit_that_loses_nothing() {
-        for (bytes, text) in
-            [(0, "0"), (1, "1"), (1024, "1Ki"), (1 << 30, "1Gi"), (10_000_000, "10M"), (1025, "1025")]
-        {
+        for (bytes, text) in [
+            (0, "0"),
+            (1, "1"),
+            (1024, "1Ki"),
+            (1 << 30, "1Gi"),
+            (10_000_000, "10M"),
+            (1025, "1025"),
+        ] {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }
     }

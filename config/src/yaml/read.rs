@@ -36,6 +36,8 @@ pub(crate) fn read<T: DeserializeOwned>(
 ) -> Result<T, Vec<Fault>> {
     let mut tree = tree.clone();
     let mut faults = Vec::new();
+    // Fields that were meant by misspelt ones, and so are not missing.
+    let mut meant = Vec::new();
     loop {
         let reader = Reader { node: &tree.root, path: Path::default() };
         let error = match T::deserialize(reader) {
@@ -47,11 +49,19 @@ pub(crate) fn read<T: DeserializeOwned>(
         let Some(node) = tree.node_mut(&path) else { return Err(faults) };
         let (field, silent) = match &error.kind {
             // What is missing because it was faulty has been reported.
-            ErrorKind::MissingField(name) => (path.key(name), node.lost(Some(name))),
+            ErrorKind::MissingField(name) => {
+                let field = path.key(name);
+                let reported = node.lost(Some(name)) || meant.contains(&field);
+                (field, reported)
+            }
+            ErrorKind::UnknownField { name, known } => {
+                meant.extend(closest(name, known).map(|near| path.sibling(near)));
+                (path.clone(), false)
+            }
             ErrorKind::NoVariant(_) => (path.clone(), node.lost(None)),
             // A field that is named and left empty counts as not written, as in Kubernetes.
             ErrorKind::Value(_) => (path.clone(), node.is_null() && !path.ends_in_list()),
-            _ => (path.clone(), false),
+            ErrorKind::UnknownVariant { .. } => (path.clone(), false),
         };
         let empty = silent && node.is_null();
         node.kind = Kind::Removed { faulty: !empty };
@@ -73,8 +83,14 @@ struct Error {
 
 #[derive(Debug)]
 enum ErrorKind {
-    UnknownField { name: String, known: &'static [&'static str] },
-    UnknownVariant { name: String, known: &'static [&'static str] },
+    UnknownField {
+        name: String,
+        known: &'static [&'static str],
+    },
+    UnknownVariant {
+        name: String,
+        known: &'static [&'static str],
+    },
     MissingField(&'static str),
     /// None of an enum's variants is given, or several are.
     NoVariant(&'static [&'static str]),
@@ -167,15 +183,15 @@ impl<'a> Reader<'a> {
     /// A scalar's text, where `wanted` is to be read.
     fn text(&self, wanted: &str) -> Result<&'a str, Error> {
         match &self.node.kind {
-            Kind::Scalar { .. } if self.node.is_null() => {
-                Err(Error::value(format!("empty; {wanted} must be given")))
-            }
-            Kind::Scalar { text, .. } => Ok(text),
+            Kind::Scalar { text, .. } if !self.node.is_null() => Ok(text),
             _ => Err(self.unfit(wanted)),
         }
     }
 
     fn unfit(&self, wanted: &str) -> Error {
+        if self.node.is_null() {
+            return Error::value(format!("empty; {wanted} must be given"));
+        }
         let found = match &self.node.kind {
             Kind::Scalar { text, .. } => format!("`{text}`"),
             Kind::List(_) => "a list".to_owned(),
@@ -236,9 +252,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             }
             Kind::Scalar { text, plain: false } => visitor.visit_str(text),
             Kind::List(items) => visitor.visit_seq(List { items, next: 0, path: &self.path }),
-            Kind::Map(entries) => {
-                visitor.visit_map(Map { entries, next: 0, path: &self.path })
-            }
+            Kind::Map(entries) => visitor.visit_map(Map { entries, next: 0, path: &self.path }),
             Kind::Removed { .. } => visitor.visit_unit(),
         }
     }

@@ -307,7 +307,10 @@ mod tests {
 
     #[test]
     fn a_second_document_and_a_key_that_is_a_list_are_refused() {
-        assert_eq!(broken("a: 1\n---\nb: 2\n"), ["2: a second document begins here; write one per file"]);
+        assert_eq!(
+            broken("a: 1\n---\nb: 2\n"),
+            ["2: a second document begins here; write one per file"]
+        );
         assert_eq!(broken("[a]: 1\n"), ["1: a field's name must be plain text"]);
     }
 

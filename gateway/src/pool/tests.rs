@@ -134,3 +134,13 @@ async fn a_full_queue_refuses() {
     let refused = pool.hold(&mut second).await.err();
     assert!(matches!(refused, Some(Refusal::QueueFull { held: 1, .. })), "{refused:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn names_that_a_replica_told_stay_while_the_pool_sleeps() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    assert!(pool.models().is_empty());
+    pool.set_served(vec!["tiny".to_owned()]);
+    pool.remove_endpoint(address(1));
+    assert_eq!(pool.models(), ["tiny"]);
+}
