@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn what_is_no_address_is_told_with_what_to_write() {
         use AddressError::{Host, Path, Port, Scheme};
-        let cases: [(&str, fn(String) -> AddressError); 14] = [
+        type Makes = fn(String) -> AddressError;
+        let cases: [(&str, Makes); 14] = [
             ("https://host:443", Scheme),
             ("unix:///run/vllm.sock", Scheme),
             ("http://host:8000/v1", Path),

@@ -28,6 +28,7 @@ impl JsonSchema for Count {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
+            "title": "count",
             "type": ["integer", "string"],
             "minimum": 0,
             "maximum": u32::MAX,
@@ -105,7 +106,11 @@ pub(crate) mod port_range {
         }
 
         fn json_schema(_: &mut SchemaGenerator) -> Schema {
-            json_schema!({"type": "string", "pattern": "^[0-9]{1,5} *- *[0-9]{1,5}$"})
+            json_schema!({
+                "title": "ports",
+                "type": "string",
+                "pattern": "^[0-9]{1,5} *- *[0-9]{1,5}$",
+            })
         }
     }
 }

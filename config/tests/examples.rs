@@ -9,7 +9,8 @@ use serde_json::Value;
 
 fn examples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path());
     let mut files: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|it| it == "yaml")).collect();
     files.sort();
@@ -38,7 +39,7 @@ fn what_is_printed_of_an_example_is_read_back_to_the_same() {
 /// Names of all fields below `node`, as dotted ways, lists as `[]`.
 fn fields(root: &Value, node: &Value, prefix: &str, into: &mut BTreeSet<String>) {
     if let Some(target) = node["$ref"].as_str() {
-        return fields(root, root.pointer(&target[1..]).unwrap(), prefix, into);
+        return fields(root, root.pointer(&target[1..]).expect("defined"), prefix, into);
     }
     for key in ["allOf", "anyOf", "oneOf"] {
         for option in node[key].as_array().into_iter().flatten() {

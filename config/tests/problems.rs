@@ -29,10 +29,10 @@ fn of_processes(fields: &str, scaling: &str) -> String {
 #[test]
 fn broken_yaml_is_told_with_its_line() {
     for (text, start) in [
-        ("pools:\n  - name: 'a\n", "f.yaml:3: not valid YAML: "),
+        ("pools:\n  - name: 'a\n", "f.yaml:2: not valid YAML: "),
         ("gateway:\n\tlisten: x\n", "f.yaml:2: not valid YAML: "),
         ("a: b: c\n", "f.yaml:1: not valid YAML: "),
-        ("pools: [\n", "f.yaml:2: not valid YAML: "),
+        ("pools: [\n", "f.yaml:1: not valid YAML: "),
         ("admin: *none\n", "f.yaml:1: not valid YAML: "),
     ] {
         let told = told(text);
@@ -133,7 +133,7 @@ fn wrong_fields_of_a_pool_are_told_with_the_fix() {
         ("target: processes", "f.yaml:3: pools[0].target: `processes` needs its fields below it"),
         (
             "target:\n  processes:\n    ports: 18100",
-            "f.yaml:5: pools[0].target.processes.command: missing; it must be given\n\
+            "f.yaml:4: pools[0].target.processes.command: missing; it must be given\n\
              f.yaml:5: pools[0].target.processes.ports: `18100` is not a range of ports; write \
              18100-18999",
         ),

@@ -172,7 +172,7 @@ struct Tried {
 
 enum Kind {
     Whole(Bytes, answer::Usage),
-    Relay(Committed),
+    Relay(Box<Committed>),
 }
 
 async fn try_until_committed(
@@ -248,7 +248,7 @@ async fn attempt(
             }
         }
         let committed = Committed { api: outgoing.api, out, upstream, answer: Some(answer) };
-        return Ok((head, Kind::Relay(committed)));
+        return Ok((head, Kind::Relay(Box::new(committed))));
     }
     plain(head, upstream, outgoing, settings).await
 }
@@ -268,7 +268,7 @@ async fn plain(
         out.push_back(bytes);
         if size > settings.commit_size.bytes() {
             let committed = Committed { api: outgoing.api, out, upstream, answer: None };
-            return Ok((head, Kind::Relay(committed)));
+            return Ok((head, Kind::Relay(Box::new(committed))));
         }
     }
     let body = match out.len() {
@@ -306,7 +306,7 @@ fn respond(
         }
         Kind::Relay(committed) => {
             let stall = pool.settings.upstream.stall_timeout;
-            Body::Relay(Box::new(Relay::new(committed, slot, record, stall, deadline)))
+            Body::Relay(Box::new(Relay::new(*committed, slot, record, stall, deadline)))
         }
     };
     Response::from_parts(head, body)

@@ -54,7 +54,8 @@ fn serve(mut stream: TcpStream, healthy: u64, file: &str) -> Option<()> {
             if reader.read_line(&mut line).ok()? == 0 {
                 return None;
             }
-            if head.starts_with("POST") && line.to_ascii_lowercase().starts_with("content-length:") {
+            if head.starts_with("POST") && line.to_ascii_lowercase().starts_with("content-length:")
+            {
                 length = line.split(':').nth(1)?.trim().parse().ok()?;
             }
             if head.is_empty() && line.starts_with("POST") {

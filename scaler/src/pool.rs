@@ -31,7 +31,8 @@ pub(crate) trait Target {
 /// One gateway's last word on this pool.
 pub(crate) struct Heard<'a> {
     pub(crate) signals: Option<&'a PoolSignals>,
-    /// How long ago its feed was lost; `None` while it is there.
+    /// How long ago its feed was lost, or that it was listed and was not heard yet; `None` while it
+    /// is there. One that is there and says nothing of this pool has nothing of it.
     pub(crate) lost_ms: Option<u64>,
 }
 
@@ -44,11 +45,21 @@ pub(crate) struct PoolLoop {
     draining: BTreeSet<String>,
     stopped: BTreeSet<String>,
     ready: BTreeSet<String>,
-    asked_ms: BTreeMap<String, u64>,
+    starts: BTreeMap<String, Start>,
     cold_starts: ColdStarts,
     epoch: u64,
     barrier: bool,
     why: String,
+}
+
+/// A replica's present start.
+struct Start {
+    /// When it was asked for, or when a later start after a death was seen.
+    since_ms: u64,
+    /// The target's own time of it; 0 before.
+    started_ms: u64,
+    /// Whether a gateway has found it healthy.
+    done: bool,
 }
 
 /// What a step led to.
@@ -69,7 +80,7 @@ impl PoolLoop {
             draining: BTreeSet::new(),
             stopped: BTreeSet::new(),
             ready: BTreeSet::new(),
-            asked_ms: BTreeMap::new(),
+            starts: BTreeMap::new(),
             cold_starts: ColdStarts::default(),
             epoch: 0,
             barrier: false,
@@ -94,15 +105,21 @@ impl PoolLoop {
         let count = |test: &dyn Fn(&ReplicaStatus) -> bool| {
             alive.iter().filter(staying).filter(|status| test(status)).count() as u32
         };
-        let words = heard.iter().map(|heard| match (heard.signals, heard.lost_ms) {
-            (Some(signals), None) => Word::Now(signals),
-            (Some(signals), Some(ms)) => Word::Lost(signals, ms),
-            (None, _) => Word::Never,
+        let words = heard.iter().filter_map(|heard| match (heard.signals, heard.lost_ms) {
+            (Some(signals), None) => Some(Word::Now(signals)),
+            (Some(signals), Some(ms)) => Some(Word::Lost(signals, ms)),
+            (None, Some(ms)) => Some(Word::Never(ms)),
+            (None, None) => None,
         });
+        let out = |status: &ReplicaStatus| {
+            let done = self.starts.get(&status.id).is_some_and(|start| start.done);
+            status.phase == Phase::Running && done && !self.ready.contains(&status.id)
+        };
         let inputs = Inputs {
             load: merge(words, self.stale_after_ms),
             ready: count(&|status| self.ready.contains(&status.id)),
             failed: count(&|status| status.phase == Phase::Failed),
+            ejected: count(&out),
         };
         let decision = decide(&mut self.state, inputs, &self.policy, now_ms);
         if decision.from != decision.desired || self.why.is_empty() {
@@ -110,7 +127,7 @@ impl PoolLoop {
         }
         let staying = count(&|_| true);
         let alive: Vec<_> = alive.into_iter().cloned().collect();
-        self.reconcile(decision.desired, staying, &alive, heard, target);
+        self.reconcile(decision.desired, staying, &alive, heard, target, now_ms);
         for id in self.drained(heard, &alive) {
             target.stop(&id);
             self.draining.remove(&id);
@@ -128,27 +145,36 @@ impl PoolLoop {
         target: &impl Target,
         now_ms: u64,
     ) -> Vec<f64> {
-        self.asked_ms.retain(|id, _| statuses.contains_key(id));
+        self.starts.retain(|id, _| statuses.contains_key(id));
         self.stopped.retain(|id| statuses.contains_key(id));
         self.draining.retain(|id| statuses.contains_key(id));
         let mut took = Vec::new();
         let mut ready = BTreeSet::new();
         for (id, status) in statuses {
-            let asked = *self.asked_ms.entry(id.clone()).or_insert(now_ms);
-            let healthy = status.phase == Phase::Running
-                && endpoints(heard, status).any(|endpoint| endpoint.health == Health::Ready);
-            // Draining it is no less alive for it.
-            let was = self.ready.contains(id) && status.phase == Phase::Running;
-            let draining = self.draining.contains(id) && was;
-            if !healthy && !draining {
+            let new = Start { since_ms: now_ms, started_ms: status.started_ms, done: false };
+            let start = self.starts.entry(id.clone()).or_insert(new);
+            if start.started_ms == 0 {
+                start.started_ms = status.started_ms;
+            } else if start.started_ms != status.started_ms {
+                // It died and is started again: counted from here, and not healthy by hearsay.
+                *start = Start { since_ms: now_ms, started_ms: status.started_ms, done: false };
+                self.ready.remove(id);
+            }
+            if status.phase != Phase::Running {
                 continue;
             }
-            if !was {
+            let seen = |health| endpoints(heard, status).any(|e| e.health == health);
+            // Draining it is no less alive for it, also as long as a gateway has not heard that it
+            // is kept after all.
+            let draining = self.draining.contains(id) || seen(Health::Draining);
+            let kept = draining && self.ready.contains(id);
+            if !seen(Health::Ready) && !kept {
+                continue;
+            }
+            // One that comes back after an ejection did not start.
+            if !std::mem::replace(&mut start.done, true) {
                 target.ready(id);
-                // A restart's start is counted from the restart.
-                let from =
-                    if self.cold_starts_seen(id) { status.started_ms.max(asked) } else { asked };
-                let seconds = now_ms.saturating_sub(from) as f64 / 1000.0;
+                let seconds = now_ms.saturating_sub(start.since_ms) as f64 / 1000.0;
                 tracing::info!("{}: replica {id} ready after {seconds:.1} s", self.name);
                 self.cold_starts.record(seconds);
                 took.push(seconds);
@@ -159,12 +185,6 @@ impl PoolLoop {
         took
     }
 
-    /// Whether this replica has been ready before: then `asked_ms` tells of its first start.
-    fn cold_starts_seen(&mut self, id: &str) -> bool {
-        // The marker is moved on so that the next start is measured from its own beginning.
-        self.asked_ms.insert(id.to_owned(), 0) == Some(0)
-    }
-
     fn reconcile(
         &mut self,
         desired: u32,
@@ -172,6 +192,7 @@ impl PoolLoop {
         alive: &[ReplicaStatus],
         heard: &[Heard<'_>],
         target: &impl Target,
+        now_ms: u64,
     ) {
         if desired > staying {
             let mut missing = desired - staying;
@@ -193,7 +214,7 @@ impl PoolLoop {
             // Not ready first, the youngest of them; then those with the least to finish.
             victims.sort_by_key(|status| {
                 let in_flight: u32 = endpoints(heard, status).map(|e| e.in_flight).sum();
-                let young = u64::MAX - self.asked_ms.get(&status.id).copied().unwrap_or(0);
+                let young = u64::MAX - self.starts.get(&status.id).map_or(0, |s| s.since_ms);
                 (self.ready.contains(&status.id), in_flight, young)
             });
             for status in victims.into_iter().take((staying - desired) as usize) {
@@ -202,7 +223,8 @@ impl PoolLoop {
         }
         let barrier = desired == 0 && !self.draining.is_empty();
         if barrier && !self.barrier {
-            self.epoch += 1;
+            // Also above those of a scaler that ran before this one.
+            self.epoch = now_ms.max(self.epoch + 1);
         }
         self.barrier = barrier;
     }
@@ -212,10 +234,12 @@ impl PoolLoop {
         let done = |status: &&ReplicaStatus| {
             self.draining.contains(&status.id)
                 && heard.iter().all(|heard| {
-                    // A gateway that was lost may still have streams there.
-                    let (Some(signals), None) = (heard.signals, heard.lost_ms) else {
-                        return false;
-                    };
+                    if let Some(lost_ms) = heard.lost_ms {
+                        // It may still have streams there: it is waited for, and for the last
+                        // replica for as long as it is listed.
+                        return !self.barrier && lost_ms >= self.stale_after_ms;
+                    }
+                    let Some(signals) = heard.signals else { return true };
                     let closed = !self.barrier || signals.zero_epoch == Some(self.epoch);
                     let endpoint = status
                         .address
@@ -227,6 +251,15 @@ impl PoolLoop {
                 })
         };
         alive.iter().filter(done).map(|status| status.id.clone()).collect()
+    }
+
+    /// What gateways are told while the target stops everything.
+    pub(crate) fn leaving(&self, statuses: &BTreeMap<String, ReplicaStatus>) -> PoolReplicas {
+        let mut told = self.published(0, statuses);
+        for replica in told.replicas.values_mut().flatten() {
+            replica.state = ReplicaState::Draining;
+        }
+        PoolReplicas { why: "shutting down".to_owned(), barrier: None, ..told }
     }
 
     fn published(&self, desired: u32, statuses: &BTreeMap<String, ReplicaStatus>) -> PoolReplicas {

@@ -15,13 +15,14 @@ use forebay_signals::follower::{Event, follow};
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolReplicas, PoolSignals, ReplicaState, View};
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::{SelectAll, select_all};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::metric::Metrics;
 use crate::pool::{Heard, PoolLoop, Step, Target};
@@ -36,7 +37,7 @@ pub struct Scaler {
     publisher: Arc<Publisher<PoolReplicas>>,
     decisions: Arc<Mutex<VecDeque<Value>>>,
     stop: CancellationToken,
-    task: JoinHandle<Vec<Driven>>,
+    task: AbortOnDropHandle<Vec<Driven>>,
 }
 
 /// Why a scaler does not start.
@@ -103,7 +104,7 @@ impl Scaler {
             decisions: Arc::clone(&decisions),
             last: BTreeMap::new(),
         };
-        let task = tokio::spawn(work.run(stop.clone()));
+        let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
         Ok(Self { publisher, decisions, stop, task })
     }
 
@@ -117,18 +118,35 @@ impl Scaler {
         Router::new().route("/replicas", self.publisher.route()).route("/decisions", get(list))
     }
 
-    /// Stops deciding, then every replica, and returns when no process is left.
+    /// Stops deciding, then every replica, and returns when no process is left. Gateways that run
+    /// on hear all the while that nothing is there for them any more.
     pub async fn shutdown(self) {
         self.stop.cancel();
         match self.task.await {
             Ok(pools) => {
-                futures_util::future::join_all(pools.iter().map(|driven| driven.target.shutdown()))
-                    .await;
+                let all = pools.iter().map(|driven| driven.target.shutdown());
+                let mut stopped = std::pin::pin!(join_all(all));
+                let mut ticks = interval(TICK);
+                loop {
+                    tokio::select! {
+                        biased; // The first tick is at once, before anything is stopped.
+                        _ = ticks.tick() => self.publisher.publish(leaving(&pools)),
+                        _ = &mut stopped => break,
+                    }
+                }
             }
             Err(error) => tracing::error!("the scaler's loop ended early: {error}"),
         }
         self.publisher.goodbye();
     }
+}
+
+fn leaving(pools: &[Driven]) -> BTreeMap<String, PoolReplicas> {
+    let told = |driven: &Driven| {
+        let statuses = Arc::clone(&driven.target.replicas().borrow());
+        (driven.pool.name.clone(), driven.pool.leaving(&statuses))
+    };
+    pools.iter().map(told).collect()
 }
 
 /// Every gateway's feed, and the last that each said.
@@ -140,7 +158,10 @@ struct Feeds {
 struct Gateway {
     url: String,
     view: Option<Arc<View<PoolSignals>>>,
+    /// Since when it is silent; from the beginning, until it is heard.
     lost: Option<Instant>,
+    /// Its silence was told.
+    told: bool,
     /// It said goodbye, and nothing of it counts until it is heard again.
     gone: bool,
 }
@@ -155,7 +176,13 @@ impl Feeds {
         let streams = select_all(gateways.iter().enumerate().map(feed));
         let heard = gateways
             .into_iter()
-            .map(|url| Gateway { url, view: None, lost: None, gone: false })
+            .map(|url| Gateway {
+                url,
+                view: None,
+                lost: Some(Instant::now()),
+                told: false,
+                gone: false,
+            })
             .collect();
         Self { streams, heard }
     }
@@ -166,20 +193,23 @@ impl Feeds {
             Event::Update { view, .. } => {
                 gateway.view = Some(view);
                 gateway.lost = None;
+                gateway.told = false;
                 gateway.gone = false;
             }
             Event::Goodbye => {
                 gateway.view = None;
                 gateway.gone = true;
             }
-            Event::Lost { error } if gateway.view.is_some() && gateway.lost.is_none() => {
-                tracing::warn!(
-                    "the gateway at {} is silent ({error}): nothing scales down",
-                    gateway.url
-                );
-                gateway.lost = Some(Instant::now());
+            Event::Lost { .. } if gateway.gone => {}
+            Event::Lost { error } => {
+                let since = *gateway.lost.get_or_insert_with(Instant::now);
+                // In one process the scaler looks for its gateway before that listens.
+                let settled = gateway.view.is_some() || since.elapsed() >= TICK;
+                if settled && !std::mem::replace(&mut gateway.told, true) {
+                    let url = &gateway.url;
+                    tracing::warn!("the gateway at {url} is silent ({error}): nothing scales down");
+                }
             }
-            Event::Lost { .. } => {}
         }
     }
 

@@ -129,8 +129,8 @@ fn gpus(config: &Config, pools: &Path, found: &mut Findings) {
 
 /// The pools of local processes: their index, the target, the most replicas.
 fn targets(config: &Config) -> impl Iterator<Item = (usize, &Processes, u32)> {
-    config.pools.iter().enumerate().filter_map(|(at, pool)| match &pool.target {
-        Some(Target::Processes(it)) => Some((at, it, pool.scaling.max_replica_count)),
-        None => None,
+    config.pools.iter().enumerate().filter_map(|(at, pool)| {
+        let Target::Processes(processes) = pool.target.as_ref()?;
+        Some((at, processes, pool.scaling.max_replica_count))
     })
 }

@@ -160,6 +160,7 @@ impl JsonSchema for ByteSize {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
+            "title": "size",
             "type": ["string", "integer"],
             "minimum": 0,
             "pattern": "^[0-9]+ *(Ki|Mi|Gi|Ti|k|M|G|T)?$",

@@ -61,6 +61,8 @@ pub struct Inputs {
     pub ready: u32,
     /// Replicas that failed and wait for their next start.
     pub failed: u32,
+    /// Replicas that were ready and are not now, though they run: no capacity, and no start either.
+    pub ejected: u32,
 }
 
 /// What the next decision needs of the last ones.
@@ -68,7 +70,10 @@ pub struct Inputs {
 pub struct State {
     concurrency: Window,
     desired: u32,
-    ready: u32,
+    /// Replicas that have been ready, whether or not they are now.
+    started: u32,
+    accepted: u64,
+    raised_ms: u64,
     panic_until_ms: u64,
     busy_ms: u64,
     ready_ms: u64,
@@ -126,6 +131,8 @@ pub enum Why {
     Panic,
     /// A lower count is not taken while a start is under way.
     Starting,
+    /// A lower count is not taken before a start has shown what it is worth.
+    Settling,
 }
 
 impl fmt::Display for Why {
@@ -148,6 +155,7 @@ impl fmt::Display for Why {
             Self::Unheard => f.write_str("a gateway is silent, so nothing scales down"),
             Self::Panic => f.write_str("the load rose steeply, so nothing scales down yet"),
             Self::Starting => f.write_str("a start is under way"),
+            Self::Settling => f.write_str("the last start is too fresh to be taken back"),
         }
     }
 }
@@ -175,18 +183,22 @@ fn replicas_for(load: f64, target: u32) -> u32 {
 
 /// Decides. Pure in its arguments; `now_ms` never goes back.
 pub fn decide(state: &mut State, inputs: Inputs, policy: &Policy, now_ms: u64) -> Decision {
-    let Load { held, in_flight, missing } = inputs.load;
+    let Load { held, in_flight, accepted, missing, stale } = inputs.load;
     let concurrency = held.saturating_add(in_flight);
     let target = policy.target_concurrency.max(1);
     let keep = policy.stable_window_ms.max(policy.panic_window_ms);
     state.concurrency.record(now_ms, concurrency, keep);
-    if concurrency > 0 || state.busy_ms == 0 {
+    // The sum shrinks when a gateway leaves or restarts; what comes then is seen all the same.
+    if concurrency > 0 || accepted > state.accepted || state.busy_ms == 0 {
         state.busy_ms = now_ms;
     }
-    if inputs.ready > state.ready {
+    state.accepted = accepted;
+    // One that comes back after an ejection did not start.
+    let started = inputs.ready + inputs.ejected;
+    if started > state.started {
         state.ready_ms = now_ms;
     }
-    state.ready = inputs.ready;
+    state.started = started;
     let from = state.desired;
 
     // What the load asks for, upwards and downwards.
@@ -215,27 +227,36 @@ pub fn decide(state: &mut State, inputs: Inputs, policy: &Policy, now_ms: u64) -
     if up > from && !idle {
         (desired, why) = (up, up_why);
     } else if from > 0 && (idle || down < from) {
-        let under_way = inputs.ready < from && inputs.failed == 0;
+        let under_way = started + inputs.failed < from;
+        let settled_ms = state.raised_ms.max(state.ready_ms) + policy.stable_window_ms;
         (desired, why) = if missing {
             (from, Why::Unheard)
         } else if under_way {
             // An impatient client's leaving does not end a start.
             (from, Why::Starting)
-        } else if idle {
+        } else if idle && !stale {
             (0, Why::Idle { for_ms: idle_ms })
         } else if now_ms < state.panic_until_ms {
             (from, Why::Panic)
+        } else if from == 1 {
+            // The last one goes by the idle time alone, and by the word of every gateway.
+            (1, if stale { Why::Unheard } else { Why::Steady })
+        } else if now_ms < settled_ms {
+            (from, Why::Settling)
         } else {
-            // The last one goes by the idle time alone.
-            (down.max(1).min(from), Why::Falling { load: falling, target })
+            (down.clamp(1, from), Why::Falling { load: falling, target })
         };
     }
     if desired < policy.min {
         (desired, why) = (policy.min, Why::Minimum);
     }
     desired = desired.min(policy.max);
-    if desired == from && !matches!(why, Why::Unheard | Why::Panic | Why::Starting) {
+    let kept = matches!(why, Why::Unheard | Why::Panic | Why::Starting | Why::Settling);
+    if desired == from && !kept {
         why = Why::Steady;
+    }
+    if desired > from {
+        state.raised_ms = now_ms;
     }
     state.desired = desired;
     Decision { from, desired, why }

@@ -19,7 +19,7 @@ impl Target for Fake {
                 address: Some(SocketAddr::from(([127, 0, 0, 1], n))),
                 phase: Phase::Running,
                 reason: String::new(),
-                started_ms: 0,
+                started_ms: 1_000,
             };
             statuses.insert(status.id.clone(), status);
         }
@@ -161,4 +161,68 @@ fn the_idlest_is_the_one_to_go() {
     assert_eq!(fewer.decision.desired, 1);
     let state = |id: &str| fewer.replicas.replicas[id].as_ref().expect("there").state;
     assert_eq!(state("p-2"), ReplicaState::Draining, "nothing in flight there");
+}
+
+#[test]
+fn a_replica_that_is_kept_is_ready_all_along_and_is_no_new_start() {
+    let (mut pool, target, zero) = going_to_zero();
+    assert!(zero.replicas.barrier.is_some());
+    let late = signals(1, &[(ONE, Health::Draining, 0)]);
+    step(&mut pool, &target, std::slice::from_ref(&late), 40_020);
+    let still = step(&mut pool, &target, &[late], 40_025);
+    let state = still.replicas.replicas["p-1"].as_ref().expect("there").state;
+    assert_eq!(state, ReplicaState::Ready, "its gateway has not heard yet that it is kept");
+    let back = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 40_050);
+    assert!(back.cold_starts.is_empty(), "{:?}", back.cold_starts);
+    assert_eq!(back.replicas.cold_start.expect("one").samples, 1);
+}
+
+#[test]
+fn coming_back_after_an_ejection_is_no_cold_start() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 4_000);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ejected, 1)])], 500_000);
+    let back = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 500_250);
+    assert!(back.cold_starts.is_empty(), "{:?}", back.cold_starts);
+}
+
+#[test]
+fn a_start_after_a_death_is_learned_from_its_own_beginning() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 4_000);
+    let change = |phase, started_ms| {
+        let mut statuses = target.statuses.borrow_mut();
+        let status = statuses.get_mut("p-1").expect("there");
+        (status.phase, status.started_ms) = (phase, started_ms);
+    };
+    change(Phase::Failed, 1_000);
+    step(&mut pool, &target, &[signals(1, &[])], 100_000);
+    change(Phase::Running, 101_000);
+    step(&mut pool, &target, &[signals(1, &[(ONE, Health::Starting, 0)])], 101_000);
+    let again = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 103_500);
+    assert_eq!(again.cold_starts, [2.5]);
+}
+
+#[test]
+fn a_gateway_that_is_stale_or_was_never_heard_does_not_keep_a_drained_replica() {
+    for lost in [None, Some(11_000)] {
+        let (mut pool, target) = (pool(), Fake::default());
+        step(&mut pool, &target, &[signals(25, &[])], 1_000);
+        let at = |n| format!("127.0.0.1:{n}");
+        let (a, b, c) = (at(1), at(2), at(3));
+        let all =
+            |health, x, y| signals(0, &[(&a, Health::Ready, 1), (&b, health, x), (&c, health, y)]);
+        step(&mut pool, &target, &[all(Health::Ready, 1, 1)], 2_000);
+        let (drained, old) = (all(Health::Draining, 0, 0), all(Health::Ready, 0, 0));
+        for now in [200_000, 200_050] {
+            let silent =
+                Heard { signals: lost.map(|_| &old), lost_ms: Some(lost.unwrap_or(60_000)) };
+            let heard = [Heard { signals: Some(&drained), lost_ms: None }, silent];
+            let statuses = target.statuses.borrow().clone();
+            pool.step(&heard, &statuses, &target, now);
+        }
+        assert_eq!(*target.stops.borrow(), ["p-2", "p-3"], "lost {lost:?}");
+    }
 }

@@ -15,7 +15,7 @@ fn policy() -> Policy {
 }
 
 fn inputs(held: u32, in_flight: u32, ready: u32) -> Inputs {
-    Inputs { load: Load { held, in_flight, missing: false }, ready, failed: 0 }
+    Inputs { load: Load { held, in_flight, ..Load::default() }, ready, failed: 0, ejected: 0 }
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn missing_data_forbids_scaling_down_and_allows_scaling_up() {
     decide(&mut state, inputs(30, 0, 0), &policy, 1_000);
     decide(&mut state, inputs(0, 0, 3), &policy, 2_000);
     let unheard =
-        |held| Inputs { load: Load { held, in_flight: 0, missing: true }, ready: 3, failed: 0 };
+        |held| Inputs { load: Load { held, missing: true, ..Load::default() }, ..inputs(0, 0, 3) };
     let kept = decide(&mut state, unheard(0), &policy, 900_000);
     assert_eq!((kept.desired, kept.why), (3, Why::Unheard));
     assert_eq!(decide(&mut state, unheard(60), &policy, 900_100).desired, 6);
@@ -113,7 +113,8 @@ proptest! {
         let (mut state, mut now) = (State::default(), 1_000_000);
         for (step, held, in_flight, ready, missing) in loads {
             now += step;
-            let inputs = Inputs { load: Load { held, in_flight, missing }, ready, failed: 0 };
+            let load = Load { held, in_flight, missing, ..Load::default() };
+            let inputs = Inputs { load, ready, failed: 0, ejected: 0 };
             let decision = decide(&mut state, inputs, &policy, now);
             prop_assert!((min..=policy.max).contains(&decision.desired));
             prop_assert!(held == 0 || decision.desired >= 1);
@@ -126,7 +127,8 @@ proptest! {
         let (mut state, mut now) = (State::default(), 1_000_000);
         for (step, held, in_flight, ready, missing) in loads {
             now += step;
-            let inputs = Inputs { load: Load { held, in_flight, missing }, ready, failed: 0 };
+            let load = Load { held, in_flight, missing, ..Load::default() };
+            let inputs = Inputs { load, ready, failed: 0, ejected: 0 };
             let decision = decide(&mut state, inputs, &policy, now);
             let down = decision.desired < decision.from;
             prop_assert!(!(down && missing), "{decision:?}");
@@ -137,10 +139,83 @@ proptest! {
     }
 
     #[test]
+    fn never_goes_to_zero_while_a_listed_gateway_is_silent(loads in loads()) {
+        let policy = policy();
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (step, held, in_flight, ready, stale) in loads {
+            now += step;
+            // Every third step is without load, for long enough to be idle.
+            let (held, in_flight, step) =
+                if held % 3 == 0 { (0, 0, 400_000) } else { (held, in_flight, 0) };
+            now += step;
+            let load = Load { held, in_flight, stale, ..Load::default() };
+            let inputs = Inputs { load, ready, failed: 0, ejected: 0 };
+            let decision = decide(&mut state, inputs, &policy, now);
+            prop_assert!(!(stale && decision.from > 0 && decision.desired == 0), "{decision:?}");
+        }
+    }
+
+    #[test]
     fn more_held_never_asks_for_fewer(held in 0..500u32, more in 0..100u32, in_flight in 0..100u32) {
         let fresh = |held| {
             decide(&mut State::default(), inputs(held, in_flight, 0), &policy(), 1000).desired
         };
         prop_assert!(fresh(held) <= fresh(held + more));
     }
+}
+
+#[test]
+fn requests_too_short_to_be_seen_in_flight_keep_a_pool_awake() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    for second in 2..120u64 {
+        let seen = Load { accepted: second, ..Load::default() };
+        let inputs = Inputs { load: seen, ..inputs(0, 0, 1) };
+        let decision = decide(&mut state, inputs, &policy, second * 1000);
+        assert_eq!(decision.desired, 1, "one came in the last second: {decision:?}");
+    }
+    let last = Inputs { load: Load { accepted: 119, ..Load::default() }, ..inputs(0, 0, 1) };
+    assert_eq!(decide(&mut state, last, &policy, 148_999).desired, 1);
+    assert_eq!(decide(&mut state, last, &policy, 149_000).desired, 0, "30 s after the last");
+}
+
+#[test]
+fn a_replica_that_was_ejected_does_not_keep_an_idle_pool_up() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    decide(&mut state, inputs(0, 1, 1), &policy, 2_000);
+    let ejected = Inputs { ejected: 1, ..inputs(0, 0, 0) };
+    assert_eq!(decide(&mut state, ejected, &policy, 31_999).desired, 1);
+    assert_eq!(decide(&mut state, ejected, &policy, 60_000).desired, 0);
+}
+
+#[test]
+fn a_replica_more_stays_for_a_stable_window_after_it_became_ready() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(15, 0, 0), &policy, 1_000);
+    for second in 2..120u64 {
+        decide(&mut state, inputs(0, 15, 2), &policy, second * 1000);
+    }
+    let raised = decide(&mut state, inputs(10, 15, 2), &policy, 120_000);
+    assert_eq!(raised.desired, 3);
+    for (case, at, ready, want) in [
+        ("it starts", 120_020, 2, 3),
+        ("it is ready, and the mean of the window is still low", 123_000, 3, 3),
+        ("its load has gone, within the window", 182_000, 3, 3),
+        ("a window later", 184_000, 3, 2),
+    ] {
+        assert_eq!(decide(&mut state, inputs(0, 15, ready), &policy, at).desired, want, "{case}");
+    }
+}
+
+#[test]
+fn a_gateway_that_stays_silent_stops_forbidding_but_never_lets_the_last_one_go() {
+    let (mut state, policy) = (State::default(), policy());
+    decide(&mut state, inputs(30, 0, 0), &policy, 1_000);
+    decide(&mut state, inputs(0, 0, 3), &policy, 2_000);
+    let stale = Load { stale: true, ..Load::default() };
+    let fewer = decide(&mut state, Inputs { load: stale, ..inputs(0, 0, 3) }, &policy, 200_000);
+    assert_eq!(fewer.desired, 1, "{fewer:?}");
+    let last = decide(&mut state, Inputs { load: stale, ..inputs(0, 0, 1) }, &policy, 900_000);
+    assert_eq!((last.desired, last.why), (1, Why::Unheard));
 }

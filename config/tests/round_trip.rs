@@ -1,0 +1,118 @@
+//! What is printed is read back to the same, whatever the values are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use forebay_config::{
+    Admin, ByteSize, Config, Gateway, Hold, Limits, Pool, Processes, Scaler, Scaling, Target,
+    Upstream, parse, print,
+};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+/// Longer than nothing, to the millisecond.
+fn duration() -> impl Strategy<Value = Duration> {
+    (1..400_000_000_u64).prop_map(Duration::from_millis)
+}
+
+fn size() -> impl Strategy<Value = ByteSize> {
+    (1024..u64::MAX).prop_map(ByteSize::new)
+}
+
+/// Text that YAML could take for something else.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "\\PC{1,30}",
+        "[a-z :#'\"{}\\[\\]&*!|>%@`,?~-]{1,20}",
+        "(true|no|null|~|1\\.10|0x1f|1e3|012|\\.nan|<<|2001-01-01|- a|a: b|a\nb|a\tb| a|a |\u{7f}|\u{85}|\u{2028}|\u{feff})",
+    ]
+}
+
+prop_compose! {
+    fn gateway()(
+        port in 1024..9000_u16, v6: bool, threads in option::of(1..500_u16),
+        shutdown_timeout in duration(), header_timeout in duration(), body_timeout in duration(),
+        body_size in size(), header_size in size(), scaler in option::of(Just("scaler:9900".to_owned())),
+    ) -> Gateway {
+        let ip = if v6 { "[::1]" } else { "0.0.0.0" };
+        let listen: SocketAddr = format!("{ip}:{port}").parse().unwrap();
+        let limits = Limits { body_size, header_size, header_timeout, body_timeout };
+        Gateway { listen, threads, limits, shutdown_timeout, scaler, ..Gateway::default() }
+    }
+}
+
+prop_compose! {
+    fn processes()(
+        words in vec(text(), 0..4), env in btree_map("[A-Z]{1,4}", text(), 0..3),
+        first in 20_000..30_000_u16, start_timeout in duration(), stop_timeout in duration(),
+        log_dir in option::of("[a-z]{1,4}/[a-z ]{1,8}"), gpus in 0..3_usize,
+    ) -> Processes {
+        let command = std::iter::once("serve {port}".to_owned()).chain(words).collect();
+        // No fewer than the replicas below.
+        let gpus = if gpus == 0 { Vec::new() } else { (0..9).map(|gpu| gpu.to_string()).collect() };
+        let env: BTreeMap<_, _> = env;
+        Processes {
+            command, env, ports: (first, first + 100), gpus, log_dir: log_dir.map(Into::into),
+            start_timeout, stop_timeout,
+        }
+    }
+}
+
+prop_compose! {
+    fn scaling()(
+        min in 0..3_u32, more in 1..6_u32, target_concurrency in option::of(1..u32::MAX),
+        activation_threshold: u32, panic_window in duration(), longer in duration(),
+        panic_threshold in 1.001..1000.0_f64, cooldown_period in duration(),
+    ) -> Scaling {
+        Scaling {
+            min_replica_count: min, max_replica_count: min + more, target_concurrency,
+            activation_threshold, stable_window: panic_window + longer, panic_window,
+            panic_threshold, cooldown_period,
+        }
+    }
+}
+
+prop_compose! {
+    fn pool()(
+        models in vec(text(), 1..4), endpoint: bool, max_in_flight in 1..u32::MAX,
+        target in processes(), scaling in scaling(), max_requests in 1..u32::MAX,
+        max_bytes in size(), hold in duration(), limits in (duration(), duration(), duration()),
+        max_tries in 1..9_u32, commit_size in size(),
+    ) -> Pool {
+        let mut pool = Pool::named("a.B-1_");
+        let mut seen = std::collections::HashSet::new();
+        pool.models = models;
+        pool.models.retain(|model| !model.trim().is_empty() && seen.insert(model.clone()));
+        pool.endpoints = if endpoint { vec!["h:1".to_owned(), "http://[::1]:2/".to_owned()] } else { Vec::new() };
+        pool.max_in_flight = max_in_flight;
+        pool.hold = Hold { max_requests, max_bytes, timeout: hold, ..Hold::default() };
+        let (connect_timeout, stall_timeout, request_timeout) = limits;
+        pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size };
+        pool.target = Some(Target::Processes(target));
+        pool.scaling = scaling;
+        pool
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_printed_is_read_back_to_the_same(
+        gateway in gateway(), pool in pool(), stale_after in duration(),
+        token_file in option::of("[a-z/ #:]{1,9}"),
+    ) {
+        let config = Config {
+            gateway,
+            admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
+            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], ..Scaler::default() },
+            pools: vec![pool],
+        };
+        prop_assert!(config.problems().is_empty(), "{}", config.problems());
+        let text = print(&config);
+        match parse(&text, "printed") {
+            Ok(back) => prop_assert_eq!(back, config, "{}", text),
+            Err(problems) => prop_assert!(false, "{problems}\n{text}"),
+        }
+    }
+}
