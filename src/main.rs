@@ -106,11 +106,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
     logging::for_machines();
-    let config = forebay_config::load(&file.config)?;
-    for warning in config.warnings().iter() {
+    let (config, warnings) = file.read()?;
+    for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }
     start(config, parts)
+}
+
+impl File {
+    /// The configuration with its warnings, which name their lines.
+    fn read(&self) -> anyhow::Result<(forebay_config::Config, forebay_config::Problems)> {
+        let name = self.config.display().to_string();
+        let text =
+            std::fs::read_to_string(&self.config).with_context(|| format!("cannot read {name}"))?;
+        Ok(forebay_config::inspect(&text, &name)?)
+    }
 }
 
 fn start(config: forebay_config::Config, parts: serve::Parts) -> anyhow::Result<ExitCode> {
@@ -124,21 +134,20 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn check(file: &File, print: bool) -> anyhow::Result<ExitCode> {
-    match forebay_config::load(&file.config) {
-        Ok(config) => {
-            for warning in config.warnings().iter() {
-                eprintln!("warning: {warning}");
-            }
-            if print {
-                print!("{}", forebay_config::print(&config));
-            } else {
-                println!("{}: valid", file.config.display());
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+    let (config, warnings) = match file.read() {
+        Ok(read) => read,
         Err(problems) => {
-            eprintln!("{problems}");
-            Ok(ExitCode::FAILURE)
+            eprintln!("{problems:#}");
+            return Ok(ExitCode::FAILURE);
         }
+    };
+    for warning in warnings.iter() {
+        eprintln!("warning: {warning}");
     }
+    if print {
+        print!("{}", forebay_config::print(&config));
+    } else {
+        println!("{}: valid", file.config.display());
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -46,7 +46,8 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     let gateway = if parts == Parts::Scaler {
         None
     } else {
-        let scaler = (parts == Parts::Both).then(|| own.clone()).or(config.gateway.scaler.clone());
+        let configured = config.gateway.scaler.as_deref().map(url).transpose()?;
+        let scaler = (parts == Parts::Both).then(|| own.clone()).or(configured);
         let gateway = Gateway::start(&config, scaler, token.clone())?;
         routes = routes.merge(gateway.routes());
         Some(gateway)
@@ -54,10 +55,11 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     let scaler = if parts == Parts::Gateway {
         None
     } else {
-        let mut gateways = config.scaler.gateways.clone();
-        if parts == Parts::Both {
-            gateways = vec![own.clone()];
-        }
+        let gateways = if parts == Parts::Both {
+            vec![own.clone()]
+        } else {
+            config.scaler.gateways.iter().map(|it| url(it)).collect::<anyhow::Result<_>>()?
+        };
         let scaler = Scaler::start(Arc::clone(&config), gateways, token.clone())?;
         routes = routes.merge(scaler.routes());
         Some(scaler)
@@ -97,6 +99,11 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     };
     tracing::info!("stopped");
     Ok(code)
+}
+
+/// An admin address as configured, with or without `http://`, as a base URL.
+fn url(address: &str) -> anyhow::Result<String> {
+    Ok(format!("http://{}", forebay_config::authority(address)?))
 }
 
 fn announce(config: &Config, gateway: Option<&Gateway>, admin: &str) {

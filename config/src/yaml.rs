@@ -4,6 +4,7 @@
 //! rules that span several fields are checked. A small tree in between gives both: every problem
 //! of a file at once, each with its line.
 
+mod de;
 mod read;
 mod tree;
 

@@ -2,7 +2,7 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p forebay-config` writes it anew.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const END: &str = "<!-- end -->\n";
 fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     let inner = ["allOf", "anyOf"].iter().find_map(|key| node[key].as_array()?.first());
     match node["$ref"].as_str() {
-        Some(target) => root.pointer(&target[1..]).unwrap(),
+        Some(target) => root.pointer(&target[1..]).expect("what is referred to"),
         None => inner.map_or(node, |inner| resolve(root, inner)),
     }
 }
@@ -57,32 +57,42 @@ fn default(root: &Value, field: &Value, required: bool) -> String {
     }
 }
 
+/// Fields of a section, or the kinds of which it takes one, by name.
+fn fields<'a>(root: &'a Value, node: &'a Value) -> BTreeMap<&'a str, (&'a Value, bool)> {
+    let kinds = node["oneOf"].as_array().into_iter().flatten();
+    let mut fields: BTreeMap<_, _> =
+        kinds.flat_map(|kind| fields_of(resolve(root, kind), false)).collect();
+    fields.extend(fields_of(node, true));
+    fields
+}
+
+fn fields_of(node: &Value, all: bool) -> Vec<(&str, (&Value, bool))> {
+    let required: Vec<_> = node["required"].as_array().into_iter().flatten().collect();
+    let fields = node["properties"].as_object().into_iter().flatten();
+    let must = |name: &str| all && required.iter().any(|it| it.as_str() == Some(name));
+    fields.map(|(name, field)| (name.as_str(), (field, must(name)))).collect()
+}
+
 fn section(root: &Value, way: &str, node: &Value, out: &mut String) {
     let node = resolve(root, node);
-    for option in node["oneOf"].as_array().into_iter().flatten() {
-        section(root, way, option, out);
+    let fields = fields(root, node);
+    if fields.is_empty() {
+        return;
     }
-    let Some(fields) = node["properties"].as_object() else { return };
     let title = if way.is_empty() { "Top level".to_owned() } else { format!("`{way}`") };
     let about = node["description"].as_str().unwrap_or_default();
-    writeln!(
-        out,
-        "### {title}\n\n{about}\n\n| field | type | default | |\n| --- | --- | --- | --- |"
-    )
-    .unwrap();
-    let required: Vec<_> =
-        node["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    for (name, field) in fields {
-        // One kind of several, or a field that must be there.
-        let must = required.contains(&name.as_str()) && field["$ref"].is_null();
-        let (kind, default) = (kind(root, field), default(root, field, must));
+    let head = "| field | type | default | meaning |\n| --- | --- | --- | --- |";
+    out.push_str(&format!("### {title}\n\n{about}\n\n{head}\n"));
+    for (name, (field, must)) in &fields {
+        let (kind, default) = (kind(root, field), default(root, field, *must));
         let own = field["description"].as_str();
         let about = own.or(resolve(root, field)["description"].as_str()).unwrap_or_default();
-        writeln!(out, "| `{name}` | {kind} | {default} | {} |", about.replace('|', "\\|")).unwrap();
+        let about = about.replace('|', "\\|");
+        out.push_str(&format!("| `{name}` | {kind} | {default} | {about} |\n"));
     }
-    writeln!(out).unwrap();
-    for (name, field) in fields {
-        let way = if way.is_empty() { name.clone() } else { format!("{way}.{name}") };
+    out.push('\n');
+    for (name, (field, _)) in fields {
+        let way = if way.is_empty() { name.to_owned() } else { format!("{way}.{name}") };
         let inner = resolve(root, field);
         if inner["items"].is_object() {
             section(root, &format!("{way}[]"), &inner["items"], out);

@@ -37,9 +37,9 @@ prop_compose! {
         body_size in size(), header_size in size(), scaler in option::of(Just("scaler:9900".to_owned())),
     ) -> Gateway {
         let ip = if v6 { "[::1]" } else { "0.0.0.0" };
-        let listen: SocketAddr = format!("{ip}:{port}").parse().unwrap();
+        let listen: SocketAddr = format!("{ip}:{port}").parse().expect("an address");
         let limits = Limits { body_size, header_size, header_timeout, body_timeout };
-        Gateway { listen, threads, limits, shutdown_timeout, scaler, ..Gateway::default() }
+        Gateway { listen, threads, limits, shutdown_timeout, scaler }
     }
 }
 
@@ -87,7 +87,7 @@ prop_compose! {
         pool.models.retain(|model| !model.trim().is_empty() && seen.insert(model.clone()));
         pool.endpoints = if endpoint { vec!["h:1".to_owned(), "http://[::1]:2/".to_owned()] } else { Vec::new() };
         pool.max_in_flight = max_in_flight;
-        pool.hold = Hold { max_requests, max_bytes, timeout: hold, ..Hold::default() };
+        pool.hold = Hold { max_requests, max_bytes, timeout: hold };
         let (connect_timeout, stall_timeout, request_timeout) = limits;
         pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size };
         pool.target = Some(Target::Processes(target));
@@ -105,7 +105,7 @@ proptest! {
         let config = Config {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
-            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], ..Scaler::default() },
+            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()] },
             pools: vec![pool],
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());

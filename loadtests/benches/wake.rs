@@ -1,7 +1,7 @@
 //! How fast a sleeping pool reacts: request held → scale decision, and replica healthy → first held
 //! byte sent to it.
 //!
-//! usage: cargo bench -p forebay-loadtests --bench wake -- --forebay target/release/forebay
+//! usage: cargo bench -p forebay-loadtests --bench wake -- --forebay $PWD/target/release/forebay
 //!
 //! Starts `forebay dev` with this program as the replica, sends one request at a time at zero, and
 //! waits until the pool is at zero again. Both figures are taken outside of Forebay: the decision
@@ -123,6 +123,8 @@ fn measure(forebay: &str) {
     let (mut decided, mut released) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         eprint!("\rround {} of {ROUNDS}", round + 1);
+        // The news of the last replica's end is past: two events keep 20 ms apart.
+        std::thread::sleep(Duration::from_millis(100));
         while changes.try_recv().is_ok() {}
         let body = r#"{"model":"m"}"#;
         let request = format!(
