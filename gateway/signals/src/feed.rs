@@ -152,3 +152,68 @@ pub(crate) fn map_apply<V>(
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EndpointSignals, PoolSignals};
+    use proptest::prelude::*;
+
+    fn frame(
+        seq: u64,
+        full: bool,
+        pools: BTreeMap<String, Option<PoolSignals>>,
+    ) -> Frame<PoolSignals> {
+        Frame {
+            schema: SCHEMA,
+            sender: "a".into(),
+            seq,
+            full,
+            goodbye: false,
+            gateways: None,
+            pools,
+        }
+    }
+
+    #[test]
+    fn a_gap_a_restart_and_another_schema_are_noticed() {
+        let first = || View::begin(frame(3, true, BTreeMap::new())).expect("a snapshot");
+        assert_eq!(View::begin(frame(3, false, BTreeMap::new())), Err(Gap::NoSnapshot));
+        assert_eq!(first().apply(frame(4, false, BTreeMap::new())), Ok(vec![]));
+        let lost = |got| Err(Gap::Lost { expected: 4, got });
+        assert_eq!(first().apply(frame(5, false, BTreeMap::new())), lost(5), "one is missing");
+        assert_eq!(first().apply(frame(3, false, BTreeMap::new())), lost(3), "one comes twice");
+        let other = Frame { sender: "b".into(), ..frame(4, false, BTreeMap::new()) };
+        assert_eq!(first().apply(other), lost(4), "the sender restarted");
+        let newer = Frame { schema: SCHEMA + 1, ..frame(4, false, BTreeMap::new()) };
+        assert_eq!(first().apply(newer), Err(Gap::Schema(SCHEMA + 1)));
+    }
+
+    #[test]
+    fn readers_ignore_fields_they_do_not_know() {
+        let text = r#"{"schema":1,"sender":"a","seq":1,"full":true,"new":1,"pools":{"p":{"queueDepth":3,"new":[]}}}"#;
+        let frame: Frame<PoolSignals> = serde_json::from_str(text).expect("understood");
+        assert_eq!(View::begin(frame).expect("a snapshot").pools["p"].queue_depth, 3);
+    }
+
+    fn pool() -> impl Strategy<Value = PoolSignals> {
+        let endpoints = prop::collection::btree_map("[a-c]", 0..3u32, 0..3);
+        (0..3u32, endpoints).prop_map(|(queue_depth, endpoints)| {
+            let endpoint = |in_flight| Some(EndpointSignals { in_flight, ..Default::default() });
+            let endpoints = endpoints.into_iter().map(|(name, n)| (name, endpoint(n))).collect();
+            PoolSignals { queue_depth, endpoints, ..PoolSignals::default() }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_change_brings_the_old_up_to_the_new(old in pool(), new in pool()) {
+            let mut reader = old.clone();
+            if let Some(change) = new.since(&old) {
+                let wire = serde_json::to_string(&change).expect("plain data");
+                reader.apply(serde_json::from_str(&wire).expect("own format"));
+            }
+            prop_assert_eq!(reader, new);
+        }
+    }
+}
