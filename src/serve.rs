@@ -79,7 +79,7 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
             && let Err(cut) = gateway.shutdown(config.gateway.shutdown_timeout).await
         {
             tracing::warn!(
-                "{cut} requests were cut off after {:?}",
+                "{cut} connections were cut off after {:?}",
                 config.gateway.shutdown_timeout
             );
             code = ExitCode::FAILURE;

@@ -1,4 +1,4 @@
-//! One drain owns every task and counts every request.
+//! One drain owns every task and counts every connection.
 
 use std::future::Future;
 
@@ -27,8 +27,8 @@ impl Drain {
         });
     }
 
-    /// Counts a request until the token is dropped.
-    pub(crate) fn request(&self) -> TaskTrackerToken {
+    /// Counts a connection until the token is dropped.
+    pub(crate) fn count(&self) -> TaskTrackerToken {
         self.tasks.token()
     }
 
@@ -45,7 +45,7 @@ impl Drain {
         self.begun.cancelled().await;
     }
 
-    /// `Err(n)`: `n` requests were still there at `deadline`.
+    /// `Err(n)`: `n` connections were still there at `deadline`.
     pub(crate) async fn finish(&self, deadline: Instant) -> Result<(), usize> {
         self.begin();
         let finished = timeout_at(deadline, self.tasks.wait()).await;

@@ -68,6 +68,10 @@ impl Endpoint {
     /// failure in a row.
     pub(crate) fn failed(&mut self, reason: String, now: Instant) {
         self.failed += 1;
+        // All that failed together is one failure.
+        if self.out_until.is_some_and(|until| now < until) {
+            return;
+        }
         let out = FIRST_EJECTION * 2u32.saturating_pow(self.failures.min(16));
         self.failures += 1;
         self.out_until = Some(now + out.min(LONGEST_EJECTION));
@@ -134,9 +138,13 @@ mod tests {
             assert_eq!(endpoint.health(), Health::Ready, "after {out} ms");
         }
         endpoint.completed();
-        endpoint.failed("reset".into(), now);
+        (0..16).for_each(|_| endpoint.failed("reset".into(), now));
         endpoint.probed(Ok(()), now + FIRST_EJECTION);
-        assert_eq!(endpoint.health(), Health::Ready, "an answer clears the count");
+        assert_eq!(
+            endpoint.health(),
+            Health::Ready,
+            "an answer clears the count, and what fails together is one failure"
+        );
     }
 
     #[tokio::test(start_paused = true)]

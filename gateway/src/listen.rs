@@ -127,6 +127,8 @@ struct App {
 impl ServerApp for App {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         let client = ClientSocket::new(stream.id());
+        // A drain waits for connections, not only requests: the last bytes are still to be written.
+        let _counted = self.proxy.drain.count();
         let proxy = Arc::clone(&self.proxy);
         let limits = &proxy.limits;
         let mut builder = http1::Builder::new();

@@ -30,7 +30,7 @@ pub(crate) struct Pool {
 }
 
 struct Books {
-    queue: Queue<oneshot::Sender<Slot>>,
+    queue: Queue<Waiter>,
     endpoints: BTreeMap<SocketAddr, Endpoint>,
     barrier: Option<(u64, Instant)>,
     cold_start: Option<ColdStart>,
@@ -51,6 +51,12 @@ struct Books {
     turn: usize,
     /// The holds since the queue was last empty, for one line when it is again.
     burst: (u64, Duration),
+}
+
+/// A held request's way to be released.
+struct Waiter {
+    slot: oneshot::Sender<Slot>,
+    avoid: BTreeSet<SocketAddr>,
 }
 
 /// Where a request is in the queue's order, and what it brings.
@@ -180,7 +186,8 @@ impl Pool {
             }
             let (sender, slot) = oneshot::channel();
             let request = ticket.request.clone();
-            if let Err(full) = books.queue.push(place, request, sender) {
+            let waiter = Waiter { slot: sender, avoid: ticket.avoid.clone() };
+            if let Err(full) = books.queue.push(place, request, waiter, !first) {
                 let retry_after = books.retry_after();
                 return Err(Refusal::QueueFull { held: full.requests, retry_after });
             }
@@ -190,7 +197,9 @@ impl Pool {
         };
         // An endpoint may have become free between a failed try and this one.
         self.release();
-        let outcome = timeout_at(ticket.request.deadline, &mut held.slot).await;
+        let rest = self.settings.hold.timeout.saturating_sub(ticket.held);
+        let deadline = ticket.request.deadline.min(started + rest);
+        let outcome = timeout_at(deadline, &mut held.slot).await;
         ticket.held += started.elapsed();
         match outcome {
             Ok(Ok(slot)) => {
@@ -219,7 +228,8 @@ impl Pool {
         }
     }
 
-    /// The least loaded endpoint with room; one that failed this request only where it is the last.
+    /// The least loaded endpoint with room; one that failed this request only where no other is
+    /// ready, be it full.
     fn pick(
         self: &Arc<Self>,
         books: &mut Books,
@@ -231,15 +241,19 @@ impl Pool {
         }
         books.turn = books.turn.wrapping_add(1);
         let (turn, count) = (books.turn, books.endpoints.len());
+        let others = books
+            .endpoints
+            .iter()
+            .any(|(address, e)| e.health() == Health::Ready && !avoid.contains(address));
         let (address, endpoint) = books
             .endpoints
             .iter_mut()
             .enumerate()
-            .filter(|(_, (_, endpoint))| endpoint.room() > 0)
-            // Equals take turns.
-            .min_by_key(|(i, (address, endpoint))| {
-                (avoid.contains(address), endpoint.in_flight, (i + turn) % count)
+            .filter(|(_, (address, endpoint))| {
+                endpoint.room() > 0 && !(others && avoid.contains(address))
             })
+            // Equals take turns.
+            .min_by_key(|(i, (_, endpoint))| (endpoint.in_flight, (i + turn) % count))
             .map(|(_, found)| found)?;
         endpoint.in_flight += 1;
         books.in_flight_tokens += tokens;
@@ -254,13 +268,13 @@ impl Pool {
         let mut untaken = Vec::new();
         let mut books = self.books.lock();
         while books.queue.depth() > 0 {
-            let none = BTreeSet::new();
-            let Some(mut slot) = self.pick(&mut books, &none, 0) else { break };
+            let avoid = books.queue.first().map(|waiter| waiter.avoid.clone()).unwrap_or_default();
+            let Some(mut slot) = self.pick(&mut books, &avoid, 0) else { break };
             let Some((place, request, waiter)) = books.queue.pop() else { break };
             slot.tokens = request.tokens;
             books.in_flight_tokens += request.tokens;
             tracing::debug!(pool = %self.name, seq = place.seq, tenant = %request.tenant, "released");
-            if let Err(slot) = waiter.send(slot) {
+            if let Err(slot) = waiter.slot.send(slot) {
                 untaken.push(slot);
             }
         }

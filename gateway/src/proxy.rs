@@ -36,6 +36,7 @@ pub(crate) struct Proxy {
 /// A request as it is sent, as often as needed.
 struct Outgoing {
     api: Api,
+    stream: bool,
     parts: http::request::Parts,
     body: Bytes,
 }
@@ -127,12 +128,12 @@ impl Proxy {
         let mut ticket = Ticket::new(queue::Request {
             tenant: Arc::from("anonymous"),
             since: started,
-            deadline: deadline.min(started + settings.hold.timeout),
+            deadline,
             bytes: body.len() as u64,
             tokens: fields.estimated_tokens(body.len()),
         });
-        let outgoing = Outgoing { api, parts, body };
-        let mut record = Record::begin(Arc::clone(&pool), started, self.drain.request());
+        let outgoing = Outgoing { api, stream: fields.stream, parts, body };
+        let mut record = Record::begin(Arc::clone(&pool), started);
         let work = try_until_committed(&pool, &outgoing, &mut ticket, &mut record);
         let outcome = tokio::select! {
             // The answer first: it is there, whatever the socket says.
@@ -214,9 +215,18 @@ async fn attempt(
             .await
             .map_err(|failure| blame(failure.reason))?;
         let request = outgoing.request(address);
-        // A plain answer's head comes only when all of it is there, however long that takes: the
-        // request's own time is its limit.
-        match connection.send(request).await {
+        // A stream's head comes at once. A plain answer's comes only when all of it is there, however
+        // long that takes: the request's own time is its limit.
+        let sent = async {
+            if outgoing.stream {
+                timeout(settings.stall_timeout, connection.send(request))
+                    .await
+                    .map_err(|_| stalled())
+            } else {
+                Ok(connection.send(request).await)
+            }
+        };
+        match sent.await? {
             Ok(response) => break response,
             // A keep-alive gone stale: nobody's fault, and once is enough.
             Err(failure) if failure.stale && !fresh => fresh = true,
@@ -262,7 +272,9 @@ async fn plain(
 ) -> Result<(http::response::Parts, Kind), Retry> {
     let blame = |reason: String| Retry { reason, blame: true };
     let (mut out, mut size) = (VecDeque::new(), 0u64);
-    while let Some(data) = upstream.data().await {
+    let stall = settings.stall_timeout;
+    let stalled = |_| blame(format!("nothing came for {stall:?}"));
+    while let Some(data) = timeout(stall, upstream.data()).await.map_err(stalled)? {
         let bytes = data.map_err(blame)?;
         size += bytes.len() as u64;
         out.push_back(bytes);

@@ -57,11 +57,17 @@ impl<W> Queue<W> {
         Place { priority, seq: self.next }
     }
 
-    /// Enters a request at its place.
-    pub(crate) fn push(&mut self, place: Place, request: Request, waker: W) -> Result<(), Full> {
+    /// Enters a request at its place. One that was accepted before is not refused now: `again`.
+    pub(crate) fn push(
+        &mut self,
+        place: Place,
+        request: Request,
+        waker: W,
+        again: bool,
+    ) -> Result<(), Full> {
         let full = self.entries.len() >= self.max_requests
             || self.bytes.saturating_add(request.bytes) > self.max_bytes;
-        if full {
+        if full && !again {
             return Err(Full { requests: self.entries.len() });
         }
         self.bytes += request.bytes;
@@ -71,7 +77,12 @@ impl<W> Queue<W> {
         Ok(())
     }
 
-    /// Takes the first for which `fits` holds.
+    /// What waits first.
+    pub(crate) fn first(&self) -> Option<&W> {
+        self.entries.first_key_value().map(|(_, (_, waker))| waker)
+    }
+
+    /// Takes the first.
     pub(crate) fn pop(&mut self) -> Option<(Place, Request, W)> {
         let (place, (request, waker)) = self.entries.pop_first()?;
         self.forget(&request);
@@ -125,10 +136,20 @@ mod tests {
     fn is_bounded_in_requests_and_in_bytes() {
         let mut queue = Queue::bounded(2, 100);
         let places: Vec<_> = (0..4).map(|_| queue.arrive(0)).collect();
-        assert_eq!(queue.push(places[0], request(60), ()), Ok(()));
-        assert_eq!(queue.push(places[1], request(60), ()), Err(Full { requests: 1 }), "bytes");
-        assert_eq!(queue.push(places[2], request(40), ()), Ok(()));
-        assert_eq!(queue.push(places[3], request(0), ()), Err(Full { requests: 2 }), "requests");
+        assert_eq!(queue.push(places[0], request(60), (), false), Ok(()));
+        assert_eq!(
+            queue.push(places[1], request(60), (), false),
+            Err(Full { requests: 1 }),
+            "bytes"
+        );
+        assert_eq!(queue.push(places[2], request(40), (), false), Ok(()));
+        assert_eq!(
+            queue.push(places[3], request(0), (), false),
+            Err(Full { requests: 2 }),
+            "requests"
+        );
+        assert_eq!(queue.push(places[3], request(0), (), true), Ok(()), "accepted before");
+        assert!(queue.remove(places[3]).is_some());
         assert!(queue.remove(places[0]).is_some());
         assert!(queue.remove(places[0]).is_none(), "leaves once");
         assert_eq!((queue.depth(), queue.bytes(), queue.tokens()), (1, 40, 10));
@@ -138,8 +159,8 @@ mod tests {
     fn a_request_tried_again_is_first_in_line() {
         let mut queue = Queue::bounded(10, 100);
         let (first, second) = (queue.arrive(0), queue.arrive(0));
-        queue.push(second, request(1), "second").expect("room");
-        queue.push(first, request(1), "first, again").expect("room");
+        queue.push(second, request(1), "second", false).expect("room");
+        queue.push(first, request(1), "first, again", true).expect("room");
         assert_eq!(queue.pop().map(|(_, _, who)| who), Some("first, again"));
     }
 
@@ -150,7 +171,7 @@ mod tests {
             let mut places = Vec::new();
             for priority in priorities {
                 let place = queue.arrive(priority);
-                queue.push(place, request(1), ()).expect("room");
+                queue.push(place, request(1), (), false).expect("room");
                 places.push(place);
             }
             places.sort_by_key(|place| (place.priority, place.seq));

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::SizeHint;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::answer::{Answer, End as StreamEnd, Step, Usage};
 use crate::paths::Api;
@@ -38,11 +37,10 @@ pub(crate) struct Record {
     outcome: Outcome,
     usage: Usage,
     ttft: Option<Duration>,
-    _drain: TaskTrackerToken,
 }
 
 impl Record {
-    pub(crate) fn begin(pool: Arc<Pool>, started: Instant, drain: TaskTrackerToken) -> Self {
+    pub(crate) fn begin(pool: Arc<Pool>, started: Instant) -> Self {
         Self {
             pool,
             started,
@@ -54,7 +52,6 @@ impl Record {
             outcome: Outcome::ClientLeft,
             usage: Usage::default(),
             ttft: None,
-            _drain: drain,
         }
     }
 
@@ -167,16 +164,20 @@ impl Relay {
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
             match upstream.poll_data(cx) {
                 Poll::Ready(Some(Ok(bytes))) => self.data(bytes),
-                Poll::Ready(Some(Err(reason))) => self.broken(reason)?,
+                Poll::Ready(Some(Err(reason))) => {
+                    self.broken(reason.clone(), End::Failed(reason))?
+                }
                 Poll::Ready(None) => self.end()?,
                 Poll::Pending => {
                     ready!(self.poll_alarm(cx));
-                    let reason = if Instant::now() >= self.deadline {
-                        "the time for one request is over".to_owned()
+                    // Its own time being over is no fault of the replica.
+                    let (reason, end) = if Instant::now() >= self.deadline {
+                        ("the time for one request is over".to_owned(), End::Dropped)
                     } else {
-                        format!("nothing came for {:?}", self.stall)
+                        let reason = format!("nothing came for {:?}", self.stall);
+                        (reason.clone(), End::Failed(reason))
                     };
-                    self.broken(reason)?;
+                    self.broken(reason, end)?;
                 }
             }
         }
@@ -226,7 +227,10 @@ impl Relay {
                 self.finish(End::Complete, Outcome::Completed);
                 Ok(())
             }
-            StreamEnd::Truncated => self.broken("the stream ended before its end mark".to_owned()),
+            StreamEnd::Truncated => {
+                let reason = "the stream ended before its end mark".to_owned();
+                self.broken(reason.clone(), End::Failed(reason))
+            }
             StreamEnd::Failed(reason) => {
                 // Told by the replica's own event, and ended properly.
                 self.finish(End::Failed(reason), Outcome::Failed);
@@ -236,14 +240,14 @@ impl Relay {
     }
 
     /// The answer can't go on: an error event where the API has one.
-    fn broken(&mut self, reason: String) -> Result<(), Broken> {
+    fn broken(&mut self, reason: String, end: End) -> Result<(), Broken> {
         // An end mark without the connection's proper end is an end all the same.
         if self.answer.as_ref().is_some_and(|answer| answer.end() == StreamEnd::Complete) {
             self.finish(End::Complete, Outcome::Completed);
             return Ok(());
         }
         let streamed = self.answer.is_some();
-        self.finish(End::Failed(reason.clone()), Outcome::Failed);
+        self.finish(end, Outcome::Failed);
         if !streamed {
             return Err(Broken(reason));
         }

@@ -120,13 +120,11 @@ impl Gateway {
     /// Stops accepting and finishes what is in flight and held.
     ///
     /// # Errors
-    /// How many requests were cut off because they were still there after `within`.
+    /// How many connections were cut off because their requests were not finished after `within`.
     pub async fn shutdown(self, within: Duration) -> Result<(), usize> {
         self.listeners.stop_accepting();
         let finished = self.drain.finish(Instant::now() + within).await;
         self.publisher.goodbye();
-        // The last bytes of the last answers leave with their connections.
-        tokio::time::sleep(Duration::from_millis(50)).await;
         let listeners = self.listeners;
         let _ = tokio::task::spawn_blocking(move || listeners.stop()).await;
         finished

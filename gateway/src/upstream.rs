@@ -98,11 +98,15 @@ impl Connection {
         }
         self.reused = true;
         POOL.with_borrow_mut(|pool| {
-            let idle = pool.entry(self.address).or_default();
             let now = Instant::now();
-            // Oldest first, so what is too old is at the front.
-            let old = idle.iter().take_while(|(since, _)| now - *since > IDLE).count();
-            idle.drain(..old);
+            // Of every address: replicas come and go on ever other ports.
+            pool.retain(|_, idle| {
+                // Oldest first, so what is too old is at the front.
+                let old = idle.iter().take_while(|(since, _)| now - *since > IDLE).count();
+                idle.drain(..old);
+                !idle.is_empty()
+            });
+            let idle = pool.entry(self.address).or_default();
             if idle.len() < IDLE_PER_ENDPOINT {
                 idle.push((now, self));
             }

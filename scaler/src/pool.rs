@@ -16,7 +16,8 @@ use crate::core::{Decision, Inputs, Policy, State, decide, merge};
 use crate::targets::processes::{Phase, ReplicaStatus};
 
 /// How long gateways hold for zero without hearing from us.
-const LEASE_MS: u64 = 5_000;
+/// Longer than a silent gateway's word is trusted: its lease ends after we have stopped to.
+const LEASE_MS: u64 = 9_000;
 
 /// What starts and stops replicas, as far as the loop needs it.
 pub(crate) trait Target {
