@@ -44,6 +44,31 @@ fn a_head_that_does_not_end_is_closed_and_a_body_that_does_not_is_a_408() {
 }
 
 #[test]
+fn a_client_that_reads_nothing_does_not_keep_its_place() {
+    let exe = env!("CARGO_BIN_EXE_forebay");
+    let config = format!(
+        "gateway: {{listen: '127.0.0.1:0', limits: {{writeTimeout: 1s}}}}
+admin: {{listen: '127.0.0.1:0'}}
+pools:
+- name: sim
+  models: [sim]
+  target: {{processes: {{command: [{exe}, vllm-sim, --port, '{{port}}', --decode-step-ms, '0', --decode-step-ms-per-seq, '0']}}}}
+"
+    );
+    let file = std::env::temp_dir().join(format!("forebay-{}-deaf.yaml", std::process::id()));
+    std::fs::write(&file, config).expect("a temporary file");
+    let forebay = Forebay::start(&["run", "--config", &file.display().to_string()], "info");
+    let mut deaf = connect(forebay.address);
+    // Several megabytes of events: more than the sockets' buffers on the way.
+    deaf.write_all(&support::chat(true, 30_000)).expect("sent");
+    let totals = || forebay.signals()["totals"].clone();
+    support::eventually("it has its place", || totals()["released"] == 1);
+    support::eventually("and loses it", || {
+        forebay.signals()["inFlight"] == 0 && totals()["clientLeft"] == 1
+    });
+}
+
+#[test]
 fn a_chunked_body_over_the_limit_is_a_413() {
     let forebay = start("chunked");
     let chunk = format!("400\r\n{}\r\n", "a".repeat(0x400)).repeat(3);

@@ -68,6 +68,7 @@ fn gateway(gateway: &Gateway, path: &Path, found: &mut Findings) {
     }
     found.above_zero(&path, "headerTimeout", limits.header_timeout);
     found.above_zero(&path, "bodyTimeout", limits.body_timeout);
+    found.above_zero(&path, "writeTimeout", limits.write_timeout);
 }
 
 fn admin(config: &Config, path: &Path, found: &mut Findings) {

@@ -49,6 +49,10 @@ pub struct Limits {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub body_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub write_timeout: Duration,
 }
 
 /// The operators' port: metrics, the feeds, health.
@@ -84,6 +88,7 @@ impl Default for Limits {
             header_size: ByteSize::kib(64),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(120),
         }
     }
 }

@@ -34,11 +34,12 @@ prop_compose! {
     fn gateway()(
         port in 1024..9000_u16, v6: bool, threads in option::of(1..500_u16),
         shutdown_timeout in duration(), header_timeout in duration(), body_timeout in duration(),
+        write_timeout in duration(),
         body_size in size(), header_size in size(), scaler in option::of(Just("scaler:9900".to_owned())),
     ) -> Gateway {
         let ip = if v6 { "[::1]" } else { "0.0.0.0" };
         let listen: SocketAddr = format!("{ip}:{port}").parse().expect("an address");
-        let limits = Limits { body_size, header_size, header_timeout, body_timeout };
+        let limits = Limits { body_size, header_size, header_timeout, body_timeout, write_timeout };
         Gateway { listen, threads, limits, shutdown_timeout, scaler }
     }
 }

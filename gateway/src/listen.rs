@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper::server::conn::http1;
@@ -42,11 +43,12 @@ impl Listeners {
         threads: usize,
         proxy: Arc<Proxy>,
     ) -> io::Result<Self> {
-        let probe = bind(address, false)?;
+        let patience = proxy.limits.write_timeout;
+        let probe = bind(address, None)?;
         let address = probe.local_addr()?;
         drop(probe);
         let sockets: Vec<_> =
-            (0..threads).map(|_| bind(address, true)).collect::<io::Result<_>>()?;
+            (0..threads).map(|_| bind(address, Some(patience))).collect::<io::Result<_>>()?;
         let (stop_accepting, accepting) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let threads = sockets
@@ -79,13 +81,19 @@ impl Listeners {
     }
 }
 
-fn bind(address: SocketAddr, reuse: bool) -> io::Result<TcpListener> {
+/// Without `patience`: alone, and not yet listening.
+///
+/// With it: shared, and a client that takes nothing for so long is cut off by the kernel, whose
+/// accepted sockets inherit the option. The server does not poll an answer while its client's socket
+/// is full, so no timer of the answer's own would ring.
+fn bind(address: SocketAddr, patience: Option<Duration>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(reuse)?;
+    socket.set_reuse_port(patience.is_some())?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    if reuse {
+    if patience.is_some() {
+        socket.set_tcp_user_timeout(patience)?;
         socket.listen(4096)?;
     }
     Ok(socket.into())

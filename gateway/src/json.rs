@@ -1,0 +1,588 @@
+//! A pull reader over JSON bytes: no tree, no recursion, nothing copied but decoded escapes.
+//!
+//! It takes what Python's `json` takes, which is what vLLM reads requests with: `NaN`, `Infinity`
+//! and lone surrogates pass, control characters in strings and anything after the value do not.
+//! UTF-8 is not checked here; where it matters, the caller has done it for the whole body.
+
+use std::borrow::Cow;
+
+/// Deeper nesting is refused; Python gives up at a thousand.
+const MAX_DEPTH: usize = 512;
+
+/// Where the reading stopped, in the words of Python's `json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Broken {
+    /// Offset in bytes.
+    pub(crate) at: usize,
+    pub(crate) why: &'static str,
+}
+
+/// What a value is, by its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Object,
+    Array,
+    String,
+    Number,
+    True,
+    False,
+    Null,
+}
+
+/// A string as it stands between its quotes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Text<'a> {
+    raw: &'a [u8],
+    escaped: bool,
+}
+
+/// A member's key, with its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key<'a> {
+    pub(crate) text: Text<'a>,
+    /// Offset of the key's opening quote.
+    pub(crate) at: usize,
+    /// Offset of the comma before it; `None` for an object's first member.
+    pub(crate) comma: Option<usize>,
+}
+
+/// A place in JSON bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Text<'a> {
+    /// The bytes between the quotes, escapes as they stand.
+    pub(crate) fn raw(&self) -> &'a [u8] {
+        self.raw
+    }
+
+    /// The text; `None` if it is none: broken UTF-8, or half a surrogate pair.
+    pub(crate) fn decode(&self) -> Option<Cow<'a, str>> {
+        let raw = std::str::from_utf8(self.raw).ok()?;
+        if self.escaped { unescape(raw).map(Cow::Owned) } else { Some(Cow::Borrowed(raw)) }
+    }
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// Starts at `at` instead of the first byte.
+    pub(crate) fn starting(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at }
+    }
+
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// The next byte that is no white space.
+    pub(crate) fn peek(&mut self) -> Option<u8> {
+        loop {
+            match self.bytes.get(self.at) {
+                Some(b' ' | b'\t' | b'\n' | b'\r') => self.at += 1,
+                next => return next.copied(),
+            }
+        }
+    }
+
+    /// What comes next, which must be a value.
+    pub(crate) fn kind(&mut self) -> Result<Kind, Broken> {
+        Ok(match self.peek() {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            Some(b'-' | b'0'..=b'9' | b'N' | b'I') => Kind::Number,
+            Some(b't') => Kind::True,
+            Some(b'f') => Kind::False,
+            Some(b'n') => Kind::Null,
+            _ => return self.broken("Expecting value"),
+        })
+    }
+
+    /// Steps into an object, to read it with `next_key`; skips any other value and says `false`.
+    pub(crate) fn enter_object(&mut self) -> Result<bool, Broken> {
+        self.enter(Kind::Object)
+    }
+
+    /// Steps into an array, to read it with `next_element`; skips any other value.
+    pub(crate) fn enter_array(&mut self) -> Result<bool, Broken> {
+        self.enter(Kind::Array)
+    }
+
+    fn enter(&mut self, kind: Kind) -> Result<bool, Broken> {
+        if self.kind()? == kind {
+            self.at += 1;
+            return Ok(true);
+        }
+        self.skip()?;
+        Ok(false)
+    }
+
+    /// The next member's key, its colon taken; `None` when the object ended. `first` is true
+    /// before the first call and kept by it.
+    pub(crate) fn next_key(&mut self, first: &mut bool) -> Result<Option<Key<'a>>, Broken> {
+        let mut comma = None;
+        match (self.peek(), *first) {
+            (Some(b'}'), _) => {
+                self.at += 1;
+                return Ok(None);
+            }
+            (Some(b','), false) => {
+                comma = Some(self.at);
+                self.at += 1;
+            }
+            (_, false) => return self.broken("Expecting ',' delimiter"),
+            (_, true) => *first = false,
+        }
+        let (text, at) = self.key()?;
+        Ok(Some(Key { text, at, comma }))
+    }
+
+    /// Whether the array has another element, which is then next.
+    pub(crate) fn next_element(&mut self, first: &mut bool) -> Result<bool, Broken> {
+        match (self.peek(), std::mem::replace(first, false)) {
+            (Some(b']'), _) => {
+                self.at += 1;
+                Ok(false)
+            }
+            (Some(b','), false) => {
+                self.at += 1;
+                match self.peek() {
+                    Some(b']') => self.broken("Expecting value"),
+                    _ => Ok(true),
+                }
+            }
+            (_, false) => self.broken("Expecting ',' delimiter"),
+            (_, true) => Ok(true),
+        }
+    }
+
+    /// The next value as a string; skips any other and says `None`.
+    pub(crate) fn text(&mut self) -> Result<Option<Text<'a>>, Broken> {
+        if self.kind()? == Kind::String {
+            return self.string().map(Some);
+        }
+        self.skip()?;
+        Ok(None)
+    }
+
+    /// The next value as a count. Whole floats and digits in quotes count too, as vLLM's models
+    /// read both; skips any other and says `None`.
+    pub(crate) fn count(&mut self) -> Result<Option<u64>, Broken> {
+        let kind = self.kind()?;
+        let start = self.at;
+        self.skip()?;
+        let mut raw = &self.bytes[start..self.at];
+        match kind {
+            Kind::Number => {}
+            Kind::String => raw = raw[1..raw.len() - 1].trim_ascii(),
+            _ => return Ok(None),
+        }
+        let Ok(text) = std::str::from_utf8(raw) else { return Ok(None) };
+        if let Ok(count) = text.parse() {
+            return Ok(Some(count));
+        }
+        let whole = |float: &f64| float.fract() == 0.0 && (0.0..1e15).contains(float);
+        Ok(text.parse().ok().filter(whole).map(|float| float as u64))
+    }
+
+    /// Passes over one value of any kind, checking it.
+    pub(crate) fn skip(&mut self) -> Result<(), Broken> {
+        let mut open = Nesting::default();
+        loop {
+            match self.kind()? {
+                Kind::Object => {
+                    self.push(&mut open, true)?;
+                    if self.peek() == Some(b'}') {
+                        self.at += 1;
+                        open.pop();
+                    } else {
+                        self.key()?;
+                        continue;
+                    }
+                }
+                Kind::Array => {
+                    self.push(&mut open, false)?;
+                    if self.peek() == Some(b']') {
+                        self.at += 1;
+                        open.pop();
+                    } else {
+                        continue;
+                    }
+                }
+                Kind::String => {
+                    self.string()?;
+                }
+                Kind::Number => self.number()?,
+                Kind::True => self.word(b"true")?,
+                Kind::False => self.word(b"false")?,
+                Kind::Null => self.word(b"null")?,
+            }
+            loop {
+                let Some(object) = open.top() else { return Ok(()) };
+                match self.peek() {
+                    Some(b',') => {
+                        self.at += 1;
+                        if object {
+                            self.key()?;
+                        }
+                        break;
+                    }
+                    Some(b'}') if object => {
+                        self.at += 1;
+                        open.pop();
+                    }
+                    Some(b']') if !object => {
+                        self.at += 1;
+                        open.pop();
+                    }
+                    _ => return self.broken("Expecting ',' delimiter"),
+                }
+            }
+        }
+    }
+
+    /// Nothing but white space may be left.
+    pub(crate) fn end(&mut self) -> Result<(), Broken> {
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => self.broken("Extra data"),
+        }
+    }
+
+    fn push(&mut self, open: &mut Nesting, object: bool) -> Result<(), Broken> {
+        if open.depth == MAX_DEPTH {
+            return self.broken("Nested too deeply");
+        }
+        open.push(object);
+        self.at += 1;
+        Ok(())
+    }
+
+    fn key(&mut self) -> Result<(Text<'a>, usize), Broken> {
+        if self.peek() != Some(b'"') {
+            return self.broken("Expecting property name enclosed in double quotes");
+        }
+        let at = self.at;
+        let text = self.string()?;
+        if self.peek() != Some(b':') {
+            return self.broken("Expecting ':' delimiter");
+        }
+        self.at += 1;
+        Ok((text, at))
+    }
+
+    /// Reads on from an opening quote.
+    fn string(&mut self) -> Result<Text<'a>, Broken> {
+        let quote = self.at;
+        let mut escaped = false;
+        self.at += 1;
+        loop {
+            self.at = plain_until(self.bytes, self.at);
+            match self.bytes.get(self.at) {
+                Some(b'"') => {
+                    let raw = &self.bytes[quote + 1..self.at];
+                    self.at += 1;
+                    return Ok(Text { raw, escaped });
+                }
+                Some(b'\\') => {
+                    escaped = true;
+                    self.escape()?;
+                }
+                Some(_) => return self.broken("Invalid control character at"),
+                None => return Err(Broken { at: quote, why: "Unterminated string starting at" }),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), Broken> {
+        match self.bytes.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
+            Some(b'u') => {
+                let hex = self.bytes.get(self.at + 2..self.at + 6);
+                if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+                    return self.broken("Invalid \\uXXXX escape");
+                }
+                self.at += 6;
+            }
+            _ => return self.broken("Invalid \\escape"),
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Broken> {
+        let start = self.at;
+        let expecting = Broken { at: start, why: "Expecting value" };
+        if self.bytes[self.at] == b'-' {
+            self.at += 1;
+        }
+        match self.bytes.get(self.at) {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => {
+                self.digits();
+            }
+            Some(b'I') => return self.word(b"Infinity").map_err(|_| expecting),
+            Some(b'N') if self.at == start => return self.word(b"NaN"),
+            _ => return Err(expecting),
+        }
+        if self.bytes.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            if !self.digits() {
+                return self.broken("Expecting ',' delimiter");
+            }
+        }
+        if let Some(b'e' | b'E') = self.bytes.get(self.at) {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.bytes.get(self.at) {
+                self.at += 1;
+            }
+            if !self.digits() {
+                return self.broken("Expecting ',' delimiter");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there was a digit at all.
+    fn digits(&mut self) -> bool {
+        let rest = &self.bytes[self.at..];
+        let count = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+        self.at += count;
+        count > 0
+    }
+
+    fn word(&mut self, word: &[u8]) -> Result<(), Broken> {
+        if !self.bytes[self.at..].starts_with(word) {
+            return self.broken("Expecting value");
+        }
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn broken<T>(&self, why: &'static str) -> Result<T, Broken> {
+        Err(Broken { at: self.at, why })
+    }
+}
+
+/// Which of the open brackets are objects': one bit each, so that skipping needs no memory.
+#[derive(Default)]
+struct Nesting {
+    objects: [u64; MAX_DEPTH / 64],
+    depth: usize,
+}
+
+impl Nesting {
+    fn push(&mut self, object: bool) {
+        let bit = 1 << (self.depth % 64);
+        let word = &mut self.objects[self.depth / 64];
+        *word = if object { *word | bit } else { *word & !bit };
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) {
+        self.depth -= 1;
+    }
+
+    /// Whether the innermost is an object; `None` outside of all.
+    fn top(&self) -> Option<bool> {
+        let depth = self.depth.checked_sub(1)?;
+        Some(self.objects[depth / 64] >> (depth % 64) & 1 == 1)
+    }
+}
+
+/// The first quote, backslash or control character from `at` on, eight bytes at a time.
+fn plain_until(bytes: &[u8], mut at: usize) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const TOPS: u64 = ONES << 7;
+    // A borrow can only mark bytes after a true hit, so the first mark is exact.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
+    while let Some(eight) = bytes[at..].first_chunk() {
+        let word = u64::from_le_bytes(*eight);
+        let quotes = zeros(word ^ (ONES * u64::from(b'"')));
+        let backslashes = zeros(word ^ (ONES * u64::from(b'\\')));
+        let controls = word.wrapping_sub(ONES * 0x20) & !word;
+        let hits = (quotes | backslashes | controls) & TOPS;
+        if hits != 0 {
+            return at + hits.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
+    bytes[at..].iter().position(special).map_or(bytes.len(), |i| at + i)
+}
+
+/// Decodes escapes that were checked before; `None` for half a surrogate pair.
+fn unescape(raw: &str) -> Option<String> {
+    let mut text = String::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some(at) = rest.find('\\') {
+        text.push_str(&rest[..at]);
+        let code = *rest.as_bytes().get(at + 1)?;
+        rest = &rest[at + 2..];
+        text.push(match code {
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                let unit = |rest: &str| u32::from_str_radix(rest.get(..4)?, 16).ok();
+                let mut code = unit(rest)?;
+                rest = &rest[4..];
+                if (0xd800..0xdc00).contains(&code) {
+                    let low = unit(rest.strip_prefix("\\u")?)?;
+                    if !(0xdc00..0xe000).contains(&low) {
+                        return None;
+                    }
+                    code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+                    rest = &rest[6..];
+                }
+                char::from_u32(code)?
+            }
+            other => char::from(other),
+        });
+    }
+    text.push_str(rest);
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    fn check(bytes: &[u8]) -> Result<(), Broken> {
+        let mut cursor = Cursor::new(bytes);
+        cursor.skip()?;
+        cursor.end()
+    }
+
+    #[test]
+    fn breaks_where_python_breaks_and_says_so_in_its_words() {
+        for (text, at, why) in [
+            ("", 0, "Expecting value"),
+            ("{\"a\" 1}", 5, "Expecting ':' delimiter"),
+            ("{\"a\":1 \"b\":2}", 7, "Expecting ',' delimiter"),
+            ("{\"a\":1,}", 7, "Expecting property name enclosed in double quotes"),
+            ("{a:1}", 1, "Expecting property name enclosed in double quotes"),
+            ("[1,]", 3, "Expecting value"),
+            ("[1 2]", 3, "Expecting ',' delimiter"),
+            ("[1}", 2, "Expecting ',' delimiter"),
+            ("{\"a\":}", 5, "Expecting value"),
+            ("\"abc", 0, "Unterminated string starting at"),
+            ("\"a\nb\"", 2, "Invalid control character at"),
+            ("\"0123456789\u{1}\"", 11, "Invalid control character at"),
+            (r#""a\x""#, 2, "Invalid \\escape"),
+            (r#""a\u12g4""#, 2, "Invalid \\uXXXX escape"),
+            (r#""a\u12"#, 2, "Invalid \\uXXXX escape"),
+            ("{} x", 3, "Extra data"),
+            ("01", 1, "Extra data"),
+            ("-", 0, "Expecting value"),
+            ("-NaN", 0, "Expecting value"),
+            ("1.", 2, "Expecting ',' delimiter"),
+            ("1e", 2, "Expecting ',' delimiter"),
+            ("nul", 0, "Expecting value"),
+        ] {
+            assert_eq!(check(text.as_bytes()), Err(Broken { at, why }), "{text}");
+        }
+        for text in ["NaN", "-Infinity", "Infinity", r#""\ud800""#, "[]", " {} \r\n\t", "-0.5e+3"] {
+            assert_eq!(check(text.as_bytes()), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded_and_needs_no_stack() {
+        let nested = |depth: usize| ["[".repeat(depth), "]".repeat(depth)].concat();
+        assert_eq!(check(nested(MAX_DEPTH).as_bytes()), Ok(()));
+        assert!(check(nested(MAX_DEPTH + 1).as_bytes()).is_err());
+        assert!(check("{\"a\":".repeat(1 << 20).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_no_text() {
+        for (raw, want) in [
+            (r#""\ud83d\ude00""#, Some("😀")),
+            (r#""\ud83d""#, None),
+            (r#""\ud83dx""#, None),
+            (r#""\ud83d\u0041""#, None),
+            (r#""\ude00""#, None),
+            (r#""a\/\"\\\b\f\n\r\t\u00e9é""#, Some("a/\"\\\u{8}\u{c}\n\r\téé")),
+        ] {
+            let text = Cursor::new(raw.as_bytes()).text().expect("valid").expect("a string");
+            assert_eq!(text.decode().as_deref(), want, "{raw}");
+        }
+    }
+
+    #[test]
+    fn counts_are_read_as_pydantic_reads_them() {
+        for (raw, want) in [
+            ("16", Some(16)),
+            ("16.0", Some(16)),
+            ("\" 16 \"", Some(16)),
+            ("1.5", None),
+            ("-1", None),
+            ("null", None),
+            ("1e400", None),
+            ("NaN", None),
+            ("[1]", None),
+        ] {
+            assert_eq!(Cursor::new(raw.as_bytes()).count(), Ok(want), "{raw}");
+        }
+    }
+
+    fn documents() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 64, 8, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..8).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..8)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_serde_writes_is_taken_whole(value in documents(), pretty: bool) {
+            let write = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
+            prop_assert_eq!(check(&write(&value).expect("plain data")), Ok(()));
+        }
+
+        #[test]
+        fn a_damaged_document_is_judged_as_serde_judges_it(
+            value in documents(), at in any::<prop::sample::Index>(), byte in 0x20..0x7fu8,
+        ) {
+            let mut text = serde_json::to_vec(&value).expect("plain data");
+            let at = at.index(text.len());
+            text[at] = byte;
+            if let Ok(text) = std::str::from_utf8(&text)
+                && !text.contains("\\u")
+                && !text.contains('I')
+                && !text.contains('N')
+            {
+                let serde = serde_json::from_str::<serde::de::IgnoredAny>(text);
+                prop_assert_eq!(check(text.as_bytes()).is_ok(), serde.is_ok(), "{}", text);
+            }
+        }
+
+        #[test]
+        fn strings_decode_as_serde_decodes_them(text in any::<String>()) {
+            let raw = serde_json::to_string(&text).expect("plain data");
+            let mut cursor = Cursor::new(raw.as_bytes());
+            let read = cursor.text().expect("valid").expect("a string");
+            prop_assert_eq!(read.decode().as_deref(), Some(text.as_str()));
+        }
+    }
+}
