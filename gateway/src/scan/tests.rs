@@ -1,0 +1,181 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn text<'a>(body: &'a str, range: &Option<Range<usize>>) -> Option<&'a str> {
+    range.clone().map(|range| &body[range])
+}
+
+#[test]
+fn reads_top_level_fields_only_and_where_they_stand() {
+    let body = r#" {"x":{"model":"no","stream":true},"y":["model"],
+        "mod\u0065l" : "a\u0062\n" ,"stream":true,"max_tokens":7,"n":2,
+        "priority" : 3 , "messages":[{"role":"user","content":"}\"]"}]}"#;
+    let scan = scan(body.as_bytes()).expect("valid");
+    let model = scan.model.clone().expect("a model");
+    assert_eq!((model.name.as_str(), &body[model.at]), ("ab\n", r#""a\u0062\n""#));
+    assert!(scan.stream);
+    assert_eq!((scan.max_tokens, scan.n), (Some(7), Some(2)));
+    assert_eq!(text(body, &scan.priority), Some(r#""priority" : 3 ,"#));
+    assert_eq!(text(body, &scan.prompt), Some(r#"[{"role":"user","content":"}\"]"}]"#));
+    assert_eq!(scan.layout, Layout::Json { open: 2, members: 8 });
+    assert_eq!(scan.lead(body.as_bytes(), 8), br#"[{"role""#);
+    assert_eq!(scan.prompt_tokens(body.len()), 8);
+}
+
+#[test]
+fn null_is_as_good_as_absent() {
+    let body = r#"{"model":null,"stream":null,"max_tokens":null,"stream_options":null}"#;
+    let read = scan(body.as_bytes()).expect("valid");
+    assert_eq!((read.model, read.stream, read.max_tokens), (None, false, None));
+    assert!(matches!(read.stream_options, StreamOptions::Null(at) if &body[at.clone()] == "null"));
+}
+
+#[test]
+fn whether_the_client_asked_for_usage_is_read_as_vllm_reads_it() {
+    for (options, want) in [
+        (r#"{"include_usage":true}"#, true),
+        (r#"{"include_\u0075sage" : true}"#, true),
+        (r#"{"include_usage":false}"#, false),
+        (r#"{"include_usage":null}"#, false),
+        (r#"{"include_usage":1}"#, true),
+        (r#"{"continuous_usage_stats":true}"#, false),
+        ("{}", false),
+        ("null", false),
+        ("7", true),
+    ] {
+        let body = format!(r#"{{"stream":true,"stream_options":{options}}}"#);
+        assert_eq!(scan(body.as_bytes()).expect(options).wants_usage(), want, "{options}");
+    }
+}
+
+#[test]
+fn the_newer_name_for_the_token_limit_wins() {
+    for (body, want) in [
+        (r#"{"max_tokens":5,"max_completion_tokens":9}"#, Some(9)),
+        (r#"{"max_tokens":5,"max_completion_tokens":null}"#, Some(5)),
+        (r#"{"max_output_tokens":3.0}"#, Some(3)),
+        (r#"{"max_tokens":"many"}"#, None),
+    ] {
+        assert_eq!(scan(body.as_bytes()).expect(body).max_tokens, want, "{body}");
+    }
+}
+
+#[test]
+fn refuses_what_two_readers_could_read_differently() {
+    let duplicate = ScanError::Duplicate;
+    let wrong = |field, want| ScanError::WrongType { field, want };
+    let broken = |at, why| ScanError::Broken(Broken { at, why });
+    for (body, want) in [
+        (r#"{"model":"a","model":"b"}"#, duplicate("model")),
+        (r#"{"model":null,"mod\u0065l":"b"}"#, duplicate("model")),
+        (r#"{"stream":true,"stream":true}"#, duplicate("stream")),
+        (r#"{"messages":[],"messages":[]}"#, duplicate("messages")),
+        (r#"{"priority":1,"priority":1}"#, duplicate("priority")),
+        (r#"{"n":"x","n":1}"#, duplicate("n")),
+        (
+            r#"{"stream_options":{"include_usage":true,"include_usage":true}}"#,
+            duplicate("stream_options.include_usage"),
+        ),
+        (r#"{"model":1}"#, wrong("model", "a string")),
+        (r#"{"model":"\ud800"}"#, wrong("model", "a string")),
+        (r#"{"stream":"true"}"#, wrong("stream", "true or false")),
+        (r#"{"stream":1}"#, wrong("stream", "true or false")),
+        ("[1]", ScanError::NotAnObject),
+        ("7", ScanError::NotAnObject),
+        ("", ScanError::Empty),
+        (" \n", ScanError::Empty),
+        (r#"{"model":"#, broken(9, "Expecting value")),
+        (r#"{"model":"a"} x"#, broken(14, "Extra data")),
+        (r#"{"model":"a",}"#, broken(13, "Expecting property name enclosed in double quotes")),
+        ("[1", broken(2, "Expecting ',' delimiter")),
+    ] {
+        assert_eq!(scan(body.as_bytes()), Err(want), "{body}");
+    }
+    assert_eq!(scan(b"{\"a\":\"\xff\"}"), Err(ScanError::NotUtf8(6)));
+    let message = scan(br#"{"model":"#).expect_err("broken").to_string();
+    assert_eq!(message, "JSON decode error: Expecting value at byte 9.");
+}
+
+#[test]
+fn what_python_takes_is_taken() {
+    for body in ["\u{feff}{\"model\":\"a\"}", r#"{"model":"a","t":NaN,"u":-Infinity,"\ud800":1}"#] {
+        let model = scan(body.as_bytes()).expect(body).model.expect("a model");
+        assert_eq!((model.name.as_str(), &body[model.at]), ("a", "\"a\""));
+    }
+}
+
+#[test]
+fn the_comma_that_goes_with_priority_is_the_right_one() {
+    for (body, want) in [
+        (r#"{"priority":1}"#, r#""priority":1"#),
+        (r#"{"priority":1,"a":2}"#, r#""priority":1,"#),
+        (r#"{"a":2,"priority":1}"#, r#","priority":1"#),
+        (r#"{"a":2 , "priority":1 }"#, r#", "priority":1"#),
+    ] {
+        assert_eq!(text(body, &scan(body.as_bytes()).expect(body).priority), Some(want), "{body}");
+    }
+}
+
+/// Objects with our fields among others, each at most once.
+fn requests() -> impl Strategy<Value = Value> {
+    let key = prop_oneof![
+        Just("model".to_owned()),
+        Just("stream".to_owned()),
+        Just("max_tokens".to_owned()),
+        Just("n".to_owned()),
+        Just("messages".to_owned()),
+        any::<String>(),
+    ];
+    let value = prop_oneof![
+        any::<String>().prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        any::<u32>().prop_map(Value::from),
+        Just(Value::Null),
+        prop::collection::vec(any::<String>(), 0..4).prop_map(Value::from),
+        any::<String>().prop_map(|text| json!({"model": text, "stream": true, text: [{}]})),
+    ];
+    prop::collection::vec((key, value), 0..8)
+        .prop_map(|members| Value::Object(members.into_iter().collect()))
+}
+
+proptest! {
+    #[test]
+    fn reads_what_serde_reads(request in requests(), pretty: bool) {
+        let write = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
+        let body = write(&request).expect("plain data");
+        let sound = matches!(request["model"], Value::Null | Value::String(_))
+            && matches!(request["stream"], Value::Null | Value::Bool(_));
+        match scan(&body) {
+            Ok(read) => {
+                prop_assert!(sound);
+                let model = read.model.map(|model| model.name);
+                prop_assert_eq!(model.as_deref(), request["model"].as_str());
+                prop_assert_eq!(read.stream, request["stream"].as_bool().unwrap_or(false));
+                if request["n"].is_u64() {
+                    prop_assert_eq!(read.n, request["n"].as_u64());
+                }
+                if let (Some(prompt), Some(want)) = (read.prompt, request.get("messages")) {
+                    let prompt: Value = serde_json::from_slice(&body[prompt]).expect("valid");
+                    prop_assert_eq!(&prompt, want);
+                }
+            }
+            Err(ScanError::WrongType { .. }) => prop_assert!(!sound),
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(read) = scan(&body) {
+            let tree: Value = serde_json::from_slice(&body).expect("what we take is JSON");
+            prop_assert_eq!(read.model.map(|m| m.name).as_deref(), tree["model"].as_str());
+        }
+    }
+
+    #[test]
+    fn a_cut_body_is_refused(request in requests(), at in any::<prop::sample::Index>()) {
+        let body = serde_json::to_vec(&request).expect("plain data");
+        prop_assert!(scan(&body[..at.index(body.len())]).is_err());
+    }
+}
