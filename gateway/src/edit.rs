@@ -75,8 +75,7 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
             }
             // It has no effect without `include_usage`, and must not gain one by our asking.
             if let Some(flag) = continuous.as_ref().filter(|flag| flag.is_true()) {
-                let value = if flag.at.is_empty() { "false,\"\":" } else { "false" };
-                patches.push((flag.at.clone(), value.into()));
+                patches.push((flag.at.clone(), "false".into()));
             }
         }
         StreamOptions::Other => return false,
@@ -88,7 +87,7 @@ fn apply(body: &Bytes, mut patches: Vec<Patch<'_>>) -> Bytes {
     if patches.is_empty() {
         return body.clone();
     }
-    patches.sort_by_key(|(at, _)| at.start);
+    patches.sort_by_key(|(at, _)| (at.start, at.end));
     let added: usize = patches.iter().map(|(_, text)| text.len()).sum();
     let mut out = BytesMut::with_capacity(body.len() + added);
     let mut from = 0;
@@ -99,4 +98,146 @@ fn apply(body: &Bytes, mut patches: Vec<Patch<'_>>) -> Bytes {
     }
     out.extend_from_slice(&body[from..]);
     out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::multipart::scan_form;
+    use crate::scan::scan;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn edited(body: &str, edits: Edits<'_>) -> (String, bool) {
+        let bytes = Bytes::copy_from_slice(body.as_bytes());
+        let edited = edit(&bytes, &scan(&bytes).expect(body), &edits);
+        (String::from_utf8(edited.body.to_vec()).expect("text"), edited.strip_usage)
+    }
+
+    #[test]
+    fn usage_is_asked_for_by_the_smallest_change() {
+        for (body, want, strip) in [
+            (
+                r#"{ "stream":true }"#,
+                r#"{"stream_options":{"include_usage":true}, "stream":true }"#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"stream_options":{}}"#,
+                r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"stream_options": null}"#,
+                r#"{"stream":true,"stream_options": {"include_usage":true}}"#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"stream_options":{"x":1,"include_usage" : false}}"#,
+                r#"{"stream":true,"stream_options":{"x":1,"include_usage" : true}}"#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"stream_options":{"continuous_usage_stats":true}}"#,
+                r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":false}}"#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"stream_options":{"continuous_usage_stats":1,"include_usage":null}}"#,
+                r#"{"stream":true,"stream_options":{"continuous_usage_stats":false,"include_usage":true}}"#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#,
+                r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#,
+                false,
+            ),
+            (
+                r#"{"stream":true,"stream_options":7}"#,
+                r#"{"stream":true,"stream_options":7}"#,
+                false,
+            ),
+            (r#"{"stream":false}"#, r#"{"stream":false}"#, false),
+        ] {
+            let edits = Edits { ask_usage: true, ..Edits::default() };
+            assert_eq!(edited(body, edits), (want.to_owned(), strip), "{body}");
+        }
+    }
+
+    #[test]
+    fn edits_go_together_and_leave_the_rest_as_it_was() {
+        let edits = Edits { model: Some("b\"ä"), ask_usage: true, drop_priority: true };
+        for (body, want) in [
+            (
+                "{\"model\" : \"a\" ,\n \"x\":[1.0,1e2,\"\\u00e4\"], \"stream\":true,\"priority\":-3}",
+                "{\"stream_options\":{\"include_usage\":true},\"model\" : \"b\\\"ä\" ,\n \"x\":[1.0,1e2,\"\\u00e4\"], \"stream\":true}",
+            ),
+            (
+                r#"{"priority":1,"stream":true,"model":"a"}"#,
+                r#"{"stream_options":{"include_usage":true},"stream":true,"model":"b\"ä"}"#,
+            ),
+            (r#"{"priority":1}"#, "{}"),
+            (r#"{"a":1,"priority":1}"#, r#"{"a":1}"#),
+        ] {
+            assert_eq!(edited(body, edits).0, want, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_without_edits_is_not_copied() {
+        let body = Bytes::from_static(br#"{"model":"a","stream":true}"#);
+        let scan = scan(&body).expect("valid");
+        let same =
+            edit(&body, &scan, &Edits { model: Some("a"), drop_priority: true, ask_usage: false });
+        assert_eq!((same.body.as_ptr(), same.body.len()), (body.as_ptr(), body.len()));
+        assert!(!same.strip_usage);
+    }
+
+    #[test]
+    fn a_forms_model_is_replaced_as_it_stands() {
+        let form =
+            "--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nalias\r\n--X--\r\n";
+        let body = Bytes::from_static(form.as_bytes());
+        let scan = scan_form(&body, "multipart/form-data; boundary=X").expect("valid");
+        let edits = Edits { model: Some("whisper"), ask_usage: true, drop_priority: true };
+        assert_eq!(edit(&body, &scan, &edits).body, form.replace("alias", "whisper"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_edited_body_says_the_same_but_for_the_edits(
+            others in prop::collection::btree_map("[a-f]{1,3}", any::<String>(), 0..5),
+            options in prop_oneof![
+                Just(None),
+                Just(Some(json!({}))),
+                Just(Some(json!({"x": 1, "include_usage": false}))),
+            ],
+            priority: Option<i32>,
+            at in any::<prop::sample::Index>(),
+            pretty: bool,
+        ) {
+            let mut members: Vec<(String, Value)> =
+                others.into_iter().map(|(key, value)| (key, value.into())).collect();
+            members.push(("model".into(), "a".into()));
+            members.push(("stream".into(), true.into()));
+            members.extend(options.map(|options| ("stream_options".into(), options)));
+            members.extend(priority.map(|priority| ("priority".into(), priority.into())));
+            let mid = at.index(members.len());
+            members.rotate_left(mid);
+            let space = if pretty { "\n  " } else { "" };
+            let texts: Vec<String> =
+                members.iter().map(|(key, value)| format!("{space}\"{key}\":{space}{value}{space}")).collect();
+            let body = format!("{{{}}}", texts.join(","));
+
+            let edits = Edits { model: Some("b"), ask_usage: true, drop_priority: true };
+            let (out, strip) = edited(&body, edits);
+            let mut want: Value = serde_json::from_str(&body).expect("valid");
+            want["model"] = "b".into();
+            want["stream_options"]["include_usage"] = true.into();
+            want.as_object_mut().expect("an object").remove("priority");
+            let got: Value = serde_json::from_str(&out).expect("an edited body is valid");
+            prop_assert_eq!(got, want);
+            prop_assert!(strip);
+        }
+    }
 }

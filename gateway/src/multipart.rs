@@ -25,7 +25,8 @@ pub(crate) fn scan_form(body: &[u8], content_type: &str) -> Result<Scan, ScanErr
     let mut seen = Vec::new();
 
     // The first delimiter has no line before it.
-    let rest = body.strip_prefix(&delimiter[2..]).ok_or(bad("it does not begin with its boundary"))?;
+    let rest =
+        body.strip_prefix(&delimiter[2..]).ok_or(bad("it does not begin with its boundary"))?;
     let mut at = body.len() - rest.len();
     loop {
         match body.get(at..at + 2) {
@@ -45,9 +46,10 @@ pub(crate) fn scan_form(body: &[u8], content_type: &str) -> Result<Scan, ScanErr
         else {
             continue;
         };
-        if std::mem::replace(&mut seen, [seen.as_slice(), &[field]].concat()).contains(&field) {
+        if seen.contains(&field) {
             return Err(ScanError::Duplicate(field));
         }
+        seen.push(field);
         let value = std::str::from_utf8(&body[start..end]).ok();
         let file = name.is_some_and(|name| name.file);
         match (field, value) {
@@ -206,7 +208,8 @@ mod tests {
     #[test]
     fn refuses_forms_that_two_readers_could_read_differently() {
         let model = ("Content-Disposition: form-data; name=\"model\"", "a");
-        let named = |params: &str| form(&[(&format!("Content-Disposition: form-data; {params}"), "a")]);
+        let named =
+            |params: &str| form(&[(&format!("Content-Disposition: form-data; {params}"), "a")]);
         for (case, body, kind, want) in [
             ("twice", form(&[model, FILE, model]), TYPE, ScanError::Duplicate("model")),
             (
@@ -232,21 +235,36 @@ mod tests {
                 TYPE,
                 bad("it does not begin with its boundary"),
             ),
-            ("cut", "--XX\r\nContent-Disposition: form-data".into(), TYPE, bad("a part has no end")),
+            (
+                "cut",
+                "--XX\r\nContent-Disposition: form-data".into(),
+                TYPE,
+                bad("a part has no end"),
+            ),
             (
                 "longer boundary inside",
                 form(&[("Content-Disposition: form-data; name=\"file\"", "a\r\n--XXY")]),
                 TYPE,
                 bad("a boundary is followed by other text"),
             ),
-            ("no boundary", form(&[model]), "multipart/form-data", bad("the content type names no boundary")),
+            (
+                "no boundary",
+                form(&[model]),
+                "multipart/form-data",
+                bad("the content type names no boundary"),
+            ),
             (
                 "charset",
                 form(&[model]),
                 "multipart/form-data; boundary=XX; charset=utf-16",
                 bad("its character set is not UTF-8"),
             ),
-            ("json", form(&[model]), "application/json", bad("the content type is not multipart/form-data")),
+            (
+                "json",
+                form(&[model]),
+                "application/json",
+                bad("the content type is not multipart/form-data"),
+            ),
         ] {
             assert_eq!(scan_form(body.as_bytes(), kind), Err(want), "{case}");
         }

@@ -183,8 +183,13 @@ struct Fields {
 }
 
 /// Seen or not, and what it held.
-#[derive(Default)]
 struct Once<T>(Option<Option<T>>);
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
 
 impl<T> Once<T> {
     fn set(&mut self, field: &'static str, value: Option<T>) -> Result<(), ScanError> {
@@ -239,7 +244,8 @@ impl Fields {
     }
 
     fn scan(self, members: usize) -> Scan {
-        let longest = |ranges: Vec<Range<usize>>| ranges.into_iter().max_by_key(|range| range.len());
+        let longest =
+            |ranges: Vec<Range<usize>>| ranges.into_iter().max_by_key(|range| range.len());
         Scan {
             model: self.model.get(),
             stream: self.stream.get().unwrap_or(false),
@@ -311,9 +317,11 @@ fn stream_options(cursor: &mut Cursor<'_>) -> Result<StreamOptions, ScanError> {
                 continue;
             }
         };
-        let start = cursor.kind().map(|_| cursor.at())?;
-        let other = |()| Flag { at: start..start, value: Some(true) };
-        seen.set(field, Some(flag(cursor)?.unwrap_or_else(other)))?;
+        cursor.kind()?;
+        let start = cursor.at();
+        let flag = flag(cursor)?;
+        let other = |()| Flag { at: start..cursor.at(), value: Some(true) };
+        seen.set(field, Some(flag.unwrap_or_else(other)))?;
     }
     let (include_usage, continuous) = (include_usage.get(), continuous.get());
     Ok(StreamOptions::Object { open, members, include_usage, continuous })

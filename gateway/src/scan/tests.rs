@@ -169,7 +169,8 @@ proptest! {
     fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(read) = scan(&body) {
             let tree: Value = serde_json::from_slice(&body).expect("what we take is JSON");
-            prop_assert_eq!(read.model.map(|m| m.name).as_deref(), tree["model"].as_str());
+            let model = read.model.map(|model| model.name);
+            prop_assert_eq!(model.as_deref(), tree["model"].as_str());
         }
     }
 

@@ -1,0 +1,337 @@
+//! One answer on its way from a replica to a client: judged, metered, and passed on.
+//!
+//! Only whole events go out, so that an error event never lands in the middle of another one.
+//! Nothing goes out before an event has shown that the answer is one; a failure until then can be
+//! tried elsewhere. Bytes are passed on as they came, but for a usage chunk that nobody but us
+//! asked for. Taking it out leaves the stream that an unasked server sends, except that
+//! `system_fingerprint`, which vLLM puts into its last chunk, goes with it.
+//!
+//! Pure: bytes and times come in as arguments.
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use crate::api::Api;
+use crate::judge::{Cause, Facts, Failure, Verdict, judge_event, judge_plain, usage_in_tail};
+use crate::meter::{Meter, Tokens};
+use crate::sse::{Event, MAX_EVENT, Splitter};
+
+/// Bytes to be passed on, in order: one piece nearly always.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    first: Bytes,
+    more: Vec<Bytes>,
+}
+
+/// What came of the bytes fed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing goes out yet; before commit, the failure of the replica can still be hidden.
+    Hold,
+    /// Committed: these go out. They may be empty.
+    Pass(Pieces),
+    /// Not committed and failed: can be tried elsewhere.
+    Retry(Failure),
+    /// Committed and failed: these go out, then an error event. The failing event is not among
+    /// them, and nothing after it is read.
+    Failed(Pieces, Failure),
+}
+
+/// How a stream that reached its end ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With its API's end mark.
+    Complete,
+    /// With its end mark, after an error of the client's own with this status.
+    Client(u16),
+    /// Without its end mark, or as `feed` said before.
+    Failed(Failure),
+}
+
+/// One streamed answer with status 200.
+#[derive(Debug)]
+pub(crate) struct AnswerStream {
+    api: Api,
+    splitter: Splitter,
+    pub(crate) meter: Meter,
+    strip_usage: bool,
+    held: Vec<Bytes>,
+    held_len: usize,
+    committed: bool,
+    end_seen: bool,
+    client_error: Option<u16>,
+    failure: Option<Failure>,
+    /// Events with data, which is what `/v1/responses` numbers.
+    events: u64,
+}
+
+impl Pieces {
+    fn push(&mut self, piece: Bytes) {
+        if self.first.is_empty() {
+            self.first = piece;
+        } else if !piece.is_empty() {
+            self.more.push(piece);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+}
+
+impl IntoIterator for Pieces {
+    type Item = Bytes;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Bytes>, std::vec::IntoIter<Bytes>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let first = (!self.first.is_empty()).then_some(self.first);
+        first.into_iter().chain(self.more)
+    }
+}
+
+/// What to do about one event.
+enum Next {
+    Keep,
+    Drop,
+    Stop,
+}
+
+impl AnswerStream {
+    /// `strip_usage`: take out the usage chunk that only we asked for.
+    pub(crate) fn new(api: Api, strip_usage: bool) -> Self {
+        Self {
+            api,
+            splitter: Splitter::default(),
+            meter: Meter::default(),
+            strip_usage,
+            held: Vec::new(),
+            held_len: 0,
+            committed: false,
+            end_seen: false,
+            client_error: None,
+            failure: None,
+            events: 0,
+        }
+    }
+
+    /// Whether anything went out.
+    pub(crate) fn committed(&self) -> bool {
+        self.committed
+    }
+
+    /// The next bytes, cut anywhere.
+    pub(crate) fn feed(&mut self, bytes: Bytes, now: Instant) -> Step {
+        if self.failure.is_some() {
+            return Step::Hold;
+        }
+        let frame = bytes.clone();
+        let mut rest = bytes;
+        let mut out = Pieces::default();
+        // Events that lie side by side in the frame go out as one slice of it.
+        let mut run = 0..0;
+        loop {
+            let before = frame.len() - rest.len();
+            let joined = self.splitter.joining();
+            let next = self.splitter.next(&mut rest);
+            let after = frame.len() - rest.len();
+            let event = match next {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(_) => {
+                    let message = format!("The replica sent an event of more than {MAX_EVENT} bytes.");
+                    self.failure = Some(Failure::new(Cause::EventTooLong, &message));
+                    break;
+                }
+            };
+            match self.event(&event, now) {
+                Next::Keep if joined => out.push(event),
+                Next::Keep if run.end == before && !run.is_empty() => run.end = after,
+                Next::Keep => {
+                    out.push(frame.slice(std::mem::replace(&mut run, before..after)));
+                }
+                Next::Drop => {}
+                Next::Stop => break,
+            }
+        }
+        let last = if run.len() == frame.len() { frame } else { frame.slice(run) };
+        out.push(last);
+        self.step(out)
+    }
+
+    fn event(&mut self, raw: &[u8], now: Instant) -> Next {
+        let event = Event::read(raw);
+        let facts = judge_event(self.api, &event);
+        self.events += u64::from(event.data.is_some());
+        self.meter.record(&facts, now);
+        match facts.verdict {
+            Verdict::Hold => {}
+            Verdict::Output => self.committed = true,
+            Verdict::UsageOnly => {
+                if self.strip_usage && !self.meter.continuous() {
+                    return Next::Drop;
+                }
+            }
+            Verdict::End => {
+                self.committed = true;
+                self.end_seen = true;
+            }
+            Verdict::Client(status) => {
+                self.committed = true;
+                self.client_error = Some(status);
+            }
+            // A server may fail after its end mark all it likes.
+            Verdict::Failed(_) if self.end_seen => {}
+            Verdict::Failed(failure) => {
+                self.failure = Some(failure);
+                return Next::Stop;
+            }
+        }
+        Next::Keep
+    }
+
+    fn step(&mut self, out: Pieces) -> Step {
+        if !self.committed {
+            if let Some(failure) = &self.failure {
+                return Step::Retry(failure.clone());
+            }
+            for piece in out {
+                self.held_len += piece.len();
+                self.held.push(piece);
+            }
+            if self.held_len > MAX_EVENT {
+                let failure = Failure::new(Cause::EventTooLong, "The replica only announces.");
+                self.failure = Some(failure.clone());
+                return Step::Retry(failure);
+            }
+            return Step::Hold;
+        }
+        let mut pieces = out;
+        if !self.held.is_empty() {
+            let mut all = Pieces::default();
+            std::mem::take(&mut self.held).into_iter().chain(pieces).for_each(|p| all.push(p));
+            pieces = all;
+        }
+        match &self.failure {
+            Some(failure) => Step::Failed(pieces, failure.clone()),
+            None => Step::Pass(pieces),
+        }
+    }
+
+    /// The stream ended, in whatever way. What is to go out still comes with it; before commit,
+    /// a failed end can be tried elsewhere.
+    pub(crate) fn end(&mut self, now: Instant) -> (Pieces, End) {
+        let mut out = Pieces::default();
+        // An end mark counts also without the blank line; half an event is thrown away.
+        let rest = self.splitter.rest();
+        let last = Event::read(&rest);
+        if self.failure.is_none() && last.data.is_some() {
+            let facts = judge_event(self.api, &last);
+            if facts.verdict == Verdict::End {
+                self.meter.record(&facts, now);
+                (self.end_seen, self.committed) = (true, true);
+            }
+        }
+        if self.end_seen && self.failure.is_none() {
+            std::mem::take(&mut self.held).into_iter().for_each(|piece| out.push(piece));
+            out.push(rest);
+        }
+        let end = match (&self.failure, self.end_seen, self.client_error) {
+            (Some(failure), ..) => End::Failed(failure.clone()),
+            (None, _, Some(status)) => End::Client(status),
+            (None, true, None) => End::Complete,
+            (None, false, None) => {
+                let message = "The replica's answer broke off.";
+                End::Failed(Failure::new(Cause::Truncated, message))
+            }
+        };
+        (out, end)
+    }
+
+    /// The event that tells the client of `failure`, with the end its API's clients wait for.
+    pub(crate) fn error_event(&self, status: u16, kind: &str, message: &str) -> Bytes {
+        self.api.error_event(status, kind, message, self.events)
+    }
+}
+
+/// A plain answer, kept back until it is complete or longer than is worth keeping.
+#[derive(Debug)]
+pub(crate) struct PlainAnswer {
+    api: Api,
+    status: u16,
+    bound: usize,
+    held: Vec<Bytes>,
+    held_len: usize,
+    /// Too long: what came so far was passed on.
+    passed: bool,
+    /// The last bytes of an answer passed on, where its usage stands.
+    tail: BytesMut,
+}
+
+/// How a plain answer ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Plain {
+    /// Answered: the body, or what of it is still to go out.
+    Answered(Bytes, Tokens),
+    /// The client's own error with its body.
+    Client(Bytes),
+    /// None at all: can be tried elsewhere.
+    Retry(Failure),
+}
+
+impl PlainAnswer {
+    /// Keeps back at most `bound` bytes.
+    pub(crate) fn new(api: Api, status: u16, bound: usize) -> Self {
+        let (held, tail) = (Vec::new(), BytesMut::new());
+        Self { api, status, bound, held, held_len: 0, passed: false, tail }
+    }
+
+    /// The next bytes; what comes back goes out, and the answer is committed by it.
+    pub(crate) fn feed(&mut self, bytes: Bytes) -> Pieces {
+        let mut out = Pieces::default();
+        self.held_len += bytes.len();
+        self.held.push(bytes);
+        if self.passed || self.held_len > self.bound {
+            self.passed = true;
+            for piece in std::mem::take(&mut self.held) {
+                self.keep_tail(&piece);
+                out.push(piece);
+            }
+        }
+        out
+    }
+
+    /// Whether anything went out.
+    pub(crate) fn committed(&self) -> bool {
+        self.passed
+    }
+
+    /// The body is complete, as its framing says.
+    pub(crate) fn end(self) -> Plain {
+        if self.passed {
+            let usage = usage_in_tail(&self.tail);
+            let facts = Facts { usage, ..Facts::nothing() };
+            return Plain::Answered(Bytes::new(), Tokens::of_plain(&facts));
+        }
+        let body = match <[Bytes; 1]>::try_from(self.held) {
+            Ok([only]) => only,
+            Err(pieces) => Bytes::from(pieces.concat()),
+        };
+        let facts = judge_plain(self.api, self.status, &body);
+        match facts.verdict {
+            Verdict::Failed(failure) => Plain::Retry(failure),
+            Verdict::Client(_) => Plain::Client(body),
+            _ => Plain::Answered(body, Tokens::of_plain(&facts)),
+        }
+    }
+
+    fn keep_tail(&mut self, piece: &[u8]) {
+        const TAIL: usize = 4096;
+        let piece = &piece[piece.len().saturating_sub(TAIL)..];
+        let over = (self.tail.len() + piece.len()).saturating_sub(TAIL);
+        let _ = self.tail.split_to(over.min(self.tail.len()));
+        self.tail.extend_from_slice(piece);
+    }
+}
+
+#[cfg(test)]
+mod tests;
