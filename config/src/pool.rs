@@ -98,6 +98,13 @@ impl Pool {
         }
     }
 
+    /// Whether the scaler tells gateways which replicas there are. Elsewhere gateways find their
+    /// endpoints themselves, and the scaler only tells who is to drain.
+    #[must_use]
+    pub fn scaler_lists_replicas(&self) -> bool {
+        matches!(self.target, Some(Target::Processes(_)))
+    }
+
     /// Requests, in flight and held, for each replica: `scaling.targetConcurrency`, or else 80 % of
     /// `maxInFlight`; never 0.
     #[must_use]

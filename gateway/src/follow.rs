@@ -82,9 +82,11 @@ fn apply(
         let Some(address) = replica.address.as_deref().and_then(|a| a.parse().ok()) else {
             continue;
         };
-        now.insert(address);
-        // One that failed has no process: its address is probed anew when it is started again.
-        probes.add(pool, address);
+        if pool.settings.scaler_lists_replicas() {
+            now.insert(address);
+            // One that failed has no process: its address is probed anew when it is started again.
+            probes.add(pool, address);
+        }
         pool.drain_endpoint(address, replica.state == ReplicaState::Draining);
     }
     for gone in known.difference(&now) {

@@ -4,6 +4,7 @@
 //! with nothing in flight, the target stops it. Zero works the same way, under a barrier that every
 //! gateway holds for; a request that is held in between lifts it and loses nothing.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_signals::{
@@ -13,21 +14,11 @@ use forebay_signals::{
 use crate::core::cold_start::ColdStarts;
 use crate::core::merge::Word;
 use crate::core::{Decision, Inputs, Policy, State, decide, merge};
-use crate::targets::processes::{Phase, ReplicaStatus};
+use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 
 /// How long gateways hold for zero without hearing from us.
 /// Longer than a silent gateway's word is trusted: its lease ends after we have stopped to.
 const LEASE_MS: u64 = 9_000;
-
-/// What starts and stops replicas, as far as the loop needs it.
-pub(crate) trait Target {
-    /// So many replicas that are not stopping.
-    fn ensure(&self, count: u32);
-    /// A gateway found it healthy.
-    fn ready(&self, id: &str);
-    /// It is drained.
-    fn stop(&self, id: &str);
-}
 
 /// One gateway's last word on this pool.
 pub(crate) struct Heard<'a> {
@@ -51,6 +42,8 @@ pub(crate) struct PoolLoop {
     epoch: u64,
     barrier: bool,
     why: String,
+    /// What was there before this process has been taken over.
+    adopted: bool,
 }
 
 /// A replica's present start.
@@ -86,6 +79,7 @@ impl PoolLoop {
             epoch: 0,
             barrier: false,
             why: String::new(),
+            adopted: false,
         }
     }
 
@@ -122,6 +116,10 @@ impl PoolLoop {
             failed: count(&|status| status.phase == Phase::Failed),
             ejected: count(&out),
         };
+        if !self.adopted && heard.iter().any(|heard| heard.signals.is_some()) {
+            self.adopted = true;
+            self.state.adopt(alive.len() as u32);
+        }
         let decision = decide(&mut self.state, inputs, &self.policy, now_ms);
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
@@ -134,6 +132,7 @@ impl PoolLoop {
             self.draining.remove(&id);
             self.stopped.insert(id);
         }
+        target.ensure(decision.desired + self.draining.len() as u32);
         let replicas = self.published(decision.desired, statuses);
         Step { decision, replicas, cold_starts }
     }
@@ -161,7 +160,8 @@ impl PoolLoop {
                 *start = Start { since_ms: now_ms, started_ms: status.started_ms, done: false };
                 self.ready.remove(id);
             }
-            if status.phase != Phase::Running {
+            // A gateway may see a replica answer before its target tells that it runs.
+            if !matches!(status.phase, Phase::Pending | Phase::Running) {
                 continue;
             }
             let seen = |health| endpoints(heard, status).any(|e| e.health == health);
@@ -196,27 +196,38 @@ impl PoolLoop {
         now_ms: u64,
     ) {
         if desired > staying {
-            let mut missing = desired - staying;
+            let mut missing = (desired - staying) as usize;
             // Those on their way out are the quickest: ready ones first.
+            let rank = |id: &String| {
+                let status = alive.iter().find(|status| status.id == *id);
+                (status.map_or(0, |status| status.rank), !self.ready.contains(id))
+            };
             let mut back: Vec<_> = self.draining.iter().cloned().collect();
-            back.sort_by_key(|id| !self.ready.contains(id));
-            for id in back {
-                if missing == 0 {
-                    break;
-                }
+            back.sort_by_key(rank);
+            for id in back.into_iter().take(missing) {
                 tracing::info!("{}: replica {id} is kept", self.name);
                 self.draining.remove(&id);
                 missing -= 1;
             }
-            target.ensure(desired + self.draining.len() as u32);
-        } else if desired < staying {
+            let mut recalled: Vec<_> = self.stopped.iter().cloned().collect();
+            recalled.retain(|id| {
+                missing > 0 && target.recall(id) && {
+                    missing -= 1;
+                    true
+                }
+            });
+            for id in recalled {
+                tracing::info!("{}: replica {id} is kept after all", self.name);
+                self.stopped.remove(&id);
+            }
+        } else if desired < staying && may_drain(target.drains(), desired) {
             let mut victims: Vec<_> =
                 alive.iter().filter(|status| !self.draining.contains(&status.id)).collect();
             // Not ready first, the youngest of them; then those with the least to finish.
             victims.sort_by_key(|status| {
                 let in_flight: u32 = endpoints(heard, status).map(|e| e.in_flight).sum();
                 let young = u64::MAX - self.starts.get(&status.id).map_or(0, |s| s.since_ms);
-                (self.ready.contains(&status.id), in_flight, young)
+                (Reverse(status.rank), self.ready.contains(&status.id), in_flight, young)
             });
             for status in victims.into_iter().take((staying - desired) as usize) {
                 self.draining.insert(status.id.clone());
@@ -269,9 +280,9 @@ impl PoolLoop {
             let state = match status.phase {
                 _ if leaving => ReplicaState::Draining,
                 Phase::Stopping => ReplicaState::Draining,
-                Phase::Pending => ReplicaState::Pending,
                 Phase::Failed => ReplicaState::Failed,
-                Phase::Running if self.ready.contains(&status.id) => ReplicaState::Ready,
+                _ if self.ready.contains(&status.id) => ReplicaState::Ready,
+                Phase::Pending => ReplicaState::Pending,
                 Phase::Running => ReplicaState::Starting,
             };
             let address = status.address.map(|address| address.to_string());
@@ -286,6 +297,14 @@ impl PoolLoop {
             barrier: self.barrier.then_some(Barrier { epoch: self.epoch, lease_millis: LEASE_MS }),
             replicas,
         }
+    }
+}
+
+fn may_drain(drains: Drains, desired: u32) -> bool {
+    match drains {
+        Drains::Each => true,
+        Drains::All => desired == 0,
+        Drains::Never => false,
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use forebay_config::{Config, Target as TargetConfig};
+use forebay_config::Config;
 use forebay_signals::follower::{Event, follow};
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolReplicas, PoolSignals, ReplicaState, View};
@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::metric::Metrics;
-use crate::pool::{Heard, PoolLoop, Step, Target};
-use crate::targets::processes::Processes;
+use crate::pool::{Heard, PoolLoop, Step};
+use crate::targets::Driver;
 
 const TICK: Duration = Duration::from_secs(1);
 /// Decisions kept for `/decisions`.
@@ -56,24 +56,12 @@ pub enum StartError {
 /// A pool with what it drives.
 struct Driven {
     pool: PoolLoop,
-    target: Processes,
+    target: Driver,
     metrics: Metrics,
 }
 
-impl Target for Processes {
-    fn ensure(&self, count: u32) {
-        Self::ensure(self, count);
-    }
-    fn ready(&self, id: &str) {
-        Self::ready(self, id);
-    }
-    fn stop(&self, id: &str) {
-        Self::stop(self, id);
-    }
-}
-
 impl Scaler {
-    /// Starts deciding for every pool that has a target. `gateways` are base URLs of admin ports,
+    /// Starts deciding for every pool; for one without a target, it only tells. `gateways` are base URLs of admin ports,
     /// `token` their bearer token.
     ///
     /// # Errors
@@ -83,14 +71,11 @@ impl Scaler {
         gateways: Vec<String>,
         token: Option<String>,
     ) -> Result<Self, StartError> {
-        let exe = std::env::current_exe();
         let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
         let mut pools = Vec::new();
         for pool in &config.pools {
-            let Some(TargetConfig::Processes(settings)) = &pool.target else { continue };
             let failed = |source| StartError::Target { pool: pool.name.clone(), source };
-            let exe = exe.as_ref().map_err(|e| failed(io::Error::new(e.kind(), e.to_string())))?;
-            let target = Processes::start(pool, settings, exe.clone()).map_err(failed)?;
+            let target = Driver::start(pool).map_err(failed)?;
             let metrics = Metrics::register(&pool.name);
             pools.push(Driven { pool: PoolLoop::new(pool, stale_after_ms), target, metrics });
         }
@@ -143,10 +128,9 @@ impl Scaler {
 
 fn leaving(pools: &[Driven]) -> BTreeMap<String, PoolReplicas> {
     let told = |driven: &Driven| {
-        let statuses = Arc::clone(&driven.target.replicas().borrow());
-        (driven.pool.name.clone(), driven.pool.leaving(&statuses))
+        (driven.pool.name.clone(), driven.pool.leaving(&driven.target.statuses(&[])))
     };
-    pools.iter().map(told).collect()
+    pools.iter().filter(|driven| driven.target.takes_its_replicas_along()).map(told).collect()
 }
 
 /// Every gateway's feed, and the last that each said.
@@ -238,7 +222,8 @@ impl Loop {
         let changed = Arc::new(Notify::new());
         let mut watchers = tokio::task::JoinSet::new();
         for driven in &self.pools {
-            let (mut replicas, changed) = (driven.target.replicas(), Arc::clone(&changed));
+            let Some(mut replicas) = driven.target.replicas() else { continue };
+            let changed = Arc::clone(&changed);
             watchers.spawn(async move {
                 while replicas.changed().await.is_ok() {
                     changed.notify_one();
@@ -262,7 +247,7 @@ impl Loop {
         for driven in &mut self.pools {
             let began = Instant::now();
             let heard = self.feeds.words(&driven.pool.name);
-            let statuses = Arc::clone(&driven.target.replicas().borrow());
+            let statuses = driven.target.statuses(&heard);
             let step = driven.pool.step(&heard, &statuses, &driven.target, now_ms);
             driven.metrics.reaction.record(began.elapsed());
             note(driven, &step, now_ms, &self.decisions);

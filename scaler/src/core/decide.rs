@@ -79,6 +79,13 @@ pub struct State {
     ready_ms: u64,
 }
 
+impl State {
+    /// Begins from the replicas that are there already, instead of from none.
+    pub fn adopt(&mut self, replicas: u32) {
+        self.desired = self.desired.max(replicas);
+    }
+}
+
 /// A count with its reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {

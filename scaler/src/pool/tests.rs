@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 struct Fake {
     statuses: RefCell<BTreeMap<String, ReplicaStatus>>,
     stops: RefCell<Vec<String>>,
+    never: bool,
 }
 
 impl Target for Fake {
@@ -20,6 +21,7 @@ impl Target for Fake {
                 phase: Phase::Running,
                 reason: String::new(),
                 started_ms: 1_000,
+                rank: 0,
             };
             statuses.insert(status.id.clone(), status);
         }
@@ -27,6 +29,9 @@ impl Target for Fake {
     fn ready(&self, _: &str) {}
     fn stop(&self, id: &str) {
         self.stops.borrow_mut().push(id.to_owned());
+    }
+    fn drains(&self) -> Drains {
+        if self.never { Drains::Never } else { Drains::Each }
     }
 }
 
@@ -144,6 +149,49 @@ fn nothing_is_stopped_while_a_gateway_is_lost() {
     let statuses = target.statuses.borrow().clone();
     pool.step(&heard, &statuses, &target, 41_000);
     assert!(target.stops.borrow().is_empty());
+}
+
+#[test]
+fn replicas_that_were_there_before_the_scaler_are_taken_over() {
+    let (mut pool, target) = (pool(), Fake::default());
+    target.ensure(3);
+    let (a, b, c) = ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3");
+    let idle = signals(0, &[(a, Health::Ready, 0), (b, Health::Ready, 0), (c, Health::Ready, 0)]);
+    let first = step(&mut pool, &target, &[idle], 1_000);
+    assert_eq!(first.decision.desired, 3, "their idle time begins now");
+    assert!(target.stops.borrow().is_empty());
+}
+
+#[test]
+fn the_targets_own_order_of_stopping_goes_before_load() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(25, &[])], 1_000);
+    target.statuses.borrow_mut().values_mut().enumerate().for_each(|(i, s)| s.rank = i as u32);
+    let at = |n| format!("127.0.0.1:{n}");
+    let (a, b, c) = (at(1), at(2), at(3));
+    let busy = |x, y, z| {
+        signals(0, &[(&a, Health::Ready, x), (&b, Health::Ready, y), (&c, Health::Ready, z)])
+    };
+    step(&mut pool, &target, &[busy(8, 8, 8)], 2_000);
+    step(&mut pool, &target, &[busy(0, 5, 5)], 3_000);
+    let fewer = step(&mut pool, &target, &[busy(0, 5, 5)], 130_000);
+    let state = |id: &str| fewer.replicas.replicas[id].as_ref().expect("there").state;
+    assert_eq!((state("p-1"), state("p-3")), (ReplicaState::Ready, ReplicaState::Draining));
+}
+
+#[test]
+fn a_target_that_only_watches_has_nothing_drained() {
+    let (mut pool, target) = (pool(), Fake { never: true, ..Fake::default() });
+    target.ensure(1);
+    let at = |now| Heard { signals: Some(now), lost_ms: None };
+    let (busy, idle) =
+        (signals(0, &[(ONE, Health::Ready, 1)]), signals(0, &[(ONE, Health::Ready, 0)]));
+    let statuses = target.statuses.borrow().clone();
+    pool.step(&[at(&busy)], &statuses, &target, 1_000);
+    let zero = pool.step(&[at(&idle)], &statuses, &target, 100_000);
+    assert_eq!((zero.decision.desired, zero.replicas.barrier), (0, None));
+    let state = zero.replicas.replicas["p-1"].as_ref().expect("there").state;
+    assert_eq!(state, ReplicaState::Ready);
 }
 
 #[test]

@@ -1,5 +1,77 @@
 //! Scale targets: what starts and stops replicas.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 mod backoff;
+mod driver;
 mod ports;
 pub mod processes;
+
+pub(crate) use driver::Driver;
+
+/// What starts and stops replicas, as far as the loop needs it.
+pub(crate) trait Target {
+    /// So many replicas that were not told to stop: the wanted ones and those that still drain.
+    /// Said at every step.
+    fn ensure(&self, count: u32);
+    /// A gateway found it healthy.
+    fn ready(&self, _id: &str) {}
+    /// It is drained.
+    fn stop(&self, id: &str);
+    /// Takes a stop back, for a replica that is still there. Whether it could be.
+    fn recall(&self, _id: &str) -> bool {
+        false
+    }
+    /// What the loop may drain.
+    fn drains(&self) -> Drains {
+        Drains::Each
+    }
+}
+
+/// What the loop may drain, and then tell the target to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drains {
+    /// Any replica, by itself.
+    Each,
+    /// All or none: something else picks who goes while some stay.
+    #[allow(dead_code, reason = "for a target that leaves the counts to KEDA")]
+    All,
+    /// None: somebody else scales, and this is only watched.
+    Never,
+}
+
+/// A replica as the target knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Its name; never used twice in a pool.
+    pub id: String,
+    /// Where it listens, or will, as soon as that is known.
+    pub address: Option<SocketAddr>,
+    /// Where it is on its way.
+    pub phase: Phase,
+    /// What a person should know about that ("exited with status 1, again in 4 s").
+    pub reason: String,
+    /// When it was last started, in milliseconds since the epoch; 0 before.
+    pub started_ms: u64,
+    /// The target's own order of stopping: those with the highest go first, and among equals the
+    /// idlest.
+    pub rank: u32,
+}
+
+/// Where a replica is on its way, as far as its target can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Asked for; nothing runs yet.
+    Pending,
+    /// Its process or container runs.
+    Running,
+    /// It was told to stop, and is on its way out.
+    Stopping,
+    /// It died, and is started again by and by.
+    Failed,
+}
+
+/// Every replica by its id.
+pub type Replicas = Arc<BTreeMap<String, ReplicaStatus>>;

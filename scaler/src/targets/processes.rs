@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,44 +19,14 @@ use tokio::task::JoinSet;
 
 use self::gpus::Gpus;
 use self::output::Output;
-use super::ports::Ports;
+pub use super::{Phase, ReplicaStatus, Replicas};
+use super::{Target, ports::Ports};
 
 mod gpus;
 mod launch;
 mod output;
 mod remnants;
 mod replica;
-
-/// A replica as the target knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaStatus {
-    /// `POOL-N`; never used twice.
-    pub id: String,
-    /// Where it listens, or will: from the moment that its process was started.
-    pub address: Option<SocketAddr>,
-    /// Where it is on its way.
-    pub phase: Phase,
-    /// What a person should know about that ("exited with status 1, again in 4 s").
-    pub reason: String,
-    /// When it was last started, in milliseconds since the epoch; 0 before.
-    pub started_ms: u64,
-}
-
-/// Where a replica is on its way, as far as a process can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Asked for; nothing runs yet.
-    Pending,
-    /// Its process runs.
-    Running,
-    /// It was told to stop, and is on its way out.
-    Stopping,
-    /// It died, and is started again by and by.
-    Failed,
-}
-
-/// Every replica by its id.
-pub type Replicas = Arc<BTreeMap<String, ReplicaStatus>>;
 
 /// The processes of one pool. Dropping it ends them within seconds; [`Processes::shutdown`] lets
 /// them end well.
@@ -142,6 +111,7 @@ impl Processes {
                 phase: Phase::Pending,
                 reason: "asked for".into(),
                 started_ms: 0,
+                rank: 0,
             });
             tasks.spawn_on(replica::run(self.shared.clone(), id, log, given), &self.runtime);
         }
@@ -175,6 +145,18 @@ impl Processes {
         while let Some(done) = tasks.join_next().await {
             complain(done);
         }
+    }
+}
+
+impl Target for Processes {
+    fn ensure(&self, count: u32) {
+        Self::ensure(self, count);
+    }
+    fn ready(&self, id: &str) {
+        Self::ready(self, id);
+    }
+    fn stop(&self, id: &str) {
+        Self::stop(self, id);
     }
 }
 

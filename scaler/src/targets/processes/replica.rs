@@ -41,6 +41,7 @@ pub(super) async fn run(
         phase: Phase::Pending,
         reason: String::new(),
         started_ms: 0,
+        rank: 0,
     };
     let mut replica = Replica { shared, log, given, orders, status };
     replica.shared.output.prune();

@@ -1,0 +1,116 @@
+//! A pool's target, whichever kind it is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use forebay_config::{Pool, Target as TargetConfig};
+use tokio::sync::watch;
+
+use super::processes::Processes;
+use super::{Drains, Phase, ReplicaStatus, Replicas, Target};
+use crate::pool::Heard;
+
+/// What drives one pool's replicas.
+pub(crate) enum Driver {
+    /// Processes on this machine.
+    Processes(Processes),
+    /// Nothing: decisions are told and not acted on.
+    Observe,
+}
+
+impl Driver {
+    /// The target of this pool.
+    ///
+    /// # Errors
+    /// It can't be used as configured.
+    pub(crate) fn start(pool: &Pool) -> io::Result<Self> {
+        match &pool.target {
+            Some(TargetConfig::Processes(settings)) => {
+                let exe = std::env::current_exe()?;
+                Processes::start(pool, settings, exe).map(Self::Processes)
+            }
+            None => Ok(Self::Observe),
+        }
+    }
+
+    /// The replicas as they change. `None` where the target has no list of its own, and the
+    /// gateways' endpoints count.
+    pub(crate) fn replicas(&self) -> Option<watch::Receiver<Replicas>> {
+        match self {
+            Self::Processes(it) => Some(it.replicas()),
+            Self::Observe => None,
+        }
+    }
+
+    /// The replicas now.
+    pub(crate) fn statuses(&self, heard: &[Heard<'_>]) -> Replicas {
+        match self.replicas() {
+            Some(replicas) => Arc::clone(&replicas.borrow()),
+            None => Arc::new(observed(heard)),
+        }
+    }
+
+    /// Lets go of what ends with this process.
+    pub(crate) async fn shutdown(&self) {
+        match self {
+            Self::Processes(it) => it.shutdown().await,
+            Self::Observe => {}
+        }
+    }
+
+    /// Whether replicas end with this process, and gateways are to be told so.
+    pub(crate) fn takes_its_replicas_along(&self) -> bool {
+        matches!(self, Self::Processes(_))
+    }
+
+    fn target(&self) -> Option<&dyn Target> {
+        match self {
+            Self::Processes(it) => Some(it),
+            Self::Observe => None,
+        }
+    }
+}
+
+impl Target for Driver {
+    fn ensure(&self, count: u32) {
+        if let Some(target) = self.target() {
+            target.ensure(count);
+        }
+    }
+    fn ready(&self, id: &str) {
+        if let Some(target) = self.target() {
+            target.ready(id);
+        }
+    }
+    fn stop(&self, id: &str) {
+        if let Some(target) = self.target() {
+            target.stop(id);
+        }
+    }
+    fn recall(&self, id: &str) -> bool {
+        self.target().is_some_and(|target| target.recall(id))
+    }
+    fn drains(&self) -> Drains {
+        self.target().map_or(Drains::Never, Target::drains)
+    }
+}
+
+/// The replicas that gateways have as endpoints, where the target can't list its own.
+fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
+    let addresses = heard
+        .iter()
+        .filter_map(|heard| heard.signals)
+        .flat_map(|signals| signals.endpoints.iter())
+        .filter(|(_, endpoint)| endpoint.is_some())
+        .map(|(address, _)| address);
+    let status = |address: &String| ReplicaStatus {
+        id: address.clone(),
+        address: address.parse().ok(),
+        phase: Phase::Running,
+        reason: String::new(),
+        started_ms: 0,
+        rank: 0,
+    };
+    addresses.map(|address| (address.clone(), status(address))).collect()
+}
