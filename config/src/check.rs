@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
+use crate::Config;
 use crate::address::authority;
 use crate::problem::{Path, Problem, Problems};
-use crate::{Config, Gateway};
 
 mod across;
+mod gateway;
 mod pool;
+mod routes;
 
 /// What a rule found, and about which field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub(crate) struct Findings {
 pub(crate) fn check(config: &Config) -> Findings {
     let mut found = Findings::default();
     let top = Path::default();
-    gateway(&config.gateway, &top.key("gateway"), &mut found);
+    gateway::check(config, &top.key("gateway"), &mut found);
     admin(config, &top.key("admin"), &mut found);
     let scaler = top.key("scaler");
     found.above_zero(&scaler, "staleAfter", config.scaler.stale_after);
@@ -45,30 +47,8 @@ pub(crate) fn check(config: &Config) -> Findings {
         pool::check(pool, &top.key("pools").index(at), &mut found);
     }
     across::check(config, &mut found);
+    routes::check(config, &mut found);
     found
-}
-
-fn gateway(gateway: &Gateway, path: &Path, found: &mut Findings) {
-    if gateway.threads == Some(0) {
-        found.error(path.key("threads"), "0 threads serve nobody; leave it out for one per core");
-    }
-    if let Some(scaler) = &gateway.scaler {
-        found.address(path.key("scaler"), scaler);
-    }
-    let (limits, path) = (&gateway.limits, path.key("limits"));
-    if limits.body_size.bytes() == 0 {
-        found.error(path.key("bodySize"), "0 refuses every request; write for example 32Mi");
-    }
-    if limits.header_size.bytes() < 1024 {
-        let message = format!(
-            "`{}` is less than the head of a plain request; write 1Ki or more",
-            limits.header_size
-        );
-        found.error(path.key("headerSize"), message);
-    }
-    found.above_zero(&path, "headerTimeout", limits.header_timeout);
-    found.above_zero(&path, "bodyTimeout", limits.body_timeout);
-    found.above_zero(&path, "writeTimeout", limits.write_timeout);
 }
 
 fn admin(config: &Config, path: &Path, found: &mut Findings) {
@@ -91,6 +71,19 @@ fn admin(config: &Config, path: &Path, found: &mut Findings) {
             listen.port()
         );
         found.error(path.key("listen"), message);
+    }
+}
+
+/// A name that is a metric's label, a file's name and a key in the feeds.
+fn name(name: &str, what: &str, path: &Path, found: &mut Findings) {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if !first || name.len() > 63 || !name.bytes().all(inner) {
+        let message = format!(
+            "`{name}` is not {what}: up to 63 letters, digits, `-`, `_` and `.`, beginning with a \
+             letter or digit"
+        );
+        found.error(path.clone(), message);
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::route::Route;
+use crate::tenant::{Keys, Tenant};
 use crate::units::{self, ByteSize};
 
 /// The data plane: what clients connect to.
@@ -31,6 +33,13 @@ pub struct Gateway {
     /// Left out where both run in one process, or where nothing scales.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaler: Option<String>,
+    /// API keys; without it none are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Keys>,
+    /// Who has keys, with what limits. `anonymous`, who has none, is without limits unless listed.
+    pub tenants: Vec<Tenant>,
+    /// Models whose requests are split between pools.
+    pub routes: Vec<Route>,
 }
 
 /// Bounds on what a client may send, each answered with a clear error.
@@ -77,6 +86,9 @@ impl Default for Gateway {
             limits: Limits::default(),
             shutdown_timeout: Duration::from_secs(30),
             scaler: None,
+            keys: None,
+            tenants: Vec::new(),
+            routes: Vec::new(),
         }
     }
 }

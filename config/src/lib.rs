@@ -18,8 +18,10 @@ mod load;
 mod output;
 mod pool;
 mod problem;
+mod route;
 mod scaling;
 mod target;
+mod tenant;
 mod units;
 mod yaml;
 
@@ -29,8 +31,10 @@ pub use load::{inspect, load, parse};
 pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
+pub use route::{Fallback, Route, Share, SplitBy};
 pub use scaling::{Scaler, Scaling};
 pub use target::{Processes, Target};
+pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
 pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};
 
 /// Forebay's configuration: one file for gateway and scaler.

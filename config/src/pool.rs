@@ -1,10 +1,13 @@
 //! A pool: what it serves, how it holds, and the way to its replicas.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::route::Fallback;
 use crate::scaling::Scaling;
 use crate::target::Target;
 use crate::units::{self, ByteSize};
@@ -22,6 +25,22 @@ pub struct Pool {
     /// tells its own; that is possible for one pool only.
     #[serde(default)]
     pub models: Vec<String>,
+    /// More names that clients may send, each with the model's name that the replicas are sent in
+    /// its place.
+    #[serde(default)]
+    pub aliases: BTreeMap<String, String>,
+    /// Names of LoRA adapters that replicas load. Those that a running replica tells of are known
+    /// without being listed; listed ones are known also while none runs.
+    #[serde(default)]
+    pub adapters: Vec<String>,
+    /// Where requests go that this pool can't serve in time: its queue is full, the learned cold
+    /// start takes longer than the client waits, or the hold is over. By default they are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+    /// File with the key that the replicas were started with (`--api-key`), sent to them as
+    /// `Bearer`; read again when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<PathBuf>,
     /// Fixed addresses, `HOST:PORT` or `http://HOST:PORT`, of replicas that something else runs.
     #[serde(default)]
     pub endpoints: Vec<String>,
@@ -89,6 +108,10 @@ impl Pool {
         Self {
             name: name.into(),
             models: Vec::new(),
+            aliases: BTreeMap::new(),
+            adapters: Vec::new(),
+            fallback: None,
+            api_key_file: None,
             endpoints: Vec::new(),
             max_in_flight: default_max_in_flight(),
             hold: Hold::default(),

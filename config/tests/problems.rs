@@ -345,7 +345,8 @@ pools:
     assert_eq!(
         told(pools),
         "f.yaml:5: pools[1].name: `a` is the name of pools[0] already\n\
-         f.yaml:6: pools[1].models[1]: `m` is served by pools[0] already; a model leads to one pool\n\
+         f.yaml:6: pools[1].models[1]: `m` is served by pools[0] already; a model leads to one pool, unless \
+         gateway.routes splits it\n\
          f.yaml:10: pools[3].models: pools[2] takes any model already; list the models of one of \
          the two"
     );
@@ -497,6 +498,113 @@ proptest! {
                 let line = problem.place.map_or(0, |place| place.line);
                 prop_assert!((1..=lines.len() + 1).contains(&line), "{problem}");
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_keys_and_tenants_is_told() {
+    let keys = "keys: {file: k}";
+    for (gateway, expected) in [
+        (
+            "{tenants: [{name: a}]}",
+            "f.yaml:1: gateway.tenants: nobody can be one of them without keys; give gateway.keys.file",
+        ),
+        ("{tenants: [{name: anonymous, maxConcurrent: 1}]}", ""),
+        (
+            "{keys: {file: k}}",
+            "f.yaml:1: gateway.keys: no key can be right: gateway.tenants names nobody to give one to",
+        ),
+        ("{keys: {}}", "f.yaml:1: gateway.keys.file: missing; it must be given"),
+        (
+            &format!("{{{keys}, tenants: [{{name: a}}, {{name: a}}]}}"),
+            "f.yaml:1: gateway.tenants[1].name: `a` is the name of gateway.tenants[0] already",
+        ),
+        (
+            &format!("{{{keys}, tenants: [{{name: a b}}]}}"),
+            "f.yaml:1: gateway.tenants[0].name: `a b` is not a tenant's name: up to 63 letters, \
+             digits, `-`, `_` and `.`, beginning with a letter or digit",
+        ),
+        (
+            &format!("{{{keys}, tenants: [{{name: a, requestsPerMinute: 0}}]}}"),
+            "f.yaml:1: gateway.tenants[0].requestsPerMinute: 0 admits nothing; leave it out for no limit",
+        ),
+        (
+            &format!("{{{keys}, tenants: [{{name: a, models: ['']}}]}}"),
+            "f.yaml:1: gateway.tenants[0].models[0]: a model's name must not be empty; write * for all",
+        ),
+        (
+            &format!("{{{keys}, tenants: [{{name: a, priorityClass: urgent}}]}}"),
+            "f.yaml:1: gateway.tenants[0].priorityClass: `urgent` is not known; give one of: \
+             high, normal, low",
+        ),
+    ] {
+        let told = told(&format!("gateway: {gateway}\n{POOL}"));
+        match expected {
+            "" => assert!(told.starts_with("is valid"), "{gateway}: {told}"),
+            _ => assert_eq!(told, expected, "{gateway}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_aliases_routes_and_fallbacks_is_told() {
+    let pools = |a: &str, b: &str| {
+        format!(
+            "pools:\n  - {{name: a, endpoints: ['h:1'], models: [m], {a}}}\n  - {{name: b, endpoints: \
+             ['h:2'], models: [n], {b}}}\n"
+        )
+    };
+    let route = |route: &str, a: &str| format!("gateway: {{routes: [{route}]}}\n{}", pools(a, ""));
+    for (text, expected) in [
+        (
+            pools("aliases: {gpt: x}", ""),
+            "f.yaml:2: pools[0].aliases.gpt: `x` is none of the pool's models or adapters; add it",
+        ),
+        (
+            pools("aliases: {n: m}", ""),
+            "f.yaml:3: pools[1].models[0]: `n` is served by pools[0] already; a model leads to one \
+             pool, unless gateway.routes splits it",
+        ),
+        (
+            pools("adapters: [m]", ""),
+            "f.yaml:2: pools[0].adapters[0]: `m` is given twice; remove one",
+        ),
+        (
+            pools("fallback: {pool: a}", ""),
+            "f.yaml:2: pools[0].fallback.pool: is this pool itself; name another",
+        ),
+        (
+            pools("fallback: {pool: c}", ""),
+            "f.yaml:2: pools[0].fallback.pool: no pool is named `c`; there are: a, b",
+        ),
+        (
+            pools("fallback: {pool: b, model: x}", ""),
+            "f.yaml:2: pools[0].fallback.model: `x` is none of the models of pool `b`",
+        ),
+        (pools("fallback: {pool: b, after: 5s}", "fallback: {pool: a}"), ""),
+        (
+            route("{model: x, pools: []}", ""),
+            "f.yaml:1: gateway.routes[0].pools: empty; name the pools that share the model",
+        ),
+        (
+            route("{model: x, pools: [{pool: a, weight: 0}]}", ""),
+            "f.yaml:1: gateway.routes[0].pools: all weights are 0: no pool would serve the model",
+        ),
+        (
+            route("{model: x, pools: [{pool: a}, {pool: a}]}", ""),
+            "f.yaml:1: gateway.routes[0].pools[1].pool: `a` is given twice; add up its weights",
+        ),
+        (
+            route("{model: x, pools: [{pool: a}]}, {model: x, pools: [{pool: b}]}", ""),
+            "f.yaml:1: gateway.routes[1].model: `x` is split by gateway.routes[0] already",
+        ),
+        (route("{model: n, pools: [{pool: a}, {pool: b}]}", "adapters: [n]"), ""),
+    ] {
+        let told = told(&text);
+        match expected {
+            "" => assert!(told.starts_with("is valid"), "{text}: {told}"),
+            _ => assert_eq!(told, expected, "{text}"),
         }
     }
 }

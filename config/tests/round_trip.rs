@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, ByteSize, Config, Gateway, Hold, Limits, Pool, Processes, Scaler, Scaling, Target,
-    Upstream, parse, print,
+    Admin, ByteSize, Config, Fallback, Gateway, Hold, Keys, Limits, Pool, PriorityClass, Processes,
+    Route, Scaler, Scaling, Share, SplitBy, Target, Tenant, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -40,7 +40,7 @@ prop_compose! {
         let ip = if v6 { "[::1]" } else { "0.0.0.0" };
         let listen: SocketAddr = format!("{ip}:{port}").parse().expect("an address");
         let limits = Limits { body_size, header_size, header_timeout, body_timeout, write_timeout };
-        Gateway { listen, threads, limits, shutdown_timeout, scaler }
+        Gateway { listen, threads, limits, shutdown_timeout, scaler, ..Gateway::default() }
     }
 }
 
@@ -76,8 +76,22 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn tenant()(
+        priority_class in prop_oneof![Just(PriorityClass::High), Just(PriorityClass::Low)],
+        requests_per_minute in option::of(1..u32::MAX), tokens_per_minute in option::of(1..u64::MAX),
+        max_concurrent in option::of(1..u32::MAX), models in vec("[a-z*/]{1,5}", 0..3),
+    ) -> Tenant {
+        Tenant {
+            name: "t".to_owned(), priority_class, requests_per_minute, tokens_per_minute,
+            max_concurrent, models,
+        }
+    }
+}
+
+prop_compose! {
     fn pool()(
-        models in vec(text(), 1..4), endpoint: bool, max_in_flight in 1..u32::MAX,
+        aliases in btree_map("x[a-z ]{1,4}", 0..1_usize, 0..3), adapters in vec("y[a-z]{4}", 0..2),
+        after in option::of(duration()), models in vec(text(), 1..4), endpoint: bool, max_in_flight in 1..u32::MAX,
         target in processes(), scaling in scaling(), max_requests in 1..u32::MAX,
         max_bytes in size(), hold in duration(), limits in (duration(), duration(), duration()),
         max_tries in 1..9_u32, commit_size in size(),
@@ -86,6 +100,14 @@ prop_compose! {
         let mut seen = std::collections::HashSet::new();
         pool.models = models;
         pool.models.retain(|model| !model.trim().is_empty() && seen.insert(model.clone()));
+        // Names that none of the models can be.
+        pool.aliases = aliases.into_keys()
+            .map(|alias| (format!("{alias}\u{7}"), "b\u{7}".to_owned())).collect();
+        pool.models.push("b\u{7}".to_owned());
+        pool.adapters = adapters.into_iter().enumerate()
+            .map(|(nth, name)| format!("{name}{nth}\u{7}")).collect();
+        pool.fallback = after.map(|after| Fallback { pool: "b".into(), model: None, after: Some(after) });
+        pool.api_key_file = after.map(|_| "a/b".into());
         pool.endpoints = if endpoint { vec!["h:1".to_owned(), "http://[::1]:2/".to_owned()] } else { Vec::new() };
         pool.max_in_flight = max_in_flight;
         pool.hold = Hold { max_requests, max_bytes, timeout: hold };
@@ -101,13 +123,23 @@ proptest! {
     #[test]
     fn what_is_printed_is_read_back_to_the_same(
         gateway in gateway(), pool in pool(), stale_after in duration(),
-        token_file in option::of("[a-z/ #:]{1,9}"),
+        token_file in option::of("[a-z/ #:]{1,9}"), tenant in tenant(), required: bool,
+        by in prop_oneof![Just(SplitBy::Request), Just(SplitBy::Session), Just(SplitBy::Tenant)],
+        weight in 1..u32::MAX,
     ) {
+        let mut gateway: Gateway = gateway;
+        gateway.keys = Some(Keys { file: "keys".into(), required });
+        gateway.tenants = vec![tenant];
+        let share = Share { pool: "b".to_owned(), weight, model: Some("served".to_owned()) };
+        gateway.routes = vec![Route { model: "split".to_owned(), by, pools: vec![share] }];
+        let mut other = Pool::named("b");
+        other.models = vec!["served".to_owned()];
+        other.endpoints = vec!["other:1".to_owned()];
         let config = Config {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
             scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()] },
-            pools: vec![pool],
+            pools: vec![pool, other],
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());
         let text = print(&config);

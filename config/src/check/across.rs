@@ -9,7 +9,7 @@ use crate::{Config, Processes, Target};
 
 pub(super) fn check(config: &Config, found: &mut Findings) {
     let pools = Path::default().key("pools");
-    names_and_models(config, &pools, found);
+    names(config, &pools, found);
     endpoints(config, &pools, found);
     ports(config, &pools, found);
     gpus(config, &pools, found);
@@ -26,37 +26,14 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     }
 }
 
-/// A model leads to one pool, and a pool is known by its name alone.
-fn names_and_models(config: &Config, pools: &Path, found: &mut Findings) {
-    let (mut names, mut models) = (HashMap::new(), HashMap::new());
-    let mut any = None;
+/// A pool is known by its name alone.
+fn names(config: &Config, pools: &Path, found: &mut Findings) {
+    let mut names = HashMap::new();
     for (at, pool) in config.pools.iter().enumerate() {
-        let path = pools.index(at);
-        if let Some(first) = names.insert(pool.name.as_str(), at) {
-            names.insert(&pool.name, first);
+        let first = *names.entry(pool.name.as_str()).or_insert(at);
+        if first != at {
             let message = format!("`{}` is the name of pools[{first}] already", pool.name);
-            found.error(path.key("name"), message);
-        }
-        for (place, model) in pool.models.iter().enumerate() {
-            let Some(first) = models.insert(model.as_str(), at) else { continue };
-            models.insert(model, first);
-            let message = if first == at {
-                format!("`{model}` is given twice; remove one")
-            } else {
-                format!("`{model}` is served by pools[{first}] already; a model leads to one pool")
-            };
-            found.error(path.key("models").index(place), message);
-        }
-        if !pool.models.is_empty() {
-            continue;
-        }
-        if let Some(first) = any {
-            let message = format!(
-                "pools[{first}] takes any model already; list the models of one of the two"
-            );
-            found.error(path.key("models"), message);
-        } else {
-            any = Some(at);
+            found.error(pools.index(at).key("name"), message);
         }
     }
 }

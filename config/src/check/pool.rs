@@ -2,19 +2,14 @@
 
 use std::collections::HashSet;
 
-use super::Findings;
+use super::{Findings, name};
 use crate::address::authority;
 use crate::problem::Path;
 use crate::units::format_duration;
 use crate::{Pool, Processes, Scaling, Target};
 
 pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
-    name(&pool.name, &path.key("name"), found);
-    for (at, model) in pool.models.iter().enumerate() {
-        if model.trim().is_empty() {
-            found.error(path.key("models").index(at), "a model's name must not be empty");
-        }
-    }
+    name(&pool.name, "a pool's name", &path.key("name"), found);
     endpoints(pool, &path.key("endpoints"), found);
     if pool.endpoints.is_empty() && pool.target.is_none() {
         let message = "nothing serves it; give a target, which starts replicas, or endpoints, \
@@ -36,19 +31,6 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
             found.warn(path.key("scaling"), "has no effect: the pool has no target to scale");
         }
         None => {}
-    }
-}
-
-/// A pool's name is a metric label, a file's name and a key in the feeds.
-fn name(name: &str, path: &Path, found: &mut Findings) {
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if !first || name.len() > 63 || !name.bytes().all(inner) {
-        let message = format!(
-            "`{name}` is not a pool's name: up to 63 letters, digits, `-`, `_` and `.`, beginning \
-             with a letter or digit"
-        );
-        found.error(path.clone(), message);
     }
 }
 

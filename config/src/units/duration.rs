@@ -120,6 +120,24 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D
     d.deserialize_any(Visitor)
 }
 
+/// The same for a duration that may be left out.
+pub(crate) mod optional {
+    use super::{Deserializer, Duration, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(it: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+        match it {
+            Some(duration) => super::serialize(duration, s),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        super::deserialize(d).map(Some)
+    }
+}
+
 struct Visitor;
 
 impl de::Visitor<'_> for Visitor {

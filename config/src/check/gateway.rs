@@ -1,0 +1,93 @@
+//! The rules of the gateway's own part: bounds, keys, tenants.
+
+use std::collections::HashMap;
+
+use super::{Findings, name};
+use crate::problem::Path;
+use crate::tenant::{ANONYMOUS, Tenant};
+use crate::{Config, Gateway, Limits};
+
+pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {
+    let gateway = &config.gateway;
+    if gateway.threads == Some(0) {
+        found.error(path.key("threads"), "0 threads serve nobody; leave it out for one per core");
+    }
+    if let Some(scaler) = &gateway.scaler {
+        found.address(path.key("scaler"), scaler);
+    }
+    limits(&gateway.limits, &path.key("limits"), found);
+    keys(gateway, path, found);
+    tenants(gateway, &path.key("tenants"), found);
+}
+
+fn limits(limits: &Limits, path: &Path, found: &mut Findings) {
+    if limits.body_size.bytes() == 0 {
+        found.error(path.key("bodySize"), "0 refuses every request; write for example 32Mi");
+    }
+    if limits.header_size.bytes() < 1024 {
+        let message = format!(
+            "`{}` is less than the head of a plain request; write 1Ki or more",
+            limits.header_size
+        );
+        found.error(path.key("headerSize"), message);
+    }
+    found.above_zero(path, "headerTimeout", limits.header_timeout);
+    found.above_zero(path, "bodyTimeout", limits.body_timeout);
+    found.above_zero(path, "writeTimeout", limits.write_timeout);
+}
+
+fn keys(gateway: &Gateway, path: &Path, found: &mut Findings) {
+    let Some(keys) = &gateway.keys else {
+        if gateway.tenants.iter().any(|tenant| tenant.name != ANONYMOUS) {
+            let message = "nobody can be one of them without keys; give gateway.keys.file";
+            found.error(path.key("tenants"), message);
+        }
+        return;
+    };
+    let path = path.key("keys");
+    if keys.file.as_os_str().is_empty() {
+        found.error(path.key("file"), "empty; name the file or folder with the keys' hashes");
+    }
+    if gateway.tenants.iter().all(|tenant| tenant.name == ANONYMOUS) {
+        let message = "no key can be right: gateway.tenants names nobody to give one to";
+        found.error(path, message);
+    } else if keys.required
+        && let Some(at) = gateway.tenants.iter().position(|tenant| tenant.name == ANONYMOUS)
+    {
+        let message = "has no effect: keys.required refuses whoever comes without a key";
+        found.warn(Path::default().key("gateway").key("tenants").index(at), message);
+    }
+}
+
+fn tenants(gateway: &Gateway, path: &Path, found: &mut Findings) {
+    let mut seen = HashMap::new();
+    for (at, tenant) in gateway.tenants.iter().enumerate() {
+        let path = path.index(at);
+        name(&tenant.name, "a tenant's name", &path.key("name"), found);
+        let first = *seen.entry(tenant.name.as_str()).or_insert(at);
+        if first != at {
+            let message =
+                format!("`{}` is the name of gateway.tenants[{first}] already", tenant.name);
+            found.error(path.key("name"), message);
+        }
+        tenant_limits(tenant, &path, found);
+    }
+}
+
+fn tenant_limits(tenant: &Tenant, path: &Path, found: &mut Findings) {
+    for (field, zero) in [
+        ("requestsPerMinute", tenant.requests_per_minute == Some(0)),
+        ("tokensPerMinute", tenant.tokens_per_minute == Some(0)),
+        ("maxConcurrent", tenant.max_concurrent == Some(0)),
+    ] {
+        if zero {
+            found.error(path.key(field), "0 admits nothing; leave it out for no limit");
+        }
+    }
+    for (at, model) in tenant.models.iter().enumerate() {
+        if model.trim().is_empty() {
+            let message = "a model's name must not be empty; write * for all";
+            found.error(path.key("models").index(at), message);
+        }
+    }
+}
