@@ -15,9 +15,9 @@ fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
     let huge = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n");
     for (case, request, want, says) in [
         ("broken JSON", post(CHAT, r#"{"model":"#), 400, "not valid JSON"),
-        ("no object", post(CHAT, "[]"), 400, "not valid JSON"),
+        ("no object", post(CHAT, "[]"), 400, "must be a JSON object"),
         ("a field twice", post(CHAT, r#"{"model":"sim","model":"x"}"#), 400, "occurs twice"),
-        ("empty body", post(CHAT, ""), 400, "not valid JSON"),
+        ("empty body", post(CHAT, ""), 400, "body is empty"),
         ("unknown model", post(CHAT, r#"{"model":"nope"}"#), 404, "Known models: `sim`"),
         ("wrong path", post("/v1/nope", "{}"), 404, "/v1/nope"),
         ("an open path of vLLM", post("/invocations", "{}"), 404, "not served here"),

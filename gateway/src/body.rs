@@ -10,20 +10,25 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::pieces::Pieces;
 use crate::refusal::Refusal;
 use crate::relay::Relay;
 
 /// What a client is sent.
 pub(crate) enum Body {
     /// All there is.
-    Full(Option<Bytes>),
+    Whole(Pieces),
     /// A replica's answer as it comes.
     Relay(Box<Relay>),
 }
 
 impl Body {
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self::Full(Some(bytes))
+        Self::Whole(bytes.into())
+    }
+
+    pub(crate) fn whole(pieces: Pieces) -> Self {
+        Self::Whole(pieces)
     }
 }
 
@@ -36,18 +41,18 @@ impl HttpBody for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(pieces) => Poll::Ready(pieces.pop().map(|piece| Ok(Frame::data(piece)))),
             Self::Relay(relay) => relay.poll_frame(cx).map(|next| Some(next?.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Full(None))
+        matches!(self, Self::Whole(pieces) if pieces.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Whole(pieces) => SizeHint::with_exact(pieces.len() as u64),
             Self::Relay(relay) => relay.size_hint(),
         }
     }

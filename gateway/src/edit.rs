@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use crate::pieces::Pieces;
 use crate::scan::{Layout, Scan, StreamOptions};
 
 /// What is to be changed.
@@ -22,8 +23,8 @@ pub(crate) struct Edits<'a> {
 /// A body after its edits.
 #[derive(Debug)]
 pub(crate) struct Edited {
-    /// The very bytes that came in, where nothing had to be changed.
-    pub(crate) body: Bytes,
+    /// The very bytes that came in, with the changes between them.
+    pub(crate) body: Pieces,
     /// Usage is asked for by us alone.
     pub(crate) strip_usage: bool,
 }
@@ -83,21 +84,17 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
     true
 }
 
-fn apply(body: &Bytes, mut patches: Vec<Patch<'_>>) -> Bytes {
-    if patches.is_empty() {
-        return body.clone();
-    }
+/// Slices of the body with the new text between them: nothing is copied, however long it is.
+fn apply(body: &Bytes, mut patches: Vec<Patch<'_>>) -> Pieces {
     patches.sort_by_key(|(at, _)| (at.start, at.end));
-    let added: usize = patches.iter().map(|(_, text)| text.len()).sum();
-    let mut out = BytesMut::with_capacity(body.len() + added);
-    let mut from = 0;
+    let (mut out, mut from) = (Pieces::default(), 0);
     for (at, text) in patches {
-        out.extend_from_slice(&body[from..at.start]);
-        out.extend_from_slice(text.as_bytes());
+        out.push(body.slice(from..at.start));
+        out.push(Bytes::from(text.into_owned()));
         from = at.end;
     }
-    out.extend_from_slice(&body[from..]);
-    out.freeze()
+    out.push(body.slice(from..));
+    out
 }
 
 #[cfg(test)]
@@ -111,7 +108,7 @@ mod tests {
     fn edited(body: &str, edits: Edits<'_>) -> (String, bool) {
         let bytes = Bytes::copy_from_slice(body.as_bytes());
         let edited = edit(&bytes, &scan(&bytes).expect(body), &edits);
-        (String::from_utf8(edited.body.to_vec()).expect("text"), edited.strip_usage)
+        (String::from_utf8(edited.body.flatten().collect()).expect("text"), edited.strip_usage)
     }
 
     #[test]
@@ -189,7 +186,9 @@ mod tests {
         let scan = scan(&body).expect("valid");
         let same =
             edit(&body, &scan, &Edits { model: Some("a"), drop_priority: true, ask_usage: false });
-        assert_eq!((same.body.as_ptr(), same.body.len()), (body.as_ptr(), body.len()));
+        let pieces: Vec<_> = same.body.collect();
+        assert_eq!((pieces.len(), pieces[0].as_ptr()), (1, body.as_ptr()));
+        assert_eq!(pieces[0].len(), body.len());
         assert!(!same.strip_usage);
     }
 
@@ -200,7 +199,8 @@ mod tests {
         let body = Bytes::from_static(form.as_bytes());
         let scan = scan_form(&body, "multipart/form-data; boundary=X").expect("valid");
         let edits = Edits { model: Some("whisper"), ask_usage: true, drop_priority: true };
-        assert_eq!(edit(&body, &scan, &edits).body, form.replace("alias", "whisper"));
+        let edited = edit(&body, &scan, &edits).body.flatten().collect::<Vec<u8>>();
+        assert_eq!(edited, form.replace("alias", "whisper").as_bytes());
     }
 
     proptest! {

@@ -7,11 +7,10 @@
 //!
 //! Pure: each event is judged by itself. What has gone before, and to whom, is `stream`'s.
 
-use std::fmt;
-
 use memchr::memmem;
 
 use crate::api::{Api, EndMark};
+use crate::failure::{Cause, Failure};
 use crate::json::{Broken, Cursor, Kind as JsonKind};
 use crate::sse::Event;
 
@@ -30,34 +29,6 @@ pub(crate) enum Verdict {
     Client(u16),
     /// The replica failed.
     Failed(Failure),
-}
-
-/// Why an answer is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) cause: Cause,
-    /// The status as the server gave it, or what it amounts to.
-    pub(crate) status: u16,
-    pub(crate) message: String,
-}
-
-/// What a failure tells about the replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Cause {
-    /// It has more waiting than it allows: busy, and sound.
-    QueueFull,
-    /// It is shutting down and takes no new work.
-    ShuttingDown,
-    /// Its engine died, and the rest of it will.
-    EngineDead,
-    /// It ended the request on its own.
-    Aborted,
-    /// It failed in another way.
-    Server,
-    /// The stream ended without its end mark.
-    Truncated,
-    /// It sent an event without end.
-    EventTooLong,
 }
 
 /// Why the model stopped.
@@ -126,37 +97,6 @@ impl Facts {
 
     fn finished(&self, finish: Finish) -> bool {
         self.choices().any(|choice| choice.finish == Some(finish))
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Failure {
-    /// A failure in words of our own.
-    pub(crate) fn new(cause: Cause, message: &str) -> Self {
-        Self { cause, status: 500, message: message.to_owned() }
-    }
-
-    fn aborted() -> Self {
-        Self::new(Cause::Aborted, "The replica aborted the request.")
-    }
-
-    fn of(status: u16, message: String) -> Self {
-        let says = |words: &str| message.contains(words);
-        let cause = if says("cannot schedule new futures after shutdown") {
-            Cause::ShuttingDown
-        } else if says("EngineCore") || says("EngineDead") {
-            Cause::EngineDead
-        } else if says("currently busy and cannot accept new requests") {
-            Cause::QueueFull
-        } else {
-            Cause::Server
-        };
-        Self { cause, status, message }
     }
 }
 

@@ -1,28 +1,43 @@
 //! Forebay's data plane: accepts, routes, holds, picks, relays and meters requests.
 //!
-//! The pure parts (`queue`, `fields`, `answer`, `endpoint`) know no socket and no clock. A request's
-//! way is `proxy`; what all threads share is a `pool` each, behind one short lock.
+//! The pure parts (`scan`, `edit`, `judge`, `meter`, `stream`, `queue`, `endpoint`) know no socket
+//! and no clock. A request's way is `proxy`; what all threads share is a `pool` each, behind one
+//! short lock.
 
-mod answer;
+mod api;
 mod body;
+mod context;
 mod drain;
+mod edit;
 mod endpoint;
-mod fields;
+mod exchange;
+mod failure;
 mod follow;
+mod json;
+mod judge;
 mod listen;
+mod local;
+mod meter;
 mod metric;
 mod models;
-mod paths;
+mod multipart;
+mod outgoing;
+mod pieces;
 mod pool;
 mod probe;
 mod proxy;
 mod queue;
+mod record;
 mod refusal;
 mod relay;
 mod report;
+mod respond;
 mod route;
+mod scan;
 mod server;
 mod socket;
+mod sse;
+mod stream;
 mod upstream;
 
 pub use metric::{BUCKETS, describe};

@@ -25,6 +25,7 @@ use pingora_core::services::listening::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
+use crate::context::Client;
 use crate::proxy::Proxy;
 use crate::socket::ClientSocket;
 
@@ -134,7 +135,9 @@ struct App {
 #[async_trait]
 impl ServerApp for App {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
-        let client = ClientSocket::new(stream.id());
+        let digest = stream.get_socket_digest();
+        let address = digest.and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let client = Client { socket: ClientSocket::new(stream.id()), address };
         // A drain waits for connections, not only requests: the last bytes are still to be written.
         let _counted = self.proxy.drain.count();
         let proxy = Arc::clone(&self.proxy);

@@ -125,7 +125,8 @@ impl Meter {
     pub(crate) fn tokens(&self) -> Tokens {
         let reported: Option<u64> = self.choices.iter().map(|choice| choice.reported).sum();
         let reported = reported.filter(|_| !self.choices.is_empty());
-        let counted = |choice: &Progress| choice.reported.unwrap_or(choice.counted.max(choice.events));
+        let counted =
+            |choice: &Progress| choice.reported.unwrap_or(choice.counted.max(choice.events));
         Tokens {
             prompt: self.total.map(|usage| usage.prompt).or(self.prompt),
             cached: self.total.and_then(|usage| usage.cached),
@@ -185,8 +186,11 @@ mod tests {
         assert_eq!(meter.first_token(), Some(start + Duration::from_millis(10)));
         assert_eq!(meter.itl.count(), 2);
         assert!((meter.itl.sum() - 0.040).abs() < 1e-9, "20 ms each, not 1 and 19");
-        let want =
-            Tokens { generated: 4, finishes: vec![Finish::Stop, Finish::Length], ..Tokens::default() };
+        let want = Tokens {
+            generated: 4,
+            finishes: vec![Finish::Stop, Finish::Length],
+            ..Tokens::default()
+        };
         assert_eq!(meter.tokens(), want);
         assert_eq!(meter.per_token(), Some(Duration::from_millis(7)));
     }

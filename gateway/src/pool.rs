@@ -13,10 +13,12 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::answer::Usage;
 use crate::endpoint::Endpoint;
+use crate::failure::Failure;
+use crate::meter::Tokens;
 use crate::metric::Metrics;
 use crate::queue::{Place, Queue, Request};
+use crate::record::Outcome;
 use crate::refusal::Refusal;
 
 /// Shared by every thread.
@@ -92,7 +94,7 @@ impl Ticket {
 pub(crate) enum End {
     Complete,
     /// For a reason of the endpoint's own.
-    Failed(String),
+    Failed(Failure),
     /// By the client's leaving, or for no fault of the endpoint.
     Dropped,
 }
@@ -294,9 +296,9 @@ impl Pool {
                 let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
                 match end {
                     End::Complete => endpoint.completed(),
-                    End::Failed(reason) => {
-                        tracing::warn!("{}: {address} failed a request: {reason}", self.name);
-                        endpoint.failed(reason, now);
+                    End::Failed(failure) => {
+                        tracing::warn!("{}: {address} failed a request: {failure}", self.name);
+                        endpoint.failed(failure.message, now);
                         self.news.notify_one();
                     }
                     End::Dropped => {}
@@ -459,15 +461,16 @@ impl Pool {
     }
 
     /// A request's end, whatever it was.
-    pub(crate) fn ended(&self, outcome: Outcome, tries: u32, usage: Usage, took: Duration) {
+    pub(crate) fn ended(&self, outcome: Outcome, tries: u32, tokens: &Tokens, took: Duration) {
         self.metrics.end_to_end.record(took);
         let mut books = self.books.lock();
         books.end_to_end.record(took.as_secs_f64());
         books.totals.retries += u64::from(tries.saturating_sub(1));
-        books.totals.prompt_tokens += usage.prompt_tokens;
-        books.totals.generated_tokens += usage.completion_tokens;
+        books.totals.prompt_tokens += tokens.prompt.unwrap_or(0);
+        books.totals.generated_tokens += tokens.generated;
         *match outcome {
-            Outcome::Completed => &mut books.totals.completed,
+            // The replica answered, be it with a refusal.
+            Outcome::Completed | Outcome::ClientError => &mut books.totals.completed,
             Outcome::Failed => &mut books.totals.failed,
             Outcome::ClientLeft => &mut books.totals.client_left,
             Outcome::Refused => &mut books.totals.refused,
@@ -505,15 +508,6 @@ impl Pool {
             endpoints,
         }
     }
-}
-
-/// How a request ended, for the counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Completed,
-    Failed,
-    ClientLeft,
-    Refused,
 }
 
 impl Books {

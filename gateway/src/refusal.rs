@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::api::{ErrorShape, anthropic_error, openai_error};
 use crate::body::Body;
+use crate::failure::{Cause, Failure};
+use crate::record::Outcome;
+use crate::scan::ScanError;
 
 /// Why a request is not answered by a replica.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -17,6 +21,8 @@ pub(crate) enum Refusal {
     WrongMethod { path: String, method: String, allowed: &'static str },
     #[error("{0}")]
     BadBody(String),
+    #[error(transparent)]
+    BadRequest(#[from] ScanError),
     #[error("The request body is larger than the limit of {0} bytes.")]
     BodyTooLarge(u64),
     #[error("The request body did not arrive within {0:?}.")]
@@ -30,7 +36,7 @@ pub(crate) enum Refusal {
     #[error("No replica had room within {waited:.0?}.")]
     HoldExpired { waited: Duration, retry_after: Duration },
     #[error("The request failed at {tries} replicas; the last said: {last}")]
-    Exhausted { tries: u32, last: String },
+    Exhausted { tries: u32, last: Failure },
     #[error("The answer was not complete within {0:?}.")]
     TooLong(Duration),
     #[error("The gateway is shutting down.")]
@@ -48,6 +54,7 @@ impl Refusal {
                 (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedError", None)
             }
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
+            Self::BadRequest(error) => (StatusCode::BAD_REQUEST, "BadRequestError", error.param()),
             Self::BodyTooLarge(_) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeError", None)
             }
@@ -55,7 +62,9 @@ impl Refusal {
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "NotFoundError", Some("model")),
             Self::NoModel { .. } => (StatusCode::BAD_REQUEST, "BadRequestError", Some("model")),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None),
-            Self::HoldExpired { .. } | Self::ShuttingDown => {
+            Self::HoldExpired { .. }
+            | Self::ShuttingDown
+            | Self::Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
             }
             Self::Exhausted { .. } => (StatusCode::BAD_GATEWAY, "BadGatewayError", None),
@@ -65,22 +74,52 @@ impl Refusal {
         }
     }
 
-    fn body(&self, anthropic: bool) -> Value {
-        let (status, kind, param) = self.kind();
-        if anthropic {
-            let kind =
-                if status == StatusCode::NOT_FOUND { "not_found_error" } else { "api_error" };
-            return json!({"type": "error", "error": {"type": kind, "message": self.to_string()}});
-        }
-        json!({"error": {
-            "message": self.to_string(), "type": kind, "param": param, "code": status.as_u16(),
-        }})
+    /// Status and type, as the API's error names them.
+    pub(crate) fn status(&self) -> (StatusCode, &'static str) {
+        let (status, kind, _) = self.kind();
+        (status, kind)
     }
 
-    /// The whole answer; in Anthropic's shape on its API's paths.
-    pub(crate) fn response(&self, anthropic: bool) -> Response<Body> {
+    /// The word for it in figures and logs.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownPath(_) => "unknown_path",
+            Self::WrongMethod { .. } => "wrong_method",
+            Self::BadBody(_) | Self::BadRequest(_) => "bad_request",
+            Self::BodyTooLarge(_) => "body_too_large",
+            Self::BodyTooSlow(_) => "body_too_slow",
+            Self::UnknownModel { .. } => "unknown_model",
+            Self::NoModel { .. } => "no_model",
+            Self::QueueFull { .. } => "queue_full",
+            Self::HoldExpired { .. } => "hold_expired",
+            Self::Exhausted { .. } => "exhausted",
+            Self::TooLong(_) => "too_long",
+            Self::ShuttingDown => "shutting_down",
+            Self::ClientLeft => "client_left",
+        }
+    }
+
+    /// How a request that ends with it is counted.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::ClientLeft => Outcome::ClientLeft,
+            Self::Exhausted { .. } | Self::TooLong(_) => Outcome::Failed,
+            _ => Outcome::Refused,
+        }
+    }
+
+    fn body(&self, shape: ErrorShape) -> Value {
+        let (status, kind, param) = self.kind();
+        match shape {
+            ErrorShape::Anthropic => anthropic_error(status.as_u16(), &self.to_string()),
+            ErrorShape::OpenAi => openai_error(status.as_u16(), kind, &self.to_string(), param),
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn response(&self, shape: ErrorShape) -> Response<Body> {
         let (status, ..) = self.kind();
-        let body = Bytes::from(self.body(anthropic).to_string());
+        let body = Bytes::from(self.body(shape).to_string());
         let mut response = Response::new(Body::full(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -89,6 +128,9 @@ impl Refusal {
             Self::QueueFull { retry_after, .. } | Self::HoldExpired { retry_after, .. } => {
                 let seconds = retry_after.as_secs().max(1);
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            Self::Exhausted { .. } if status == StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
             }
             Self::ShuttingDown => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
@@ -123,15 +165,19 @@ mod tests {
             (Refusal::NoModel { known: "`a`".into() }, 400),
             (Refusal::QueueFull { held: 1, retry_after: second }, 429),
             (Refusal::HoldExpired { waited: second, retry_after: second }, 503),
-            (Refusal::Exhausted { tries: 2, last: "reset".into() }, 502),
+            (Refusal::BadRequest(ScanError::Duplicate("model")), 400),
+            (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::Connect, "reset") }, 502),
+            (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::QueueFull, "full") }, 503),
             (Refusal::TooLong(second), 504),
             (Refusal::ShuttingDown, 503),
         ] {
-            let body = refusal.body(false);
+            let body = refusal.body(ErrorShape::OpenAi);
             assert_eq!(body["error"]["code"], status, "{refusal}");
             assert_eq!(body["error"]["message"], refusal.to_string());
             assert!(body["error"]["type"].is_string());
-            let response = refusal.response(false);
+            let anthropic = refusal.body(ErrorShape::Anthropic);
+            assert_eq!(anthropic["error"]["message"], refusal.to_string());
+            let response = refusal.response(ErrorShape::OpenAi);
             assert_eq!(response.status(), status);
             let retry = response.headers().contains_key(header::RETRY_AFTER);
             assert_eq!(retry, matches!(status, 429 | 503), "{refusal}: retry-after");

@@ -1,6 +1,5 @@
 //! A committed answer on its way to the client: each chunk passed on when it came, metered inline.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,11 +9,13 @@ use bytes::Bytes;
 use http_body::SizeHint;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::answer::{Answer, End as StreamEnd, Step, Usage};
-use crate::paths::Api;
-use crate::pool::{End, Outcome, Pool, Slot, Ticket};
+use crate::failure::{Cause, Failure};
+use crate::meter::Tokens;
+use crate::pieces::Pieces;
+use crate::pool::{End, Slot};
+use crate::record::{Outcome, Record};
+use crate::stream::{AnswerStream, End as StreamEnd, Plain, PlainAnswer, Step};
 use crate::upstream;
-use std::sync::Arc;
 
 /// How often a long stream's ITLs reach the pool's books.
 const MERGE: Duration = Duration::from_secs(1);
@@ -23,91 +24,22 @@ const MERGE: Duration = Duration::from_secs(1);
 /// the client is cut, so that nobody takes a part for the whole.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer broke off: {0}")]
-pub(crate) struct Broken(String);
+pub(crate) struct Broken(pub(crate) String);
 
-/// One request's figures; dropped without a word, its client left.
-pub(crate) struct Record {
-    pool: Arc<Pool>,
-    started: Instant,
-    pub(crate) released: Instant,
-    pub(crate) held: Duration,
-    pub(crate) cold: Duration,
-    pub(crate) tries: u32,
-    seq: u64,
-    outcome: Outcome,
-    usage: Usage,
-    ttft: Option<Duration>,
+/// An answer of which not all had come when it was committed.
+pub(crate) enum Form {
+    Stream(Box<AnswerStream>),
+    /// `None` once it has ended.
+    Plain(Option<PlainAnswer>),
 }
 
-impl Record {
-    pub(crate) fn begin(pool: Arc<Pool>, started: Instant) -> Self {
-        Self {
-            pool,
-            started,
-            released: started,
-            held: Duration::ZERO,
-            cold: Duration::ZERO,
-            tries: 0,
-            seq: 0,
-            outcome: Outcome::ClientLeft,
-            usage: Usage::default(),
-            ttft: None,
-        }
-    }
-
-    /// Released to an endpoint, for the first time or again.
-    pub(crate) fn released(&mut self, ticket: &Ticket) {
-        self.tries += 1;
-        self.released = Instant::now();
-        self.held = ticket.held;
-        self.cold = ticket.cold;
-        self.seq = ticket.seq();
-    }
-
-    pub(crate) fn first_token(&mut self, at: Instant) {
-        if self.ttft.is_none() {
-            let ttft = at - self.started;
-            self.ttft = Some(ttft);
-            self.pool.first_token(ttft, self.cold, at.saturating_duration_since(self.released));
-        }
-    }
-
-    pub(crate) fn ended(mut self, outcome: Outcome, usage: Usage) {
-        self.outcome = outcome;
-        self.usage = usage;
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let took = self.started.elapsed();
-        if self.tries > 0 {
-            self.pool.held_for(self.held);
-        }
-        self.pool.ended(self.outcome, self.tries, self.usage, took);
-        tracing::info!(
-            target: "forebay::access",
-            pool = %self.pool.name,
-            outcome = ?self.outcome,
-            seq = self.seq,
-            tries = self.tries,
-            hold_ms = self.held.as_millis() as u64,
-            ttft_ms = self.ttft.map(|ttft| ttft.as_millis() as u64),
-            took_ms = took.as_millis() as u64,
-            prompt_tokens = self.usage.prompt_tokens,
-            generated_tokens = self.usage.completion_tokens,
-        );
-    }
-}
-
-/// A streamed answer, or a plain one too long to be kept back.
+/// A streamed answer, or a plain one too long to be kept back. Dropped before its end, the client
+/// left: the connection to the replica closes with it.
 pub(crate) struct Relay {
-    api: Api,
     /// Taken from the replica, not yet passed on.
-    out: VecDeque<Bytes>,
+    out: Pieces,
     upstream: Option<upstream::Answer>,
-    /// `None` for a plain answer.
-    answer: Option<Answer>,
+    form: Form,
     slot: Option<Slot>,
     record: Option<Record>,
     stall: Duration,
@@ -117,32 +49,19 @@ pub(crate) struct Relay {
     alarm: Pin<Box<Sleep>>,
 }
 
-/// What a relay is made of, once an answer is committed.
-pub(crate) struct Committed {
-    pub(crate) api: Api,
-    pub(crate) out: VecDeque<Bytes>,
-    pub(crate) upstream: upstream::Answer,
-    pub(crate) answer: Option<Answer>,
-}
-
 impl Relay {
     pub(crate) fn new(
-        committed: Committed,
+        (out, upstream, form): (Pieces, upstream::Answer, Form),
         slot: Slot,
-        mut record: Record,
+        record: Record,
         stall: Duration,
         deadline: Instant,
     ) -> Self {
         let now = Instant::now();
-        let Committed { api, out, upstream, answer } = committed;
-        if let Some(first) = answer.as_ref().and_then(Answer::first_token) {
-            record.first_token(first);
-        }
-        Self {
-            api,
+        let mut relay = Self {
             out,
             upstream: Some(upstream),
-            answer,
+            form,
             slot: Some(slot),
             record: Some(record),
             stall,
@@ -150,7 +69,15 @@ impl Relay {
             last: now,
             merged: now,
             alarm: Box::pin(sleep_until(deadline.min(now + stall))),
+        };
+        relay.note_first_token();
+        // It may have failed in the same breath in which it began.
+        if let Form::Stream(stream) = &relay.form
+            && let Some(failure) = stream.failure()
+        {
+            relay.tell(failure.clone());
         }
+        relay
     }
 
     pub(crate) fn poll_frame(
@@ -158,26 +85,22 @@ impl Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Broken>>> {
         loop {
-            if let Some(bytes) = self.out.pop_front() {
+            if let Some(bytes) = self.out.pop() {
                 return Poll::Ready(Some(Ok(bytes)));
             }
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
             match upstream.poll_data(cx) {
                 Poll::Ready(Some(Ok(bytes))) => self.data(bytes),
-                Poll::Ready(Some(Err(reason))) => {
-                    self.broken(reason.clone(), End::Failed(reason))?
-                }
-                Poll::Ready(None) => self.end()?,
+                Poll::Ready(Some(Err(failure))) => self.end(Some(failure))?,
+                Poll::Ready(None) => self.end(None)?,
                 Poll::Pending => {
                     ready!(self.poll_alarm(cx));
-                    // Its own time being over is no fault of the replica.
-                    let (reason, end) = if Instant::now() >= self.deadline {
-                        ("the time for one request is over".to_owned(), End::Dropped)
+                    if Instant::now() >= self.deadline {
+                        self.too_late()?;
                     } else {
-                        let reason = format!("nothing came for {:?}", self.stall);
-                        (reason.clone(), End::Failed(reason))
-                    };
-                    self.broken(reason, end)?;
+                        let message = format!("Nothing came for {:?}.", self.stall);
+                        self.end(Some(Failure::new(Cause::Stalled, message)))?;
+                    }
                 }
             }
         }
@@ -198,86 +121,133 @@ impl Relay {
     fn data(&mut self, bytes: Bytes) {
         let now = Instant::now();
         self.last = now;
-        if let Some(answer) = &mut self.answer {
-            // Its failures are the end's to tell: the replica has told the client already.
-            let _: Step = answer.feed(&bytes, now);
-            if let (Some(record), Some(first)) = (&mut self.record, answer.first_token()) {
-                record.first_token(first);
+        let stream = match &mut self.form {
+            Form::Stream(stream) => stream,
+            Form::Plain(Some(answer)) => {
+                self.out = answer.feed(bytes);
+                return;
             }
-            if now - self.merged >= MERGE {
-                self.merged = now;
-                self.merge_itl();
+            Form::Plain(None) => return,
+        };
+        let step = stream.feed(bytes, now);
+        self.note_first_token();
+        match step {
+            Step::Hold => {}
+            Step::Pass(out) => self.out = out,
+            Step::Failed(out, failure) => {
+                self.out = out;
+                self.tell(failure);
             }
+            // It is committed; were it not, the client would still have to be told.
+            Step::Retry(failure) => self.tell(failure),
         }
-        self.out.push_back(bytes);
+        if now - self.merged >= MERGE {
+            self.merged = now;
+            self.merge_gaps();
+        }
     }
 
-    fn merge_itl(&mut self) {
-        if let (Some(answer), Some(record)) = (&mut self.answer, &self.record)
-            && answer.itl.count() > 0
+    fn note_first_token(&mut self) {
+        if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record)
+            && let Some(first) = stream.meter.first_token()
         {
-            record.pool.itl(&std::mem::take(&mut answer.itl));
+            record.first_token(first);
         }
     }
 
-    /// The replica's end of the answer.
-    fn end(&mut self) -> Result<(), Broken> {
-        match self.answer.as_ref().map_or(StreamEnd::Complete, Answer::end) {
-            StreamEnd::Complete => {
-                self.finish(End::Complete, Outcome::Completed);
-                Ok(())
-            }
-            StreamEnd::Truncated => {
-                let reason = "the stream ended before its end mark".to_owned();
-                self.broken(reason.clone(), End::Failed(reason))
-            }
-            StreamEnd::Failed(reason) => {
-                // Told by the replica's own event, and ended properly.
-                self.finish(End::Failed(reason), Outcome::Failed);
-                Ok(())
-            }
+    fn merge_gaps(&mut self) {
+        if let (Form::Stream(stream), Some(record)) = (&mut self.form, &self.record)
+            && stream.meter.itl.count() > 0
+        {
+            record.gaps(&std::mem::take(&mut stream.meter.itl));
         }
     }
 
-    /// The answer can't go on: an error event where the API has one.
-    fn broken(&mut self, reason: String, end: End) -> Result<(), Broken> {
-        // An end mark without the connection's proper end is an end all the same.
-        if self.answer.as_ref().is_some_and(|answer| answer.end() == StreamEnd::Complete) {
-            self.finish(End::Complete, Outcome::Completed);
-            return Ok(());
+    /// The replica's end of the answer, by `failure` or as its framing says.
+    fn end(&mut self, failure: Option<Failure>) -> Result<(), Broken> {
+        let plain = match &mut self.form {
+            Form::Stream(stream) => {
+                let (out, end) = stream.end(Instant::now());
+                self.out = out;
+                match end {
+                    // An end mark without the connection's proper end is an end all the same.
+                    StreamEnd::Complete => self.finish(End::Complete, Outcome::Completed, None),
+                    StreamEnd::Client(_) => self.finish(End::Complete, Outcome::ClientError, None),
+                    StreamEnd::Failed(own) => self.tell(failure.unwrap_or(own)),
+                }
+                return Ok(());
+            }
+            Form::Plain(answer) => answer.take(),
+        };
+        if let Some(failure) = failure {
+            let message = failure.message.clone();
+            self.fail(failure);
+            return Err(Broken(message));
         }
-        let streamed = self.answer.is_some();
-        self.finish(end, Outcome::Failed);
-        if !streamed {
-            return Err(Broken(reason));
+        if let (Some(Plain::Answered(_, tokens)), Some(record)) =
+            (plain.map(PlainAnswer::end), &mut self.record)
+        {
+            record.tokens(tokens, None);
         }
-        let message = format!("The replica's answer broke off: {reason}.");
-        let event = self.api.error_event(502, "BadGatewayError", &message);
-        self.out.push_back(event.into());
+        self.finish(End::Complete, Outcome::Completed, None);
         Ok(())
     }
 
-    fn finish(&mut self, end: End, outcome: Outcome) {
-        self.merge_itl();
+    /// The request's own time is over, which is no fault of the replica.
+    fn too_late(&mut self) -> Result<(), Broken> {
+        const MESSAGE: &str = "The time for one request is over.";
+        if let Form::Stream(stream) = &self.form {
+            self.out.push(stream.error_event(504, "GatewayTimeoutError", MESSAGE));
+        }
+        self.finish(End::Dropped, Outcome::Failed, Some("too_long"));
+        match self.form {
+            Form::Stream(_) => Ok(()),
+            Form::Plain(_) => Err(Broken(MESSAGE.to_owned())),
+        }
+    }
+
+    /// The stream can't go on: an error event in its API's own form, and its end.
+    fn tell(&mut self, failure: Failure) {
+        if let Form::Stream(stream) = &self.form {
+            let event = stream.error_event(failure.status, failure.kind(), &failure.message);
+            self.out.push(event);
+        }
+        self.fail(failure);
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        let cause = failure.cause.name();
+        self.finish(End::Failed(failure), Outcome::Failed, Some(cause));
+    }
+
+    fn finish(&mut self, end: End, outcome: Outcome, reason: Option<&'static str>) {
         self.upstream = None;
-        let usage = self.answer.as_ref().map(Answer::usage).unwrap_or_default();
-        if let Some(mut slot) = self.slot.take() {
-            slot.generated(usage.completion_tokens);
+        self.close_books();
+        if let Some(slot) = self.slot.take() {
             slot.ended(end);
         }
         if let Some(record) = self.record.take() {
-            record.ended(outcome, usage);
+            record.ended(outcome, reason);
+        }
+    }
+
+    fn close_books(&mut self) {
+        self.merge_gaps();
+        if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
+            let tokens: Tokens = stream.meter.tokens();
+            if let Some(slot) = &mut self.slot {
+                slot.generated(tokens.generated);
+            }
+            record.tokens(tokens, stream.meter.per_token());
         }
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        match (&self.answer, &self.upstream) {
-            (None, Some(upstream)) => {
-                let kept: u64 = self.out.iter().map(|bytes| bytes.len() as u64).sum();
-                upstream
-                    .size_hint()
-                    .exact()
-                    .map_or_else(SizeHint::new, |rest| SizeHint::with_exact(rest + kept))
+        match (&self.form, &self.upstream) {
+            (Form::Plain(_), Some(upstream)) => {
+                let kept = self.out.len() as u64;
+                let rest = upstream.size_hint().exact();
+                rest.map_or_else(SizeHint::new, |rest| SizeHint::with_exact(rest + kept))
             }
             _ => SizeHint::new(),
         }
@@ -286,10 +256,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.merge_itl();
-        // The client left: what it got until then was still generated.
-        if let (Some(answer), Some(mut record)) = (&self.answer, self.record.take()) {
-            record.usage = answer.usage();
-        }
+        // What a client that left got until then was still generated.
+        self.close_books();
     }
 }

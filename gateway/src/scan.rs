@@ -80,7 +80,7 @@ pub(crate) struct Flag {
 pub(crate) enum ScanError {
     #[error("The request body is empty.")]
     Empty,
-    #[error("JSON decode error: {} at byte {}.", .0.why, .0.at)]
+    #[error("The request body is not valid JSON: {} at byte {}.", .0.why, .0.at)]
     Broken(Broken),
     #[error("The request body is not valid UTF-8 at byte {0}.")]
     NotUtf8(usize),
@@ -111,15 +111,6 @@ impl From<Broken> for ScanError {
 }
 
 impl Scan {
-    /// Whether the client itself asked for a usage chunk.
-    pub(crate) fn wants_usage(&self) -> bool {
-        match &self.stream_options {
-            StreamOptions::Object { include_usage: Some(flag), .. } => flag.is_true(),
-            StreamOptions::Other => true,
-            _ => false,
-        }
-    }
-
     /// Estimated tokens of the prompt: four bytes a token, of the whole body where no prompt was
     /// found.
     pub(crate) fn prompt_tokens(&self, body_len: usize) -> u64 {
@@ -130,6 +121,7 @@ impl Scan {
 
     /// The prompt's first bytes as they stand in the body, at most `limit`: requests that begin
     /// alike find each other's prefix in a replica's cache.
+    #[allow(dead_code, reason = "for picking by prefix")]
     pub(crate) fn lead<'a>(&self, body: &'a [u8], limit: usize) -> &'a [u8] {
         let part = self.system.clone().or_else(|| self.prompt.clone()).unwrap_or_default();
         &body[part.start..part.end.min(part.start + limit)]

@@ -12,16 +12,11 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use crate::api::Api;
-use crate::judge::{Cause, Facts, Failure, Verdict, judge_event, judge_plain, usage_in_tail};
+use crate::failure::{Cause, Failure};
+use crate::judge::{Facts, Verdict, judge_event, judge_plain, usage_in_tail};
 use crate::meter::{Meter, Tokens};
+use crate::pieces::Pieces;
 use crate::sse::{Event, MAX_EVENT, Splitter};
-
-/// Bytes to be passed on, in order: one piece nearly always.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pieces {
-    first: Bytes,
-    more: Vec<Bytes>,
-}
 
 /// What came of the bytes fed.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,30 +60,6 @@ pub(crate) struct AnswerStream {
     events: u64,
 }
 
-impl Pieces {
-    fn push(&mut self, piece: Bytes) {
-        if self.first.is_empty() {
-            self.first = piece;
-        } else if !piece.is_empty() {
-            self.more.push(piece);
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.first.is_empty()
-    }
-}
-
-impl IntoIterator for Pieces {
-    type Item = Bytes;
-    type IntoIter = std::iter::Chain<std::option::IntoIter<Bytes>, std::vec::IntoIter<Bytes>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        let first = (!self.first.is_empty()).then_some(self.first);
-        first.into_iter().chain(self.more)
-    }
-}
-
 /// What to do about one event.
 enum Next {
     Keep,
@@ -115,8 +86,14 @@ impl AnswerStream {
     }
 
     /// Whether anything went out.
+    #[cfg(test)]
     pub(crate) fn committed(&self) -> bool {
         self.committed
+    }
+
+    /// Why it can't go on, once it can't.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
     }
 
     /// The next bytes, cut anywhere.
@@ -138,7 +115,8 @@ impl AnswerStream {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(_) => {
-                    let message = format!("The replica sent an event of more than {MAX_EVENT} bytes.");
+                    let message =
+                        format!("The replica sent an event of more than {MAX_EVENT} bytes.");
                     self.failure = Some(Failure::new(Cause::EventTooLong, &message));
                     break;
                 }

@@ -15,18 +15,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body as _;
-use http_body_util::Full;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::failure::{Cause, Failure};
+use crate::pieces::Pieces;
+
 /// vLLM's uvicorn closes an idle connection after exactly 5 s.
 const IDLE: Duration = Duration::from_millis(4500);
 const IDLE_PER_ENDPOINT: usize = 128;
 
-type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
+type Driver = http1::Connection<TokioIo<TcpStream>, Pieces>;
 
 thread_local! {
     static POOL: RefCell<HashMap<SocketAddr, Vec<(Instant, Connection)>>> =
@@ -36,7 +38,7 @@ thread_local! {
 /// One connection with its driver. Dropping it closes the socket at once, which aborts at vLLM.
 pub(crate) struct Connection {
     address: SocketAddr,
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Pieces>,
     driver: Option<Pin<Box<Driver>>>,
     /// It has answered a request before: its failure may be a keep-alive gone stale.
     reused: bool,
@@ -44,8 +46,8 @@ pub(crate) struct Connection {
 
 /// A try that brought no response head.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) reason: String,
+pub(crate) struct NoAnswer {
+    pub(crate) failure: Failure,
     /// On a reused connection, before any byte of an answer: not the endpoint's fault.
     pub(crate) stale: bool,
 }
@@ -56,11 +58,14 @@ impl Connection {
         address: SocketAddr,
         fresh: bool,
         connect_timeout: Duration,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, NoAnswer> {
         if !fresh && let Some(connection) = take_idle(address) {
             return Ok(connection);
         }
-        let failure = |reason: String| Failure { reason, stale: false };
+        let failure = |reason: String| NoAnswer {
+            failure: Failure::new(Cause::Connect, reason),
+            stale: false,
+        };
         let stream = timeout(connect_timeout, TcpStream::connect(address))
             .await
             .map_err(|_| failure(format!("no connection within {connect_timeout:?}")))?
@@ -75,8 +80,8 @@ impl Connection {
     /// Sends a request and waits for the response's head.
     pub(crate) async fn send(
         mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Answer>, Failure> {
+        request: Request<Pieces>,
+    ) -> Result<Response<Answer>, NoAnswer> {
         let mut response = std::pin::pin!(self.sender.send_request(request));
         let (driver, reused) = (&mut self.driver, self.reused);
         let outcome = poll_fn(|cx| {
@@ -86,7 +91,7 @@ impl Connection {
         .await;
         match outcome {
             Ok(response) => Ok(response.map(|body| Answer { body, connection: Some(self) })),
-            Err(error) => Err(Failure { reason: chain(&error), stale: reused }),
+            Err(error) => Err(NoAnswer { failure: broken(&error), stale: reused }),
         }
     }
 
@@ -153,7 +158,7 @@ impl Answer {
     pub(crate) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, String>>> {
+    ) -> Poll<Option<Result<Bytes, Failure>>> {
         loop {
             let Some(frame) = std::task::ready!(self.poll_once(cx)) else {
                 if let Some(connection) = self.connection.take() {
@@ -166,7 +171,7 @@ impl Answer {
                 Ok(Err(_trailers)) => {}
                 Err(error) => {
                     self.connection = None;
-                    return Poll::Ready(Some(Err(chain(&error))));
+                    return Poll::Ready(Some(Err(broken(&error))));
                 }
             }
         }
@@ -186,7 +191,7 @@ impl Answer {
         Poll::Pending
     }
 
-    pub(crate) async fn data(&mut self) -> Option<Result<Bytes, String>> {
+    pub(crate) async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
@@ -195,8 +200,8 @@ impl Answer {
     }
 }
 
-/// An error with what caused it; hyper's own text leaves the cause out.
-fn chain(error: &hyper::Error) -> String {
+/// What hyper says, with what caused it, which its own text leaves out.
+fn broken(error: &hyper::Error) -> Failure {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -204,5 +209,5 @@ fn chain(error: &hyper::Error) -> String {
         text.push_str(&cause.to_string());
         source = cause.source();
     }
-    text
+    Failure::new(Cause::Connection, text)
 }

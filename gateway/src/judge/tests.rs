@@ -33,10 +33,7 @@ fn an_error_is_known_by_its_structure_not_by_its_words() {
             Some((Cause::Aborted, 500)),
         ),
         (r#"{"choices":[{"delta":{"content":"\"finish_reason\":\"abort\""}}]}"#, None),
-        (
-            r#"{"choices":[{"delta":{},"finish_reason":"error"}]}"#,
-            Some((Cause::Server, 500)),
-        ),
+        (r#"{"choices":[{"delta":{},"finish_reason":"error"}]}"#, Some((Cause::Server, 500))),
     ] {
         assert_eq!(cause(chat(data)), want, "{data}");
     }
@@ -53,7 +50,11 @@ fn what_only_announces_is_held() {
     for (api, event, want) in [
         (Api::ChatCompletions, ": keep-alive".to_owned(), Hold),
         (Api::ChatCompletions, format!("data: {first}"), Hold),
-        (Api::ChatCompletions, "data: {\"choices\":[{\"delta\":{\"content\":\"\"}}]}".into(), Output),
+        (
+            Api::ChatCompletions,
+            "data: {\"choices\":[{\"delta\":{\"content\":\"\"}}]}".into(),
+            Output,
+        ),
         (
             Api::ChatCompletions,
             "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"a\"}}]}".into(),

@@ -88,7 +88,7 @@ async fn an_endpoint_that_failed_is_out_and_the_request_goes_elsewhere() {
     let slot = pool.hold(&mut ticket).await.expect("ready");
     let failed = slot.address;
     ticket.avoid.insert(failed);
-    slot.ended(End::Failed("reset".into()));
+    slot.ended(End::Failed(Failure::new(crate::failure::Cause::Connection, "reset")));
     let again = pool.hold(&mut ticket).await.expect("the other is ready");
     assert_ne!(again.address, failed);
 }

@@ -1,0 +1,62 @@
+//! What every step of a request's way knows of it, its body apart.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::request::Parts;
+use tokio::time::Instant;
+
+use crate::api::Api;
+use crate::socket::ClientSocket;
+
+/// The other end of one client connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) socket: ClientSocket,
+    /// `None` where the system does not tell.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// One request. Filled in step by step: what is not known yet is `None`.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestContext {
+    /// When its head had been read.
+    pub(crate) accepted: Instant,
+    pub(crate) client: Client,
+    /// The client's own `x-request-id`, or one made here.
+    pub(crate) id: Arc<str>,
+    pub(crate) method: http::Method,
+    pub(crate) path: String,
+    pub(crate) api: Option<Api>,
+    /// `anonymous` without keys.
+    pub(crate) tenant: Arc<str>,
+    /// The tenant showed a key of ours, which goes no further.
+    pub(crate) keyed: bool,
+    /// As the client named it.
+    pub(crate) model: Option<String>,
+    /// As the replicas know it, where that is another name.
+    pub(crate) served: Option<String>,
+    /// An event stream was asked for.
+    pub(crate) stream: bool,
+}
+
+impl RequestContext {
+    pub(crate) fn new(parts: &Parts, client: Client) -> Self {
+        let given = parts.headers.get("x-request-id").and_then(|id| id.to_str().ok());
+        let given = given.filter(|id| (1..=128).contains(&id.len()));
+        let id = given.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
+        Self {
+            accepted: Instant::now(),
+            client,
+            id: id.into(),
+            method: parts.method.clone(),
+            path: parts.uri.path().to_owned(),
+            api: Api::of(parts.uri.path()),
+            tenant: Arc::from("anonymous"),
+            keyed: false,
+            model: None,
+            served: None,
+            stream: false,
+        }
+    }
+}

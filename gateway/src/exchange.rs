@@ -1,0 +1,170 @@
+//! A routed request's way to an answer: held, tried, tried again, until something can go out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{StatusCode, header, response};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::api::Api;
+use crate::failure::{Cause, Failure};
+use crate::meter::Tokens;
+use crate::outgoing::{Outgoing, strip_hop_by_hop};
+use crate::pieces::Pieces;
+use crate::pool::{End, Pool, Slot, Ticket};
+use crate::record::Record;
+use crate::refusal::Refusal;
+use crate::stream::{AnswerStream, Plain, PlainAnswer, Step};
+use crate::upstream::{Answer, Connection};
+
+/// All that is needed to have one request answered.
+pub(crate) struct Exchange {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) api: Api,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) ticket: Ticket,
+    pub(crate) record: Record,
+    /// Usage was asked for by us alone.
+    pub(crate) strip_usage: bool,
+}
+
+/// An answer of which something can go out to the client.
+pub(crate) struct Committed {
+    pub(crate) head: response::Parts,
+    pub(crate) slot: Slot,
+    pub(crate) answer: Begun,
+}
+
+/// An answer as far as it is known.
+pub(crate) enum Begun {
+    /// A plain one, complete.
+    Whole(Pieces, Tokens),
+    /// A plain one, refused by the replica for the client's own error.
+    Refused(Pieces),
+    /// A plain one too long to be kept back.
+    Long(Pieces, Answer, PlainAnswer),
+    Stream(Pieces, Answer, Box<AnswerStream>),
+}
+
+/// What came of it, and the books that go on.
+pub(crate) struct Outcome {
+    pub(crate) result: Result<Committed, Refusal>,
+    pub(crate) record: Record,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) deadline: Instant,
+}
+
+impl Exchange {
+    /// Dropping it leaves the queue or the endpoint at once.
+    pub(crate) async fn run(mut self) -> Outcome {
+        let deadline = self.ticket.request.deadline;
+        let result = timeout_at(deadline, self.until_committed()).await;
+        let too_long = Refusal::TooLong(self.pool.settings.upstream.request_timeout);
+        let result = result.unwrap_or(Err(too_long));
+        Outcome { result, record: self.record, pool: self.pool, deadline }
+    }
+
+    async fn until_committed(&mut self) -> Result<Committed, Refusal> {
+        let most = self.pool.settings.upstream.max_tries;
+        loop {
+            let slot = self.pool.hold(&mut self.ticket).await?;
+            self.record.released(&self.ticket, slot.address);
+            match self.attempt(slot.address).await {
+                Ok((head, answer)) => return Ok(Committed { head, slot, answer }),
+                Err(failure) => {
+                    self.ticket.avoid.insert(slot.address);
+                    let (pool, endpoint) = (&self.pool.name, slot.address);
+                    tracing::debug!(%pool, %endpoint, cause = failure.cause.name(), %failure, "try failed");
+                    slot.ended(End::Failed(failure.clone()));
+                    let tries = self.record.tries();
+                    if tries >= most {
+                        return Err(Refusal::Exhausted { tries, last: failure });
+                    }
+                }
+            }
+        }
+    }
+
+    /// One try at one endpoint, up to the point where something can go out to the client.
+    async fn attempt(&self, address: SocketAddr) -> Result<(response::Parts, Begun), Failure> {
+        let (mut head, upstream) = self.send(address).await?;
+        strip_hop_by_hop(&mut head.headers);
+        let kind = head.headers.get(header::CONTENT_TYPE);
+        let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let begun = if streamed && head.status == StatusCode::OK {
+            self.stream(upstream).await?
+        } else {
+            self.plain(head.status, upstream).await?
+        };
+        Ok((head, begun))
+    }
+
+    async fn send(&self, address: SocketAddr) -> Result<(response::Parts, Answer), Failure> {
+        let settings = &self.pool.settings.upstream;
+        let mut fresh = false;
+        loop {
+            let connection = Connection::get(address, fresh, settings.connect_timeout)
+                .await
+                .map_err(|no_answer| no_answer.failure)?;
+            let sending = connection.send(self.outgoing.to(address));
+            // A stream's head comes at once. A plain answer's comes only when all of it is there,
+            // however long that takes: the request's own time is its limit.
+            let sent = if self.record.context.stream {
+                timeout(settings.stall_timeout, sending).await.map_err(|_| self.stalled())?
+            } else {
+                sending.await
+            };
+            match sent {
+                Ok(response) => return Ok(response.into_parts()),
+                // A keep-alive gone stale: nobody's fault, and once is enough.
+                Err(no_answer) if no_answer.stale && !fresh => fresh = true,
+                Err(no_answer) => return Err(no_answer.failure),
+            }
+        }
+    }
+
+    /// The first event that is one decides.
+    async fn stream(&self, mut upstream: Answer) -> Result<Begun, Failure> {
+        let mut stream = AnswerStream::new(self.api, self.strip_usage);
+        let stall = self.pool.settings.upstream.stall_timeout;
+        loop {
+            let data = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())?;
+            let Some(bytes) = data.transpose()? else {
+                let message = "The stream ended before its first event.";
+                return Err(Failure::new(Cause::Truncated, message));
+            };
+            match stream.feed(bytes, Instant::now()) {
+                Step::Hold => {}
+                Step::Retry(failure) => return Err(failure),
+                // What failed in the same breath is the relay's to tell.
+                Step::Pass(out) | Step::Failed(out, _) => {
+                    return Ok(Begun::Stream(out, upstream, Box::new(stream)));
+                }
+            }
+        }
+    }
+
+    /// Kept back until it is complete, up to a bound.
+    async fn plain(&self, status: StatusCode, mut upstream: Answer) -> Result<Begun, Failure> {
+        let settings = &self.pool.settings.upstream;
+        let bound = usize::try_from(settings.commit_size.bytes()).unwrap_or(usize::MAX);
+        let mut answer = PlainAnswer::new(self.api, status.as_u16(), bound);
+        let stall = settings.stall_timeout;
+        while let Some(data) = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())? {
+            let out = answer.feed(data?);
+            if answer.committed() {
+                return Ok(Begun::Long(out, upstream, answer));
+            }
+        }
+        match answer.end() {
+            Plain::Answered(body, tokens) => Ok(Begun::Whole(body.into(), tokens)),
+            Plain::Client(body) => Ok(Begun::Refused(body.into())),
+            Plain::Retry(failure) => Err(failure),
+        }
+    }
+
+    fn stalled(&self) -> Failure {
+        let stall = self.pool.settings.upstream.stall_timeout;
+        Failure::new(Cause::Stalled, format!("Nothing came for {stall:?}."))
+    }
+}

@@ -1,0 +1,65 @@
+//! From what came of a request to what its client is sent.
+
+use http::header::{self, HeaderMap};
+use http::{Response, response};
+
+use crate::api::ErrorShape;
+use crate::body::Body;
+use crate::exchange::{Begun, Committed, Outcome};
+use crate::pool::End;
+use crate::record::{Outcome as Ended, Record};
+use crate::refusal::Refusal;
+use crate::relay::{Form, Relay};
+
+/// The answer of a replica, or why there is none.
+pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
+    let Outcome { result, mut record, pool, deadline } = outcome;
+    let Committed { mut head, mut slot, answer } = match result {
+        Ok(committed) => committed,
+        Err(refusal) => return refuse(&refusal, record, shape),
+    };
+    record.committed(head.status.as_u16());
+    record.time(&mut head.headers);
+    let stall = pool.settings.upstream.stall_timeout;
+    let relay = match answer {
+        Begun::Whole(body, tokens) => {
+            slot.generated(tokens.generated);
+            slot.ended(End::Complete);
+            record.tokens(tokens, None);
+            record.ended(Ended::Completed, None);
+            return whole(head, Body::whole(body));
+        }
+        Begun::Refused(body) => {
+            slot.ended(End::Complete);
+            record.ended(Ended::ClientError, None);
+            return whole(head, Body::whole(body));
+        }
+        Begun::Long(out, upstream, plain) => (out, upstream, Form::Plain(Some(plain))),
+        Begun::Stream(out, upstream, stream) => (out, upstream, Form::Stream(stream)),
+    };
+    let relay = Relay::new(relay, slot, record, stall, deadline);
+    Response::from_parts(head, Body::Relay(Box::new(relay)))
+}
+
+fn whole(mut head: response::Parts, body: Body) -> Response<Body> {
+    // The server says it anew, from the body itself.
+    head.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(head, body)
+}
+
+/// What the gateway itself has to say.
+pub(crate) fn refuse(refusal: &Refusal, record: Record, shape: ErrorShape) -> Response<Body> {
+    let mut response = refusal.response(shape);
+    record.time(response.headers_mut());
+    record.refused(refusal);
+    response
+}
+
+/// One of the gateway's own answers.
+pub(crate) fn local_response(mut response: Response<Body>, mut record: Record) -> Response<Body> {
+    record.committed(response.status().as_u16());
+    let headers: &mut HeaderMap = response.headers_mut();
+    record.time(headers);
+    record.ended(Ended::Completed, None);
+    response
+}
