@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod address;
+mod behavior;
 mod check;
 pub mod command;
 mod gateway;
@@ -26,13 +27,14 @@ mod units;
 mod yaml;
 
 pub use address::{AddressError, authority};
+pub use behavior::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
 pub use gateway::{Admin, Gateway, Limits};
 pub use load::{inspect, load, parse};
 pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
 pub use route::{Fallback, Route, Share, SplitBy};
-pub use scaling::{Scaler, Scaling};
+pub use scaling::{Objective, Scaler, Scaling};
 pub use target::{Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
 pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};

@@ -1,10 +1,12 @@
 //! What decides replica counts, and by which figures.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::behavior::Behavior;
 use crate::units;
 
 /// What decides replica counts.
@@ -19,6 +21,10 @@ pub struct Scaler {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub stale_after: Duration,
+    /// Folder where what was learned of cold starts, capacities and times of day is kept over a
+    /// restart. Left out, nothing is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// How many replicas. Names are KEDA's and the HPA's where the thing exists there; whole numbers
@@ -32,6 +38,12 @@ pub struct Scaling {
     /// Most replicas; at least 1.
     #[schemars(with = "units::Count", extend("minimum" = 1))]
     pub max_replica_count: u32,
+    /// The count of an idle pool, where it is to be another than `minReplicaCount`, and less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<units::Count>")]
+    pub idle_replica_count: Option<u32>,
+    /// What clients are promised; without triggers, as few replicas as keep it.
+    pub objective: Objective,
     /// Requests, in flight and held, for each replica; 80 % of `maxInFlight` unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<units::Count>", extend("minimum" = 1))]
@@ -57,11 +69,31 @@ pub struct Scaling {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub cooldown_period: Duration,
+    /// How long a pool does not go to zero after the scaler began to look after it.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub initial_cooldown_period: Duration,
+    /// How fast the count may change, as in the HPA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behavior: Option<Behavior>,
+}
+
+/// What clients are promised: that an answer begins in time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Objective {
+    /// Longest time from a request's arrival to its first token.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub ttft: Duration,
+    /// Share of the requests for which that is to hold, more than 0 and less than 1.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub share: f64,
 }
 
 impl Default for Scaler {
     fn default() -> Self {
-        Self { gateways: Vec::new(), stale_after: Duration::from_secs(10) }
+        Self { gateways: Vec::new(), stale_after: Duration::from_secs(10), state_dir: None }
     }
 }
 
@@ -70,12 +102,22 @@ impl Default for Scaling {
         Self {
             min_replica_count: 0,
             max_replica_count: 1,
+            idle_replica_count: None,
+            objective: Objective::default(),
             target_concurrency: None,
             activation_threshold: 0,
             stable_window: Duration::from_secs(60),
             panic_window: Duration::from_secs(6),
             panic_threshold: 2.0,
             cooldown_period: Duration::from_secs(300),
+            initial_cooldown_period: Duration::ZERO,
+            behavior: None,
         }
+    }
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self { ttft: Duration::from_secs(5), share: 0.99 }
     }
 }

@@ -122,6 +122,7 @@ fn the_full_example_shows_the_defaults_it_does_not_call_different() {
     assert_eq!(pool.max_in_flight, plain.max_in_flight);
     let mut scaling = pool.scaling.clone();
     (scaling.max_replica_count, scaling.target_concurrency) = (1, None);
+    (scaling.min_replica_count, scaling.idle_replica_count, scaling.behavior) = (0, None, None);
     assert_eq!(scaling, plain.scaling);
     let Some(forebay_config::Target::Processes(processes)) = &pool.target else { panic!() };
     let plain = forebay_config::Processes::of(Vec::new());

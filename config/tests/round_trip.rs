@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, ByteSize, Config, Fallback, Gateway, Hold, Keys, Limits, Pool, PriorityClass, Processes,
-    Route, Scaler, Scaling, Share, SplitBy, Target, Tenant, Upstream, parse, print,
+    Admin, Behavior, ByteSize, Config, Fallback, Gateway, Hold, Keys, Limits, Objective,
+    PolicyType, Pool, PriorityClass, Processes, Route, Scaler, Scaling, ScalingPolicy,
+    ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -62,15 +63,39 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn behavior()(
+        window in option::of(0..=3600_u32), tolerance in option::of(0.0..1.0_f64),
+        policies in option::of(vec((any::<bool>(), 1..1000_u32, 1..=1800_u32), 1..3)),
+        select in option::of(prop_oneof![
+            Just(SelectPolicy::Max), Just(SelectPolicy::Min), Just(SelectPolicy::Disabled),
+        ]),
+        up: bool,
+    ) -> Behavior {
+        let policy = |(pods, value, period_seconds)| ScalingPolicy {
+            r#type: if pods { PolicyType::Pods } else { PolicyType::Percent }, value, period_seconds,
+        };
+        let rules = ScalingRules {
+            stabilization_window_seconds: window, select_policy: select, tolerance,
+            policies: policies.map(|all| all.into_iter().map(policy).collect()),
+        };
+        let scale_down = (!up).then(|| rules.clone());
+        Behavior { scale_up: up.then_some(rules), scale_down }
+    }
+}
+
+prop_compose! {
     fn scaling()(
         min in 0..3_u32, more in 1..6_u32, target_concurrency in option::of(1..u32::MAX),
         activation_threshold: u32, panic_window in duration(), longer in duration(),
         panic_threshold in 1.001..1000.0_f64, cooldown_period in duration(),
+        initial_cooldown_period in duration(), ttft in duration(), share in 0.001..0.999_f64,
+        behavior in option::of(behavior()),
     ) -> Scaling {
         Scaling {
             min_replica_count: min, max_replica_count: min + more, target_concurrency,
             activation_threshold, stable_window: panic_window + longer, panic_window,
-            panic_threshold, cooldown_period,
+            panic_threshold, cooldown_period, initial_cooldown_period, behavior,
+            idle_replica_count: min.checked_sub(1), objective: Objective { ttft, share },
         }
     }
 }
@@ -138,7 +163,7 @@ proptest! {
         let config = Config {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
-            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()] },
+            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()) },
             pools: vec![pool, other],
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());

@@ -179,6 +179,8 @@ impl Pool {
             let first = ticket.place.is_none();
             if first {
                 books.totals.accepted += 1;
+                // As the estimate of all tokens: four bytes a token.
+                books.totals.accepted_prompt_tokens += ticket.request.bytes / 4;
             }
             let place = *ticket.place.get_or_insert_with(|| books.queue.arrive(0));
             if books.queue.depth() == 0

@@ -12,8 +12,10 @@ use forebay_signals::{
 };
 
 use crate::core::cold_start::ColdStarts;
-use crate::core::merge::Word;
-use crate::core::{Decision, Inputs, Policy, State, decide, merge};
+use crate::core::{
+    Decision, Inputs, Ledger, Override, Policy, Proposal, ReplicaFacts, Standing, State, Word,
+    decide,
+};
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 
 /// How long gateways hold for zero without hearing from us.
@@ -22,6 +24,10 @@ const LEASE_MS: u64 = 9_000;
 
 /// One gateway's last word on this pool.
 pub(crate) struct Heard<'a> {
+    /// Which gateway.
+    pub(crate) gateway: usize,
+    /// The name of its process.
+    pub(crate) sender: &'a str,
     pub(crate) signals: Option<&'a PoolSignals>,
     /// How long ago its feed was lost, or that it was listed and was not heard yet; `None` while it
     /// is there. One that is there and says nothing of this pool has nothing of it.
@@ -34,6 +40,9 @@ pub(crate) struct PoolLoop {
     policy: Policy,
     stale_after_ms: u64,
     state: State,
+    ledger: Ledger,
+    /// A person's order.
+    pub(crate) order: Override,
     draining: BTreeSet<String>,
     stopped: BTreeSet<String>,
     ready: BTreeSet<String>,
@@ -52,8 +61,16 @@ struct Start {
     since_ms: u64,
     /// The target's own time of it; 0 before.
     started_ms: u64,
-    /// Whether a gateway has found it healthy.
-    done: bool,
+    /// When a gateway found it healthy.
+    ready_ms: Option<u64>,
+    /// When it was first seen to have answered something.
+    first_token_ms: Option<u64>,
+}
+
+impl Start {
+    fn new(since_ms: u64, started_ms: u64) -> Self {
+        Self { since_ms, started_ms, ready_ms: None, first_token_ms: None }
+    }
 }
 
 /// What a step led to.
@@ -71,6 +88,8 @@ impl PoolLoop {
             policy: Policy::of(pool),
             stale_after_ms,
             state: State::default(),
+            ledger: Ledger::default(),
+            order: Override::None,
             draining: BTreeSet::new(),
             stopped: BTreeSet::new(),
             ready: BTreeSet::new(),
@@ -88,6 +107,7 @@ impl PoolLoop {
         &mut self,
         heard: &[Heard<'_>],
         statuses: &BTreeMap<String, ReplicaStatus>,
+        proposals: &[Proposal],
         target: &impl Target,
         now_ms: u64,
     ) -> Step {
@@ -100,27 +120,23 @@ impl PoolLoop {
         let count = |test: &dyn Fn(&ReplicaStatus) -> bool| {
             alive.iter().filter(staying).filter(|status| test(status)).count() as u32
         };
-        let words = heard.iter().filter_map(|heard| match (heard.signals, heard.lost_ms) {
-            (Some(signals), None) => Some(Word::Now(signals)),
-            (Some(signals), Some(ms)) => Some(Word::Lost(signals, ms)),
-            (None, Some(ms)) => Some(Word::Never(ms)),
-            (None, None) => None,
-        });
-        let out = |status: &ReplicaStatus| {
-            let done = self.starts.get(&status.id).is_some_and(|start| start.done);
-            status.phase == Phase::Running && done && !self.ready.contains(&status.id)
-        };
-        let inputs = Inputs {
-            load: merge(words, self.stale_after_ms),
-            ready: count(&|status| self.ready.contains(&status.id)),
-            failed: count(&|status| status.phase == Phase::Failed),
-            ejected: count(&out),
-        };
+        for heard in heard {
+            if let Some(signals) = heard.signals {
+                self.ledger.hear(heard.gateway, heard.sender, signals);
+            }
+        }
+        self.ledger.keep(|gateway| heard.iter().any(|heard| heard.gateway == gateway));
+        let words = heard
+            .iter()
+            .map(|heard| (heard.gateway, heard.lost_ms.map_or(Word::Now, Word::Silent)));
+        let load = self.ledger.load(words, self.stale_after_ms);
+        let facts: Vec<_> = alive.iter().filter(staying).map(|status| self.facts(status)).collect();
+        let inputs = Inputs { load: &load, replicas: &facts, proposals, order: self.order };
         if !self.adopted && heard.iter().any(|heard| heard.signals.is_some()) {
             self.adopted = true;
-            self.state.adopt(alive.len() as u32);
+            self.state.adopt(alive.len() as u32, now_ms);
         }
-        let decision = decide(&mut self.state, inputs, &self.policy, now_ms);
+        let decision = decide(&mut self.state, &inputs, &self.policy, now_ms);
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
         }
@@ -137,6 +153,28 @@ impl PoolLoop {
         Step { decision, replicas, cold_starts }
     }
 
+    fn facts(&self, status: &ReplicaStatus) -> ReplicaFacts {
+        let start = self.starts.get(&status.id);
+        let was_ready = start.is_some_and(|start| start.ready_ms.is_some());
+        let standing = match status.phase {
+            Phase::Stopping => Standing::Draining,
+            Phase::Failed => Standing::Failed,
+            _ if self.ready.contains(&status.id) => Standing::Ready,
+            Phase::Running if was_ready => Standing::Ejected,
+            Phase::Running => Standing::Starting,
+            Phase::Pending => Standing::Pending,
+        };
+        let started_ms = Some(status.started_ms).filter(|ms| *ms > 0);
+        ReplicaFacts {
+            standing,
+            asked_ms: start.map_or(0, |start| start.since_ms),
+            scheduled_ms: None,
+            started_ms,
+            ready_ms: start.and_then(|start| start.ready_ms),
+            first_token_ms: start.and_then(|start| start.first_token_ms),
+        }
+    }
+
     /// Takes over what the gateways found healthy, and how long that took.
     fn learn(
         &mut self,
@@ -151,13 +189,13 @@ impl PoolLoop {
         let mut took = Vec::new();
         let mut ready = BTreeSet::new();
         for (id, status) in statuses {
-            let new = Start { since_ms: now_ms, started_ms: status.started_ms, done: false };
+            let new = Start::new(now_ms, status.started_ms);
             let start = self.starts.entry(id.clone()).or_insert(new);
             if start.started_ms == 0 {
                 start.started_ms = status.started_ms;
             } else if start.started_ms != status.started_ms {
                 // It died and is started again: counted from here, and not healthy by hearsay.
-                *start = Start { since_ms: now_ms, started_ms: status.started_ms, done: false };
+                *start = Start::new(now_ms, status.started_ms);
                 self.ready.remove(id);
             }
             // A gateway may see a replica answer before its target tells that it runs.
@@ -173,12 +211,16 @@ impl PoolLoop {
                 continue;
             }
             // One that comes back after an ejection did not start.
-            if !std::mem::replace(&mut start.done, true) {
+            if start.ready_ms.replace(start.ready_ms.unwrap_or(now_ms)).is_none() {
                 target.ready(id);
                 let seconds = now_ms.saturating_sub(start.since_ms) as f64 / 1000.0;
                 tracing::info!("{}: replica {id} ready after {seconds:.1} s", self.name);
                 self.cold_starts.record(seconds);
                 took.push(seconds);
+            }
+            let answered = |e: &EndpointSignals| e.completed > 0 || e.generated_tokens > 0;
+            if start.first_token_ms.is_none() && endpoints(heard, status).any(answered) {
+                start.first_token_ms = Some(now_ms);
             }
             ready.insert(id.clone());
         }

@@ -198,11 +198,13 @@ impl Feeds {
     }
 
     fn words<'a>(&'a self, pool: &str) -> Vec<Heard<'a>> {
-        let word = |gateway: &'a Gateway| Heard {
+        let word = |(gateway, at): (&'a Gateway, usize)| Heard {
+            gateway: at,
+            sender: gateway.view.as_ref().map_or("", |view| &view.sender),
             signals: gateway.view.as_ref().and_then(|view| view.pools.get(pool)),
             lost_ms: gateway.lost.map(|lost| lost.elapsed().as_millis() as u64),
         };
-        self.heard.iter().filter(|gateway| !gateway.gone).map(word).collect()
+        self.heard.iter().zip(0..).filter(|(gateway, _)| !gateway.gone).map(word).collect()
     }
 }
 
@@ -248,7 +250,7 @@ impl Loop {
             let began = Instant::now();
             let heard = self.feeds.words(&driven.pool.name);
             let statuses = driven.target.statuses(&heard);
-            let step = driven.pool.step(&heard, &statuses, &driven.target, now_ms);
+            let step = driven.pool.step(&heard, &statuses, &[], &driven.target, now_ms);
             driven.metrics.reaction.record(began.elapsed());
             note(driven, &step, now_ms, &self.decisions);
             all.insert(driven.pool.name.clone(), step.replicas);

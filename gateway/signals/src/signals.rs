@@ -63,6 +63,8 @@ pub struct Totals {
     pub refused: u64,
     /// Tries beyond a request's first.
     pub retries: u64,
+    /// Estimated prompt tokens of accepted requests.
+    pub accepted_prompt_tokens: u64,
     /// Prompt tokens of answered requests, as the replicas reported them.
     pub prompt_tokens: u64,
     /// Generated tokens, as the replicas reported them.
@@ -79,8 +81,28 @@ impl Totals {
         self.client_left += other.client_left;
         self.refused += other.refused;
         self.retries += other.retries;
+        self.accepted_prompt_tokens += other.accepted_prompt_tokens;
         self.prompt_tokens += other.prompt_tokens;
         self.generated_tokens += other.generated_tokens;
+    }
+
+    /// What was counted since `earlier`, a reading of the same process.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            accepted: self.accepted.saturating_sub(earlier.accepted),
+            released: self.released.saturating_sub(earlier.released),
+            completed: self.completed.saturating_sub(earlier.completed),
+            failed: self.failed.saturating_sub(earlier.failed),
+            client_left: self.client_left.saturating_sub(earlier.client_left),
+            refused: self.refused.saturating_sub(earlier.refused),
+            retries: self.retries.saturating_sub(earlier.retries),
+            accepted_prompt_tokens: self
+                .accepted_prompt_tokens
+                .saturating_sub(earlier.accepted_prompt_tokens),
+            prompt_tokens: self.prompt_tokens.saturating_sub(earlier.prompt_tokens),
+            generated_tokens: self.generated_tokens.saturating_sub(earlier.generated_tokens),
+        }
     }
 }
 

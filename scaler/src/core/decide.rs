@@ -1,69 +1,14 @@
 //! How many replicas, and why.
 //!
-//! Work in the system (held and in flight) over what one replica should have. Up: at once while
-//! something is held, else by a short window; down: by a long one, as Knative's autoscaler does
-//! (stable and panic windows; never down in panic). To zero: after an idle time that begins with the
-//! last request or the last replica's becoming ready, whichever is later. What can't be read forbids
-//! scaling down and is never taken for zero.
+//! What the load or the triggers ask for, upwards at once and downwards with care; the idle time;
+//! then the gates: what can't be read forbids scaling down and is never taken for zero. Last
+//! `behavior`, the bounds, and a person's orders.
 
-use std::fmt;
-
-use crate::core::merge::Load;
-use crate::core::window::Window;
-
-/// The rules, in milliseconds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
-    /// Fewest replicas.
-    pub min: u32,
-    /// Most replicas.
-    pub max: u32,
-    /// Requests for each replica, at least 1.
-    pub target_concurrency: u32,
-    /// Requests must be more than this to wake a pool; a held one always does.
-    pub activation_threshold: u32,
-    /// Window to scale down by.
-    pub stable_window_ms: u64,
-    /// Window to scale up by.
-    pub panic_window_ms: u64,
-    /// Panic begins when the panic window asks for so many times the ready replicas.
-    pub panic_threshold: f64,
-    /// Idle time to zero.
-    pub cooldown_ms: u64,
-}
-
-impl Policy {
-    /// As configured for a pool. Target concurrency is 80 % of an endpoint's limit by default.
-    #[must_use]
-    pub fn of(pool: &forebay_config::Pool) -> Self {
-        let scaling = &pool.scaling;
-        let default = (u64::from(pool.max_in_flight) * 4 / 5) as u32;
-        let ms = |duration: std::time::Duration| duration.as_millis() as u64;
-        Self {
-            min: scaling.min_replica_count,
-            max: scaling.max_replica_count,
-            target_concurrency: scaling.target_concurrency.unwrap_or(default).max(1),
-            activation_threshold: scaling.activation_threshold,
-            stable_window_ms: ms(scaling.stable_window),
-            panic_window_ms: ms(scaling.panic_window),
-            panic_threshold: scaling.panic_threshold,
-            cooldown_ms: ms(scaling.cooldown_period),
-        }
-    }
-}
-
-/// What is known now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inputs {
-    /// Merged over the gateways.
-    pub load: Load,
-    /// Replicas that take requests.
-    pub ready: u32,
-    /// Replicas that failed and wait for their next start.
-    pub failed: u32,
-    /// Replicas that were ready and are not now, though they run: no capacity, and no start either.
-    pub ejected: u32,
-}
+use super::explain::{Decision, Figures, Why};
+use super::inputs::{Inputs, Override, Standing};
+use super::policy::Policy;
+use super::proposal::{Proposal, round_up};
+use super::window::Window;
 
 /// What the next decision needs of the last ones.
 #[derive(Clone, Debug, Default)]
@@ -77,196 +22,246 @@ pub struct State {
     panic_until_ms: u64,
     busy_ms: u64,
     ready_ms: u64,
+    /// The first decision.
+    since_ms: u64,
+    /// Replicas that ran before this process were taken over then.
+    adopted_ms: u64,
+}
+
+/// What the load or the triggers ask for.
+struct Demand {
+    up: u32,
+    up_why: Why,
+    down: u32,
+    down_why: Why,
+    /// Enough to wake a sleeping pool, or to keep one awake.
+    active: bool,
+}
+
+/// Replicas by where they are.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    ready: u32,
+    failed: u32,
+    ejected: u32,
 }
 
 impl State {
-    /// Begins from the replicas that are there already, instead of from none.
-    pub fn adopt(&mut self, replicas: u32) {
-        self.desired = self.desired.max(replicas);
-    }
-}
-
-/// A count with its reason.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decision {
-    /// The count before.
-    pub from: u32,
-    /// The count from now on.
-    pub desired: u32,
-    /// The rule that won.
-    pub why: Why,
-}
-
-/// The rule that won; its `Display` is half a sentence for people.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Why {
-    /// Nothing to do.
-    Steady,
-    /// `minReplicaCount`.
-    Minimum,
-    /// Held requests, with those in flight, need so many.
-    Held {
-        /// Requests held.
-        held: u32,
-        /// Requests in flight.
-        in_flight: u32,
-        /// Requests for each replica.
-        target: u32,
-    },
-    /// The load of the panic window.
-    Rising {
-        /// Mean requests held and in flight.
-        load: f64,
-        /// Requests for each replica.
-        target: u32,
-    },
-    /// The load of the stable window.
-    Falling {
-        /// Mean requests held and in flight.
-        load: f64,
-        /// Requests for each replica.
-        target: u32,
-    },
-    /// No request for the idle time.
-    Idle {
-        /// For how long.
-        for_ms: u64,
-    },
-    /// A lower count is not taken while the load may be more than was heard.
-    Unheard,
-    /// A lower count is not taken in panic.
-    Panic,
-    /// A lower count is not taken while a start is under way.
-    Starting,
-    /// A lower count is not taken before a start has shown what it is worth.
-    Settling,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Steady => f.write_str("the load asks for no other count"),
-            Self::Minimum => f.write_str("minReplicaCount asks for it"),
-            Self::Held { held: 1, in_flight: 0, .. } => f.write_str("1 request is held"),
-            Self::Held { held, in_flight, target } => write!(
-                f,
-                "{held} requests are held and {in_flight} in flight, {target} for each replica"
-            ),
-            Self::Rising { load, target } => {
-                write!(f, "{load:.1} requests are in the system, {target} for each replica")
-            }
-            Self::Falling { load, target } => {
-                write!(f, "only {load:.1} requests were in the system, {target} for each replica")
-            }
-            Self::Idle { for_ms } => write!(f, "no request came for {} s", for_ms / 1000),
-            Self::Unheard => f.write_str("a gateway is silent, so nothing scales down"),
-            Self::Panic => f.write_str("the load rose steeply, so nothing scales down yet"),
-            Self::Starting => f.write_str("a start is under way"),
-            Self::Settling => f.write_str("the last start is too fresh to be taken back"),
+    /// Takes over so many replicas that ran before this process: the first decision is from there,
+    /// and nothing goes before a whole window was seen.
+    pub fn adopt(&mut self, replicas: u32, now_ms: u64) {
+        if replicas > self.desired {
+            self.desired = replicas;
+            self.adopted_ms = now_ms;
         }
     }
-}
 
-impl Decision {
-    /// One sentence for people, without the pool's name.
+    /// The count that was decided last.
     #[must_use]
-    pub fn sentence(&self) -> String {
-        let Self { from, desired, why } = self;
-        match why {
-            Why::Idle { for_ms } => {
-                format!("idle for {} s, scaling {from} → {desired}", for_ms / 1000)
-            }
-            _ if from != desired => format!("scaling {from} → {desired} because {why}"),
-            _ => format!("staying at {desired}: {why}"),
-        }
+    pub fn desired(&self) -> u32 {
+        self.desired
     }
-}
-
-/// ⌈load ÷ target⌉.
-fn replicas_for(load: f64, target: u32) -> u32 {
-    // A hair is taken off, so that rounding never asks for one more.
-    (load / f64::from(target) - 1e-9).ceil().max(0.0) as u32
 }
 
 /// Decides. Pure in its arguments; `now_ms` never goes back.
-pub fn decide(state: &mut State, inputs: Inputs, policy: &Policy, now_ms: u64) -> Decision {
-    let Load { held, in_flight, accepted, missing, stale } = inputs.load;
-    let concurrency = held.saturating_add(in_flight);
-    let target = policy.target_concurrency.max(1);
-    let keep = policy.stable_window_ms.max(policy.panic_window_ms);
-    state.concurrency.record(now_ms, concurrency, keep);
-    // The sum shrinks when a gateway leaves or restarts; what comes then is seen all the same.
-    if concurrency > 0 || accepted > state.accepted || state.busy_ms == 0 {
-        state.busy_ms = now_ms;
-    }
-    state.accepted = accepted;
-    // One that comes back after an ejection did not start.
-    let started = inputs.ready + inputs.ejected;
-    if started > state.started {
-        state.ready_ms = now_ms;
-    }
-    state.started = started;
+pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now_ms: u64) -> Decision {
+    let counts = Counts::of(inputs);
     let from = state.desired;
+    let triggers: Vec<_> = inputs.proposals.iter().filter(|it| it.counts()).collect();
+    let requests = inputs.load.held.saturating_add(inputs.load.in_flight);
+    let triggered = triggers.iter().any(|trigger| trigger.active || trigger.unreadable());
+    state.observe(inputs, counts, requests > 0 || triggered, policy, now_ms);
 
-    // What the load asks for, upwards and downwards.
-    let rising = state.concurrency.mean(now_ms, policy.panic_window_ms);
-    let falling = state.concurrency.mean(now_ms, policy.stable_window_ms);
-    let awake = from > 0 || held > 0 || concurrency > policy.activation_threshold;
-    let (up, up_why) = if held > 0 {
-        // What is held can't be served by what is there: no averaging.
-        let needed = replicas_for(f64::from(concurrency), target).max(1);
-        (needed, Why::Held { held, in_flight, target })
-    } else if awake {
-        (replicas_for(rising, target), Why::Rising { load: rising, target })
+    let demand = if triggers.is_empty() {
+        state.by_load(inputs, counts, policy, now_ms)
     } else {
-        (0, Why::Steady)
+        by_triggers(&triggers, inputs, from, policy)
     };
-    let down = replicas_for(falling, target).max(up);
-    if f64::from(up) >= policy.panic_threshold * f64::from(inputs.ready.max(1)) && up > 1 {
-        state.panic_until_ms = now_ms + policy.stable_window_ms;
-    }
-
     let idle_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));
     // The windows may be longer than the idle time; they don't keep an idle pool up.
-    let idle = concurrency == 0 && idle_ms >= policy.cooldown_ms;
+    let idle = requests == 0
+        && !triggered
+        && idle_ms >= policy.cooldown_ms
+        && now_ms >= state.since_ms + policy.initial_cooldown_ms;
+    let least = if idle { policy.idle } else { policy.min };
 
     let (mut desired, mut why) = (from, Why::Steady);
-    if up > from && !idle {
-        (desired, why) = (up, up_why);
-    } else if from > 0 && (idle || down < from) {
-        let under_way = started + inputs.failed < from;
+    if demand.up > from && !idle {
+        (desired, why) = (demand.up, demand.up_why);
+    } else if from > least && (idle || demand.down < from) {
+        let unread = triggers.iter().find(|trigger| trigger.unreadable());
         let settled_ms = state.raised_ms.max(state.ready_ms) + policy.stable_window_ms;
-        (desired, why) = if missing {
+        let adopted = state.adopted_ms > 0 && now_ms < state.adopted_ms + policy.stable_window_ms;
+        (desired, why) = if inputs.load.missing {
             (from, Why::Unheard)
-        } else if under_way {
+        } else if let Some(trigger) = unread {
+            (from, Why::Unread { name: trigger.name.clone() })
+        } else if adopted {
+            (from, Why::Learning)
+        } else if counts.known() < from {
             // An impatient client's leaving does not end a start.
             (from, Why::Starting)
-        } else if idle && !stale {
-            (0, Why::Idle { for_ms: idle_ms })
+        } else if idle && !inputs.load.stale {
+            (policy.idle, Why::Idle { for_ms: idle_ms })
         } else if now_ms < state.panic_until_ms {
             (from, Why::Panic)
         } else if from == 1 {
             // The last one goes by the idle time alone, and by the word of every gateway.
-            (1, if stale { Why::Unheard } else { Why::Steady })
+            (1, if inputs.load.stale { Why::Unheard } else { Why::Steady })
         } else if now_ms < settled_ms {
             (from, Why::Settling)
         } else {
-            (down.clamp(1, from), Why::Falling { load: falling, target })
+            (demand.down.clamp(1, from), demand.down_why)
         };
     }
-    if desired < policy.min {
-        (desired, why) = (policy.min, Why::Minimum);
+    if desired < least || (from == 0 && demand.active && desired < policy.min) {
+        (desired, why) = (policy.min.max(least), Why::Minimum);
     }
-    desired = desired.min(policy.max);
-    let kept = matches!(why, Why::Unheard | Why::Panic | Why::Starting | Why::Settling);
-    if desired == from && !kept {
+    if desired > policy.max {
+        (desired, why) = (policy.max, Why::Maximum { wanted: desired });
+    }
+    match inputs.order {
+        Override::None => {}
+        Override::Paused => (desired, why) = (from, Why::Paused),
+        Override::Fixed(count) => (desired, why) = (count.min(policy.max), Why::Fixed),
+    }
+    if desired == from && !why.holds_back() && why != Why::Fixed {
         why = Why::Steady;
     }
     if desired > from {
         state.raised_ms = now_ms;
     }
     state.desired = desired;
-    Decision { from, desired, why }
+    Decision {
+        from,
+        desired,
+        active: desired > policy.idle || (demand.active && !idle),
+        why,
+        proposals: inputs.proposals.to_vec(),
+        figures: Figures {
+            held: inputs.load.held,
+            in_flight: inputs.load.in_flight,
+            ready: counts.ready,
+            coming: from.saturating_sub(counts.known()),
+            rising: state.concurrency.mean(now_ms, policy.panic_window_ms),
+            falling: state.concurrency.mean(now_ms, policy.stable_window_ms),
+        },
+    }
+}
+
+impl State {
+    fn observe(
+        &mut self,
+        inputs: &Inputs<'_>,
+        counts: Counts,
+        busy: bool,
+        policy: &Policy,
+        now_ms: u64,
+    ) {
+        let load = inputs.load;
+        let keep = policy.stable_window_ms.max(policy.panic_window_ms);
+        self.concurrency.record(now_ms, load.held.saturating_add(load.in_flight), keep);
+        if self.since_ms == 0 {
+            self.since_ms = now_ms;
+            self.busy_ms = now_ms;
+        }
+        // Those that come and go between two reports are seen all the same.
+        if busy || load.totals.accepted > self.accepted {
+            self.busy_ms = now_ms;
+        }
+        self.accepted = load.totals.accepted;
+        // One that comes back after an ejection did not start.
+        let started = counts.ready + counts.ejected;
+        if started > self.started {
+            self.ready_ms = now_ms;
+        }
+        self.started = started;
+    }
+
+    /// The default: work in the system.
+    fn by_load(
+        &mut self,
+        inputs: &Inputs<'_>,
+        counts: Counts,
+        policy: &Policy,
+        now_ms: u64,
+    ) -> Demand {
+        let (held, in_flight) = (inputs.load.held, inputs.load.in_flight);
+        let concurrency = held.saturating_add(in_flight);
+        let target = policy.target_concurrency.max(1);
+        let needed = |load: f64| round_up(load / f64::from(target));
+        let rising = self.concurrency.mean(now_ms, policy.panic_window_ms);
+        let falling = self.concurrency.mean(now_ms, policy.stable_window_ms);
+        let awake = self.desired > 0 || held > 0 || concurrency > policy.activation_threshold;
+        let (up, up_why) = if held > 0 {
+            // What is held can't be served by what is there: no averaging.
+            let needed = needed(f64::from(concurrency)).max(1);
+            (needed, Why::Held { held, in_flight, target })
+        } else if awake {
+            (needed(rising), Why::Rising { load: rising, target })
+        } else {
+            (0, Why::Steady)
+        };
+        if f64::from(up) >= policy.panic_threshold * f64::from(counts.ready.max(1)) && up > 1 {
+            self.panic_until_ms = now_ms + policy.stable_window_ms;
+        }
+        Demand {
+            up,
+            up_why,
+            down: needed(falling).max(up),
+            down_why: Why::Falling { load: falling, target },
+            active: held > 0 || concurrency > policy.activation_threshold,
+        }
+    }
+}
+
+/// The largest proposal wins. What is held wakes a pool whatever the triggers say.
+fn by_triggers(triggers: &[&Proposal], inputs: &Inputs<'_>, from: u32, policy: &Policy) -> Demand {
+    let (held, in_flight) = (inputs.load.held, inputs.load.in_flight);
+    let active = triggers.iter().any(|trigger| trigger.active);
+    let proposing = |trigger: &&&Proposal| from > 0 || trigger.active;
+    let largest = triggers
+        .iter()
+        .filter(proposing)
+        .filter_map(|trigger| Some((trigger.replicas()?, *trigger)))
+        .max_by_key(|(replicas, _)| *replicas);
+    let why = |trigger: &Proposal| Why::Trigger {
+        name: trigger.name.clone(),
+        figure: trigger.figure.unwrap_or(f64::NAN),
+        threshold: trigger.threshold,
+    };
+    let (mut up, mut up_why) = match largest {
+        Some((replicas, trigger)) => (replicas.max(u32::from(active)), why(trigger)),
+        None => (u32::from(active), Why::Steady),
+    };
+    let down_why = up_why.clone();
+    if held > 0 && up == 0 {
+        (up, up_why) = (1, Why::Held { held, in_flight, target: policy.target_concurrency });
+    }
+    // Nobody proposes: then nobody asks for fewer either.
+    let down = if largest.is_some() { up } else { from.max(up) };
+    Demand { up, up_why, down, down_why, active: active || held > 0 }
+}
+
+impl Counts {
+    fn of(inputs: &Inputs<'_>) -> Self {
+        let mut counts = Self::default();
+        for replica in inputs.replicas {
+            match replica.standing {
+                Standing::Ready => counts.ready += 1,
+                Standing::Ejected => counts.ejected += 1,
+                Standing::Failed => counts.failed += 1,
+                Standing::Pending | Standing::Starting | Standing::Draining => {}
+            }
+        }
+        counts
+    }
+
+    /// Those whose start has ended, well or not; the others are on their way, also those that the
+    /// target has not told of yet.
+    fn known(self) -> u32 {
+        self.ready + self.ejected + self.failed
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,20 @@
-//! The pure decision core: no socket, no clock, no Kubernetes type.
+//! The decision: pure functions of state, inputs, policy and time.
 //!
-//! Time is milliseconds since the epoch, kept monotonic by the edge, so that a replay and the
-//! running scaler call the same functions.
+//! No socket, clock or file: the running scaler, `forebay replay` and the tests call the same
+//! [`decide()`]. Time is milliseconds since the epoch and never goes back.
 
 pub mod cold_start;
 pub mod decide;
-pub mod merge;
+pub mod explain;
+pub mod inputs;
+pub mod load;
+pub mod policy;
+pub mod proposal;
 pub mod window;
 
-pub use decide::{Decision, Inputs, Policy, State, Why, decide};
-pub use merge::{Load, merge};
+pub use decide::{State, decide};
+pub use explain::{Decision, Figures, Why};
+pub use inputs::{Inputs, Override, ReplicaFacts, Standing};
+pub use load::{Ledger, Load, Word};
+pub use policy::Policy;
+pub use proposal::{Problem, Proposal};

@@ -56,11 +56,14 @@ fn signals(held: u32, endpoints: &[(&str, Health, u32)]) -> PoolSignals {
     }
 }
 
+fn heard(gateway: usize, signals: Option<&PoolSignals>, lost_ms: Option<u64>) -> Heard<'_> {
+    Heard { gateway, sender: "a", signals, lost_ms }
+}
+
 fn step(pool: &mut PoolLoop, target: &Fake, gateways: &[PoolSignals], now: u64) -> Step {
-    let heard: Vec<_> =
-        gateways.iter().map(|s| Heard { signals: Some(s), lost_ms: None }).collect();
+    let heard: Vec<_> = gateways.iter().enumerate().map(|(i, s)| heard(i, Some(s), None)).collect();
     let statuses = target.statuses.borrow().clone();
-    pool.step(&heard, &statuses, target, now)
+    pool.step(&heard, &statuses, &[], target, now)
 }
 
 const ONE: &str = "127.0.0.1:1";
@@ -142,12 +145,9 @@ fn nothing_is_stopped_while_a_gateway_is_lost() {
     let epoch = zero.replicas.barrier.expect("raised").epoch;
     let closed =
         PoolSignals { zero_epoch: Some(epoch), ..signals(0, &[(ONE, Health::Draining, 0)]) };
-    let heard = [
-        Heard { signals: Some(&closed), lost_ms: None },
-        Heard { signals: Some(&closed), lost_ms: Some(100) },
-    ];
+    let heard = [heard(0, Some(&closed), None), heard(1, Some(&closed), Some(100))];
     let statuses = target.statuses.borrow().clone();
-    pool.step(&heard, &statuses, &target, 41_000);
+    pool.step(&heard, &statuses, &[], &target, 41_000);
     assert!(target.stops.borrow().is_empty());
 }
 
@@ -183,12 +183,12 @@ fn the_targets_own_order_of_stopping_goes_before_load() {
 fn a_target_that_only_watches_has_nothing_drained() {
     let (mut pool, target) = (pool(), Fake { never: true, ..Fake::default() });
     target.ensure(1);
-    let at = |now| Heard { signals: Some(now), lost_ms: None };
+    let at = |now| heard(0, Some(now), None);
     let (busy, idle) =
         (signals(0, &[(ONE, Health::Ready, 1)]), signals(0, &[(ONE, Health::Ready, 0)]));
     let statuses = target.statuses.borrow().clone();
-    pool.step(&[at(&busy)], &statuses, &target, 1_000);
-    let zero = pool.step(&[at(&idle)], &statuses, &target, 100_000);
+    pool.step(&[at(&busy)], &statuses, &[], &target, 1_000);
+    let zero = pool.step(&[at(&idle)], &statuses, &[], &target, 100_000);
     assert_eq!((zero.decision.desired, zero.replicas.barrier), (0, None));
     let state = zero.replicas.replicas["p-1"].as_ref().expect("there").state;
     assert_eq!(state, ReplicaState::Ready);
@@ -265,11 +265,10 @@ fn a_gateway_that_is_stale_or_was_never_heard_does_not_keep_a_drained_replica() 
         step(&mut pool, &target, &[all(Health::Ready, 1, 1)], 2_000);
         let (drained, old) = (all(Health::Draining, 0, 0), all(Health::Ready, 0, 0));
         for now in [200_000, 200_050] {
-            let silent =
-                Heard { signals: lost.map(|_| &old), lost_ms: Some(lost.unwrap_or(60_000)) };
-            let heard = [Heard { signals: Some(&drained), lost_ms: None }, silent];
+            let silent = heard(1, lost.map(|_| &old), Some(lost.unwrap_or(60_000)));
+            let heard = [heard(0, Some(&drained), None), silent];
             let statuses = target.statuses.borrow().clone();
-            pool.step(&heard, &statuses, &target, now);
+            pool.step(&heard, &statuses, &[], &target, now);
         }
         assert_eq!(*target.stops.borrow(), ["p-2", "p-3"], "lost {lost:?}");
     }

@@ -1,21 +1,64 @@
 use super::*;
+use crate::core::inputs::ReplicaFacts;
+use crate::core::load::Load;
 use proptest::prelude::*;
 
 fn policy() -> Policy {
     Policy {
         min: 0,
         max: 10,
+        idle: 0,
         target_concurrency: 10,
+        concurrency_given: true,
+        limit: 12,
         activation_threshold: 0,
+        objective_ttft_ms: 5_000,
+        objective_share: 0.99,
         stable_window_ms: 60_000,
         panic_window_ms: 6_000,
         panic_threshold: 2.0,
         cooldown_ms: 30_000,
+        initial_cooldown_ms: 0,
+        behavior: None,
     }
 }
 
-fn inputs(held: u32, in_flight: u32, ready: u32) -> Inputs {
-    Inputs { load: Load { held, in_flight, ..Load::default() }, ready, failed: 0, ejected: 0 }
+/// What a step is given.
+#[derive(Clone)]
+struct Given {
+    load: Load,
+    ready: u32,
+    failed: u32,
+    ejected: u32,
+}
+
+fn step(
+    state: &mut State,
+    given: impl std::borrow::Borrow<Given>,
+    policy: &Policy,
+    now_ms: u64,
+) -> Decision {
+    let given = given.borrow();
+    let replicas = |standing, count| {
+        let replica = ReplicaFacts { standing, ..ReplicaFacts::asked(0) };
+        std::iter::repeat_n(replica, count as usize)
+    };
+    let replicas: Vec<_> = replicas(Standing::Ready, given.ready)
+        .chain(replicas(Standing::Failed, given.failed))
+        .chain(replicas(Standing::Ejected, given.ejected))
+        .collect();
+    let inputs =
+        Inputs { load: &given.load, replicas: &replicas, proposals: &[], order: Override::None };
+    decide(state, &inputs, policy, now_ms)
+}
+
+fn accepted(accepted: u64) -> Load {
+    let totals = forebay_signals::Totals { accepted, ..Default::default() };
+    Load { totals, ..Load::default() }
+}
+
+fn inputs(held: u32, in_flight: u32, ready: u32) -> Given {
+    Given { load: Load { held, in_flight, ..Load::default() }, ready, failed: 0, ejected: 0 }
 }
 
 #[test]
@@ -28,7 +71,7 @@ fn from_zero_all_replicas_for_the_held_work_are_asked_for_at_once() {
         ("many", 50, 5),
         ("never more than the most", 5000, 10),
     ] {
-        let got = decide(&mut State::default(), inputs(held, 0, 0), &policy(), 1000);
+        let got = step(&mut State::default(), inputs(held, 0, 0), &policy(), 1000);
         assert_eq!(got.desired, want, "{case}");
     }
 }
@@ -36,7 +79,7 @@ fn from_zero_all_replicas_for_the_held_work_are_asked_for_at_once() {
 #[test]
 fn a_start_under_way_is_raised_at_every_push_and_not_ended_by_a_client_that_leaves() {
     let (mut state, policy) = (State::default(), policy());
-    let mut step = |now, held| decide(&mut state, inputs(held, 0, 0), &policy, now);
+    let mut step = |now, held| super::tests::step(&mut state, inputs(held, 0, 0), &policy, now);
     assert_eq!(step(1000, 1).sentence(), "scaling 0 → 1 because 1 request is held");
     assert_eq!(step(1020, 25).desired, 3, "raised");
     assert_eq!(step(1040, 0).desired, 3, "all have left");
@@ -47,56 +90,56 @@ fn a_start_under_way_is_raised_at_every_push_and_not_ended_by_a_client_that_leav
 #[test]
 fn goes_to_zero_after_the_idle_time_which_begins_when_a_replica_became_ready() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
     // The client left; the replica became ready a minute later.
-    decide(&mut state, inputs(0, 0, 0), &policy, 2_000);
-    decide(&mut state, inputs(0, 0, 1), &policy, 60_000);
-    assert_eq!(decide(&mut state, inputs(0, 0, 1), &policy, 89_999).desired, 1);
-    let zero = decide(&mut state, inputs(0, 0, 1), &policy, 90_000);
+    step(&mut state, inputs(0, 0, 0), &policy, 2_000);
+    step(&mut state, inputs(0, 0, 1), &policy, 60_000);
+    assert_eq!(step(&mut state, inputs(0, 0, 1), &policy, 89_999).desired, 1);
+    let zero = step(&mut state, inputs(0, 0, 1), &policy, 90_000);
     assert_eq!(zero.sentence(), "idle for 30 s, scaling 1 → 0");
-    let again = decide(&mut state, inputs(1, 0, 1), &policy, 90_010);
+    let again = step(&mut state, inputs(1, 0, 1), &policy, 90_010);
     assert_eq!(again.desired, 1, "a request in between wakes it");
 }
 
 #[test]
 fn a_falling_load_is_averaged_and_the_last_replica_stays_until_idle() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(50, 0, 0), &policy, 1_000);
-    decide(&mut state, inputs(0, 50, 5), &policy, 2_000);
-    let soon = decide(&mut state, inputs(0, 1, 5), &policy, 10_000);
+    step(&mut state, inputs(50, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 50, 5), &policy, 2_000);
+    let soon = step(&mut state, inputs(0, 1, 5), &policy, 10_000);
     assert_eq!(soon.desired, 5, "the windows still hold the peak: {soon:?}");
-    let later = decide(&mut state, inputs(0, 1, 5), &policy, 120_000);
+    let later = step(&mut state, inputs(0, 1, 5), &policy, 120_000);
     assert_eq!(later.desired, 1, "{later:?}");
-    let quiet = decide(&mut state, inputs(0, 0, 1), &policy, 125_000);
+    let quiet = step(&mut state, inputs(0, 0, 1), &policy, 125_000);
     assert_eq!(quiet.desired, 1, "idle for 5 s only");
 }
 
 #[test]
 fn missing_data_forbids_scaling_down_and_allows_scaling_up() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(30, 0, 0), &policy, 1_000);
-    decide(&mut state, inputs(0, 0, 3), &policy, 2_000);
+    step(&mut state, inputs(30, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 0, 3), &policy, 2_000);
     let unheard =
-        |held| Inputs { load: Load { held, missing: true, ..Load::default() }, ..inputs(0, 0, 3) };
-    let kept = decide(&mut state, unheard(0), &policy, 900_000);
+        |held| Given { load: Load { held, missing: true, ..Load::default() }, ..inputs(0, 0, 3) };
+    let kept = step(&mut state, unheard(0), &policy, 900_000);
     assert_eq!((kept.desired, kept.why), (3, Why::Unheard));
-    assert_eq!(decide(&mut state, unheard(60), &policy, 900_100).desired, 6);
+    assert_eq!(step(&mut state, unheard(60), &policy, 900_100).desired, 6);
 }
 
 #[test]
 fn a_start_that_only_fails_is_given_up_when_idle() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
-    let failing = Inputs { failed: 1, ..inputs(0, 0, 0) };
-    assert_eq!(decide(&mut state, failing, &policy, 20_000).desired, 1);
-    assert_eq!(decide(&mut state, failing, &policy, 31_000).desired, 0);
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    let failing = Given { failed: 1, ..inputs(0, 0, 0) };
+    assert_eq!(step(&mut state, &failing, &policy, 20_000).desired, 1);
+    assert_eq!(step(&mut state, &failing, &policy, 31_000).desired, 0);
 }
 
 #[test]
 fn an_activation_threshold_does_not_leave_a_held_request_waiting() {
     let policy = Policy { activation_threshold: 5, ..policy() };
-    assert_eq!(decide(&mut State::default(), inputs(0, 3, 0), &policy, 1000).desired, 0);
-    assert_eq!(decide(&mut State::default(), inputs(1, 0, 0), &policy, 1000).desired, 1);
+    assert_eq!(step(&mut State::default(), inputs(0, 3, 0), &policy, 1000).desired, 0);
+    assert_eq!(step(&mut State::default(), inputs(1, 0, 0), &policy, 1000).desired, 1);
 }
 
 /// A load over time: steps of milliseconds with held, in flight, ready, missing.
@@ -111,11 +154,11 @@ proptest! {
     ) {
         let policy = Policy { min, ..policy() };
         let (mut state, mut now) = (State::default(), 1_000_000);
-        for (step, held, in_flight, ready, missing) in loads {
-            now += step;
+        for (pause, held, in_flight, ready, missing) in loads {
+            now += pause;
             let load = Load { held, in_flight, missing, ..Load::default() };
-            let inputs = Inputs { load, ready, failed: 0, ejected: 0 };
-            let decision = decide(&mut state, inputs, &policy, now);
+            let inputs = Given { load, ready, failed: 0, ejected: 0 };
+            let decision = step(&mut state, inputs, &policy, now);
             prop_assert!((min..=policy.max).contains(&decision.desired));
             prop_assert!(held == 0 || decision.desired >= 1);
         }
@@ -125,11 +168,11 @@ proptest! {
     fn never_goes_down_on_missing_data_nor_in_panic(loads in loads()) {
         let policy = policy();
         let (mut state, mut now) = (State::default(), 1_000_000);
-        for (step, held, in_flight, ready, missing) in loads {
-            now += step;
+        for (pause, held, in_flight, ready, missing) in loads {
+            now += pause;
             let load = Load { held, in_flight, missing, ..Load::default() };
-            let inputs = Inputs { load, ready, failed: 0, ejected: 0 };
-            let decision = decide(&mut state, inputs, &policy, now);
+            let inputs = Given { load, ready, failed: 0, ejected: 0 };
+            let decision = step(&mut state, inputs, &policy, now);
             let down = decision.desired < decision.from;
             prop_assert!(!(down && missing), "{decision:?}");
             let in_panic = now < state.panic_until_ms;
@@ -142,15 +185,15 @@ proptest! {
     fn never_goes_to_zero_while_a_listed_gateway_is_silent(loads in loads()) {
         let policy = policy();
         let (mut state, mut now) = (State::default(), 1_000_000);
-        for (step, held, in_flight, ready, stale) in loads {
-            now += step;
+        for (pause, held, in_flight, ready, stale) in loads {
+            now += pause;
             // Every third step is without load, for long enough to be idle.
-            let (held, in_flight, step) =
+            let (held, in_flight, pause) =
                 if held % 3 == 0 { (0, 0, 400_000) } else { (held, in_flight, 0) };
-            now += step;
+            now += pause;
             let load = Load { held, in_flight, stale, ..Load::default() };
-            let inputs = Inputs { load, ready, failed: 0, ejected: 0 };
-            let decision = decide(&mut state, inputs, &policy, now);
+            let inputs = Given { load, ready, failed: 0, ejected: 0 };
+            let decision = step(&mut state, inputs, &policy, now);
             prop_assert!(!(stale && decision.from > 0 && decision.desired == 0), "{decision:?}");
         }
     }
@@ -158,7 +201,7 @@ proptest! {
     #[test]
     fn more_held_never_asks_for_fewer(held in 0..500u32, more in 0..100u32, in_flight in 0..100u32) {
         let fresh = |held| {
-            decide(&mut State::default(), inputs(held, in_flight, 0), &policy(), 1000).desired
+            step(&mut State::default(), inputs(held, in_flight, 0), &policy(), 1000).desired
         };
         prop_assert!(fresh(held) <= fresh(held + more));
     }
@@ -167,36 +210,36 @@ proptest! {
 #[test]
 fn requests_too_short_to_be_seen_in_flight_keep_a_pool_awake() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
     for second in 2..120u64 {
-        let seen = Load { accepted: second, ..Load::default() };
-        let inputs = Inputs { load: seen, ..inputs(0, 0, 1) };
-        let decision = decide(&mut state, inputs, &policy, second * 1000);
+        let seen = accepted(second);
+        let inputs = Given { load: seen, ..inputs(0, 0, 1) };
+        let decision = step(&mut state, inputs, &policy, second * 1000);
         assert_eq!(decision.desired, 1, "one came in the last second: {decision:?}");
     }
-    let last = Inputs { load: Load { accepted: 119, ..Load::default() }, ..inputs(0, 0, 1) };
-    assert_eq!(decide(&mut state, last, &policy, 148_999).desired, 1);
-    assert_eq!(decide(&mut state, last, &policy, 149_000).desired, 0, "30 s after the last");
+    let last = Given { load: accepted(119), ..inputs(0, 0, 1) };
+    assert_eq!(step(&mut state, &last, &policy, 148_999).desired, 1);
+    assert_eq!(step(&mut state, &last, &policy, 149_000).desired, 0, "30 s after the last");
 }
 
 #[test]
 fn a_replica_that_was_ejected_does_not_keep_an_idle_pool_up() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(1, 0, 0), &policy, 1_000);
-    decide(&mut state, inputs(0, 1, 1), &policy, 2_000);
-    let ejected = Inputs { ejected: 1, ..inputs(0, 0, 0) };
-    assert_eq!(decide(&mut state, ejected, &policy, 31_999).desired, 1);
-    assert_eq!(decide(&mut state, ejected, &policy, 60_000).desired, 0);
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 1, 1), &policy, 2_000);
+    let ejected = Given { ejected: 1, ..inputs(0, 0, 0) };
+    assert_eq!(step(&mut state, &ejected, &policy, 31_999).desired, 1);
+    assert_eq!(step(&mut state, &ejected, &policy, 60_000).desired, 0);
 }
 
 #[test]
 fn a_replica_more_stays_for_a_stable_window_after_it_became_ready() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(15, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(15, 0, 0), &policy, 1_000);
     for second in 2..120u64 {
-        decide(&mut state, inputs(0, 15, 2), &policy, second * 1000);
+        step(&mut state, inputs(0, 15, 2), &policy, second * 1000);
     }
-    let raised = decide(&mut state, inputs(10, 15, 2), &policy, 120_000);
+    let raised = step(&mut state, inputs(10, 15, 2), &policy, 120_000);
     assert_eq!(raised.desired, 3);
     for (case, at, ready, want) in [
         ("it starts", 120_020, 2, 3),
@@ -204,18 +247,19 @@ fn a_replica_more_stays_for_a_stable_window_after_it_became_ready() {
         ("its load has gone, within the window", 182_000, 3, 3),
         ("a window later", 184_000, 3, 2),
     ] {
-        assert_eq!(decide(&mut state, inputs(0, 15, ready), &policy, at).desired, want, "{case}");
+        assert_eq!(step(&mut state, inputs(0, 15, ready), &policy, at).desired, want, "{case}");
     }
 }
 
 #[test]
 fn a_gateway_that_stays_silent_stops_forbidding_but_never_lets_the_last_one_go() {
     let (mut state, policy) = (State::default(), policy());
-    decide(&mut state, inputs(30, 0, 0), &policy, 1_000);
-    decide(&mut state, inputs(0, 0, 3), &policy, 2_000);
+    step(&mut state, inputs(30, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 0, 3), &policy, 2_000);
     let stale = Load { stale: true, ..Load::default() };
-    let fewer = decide(&mut state, Inputs { load: stale, ..inputs(0, 0, 3) }, &policy, 200_000);
+    let fewer =
+        step(&mut state, Given { load: stale.clone(), ..inputs(0, 0, 3) }, &policy, 200_000);
     assert_eq!(fewer.desired, 1, "{fewer:?}");
-    let last = decide(&mut state, Inputs { load: stale, ..inputs(0, 0, 1) }, &policy, 900_000);
+    let last = step(&mut state, Given { load: stale, ..inputs(0, 0, 1) }, &policy, 900_000);
     assert_eq!((last.desired, last.why), (1, Why::Unheard));
 }

@@ -1,0 +1,76 @@
+//! The HPA's `behavior`: how fast a count may change.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units;
+
+/// How fast the count may change, as the HPA's `behavior`. A part that is left out has the HPA's
+/// default: up by 4 replicas or 100 % in 15 s, whichever is more; down by 100 % in 15 s, to no less
+/// than the most that was asked for in the last 300 s.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Behavior {
+    /// Upwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_up: Option<ScalingRules>,
+    /// Downwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_down: Option<ScalingRules>,
+}
+
+/// Rules for one direction.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ScalingRules {
+    /// Upwards the lowest, downwards the highest proposal of so many seconds counts; 3600 at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<units::Count>", extend("maximum" = 3600))]
+    pub stabilization_window_seconds: Option<u32>,
+    /// Which of the policies counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub select_policy: Option<SelectPolicy>,
+    /// How much may change in what time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policies: Option<Vec<ScalingPolicy>>,
+    /// A proposal that differs by no more than this share of the present count is not followed;
+    /// 0.1 unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub tolerance: Option<f64>,
+}
+
+/// Which of several policies counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SelectPolicy {
+    /// The one that allows the largest change.
+    #[default]
+    Max,
+    /// The one that allows the smallest change.
+    Min,
+    /// Nothing changes in this direction.
+    Disabled,
+}
+
+/// So much change in so many seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScalingPolicy {
+    /// What `value` counts.
+    pub r#type: PolicyType,
+    /// How many replicas, or what percentage; at least 1.
+    #[schemars(with = "units::Count", extend("minimum" = 1))]
+    pub value: u32,
+    /// The time that it is counted over, 1 to 1800 s.
+    #[schemars(with = "units::Count", extend("minimum" = 1, "maximum" = 1800))]
+    pub period_seconds: u32,
+}
+
+/// What a policy's value counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PolicyType {
+    /// Replicas.
+    Pods,
+    /// Percent of the replicas at the beginning of the period.
+    Percent,
+}
