@@ -182,10 +182,15 @@ impl Pool {
                 // As the estimate of all tokens: four bytes a token.
                 books.totals.accepted_prompt_tokens += ticket.request.bytes / 4;
             }
-            let place = *ticket.place.get_or_insert_with(|| books.queue.arrive(0));
+            let place = *ticket.place.get_or_insert_with(|| {
+                books.queue.arrive(ticket.request.class, &ticket.request.tenant)
+            });
             if books.queue.depth() == 0
                 && let Some(slot) = self.pick(&mut books, &ticket.avoid, ticket.request.tokens)
             {
+                if first {
+                    books.queue.pass(place, ticket.request.cost);
+                }
                 return Ok(slot);
             }
             let (sender, slot) = oneshot::channel();

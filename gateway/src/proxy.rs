@@ -102,10 +102,12 @@ impl Proxy {
         let accepted = record.context.accepted;
         let ticket = Ticket::new(queue::Request {
             tenant: Arc::clone(&record.context.tenant),
+            class: forebay_config::PriorityClass::Normal,
             since: accepted,
             deadline: accepted + pool.settings.upstream.request_timeout,
             bytes: body.len() as u64,
             tokens: expected_tokens(&scan, body.len()),
+            cost: usual_tokens(&scan, body.len()),
         });
         Ok(Routed { pool, api, outgoing, ticket, strip_usage: edited.strip_usage })
     }
@@ -117,6 +119,12 @@ fn read(api: Api, parts: &Parts, body: &Bytes) -> Result<Scan, Refusal> {
     }
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     Ok(scan_form(body, kind.unwrap_or_default())?)
+}
+
+/// Of prompt and an answer as most are, or the client's own limit where that is less.
+fn usual_tokens(scan: &Scan, body_len: usize) -> u64 {
+    let answer = scan.max_tokens.unwrap_or(ANSWER_TOKENS).min(ANSWER_TOKENS);
+    scan.prompt_tokens(body_len) + answer.saturating_mul(scan.n.unwrap_or(1).clamp(1, 1 << 10))
 }
 
 /// Of prompt and answer; what a client allows may be far more than any model gives.

@@ -1,19 +1,26 @@
 //! A pool's queue: holds accepted requests until an endpoint has room.
 //!
-//! Order: priority, then arrival. A request that is tried again keeps its arrival, and so its place.
+//! Order: priority class, then the tenant that was served least, then arrival. How much a tenant
+//! was served is counted in tokens: estimated when a request is released, and corrected as the
+//! answer shows what it was. A tenant that comes back after a pause starts level with those who
+//! wait: idleness saves nothing up. (This is the virtual token counter of Sheng et al., "Fairness in
+//! Serving Large Language Models", OSDI 2024.)
+//!
+//! A request that is tried again has had its turn, and goes before all others of its class.
 //!
 //! Invariant: what enters leaves exactly once, by [`Queue::pop`] or [`Queue::remove`].
 //! Pure: waiting and waking are in `pool.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
+use forebay_config::PriorityClass;
 use tokio::time::Instant;
 
-/// A request's place: smaller is earlier.
+/// A request's place in one queue: its own for as long as it lives, over all its tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
-    /// As vLLM's: lower is earlier.
-    pub(crate) priority: i32,
+    flow: usize,
     /// The arrival's number in this pool.
     pub(crate) seq: u64,
 }
@@ -22,22 +29,44 @@ pub(crate) struct Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// `anonymous` without keys.
-    pub(crate) tenant: std::sync::Arc<str>,
+    pub(crate) tenant: Arc<str>,
+    pub(crate) class: PriorityClass,
     pub(crate) since: Instant,
     pub(crate) deadline: Instant,
     pub(crate) bytes: u64,
-    /// Estimated, prompt and answer.
+    /// Estimated, prompt and the longest answer that the client allows.
     pub(crate) tokens: u64,
+    /// What its tenant is counted when it is released: prompt and a usual answer. The rest is
+    /// counted as it comes.
+    pub(crate) cost: u64,
 }
 
 /// Held requests with what wakes each.
 pub(crate) struct Queue<W> {
-    entries: BTreeMap<Place, (Request, W)>,
+    /// One for each tenant and class that ever held anything; bounded by configuration.
+    flows: Vec<Flow<W>>,
+    names: HashMap<(PriorityClass, Arc<str>), usize>,
+    /// The flows that hold something new, the next one first.
+    order: BTreeSet<(PriorityClass, u64, usize)>,
+    /// Those that are tried again, by class and arrival.
+    again: BTreeMap<(PriorityClass, u64), (Place, Request, W)>,
+    /// Where each class stands: what its last released flow had been served before that.
+    level: HashMap<PriorityClass, u64>,
     next: u64,
+    depth: usize,
     max_requests: usize,
     max_bytes: u64,
     bytes: u64,
     tokens: u64,
+}
+
+/// One tenant's held requests in one class.
+struct Flow<W> {
+    class: PriorityClass,
+    /// Tokens it was served, lifted to where the others stand whenever it comes back.
+    served: u64,
+    /// By arrival.
+    held: BTreeMap<u64, (Request, W)>,
 }
 
 /// The queue is at a bound.
@@ -48,16 +77,32 @@ pub(crate) struct Full {
 
 impl<W> Queue<W> {
     pub(crate) fn bounded(max_requests: usize, max_bytes: u64) -> Self {
-        Self { entries: BTreeMap::new(), next: 0, max_requests, max_bytes, bytes: 0, tokens: 0 }
+        Self {
+            flows: Vec::new(),
+            names: HashMap::new(),
+            order: BTreeSet::new(),
+            again: BTreeMap::new(),
+            level: HashMap::new(),
+            next: 0,
+            depth: 0,
+            max_requests,
+            max_bytes,
+            bytes: 0,
+            tokens: 0,
+        }
     }
 
     /// The next arrival's place.
-    pub(crate) fn arrive(&mut self, priority: i32) -> Place {
+    pub(crate) fn arrive(&mut self, class: PriorityClass, tenant: &Arc<str>) -> Place {
         self.next += 1;
-        Place { priority, seq: self.next }
+        let flow = *self.names.entry((class, Arc::clone(tenant))).or_insert_with(|| {
+            self.flows.push(Flow { class, served: 0, held: BTreeMap::new() });
+            self.flows.len() - 1
+        });
+        Place { flow, seq: self.next }
     }
 
-    /// Enters a request at its place. One that was accepted before is not refused now: `again`.
+    /// Enters a request at its place. `again`: it had its turn before, and so is not refused now.
     pub(crate) fn push(
         &mut self,
         place: Place,
@@ -65,44 +110,127 @@ impl<W> Queue<W> {
         waker: W,
         again: bool,
     ) -> Result<(), Full> {
-        let full = self.entries.len() >= self.max_requests
+        let full = self.depth >= self.max_requests
             || self.bytes.saturating_add(request.bytes) > self.max_bytes;
         if full && !again {
-            return Err(Full { requests: self.entries.len() });
+            return Err(Full { requests: self.depth });
         }
         self.bytes += request.bytes;
         self.tokens += request.tokens;
-        let before = self.entries.insert(place, (request, waker));
-        debug_assert!(before.is_none(), "a place is given once");
+        self.depth += 1;
+        let class = self.flows[place.flow].class;
+        let before = if again {
+            self.again.insert((class, place.seq), (place, request, waker)).is_some()
+        } else {
+            self.lift(place.flow);
+            let flow = &mut self.flows[place.flow];
+            self.order.insert((class, flow.served, place.flow));
+            flow.held.insert(place.seq, (request, waker)).is_some()
+        };
+        debug_assert!(!before, "a place is given once");
         Ok(())
+    }
+
+    /// A request that found room at once: it has had its turn without being held.
+    pub(crate) fn pass(&mut self, place: Place, cost: u64) {
+        self.lift(place.flow);
+        self.turn(place, cost);
+    }
+
+    /// A flow that holds nothing starts level with those that do, or did last.
+    fn lift(&mut self, at: usize) {
+        let class = self.flows[at].class;
+        let first = self.order.range((class, 0, 0)..).next().filter(|first| first.0 == class);
+        let level = first.map(|first| first.1).or_else(|| self.level.get(&class).copied());
+        let flow = &mut self.flows[at];
+        if flow.held.is_empty() {
+            flow.served = flow.served.max(level.unwrap_or(0));
+        }
+    }
+
+    fn turn(&mut self, place: Place, cost: u64) {
+        let flow = &self.flows[place.flow];
+        self.level.insert(flow.class, flow.served);
+        self.charge(place, i64::try_from(cost).unwrap_or(i64::MAX));
+    }
+
+    /// Tokens that a request that had its turn used beyond what it was counted with, or less.
+    pub(crate) fn charge(&mut self, place: Place, tokens: i64) {
+        let flow = &mut self.flows[place.flow];
+        let before = flow.served;
+        flow.served = before.saturating_add_signed(tokens);
+        if self.order.remove(&(flow.class, before, place.flow)) {
+            self.order.insert((flow.class, flow.served, place.flow));
+        }
+    }
+
+    /// Whether what is tried again goes before what has had no turn; `None` when nothing is held.
+    fn again_first(&self) -> Option<bool> {
+        let again = self.again.first_key_value().map(|((class, _), _)| class);
+        let new = self.order.first().map(|(class, ..)| class);
+        Some(match (again, new) {
+            (Some(again), Some(new)) => again <= new,
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => return None,
+        })
     }
 
     /// What waits first.
     pub(crate) fn first(&self) -> Option<&W> {
-        self.entries.first_key_value().map(|(_, (_, waker))| waker)
+        if self.again_first()? {
+            return self.again.first_key_value().map(|(_, (.., waker))| waker);
+        }
+        let flow = self.order.first()?.2;
+        self.flows[flow].held.first_key_value().map(|(_, (_, waker))| waker)
     }
 
-    /// Takes the first.
+    /// Takes the first; if this is its first turn, its tenant is counted its cost.
     pub(crate) fn pop(&mut self) -> Option<(Place, Request, W)> {
-        let (place, (request, waker)) = self.entries.pop_first()?;
-        self.forget(&request);
+        if self.again_first()? {
+            let (_, (place, request, waker)) = self.again.pop_first()?;
+            self.forget(&request);
+            return Some((place, request, waker));
+        }
+        let flow = self.order.first()?.2;
+        let seq = *self.flows[flow].held.first_key_value()?.0;
+        let place = Place { flow, seq };
+        let (request, waker) = self.take(place)?;
+        self.turn(place, request.cost);
         Some((place, request, waker))
     }
 
     /// Takes a request out whose client left or whose time is up; `None` if it was released before.
     pub(crate) fn remove(&mut self, place: Place) -> Option<Request> {
-        let (request, _) = self.entries.remove(&place)?;
+        self.take(place).map(|(request, _)| request)
+    }
+
+    fn take(&mut self, place: Place) -> Option<(Request, W)> {
+        let flow = &mut self.flows[place.flow];
+        let (request, waker) = match flow.held.remove(&place.seq) {
+            Some(found) => {
+                if flow.held.is_empty() {
+                    self.order.remove(&(flow.class, flow.served, place.flow));
+                }
+                found
+            }
+            None => {
+                let (_, request, waker) = self.again.remove(&(flow.class, place.seq))?;
+                (request, waker)
+            }
+        };
         self.forget(&request);
-        Some(request)
+        Some((request, waker))
     }
 
     fn forget(&mut self, request: &Request) {
         self.bytes -= request.bytes;
         self.tokens -= request.tokens;
+        self.depth -= 1;
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.entries.len()
+        self.depth
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -115,69 +243,12 @@ impl<W> Queue<W> {
 
     /// Since when the longest held has waited.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        // Within one priority the first came first; there are few priorities.
-        self.entries.values().map(|(request, _)| request.since).min()
+        // Within a flow the first came first, and of those tried again there are few.
+        let held = self.flows.iter().filter_map(|flow| flow.held.first_key_value());
+        let held = held.map(|(_, (request, _))| request.since);
+        held.chain(self.again.values().map(|(_, request, _)| request.since)).min()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::time::Duration;
-
-    fn request(bytes: u64) -> Request {
-        let now = Instant::now();
-        let deadline = now + Duration::from_secs(1);
-        Request { tenant: "anonymous".into(), since: now, deadline, bytes, tokens: bytes / 4 }
-    }
-
-    #[test]
-    fn is_bounded_in_requests_and_in_bytes() {
-        let mut queue = Queue::bounded(2, 100);
-        let places: Vec<_> = (0..4).map(|_| queue.arrive(0)).collect();
-        assert_eq!(queue.push(places[0], request(60), (), false), Ok(()));
-        assert_eq!(
-            queue.push(places[1], request(60), (), false),
-            Err(Full { requests: 1 }),
-            "bytes"
-        );
-        assert_eq!(queue.push(places[2], request(40), (), false), Ok(()));
-        assert_eq!(
-            queue.push(places[3], request(0), (), false),
-            Err(Full { requests: 2 }),
-            "requests"
-        );
-        assert_eq!(queue.push(places[3], request(0), (), true), Ok(()), "accepted before");
-        assert!(queue.remove(places[3]).is_some());
-        assert!(queue.remove(places[0]).is_some());
-        assert!(queue.remove(places[0]).is_none(), "leaves once");
-        assert_eq!((queue.depth(), queue.bytes(), queue.tokens()), (1, 40, 10));
-    }
-
-    #[test]
-    fn a_request_tried_again_is_first_in_line() {
-        let mut queue = Queue::bounded(10, 100);
-        let (first, second) = (queue.arrive(0), queue.arrive(0));
-        queue.push(second, request(1), "second", false).expect("room");
-        queue.push(first, request(1), "first, again", true).expect("room");
-        assert_eq!(queue.pop().map(|(_, _, who)| who), Some("first, again"));
-    }
-
-    proptest! {
-        #[test]
-        fn leaves_by_priority_then_arrival(priorities in prop::collection::vec(-2..3i32, 0..50)) {
-            let mut queue = Queue::bounded(100, u64::MAX);
-            let mut places = Vec::new();
-            for priority in priorities {
-                let place = queue.arrive(priority);
-                queue.push(place, request(1), (), false).expect("room");
-                places.push(place);
-            }
-            places.sort_by_key(|place| (place.priority, place.seq));
-            let left: Vec<_> = std::iter::from_fn(|| queue.pop().map(|(place, _, ())| place)).collect();
-            prop_assert_eq!(left, places);
-            prop_assert_eq!((queue.bytes(), queue.tokens()), (0, 0));
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,15 @@ fn pool(settings: &str) -> Arc<Pool> {
 fn ticket(seconds: u64) -> Ticket {
     let since = Instant::now();
     let deadline = since + Duration::from_secs(seconds);
-    Ticket::new(Request { tenant: "anonymous".into(), since, deadline, bytes: 10, tokens: 2 })
+    Ticket::new(Request {
+        tenant: "anonymous".into(),
+        class: forebay_config::PriorityClass::Normal,
+        since,
+        deadline,
+        bytes: 10,
+        tokens: 2,
+        cost: 2,
+    })
 }
 
 fn address(port: u16) -> SocketAddr {

@@ -100,7 +100,7 @@ fn refuses_what_two_readers_could_read_differently() {
     }
     assert_eq!(scan(b"{\"a\":\"\xff\"}"), Err(ScanError::NotUtf8(6)));
     let message = scan(br#"{"model":"#).expect_err("broken").to_string();
-    assert_eq!(message, "JSON decode error: Expecting value at byte 9.");
+    assert_eq!(message, "The request body is not valid JSON: Expecting value at byte 9.");
 }
 
 #[test]
