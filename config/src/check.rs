@@ -12,6 +12,7 @@ use crate::problem::{Path, Problem, Problems};
 
 mod across;
 mod gateway;
+mod kubernetes;
 mod pool;
 mod routes;
 
@@ -39,6 +40,12 @@ pub(crate) fn check(config: &Config) -> Findings {
     found.above_zero(&scaler, "staleAfter", config.scaler.stale_after);
     for (at, gateway) in config.scaler.gateways.iter().enumerate() {
         found.address(scaler.key("gateways").index(at), gateway);
+    }
+    if let Some(discovery) = &config.scaler.gateway_discovery {
+        kubernetes::discovery(discovery, &scaler.key("gatewayDiscovery"), &mut found);
+    }
+    if let Some(election) = &config.scaler.leader_election {
+        kubernetes::leader_election(election, &scaler.key("leaderElection"), &mut found);
     }
     if config.pools.is_empty() {
         found.error(top.key("pools"), "no pools; give at least one, with a name and a target");

@@ -14,6 +14,7 @@ mod address;
 mod behavior;
 mod check;
 pub mod command;
+mod discovery;
 mod gateway;
 mod load;
 mod output;
@@ -28,14 +29,15 @@ mod yaml;
 
 pub use address::{AddressError, authority};
 pub use behavior::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
+pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use gateway::{Admin, Gateway, Limits};
 pub use load::{inspect, load, parse};
 pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
 pub use route::{Fallback, Route, Share, SplitBy};
-pub use scaling::{Objective, Scaler, Scaling};
-pub use target::{Processes, Target};
+pub use scaling::{LeaderElection, Objective, Scaler, Scaling};
+pub use target::{Kubernetes, Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
 pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::discovery::Discovery;
 use crate::route::Fallback;
 use crate::scaling::Scaling;
 use crate::target::Target;
@@ -44,6 +45,9 @@ pub struct Pool {
     /// Fixed addresses, `HOST:PORT` or `http://HOST:PORT`, of replicas that something else runs.
     #[serde(default)]
     pub endpoints: Vec<String>,
+    /// Where the addresses of its replicas are found, instead of or besides `endpoints`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Discovery>,
     /// Most requests in flight at one endpoint.
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
@@ -113,6 +117,7 @@ impl Pool {
             fallback: None,
             api_key_file: None,
             endpoints: Vec::new(),
+            discovery: None,
             max_in_flight: default_max_in_flight(),
             hold: Hold::default(),
             upstream: Upstream::default(),
@@ -125,7 +130,23 @@ impl Pool {
     /// endpoints themselves, and the scaler only tells who is to drain.
     #[must_use]
     pub fn scaler_lists_replicas(&self) -> bool {
-        matches!(self.target, Some(Target::Processes(_)))
+        match self.target {
+            Some(Target::Processes(_)) => true,
+            Some(Target::Kubernetes(_)) => self.discovery.is_none(),
+            None => false,
+        }
+    }
+
+    /// The port of replicas of which only the IP address is known: a `kubernetes` target's own,
+    /// or else the discovery's, or vLLM's.
+    #[must_use]
+    pub fn replica_port(&self) -> u16 {
+        let targets = match &self.target {
+            Some(Target::Kubernetes(it)) => it.port,
+            _ => None,
+        };
+        let found = || self.discovery.as_ref().and_then(Discovery::port);
+        targets.or_else(found).unwrap_or(8000)
     }
 
     /// Requests, in flight and held, for each replica: `scaling.targetConcurrency`, or else 80 % of

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::behavior::Behavior;
+use crate::discovery::Discovery;
 use crate::units;
 
 /// What decides replica counts.
@@ -16,6 +17,12 @@ pub struct Scaler {
     /// Admin addresses, `HOST:PORT` or `http://HOST:PORT`, of the gateways whose `/signals` are
     /// read. Left out where both run in one process.
     pub gateways: Vec<String>,
+    /// Where the gateways' admin addresses are found, instead of or besides `gateways`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_discovery: Option<Discovery>,
+    /// Several scalers, of which one decides. Left out where there is just one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader_election: Option<LeaderElection>,
     /// How long a listed gateway may be silent before its last figures begin to fade. While any
     /// is silent, nothing scales down until then.
     #[serde(with = "units::duration")]
@@ -25,6 +32,37 @@ pub struct Scaler {
     /// restart. Left out, nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// Election of the one scaler that decides, by a Lease in Kubernetes. The others relay what it
+/// decided and take over when it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LeaderElection {
+    /// The Lease's name.
+    pub lease: String,
+    /// Its namespace; the one that Forebay runs in unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// How long a leader that is not heard keeps the lease. It renews it five times as often.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub lease_duration: Duration,
+    /// Where the other scalers reach this one's admin port, `HOST:PORT`. Unless given, the address
+    /// in the environment's `POD_IP` with the port of `admin.listen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+}
+
+impl Default for LeaderElection {
+    fn default() -> Self {
+        Self {
+            lease: "forebay-scaler".to_owned(),
+            namespace: None,
+            lease_duration: Duration::from_secs(5),
+            advertise: None,
+        }
+    }
 }
 
 /// How many replicas. Names are KEDA's and the HPA's where the thing exists there; whole numbers
@@ -93,7 +131,13 @@ pub struct Objective {
 
 impl Default for Scaler {
     fn default() -> Self {
-        Self { gateways: Vec::new(), stale_after: Duration::from_secs(10), state_dir: None }
+        Self {
+            gateways: Vec::new(),
+            gateway_discovery: None,
+            leader_election: None,
+            stale_after: Duration::from_secs(10),
+            state_dir: None,
+        }
     }
 }
 

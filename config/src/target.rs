@@ -15,6 +15,28 @@ use crate::units;
 pub enum Target {
     /// Processes on this machine.
     Processes(Processes),
+    /// A workload of a Kubernetes cluster, by its `/scale`.
+    Kubernetes(Kubernetes),
+}
+
+/// A workload whose replica count is set through its `/scale` subresource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Group and version of its kind, as in its manifest.
+    #[serde(default = "default_api_version")]
+    pub api_version: String,
+    /// Its kind: Deployment, StatefulSet, LeaderWorkerSet, or any other that has the subresource.
+    #[serde(default = "default_kind")]
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its namespace; the one that Forebay runs in unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The port that each replica serves on; that of the pool's `discovery`, or else 8000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// Replicas as processes on this machine.
@@ -72,6 +94,14 @@ impl Processes {
     pub(crate) fn uses(&self, name: &str) -> bool {
         self.command.iter().chain(self.env.values()).any(|text| text.contains(name))
     }
+}
+
+fn default_api_version() -> String {
+    "apps/v1".to_owned()
+}
+
+fn default_kind() -> String {
+    "Deployment".to_owned()
 }
 
 fn default_ports() -> (u16, u16) {

@@ -52,8 +52,8 @@ fn wrong_fields_and_values_are_told_with_the_fix() {
         ("a: 1\n---\nb: 1\n", "f.yaml:2: a second document begins here; write one per file"),
         ("pool: []\n", "f.yaml:1: pool: unknown field; did you mean pools?"),
         (
-            "kubernetes: {}\n",
-            "f.yaml:1: kubernetes: unknown field; known here: gateway, admin, scaler, pools",
+            "clusters: {}\n",
+            "f.yaml:1: clusters: unknown field; known here: gateway, admin, scaler, pools",
         ),
         ("foo:\n", "f.yaml:1: foo: unknown field; known here: gateway, admin, scaler, pools"),
         ("maxInFlight: 3\n", "f.yaml:1: maxInFlight: unknown field here; it belongs to pools[]"),
@@ -125,7 +125,7 @@ fn wrong_fields_of_a_pool_are_told_with_the_fix() {
             "f.yaml:4: pools[0].scaling.panicThreshold: `.nan` is not a number",
         ),
         ("models: [a, [b]]", "f.yaml:3: pools[0].models[1]: must be text, not a list"),
-        ("target: {}", "f.yaml:3: pools[0].target: give exactly one of: processes"),
+        ("target: {}", "f.yaml:3: pools[0].target: give exactly one of: processes, kubernetes"),
         (
             "target: {process: {}}",
             "f.yaml:3: pools[0].target.process: `process` is not known; did you mean processes?",
@@ -148,7 +148,7 @@ fn rules_within_a_pool_are_told_at_the_field_to_change() {
         (
             "models: [m]",
             "f.yaml:2: pools[0]: nothing serves it; give a target, which starts replicas, or \
-             endpoints, which are running ones",
+             endpoints or discovery, which tell of running ones",
         ),
         (
             "endpoints: [https://h:1, h, 'h:1', 'http://H:1/']",
@@ -606,5 +606,39 @@ fn what_is_wrong_with_aliases_routes_and_fallbacks_is_told() {
             "" => assert!(told.starts_with("is valid"), "{text}: {told}"),
             _ => assert_eq!(told, expected, "{text}"),
         }
+    }
+}
+
+#[test]
+fn what_is_found_in_kubernetes_is_checked_with_the_fix() {
+    for (fields, expected) in [
+        (
+            "discovery: {pods: {port: 8000}}",
+            "f.yaml:3: pools[0].discovery.pods: which pods? Give a selector, such as app=vllm, or a service",
+        ),
+        (
+            "discovery: {pods: {selector: a=b, service: c, port: 8000}}",
+            "f.yaml:3: pools[0].discovery.pods.service: a selector is given too; remove one of the two",
+        ),
+        ("discovery: {pods: {selector: a=b}}", "f.yaml:3: pools[0].discovery.pods.port: missing"),
+        (
+            "discovery: {dns: {host: 'a:8000', port: 8000}}",
+            "f.yaml:3: pools[0].discovery.dns.host: `a:8000` is no name; write vllm.models.svc, without a port",
+        ),
+        (
+            "discovery: {endpointSlices: {service: A_b}}",
+            "f.yaml:3: pools[0].discovery.endpointSlices.service: `A_b` is no name in Kubernetes: lower case letters, digits, - and .",
+        ),
+        (
+            "target: {kubernetes: {name: a, apiVersion: apps/v1/x}}",
+            "f.yaml:3: pools[0].target.kubernetes.apiVersion: `apps/v1/x` is no GROUP/VERSION; write for example apps/v1",
+        ),
+        (
+            "target: {processes: {command: ['{port}']}}\ndiscovery: {dns: {host: a, port: 1}}",
+            "f.yaml:4: pools[0].discovery: the target starts processes, whose addresses the scaler tells; remove one of the two",
+        ),
+    ] {
+        let told = of_pool(fields);
+        assert!(told.contains(expected), "{fields}:\n{told}\nwanted:\n{expected}");
     }
 }

@@ -163,7 +163,7 @@ proptest! {
         let config = Config {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
-            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()) },
+            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()), ..Scaler::default() },
             pools: vec![pool, other],
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());

@@ -107,7 +107,7 @@ fn gpus(config: &Config, pools: &Path, found: &mut Findings) {
 /// The pools of local processes: their index, the target, the most replicas.
 fn targets(config: &Config) -> impl Iterator<Item = (usize, &Processes, u32)> {
     config.pools.iter().enumerate().filter_map(|(at, pool)| {
-        let Target::Processes(processes) = pool.target.as_ref()?;
+        let Target::Processes(processes) = pool.target.as_ref()? else { return None };
         Some((at, processes, pool.scaling.max_replica_count))
     })
 }

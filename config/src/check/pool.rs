@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Findings, name};
+use super::{Findings, kubernetes, name};
 use crate::address::authority;
 use crate::problem::Path;
 use crate::units::format_duration;
@@ -11,9 +11,17 @@ use crate::{Pool, Processes, Scaling, Target};
 pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
     name(&pool.name, "a pool's name", &path.key("name"), found);
     endpoints(pool, &path.key("endpoints"), found);
-    if pool.endpoints.is_empty() && pool.target.is_none() {
-        let message = "nothing serves it; give a target, which starts replicas, or endpoints, \
-                       which are running ones";
+    if let Some(discovery) = &pool.discovery {
+        kubernetes::discovery(discovery, &path.key("discovery"), found);
+        if matches!(pool.target, Some(Target::Processes(_))) {
+            let message = "the target starts processes, whose addresses the scaler tells; remove \
+                           one of the two";
+            found.error(path.key("discovery"), message);
+        }
+    }
+    if pool.endpoints.is_empty() && pool.target.is_none() && pool.discovery.is_none() {
+        let message = "nothing serves it; give a target, which starts replicas, or endpoints or \
+                       discovery, which tell of running ones";
         found.error(path.clone(), message);
     }
     if pool.max_in_flight == 0 {
@@ -26,6 +34,9 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
             let path = path.key("target").key("processes");
             let most = pool.scaling.max_replica_count;
             self::processes(processes, most, &path, found);
+        }
+        Some(Target::Kubernetes(it)) => {
+            kubernetes::target(it, &path.key("target").key("kubernetes"), found);
         }
         None if pool.scaling != Scaling::default() => {
             found.warn(path.key("scaling"), "has no effect: the pool has no target to scale");

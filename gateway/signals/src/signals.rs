@@ -43,6 +43,9 @@ pub struct PoolSignals {
     pub zero_epoch: Option<u64>,
     /// Every endpoint by address (`IP:PORT`); `None`, in a change, for one that is gone.
     pub endpoints: BTreeMap<String, Option<EndpointSignals>>,
+    /// Pods that have no address yet, by name; `None`, in a change, for one that is no longer so.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub waiting: BTreeMap<String, Option<Waiting>>,
 }
 
 /// Counters that only grow while a gateway lives.
@@ -121,12 +124,59 @@ pub enum Health {
     Draining,
 }
 
+/// Where a pod is on its way, by its conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PodPhase {
+    /// No node was found for it yet.
+    Unscheduled,
+    /// Its node pulls the image, mounts volumes, makes the sandbox.
+    Pulling,
+    /// Its containers run, and it is not ready.
+    Starting,
+    /// Kubernetes calls it ready.
+    Healthy,
+    /// It was deleted, and finishes what it has.
+    Draining,
+    /// It can't start, or has ended.
+    Failed,
+}
+
+impl PodPhase {
+    /// Its word in a sentence: "2 replicas are …".
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Unscheduled => "waiting for a node",
+            Self::Pulling => "pulling the image",
+            Self::Starting => "starting",
+            Self::Healthy => "ready",
+            Self::Draining => "leaving",
+            Self::Failed => "failing",
+        }
+    }
+}
+
+/// A pod without an address: nothing to probe yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// Where it is on its way.
+    pub phase: PodPhase,
+    /// Why it is not further, in words; empty where there is nothing to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
 /// One endpoint as one gateway sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSignals {
     /// Whether it takes requests.
     pub health: Health,
+    /// Where its pod is on its way, for one that was found in Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<PodPhase>,
     /// Why it does not, in words; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -148,12 +198,15 @@ impl Delta for PoolSignals {
             return None;
         }
         let endpoints = map_since(&self.endpoints, &old.endpoints);
-        Some(Self { endpoints, ..self.clone() })
+        let waiting = map_since(&self.waiting, &old.waiting);
+        Some(Self { endpoints, waiting, ..self.clone() })
     }
 
     fn apply(&mut self, mut change: Self) {
         map_apply(&mut self.endpoints, std::mem::take(&mut change.endpoints));
         change.endpoints = std::mem::take(&mut self.endpoints);
+        map_apply(&mut self.waiting, std::mem::take(&mut change.waiting));
+        change.waiting = std::mem::take(&mut self.waiting);
         *self = change;
     }
 }

@@ -30,6 +30,7 @@ impl Driver {
                 let exe = std::env::current_exe()?;
                 Processes::start(pool, settings, exe).map(Self::Processes)
             }
+            Some(TargetConfig::Kubernetes(_)) => Err(io::Error::other("not built in yet")),
             None => Ok(Self::Observe),
         }
     }
