@@ -105,6 +105,7 @@ impl Endpoint {
     pub(crate) fn signals(&self) -> EndpointSignals {
         EndpointSignals {
             health: self.health(),
+            phase: None,
             reason: self.reason.clone(),
             in_flight: self.in_flight,
             limit: self.limit,

@@ -513,6 +513,7 @@ impl Pool {
             end_to_end: books.end_to_end.clone(),
             zero_epoch: books.barrier.filter(|_| barrier).map(|(epoch, _)| epoch),
             endpoints,
+            waiting: BTreeMap::new(),
         }
     }
 }
