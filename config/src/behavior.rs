@@ -1,4 +1,5 @@
-//! The HPA's `behavior`: how fast a count may change.
+//! The HPA's `behavior`: how fast a count may change; and the `advanced` of a ScaledObject, which
+//! may hold it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,9 +35,9 @@ pub struct ScalingRules {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policies: Option<Vec<ScalingPolicy>>,
     /// A proposal that differs by no more than this share of the present count is not followed;
-    /// 0.1 unless given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    /// 0.1 unless given. Also as a Kubernetes quantity: `100m`.
+    #[serde(skip_serializing_if = "Option::is_none", with = "units::quantity")]
+    #[schemars(with = "Option<units::quantity::Text>")]
     pub tolerance: Option<f64>,
 }
 
@@ -73,4 +74,28 @@ pub enum PolicyType {
     Pods,
     /// Percent of the replicas at the beginning of the period.
     Percent,
+}
+
+/// The `advanced` of a ScaledObject, as far as it means something here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Advanced {
+    /// KEDA's; without effect here: a removed pool's replicas are left as its target has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_to_original_replica_count: Option<bool>,
+    /// What KEDA hands to the HPA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub horizontal_pod_autoscaler_config: Option<HpaConfig>,
+}
+
+/// What KEDA hands to the HPA.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HpaConfig {
+    /// The HPA's name; without effect here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The same as `scaling.behavior`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behavior: Option<Behavior>,
 }

@@ -15,6 +15,7 @@ mod gateway;
 mod kubernetes;
 mod pool;
 mod routes;
+mod scaling;
 
 /// What a rule found, and about which field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,7 @@ pub(crate) fn check(config: &Config) -> Findings {
     if let Some(election) = &config.scaler.leader_election {
         kubernetes::leader_election(election, &scaler.key("leaderElection"), &mut found);
     }
+    scaling::prometheus(&config.prometheus, &top.key("prometheus"), &mut found);
     if config.pools.is_empty() {
         found.error(top.key("pools"), "no pools; give at least one, with a name and a target");
     }

@@ -20,25 +20,34 @@ mod load;
 mod output;
 mod pool;
 mod problem;
+mod prometheus;
 mod route;
 mod scaling;
 mod target;
 mod tenant;
+mod trigger;
 mod units;
 mod yaml;
 
 pub use address::{AddressError, authority};
-pub use behavior::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
+pub use behavior::{
+    Advanced, Behavior, HpaConfig, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy,
+};
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use gateway::{Admin, Gateway, Limits};
 pub use load::{inspect, load, parse};
 pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
+pub use prometheus::{BasicAuth, Prometheus, base_url};
 pub use route::{Fallback, Route, Share, SplitBy};
 pub use scaling::{LeaderElection, Objective, Scaler, Scaling};
 pub use target::{Kubernetes, Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
+pub use trigger::{
+    AuthenticationRef, CronWindow, Fault, GpuFigure, GpuSource, MetricType, PromQuery, Rule,
+    Signal, TRIGGER_TYPES, Trigger, trigger_names,
+};
 pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};
 
 /// Forebay's configuration: one file for gateway and scaler.
@@ -52,6 +61,8 @@ pub struct Config {
     pub admin: Admin,
     /// What decides replica counts.
     pub scaler: Scaler,
+    /// The Prometheus server that triggers ask which name none of their own.
+    pub prometheus: Prometheus,
     /// One entry for each base model; at least one.
     pub pools: Vec<Pool>,
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::behavior::Behavior;
+use crate::behavior::{Advanced, Behavior};
 use crate::discovery::Discovery;
+use crate::trigger::Trigger;
 use crate::units;
 
 /// What decides replica counts.
@@ -114,6 +115,29 @@ pub struct Scaling {
     /// How fast the count may change, as in the HPA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub behavior: Option<Behavior>,
+    /// What the count goes by. Without any, by the work in the system.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub triggers: Vec<Trigger>,
+    /// How often a trigger's figures are read where they are not first-hand: PromQL, vLLM's and
+    /// the DCGM exporter's `/metrics`. No decision waits for them.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub polling_interval: Duration,
+    /// The `advanced` of a ScaledObject, to be pasted as it is. Its behavior is `behavior`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advanced: Option<Advanced>,
+}
+
+impl Scaling {
+    /// How fast the count may change, wherever that is written.
+    #[must_use]
+    pub fn behavior(&self) -> Option<&Behavior> {
+        let pasted = || {
+            let hpa = self.advanced.as_ref()?.horizontal_pod_autoscaler_config.as_ref()?;
+            hpa.behavior.as_ref()
+        };
+        self.behavior.as_ref().or_else(pasted)
+    }
 }
 
 /// What clients are promised: that an answer begins in time.
@@ -156,6 +180,9 @@ impl Default for Scaling {
             cooldown_period: Duration::from_secs(300),
             initial_cooldown_period: Duration::ZERO,
             behavior: None,
+            triggers: Vec::new(),
+            polling_interval: Duration::from_secs(5),
+            advanced: None,
         }
     }
 }

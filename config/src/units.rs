@@ -54,6 +54,52 @@ impl JsonSchema for Word {
     }
 }
 
+/// For `#[serde(with)]`: a number that may be written as a Kubernetes quantity, `0.05` or `50m`.
+pub(crate) mod quantity {
+    use super::*;
+
+    #[allow(clippy::ref_option)] // serde's signature
+    pub(crate) fn serialize<S: Serializer>(it: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
+        match it {
+            Some(number) => s.serialize_f64(*number),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(d)? else { return Ok(None) };
+        let (digits, scale) = match text.strip_suffix('m') {
+            Some(milli) => (milli, 1000.0),
+            None => (text.as_str(), 1.0),
+        };
+        let number = digits.parse::<f64>().ok().filter(|number| number.is_finite());
+        number.map(|number| Some(number / scale)).ok_or_else(|| {
+            D::Error::custom(format!("`{text}` is not a quantity; write for example 0.05 or 50m"))
+        })
+    }
+
+    pub(crate) struct Text;
+
+    impl JsonSchema for Text {
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "Quantity".into()
+        }
+
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            json_schema!({
+                "title": "quantity",
+                "type": ["number", "string"],
+                "minimum": 0,
+                "pattern": "^[0-9]+(\\.[0-9]+)?m?$",
+            })
+        }
+    }
+}
+
 /// For `#[serde(with)]`: an address to listen on, `IP:PORT`.
 pub(crate) mod address {
     use super::*;

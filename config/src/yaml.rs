@@ -8,5 +8,5 @@ mod de;
 mod read;
 mod tree;
 
-pub(crate) use read::read;
+pub(crate) use read::{closest, read};
 pub(crate) use tree::Tree;

@@ -53,9 +53,8 @@ fn wrong_fields_and_values_are_told_with_the_fix() {
         ("pool: []\n", "f.yaml:1: pool: unknown field; did you mean pools?"),
         (
             "clusters: {}\n",
-            "f.yaml:1: clusters: unknown field; known here: gateway, admin, scaler, pools",
+            "f.yaml:1: clusters: unknown field; known here: gateway, admin, scaler, prometheus, pools",
         ),
-        ("foo:\n", "f.yaml:1: foo: unknown field; known here: gateway, admin, scaler, pools"),
         ("maxInFlight: 3\n", "f.yaml:1: maxInFlight: unknown field here; it belongs to pools[]"),
         ("gateway: {threads: 1.5}\n", "f.yaml:1: gateway.threads: `1.5` is not a whole number"),
         (

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, Behavior, ByteSize, Config, Fallback, Gateway, Hold, Keys, Limits, Objective,
-    PolicyType, Pool, PriorityClass, Processes, Route, Scaler, Scaling, ScalingPolicy,
-    ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Upstream, parse, print,
+    Admin, Behavior, ByteSize, Config, Fallback, Gateway, Hold, Keys, Limits, MetricType,
+    Objective, PolicyType, Pool, PriorityClass, Processes, Prometheus, Route, Scaler, Scaling,
+    ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Trigger, Upstream,
+    parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -63,6 +64,19 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn trigger()(
+        query in text(), metric_type in option::of(Just(MetricType::Value)), threshold in 0.001..1e9_f64,
+        other in text(),
+    ) -> Trigger {
+        let query = format!("q{query}");
+        let settings = [("query", query.as_str()), ("threshold", &threshold.to_string()), ("other", &other)];
+        let mut trigger = Trigger::of("prometheus", &settings);
+        trigger.metric_type = metric_type;
+        trigger
+    }
+}
+
+prop_compose! {
     fn behavior()(
         window in option::of(0..=3600_u32), tolerance in option::of(0.0..1.0_f64),
         policies in option::of(vec((any::<bool>(), 1..1000_u32, 1..=1800_u32), 1..3)),
@@ -89,13 +103,15 @@ prop_compose! {
         activation_threshold: u32, panic_window in duration(), longer in duration(),
         panic_threshold in 1.001..1000.0_f64, cooldown_period in duration(),
         initial_cooldown_period in duration(), ttft in duration(), share in 0.001..0.999_f64,
-        behavior in option::of(behavior()),
+        behavior in option::of(behavior()), polling_interval in duration(),
+        triggers in vec(trigger(), 0..3),
     ) -> Scaling {
         Scaling {
             min_replica_count: min, max_replica_count: min + more, target_concurrency,
             activation_threshold, stable_window: panic_window + longer, panic_window,
             panic_threshold, cooldown_period, initial_cooldown_period, behavior,
             idle_replica_count: min.checked_sub(1), objective: Objective { ttft, share },
+            triggers, polling_interval, advanced: None,
         }
     }
 }
@@ -164,6 +180,10 @@ proptest! {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
             scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()), ..Scaler::default() },
+            prometheus: Prometheus {
+                server_address: Some("http://p:9090".to_owned()), timeout: stale_after,
+                ..Prometheus::default()
+            },
             pools: vec![pool, other],
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());

@@ -29,6 +29,7 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
     }
     hold_and_upstream(pool, path, found);
     scaling(pool, &path.key("scaling"), found);
+    super::scaling::check(&pool.scaling, pool.target_concurrency(), &path.key("scaling"), found);
     match &pool.target {
         Some(Target::Processes(processes)) => {
             let path = path.key("target").key("processes");
@@ -104,7 +105,6 @@ fn scaling(pool: &Pool, path: &Path, found: &mut Findings) {
         );
         found.error(path.key("idleReplicaCount"), message);
     }
-    behavior(scaling, &path.key("behavior"), found);
     found.above_zero(&path.key("objective"), "ttft", scaling.objective.ttft);
     let share = scaling.objective.share;
     if !(share > 0.0 && share < 1.0) {
@@ -139,38 +139,6 @@ fn scaling(pool: &Pool, path: &Path, found: &mut Findings) {
             scaling.panic_threshold
         );
         found.error(path.key("panicThreshold"), message);
-    }
-}
-
-/// The HPA's own bounds.
-fn behavior(scaling: &Scaling, path: &Path, found: &mut Findings) {
-    let Some(behavior) = &scaling.behavior else { return };
-    for (name, rules) in [("scaleUp", &behavior.scale_up), ("scaleDown", &behavior.scale_down)] {
-        let Some(rules) = rules else { continue };
-        let path = path.key(name);
-        if let Some(seconds) = rules.stabilization_window_seconds.filter(|it| *it > 3600) {
-            let message = format!("{seconds} is more than an hour; write 3600 or less");
-            found.error(path.key("stabilizationWindowSeconds"), message);
-        }
-        if let Some(tolerance) = rules.tolerance.filter(|it| it.is_nan() || *it < 0.0) {
-            let message = format!("{tolerance} is less than none; write for example 0.1");
-            found.error(path.key("tolerance"), message);
-        }
-        if rules.policies.as_ref().is_some_and(Vec::is_empty) {
-            let message = "empty, so nothing could change; leave it out for the HPA's default, or \
-                           write selectPolicy: Disabled";
-            found.error(path.key("policies"), message);
-        }
-        for (at, policy) in rules.policies.iter().flatten().enumerate() {
-            let path = path.key("policies").index(at);
-            if policy.value == 0 {
-                found.error(path.key("value"), "must be at least 1");
-            }
-            if !(1..=1800).contains(&policy.period_seconds) {
-                let message = format!("{} is not within 1 to 1800", policy.period_seconds);
-                found.error(path.key("periodSeconds"), message);
-            }
-        }
     }
 }
 

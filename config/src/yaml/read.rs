@@ -131,7 +131,7 @@ impl ErrorKind {
 }
 
 /// The known name that was probably meant: the same but for case and separators, or near enough.
-fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let bare = |text: &str| text.replace(['_', '-'], "").to_lowercase();
     let wanted = bare(name);
     let scored = known.iter().map(|it| (strsim::jaro_winkler(&wanted, &bare(it)), *it));

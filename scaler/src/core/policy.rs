@@ -61,7 +61,7 @@ impl Policy {
             panic_threshold: scaling.panic_threshold,
             cooldown_ms: ms(scaling.cooldown_period),
             initial_cooldown_ms: ms(scaling.initial_cooldown_period),
-            behavior: scaling.behavior.clone(),
+            behavior: scaling.behavior().cloned(),
         }
     }
 }
