@@ -41,8 +41,8 @@ pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
 pub use prometheus::{BasicAuth, Prometheus, base_url};
 pub use route::{Fallback, Route, Share, SplitBy};
-pub use scaling::{LeaderElection, Objective, Scaler, Scaling};
-pub use target::{Kubernetes, Processes, Target};
+pub use scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scaling};
+pub use target::{Keda, Kubernetes, Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
 pub use trigger::{
     AuthenticationRef, CronWindow, Fault, GpuFigure, GpuSource, MetricType, PromQuery, Rule,

@@ -133,7 +133,7 @@ impl Pool {
         match self.target {
             Some(Target::Processes(_)) => true,
             Some(Target::Kubernetes(_)) => self.discovery.is_none(),
-            None => false,
+            Some(Target::Keda(_)) | None => false,
         }
     }
 

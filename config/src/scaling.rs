@@ -1,5 +1,6 @@
 //! What decides replica counts, and by which figures.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +34,35 @@ pub struct Scaler {
     /// restart. Left out, nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
+    /// Where KEDA's operator asks, for pools whose target is `keda`.
+    pub keda: KedaListener,
+}
+
+/// Where KEDA's operator asks: its `scalerAddress`. Served where a pool's target is `keda`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KedaListener {
+    /// Address for gRPC, `IP:PORT`.
+    #[serde(with = "units::address")]
+    #[schemars(with = "String")]
+    pub listen: SocketAddr,
+    /// TLS; plain unless given. The trigger then needs `enableTLS: "true"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<KedaTls>,
+}
+
+/// TLS for KEDA's operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KedaTls {
+    /// The certificate and those between it and the authority, PEM.
+    pub cert_file: PathBuf,
+    /// Its key, PEM.
+    pub key_file: PathBuf,
+    /// The authority that the operator's own certificate must be from, PEM; any caller is answered
+    /// unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Election of the one scaler that decides, by a Lease in Kubernetes. The others relay what it
@@ -161,7 +191,14 @@ impl Default for Scaler {
             leader_election: None,
             stale_after: Duration::from_secs(10),
             state_dir: None,
+            keda: KedaListener::default(),
         }
+    }
+}
+
+impl Default for KedaListener {
+    fn default() -> Self {
+        Self { listen: ([0, 0, 0, 0], 9910).into(), tls: None }
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Target {
     Processes(Processes),
     /// A workload of a Kubernetes cluster, by its `/scale`.
     Kubernetes(Kubernetes),
+    /// A KEDA ScaledObject whose trigger asks Forebay.
+    Keda(Keda),
 }
 
 /// A workload whose replica count is set through its `/scale` subresource.
@@ -37,6 +39,22 @@ pub struct Kubernetes {
     /// The port that each replica serves on; that of the pool's `discovery`, or else 8000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+}
+
+/// Replicas of a workload that KEDA scales; its ScaledObject has a trigger of type `external-push`
+/// with Forebay's scaler as `scalerAddress`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Keda {
+    /// The ScaledObject's name. A trigger of it without `pool` in its metadata means this pool.
+    pub scaled_object: String,
+    /// Its namespace; the scaler's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// At zero, where more than one replica is needed, write the count to the workload beside
+    /// telling KEDA, which starts one and leaves the rest to the HPA's next sync.
+    #[serde(default)]
+    pub boost: bool,
 }
 
 /// Replicas as processes on this machine.

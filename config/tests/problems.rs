@@ -124,7 +124,10 @@ fn wrong_fields_of_a_pool_are_told_with_the_fix() {
             "f.yaml:4: pools[0].scaling.panicThreshold: `.nan` is not a number",
         ),
         ("models: [a, [b]]", "f.yaml:3: pools[0].models[1]: must be text, not a list"),
-        ("target: {}", "f.yaml:3: pools[0].target: give exactly one of: processes, kubernetes"),
+        (
+            "target: {}",
+            "f.yaml:3: pools[0].target: give exactly one of: processes, kubernetes, keda",
+        ),
         (
             "target: {process: {}}",
             "f.yaml:3: pools[0].target.process: `process` is not known; did you mean processes?",
@@ -639,5 +642,32 @@ fn what_is_found_in_kubernetes_is_checked_with_the_fix() {
     ] {
         let told = of_pool(fields);
         assert!(told.contains(expected), "{fields}:\n{told}\nwanted:\n{expected}");
+    }
+}
+
+#[test]
+fn a_keda_target_names_a_scaled_object_of_its_own() {
+    let pool = |name: &str, object: &str| {
+        format!(
+            "- name: {name}\n  models: [{name}]\n  endpoints: ['{name}:1']\n  target:\n    keda: {{scaledObject: {object}}}\n"
+        )
+    };
+    for (case, text, want) in [
+        ("no name", pool("a", "\"\""), "scaledObject: `` is no name in Kubernetes"),
+        ("upper case", pool("a", "Llama"), "scaledObject: `Llama` is no name"),
+        ("twice", pool("a", "x") + &pool("b", "x"), "`x` is the ScaledObject of pools[0] already"),
+        (
+            "nothing to find its pods by",
+            pool("a", "x").replace("  endpoints: ['a:1']\n", ""),
+            "pools[0].discovery: KEDA starts replicas and tells nobody where",
+        ),
+        (
+            "a port of another",
+            pool("a", "x") + "scaler:\n  keda: {listen: \"0.0.0.0:8080\"}\n",
+            "port 8080 is the one of gateway.listen",
+        ),
+    ] {
+        let problems = forebay_config::parse(&format!("pools:\n{text}"), "test").expect_err(case);
+        assert!(problems.to_string().contains(want), "{case}: {problems}");
     }
 }

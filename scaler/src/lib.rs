@@ -4,6 +4,7 @@
 //! `/replicas`; [`targets`] start and stop replicas.
 
 pub mod core;
+pub mod keda;
 mod metric;
 mod pool;
 mod run;

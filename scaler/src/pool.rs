@@ -8,13 +8,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_signals::{
-    Barrier, EndpointSignals, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
+    Barrier, EndpointSignals, Figure, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
 };
 
 use crate::core::cold_start::ColdStarts;
 use crate::core::{
-    Decision, Inputs, Ledger, Override, Policy, Proposal, ReplicaFacts, Standing, State, Word,
-    decide,
+    Decision, Inputs, Ledger, Load, Override, Policy, Proposal, ReplicaFacts, Standing, State,
+    Word, decide,
 };
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 
@@ -51,8 +51,11 @@ pub(crate) struct PoolLoop {
     epoch: u64,
     barrier: bool,
     why: String,
-    /// What was there before this process has been taken over.
-    adopted: bool,
+    /// When a gateway was first heard; what is there soon after is taken over.
+    heard_ms: Option<u64>,
+    /// At zero nothing is left to do: every gateway holds, and nothing is in flight.
+    closed: bool,
+    figures: BTreeMap<Figure, f64>,
 }
 
 /// A replica's present start.
@@ -98,7 +101,9 @@ impl PoolLoop {
             epoch: 0,
             barrier: false,
             why: String::new(),
-            adopted: false,
+            heard_ms: None,
+            closed: false,
+            figures: BTreeMap::new(),
         }
     }
 
@@ -131,22 +136,25 @@ impl PoolLoop {
             .map(|heard| (heard.gateway, heard.lost_ms.map_or(Word::Now, Word::Silent)));
         let load = self.ledger.load(words, self.stale_after_ms);
         let facts: Vec<_> = alive.iter().filter(staying).map(|status| self.facts(status)).collect();
+        let staying = count(&|_| true);
+        let alive: Vec<_> = alive.into_iter().cloned().collect();
         let inputs = Inputs { load: &load, replicas: &facts, proposals, order: self.order };
-        if !self.adopted && heard.iter().any(|heard| heard.signals.is_some()) {
-            self.adopted = true;
-            self.state.adopt(alive.len() as u32, now_ms);
-        }
+        self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
+        self.figure(&load);
         let decision = decide(&mut self.state, &inputs, &self.policy, now_ms);
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
         }
-        let staying = count(&|_| true);
-        let alive: Vec<_> = alive.into_iter().cloned().collect();
         self.reconcile(decision.desired, staying, &alive, heard, target, now_ms);
-        for id in self.drained(heard, &alive) {
-            target.stop(&id);
-            self.draining.remove(&id);
-            self.stopped.insert(id);
+        let drained = self.drained(heard, &alive);
+        self.closed = decision.desired == 0 && drained.len() == alive.len();
+        // Those whom somebody else stops stay drained until they are gone.
+        if target.drains() != Drains::All {
+            for id in drained {
+                target.stop(&id);
+                self.draining.remove(&id);
+                self.stopped.insert(id);
+            }
         }
         target.ensure(decision.desired + self.draining.len() as u32);
         let replicas = self.published(decision.desired, statuses);
@@ -172,6 +180,30 @@ impl PoolLoop {
             started_ms,
             ready_ms: start.and_then(|start| start.ready_ms),
             first_token_ms: start.and_then(|start| start.first_token_ms),
+        }
+    }
+
+    /// Takes over the replicas that were there before this process. Where gateways alone know of
+    /// them, they have just begun to look.
+    fn adopt(&mut self, heard: &[Heard<'_>], alive: u32, drains: Drains, now_ms: u64) {
+        let first = self.heard_ms.is_none();
+        if first && heard.iter().all(|heard| heard.signals.is_none()) {
+            return;
+        }
+        let heard_ms = *self.heard_ms.get_or_insert(now_ms);
+        let looking = drains == Drains::All && now_ms < heard_ms + self.stale_after_ms;
+        if first || looking {
+            self.state.adopt(alive, now_ms);
+        }
+    }
+
+    /// The signals as single numbers. While a gateway is missing they are not taken for less.
+    fn figure(&mut self, load: &Load) {
+        let held = f64::from(load.held);
+        let all = held + f64::from(load.in_flight);
+        for (figure, now) in [(Figure::QueueDepth, held), (Figure::Concurrency, all)] {
+            let last = self.figures.get(&figure).copied().filter(|_| load.missing);
+            self.figures.insert(figure, last.map_or(now, |last| now.max(last)));
         }
     }
 
@@ -246,10 +278,12 @@ impl PoolLoop {
             };
             let mut back: Vec<_> = self.draining.iter().cloned().collect();
             back.sort_by_key(rank);
-            for id in back.into_iter().take(missing) {
+            // Whoever stops them decides how many: what is there serves.
+            let most = if target.drains() == Drains::All { back.len() } else { missing };
+            for id in back.into_iter().take(most) {
                 tracing::info!("{}: replica {id} is kept", self.name);
                 self.draining.remove(&id);
-                missing -= 1;
+                missing = missing.saturating_sub(1);
             }
             let mut recalled: Vec<_> = self.stopped.iter().cloned().collect();
             recalled.retain(|id| {
@@ -307,6 +341,11 @@ impl PoolLoop {
         alive.iter().filter(done).map(|status| status.id.clone()).collect()
     }
 
+    /// Whether any gateway has been heard: without one, a decision says nothing.
+    pub(crate) fn known(&self) -> bool {
+        self.heard_ms.is_some()
+    }
+
     /// What gateways are told while the target stops everything.
     pub(crate) fn leaving(&self, statuses: &BTreeMap<String, ReplicaStatus>) -> PoolReplicas {
         let mut told = self.published(0, statuses);
@@ -335,6 +374,9 @@ impl PoolLoop {
         PoolReplicas {
             desired,
             why: self.why.clone(),
+            active: !self.closed,
+            figures: self.figures.clone(),
+            target_concurrency: Some(f64::from(self.policy.target_concurrency)),
             cold_start: self.cold_starts.quantiles(),
             barrier: self.barrier.then_some(Barrier { epoch: self.epoch, lease_millis: LEASE_MS }),
             replicas,

@@ -24,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::keda::{KedaServer, ServeError};
 use crate::metric::Metrics;
 use crate::pool::{Heard, PoolLoop, Step};
 use crate::targets::Driver;
@@ -38,6 +39,7 @@ pub struct Scaler {
     decisions: Arc<Mutex<VecDeque<Value>>>,
     stop: CancellationToken,
     task: AbortOnDropHandle<Vec<Driven>>,
+    keda: Option<Arc<KedaServer>>,
 }
 
 /// Why a scaler does not start.
@@ -51,6 +53,9 @@ pub enum StartError {
         /// What is wrong.
         source: io::Error,
     },
+    /// KEDA can't be answered.
+    #[error(transparent)]
+    Keda(#[from] ServeError),
 }
 
 /// A pool with what it drives.
@@ -88,9 +93,11 @@ impl Scaler {
             publisher: Arc::clone(&publisher),
             decisions: Arc::clone(&decisions),
             last: BTreeMap::new(),
+            keda: KedaServer::start(&config)?.map(Arc::new),
         };
+        let keda = work.keda.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
-        Ok(Self { publisher, decisions, stop, task })
+        Ok(Self { publisher, decisions, stop, task, keda })
     }
 
     /// `GET /replicas` and `GET /decisions`.
@@ -107,6 +114,9 @@ impl Scaler {
     /// on hear all the while that nothing is there for them any more.
     pub async fn shutdown(self) {
         self.stop.cancel();
+        if let Some(keda) = &self.keda {
+            keda.shutdown().await;
+        }
         match self.task.await {
             Ok(pools) => {
                 let all = pools.iter().map(|driven| driven.target.shutdown());
@@ -214,6 +224,7 @@ struct Loop {
     publisher: Arc<Publisher<PoolReplicas>>,
     decisions: Arc<Mutex<VecDeque<Value>>>,
     last: BTreeMap<String, PoolReplicas>,
+    keda: Option<Arc<KedaServer>>,
 }
 
 impl Loop {
@@ -257,6 +268,11 @@ impl Loop {
         }
         let alive = self.feeds.heard.iter().filter(|g| g.view.is_some() && g.lost.is_none());
         self.publisher.set_gateways(alive.count() as u32);
+        if let Some(keda) = &self.keda {
+            let known = self.pools.iter().filter(|driven| driven.pool.known());
+            let known = known.filter_map(|driven| all.get_key_value(&driven.pool.name));
+            keda.publish(known);
+        }
         if tick || all != self.last {
             self.publisher.publish(all.clone());
             self.last = all;

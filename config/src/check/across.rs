@@ -13,6 +13,7 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     endpoints(config, &pools, found);
     ports(config, &pools, found);
     gpus(config, &pools, found);
+    keda(config, &pools, found);
     for (at, pool) in config.pools.iter().enumerate() {
         let limit = config.gateway.limits.body_size;
         let max = pool.hold.max_bytes;
@@ -104,10 +105,37 @@ fn gpus(config: &Config, pools: &Path, found: &mut Findings) {
     }
 }
 
+/// KEDA's port is nobody else's, and a ScaledObject scales one workload, so one pool.
+fn keda(config: &Config, pools: &Path, found: &mut Findings) {
+    let driven = config.pools.iter().enumerate().filter_map(|(at, pool)| match &pool.target {
+        Some(Target::Keda(keda)) => Some((at, keda)),
+        _ => None,
+    });
+    let mut seen = HashMap::new();
+    for (at, keda) in driven.clone() {
+        let first = *seen.entry((&keda.scaled_object, &keda.namespace)).or_insert(at);
+        if first != at {
+            let message =
+                format!("`{}` is the ScaledObject of pools[{first}] already", keda.scaled_object);
+            found.error(pools.index(at).key("target").key("keda").key("scaledObject"), message);
+        }
+    }
+    let listen = config.scaler.keda.listen;
+    let others = [("gateway.listen", config.gateway.listen), ("admin.listen", config.admin.listen)];
+    for (name, other) in others {
+        if !seen.is_empty() && listen.port() != 0 && listen.port() == other.port() {
+            let path = Path::default().key("scaler").key("keda").key("listen");
+            let message =
+                format!("port {} is the one of {name} ({other}); give each its own", listen.port());
+            found.error(path, message);
+        }
+    }
+}
+
 /// The pools of local processes: their index, the target, the most replicas.
 fn targets(config: &Config) -> impl Iterator<Item = (usize, &Processes, u32)> {
     config.pools.iter().enumerate().filter_map(|(at, pool)| {
-        let Target::Processes(processes) = pool.target.as_ref()? else { return None };
+        let Some(Target::Processes(processes)) = &pool.target else { return None };
         Some((at, processes, pool.scaling.max_replica_count))
     })
 }

@@ -2,7 +2,7 @@
 
 use super::Findings;
 use crate::problem::Path;
-use crate::{Discovery, Kubernetes, LeaderElection};
+use crate::{Discovery, Keda, Kubernetes, LeaderElection, Pool};
 
 pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
     match it {
@@ -60,6 +60,17 @@ pub(super) fn target(it: &Kubernetes, path: &Path, found: &mut Findings) {
         let message =
             format!("`{}` is no GROUP/VERSION; write for example apps/v1", it.api_version);
         found.error(path.key("apiVersion"), message);
+    }
+}
+
+pub(super) fn keda(pool: &Pool, it: &Keda, path: &Path, found: &mut Findings) {
+    let target = path.key("target").key("keda");
+    namespace(it.namespace.as_deref(), &target, found);
+    name(&it.scaled_object, target.key("scaledObject"), found);
+    if pool.discovery.is_none() && pool.endpoints.is_empty() {
+        let message = "KEDA starts replicas and tells nobody where; give discovery, such as the \
+                       pods' labels";
+        found.error(path.key("discovery"), message);
     }
 }
 

@@ -39,6 +39,9 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
         Some(Target::Kubernetes(it)) => {
             kubernetes::target(it, &path.key("target").key("kubernetes"), found);
         }
+        Some(Target::Keda(keda)) => {
+            kubernetes::keda(pool, keda, path, found);
+        }
         None if pool.scaling != Scaling::default() => {
             found.warn(path.key("scaling"), "has no effect: the pool has no target to scale");
         }

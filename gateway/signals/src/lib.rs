@@ -16,5 +16,5 @@ pub mod signals;
 
 pub use feed::{Delta, Frame, SCHEMA, View};
 pub use histogram::Histogram;
-pub use replicas::{Barrier, ColdStart, PoolReplicas, Replica, ReplicaState};
+pub use replicas::{Barrier, ColdStart, Figure, PoolReplicas, Replica, ReplicaState};
 pub use signals::{EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting};

@@ -14,6 +14,15 @@ pub struct PoolReplicas {
     pub desired: u32,
     /// The last decision in one sentence.
     pub why: String,
+    /// Whether it may not be at zero: a count is wanted, or something is left there. KEDA's
+    /// `IsActive`.
+    pub active: bool,
+    /// Figures of the pool's signals, where KEDA may ask for them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<Figure, f64>,
+    /// Requests that one replica should have, held and in flight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_concurrency: Option<f64>,
     /// Learned cold start; `None` before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cold_start: Option<ColdStart>,
@@ -22,6 +31,53 @@ pub struct PoolReplicas {
     pub barrier: Option<Barrier>,
     /// Every replica by the scaler's own name; `None`, in a change, for one that is gone.
     pub replicas: BTreeMap<String, Option<Replica>>,
+}
+
+/// A pool's signal as one number, merged over the gateways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Figure {
+    /// Requests held.
+    QueueDepth,
+    /// Requests held and in flight.
+    Concurrency,
+    /// Generated tokens a second, all replicas together.
+    TokensPerSecond,
+    /// TTFT in seconds, without the time held for a cold start.
+    Ttft,
+    /// ITL in seconds.
+    Itl,
+    /// Share of the KV cache in use, 0 to 1, mean over the replicas.
+    KvCache,
+    /// Share of the GPUs' time in use, 0 to 100, mean over the replicas.
+    GpuUtilization,
+}
+
+impl Figure {
+    /// Every one.
+    pub const ALL: [Self; 7] = [
+        Self::QueueDepth,
+        Self::Concurrency,
+        Self::TokensPerSecond,
+        Self::Ttft,
+        Self::Itl,
+        Self::KvCache,
+        Self::GpuUtilization,
+    ];
+
+    /// As in a trigger's `metric`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QueueDepth => "queueDepth",
+            Self::Concurrency => "concurrency",
+            Self::TokensPerSecond => "tokensPerSecond",
+            Self::Ttft => "ttft",
+            Self::Itl => "itl",
+            Self::KvCache => "kvCache",
+            Self::GpuUtilization => "gpuUtilization",
+        }
+    }
 }
 
 /// One vLLM server as the scaler counts it.

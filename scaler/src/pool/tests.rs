@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 struct Fake {
     statuses: RefCell<BTreeMap<String, ReplicaStatus>>,
     stops: RefCell<Vec<String>>,
-    never: bool,
+    drains: Option<Drains>,
 }
 
 impl Target for Fake {
@@ -31,7 +31,7 @@ impl Target for Fake {
         self.stops.borrow_mut().push(id.to_owned());
     }
     fn drains(&self) -> Drains {
-        if self.never { Drains::Never } else { Drains::Each }
+        self.drains.unwrap_or(Drains::Each)
     }
 }
 
@@ -181,7 +181,7 @@ fn the_targets_own_order_of_stopping_goes_before_load() {
 
 #[test]
 fn a_target_that_only_watches_has_nothing_drained() {
-    let (mut pool, target) = (pool(), Fake { never: true, ..Fake::default() });
+    let (mut pool, target) = (pool(), Fake { drains: Some(Drains::Never), ..Fake::default() });
     target.ensure(1);
     let at = |now| heard(0, Some(now), None);
     let (busy, idle) =
@@ -272,4 +272,61 @@ fn a_gateway_that_is_stale_or_was_never_heard_does_not_keep_a_drained_replica() 
         }
         assert_eq!(*target.stops.borrow(), ["p-2", "p-3"], "lost {lost:?}");
     }
+}
+
+#[test]
+fn what_another_stops_is_active_until_each_gateway_holds_and_stays_under_the_barrier() {
+    let (mut pool, target, zero) = going_to_zero();
+    let target = Fake { drains: Some(Drains::All), ..target };
+    let barrier = zero.replicas.barrier.expect("raised");
+    assert!(zero.replicas.active, "not before every gateway holds");
+    let closed = PoolSignals {
+        zero_epoch: Some(barrier.epoch),
+        ..signals(0, &[(ONE, Health::Draining, 0)])
+    };
+    let other = signals(0, &[(ONE, Health::Ready, 0)]);
+    let one_of_two = step(&mut pool, &target, &[closed.clone(), other], 40_100);
+    assert!(one_of_two.replicas.active);
+    let told = step(&mut pool, &target, &[closed.clone(), closed.clone()], 40_200).replicas;
+    assert!(!told.active, "now KEDA may take it away");
+    // KEDA waits for its own cooldown; nothing is released there in the meantime.
+    let later = step(&mut pool, &target, &[closed.clone(), closed], 70_000).replicas;
+    assert_eq!(later.barrier, Some(barrier));
+    assert!(target.stops.borrow().is_empty(), "it is not ours to stop");
+
+    let woken = step(&mut pool, &target, &[signals(1, &[(ONE, Health::Draining, 0)])], 70_100);
+    assert!(woken.replicas.active, "at once");
+    assert_eq!(woken.replicas.barrier, None);
+    let replica = woken.replicas.replicas["p-1"].as_ref().expect("there");
+    assert_eq!(replica.state, ReplicaState::Ready, "and served by what is still there");
+}
+
+#[test]
+fn where_another_decides_the_count_all_that_is_there_serves() {
+    let mut pool = pool();
+    let target = Fake { drains: Some(Drains::All), ..Fake::default() };
+    target.ensure(3);
+    let three: Vec<_> = (1..=3).map(|n| format!("127.0.0.1:{n}")).collect();
+    let at = |held, health, in_flight| {
+        let endpoints: Vec<_> = three.iter().map(|it| (it.as_str(), health, in_flight)).collect();
+        signals(held, &endpoints)
+    };
+    step(&mut pool, &target, &[signals(0, &[])], 1_000);
+    // A gateway that has just started finds them one by one: they were there before.
+    let found = step(&mut pool, &target, &[at(0, Health::Ready, 0)], 2_000);
+    assert_eq!(found.decision.desired, 3);
+    let drained = |step: &Step| {
+        step.replicas
+            .replicas
+            .values()
+            .flatten()
+            .filter(|it| it.state == ReplicaState::Draining)
+            .count()
+    };
+    let fewer = step(&mut pool, &target, &[at(0, Health::Ready, 1)], 90_000);
+    assert_eq!(drained(&fewer), 0, "who goes is not ours to pick");
+    let idle = step(&mut pool, &target, &[at(0, Health::Ready, 0)], 200_000);
+    assert_eq!((idle.decision.desired, drained(&idle)), (0, 3));
+    let woken = step(&mut pool, &target, &[at(1, Health::Draining, 0)], 201_000);
+    assert_eq!((woken.decision.desired, drained(&woken)), (1, 0), "one wakes all that are there");
 }

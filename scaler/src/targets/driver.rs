@@ -7,6 +7,7 @@ use std::sync::Arc;
 use forebay_config::{Pool, Target as TargetConfig};
 use tokio::sync::watch;
 
+use super::keda::KedaTarget;
 use super::processes::Processes;
 use super::{Drains, Phase, ReplicaStatus, Replicas, Target};
 use crate::pool::Heard;
@@ -15,6 +16,8 @@ use crate::pool::Heard;
 pub(crate) enum Driver {
     /// Processes on this machine.
     Processes(Processes),
+    /// KEDA, which asks.
+    Keda(KedaTarget),
     /// Nothing: decisions are told and not acted on.
     Observe,
 }
@@ -31,6 +34,7 @@ impl Driver {
                 Processes::start(pool, settings, exe).map(Self::Processes)
             }
             Some(TargetConfig::Kubernetes(_)) => Err(io::Error::other("not built in yet")),
+            Some(TargetConfig::Keda(_)) => Ok(Self::Keda(KedaTarget)),
             None => Ok(Self::Observe),
         }
     }
@@ -40,7 +44,7 @@ impl Driver {
     pub(crate) fn replicas(&self) -> Option<watch::Receiver<Replicas>> {
         match self {
             Self::Processes(it) => Some(it.replicas()),
-            Self::Observe => None,
+            Self::Keda(_) | Self::Observe => None,
         }
     }
 
@@ -56,7 +60,7 @@ impl Driver {
     pub(crate) async fn shutdown(&self) {
         match self {
             Self::Processes(it) => it.shutdown().await,
-            Self::Observe => {}
+            Self::Keda(_) | Self::Observe => {}
         }
     }
 
@@ -68,6 +72,7 @@ impl Driver {
     fn target(&self) -> Option<&dyn Target> {
         match self {
             Self::Processes(it) => Some(it),
+            Self::Keda(it) => Some(it),
             Self::Observe => None,
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 mod backoff;
 mod driver;
+mod keda;
 mod ports;
 pub mod processes;
 
@@ -35,8 +36,8 @@ pub(crate) trait Target {
 pub(crate) enum Drains {
     /// Any replica, by itself.
     Each,
-    /// All or none: something else picks who goes while some stay.
-    #[allow(dead_code, reason = "for a target that leaves the counts to KEDA")]
+    /// All or none, and somebody else stops them: drained ones wait under the barrier until they
+    /// are gone, or wanted again.
     All,
     /// None: somebody else scales, and this is only watched.
     Never,

@@ -1,0 +1,140 @@
+//! What KEDA is told of a pool, computed from the pool's state. Pure.
+
+use forebay_signals::PoolReplicas;
+
+use super::metadata::{Ask, Question};
+use super::proto::{MetricSpec, MetricValue};
+
+/// The metric's name where the ScaledObject names none: the count that was decided on.
+pub(crate) const DESIRED: &str = "desiredReplicas";
+
+/// The name of the metric that a trigger asks for. KEDA puts the trigger's number before it.
+pub(crate) fn name(ask: &Ask) -> &'static str {
+    match ask {
+        Ask::Desired { .. } => DESIRED,
+        Ask::Signal { figure, .. } => figure.name(),
+    }
+}
+
+/// Whether the workload may not be at zero.
+///
+/// The leader's word counts for every trigger: it says no only when each gateway has closed its
+/// gate and nothing is held or in flight. A signal over its activation threshold adds to that.
+pub(crate) fn active(question: &Question, pool: &PoolReplicas) -> bool {
+    let over = match question.ask {
+        Ask::Desired { .. } => false,
+        Ask::Signal { figure, activation, .. } => {
+            pool.figures.get(&figure).is_some_and(|value| *value > activation)
+        }
+    };
+    pool.active || over
+}
+
+/// The metric with its threshold. `None`: not known yet.
+pub(crate) fn spec(question: &Question, pool: &PoolReplicas) -> Option<MetricSpec> {
+    let threshold = match question.ask {
+        Ask::Desired { .. } => 1.0,
+        Ask::Signal { threshold: Some(threshold), .. } => threshold,
+        Ask::Signal { threshold: None, .. } => pool.target_concurrency.filter(|it| *it > 0.0)?,
+    };
+    Some(MetricSpec {
+        metric_name: name(&question.ask).to_owned(),
+        target_size: whole(threshold),
+        target_size_float: threshold,
+    })
+}
+
+/// The metric's value. `None`: nothing is known of it, and it is not zero either.
+pub(crate) fn value(question: &Question, pool: &PoolReplicas) -> Option<MetricValue> {
+    let value = match question.ask {
+        Ask::Desired { tolerance } => seen_by_hpa(pool.desired, current(pool), tolerance),
+        Ask::Signal { figure, .. } => *pool.figures.get(&figure)?,
+    };
+    Some(MetricValue {
+        metric_name: name(&question.ask).to_owned(),
+        metric_value: whole(value),
+        // Left at zero for zero: KEDA reads the float only where it is more.
+        metric_value_float: value.max(0.0),
+    })
+}
+
+/// The replicas that a workload's status counts: those that are not on their way out.
+pub(crate) fn current(pool: &PoolReplicas) -> u32 {
+    let stays = |replica: &&forebay_signals::Replica| {
+        replica.state != forebay_signals::ReplicaState::Draining
+    };
+    pool.replicas.values().flatten().filter(stays).count() as u32
+}
+
+/// A value from which the HPA computes at least `desired`.
+///
+/// It takes ⌈value⌉ replicas, but does nothing while value ÷ current is within `tolerance` of 1: 11
+/// where 10 run is not seen. So what is more is raised to just above that band: held requests are
+/// worth a replica too many. What is less is lowered below it only where ⌈value⌉ stays the same,
+/// never below the decision; a tenth too many is the HPA's own idea of nothing to do.
+pub(crate) fn seen_by_hpa(desired: u32, current: u32, tolerance: f64) -> f64 {
+    /// Past the edge, so that no rounding on the way puts it back inside.
+    const PAST: f64 = 1e-3;
+    let (value, now) = (f64::from(desired), f64::from(current));
+    if desired > current && current > 0 {
+        return value.max(now * (1.0 + tolerance) + PAST);
+    }
+    let below = now * (1.0 - tolerance) - PAST;
+    if desired > 0 && desired < current && below < value && below > value - 1.0 {
+        return below;
+    }
+    value
+}
+
+/// Rounded up, for a KEDA that reads whole numbers only.
+fn whole(value: f64) -> i64 {
+    value.max(0.0).ceil() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The HPA's own arithmetic for an `AverageValue` of 1 (its replica calculator).
+    fn hpa(value: f64, current: u32, tolerance: f64) -> u32 {
+        let ratio = value / f64::from(current);
+        if (ratio - 1.0).abs() <= tolerance { current } else { value.ceil() as u32 }
+    }
+
+    #[test]
+    fn a_change_within_the_hpas_tolerance_is_seen_all_the_same() {
+        for (case, desired, current, tolerance, want) in [
+            ("10 → 11 is one more, and seen", 11, 10, 0.1, 12),
+            ("exactly, where the tolerance is off", 11, 10, 0.0, 11),
+            ("outside the band nothing is added", 12, 10, 0.1, 12),
+            ("2 → 3", 3, 2, 0.1, 3),
+            ("100 → 101", 101, 100, 0.1, 111),
+            ("down by one of ten", 9, 10, 0.1, 9),
+            ("down by one of twenty would be two: kept", 19, 20, 0.1, 20),
+            ("steady", 10, 10, 0.1, 10),
+            ("down to one", 1, 10, 0.1, 1),
+        ] {
+            let value = seen_by_hpa(desired, current, tolerance);
+            assert_eq!(hpa(value, current, tolerance), want, "{case}: {value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_hpa_never_lands_below_the_decision(
+            desired in 1..2_000u32, current in 1..2_000u32, tenths in 0..4u32,
+        ) {
+            let tolerance = f64::from(tenths) / 10.0;
+            let got = hpa(seen_by_hpa(desired, current, tolerance), current, tolerance);
+            prop_assert!(got >= desired, "{got}");
+            // Nor more than the band and one above it.
+            let most = f64::from(desired.max(current)) * (1.0 + tolerance) + 1.0;
+            prop_assert!(f64::from(got) <= most, "{got}");
+            if desired != current && tenths == 0 {
+                prop_assert_eq!(got, desired);
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! A control plane on loopback: etcd, API server, controllers, scheduler, and KEDA.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::binaries::{Binaries, Source};
+use crate::pki::Pki;
+use crate::process::Process;
+
+/// Nothing here takes as long, however busy the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+pub struct Plane {
+    pub kubeconfig: PathBuf,
+    pub folder: PathBuf,
+    kubectl: PathBuf,
+    own: Option<Own>,
+}
+
+/// A control plane that the tests started.
+struct Own {
+    binaries: Binaries,
+    pki: Pki,
+    ports: Ports,
+    processes: Mutex<Vec<Process>>,
+}
+
+/// Which port is whose.
+#[derive(Clone, Copy)]
+struct Ports {
+    api: u16,
+    etcd: u16,
+    etcd_peer: u16,
+    controllers: u16,
+    scheduler: u16,
+    adapter: u16,
+    adapter_metrics: u16,
+    operator_grpc: u16,
+    operator_metrics: u16,
+    operator_probe: u16,
+}
+
+/// So many ports that nobody has now.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    held.map(|listener| listener.local_addr().expect("bound").port())
+}
+
+/// Settings of the control plane that tests shorten.
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// How often the HPA reads its metrics: Kubernetes' own is 15 s.
+    pub hpa_sync: Duration,
+    /// How long a node may be silent: Kubernetes' own is 50 s.
+    pub node_grace: Duration,
+}
+
+impl Plane {
+    pub async fn start(source: Source, folder: &Path, settings: Settings) -> Self {
+        std::fs::create_dir_all(folder).expect("a folder");
+        let binaries = match source {
+            Source::Binaries(binaries) => binaries,
+            Source::Existing(kubeconfig) => {
+                let (folder, kubectl) = (folder.to_owned(), PathBuf::from("kubectl"));
+                return Self { kubeconfig, folder, kubectl, own: None };
+            }
+        };
+        let [api, etcd, etcd_peer, controllers, scheduler, adapter, adapter_metrics, operator_grpc, operator_metrics, operator_probe] =
+            free_ports();
+        let ports = Ports {
+            api,
+            etcd,
+            etcd_peer,
+            controllers,
+            scheduler,
+            adapter,
+            adapter_metrics,
+            operator_grpc,
+            operator_metrics,
+            operator_probe,
+        };
+        let pki = Pki::create(&folder.join("pki"));
+        pki.issue("apiserver", "kube-apiserver", None);
+        pki.issue("front-proxy", "front-proxy", None);
+        pki.issue("keda/tls", "keda", None);
+        std::fs::copy(pki.path("ca.crt"), pki.path("keda/ca.crt")).expect("copied");
+        let server = format!("https://127.0.0.1:{api}");
+        for (user, name, organization) in [
+            ("admin", "admin", Some("system:masters")),
+            ("controllers", "system:kube-controller-manager", None),
+            ("scheduler", "system:kube-scheduler", None),
+        ] {
+            pki.issue(user, name, organization);
+            pki.kubeconfig(user, &server);
+        }
+        let kubeconfig = pki.folder.join("admin.kubeconfig");
+        let kubectl = binaries.get("kubectl").expect("found before");
+        let own = Own { binaries, pki, ports, processes: Mutex::default() };
+        let plane = Self { kubeconfig, folder: folder.to_owned(), kubectl, own: Some(own) };
+        plane.start_etcd().await;
+        plane.start_api_server().await;
+        plane.start_controllers(settings).await;
+        plane
+    }
+
+    fn own(&self) -> &Own {
+        self.own.as_ref().expect("only for a control plane of our own")
+    }
+
+    /// Whether it was started for the tests, and can be broken by them.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    pub fn has_keda(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.binaries.has_keda())
+    }
+
+    async fn spawn(&self, name: &str, binary: &str, flags: &[String], env: &[(&str, &str)]) {
+        let own = self.own();
+        let mut command = Command::new(own.binaries.get(binary).expect("found before"));
+        command.args(flags).envs(env.iter().copied()).current_dir(&own.pki.folder);
+        let process = Process::start(name, &self.folder.join("log"), command);
+        own.processes.lock().await.push(process);
+    }
+
+    async fn start_etcd(&self) {
+        let Ports { etcd, etcd_peer, .. } = self.own().ports;
+        let flags = [
+            format!("--data-dir={}", self.folder.join("etcd").display()),
+            // The data is thrown away; syncing a busy disk is what would be slow.
+            "--unsafe-no-fsync".to_owned(),
+            format!("--listen-client-urls=http://127.0.0.1:{etcd}"),
+            format!("--advertise-client-urls=http://127.0.0.1:{etcd}"),
+            format!("--listen-peer-urls=http://127.0.0.1:{etcd_peer}"),
+            format!("--initial-advertise-peer-urls=http://127.0.0.1:{etcd_peer}"),
+            format!("--initial-cluster=default=http://127.0.0.1:{etcd_peer}"),
+        ];
+        self.spawn("etcd", "etcd", &flags, &[]).await;
+    }
+
+    /// Starts the API server, also after [`Plane::kill`] has ended it.
+    pub async fn start_api_server(&self) {
+        let Ports { api, etcd, .. } = self.own().ports;
+        let flags = [
+            format!("--etcd-servers=http://127.0.0.1:{etcd}"),
+            "--bind-address=127.0.0.1".into(),
+            "--advertise-address=127.0.0.1".into(),
+            format!("--secure-port={api}"),
+            "--tls-cert-file=apiserver.crt".into(),
+            "--tls-private-key-file=apiserver.key".into(),
+            "--client-ca-file=ca.crt".into(),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            "--service-account-key-file=sa.key".into(),
+            "--service-account-signing-key-file=sa.key".into(),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--authorization-mode=RBAC".into(),
+            "--allow-privileged".into(),
+            // Without these the adapter does not believe who calls it through the API server.
+            "--requestheader-client-ca-file=ca.crt".into(),
+            "--requestheader-allowed-names=front-proxy".into(),
+            "--requestheader-username-headers=X-Remote-User".into(),
+            "--requestheader-group-headers=X-Remote-Group".into(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+            "--proxy-client-cert-file=front-proxy.crt".into(),
+            "--proxy-client-key-file=front-proxy.key".into(),
+        ];
+        self.spawn("kube-apiserver", "kube-apiserver", &flags, &[]).await;
+        self.until("the API server is ready", &["get", "--raw", "/readyz"]).await;
+    }
+
+    async fn start_controllers(&self, settings: Settings) {
+        let Ports { controllers, scheduler, .. } = self.own().ports;
+        let as_user = |user: &str| {
+            ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
+                .map(|flag| format!("--{flag}={user}.kubeconfig"))
+        };
+        let mut flags = as_user("controllers").to_vec();
+        flags.extend([
+            "--bind-address=127.0.0.1".into(),
+            format!("--secure-port={controllers}"),
+            "--leader-elect=false".into(),
+            "--use-service-account-credentials".into(),
+            "--service-account-private-key-file=sa.key".into(),
+            "--root-ca-file=ca.crt".into(),
+            format!("--horizontal-pod-autoscaler-sync-period={}s", settings.hpa_sync.as_secs()),
+            format!("--node-monitor-grace-period={}s", settings.node_grace.as_secs()),
+        ]);
+        self.spawn("kube-controller-manager", "kube-controller-manager", &flags, &[]).await;
+        let mut flags = as_user("scheduler").to_vec();
+        flags.extend([
+            "--bind-address=127.0.0.1".into(),
+            format!("--secure-port={scheduler}"),
+            "--leader-elect=false".into(),
+        ]);
+        self.spawn("kube-scheduler", "kube-scheduler", &flags, &[]).await;
+        self.until("the controllers work", &["-n", "default", "get", "serviceaccount", "default"])
+            .await;
+    }
+
+    /// Starts KEDA's operator and its metrics adapter.
+    pub async fn start_keda(&self) {
+        let (own, Ports { adapter, .. }) = (self.own(), self.own().ports);
+        self.kubectl(&["create", "namespace", "keda"]).await;
+        let crds = own.binaries.get("keda-crds").expect("found before").display().to_string();
+        self.kubectl(&["apply", "--server-side", "-f", &crds]).await;
+        let established =
+            ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
+        self.kubectl(&established).await;
+        // The adapter is a local process: by an ExternalName the API server reaches it.
+        self.apply(&format!(
+            "apiVersion: v1\nkind: Service\n\
+             metadata: {{name: keda-metrics-apiserver, namespace: keda}}\n\
+             spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {adapter}}}]}}\n\
+             ---\n\
+             apiVersion: apiregistration.k8s.io/v1\nkind: APIService\n\
+             metadata: {{name: v1beta1.external.metrics.k8s.io}}\n\
+             spec:\n  group: external.metrics.k8s.io\n  version: v1beta1\n  groupPriorityMinimum: 100\n  \
+             versionPriority: 100\n  insecureSkipTLSVerify: true\n  \
+             service: {{name: keda-metrics-apiserver, namespace: keda, port: {adapter}}}\n"
+        ))
+        .await;
+        self.start_keda_operator().await;
+        let admin = self.kubeconfig.display();
+        let Ports { adapter_metrics, operator_grpc, .. } = own.ports;
+        let flags = [
+            format!("--secure-port={adapter}"),
+            "--bind-address=127.0.0.1".into(),
+            format!("--port={adapter_metrics}"),
+            "--tls-cert-file=keda/tls.crt".into(),
+            "--tls-private-key-file=keda/tls.key".into(),
+            "--client-ca-file=ca.crt".into(),
+            format!("--cert-dir={}", own.pki.path("keda")),
+            format!("--metrics-service-address=localhost:{operator_grpc}"),
+            "--metrics-service-grpc-authority=localhost".into(),
+            format!("--lister-kubeconfig={admin}"),
+            format!("--authentication-kubeconfig={admin}"),
+            format!("--authorization-kubeconfig={admin}"),
+        ];
+        self.spawn("keda-adapter", "keda-adapter", &flags, &self.keda_environment()).await;
+        self.until("KEDA's metrics are served", &["get", "--raw", "/apis/external.metrics.k8s.io/v1beta1"])
+            .await;
+    }
+
+    /// Starts the operator, also after [`Plane::kill`] has ended it.
+    pub async fn start_keda_operator(&self) {
+        let own = self.own();
+        let Ports { operator_grpc, operator_metrics, operator_probe, .. } = own.ports;
+        let flags = [
+            "--zap-log-level=info".into(),
+            "--zap-encoder=console".into(),
+            format!("--cert-dir={}", own.pki.path("keda")),
+            "--enable-webhook-patching=false".into(),
+            "--enable-apiservice-patching=false".into(),
+            format!("--metrics-bind-address=127.0.0.1:{operator_metrics}"),
+            format!("--health-probe-bind-address=127.0.0.1:{operator_probe}"),
+            format!("--metrics-service-bind-address=127.0.0.1:{operator_grpc}"),
+        ];
+        self.spawn("keda-operator", "keda-operator", &flags, &self.keda_environment()).await;
+        let url = format!("http://127.0.0.1:{operator_probe}/readyz");
+        eventually("KEDA's operator is ready", async || {
+            let mut command = Command::new("curl");
+            command.args(["-fsS", &url]).stdout(Stdio::null()).stderr(Stdio::null());
+            command.status().await.is_ok_and(|status| status.success())
+        })
+        .await;
+    }
+
+    fn keda_environment(&self) -> [(&'static str, &str); 4] {
+        [
+            ("WATCH_NAMESPACE", ""),
+            ("POD_NAMESPACE", "keda"),
+            ("KEDA_CLUSTER_OBJECT_NAMESPACE", "keda"),
+            ("KUBECONFIG", self.kubeconfig.to_str().expect("a plain path")),
+        ]
+    }
+
+    /// SIGKILL for one of the processes.
+    pub async fn kill(&self, name: &str) {
+        let mut processes = self.own().processes.lock().await;
+        let at = processes.iter().position(|process| process.name == name).expect("it runs");
+        processes.remove(at).kill().await;
+    }
+
+    /// The last lines of each process.
+    pub async fn tails(&self, lines: usize) -> String {
+        let Some(own) = &self.own else { return String::new() };
+        let processes = own.processes.lock().await;
+        let tail = |it: &Process| format!("--- {} ---\n{}\n", it.name, it.tail(lines));
+        processes.iter().map(tail).collect()
+    }
+
+    /// A kubeconfig that has a token and nothing else.
+    pub fn token_kubeconfig(&self, name: &str, token: &str, namespace: &str) -> PathBuf {
+        let own = self.own();
+        let server = format!("https://127.0.0.1:{}", own.ports.api);
+        own.pki.token_kubeconfig(name, &server, token, namespace)
+    }
+
+    /// A client with all rights.
+    pub async fn client(&self) -> kube::Client {
+        let text = std::fs::read_to_string(&self.kubeconfig).expect("a kubeconfig");
+        let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).expect("well-formed");
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
+        kube::Client::try_from(config.expect("complete")).expect("usable")
+    }
+
+    /// Runs kubectl and returns what it printed.
+    pub async fn kubectl(&self, arguments: &[&str]) -> String {
+        self.try_kubectl(arguments, "").await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// `kubectl apply` of this text.
+    pub async fn apply(&self, yaml: &str) {
+        let applied = self.try_kubectl(&["apply", "-f", "-"], yaml).await;
+        applied.unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+    }
+
+    pub async fn try_kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        let mut child = Command::new(&self.kubectl)
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| format!("kubectl: {error}"))?;
+        let mut stdin = child.stdin.take().expect("piped");
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        let output = child.wait_with_output().await.map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let error = String::from_utf8_lossy(&output.stderr);
+        Err(format!("kubectl {}: {error}", arguments.join(" ")))
+    }
+
+    async fn until(&self, what: &str, arguments: &[&str]) {
+        eventually(what, async || self.try_kubectl(arguments, "").await.is_ok()).await;
+    }
+
+    /// Ends everything, the API server's clients first.
+    pub async fn stop(self) {
+        let Some(own) = self.own else { return };
+        let mut processes = own.processes.into_inner();
+        for process in &mut processes {
+            process.signal(nix::sys::signal::Signal::SIGKILL);
+        }
+        for process in &mut processes {
+            process.wait().await;
+        }
+    }
+}
+
+/// Polls a condition that others bring about.
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    within(PATIENCE, what, condition).await;
+}
+
+/// The same with a time of its own.
+pub async fn within(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < patience, "not within {patience:?}: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
