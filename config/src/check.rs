@@ -11,6 +11,7 @@ use crate::address::authority;
 use crate::problem::{Path, Problem, Problems};
 
 mod across;
+mod edge;
 mod gateway;
 mod kubernetes;
 mod pool;

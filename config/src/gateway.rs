@@ -7,6 +7,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::edge::{Cors, PATHS, Tls};
+use crate::network::Network;
 use crate::route::Route;
 use crate::tenant::{Keys, Tenant};
 use crate::units::{self, ByteSize};
@@ -23,8 +25,22 @@ pub struct Gateway {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub threads: Option<u16>,
-    /// Bounds on what a client may send.
+    /// TLS for clients. Left out: plain text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Bounds on what a client may send, and on how many there may be.
     pub limits: Limits,
+    /// What clients may reach; anything else is answered 404. All that the gateway knows unless
+    /// given.
+    pub paths: Vec<String>,
+    /// What browsers' pages of other origins may do. Left out: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// Networks, `10.0.0.0/8` or one address, of the proxies in front whose `x-forwarded-for`,
+    /// `-proto` and `-host` are believed. From anybody else these are written anew.
+    pub trusted_proxies: Vec<Network>,
+    /// Names the replica that answered to the client, as `x-forebay-endpoint: IP:PORT`.
+    pub endpoint_header: bool,
     /// How long a shutdown waits for what is in flight and held; then it is cut off.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
@@ -42,7 +58,8 @@ pub struct Gateway {
     pub routes: Vec<Route>,
 }
 
-/// Bounds on what a client may send, each answered with a clear error.
+/// Bounds on what a client may send, each answered with a clear error, and on how many there may
+/// be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
@@ -50,7 +67,11 @@ pub struct Limits {
     pub body_size: ByteSize,
     /// Largest request head, that is request line and headers; a longer one is answered 431.
     pub header_size: ByteSize,
-    /// From the first byte of a head to its last; then the connection is closed.
+    /// Most headers of one request; more are answered 431.
+    #[schemars(range(min = 1))]
+    pub header_count: u16,
+    /// From the first byte of a head to its last, and for the TLS handshake; then the connection is
+    /// closed.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub header_timeout: Duration,
@@ -62,6 +83,33 @@ pub struct Limits {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub write_timeout: Duration,
+    /// How long a connection may be without a request; then it is closed.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub idle_timeout: Duration,
+    /// From the end of a request's head to the last byte of its answer that the client takes; then
+    /// it is cut off. Meant for clients that take their time: a pool's `requestTimeout`, which is
+    /// shorter, ends in a proper error.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub total_timeout: Duration,
+    /// Longest WebSocket session.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub session_timeout: Duration,
+    /// Longest silence of a WebSocket session, both ways.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub session_idle_timeout: Duration,
+    /// Most connections at once; a further one is closed at once.
+    #[schemars(range(min = 1))]
+    pub connections: u32,
+    /// Most connections at once from one address, IPv6 by its /64; a further one is closed at once.
+    #[schemars(range(min = 1))]
+    pub connections_per_client: u32,
+    /// Most requests at once on one HTTP/2 connection.
+    #[schemars(range(min = 1))]
+    pub streams_per_connection: u32,
 }
 
 /// The operators' port: metrics, the feeds, health.
@@ -83,7 +131,12 @@ impl Default for Gateway {
         Self {
             listen: ([0, 0, 0, 0], 8080).into(),
             threads: None,
+            tls: None,
             limits: Limits::default(),
+            paths: PATHS.iter().map(|path| (*path).to_owned()).collect(),
+            cors: None,
+            trusted_proxies: Vec::new(),
+            endpoint_header: false,
             shutdown_timeout: Duration::from_secs(30),
             scaler: None,
             keys: None,
@@ -98,9 +151,17 @@ impl Default for Limits {
         Self {
             body_size: ByteSize::mib(32),
             header_size: ByteSize::kib(64),
+            header_count: 100,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(75),
+            total_timeout: Duration::from_secs(2 * 60 * 60),
+            session_timeout: Duration::from_secs(60 * 60),
+            session_idle_timeout: Duration::from_secs(5 * 60),
+            connections: 65_536,
+            connections_per_client: 16_384,
+            streams_per_connection: 256,
         }
     }
 }

@@ -15,8 +15,10 @@ mod behavior;
 mod check;
 pub mod command;
 mod discovery;
+mod edge;
 mod gateway;
 mod load;
+mod network;
 mod output;
 mod pool;
 mod problem;
@@ -34,8 +36,10 @@ pub use behavior::{
     Advanced, Behavior, HpaConfig, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy,
 };
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
+pub use edge::{Cors, PATHS, Tls, TlsVersion};
 pub use gateway::{Admin, Gateway, Limits};
 pub use load::{inspect, load, parse};
+pub use network::Network;
 pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};

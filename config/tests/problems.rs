@@ -71,6 +71,19 @@ fn wrong_fields_and_values_are_told_with_the_fix() {
             "f.yaml:3: gateway.limits.bodySize: `32MiB` is not a size; write 32Mi",
         ),
         (
+            "gateway:\n  tls: {certFile: a}\n",
+            "f.yaml:2: gateway.tls.keyFile: missing; it must be given",
+        ),
+        (
+            "gateway:\n  tls: {certFile: a, keyFile: b, minVersion: '1.1'}\n",
+            "f.yaml:2: gateway.tls.minVersion: `1.1` is not known; give one of: 1.2, 1.3",
+        ),
+        (
+            "gateway:\n  trustedProxies:\n    - 10.0.0/8\n",
+            "f.yaml:3: gateway.trustedProxies[0]: `10.0.0/8` is not a network; write 10.0.0.0/8, \
+             fd00::/8, or a single address",
+        ),
+        (
             "gateway:\n  shutdownTimeout: 30sec\n",
             "f.yaml:2: gateway.shutdownTimeout: `30sec` is not a duration: unit `sec` is not \
              known; use d, h, m, s or ms",
@@ -319,6 +332,33 @@ fn rules_between_parts_are_told_at_the_later_one() {
              f.yaml:5: gateway.limits.headerSize: `512` is less than the head of a plain request; \
              write 1Ki or more\n\
              f.yaml:6: gateway.limits.bodyTimeout: must be longer than 0s",
+        ),
+        (
+            "gateway:\n  limits:\n    idleTimeout: 0\n    connections: 0\n    headerCount: 4\n",
+            "f.yaml:3: gateway.limits.idleTimeout: must be longer than 0s\n\
+             f.yaml:4: gateway.limits.connections: 0 lets nobody in; write 1 or more\n\
+             f.yaml:5: gateway.limits.headerCount: 4 is less than a browser or SDK sends; write 16 \
+             or more",
+        ),
+        (
+            "gateway:\n  paths:\n    - /v1/chat/completion\n    - /ping\n    - /ping\n",
+            "f.yaml:3: gateway.paths[0]: `/v1/chat/completion` is no path that the gateway can \
+             serve; did you mean /v1/chat/completions?\n\
+             f.yaml:5: gateway.paths[2]: `/ping` is listed twice",
+        ),
+        (
+            "gateway:\n  paths: []\n  tls: {certFile: '', keyFile: b}\n",
+            "f.yaml:2: gateway.paths: no path is exposed, so nobody is served; leave it out for \
+             all\n\
+             f.yaml:3: gateway.tls.certFile: is empty; give the path of a PEM file",
+        ),
+        (
+            "gateway:\n  cors:\n    credentials: true\n    origins:\n      - '*'\n      - chat.example.com\n    methods: ['GET, POST']\n",
+            "f.yaml:5: gateway.cors.origins[0]: `*` does not go with credentials: browsers refuse \
+             it; list the origins\n\
+             f.yaml:6: gateway.cors.origins[1]: `chat.example.com` is no origin; write https://HOST \
+             or https://HOST:PORT\n\
+             f.yaml:7: gateway.cors.methods[0]: `GET, POST` is not a word as HTTP knows it",
         ),
         (
             "gateway:\n  scaler: scaler\nscaler:\n  gateways: ['a:1', 'a:x']\n",

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, Behavior, ByteSize, Config, Fallback, Gateway, Hold, Keys, Limits, MetricType,
-    Objective, PolicyType, Pool, PriorityClass, Processes, Prometheus, Route, Scaler, Scaling,
-    ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Trigger, Upstream,
-    parse, print,
+    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, MetricType,
+    Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus, Route, Scaler,
+    Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Tls,
+    TlsVersion, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -33,16 +33,65 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 prop_compose! {
+    fn tls()(
+        cert in text(), key in text(), client_ca_file in option::of(text()), newer: bool,
+    ) -> Tls {
+        Tls {
+            cert_file: format!("c{cert}").into(),
+            key_file: format!("k{key}").into(),
+            client_ca_file: client_ca_file.map(|file| format!("a{file}").into()),
+            min_version: if newer { TlsVersion::V1_3 } else { TlsVersion::V1_2 },
+        }
+    }
+}
+
+prop_compose! {
+    fn cors()(
+        any: bool, headers in vec("[a-z-]{1,9}", 0..3), methods in vec("[A-Z]{1,7}", 0..3),
+        expose_headers in vec("[a-z-]{1,9}", 0..3), max_age in duration(), credentials: bool,
+    ) -> Cors {
+        let origins = if any { "*" } else { "https://a.example:8443" };
+        Cors {
+            origins: vec![origins.to_owned()], headers, methods, expose_headers, max_age,
+            credentials: credentials && !any,
+        }
+    }
+}
+
+prop_compose! {
+    fn limits()(
+        header_timeout in duration(), body_timeout in duration(), write_timeout in duration(),
+        idle_timeout in duration(), total_timeout in duration(), session_timeout in duration(),
+        session_idle_timeout in duration(), body_size in size(), header_size in size(),
+        header_count in 16..u16::MAX, (connections, connections_per_client) in (1..u32::MAX, 1..u32::MAX),
+        streams_per_connection in 1..u32::MAX,
+    ) -> Limits {
+        Limits {
+            body_size, header_size, header_count, header_timeout, body_timeout, write_timeout,
+            idle_timeout, total_timeout, session_timeout, session_idle_timeout, connections,
+            connections_per_client, streams_per_connection,
+        }
+    }
+}
+
+prop_compose! {
     fn gateway()(
         port in 1024..9000_u16, v6: bool, threads in option::of(1..500_u16),
-        shutdown_timeout in duration(), header_timeout in duration(), body_timeout in duration(),
-        write_timeout in duration(),
-        body_size in size(), header_size in size(), scaler in option::of(Just("scaler:9900".to_owned())),
+        shutdown_timeout in duration(), limits in limits(), tls in option::of(tls()),
+        cors in option::of(cors()), scaler in option::of(Just("scaler:9900".to_owned())),
+        exposed in 1..PATHS.len(), networks in vec((any::<u32>(), 0..33_u8), 0..3),
+        endpoint_header: bool,
     ) -> Gateway {
         let ip = if v6 { "[::1]" } else { "0.0.0.0" };
         let listen: SocketAddr = format!("{ip}:{port}").parse().expect("an address");
-        let limits = Limits { body_size, header_size, header_timeout, body_timeout, write_timeout };
-        Gateway { listen, threads, limits, shutdown_timeout, scaler, ..Gateway::default() }
+        let paths = PATHS[..exposed].iter().map(|path| (*path).to_owned()).collect();
+        let network = |(address, bits)| format!("{}/{bits}", std::net::Ipv4Addr::from_bits(address));
+        let trusted_proxies =
+            networks.into_iter().map(|it| network(it).parse().expect("a network")).collect();
+        Gateway {
+            listen, threads, tls, limits, paths, cors, trusted_proxies, endpoint_header,
+            shutdown_timeout, scaler, ..Gateway::default()
+        }
     }
 }
 

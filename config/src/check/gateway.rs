@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{Findings, name};
+use super::{Findings, edge, name};
 use crate::problem::Path;
 use crate::tenant::{ANONYMOUS, Tenant};
-use crate::{Config, Gateway, Limits};
+use crate::{Config, Gateway};
 
 pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {
     let gateway = &config.gateway;
@@ -15,25 +15,16 @@ pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {
     if let Some(scaler) = &gateway.scaler {
         found.address(path.key("scaler"), scaler);
     }
-    limits(&gateway.limits, &path.key("limits"), found);
+    if let Some(tls) = &gateway.tls {
+        edge::tls(tls, &path.key("tls"), found);
+    }
+    if let Some(cors) = &gateway.cors {
+        edge::cors(cors, &path.key("cors"), found);
+    }
+    edge::paths(&gateway.paths, &path.key("paths"), found);
+    edge::limits(&gateway.limits, &path.key("limits"), found);
     keys(gateway, path, found);
     tenants(gateway, &path.key("tenants"), found);
-}
-
-fn limits(limits: &Limits, path: &Path, found: &mut Findings) {
-    if limits.body_size.bytes() == 0 {
-        found.error(path.key("bodySize"), "0 refuses every request; write for example 32Mi");
-    }
-    if limits.header_size.bytes() < 1024 {
-        let message = format!(
-            "`{}` is less than the head of a plain request; write 1Ki or more",
-            limits.header_size
-        );
-        found.error(path.key("headerSize"), message);
-    }
-    found.above_zero(path, "headerTimeout", limits.header_timeout);
-    found.above_zero(path, "bodyTimeout", limits.body_timeout);
-    found.above_zero(path, "writeTimeout", limits.write_timeout);
 }
 
 fn keys(gateway: &Gateway, path: &Path, found: &mut Findings) {
