@@ -4,10 +4,14 @@
 //! and no clock. A request's way is `proxy`; what all threads share is a `pool` each, behind one
 //! short lock.
 
+mod activity;
 mod api;
 mod body;
+mod clients;
+mod connection;
 mod context;
 mod drain;
+mod edge;
 mod edit;
 mod endpoint;
 mod exchange;
@@ -38,7 +42,10 @@ mod server;
 mod socket;
 mod sse;
 mod stream;
+mod streams;
+mod tls;
 mod upstream;
 
 pub use metric::{BUCKETS, describe};
 pub use server::{Gateway, StartError};
+pub use tls::TlsError;

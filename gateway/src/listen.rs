@@ -2,7 +2,7 @@
 //!
 //! Every thread owns an `SO_REUSEPORT` socket of the same address, so that no connection is handed
 //! between cores. The first is bound without it, once: a taken port is an error and not a silent
-//! share. pingora accepts, hyper speaks HTTP.
+//! share. pingora accepts; `connection` serves.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -12,9 +12,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use pingora_core::apps::ServerApp;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
@@ -25,9 +22,8 @@ use pingora_core::services::listening::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
-use crate::context::Client;
-use crate::proxy::Proxy;
-use crate::socket::ClientSocket;
+use crate::connection;
+use crate::edge::Edge;
 
 /// The threads that serve clients.
 pub(crate) struct Listeners {
@@ -39,12 +35,8 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     /// Binds and begins to serve.
-    pub(crate) fn start(
-        address: SocketAddr,
-        threads: usize,
-        proxy: Arc<Proxy>,
-    ) -> io::Result<Self> {
-        let patience = proxy.limits.write_timeout;
+    pub(crate) fn start(address: SocketAddr, threads: usize, edge: Arc<Edge>) -> io::Result<Self> {
+        let patience = edge.limits().write_timeout;
         let probe = bind(address, None)?;
         let address = probe.local_addr()?;
         drop(probe);
@@ -56,11 +48,11 @@ impl Listeners {
             .into_iter()
             .enumerate()
             .map(|(i, socket)| {
-                let (proxy, accepting, stopped) =
-                    (Arc::clone(&proxy), accepting.clone(), stopped.clone());
+                let (edge, accepting, stopped) =
+                    (Arc::clone(&edge), accepting.clone(), stopped.clone());
                 std::thread::Builder::new()
                     .name(format!("gateway-{i}"))
-                    .spawn(move || serve(socket, address, proxy, accepting, stopped))
+                    .spawn(move || serve(socket, address, edge, accepting, stopped))
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { address, stop_accepting, stop, threads })
@@ -103,7 +95,7 @@ fn bind(address: SocketAddr, patience: Option<Duration>) -> io::Result<TcpListen
 fn serve(
     socket: TcpListener,
     address: SocketAddr,
-    proxy: Arc<Proxy>,
+    edge: Arc<Edge>,
     accepting: watch::Receiver<bool>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -117,7 +109,7 @@ fn serve(
     runtime.block_on(async move {
         let mut fds = Fds::new();
         fds.add(address.to_string(), socket.into_raw_fd());
-        let mut service = Service::new("gateway".to_owned(), App { proxy });
+        let mut service = Service::new("gateway".to_owned(), App { edge });
         // hyper buffers by itself; twice costs memory for each held request.
         let listener =
             ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered());
@@ -129,41 +121,27 @@ fn serve(
 }
 
 struct App {
-    proxy: Arc<Proxy>,
+    edge: Arc<Edge>,
 }
 
 #[async_trait]
 impl ServerApp for App {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
-        let digest = stream.get_socket_digest();
-        let address = digest.and_then(|digest| digest.peer_addr()?.as_inet().copied());
-        let client = Client { socket: ClientSocket::new(stream.id()), address };
-        // A drain waits for connections, not only requests: the last bytes are still to be written.
-        let _counted = self.proxy.drain.count();
-        let proxy = Arc::clone(&self.proxy);
-        let limits = &proxy.limits;
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
-            .max_buf_size((limits.header_size.bytes() as usize).max(8192));
-        let service = service_fn(|request| {
-            let proxy = &proxy;
-            async move { Ok::<_, std::convert::Infallible>(proxy.serve(request, client).await) }
-        });
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
-        let served = tokio::select! {
-            served = connection.as_mut() => served,
-            () = proxy.drain.begun() => {
-                // The request under way is answered, the connection then closed.
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let edge = &self.edge;
+        let address = stream.get_socket_digest()?.peer_addr()?.as_inet().copied()?;
+        let limits = edge.limits();
+        let admitted =
+            edge.clients.admit(address.ip(), limits.connections, limits.connections_per_client);
+        let _counted = match admitted {
+            Ok(counted) => counted,
+            Err(full) => {
+                tracing::debug!(%address, "connection closed: {full} is reached");
+                return None;
             }
         };
-        if let Err(error) = served {
-            tracing::debug!("connection: {error}");
-        }
+        // A drain waits for connections, not only requests: the last bytes are still to be written.
+        let _waited_for = edge.drain().count();
+        connection::serve(stream, address, Arc::clone(edge)).await;
         None
     }
 }

@@ -6,6 +6,10 @@ use metrics::{
     histogram,
 };
 
+mod edge;
+
+pub(crate) use edge::{connections, refused_connections, reload};
+
 const QUEUE_DEPTH: &str = "forebay_queue_depth";
 const IN_FLIGHT: &str = "forebay_in_flight";
 const REQUESTS: &str = "forebay_requests_total";
@@ -33,6 +37,7 @@ const LATENCY: &[f64] =
 
 /// Help texts.
 pub fn describe() {
+    edge::describe();
     describe_gauge!(QUEUE_DEPTH, "Requests held now, by pool");
     describe_gauge!(IN_FLIGHT, "Requests at endpoints now, by pool");
     describe_counter!(REQUESTS, "Requests ended, by pool and outcome");

@@ -19,6 +19,8 @@ pub(crate) enum Refusal {
     UnknownPath(String),
     #[error("The path `{path}` takes {allowed} requests, not {method}.")]
     WrongMethod { path: String, method: String, allowed: &'static str },
+    #[error("The request has more than {0} headers.")]
+    TooManyHeaders(u16),
     #[error("{0}")]
     BadBody(String),
     #[error(transparent)]
@@ -53,6 +55,9 @@ impl Refusal {
             Self::WrongMethod { .. } => {
                 (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedError", None)
             }
+            Self::TooManyHeaders(_) => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "BadRequestError", None)
+            }
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
             Self::BadRequest(error) => (StatusCode::BAD_REQUEST, "BadRequestError", error.param()),
             Self::BodyTooLarge(_) => {
@@ -85,6 +90,7 @@ impl Refusal {
         match self {
             Self::UnknownPath(_) => "unknown_path",
             Self::WrongMethod { .. } => "wrong_method",
+            Self::TooManyHeaders(_) => "too_many_headers",
             Self::BadBody(_) | Self::BadRequest(_) => "bad_request",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::BodyTooSlow(_) => "body_too_slow",
@@ -158,6 +164,7 @@ mod tests {
         let second = Duration::from_secs(1);
         for (refusal, status) in [
             (Refusal::UnknownPath("/x".into()), 404),
+            (Refusal::TooManyHeaders(100), 431),
             (Refusal::BadBody("broken".into()), 400),
             (Refusal::BodyTooLarge(1), 413),
             (Refusal::BodyTooSlow(second), 408),

@@ -13,12 +13,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::drain::Drain;
+use crate::edge::Edge;
 use crate::follow::{self, Probes};
 use crate::listen::Listeners;
 use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::report::report;
 use crate::route::Routes;
+use crate::tls::{Tls, TlsError};
 
 /// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
 /// by threads of its own.
@@ -39,6 +41,9 @@ pub enum StartError {
         /// The system's word.
         source: io::Error,
     },
+    /// The files of `gateway.tls` can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Not an address, or a name that does not resolve.
     #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
     Endpoint {
@@ -78,23 +83,28 @@ impl Gateway {
         }
         let drain = Drain::default();
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let proxy = Arc::new(Proxy {
+        let proxy = Proxy {
             routes: Routes::new(pools.clone()),
             limits: config.gateway.limits.clone(),
             drain: drain.clone(),
             started: since_epoch.map_or(0, |since| since.as_secs()),
-        });
+        };
+        let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
+        let edge = Edge::new(&config.gateway, tls.clone(), proxy, drain.clone());
         let threads = config.gateway.threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
             usize::from,
         );
         let address = config.gateway.listen;
-        let listeners = Listeners::start(address, threads.max(1), proxy)
+        let listeners = Listeners::start(address, threads.max(1), edge)
             .map_err(|source| StartError::Listen { address, source })?;
         let publisher = Publisher::new();
         // Whoever reads the feed first finds every pool in it.
         let first = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
         publisher.publish(first.collect());
+        if let Some(tls) = tls {
+            drain.spawn(tls.follow());
+        }
         drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
         match scaler {
             Some(url) => drain.spawn(follow::replicas(url, token, pools, probes)),

@@ -11,13 +11,18 @@ use tokio::io::unix::AsyncFd;
 
 /// One client connection, as far as a request needs to know it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ClientSocket(RawFd);
+pub(crate) struct ClientSocket(Option<RawFd>);
 
 impl ClientSocket {
     /// `fd` must stay open while this is used: hyper drops a connection's requests before its
     /// stream.
     pub(crate) fn new(fd: RawFd) -> Self {
-        Self(fd)
+        Self(Some(fd))
+    }
+
+    /// Of a connection whose protocol tells of the client's leaving by itself, as HTTP/2 does.
+    pub(crate) fn unwatched() -> Self {
+        Self(None)
     }
 
     /// Resolves when the client has closed its side. Never, if that can't be watched: then the
@@ -29,7 +34,7 @@ impl ClientSocket {
     }
 
     async fn watch(self) -> Option<()> {
-        let own = register(duplicate(self.0)?)?;
+        let own = register(duplicate(self.0?)?)?;
         loop {
             let mut guard = own.readable().await.ok()?;
             if guard.ready().is_read_closed() {

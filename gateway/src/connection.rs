@@ -1,0 +1,320 @@
+//! One connection of a client, from its handshake to its end: HTTP/1.1 or HTTP/2, by negotiation or
+//! by its first bytes, within its time limits.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pingora_core::protocols::Stream;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::activity::{Activity, Over, Watched};
+use crate::context::Client;
+use crate::edge::{Edge, Peer};
+use crate::socket::ClientSocket;
+use crate::streams::{Running, Streams};
+
+/// What an HTTP/2 client with prior knowledge begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How often an HTTP/2 client is asked whether it is still there, and how long it may take.
+const PING: Duration = Duration::from_secs(20);
+/// Streams that a client has reset before they were looked at: beyond, it does nothing else.
+const PENDING_RESETS: usize = 64;
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) {
+    let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address) };
+    let outcome = match edge.tls.as_ref().map(|tls| tls.current()) {
+        None => plain(stream, client, edge).await,
+        Some(tls) => secure(stream, tls, client, edge).await,
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%address, "connection: {error}");
+    }
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+async fn plain(mut stream: Stream, client: Client, edge: Arc<Edge>) -> Result<(), Error> {
+    let limit = edge.limits().header_timeout;
+    let Ok(sniffed) = timeout(limit, sniff(&mut stream)).await else {
+        return Err("nothing came".into());
+    };
+    let Sniffed { read, http2 } = sniffed?;
+    let io = ClientIo { io: Io::Plain(stream), read, activity: None };
+    serve_http(io, http2, Peer { client }, edge).await
+}
+
+async fn secure(
+    stream: Stream,
+    tls: Arc<ServerConfig>,
+    client: Client,
+    edge: Arc<Edge>,
+) -> Result<(), Error> {
+    let limit = edge.limits().header_timeout;
+    let stream = timeout(limit, TlsAcceptor::from(tls).accept(stream))
+        .await
+        .map_err(|_| "the TLS handshake took too long")?
+        .map_err(|error| format!("TLS: {error}"))?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let io = ClientIo { io: Io::Tls(Box::new(stream)), read: Bytes::new(), activity: None };
+    serve_http(io, http2, Peer { client }, edge).await
+}
+
+/// The first bytes, as far as they were needed to know the version.
+struct Sniffed {
+    read: Bytes,
+    http2: bool,
+}
+
+async fn sniff(stream: &mut Stream) -> io::Result<Sniffed> {
+    let mut read = BytesMut::with_capacity(1024);
+    loop {
+        let known = read.len().min(PREFACE.len());
+        if read[..known] != PREFACE[..known] || known == PREFACE.len() {
+            return Ok(Sniffed {
+                http2: known == PREFACE.len() && read[..known] == *PREFACE,
+                read: read.freeze(),
+            });
+        }
+        if stream.read_buf(&mut read).await? == 0 {
+            // Left, maybe in the middle of a preface. HTTP/1 knows what to do of either.
+            return Ok(Sniffed { read: read.freeze(), http2: false });
+        }
+    }
+}
+
+async fn serve_http(
+    mut io: ClientIo,
+    http2: bool,
+    mut peer: Peer,
+    edge: Arc<Edge>,
+) -> Result<(), Error> {
+    let limits = edge.limits();
+    let activity = Activity::new(Instant::now(), !http2);
+    io.activity = Some(Arc::clone(&activity));
+    let streams = Streams::default();
+    if http2 {
+        // A stream's end is told by the protocol, and the socket is always read.
+        peer.client.socket = ClientSocket::unwatched();
+    }
+    let peer = Arc::new(peer);
+    let service = {
+        let (edge, activity, streams) = (Arc::clone(&edge), Arc::clone(&activity), streams.clone());
+        service_fn(move |request| {
+            let flight = activity.begin(Instant::now());
+            if http2 {
+                streams.announce(&flight);
+            }
+            let (edge, peer) = (Arc::clone(&edge), Arc::clone(&peer));
+            async move {
+                let response = edge.serve(request, &peer).await;
+                Ok::<_, Infallible>(response.map(|body| Watched::new(body, flight)))
+            }
+        })
+    };
+    let header_size = usize::try_from(limits.header_size.bytes()).unwrap_or(usize::MAX);
+    if http2 {
+        let mut builder = http2::Builder::new(streams.clone());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams_per_connection)
+            .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut running = Running::new(streams, Arc::clone(&limits));
+        let poll = |cx: &mut Context<'_>, action| match action {
+            Drive::End => {
+                connection.as_mut().graceful_shutdown();
+                Poll::Pending
+            }
+            Drive::Poll => loop {
+                running.poll(cx);
+                if let Poll::Ready(served) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(served);
+                }
+                if !running.poll(cx) {
+                    return Poll::Pending;
+                }
+            },
+        };
+        drive(poll, &activity, &edge).await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            // Ours, which tells heads from idleness.
+            .header_read_timeout(None)
+            .max_buf_size(header_size.max(8192))
+            .max_header_size(header_size);
+        if limits.header_count != 100 {
+            // hyper's own number costs no allocation.
+            builder.max_headers(limits.header_count.into());
+        }
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        let mut connection = std::pin::pin!(connection);
+        let poll = |cx: &mut Context<'_>, action| match action {
+            Drive::End => {
+                connection.as_mut().graceful_shutdown();
+                Poll::Pending
+            }
+            Drive::Poll => connection.as_mut().poll(cx),
+        };
+        drive(poll, &activity, &edge).await
+    }
+}
+
+/// What a connection is to do next.
+enum Drive {
+    Poll,
+    /// Answer what is there and take nothing new.
+    End,
+}
+
+/// Drives a connection within its limits; when the gateway drains, to its orderly end.
+async fn drive(
+    mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<hyper::Result<()>>,
+    activity: &Activity,
+    edge: &Edge,
+) -> Result<(), Error> {
+    let limits = edge.limits();
+    let mut draining = std::pin::pin!(edge.drain().begun());
+    let mut alarm = std::pin::pin!(sleep_until(activity.due(&limits).0));
+    let (mut drains, mut ending) = (false, false);
+    std::future::poll_fn(|cx| {
+        if !drains && draining.as_mut().poll(cx).is_ready() {
+            drains = true;
+            let _ = connection(cx, Drive::End);
+        }
+        if let Poll::Ready(served) = connection(cx, Drive::Poll) {
+            return Poll::Ready(served.map_err(Error::from));
+        }
+        // Moved when it must ring earlier, or has rung: not with each request.
+        if !ending && activity.due(&limits).0 < alarm.deadline() {
+            alarm.as_mut().reset(activity.due(&limits).0);
+        }
+        loop {
+            ready!(alarm.as_mut().poll(cx));
+            let (now, (due, over)) = (Instant::now(), activity.due(&limits));
+            if ending {
+                return Poll::Ready(Err("did not end in time".into()));
+            }
+            if due > now {
+                alarm.as_mut().reset(due);
+                continue;
+            }
+            match over {
+                Over::Idle => {
+                    ending = true;
+                    alarm.as_mut().reset(now + limits.write_timeout);
+                    let _ = connection(cx, Drive::End);
+                    if let Poll::Ready(served) = connection(cx, Drive::Poll) {
+                        return Poll::Ready(served.map_err(Error::from));
+                    }
+                }
+                Over::Head => return Poll::Ready(Err("a head took too long".into())),
+                Over::Total => return Poll::Ready(Err("an answer took too long".into())),
+            }
+        }
+    })
+    .await
+}
+
+enum Io {
+    Plain(Stream),
+    Tls(Box<TlsStream<Stream>>),
+}
+
+/// A client's bytes, those first that were read to know the version.
+struct ClientIo {
+    io: Io,
+    read: Bytes,
+    activity: Option<Arc<Activity>>,
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if this.read.is_empty() {
+            ready!(match &mut this.io {
+                Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
+                Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            })?;
+        } else {
+            let count = this.read.len().min(buf.remaining());
+            buf.put_slice(&this.read[..count]);
+            this.read.advance(count);
+        }
+        if buf.filled().len() > before
+            && let Some(activity) = &this.activity
+        {
+            activity.received(Instant::now());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
