@@ -10,6 +10,7 @@ pub mod inputs;
 pub mod load;
 pub mod policy;
 pub mod proposal;
+pub mod triggers;
 pub mod window;
 
 pub use decide::{State, decide};
@@ -18,3 +19,4 @@ pub use inputs::{Inputs, Override, ReplicaFacts, Standing};
 pub use load::{Ledger, Load, Word};
 pub use policy::Policy;
 pub use proposal::{Problem, Proposal};
+pub use triggers::{Reading, Replicas, Triggers, Wanted};

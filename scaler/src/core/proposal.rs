@@ -20,6 +20,9 @@ pub struct Proposal {
     pub needed: Option<f64>,
     /// The figure is above `activation`.
     pub active: bool,
+    /// How long ago the figure was read, in milliseconds; `None` for first-hand ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
     /// Why it can't say anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
