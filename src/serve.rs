@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
-use forebay_config::Config;
+use forebay_config::{Config, Discovery, Target};
+use forebay_discovery::Cluster;
 use forebay_gateway::Gateway;
 use forebay_scaler::Scaler;
 use tokio::net::TcpListener;
@@ -33,6 +34,7 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
             .with_context(|| format!("admin.tokenFile: cannot read {}", file.display()))
     });
     let token = token.transpose()?;
+    let cluster = if needs_cluster(&config) { Some(Cluster::infer().await?) } else { None };
     let metrics = admin::install_metrics()?;
     let listener = TcpListener::bind(config.admin.listen).await.with_context(|| {
         format!(
@@ -60,7 +62,7 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
         } else {
             config.scaler.gateways.iter().map(|it| url(it)).collect::<anyhow::Result<_>>()?
         };
-        let scaler = Scaler::start(Arc::clone(&config), gateways, token.clone())?;
+        let scaler = Scaler::start(Arc::clone(&config), gateways, token.clone(), cluster)?;
         routes = routes.merge(scaler.routes());
         Some(scaler)
     };
@@ -99,6 +101,16 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     };
     tracing::info!("stopped");
     Ok(code)
+}
+
+/// Whether anything is found or scaled in Kubernetes.
+fn needs_cluster(config: &Config) -> bool {
+    let found = |it: &Option<Discovery>| it.as_ref().is_some_and(forebay_discovery::needs_cluster);
+    config.scaler.leader_election.is_some()
+        || found(&config.scaler.gateway_discovery)
+        || config.pools.iter().any(|pool| {
+            found(&pool.discovery) || matches!(pool.target, Some(Target::Kubernetes(_)))
+        })
 }
 
 /// An admin address as configured, with or without `http://`, as a base URL.

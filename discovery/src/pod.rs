@@ -94,6 +94,8 @@ pub struct Pod {
     pub ordinal: Option<u32>,
     /// It has a node.
     pub scheduled: bool,
+    /// Its containers have ended for good: only the object is left.
+    pub ended: bool,
 }
 
 /// Names one start of a pod's containers.
@@ -156,6 +158,7 @@ impl Pod {
             start,
             ordinal: ordinal(wire),
             scheduled,
+            ended,
         }
     }
 }

@@ -96,7 +96,9 @@ impl Watch {
             Event::InitApply(wire) => {
                 let name = wire.name_any();
                 let pod = Pod::read(&wire, self.known.get(&name));
-                self.listed.insert(name, pod);
+                if !pod.ended {
+                    self.listed.insert(name, pod);
+                }
                 None
             }
             Event::InitDone => {
@@ -108,6 +110,9 @@ impl Watch {
                 self.calm();
                 let name = wire.name_any();
                 let pod = Pod::read(&wire, self.known.get(&name));
+                if pod.ended {
+                    return self.known.remove(&name).map(|_| PodChange::Gone(name));
+                }
                 if self.known.get(&name) == Some(&pod) {
                     return None;
                 }

@@ -51,6 +51,8 @@ pub(crate) struct PoolLoop {
     epoch: u64,
     barrier: bool,
     why: String,
+    /// What keeps the target from doing what it is told.
+    trouble: Option<String>,
     /// When a gateway was first heard; what is there soon after is taken over.
     heard_ms: Option<u64>,
     /// At zero nothing is left to do: every gateway holds, and nothing is in flight.
@@ -101,6 +103,7 @@ impl PoolLoop {
             epoch: 0,
             barrier: false,
             why: String::new(),
+            trouble: None,
             heard_ms: None,
             closed: false,
             figures: BTreeMap::new(),
@@ -138,13 +141,20 @@ impl PoolLoop {
         let facts: Vec<_> = alive.iter().filter(staying).map(|status| self.facts(status)).collect();
         let staying = count(&|_| true);
         let alive: Vec<_> = alive.into_iter().cloned().collect();
-        let inputs = Inputs { load: &load, replicas: &facts, proposals, order: self.order };
+        let order = if self.order == Override::None { target.order() } else { self.order };
+        let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
         self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
         self.figure(&load);
         let decision = decide(&mut self.state, &inputs, &self.policy, now_ms);
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
         }
+        if decision.from != decision.desired {
+            target.decided(&self.why);
+        }
+        self.trouble = target.trouble();
+        // What a rollout has on top is not ours to take away.
+        let staying = staying.saturating_sub(target.surplus());
         self.reconcile(decision.desired, staying, &alive, heard, target, now_ms);
         let drained = self.drained(heard, &alive);
         self.closed = decision.desired == 0 && drained.len() == alive.len();
@@ -176,7 +186,7 @@ impl PoolLoop {
         ReplicaFacts {
             standing,
             asked_ms: start.map_or(0, |start| start.since_ms),
-            scheduled_ms: None,
+            scheduled_ms: status.scheduled_ms,
             started_ms,
             ready_ms: start.and_then(|start| start.ready_ms),
             first_token_ms: start.and_then(|start| start.first_token_ms),
@@ -373,7 +383,10 @@ impl PoolLoop {
             statuses.iter().map(|(id, status)| (id.clone(), Some(replica(status)))).collect();
         PoolReplicas {
             desired,
-            why: self.why.clone(),
+            why: match &self.trouble {
+                Some(trouble) => format!("{}, but: {trouble}", self.why),
+                None => self.why.clone(),
+            },
             active: !self.closed,
             figures: self.figures.clone(),
             target_concurrency: Some(f64::from(self.policy.target_concurrency)),

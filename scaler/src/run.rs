@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use forebay_config::Config;
+use forebay_discovery::Cluster;
 use forebay_signals::follower::{Event, follow};
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolReplicas, PoolSignals, ReplicaState, View};
@@ -66,8 +67,9 @@ struct Driven {
 }
 
 impl Scaler {
-    /// Starts deciding for every pool; for one without a target, it only tells. `gateways` are base URLs of admin ports,
-    /// `token` their bearer token.
+    /// Starts deciding for every pool; for one without a target, it only tells. `gateways` are base
+    /// URLs of admin ports, `token` their bearer token. `cluster` is needed where a target is in
+    /// Kubernetes.
     ///
     /// # Errors
     /// [`StartError`] when a target can't be used.
@@ -75,12 +77,13 @@ impl Scaler {
         config: Arc<Config>,
         gateways: Vec<String>,
         token: Option<String>,
+        cluster: Option<Cluster>,
     ) -> Result<Self, StartError> {
         let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
         let mut pools = Vec::new();
         for pool in &config.pools {
             let failed = |source| StartError::Target { pool: pool.name.clone(), source };
-            let target = Driver::start(pool).map_err(failed)?;
+            let target = Driver::start(pool, cluster.as_ref()).map_err(failed)?;
             let metrics = Metrics::register(&pool.name);
             pools.push(Driven { pool: PoolLoop::new(pool, stale_after_ms), target, metrics });
         }
@@ -138,9 +141,14 @@ impl Scaler {
 
 fn leaving(pools: &[Driven]) -> BTreeMap<String, PoolReplicas> {
     let told = |driven: &Driven| {
-        (driven.pool.name.clone(), driven.pool.leaving(&driven.target.statuses(&[])))
+        let statuses = driven.target.statuses(&[])?;
+        Some((driven.pool.name.clone(), driven.pool.leaving(&statuses)))
     };
-    pools.iter().filter(|driven| driven.target.takes_its_replicas_along()).map(told).collect()
+    pools
+        .iter()
+        .filter(|driven| driven.target.takes_its_replicas_along())
+        .filter_map(told)
+        .collect()
 }
 
 /// Every gateway's feed, and the last that each said.
@@ -260,7 +268,8 @@ impl Loop {
         for driven in &mut self.pools {
             let began = Instant::now();
             let heard = self.feeds.words(&driven.pool.name);
-            let statuses = driven.target.statuses(&heard);
+            // Nothing is decided of what is not known yet, and gateways keep what they know.
+            let Some(statuses) = driven.target.statuses(&heard) else { continue };
             let step = driven.pool.step(&heard, &statuses, &[], &driven.target, now_ms);
             driven.metrics.reaction.record(began.elapsed());
             note(driven, &step, now_ms, &self.decisions);

@@ -7,15 +7,21 @@ use std::sync::Arc;
 use forebay_config::{Pool, Target as TargetConfig};
 use tokio::sync::watch;
 
+use forebay_discovery::Cluster;
+
 use super::keda::KedaTarget;
+use super::kubernetes::Kubernetes;
 use super::processes::Processes;
 use super::{Drains, Phase, ReplicaStatus, Replicas, Target};
+use crate::core::Override;
 use crate::pool::Heard;
 
 /// What drives one pool's replicas.
 pub(crate) enum Driver {
     /// Processes on this machine.
     Processes(Processes),
+    /// A workload in Kubernetes, by its `/scale`.
+    Kubernetes(Kubernetes),
     /// KEDA, which asks.
     Keda(KedaTarget),
     /// Nothing: decisions are told and not acted on.
@@ -27,13 +33,15 @@ impl Driver {
     ///
     /// # Errors
     /// It can't be used as configured.
-    pub(crate) fn start(pool: &Pool) -> io::Result<Self> {
+    pub(crate) fn start(pool: &Pool, cluster: Option<&Cluster>) -> io::Result<Self> {
         match &pool.target {
             Some(TargetConfig::Processes(settings)) => {
                 let exe = std::env::current_exe()?;
                 Processes::start(pool, settings, exe).map(Self::Processes)
             }
-            Some(TargetConfig::Kubernetes(_)) => Err(io::Error::other("not built in yet")),
+            Some(TargetConfig::Kubernetes(settings)) => {
+                Kubernetes::start(pool, settings, cluster).map(Self::Kubernetes)
+            }
             Some(TargetConfig::Keda(_)) => Ok(Self::Keda(KedaTarget)),
             None => Ok(Self::Observe),
         }
@@ -44,15 +52,17 @@ impl Driver {
     pub(crate) fn replicas(&self) -> Option<watch::Receiver<Replicas>> {
         match self {
             Self::Processes(it) => Some(it.replicas()),
+            Self::Kubernetes(it) => Some(it.replicas()),
             Self::Keda(_) | Self::Observe => None,
         }
     }
 
-    /// The replicas now.
-    pub(crate) fn statuses(&self, heard: &[Heard<'_>]) -> Replicas {
-        match self.replicas() {
-            Some(replicas) => Arc::clone(&replicas.borrow()),
-            None => Arc::new(observed(heard)),
+    /// The replicas now; `None` as long as they have not been read once.
+    pub(crate) fn statuses(&self, heard: &[Heard<'_>]) -> Option<Replicas> {
+        match self {
+            Self::Processes(it) => Some(Arc::clone(&it.replicas().borrow())),
+            Self::Kubernetes(it) => it.statuses(),
+            Self::Keda(_) | Self::Observe => Some(Arc::new(observed(heard))),
         }
     }
 
@@ -60,7 +70,7 @@ impl Driver {
     pub(crate) async fn shutdown(&self) {
         match self {
             Self::Processes(it) => it.shutdown().await,
-            Self::Keda(_) | Self::Observe => {}
+            Self::Kubernetes(_) | Self::Keda(_) | Self::Observe => {}
         }
     }
 
@@ -72,6 +82,7 @@ impl Driver {
     fn target(&self) -> Option<&dyn Target> {
         match self {
             Self::Processes(it) => Some(it),
+            Self::Kubernetes(it) => Some(it),
             Self::Keda(it) => Some(it),
             Self::Observe => None,
         }
@@ -100,6 +111,20 @@ impl Target for Driver {
     fn drains(&self) -> Drains {
         self.target().map_or(Drains::Never, Target::drains)
     }
+    fn surplus(&self) -> u32 {
+        self.target().map_or(0, Target::surplus)
+    }
+    fn order(&self) -> Override {
+        self.target().map_or(Override::None, Target::order)
+    }
+    fn decided(&self, sentence: &str) {
+        if let Some(target) = self.target() {
+            target.decided(sentence);
+        }
+    }
+    fn trouble(&self) -> Option<String> {
+        self.target()?.trouble()
+    }
 }
 
 /// The replicas that gateways have as endpoints, where the target can't list its own.
@@ -115,6 +140,7 @@ fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
         address: address.parse().ok(),
         phase: Phase::Running,
         reason: String::new(),
+        scheduled_ms: None,
         started_ms: 0,
         rank: 0,
     };

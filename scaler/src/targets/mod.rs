@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::core::Override;
 
 mod backoff;
 mod driver;
 mod keda;
+mod kubernetes;
 mod ports;
 pub mod processes;
 
@@ -24,6 +28,20 @@ pub(crate) trait Target {
     /// Takes a stop back, for a replica that is still there. Whether it could be.
     fn recall(&self, _id: &str) -> bool {
         false
+    }
+    /// Replicas on top of those that were asked for, which come and go by themselves: a rollout's.
+    fn surplus(&self) -> u32 {
+        0
+    }
+    /// Who else is in charge of the count, by a sign at the target itself.
+    fn order(&self) -> Override {
+        Override::None
+    }
+    /// The decision behind the next [`Target::ensure`], in one sentence.
+    fn decided(&self, _sentence: &str) {}
+    /// Why it can't do what it is told, in words.
+    fn trouble(&self) -> Option<String> {
+        None
     }
     /// What the loop may drain.
     fn drains(&self) -> Drains {
@@ -54,6 +72,8 @@ pub struct ReplicaStatus {
     pub phase: Phase,
     /// What a person should know about that ("exited with status 1, again in 4 s").
     pub reason: String,
+    /// When it was given a machine, in milliseconds since the epoch, where that is a step.
+    pub scheduled_ms: Option<u64>,
     /// When it was last started, in milliseconds since the epoch; 0 before.
     pub started_ms: u64,
     /// The target's own order of stopping: those with the highest go first, and among equals the
@@ -76,3 +96,8 @@ pub enum Phase {
 
 /// Every replica by its id.
 pub type Replicas = Arc<BTreeMap<String, ReplicaStatus>>;
+
+fn epoch_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_config as config;
 use nix::sys::prctl;
@@ -20,7 +19,7 @@ use tokio::task::JoinSet;
 use self::gpus::Gpus;
 use self::output::Output;
 pub use super::{Phase, ReplicaStatus, Replicas};
-use super::{Target, ports::Ports};
+use super::{Target, epoch_ms, ports::Ports};
 
 mod gpus;
 mod launch;
@@ -110,6 +109,7 @@ impl Processes {
                 address: None,
                 phase: Phase::Pending,
                 reason: "asked for".into(),
+                scheduled_ms: None,
                 started_ms: 0,
                 rank: 0,
             });
@@ -188,9 +188,4 @@ fn complain(done: Result<(), tokio::task::JoinError>) {
     {
         tracing::error!(%error, "a replica's task panicked");
     }
-}
-
-fn epoch_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

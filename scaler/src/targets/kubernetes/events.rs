@@ -6,6 +6,7 @@ use forebay_discovery::error::{Rule, explain};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::mpsc;
@@ -39,8 +40,8 @@ impl Events {
             let api = Api::<Event>::namespaced(client, &namespace);
             let mut complained = false;
             while let Some(next) = told.recv().await {
-                let written = timeout(PATIENCE, api.create(&PostParams::default(), &event(next)));
-                if let Ok(Err(error)) = written.await
+                let (params, event) = (PostParams::default(), event(next));
+                if let Ok(Err(error)) = timeout(PATIENCE, api.create(&params, &event)).await
                     && !std::mem::replace(&mut complained, true)
                 {
                     let rule = Rule {
@@ -64,7 +65,7 @@ impl Events {
 }
 
 fn event(told: Told) -> Event {
-    let now = jiff::Timestamp::now();
+    let now = Timestamp::now();
     let name = told.regarding.name.clone().unwrap_or_default();
     let note: String = told.note.chars().take(LONGEST_NOTE).collect();
     Event {
@@ -80,9 +81,7 @@ fn event(told: Told) -> Event {
         event_time: Some(MicroTime(now)),
         regarding: Some(told.regarding),
         reporting_controller: Some(format!("forebay.io/{REPORTER}")),
-        reporting_instance: Some(
-            std::env::var("POD_NAME").unwrap_or_else(|_| REPORTER.to_owned()),
-        ),
+        reporting_instance: Some(std::env::var("POD_NAME").unwrap_or_else(|_| REPORTER.to_owned())),
         ..Event::default()
     }
 }

@@ -4,7 +4,7 @@
 //! One task a pool (`worker`) watches the workload and its pods, and writes the replica count when
 //! the loop wants another. All the loop sees is here: statuses, and orders given at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ impl Kubernetes {
         self.seen.borrow().known.then(|| Arc::clone(&self.replicas.borrow()))
     }
 
-    fn order(&self, change: impl FnOnce(&mut Orders)) {
+    fn give(&self, change: impl FnOnce(&mut Orders)) {
         self.orders.send_if_modified(|orders| {
             let before = orders.clone();
             change(orders);
@@ -104,14 +104,14 @@ impl Kubernetes {
 impl Target for Kubernetes {
     fn ensure(&self, count: u32) {
         let there = Arc::clone(&self.replicas.borrow());
-        self.order(|orders| {
+        self.give(|orders| {
             orders.count = Some(count);
             orders.stopping.retain(|id| there.contains_key(id));
         });
     }
 
     fn stop(&self, id: &str) {
-        self.order(|orders| {
+        self.give(|orders| {
             orders.stopping.insert(id.to_owned());
         });
     }
@@ -119,7 +119,7 @@ impl Target for Kubernetes {
     fn recall(&self, id: &str) -> bool {
         let there = self.replicas.borrow().get(id).is_some_and(pods::is_going_on);
         if there {
-            self.order(|orders| {
+            self.give(|orders| {
                 orders.stopping.remove(id);
             });
         }
@@ -140,7 +140,7 @@ impl Target for Kubernetes {
     }
 
     fn decided(&self, sentence: &str) {
-        self.order(|orders| orders.why = sentence.to_owned());
+        self.give(|orders| orders.why = sentence.to_owned());
     }
 
     fn trouble(&self) -> Option<String> {

@@ -134,6 +134,7 @@ mod tests {
             start: Start::default(),
             ordinal: None,
             scheduled: true,
+            ended: false,
         }
     }
 
@@ -164,7 +165,8 @@ mod tests {
 
     #[test]
     fn who_goes_first_is_whom_the_workloads_controller_takes() {
-        let order = [PodPhase::Healthy, PodPhase::Starting, PodPhase::Pulling, PodPhase::Unscheduled];
+        let order =
+            [PodPhase::Healthy, PodPhase::Starting, PodPhase::Pulling, PodPhase::Unscheduled];
         let ranks: Vec<_> = order.into_iter().map(|phase| rank(&pod(phase))).collect();
         assert!(ranks.is_sorted(), "{ranks:?}");
         let third = Pod { ordinal: Some(3), ..pod(PodPhase::Healthy) };

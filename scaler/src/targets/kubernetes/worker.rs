@@ -28,8 +28,8 @@ use super::pods::{self, Times};
 use super::workload::{Failed, Scaled, Workload, order};
 use super::{Orders, Seen};
 use crate::core::Override;
-use crate::targets::Replicas;
 use crate::targets::backoff::Backoff;
+use crate::targets::{Replicas, epoch_ms};
 
 /// How often the scale is read without a sign that it changed.
 const REREAD: Duration = Duration::from_secs(10);
@@ -40,6 +40,16 @@ const RETRY: Duration = Duration::from_millis(500);
 type Metadata = PartialObjectMeta<DynamicObject>;
 type Changes = Pin<Box<dyn Stream<Item = watcher::Result<Event<Metadata>>> + Send>>;
 type Pods = Pin<Box<dyn Stream<Item = PodChange> + Send>>;
+
+/// What can be in trouble, the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    Scale,
+    Pods,
+    Watch,
+    Annotation,
+    Mark,
+}
 
 /// Where the worker tells what it knows.
 pub(super) struct Told {
@@ -68,6 +78,7 @@ pub(super) struct Worker {
     /// Pods that carry our mark.
     marked: BTreeSet<String>,
     retry: Option<Instant>,
+    troubles: BTreeMap<About, String>,
 }
 
 impl Worker {
@@ -100,6 +111,7 @@ impl Worker {
             written: None,
             marked: BTreeSet::new(),
             retry: None,
+            troubles: BTreeMap::new(),
         }
     }
 
@@ -131,6 +143,7 @@ impl Worker {
                 Some(change) = changes.next() => match change {
                     Ok(Event::Apply(it) | Event::InitApply(it)) => {
                         backoff.reset();
+                        self.calm(About::Watch);
                         let stands = (it.metadata.generation, it.annotations().clone());
                         if metadata.as_ref() != Some(&stands) {
                             self.read(&workload, &events, &stands.1).await;
@@ -141,7 +154,7 @@ impl Worker {
                     Ok(_) => {}
                     Err(error) => {
                         if !matches!(&error, watcher::Error::WatchError(it) if it.code == 410) {
-                            self.complain(explain_watch(&error, &workload.watch_rule()));
+                            self.complain(About::Watch, explain_watch(&error, &workload.watch_rule()));
                         }
                         // The watch is tried again; meanwhile orders and pods are heard.
                         let rest = stream::once(sleep(backoff.next(&mut rng))).filter_map(async |()| None);
@@ -175,17 +188,17 @@ impl Worker {
             let client = self.cluster.client.clone();
             match Workload::find(client, &self.namespace, &self.settings).await {
                 Ok(workload) => {
-                    self.calm();
+                    self.calm(About::Scale);
                     return workload;
                 }
-                Err(why) => self.complain(why),
+                Err(why) => self.complain(About::Scale, why),
             }
             sleep(backoff.next(&mut rng)).await;
         }
     }
 
     fn take(&mut self, change: PodChange) {
-        let now_ms = super::super::epoch_ms();
+        let now_ms = epoch_ms();
         match change {
             PodChange::All(all) => {
                 self.listed = true;
@@ -197,8 +210,9 @@ impl Worker {
             PodChange::Gone(name) => {
                 self.pods.remove(&name);
             }
-            PodChange::Trouble(why) => self.complain(why),
+            PodChange::Trouble(why) => return self.complain(About::Pods, why),
         }
+        self.calm(About::Pods);
         self.times.retain(|name, _| self.pods.contains_key(name));
         self.marked.retain(|name| self.pods.contains_key(name));
         for (name, pod) in &self.pods {
@@ -220,11 +234,11 @@ impl Worker {
     ) {
         let scaled = match workload.read().await {
             Ok(scaled) => scaled,
-            Err(why) => return self.complain(why),
+            Err(why) => return self.complain(About::Scale, why),
         };
-        self.calm();
+        self.calm(About::Scale);
         if scaled.selector.is_empty() && self.fallback_selector.is_none() {
-            self.complain(format!(
+            self.complain(About::Pods, format!(
                 "{} tells no selector of its pods in /scale; give the pool discovery.pods.selector",
                 self.settings.kind
             ));
@@ -238,8 +252,8 @@ impl Worker {
                 }
                 self.order = order;
             }
-            Ok(_) => {}
-            Err(why) => self.complain(why),
+            Ok(_) => self.calm(About::Annotation),
+            Err(why) => self.complain(About::Annotation, why),
         }
         let foreign = self.written.is_some_and(|ours| ours != scaled.replicas);
         if foreign && self.order == Override::None {
@@ -258,7 +272,7 @@ impl Worker {
                 note,
             });
         }
-        self.written = self.written.map(|_| scaled.replicas);
+        self.written = Some(scaled.replicas);
         self.scaled = Some(scaled);
         self.tell();
     }
@@ -281,9 +295,13 @@ impl Worker {
             }
             match workload.write(count, &scaled.version).await {
                 Ok(now) => {
-                    self.calm();
+                    self.calm(About::Scale);
                     let up = count > scaled.replicas;
-                    tracing::debug!("{}: replicas written: {} → {count}", self.pool, scaled.replicas);
+                    tracing::debug!(
+                        "{}: replicas written: {} → {count}",
+                        self.pool,
+                        scaled.replicas
+                    );
                     let from = scaled.replicas;
                     let note = match orders.why.as_str() {
                         "" => format!("scaling {from} → {count}"),
@@ -307,14 +325,17 @@ impl Worker {
                     // Only its status changed in most cases. A count that somebody else set is
                     // noticed with the watch, which tells of the annotations too.
                     Ok(now) if now.replicas == scaled.replicas => self.scaled = Some(now),
-                    Ok(_) => return self.retry_later(),
+                    Ok(now) => {
+                        self.scaled = Some(now);
+                        return self.retry_later();
+                    }
                     Err(why) => {
-                        self.complain(why);
+                        self.complain(About::Scale, why);
                         return self.retry_later();
                     }
                 },
                 Err(Failed::For(why)) => {
-                    self.complain(why);
+                    self.complain(About::Scale, why);
                     return self.retry_later();
                 }
             }
@@ -332,13 +353,15 @@ impl Worker {
         if by_number {
             return;
         }
-        let new: Vec<_> = stopping.difference(&self.marked).cloned().collect();
-        for name in new.into_iter().filter(|name| self.pods.contains_key(name)) {
+        let mut new: Vec<_> = stopping.difference(&self.marked).cloned().collect();
+        new.retain(|name| self.pods.contains_key(name));
+        for name in new {
             match workload.mark(&name, true).await {
                 Ok(()) => {
                     self.marked.insert(name);
+                    self.calm(About::Mark);
                 }
-                Err(why) => self.complain(why),
+                Err(why) => self.complain(About::Mark, why),
             }
         }
     }
@@ -351,7 +374,7 @@ impl Worker {
                 Ok(()) => {
                     self.marked.remove(&name);
                 }
-                Err(why) => return self.complain(why),
+                Err(why) => return self.complain(About::Mark, why),
             }
         }
     }
@@ -383,15 +406,17 @@ impl Worker {
     }
 
     /// Told once as long as the reason is the same.
-    fn complain(&self, why: String) {
-        let mut trouble = self.told.trouble.lock();
-        if trouble.as_ref() != Some(&why) {
+    fn complain(&mut self, of: About, why: String) {
+        if self.troubles.get(&of) != Some(&why) {
             tracing::error!("{}: {} {}: {why}", self.pool, self.settings.kind, self.settings.name);
-            *trouble = Some(why);
+            self.troubles.insert(of, why);
+            *self.told.trouble.lock() = self.troubles.values().next().cloned();
         }
     }
 
-    fn calm(&self) {
-        *self.told.trouble.lock() = None;
+    fn calm(&mut self, of: About) {
+        if self.troubles.remove(&of).is_some() {
+            *self.told.trouble.lock() = self.troubles.values().next().cloned();
+        }
     }
 }

@@ -125,7 +125,8 @@ impl Workload {
         let patch = json!({
             "metadata": {"resourceVersion": version}, "spec": {"replicas": replicas},
         });
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        let params =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
         let patch = Patch::Merge(patch);
         let call = self.api.patch_scale(&self.name, &params, &patch);
         self.answer(timeout(PATIENCE, call).await, "patch")
@@ -136,8 +137,8 @@ impl Workload {
         called: Result<kube::Result<Scale>, tokio::time::error::Elapsed>,
         verb: &str,
     ) -> Result<Scaled, Failed> {
-        let called = called
-            .map_err(|_| Failed::For("the API server does not answer".to_owned()))?;
+        let called =
+            called.map_err(|_| Failed::For("the API server does not answer".to_owned()))?;
         let scale = called.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 409 => Failed::Conflict,
             kube::Error::Api(status) if status.code == 404 => Failed::For(format!(

@@ -40,6 +40,7 @@ pub(super) async fn run(
         address: None,
         phase: Phase::Pending,
         reason: String::new(),
+        scheduled_ms: None,
         started_ms: 0,
         rank: 0,
     };
