@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use forebay_config::{LogFormat, Logging};
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
@@ -26,16 +27,16 @@ pub(crate) fn for_people() {
         .init();
 }
 
-/// A line a request and a line a decision, as JSON.
-pub(crate) fn for_machines() {
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_env_filter(filter(
-            "warn,forebay=info,forebay_gateway=info,forebay_scaler=info,forebay::access=info",
-        ))
-        .with_writer(std::io::stderr)
-        .init();
+/// A line a request and a line a decision, in the configured form.
+pub(crate) fn for_machines(logging: &Logging) {
+    let access = if logging.access { "info" } else { "off" };
+    let levels = "warn,forebay=info,forebay_gateway=info,forebay_scaler=info";
+    let filter = filter(&format!("{levels},forebay::access={access}"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match logging.format {
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => lines.with_ansi(false).init(),
+    }
 }
 
 /// Seconds since the start: what somebody who watches compares.

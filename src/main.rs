@@ -105,8 +105,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
-    logging::for_machines();
     let (config, warnings) = file.read()?;
+    logging::for_machines(&config.logging);
     for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }

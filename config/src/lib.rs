@@ -19,6 +19,7 @@ mod edge;
 mod gateway;
 mod load;
 mod network;
+mod logging;
 mod output;
 mod pool;
 mod problem;
@@ -40,6 +41,7 @@ pub use edge::{Cors, PATHS, Tls, TlsVersion};
 pub use gateway::{Admin, Gateway, Limits};
 pub use load::{inspect, load, parse};
 pub use network::Network;
+pub use logging::{LogFormat, Logging};
 pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
@@ -63,6 +65,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// The operators' port: metrics, the feeds, health.
     pub admin: Admin,
+    /// What is logged, and how.
+    pub logging: Logging,
     /// What decides replica counts.
     pub scaler: Scaler,
     /// The Prometheus server that triggers ask which name none of their own.

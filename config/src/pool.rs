@@ -42,6 +42,11 @@ pub struct Pool {
     /// `Bearer`; read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_file: Option<PathBuf>,
+    /// Whether clients may say where they stand in a replica's own queue, and which of its engines
+    /// serves them: the headers `x-vllm-priority` and `x-data-parallel-rank` and the body's
+    /// `priority`. By default these are taken out of every request.
+    #[serde(default)]
+    pub allow_priority: bool,
     /// Fixed addresses, `HOST:PORT` or `http://HOST:PORT`, of replicas that something else runs.
     #[serde(default)]
     pub endpoints: Vec<String>,
@@ -78,6 +83,13 @@ pub struct Hold {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub timeout: Duration,
+    /// How long a client that asked for a stream waits in silence. Then it is sent status 200 and
+    /// something that clients pass over, again each time as much time has gone by, so that
+    /// nothing on the way takes the connection for dead; what goes wrong later is told as an event
+    /// of the stream. `0s` sends nothing before the answer.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub heartbeat: Duration,
 }
 
 /// Time limits on the way to and at the replicas.
@@ -116,6 +128,7 @@ impl Pool {
             adapters: Vec::new(),
             fallback: None,
             api_key_file: None,
+            allow_priority: false,
             endpoints: Vec::new(),
             discovery: None,
             max_in_flight: default_max_in_flight(),
@@ -169,6 +182,7 @@ impl Default for Hold {
             max_requests: 10_000,
             max_bytes: ByteSize::mib(1024),
             timeout: Duration::from_secs(10 * 60),
+            heartbeat: Duration::from_secs(15),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, MetricType,
+    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, LogFormat, Logging, MetricType,
     Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus, Route, Scaler,
     Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Tls,
     TlsVersion, Trigger, Upstream, parse, print,
@@ -183,7 +183,7 @@ prop_compose! {
         aliases in btree_map("x[a-z ]{1,4}", 0..1_usize, 0..3), adapters in vec("y[a-z]{4}", 0..2),
         after in option::of(duration()), models in vec(text(), 1..4), endpoint: bool, max_in_flight in 1..u32::MAX,
         target in processes(), scaling in scaling(), max_requests in 1..u32::MAX,
-        max_bytes in size(), hold in duration(), limits in (duration(), duration(), duration()),
+        max_bytes in size(), hold in (duration(), duration()), allow_priority: bool, limits in (duration(), duration(), duration()),
         max_tries in 1..9_u32, commit_size in size(),
     ) -> Pool {
         let mut pool = Pool::named("a.B-1_");
@@ -200,7 +200,8 @@ prop_compose! {
         pool.api_key_file = after.map(|_| "a/b".into());
         pool.endpoints = if endpoint { vec!["h:1".to_owned(), "http://[::1]:2/".to_owned()] } else { Vec::new() };
         pool.max_in_flight = max_in_flight;
-        pool.hold = Hold { max_requests, max_bytes, timeout: hold };
+        pool.hold = Hold { max_requests, max_bytes, timeout: hold.0, heartbeat: hold.1 };
+        pool.allow_priority = allow_priority;
         let (connect_timeout, stall_timeout, request_timeout) = limits;
         pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size };
         pool.target = Some(Target::Processes(target));
@@ -215,7 +216,8 @@ proptest! {
         gateway in gateway(), pool in pool(), stale_after in duration(),
         token_file in option::of("[a-z/ #:]{1,9}"), tenant in tenant(), required: bool,
         by in prop_oneof![Just(SplitBy::Request), Just(SplitBy::Session), Just(SplitBy::Tenant)],
-        weight in 1..u32::MAX,
+        weight in 1..u32::MAX, access: bool,
+        format in prop_oneof![Just(LogFormat::Json), Just(LogFormat::Text)],
     ) {
         let mut gateway: Gateway = gateway;
         gateway.keys = Some(Keys { file: "keys".into(), required });
@@ -228,6 +230,7 @@ proptest! {
         let config = Config {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
+            logging: Logging { format, access },
             scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()), ..Scaler::default() },
             prometheus: Prometheus {
                 server_address: Some("http://p:9090".to_owned()), timeout: stale_after,

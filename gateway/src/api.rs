@@ -108,6 +108,30 @@ impl Api {
         }
     }
 
+    /// What a stream's client passes over while it waits: a comment, or the event that its API has
+    /// for it.
+    pub(crate) fn heartbeat(self) -> Bytes {
+        Bytes::from_static(match self.end_mark() {
+            Some(EndMark::MessageStop) => b"event: ping\ndata: {\"type\":\"ping\"}\n\n",
+            Some(EndMark::Done | EndMark::Response) | None => b": waiting\n\n",
+        })
+    }
+
+    /// A plain answer's error as the last event of a stream: as it stands where the API's events
+    /// have the same form.
+    pub(crate) fn plain_error_event(self, status: u16, body: &[u8]) -> Bytes {
+        let as_it_stands = matches!(self.end_mark(), Some(EndMark::Done))
+            && body.starts_with(b"{")
+            && !body.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
+        if as_it_stands {
+            return Bytes::from([b"data: ", body, b"\n\ndata: [DONE]\n\n"].concat());
+        }
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |name: &str| body["error"][name].as_str();
+        let message = text("message").unwrap_or("The replica refused the request.");
+        self.error_event(status, text("type").unwrap_or("BadRequestError"), message, 0)
+    }
+
     /// An error as the last event of a stream, with the end that this API's clients wait for.
     /// `sequence` numbers the events of `/v1/responses`; the others have no such number.
     pub(crate) fn error_event(
@@ -200,6 +224,31 @@ mod tests {
              \"message\":\"a \\\"b\\\"\\n\",\"param\":null,\"sequence_number\":7,\
              \"type\":\"error\"}\n\n"
         );
+    }
+
+    #[test]
+    fn a_plain_error_becomes_an_event_of_its_apis_form() {
+        let body = br#"{"error":{"message":"no","type":"BadRequestError","param":"n","code":400}}"#;
+        let event = Api::Completions.plain_error_event(400, body);
+        let want = [b"data: ", &body[..], b"\n\ndata: [DONE]\n\n"].concat();
+        assert_eq!(event, want, "as the replica wrote it");
+        let event = Api::Messages.plain_error_event(400, body);
+        assert!(event.starts_with(b"event: error\ndata: {\"error\":{\"message\":\"no\""));
+        for body in [&b"<html>\n"[..], b""] {
+            let event = Api::ChatCompletions.plain_error_event(404, body);
+            assert!(event.starts_with(b"data: {\"error\":{\"code\":404,"), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_an_event_that_commits_to_nothing() {
+        use crate::judge::{Verdict, judge_event};
+        use crate::sse::Event;
+        for api in [Api::ChatCompletions, Api::Completions, Api::Messages, Api::Responses] {
+            let beat = api.heartbeat();
+            assert!(beat.ends_with(b"\n\n"));
+            assert_eq!(judge_event(api, &Event::read(&beat)).verdict, Verdict::Hold, "{api:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::held::Held;
 use crate::pieces::Pieces;
 use crate::refusal::Refusal;
 use crate::relay::Relay;
@@ -20,6 +21,8 @@ pub(crate) enum Body {
     Whole(Pieces),
     /// A replica's answer as it comes.
     Relay(Box<Relay>),
+    /// A stream of which nothing has come yet.
+    Held(Box<Held>),
 }
 
 impl Body {
@@ -43,6 +46,7 @@ impl HttpBody for Body {
         match self.get_mut() {
             Self::Whole(pieces) => Poll::Ready(pieces.pop().map(|piece| Ok(Frame::data(piece)))),
             Self::Relay(relay) => relay.poll_frame(cx).map(|next| Some(next?.map(Frame::data))),
+            Self::Held(held) => held.poll_frame(cx).map(|next| Some(next?.map(Frame::data))),
         }
     }
 
@@ -54,6 +58,7 @@ impl HttpBody for Body {
         match self {
             Self::Whole(pieces) => SizeHint::with_exact(pieces.len() as u64),
             Self::Relay(relay) => relay.size_hint(),
+            Self::Held(_) => SizeHint::new(),
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::Endpoint;
 use crate::failure::Failure;
+use crate::key::UpstreamKey;
 use crate::meter::Tokens;
 use crate::metric::Metrics;
 use crate::queue::{Place, Queue, Request};
@@ -26,6 +27,7 @@ pub(crate) struct Pool {
     pub(crate) name: Arc<str>,
     pub(crate) settings: forebay_config::Pool,
     pub(crate) metrics: Metrics,
+    pub(crate) key: UpstreamKey,
     /// Woken when the scaler should hear of a change at once.
     pub(crate) news: Arc<Notify>,
     books: Mutex<Books>,
@@ -168,7 +170,14 @@ impl Pool {
         };
         let metrics = Metrics::register(&settings.name);
         let name = Arc::from(settings.name.as_str());
-        Arc::new(Self { name, settings, metrics, news, books: Mutex::new(books) })
+        Arc::new(Self {
+            name,
+            settings,
+            metrics,
+            key: UpstreamKey::default(),
+            news,
+            books: Mutex::new(books),
+        })
     }
 
     /// Waits for an endpoint with room. Dropping the future leaves the queue at once.

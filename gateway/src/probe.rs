@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -33,14 +33,14 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
             continue;
         }
         skipped = 0;
-        let outcome = get(address, "/health").await.map(|_| ());
+        let outcome = get(address, "/health", None).await.map(|_| ());
         let answers = outcome.is_ok();
         if pool.probed(address, outcome) {
             tracing::debug!(pool = %pool.name, %address, answers, "probed");
         }
         if answers
             && !named
-            && let Some(names) = served_names(address).await
+            && let Some(names) = served_names(&pool, address).await
         {
             pool.set_served(names);
             named = true;
@@ -51,30 +51,33 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
     }
 }
 
-async fn served_names(address: SocketAddr) -> Option<Vec<String>> {
+async fn served_names(pool: &Pool, address: SocketAddr) -> Option<Vec<String>> {
     let body: serde_json::Value =
-        serde_json::from_slice(&get(address, "/v1/models").await.ok()?).ok()?;
+        serde_json::from_slice(&get(address, "/v1/models", pool.key.get()).await.ok()?).ok()?;
     let models = body["data"].as_array()?;
     Some(models.iter().filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())
 }
 
-async fn get(address: SocketAddr, path: &str) -> Result<Bytes, String> {
-    timeout(PATIENCE, fetch(address, path))
+async fn get(address: SocketAddr, path: &str, key: Option<HeaderValue>) -> Result<Bytes, String> {
+    timeout(PATIENCE, fetch(address, path, key))
         .await
         .unwrap_or_else(|_| Err(format!("no answer to {path} within {} s", PATIENCE.as_secs())))
 }
 
-async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, String> {
+async fn fetch(address: SocketAddr, path: &str, key: Option<HeaderValue>) -> Result<Bytes, String> {
     let text = |error: &dyn std::error::Error| error.to_string();
     let stream = TcpStream::connect(address).await.map_err(|error| text(&error))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| text(&error))?;
-    let request = Request::get(path)
+    let mut request = Request::get(path)
         .header(header::HOST, address.to_string())
         .header(header::CONNECTION, "close")
         .body(Full::<Bytes>::default())
         .map_err(|error| text(&error))?;
+    if let Some(key) = key {
+        request.headers_mut().insert(header::AUTHORIZATION, key);
+    }
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| text(&error))?;
         if !response.status().is_success() {

@@ -14,6 +14,7 @@ use crate::context::{Client, RequestContext};
 use crate::drain::Drain;
 use crate::edit::{Edits, edit};
 use crate::exchange::Exchange;
+use crate::held::{Exchanging, Gone, Held};
 use crate::local;
 use crate::multipart::scan_form;
 use crate::outgoing::{Outgoing, Rights};
@@ -63,14 +64,20 @@ impl Proxy {
             Err(refusal) => return refuse(&refusal, record, shape),
         };
         let Routed { pool, api, outgoing, ticket, strip_usage } = routed;
+        let beat = pool.settings.hold.heartbeat;
+        let beating = record.context.stream && !beat.is_zero();
         let exchange = Exchange { pool, api, outgoing, ticket, record, strip_usage };
+        let mut exchange: Exchanging = Box::pin(exchange.run());
+        let mut gone: Gone = Box::pin(client_left(client));
         tokio::select! {
             // The answer first: it is there, whatever the socket says.
             biased;
-            outcome = exchange.run() => respond(outcome, shape),
+            outcome = &mut exchange => return respond(outcome, shape),
             // Nobody is left to read it.
-            () = client_left(client) => Refusal::ClientLeft.response(shape),
+            () = &mut gone => return Refusal::ClientLeft.response(shape),
+            () = tokio::time::sleep(beat), if beating => {}
         }
+        Held::respond(api, exchange, gone, beat)
     }
 
     async fn route(
@@ -94,10 +101,14 @@ impl Proxy {
         let edits = Edits {
             model: record.context.served.as_deref(),
             ask_usage: api.usage_on_request(),
-            drop_priority: true,
+            drop_priority: !pool.settings.allow_priority,
         };
         let edited = edit(&body, &scan, &edits);
-        let rights = Rights { keyed: record.context.keyed, ..Rights::default() };
+        let rights = Rights {
+            priority: pool.settings.allow_priority,
+            keyed: record.context.keyed,
+            authorization: pool.key.get(),
+        };
         let outgoing = Outgoing::new(parts, edited.body, rights);
         let accepted = record.context.accepted;
         let ticket = Ticket::new(queue::Request {

@@ -31,7 +31,12 @@ pub(crate) async fn report(
         };
         let now = Instant::now();
         if tick {
-            pools.iter().for_each(|pool| pool.tick());
+            for pool in &pools {
+                pool.tick();
+                if let Some(file) = &pool.settings.api_key_file {
+                    pool.key.refresh(&pool.name, file).await;
+                }
+            }
         }
         let signals: BTreeMap<_, _> =
             pools.iter().map(|pool| (pool.name.to_string(), pool.signals())).collect();

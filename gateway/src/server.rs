@@ -44,6 +44,16 @@ pub enum StartError {
     /// The files of `gateway.tls` can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The file with the replicas' key is not there, or holds none.
+    #[error("pools: apiKeyFile of pool `{pool}`: {}: {source}", file.display())]
+    Key {
+        /// Its pool.
+        pool: String,
+        /// As configured.
+        file: std::path::PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// Not an address, or a name that does not resolve.
     #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
     Endpoint {
@@ -72,6 +82,14 @@ impl Gateway {
             config.pools.iter().map(|pool| Pool::new(pool.clone(), Arc::clone(&news))).collect();
         let mut probes = Probes::default();
         for pool in &pools {
+            if let Some(file) = &pool.settings.api_key_file {
+                let read = std::fs::read_to_string(file).and_then(|text| pool.key.set(&text));
+                read.map_err(|source| StartError::Key {
+                    pool: pool.name.to_string(),
+                    file: file.clone(),
+                    source,
+                })?;
+            }
             for endpoint in &pool.settings.endpoints {
                 let address = resolve(endpoint).map_err(|reason| StartError::Endpoint {
                     pool: pool.name.to_string(),
