@@ -37,7 +37,7 @@ pub(crate) enum Refusal {
     QueueFull { held: usize, retry_after: Duration },
     #[error("No replica had room within {waited:.0?}.")]
     HoldExpired { waited: Duration, retry_after: Duration },
-    #[error("The request failed at {tries} replicas; the last said: {last}")]
+    #[error("The request failed {tries} times; the last time: {last}")]
     Exhausted { tries: u32, last: Failure },
     #[error("The answer was not complete within {0:?}.")]
     TooLong(Duration),
