@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, LogFormat, Logging, MetricType,
-    Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus, Route, Scaler,
-    Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target, Tenant, Tls,
-    TlsVersion, Trigger, Upstream, parse, print,
+    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, LogFormat,
+    Logging, MetricType, Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus,
+    Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target,
+    Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
