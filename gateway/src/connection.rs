@@ -36,7 +36,7 @@ const PENDING_RESETS: usize = 64;
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) {
-    let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address) };
+    let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address.ip()) };
     let outcome = match edge.tls.as_ref().map(|tls| tls.current()) {
         None => plain(stream, client, edge).await,
         Some(tls) => secure(stream, tls, client, edge).await,
@@ -55,7 +55,7 @@ async fn plain(mut stream: Stream, client: Client, edge: Arc<Edge>) -> Result<()
     };
     let Sniffed { read, http2 } = sniffed?;
     let io = ClientIo { io: Io::Plain(stream), read, activity: None };
-    serve_http(io, http2, Peer { client }, edge).await
+    serve_http(io, http2, Peer { client, encrypted: false }, edge).await
 }
 
 async fn secure(
@@ -71,7 +71,7 @@ async fn secure(
         .map_err(|error| format!("TLS: {error}"))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = ClientIo { io: Io::Tls(Box::new(stream)), read: Bytes::new(), activity: None };
-    serve_http(io, http2, Peer { client }, edge).await
+    serve_http(io, http2, Peer { client, encrypted: true }, edge).await
 }
 
 /// The first bytes, as far as they were needed to know the version.

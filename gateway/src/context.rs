@@ -1,6 +1,6 @@
 //! What every step of a request's way knows of it, its body apart.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -14,7 +14,7 @@ use crate::socket::ClientSocket;
 pub(crate) struct Client {
     pub(crate) socket: ClientSocket,
     /// `None` where the system does not tell.
-    pub(crate) address: Option<SocketAddr>,
+    pub(crate) address: Option<IpAddr>,
 }
 
 /// One request. Filled in step by step: what is not known yet is `None`.

@@ -1,20 +1,32 @@
 //! What is done for every request of a client before and after its own way.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use forebay_config::{Gateway, Limits};
-use http::{Request, Response};
+use forebay_config::{Gateway, Limits, Network};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
 use crate::api::{Api, ErrorShape};
 use crate::body::Body;
 use crate::clients::Clients;
-use crate::context::Client;
+use crate::context::{Client, RequestContext};
+use crate::cors::{self, Cors};
 use crate::drain::Drain;
+use crate::exposed::{Door, Exposed, Kind};
+use crate::forwarded::{self, Hop};
+use crate::identity;
+use crate::outgoing::strip_hop_by_hop;
 use crate::proxy::Proxy;
+use crate::record::Record;
 use crate::refusal::Refusal;
+use crate::respond::{local_response, refuse};
 use crate::tls::Tls;
+
+const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 
 /// Everything that connections share.
 pub(crate) struct Edge {
@@ -28,12 +40,21 @@ pub(crate) struct Edge {
 /// The configuration's part in it, swapped whole.
 struct Settings {
     limits: Arc<Limits>,
+    exposed: Exposed,
+    cors: Option<Cors>,
+    trusted: Vec<Network>,
+    endpoint_header: bool,
 }
 
 /// The other end of a connection.
 pub(crate) struct Peer {
     pub(crate) client: Client,
+    pub(crate) encrypted: bool,
 }
+
+/// In an answer's extensions: the replica that gave it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served(pub(crate) SocketAddr);
 
 impl Edge {
     pub(crate) fn new(
@@ -56,19 +77,129 @@ impl Edge {
 
     /// Answers one request, whatever it is.
     pub(crate) async fn serve(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
-        let settings = self.settings.load();
-        let most = settings.limits.header_count;
-        drop(settings);
-        if request.headers().len() > usize::from(most) {
-            let shape = Api::of(request.uri().path()).map_or(ErrorShape::OpenAi, Api::errors);
-            return Refusal::TooManyHeaders(most).response(shape);
-        }
-        self.proxy.serve(request, peer.client).await
+        let settings = self.settings.load_full();
+        let (mut parts, body) = request.into_parts();
+        let id = identity::request_id(&mut parts.headers);
+        let head = parts.method == Method::HEAD;
+        let origin = parts.headers.get(header::ORIGIN).cloned();
+        let mut client = peer.client;
+        let checked = check(&parts, settings.limits.header_count);
+        client.address = Some(settings.prepare(&mut parts, peer));
+        let own = match checked {
+            Err(refusal) => Some(Err(refusal)),
+            Ok(()) => settings.own_answer(&parts),
+        };
+        let mut response = match own {
+            // Boxed, so that a held request is no larger than its own way.
+            None => Box::pin(self.proxy.serve(Request::from_parts(parts, body), client)).await,
+            Some(own) => {
+                let record = Record::begin(RequestContext::new(&parts, client));
+                let shape = record.context.api.map_or(ErrorShape::OpenAi, Api::errors);
+                match own {
+                    Ok(response) => local_response(response, record),
+                    Err(refusal) => refuse(&refusal, record, shape),
+                }
+            }
+        };
+        settings.finish(&mut response, id, origin.as_ref());
+        if head { without_body(response) } else { response }
     }
 }
 
 impl Settings {
     fn new(gateway: &Gateway) -> Self {
-        Self { limits: Arc::new(gateway.limits.clone()) }
+        Self {
+            limits: Arc::new(gateway.limits.clone()),
+            exposed: Exposed::new(&gateway.paths),
+            cors: gateway.cors.as_ref().map(Cors::new),
+            trusted: gateway.trusted_proxies.clone(),
+            endpoint_header: gateway.endpoint_header,
+        }
     }
+
+    /// Makes a request's headers such as may go on; the address is the client's own.
+    fn prepare(&self, parts: &mut Parts, peer: &Peer) -> IpAddr {
+        // First, or a client could have ours taken out by naming them in `connection`.
+        strip_hop_by_hop(&mut parts.headers);
+        identity::trace(&mut parts.headers);
+        let host = match parts.uri.authority() {
+            Some(authority) => Some(authority.as_str().to_owned()),
+            None => parts
+                .headers
+                .get(header::HOST)
+                .and_then(|host| Some(host.to_str().ok()?.to_owned())),
+        };
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let address = peer.client.address.unwrap_or(unknown);
+        let hop = Hop { peer: address, encrypted: peer.encrypted, host: host.as_deref() };
+        forwarded::forward(&mut parts.headers, &hop, &self.trusted)
+    }
+
+    /// What is answered before anything else is looked at; `None` for what is to go on.
+    fn own_answer(&self, parts: &Parts) -> Option<Result<Response<Body>, Refusal>> {
+        if let Some(preflight) = self.cors.as_ref().and_then(|cors| cors.preflight(parts)) {
+            return Some(Ok(preflight));
+        }
+        match self.exposed.door(parts.uri.path(), &parts.method) {
+            Ok(Door::Open(Kind::Local | Kind::Inference)) => None,
+            Ok(Door::Open(Kind::Realtime)) => None,
+            Ok(Door::Methods(methods)) => {
+                let mut response = Response::new(Body::full(bytes::Bytes::new()));
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+                Some(Ok(response))
+            }
+            Err(refusal) => Some(Err(refusal)),
+        }
+    }
+
+    /// What every answer has, whoever gave it.
+    fn finish(&self, response: &mut Response<Body>, id: HeaderValue, origin: Option<&HeaderValue>) {
+        let served = response.extensions().get::<Served>().copied();
+        let headers = response.headers_mut();
+        headers.insert(identity::REQUEST_ID, id);
+        headers.remove(ENDPOINT);
+        if self.endpoint_header
+            && let Some(Served(address)) = served
+            && let Ok(address) = HeaderValue::from_str(&address.to_string())
+        {
+            headers.insert(ENDPOINT, address);
+        }
+        match &self.cors {
+            // The answer to a preflight is whole.
+            Some(_) if headers.contains_key(header::ACCESS_CONTROL_MAX_AGE) => {}
+            Some(cors) => cors.expose(origin, headers),
+            None => cors::clear(headers),
+        }
+    }
+}
+
+/// What no request may be, whatever it asks for.
+fn check(parts: &Parts, most_headers: u16) -> Result<(), Refusal> {
+    let headers: &HeaderMap = &parts.headers;
+    if headers.len() > usize::from(most_headers) {
+        return Err(Refusal::TooManyHeaders(most_headers));
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err(Refusal::BadHead("it has more than one `host`"));
+    }
+    if host.is_none() && parts.version == Version::HTTP_11 {
+        return Err(Refusal::BadHead("it has no `host`"));
+    }
+    let continues = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !headers.get_all(header::EXPECT).iter().all(continues) {
+        return Err(Refusal::Expectation);
+    }
+    Ok(())
+}
+
+/// To HEAD: the head that GET would have.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    use http_body::Body as _;
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
+    }
+    response.map(|_| Body::full(bytes::Bytes::new()))
 }

@@ -1,5 +1,6 @@
 //! All that a client can be told by the gateway itself, in vLLM's shape.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,8 +18,17 @@ use crate::scan::ScanError;
 pub(crate) enum Refusal {
     #[error("The path `{0}` is not served here.")]
     UnknownPath(String),
+    #[error(
+        "The path `{path}` is not exposed. The gateway exposes only what `gateway.paths` of its \
+         configuration lists: {exposed}."
+    )]
+    NotExposed { path: String, exposed: Arc<str> },
     #[error("The path `{path}` takes {allowed} requests, not {method}.")]
     WrongMethod { path: String, method: String, allowed: &'static str },
+    #[error("The request's head is not valid: {0}.")]
+    BadHead(&'static str),
+    #[error("The only expectation that can be met is `100-continue`.")]
+    Expectation,
     #[error("The request has more than {0} headers.")]
     TooManyHeaders(u16),
     #[error("{0}")]
@@ -51,10 +61,14 @@ pub(crate) enum Refusal {
 impl Refusal {
     fn kind(&self) -> (StatusCode, &'static str, Option<&'static str>) {
         match self {
-            Self::UnknownPath(_) => (StatusCode::NOT_FOUND, "NotFoundError", None),
+            Self::UnknownPath(_) | Self::NotExposed { .. } => {
+                (StatusCode::NOT_FOUND, "NotFoundError", None)
+            }
             Self::WrongMethod { .. } => {
                 (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedError", None)
             }
+            Self::BadHead(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
+            Self::Expectation => (StatusCode::EXPECTATION_FAILED, "BadRequestError", None),
             Self::TooManyHeaders(_) => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "BadRequestError", None)
             }
@@ -89,6 +103,9 @@ impl Refusal {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPath(_) => "unknown_path",
+            Self::NotExposed { .. } => "not_exposed",
+            Self::BadHead(_) => "bad_head",
+            Self::Expectation => "expectation",
             Self::WrongMethod { .. } => "wrong_method",
             Self::TooManyHeaders(_) => "too_many_headers",
             Self::BadBody(_) | Self::BadRequest(_) => "bad_request",
@@ -164,6 +181,9 @@ mod tests {
         let second = Duration::from_secs(1);
         for (refusal, status) in [
             (Refusal::UnknownPath("/x".into()), 404),
+            (Refusal::NotExposed { path: "/x".into(), exposed: "/y".into() }, 404),
+            (Refusal::BadHead("no host"), 400),
+            (Refusal::Expectation, 417),
             (Refusal::TooManyHeaders(100), 431),
             (Refusal::BadBody("broken".into()), 400),
             (Refusal::BodyTooLarge(1), 413),

@@ -5,6 +5,7 @@ use http::{Response, response};
 
 use crate::api::ErrorShape;
 use crate::body::Body;
+use crate::edge::Served;
 use crate::exchange::{Begun, Committed, Outcome};
 use crate::pool::End;
 use crate::record::{Outcome as Ended, Record};
@@ -18,6 +19,7 @@ pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
         Ok(committed) => committed,
         Err(refusal) => return refuse(&refusal, record, shape),
     };
+    head.extensions.insert(Served(slot.address));
     record.committed(head.status.as_u16());
     record.time(&mut head.headers);
     let stall = pool.settings.upstream.stall_timeout;

@@ -1,0 +1,296 @@
+//! What every request and every answer has, whoever asks and whoever answers.
+
+use forebay_config::Cors;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use support::{
+    ANSWER, Answer, CHAT, Tasks, Upstream, chat, config, exchange, http2, start, status,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+mod support;
+
+fn get(method: &str, path: &str, headers: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nhost: g\r\nconnection: close\r\n{headers}\r\n")
+}
+
+fn post(path: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: g.example\r\nconnection: close\r\ncontent-type: \
+         application/json\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+    )
+}
+
+fn header<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+    let head = message.split("\r\n\r\n").next()?;
+    let mut found = head.lines().filter_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim())
+    });
+    let first = found.next();
+    assert_eq!(found.next(), None, "{name} is there twice: {message}");
+    first
+}
+
+fn body(message: &str) -> &str {
+    message.split_once("\r\n\r\n").map_or("", |(_, body)| body)
+}
+
+#[tokio::test]
+async fn a_request_goes_on_with_its_id_its_trace_and_its_way_and_nothing_of_its_connection() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&config(Some(upstream.address)));
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = format!(
+        "x-request-id: r-1\r\ntraceparent: {parent}\r\ntracestate: a=b\r\nx-forwarded-for: \
+         1.1.1.1\r\nx-forwarded-proto: https\r\nx-private: 1\r\nconnection: x-private, \
+         x-forwarded-for, x-request-id-2\r\nkeep-alive: timeout=5\r\nte: trailers\r\n"
+    );
+    let answer = exchange(gateway.address(), post("/v1/chat/completions", &headers, CHAT)).await;
+    assert_eq!(status(&answer), 200, "{answer}");
+    assert_eq!(header(&answer, "x-request-id"), Some("r-1"));
+    assert_eq!(header(&answer, "x-forebay-endpoint"), None, "no replica is named");
+    assert!(header(&answer, "server-timing").is_some(), "{answer}");
+    let sent = upstream.request();
+    for (name, value) in [
+        ("x-request-id", Some("r-1")),
+        ("traceparent", Some(parent)),
+        ("tracestate", Some("a=b")),
+        ("x-forwarded-for", Some("127.0.0.1")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-host", Some("g.example")),
+        ("x-private", None),
+        ("keep-alive", None),
+        ("te", None),
+        ("connection", None),
+    ] {
+        assert_eq!(header(&sent, name), value, "{name} in {sent}");
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_logged_is_made_anew_for_everybody() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&config(Some(upstream.address)));
+    let request = post("/v1/chat/completions", "x-request-id: a b\r\n", CHAT);
+    let answer = exchange(gateway.address(), request).await;
+    let id = header(&answer, "x-request-id").expect("an id").to_owned();
+    assert_eq!(id.len(), 32);
+    let sent = upstream.request();
+    assert_eq!(header(&sent, "x-request-id"), Some(id.as_str()));
+    assert!(header(&sent, "traceparent").is_some_and(|parent| parent.ends_with("-01")), "{sent}");
+}
+
+#[tokio::test]
+async fn what_a_replica_says_of_its_connection_and_of_other_origins_stays_there() {
+    let raw = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nkeep-alive: timeout=5\r\n\
+               connection: x-private\r\nx-private: 1\r\nx-request-id: theirs\r\n\
+               x-forebay-endpoint: 9.9.9.9:1\r\naccess-control-allow-origin: *\r\nx-kept: 1\r\n\
+               content-length: 229\r\n\r\n";
+    let raw = format!("{raw}{ANSWER}").replace("229", &ANSWER.len().to_string());
+    let upstream = Upstream::start(Answer::Raw(raw.leak().as_bytes())).await;
+    let mut config = config(Some(upstream.address));
+    let gateway = start(&config);
+    let request = post("/v1/chat/completions", "x-request-id: ours\r\norigin: http://a\r\n", CHAT);
+    let answer = exchange(gateway.address(), &request).await;
+    assert_eq!(status(&answer), 200, "{answer}");
+    for (name, value) in [
+        ("keep-alive", None),
+        ("x-private", None),
+        ("x-request-id", Some("ours")),
+        ("x-forebay-endpoint", None),
+        ("access-control-allow-origin", None),
+        ("x-kept", Some("1")),
+    ] {
+        assert_eq!(header(&answer, name), value, "{name} in {answer}");
+    }
+    config.gateway.endpoint_header = true;
+    let gateway = start(&config);
+    let answer = exchange(gateway.address(), &request).await;
+    let named = upstream.address.to_string();
+    assert_eq!(header(&answer, "x-forebay-endpoint"), Some(named.as_str()));
+}
+
+#[tokio::test]
+async fn a_known_proxy_is_believed() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    config.gateway.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    let gateway = start(&config);
+    let headers = "x-forwarded-for: 203.0.113.9\r\nx-forwarded-proto: https\r\n\
+                   x-forwarded-host: chat.example\r\n";
+    exchange(gateway.address(), post("/v1/chat/completions", headers, CHAT)).await;
+    let sent = upstream.request();
+    assert_eq!(header(&sent, "x-forwarded-for"), Some("203.0.113.9, 127.0.0.1"));
+    assert_eq!(header(&sent, "x-forwarded-proto"), Some("https"));
+    assert_eq!(header(&sent, "x-forwarded-host"), Some("chat.example"));
+}
+
+#[tokio::test]
+async fn only_what_the_configuration_lists_is_exposed_and_the_answer_says_so() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    config.gateway.paths = ["/health", "/v1/models", "/v1/completions"].map(Into::into).to_vec();
+    let gateway = start(&config);
+    for path in ["/v1/chat/completions", "/metrics", "/invocations", "/v1/load_lora_adapter"] {
+        let answer = exchange(gateway.address(), post(path, "", CHAT)).await;
+        assert_eq!(status(&answer), 404, "{answer}");
+        let told: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+        assert_eq!(told["error"]["type"], "NotFoundError");
+        assert_eq!(told["error"]["code"], 404);
+        assert_eq!(
+            told["error"]["message"],
+            format!(
+                "The path `{path}` is not exposed. The gateway exposes only what `gateway.paths` of \
+                 its configuration lists: /health, /v1/models, /v1/completions."
+            )
+        );
+        assert!(header(&answer, "x-request-id").is_some(), "refusals have ids too");
+    }
+    let answer = exchange(gateway.address(), post("/v1/messages", "", CHAT)).await;
+    let told: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+    assert_eq!(told["type"], "error", "in the shape of its API: {answer}");
+    assert!(upstream.requests().is_empty());
+    let answer = exchange(gateway.address(), get("GET", "/v1/models", "")).await;
+    assert_eq!(status(&answer), 200);
+}
+
+#[tokio::test]
+async fn other_methods_are_told_which_there_are() {
+    let gateway = start(&config(None));
+    for (method, path, code, allow) in [
+        ("GET", "/v1/chat/completions", 405, "POST, OPTIONS"),
+        ("DELETE", "/v1/models", 405, "GET, HEAD, OPTIONS"),
+        ("TRACE", "/health", 405, "GET, HEAD, OPTIONS"),
+        ("OPTIONS", "/v1/completions", 204, "POST, OPTIONS"),
+        ("OPTIONS", "*", 204, "GET, HEAD, POST, OPTIONS"),
+    ] {
+        let answer = exchange(gateway.address(), get(method, path, "")).await;
+        assert_eq!((status(&answer), header(&answer, "allow")), (code, Some(allow)), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn head_is_answered_like_get_without_the_body() {
+    let gateway = start(&config(None));
+    let with = exchange(gateway.address(), get("GET", "/v1/models", "")).await;
+    let without = exchange(gateway.address(), get("HEAD", "/v1/models", "")).await;
+    assert_eq!(status(&without), 200);
+    assert_eq!(header(&with, "content-length"), header(&without, "content-length"));
+    assert!(!body(&with).is_empty() && body(&without).is_empty(), "{without}");
+    let tasks = Tasks::default();
+    let mut client = http2(gateway.address(), &tasks).await;
+    let request = Request::head("http://g/v1/models").body(Default::default()).expect("valid");
+    let response = client.send_request(request).await.expect("answered");
+    assert_eq!(
+        response.headers().get("content-length").and_then(|it| it.to_str().ok()),
+        header(&with, "content-length")
+    );
+    assert!(response.into_body().collect().await.expect("right").to_bytes().is_empty());
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_may_do_what_is_configured() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    let asked = "origin: https://a.example\r\naccess-control-request-method: POST\r\n\
+                 access-control-request-headers: authorization\r\n";
+    let preflight = get("OPTIONS", "/v1/chat/completions", asked);
+    let gateway = start(&config);
+    let answer = exchange(gateway.address(), &preflight).await;
+    assert_eq!(header(&answer, "access-control-allow-origin"), None, "nothing unless configured");
+
+    config.gateway.cors = Some(Cors {
+        origins: vec!["https://a.example".into()],
+        methods: vec!["POST".into()],
+        headers: vec!["authorization".into(), "content-type".into()],
+        expose_headers: vec!["x-request-id".into()],
+        credentials: true,
+        max_age: std::time::Duration::from_secs(600),
+    });
+    let gateway = start(&config);
+    let answer = exchange(gateway.address(), &preflight).await;
+    assert_eq!(status(&answer), 204, "{answer}");
+    for (name, value) in [
+        ("access-control-allow-origin", "https://a.example"),
+        ("access-control-allow-methods", "POST"),
+        ("access-control-allow-headers", "authorization, content-type"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-max-age", "600"),
+    ] {
+        assert_eq!(header(&answer, name), Some(value), "{answer}");
+    }
+    assert!(upstream.requests().is_empty(), "no replica is asked");
+    // Refusals can be read as well, or a page could not tell what is wrong.
+    for (body, code) in [(CHAT, 200), ("{}", 400)] {
+        let body = if code == 400 { r#"{"model":1}"# } else { body };
+        let request = post("/v1/chat/completions", "origin: https://a.example\r\n", body);
+        let answer = exchange(gateway.address(), request).await;
+        assert_eq!(status(&answer), code, "{answer}");
+        assert_eq!(header(&answer, "access-control-allow-origin"), Some("https://a.example"));
+        assert_eq!(header(&answer, "access-control-expose-headers"), Some("x-request-id"));
+        assert_eq!(header(&answer, "vary"), Some("origin"));
+    }
+    let request = post("/v1/chat/completions", "origin: https://b.example\r\n", CHAT);
+    let answer = exchange(gateway.address(), request).await;
+    assert_eq!(header(&answer, "access-control-allow-origin"), None, "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_leave_to_send_its_body_gets_it_unless_it_is_refused() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    config.gateway.limits.body_size = forebay_config::ByteSize::kib(1);
+    let gateway = start(&config);
+    let head = |path: &str, expect: &str, length: usize| {
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: g\r\nexpect: {expect}\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
+    let request = head("/v1/chat/completions", "100-Continue", CHAT.len());
+    stream.write_all(request.as_bytes()).await.expect("open");
+    let mut buffer = vec![0; 4096];
+    let read = stream.read(&mut buffer).await.expect("open");
+    assert_eq!(&buffer[..read], b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(CHAT.as_bytes()).await.expect("open");
+    let read = stream.read(&mut buffer).await.expect("open");
+    assert!(buffer[..read].starts_with(b"HTTP/1.1 200 OK\r\n"));
+    assert_eq!(header(&upstream.request(), "expect"), None, "the body is here already");
+
+    for (path, expect, length, code) in [
+        ("/v1/chat/completions", "100-continue", 4096, 413),
+        ("/nowhere", "100-continue", 10, 404),
+        ("/v1/chat/completions", "miracles", 10, 417),
+    ] {
+        let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
+        stream.write_all(head(path, expect, length).as_bytes()).await.expect("open");
+        let read = stream.read(&mut buffer).await.expect("open");
+        let answer = String::from_utf8_lossy(&buffer[..read]);
+        assert_eq!(status(&answer), code, "no leave before a refusal: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_its_host_is_refused() {
+    let gateway = start(&config(None));
+    for (request, code) in [
+        ("GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n", 400),
+        ("GET /health HTTP/1.0\r\n\r\n", 200),
+        ("GET http://a/health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", 200),
+    ] {
+        let answer = exchange(gateway.address(), request).await;
+        assert_eq!(status(&answer), code, "{request:?}: {answer}");
+    }
+    let tasks = Tasks::default();
+    let mut client = http2(gateway.address(), &tasks).await;
+    let request = Request::get("http://g/health").body(Default::default()).expect("valid");
+    let response = client.send_request(request).await.expect("answered");
+    assert_eq!(response.status(), StatusCode::OK);
+    let request = chat("{");
+    let response = client.send_request(request).await.expect("answered");
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+}
