@@ -28,7 +28,8 @@ impl Source {
             });
         }
         let binaries = Binaries::of_environment();
-        let needed = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
+        let needed =
+            ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
         let missing: Vec<_> = needed.into_iter().filter(|it| binaries.get(it).is_none()).collect();
         if missing.is_empty() {
             return Ok(Self::Binaries(binaries));
@@ -37,7 +38,12 @@ impl Source {
             "{} not in {}; run tests/cluster/build, or set KUBEBUILDER_ASSETS, or \
              USE_EXISTING_CLUSTER=true and KUBECONFIG",
             missing.join(", "),
-            binaries.folders.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(":")
+            binaries
+                .folders
+                .iter()
+                .map(|it| it.display().to_string())
+                .collect::<Vec<_>>()
+                .join(":")
         ))
     }
 }

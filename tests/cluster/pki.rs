@@ -33,7 +33,9 @@ impl Pki {
         let authority = CertifiedIssuer::self_signed(params, key).expect("signed");
         let pki = Self { folder: folder.to_owned(), authority };
         pki.write("ca.crt", &pki.authority.pem());
-        pki.write("sa.key", &KeyPair::generate().expect("a key").serialize_pem());
+        let accounts = KeyPair::generate().expect("a key");
+        pki.write("sa.key", &accounts.serialize_pem());
+        pki.write("sa.pub", &accounts.public_key_pem());
         pki
     }
 
@@ -67,7 +69,13 @@ impl Pki {
     }
 
     /// A kubeconfig for the bearer of `token`, in `namespace`.
-    pub fn token_kubeconfig(&self, name: &str, server: &str, token: &str, namespace: &str) -> PathBuf {
+    pub fn token_kubeconfig(
+        &self,
+        name: &str,
+        server: &str,
+        token: &str,
+        namespace: &str,
+    ) -> PathBuf {
         let folder = self.folder.display();
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\n\

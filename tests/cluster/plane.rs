@@ -72,8 +72,18 @@ impl Plane {
                 return Self { kubeconfig, folder, kubectl, own: None };
             }
         };
-        let [api, etcd, etcd_peer, controllers, scheduler, adapter, adapter_metrics, operator_grpc, operator_metrics, operator_probe] =
-            free_ports();
+        let [
+            api,
+            etcd,
+            etcd_peer,
+            controllers,
+            scheduler,
+            adapter,
+            adapter_metrics,
+            operator_grpc,
+            operator_metrics,
+            operator_probe,
+        ] = free_ports();
         let ports = Ports {
             api,
             etcd,
@@ -158,7 +168,7 @@ impl Plane {
             "--tls-private-key-file=apiserver.key".into(),
             "--client-ca-file=ca.crt".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
-            "--service-account-key-file=sa.key".into(),
+            "--service-account-key-file=sa.pub".into(),
             "--service-account-signing-key-file=sa.key".into(),
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
@@ -211,8 +221,7 @@ impl Plane {
         self.kubectl(&["create", "namespace", "keda"]).await;
         let crds = own.binaries.get("keda-crds").expect("found before").display().to_string();
         self.kubectl(&["apply", "--server-side", "-f", &crds]).await;
-        let established =
-            ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
+        let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
         self.kubectl(&established).await;
         // The adapter is a local process: by an ExternalName the API server reaches it.
         self.apply(&format!(
@@ -245,8 +254,11 @@ impl Plane {
             format!("--authorization-kubeconfig={admin}"),
         ];
         self.spawn("keda-adapter", "keda-adapter", &flags, &self.keda_environment()).await;
-        self.until("KEDA's metrics are served", &["get", "--raw", "/apis/external.metrics.k8s.io/v1beta1"])
-            .await;
+        self.until(
+            "KEDA's metrics are served",
+            &["get", "--raw", "/apis/external.metrics.k8s.io/v1beta1"],
+        )
+        .await;
     }
 
     /// Starts the operator, also after [`Plane::kill`] has ended it.
@@ -345,7 +357,16 @@ impl Plane {
     }
 
     async fn until(&self, what: &str, arguments: &[&str]) {
-        eventually(what, async || self.try_kubectl(arguments, "").await.is_ok()).await;
+        eventually(what, async || {
+            // One that gave up is not waited for.
+            for process in self.own().processes.lock().await.iter_mut() {
+                if let Some(code) = process.ended() {
+                    panic!("{} ended with {code}:\n{}", process.name, process.tail(20));
+                }
+            }
+            self.try_kubectl(arguments, "").await.is_ok()
+        })
+        .await;
     }
 
     /// Ends everything, the API server's clients first.

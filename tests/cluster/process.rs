@@ -47,6 +47,12 @@ impl Process {
         status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
     }
 
+    /// Its exit code, if it has ended.
+    pub fn ended(&mut self) -> Option<i32> {
+        let status = self.child.try_wait().expect("our child")?;
+        Some(status.code().unwrap_or(-1))
+    }
+
     /// SIGTERM, and SIGKILL after `grace`.
     pub async fn stop(&mut self, grace: Duration) -> i32 {
         self.signal(Signal::SIGTERM);

@@ -1,0 +1,125 @@
+//! The real binary, as gateway or scaler, and its clients.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::plane::{PATIENCE, eventually};
+use crate::process::Process;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_forebay");
+
+/// A running gateway or scaler.
+pub struct Forebay {
+    pub admin: SocketAddr,
+    process: Process,
+}
+
+impl Forebay {
+    /// `forebay PART` with this configuration, as the holder of `kubeconfig`.
+    pub async fn start(
+        part: &str,
+        name: &str,
+        config: &str,
+        admin: SocketAddr,
+        kubeconfig: &Path,
+        folder: &Path,
+    ) -> Self {
+        let file: PathBuf = folder.join(format!("{name}.yaml"));
+        std::fs::create_dir_all(folder).expect("a folder");
+        std::fs::write(&file, config).expect("written");
+        let mut command = Command::new(BINARY);
+        command.arg(part).arg("--config").arg(&file).env("KUBECONFIG", kubeconfig);
+        command.env("POD_NAME", name).env("POD_IP", admin.ip().to_string());
+        command.env(
+            "FOREBAY_LOG",
+            std::env::var("FOREBAY_LOG")
+                .unwrap_or_else(|_| "info,forebay_gateway=debug,forebay_scaler=debug".to_owned()),
+        );
+        let mut process = Process::start(name, &folder.join("log"), command);
+        eventually(&format!("{name} is up"), async || {
+            // One that gave up is not waited for.
+            if let Some(code) = process.ended() {
+                panic!("{name} ended with {code}:\n{}", process.tail(30));
+            }
+            status(&get(admin, "/readyz").await) == 200
+        })
+        .await;
+        Self { admin, process }
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    pub async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+
+    /// SIGTERM; its exit code.
+    pub async fn stop(&mut self) -> i32 {
+        self.process.signal(Signal::SIGTERM);
+        timeout(PATIENCE, self.process.wait()).await.expect("it ends")
+    }
+
+    /// `/signals` or `/replicas`: the part of `pool`.
+    pub async fn pool(&self, feed: &str, pool: &str) -> serde_json::Value {
+        let answer = get(self.admin, feed).await;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let frame: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+        frame["pools"][pool].clone()
+    }
+
+    /// A gauge or counter of `/metrics`.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let text = get(self.admin, "/metrics").await;
+        let line = text.lines().find(|line| line.starts_with(series))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+}
+
+/// Sends bytes and reads until the other side closes; what came, also when it broke off.
+pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut answer = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(address).await {
+        let _ = stream.write_all(request).await;
+        let _ = stream.read_to_end(&mut answer).await;
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub async fn get(address: SocketAddr, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    exchange(address, request.as_bytes()).await
+}
+
+/// A chat of so many tokens.
+pub async fn chat(gateway: SocketAddr, model: &str, stream: bool, tokens: u32) -> String {
+    let body = format!(
+        r#"{{"model":"{model}","stream":{stream},"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
+    );
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    exchange(gateway, request.as_bytes()).await
+}
+
+pub fn status(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+/// Whether an answer of [`chat`] is good to its end: 200, all its tokens, nothing cut off.
+pub fn is_whole(answer: &str, stream: bool) -> bool {
+    let end = if stream { "data: [DONE]" } else { "\"usage\"" };
+    status(answer) == 200
+        && answer.contains(end)
+        && answer.contains("\"finish_reason\":\"length\"")
+        && !answer.contains("\"error\"")
+}

@@ -1,0 +1,131 @@
+//! Forebay against a real Kubernetes control plane and a real KEDA, on loopback.
+//!
+//!   tests/cluster/build                        the control plane, once
+//!   cargo test --test cluster                  every suite
+//!   cargo test --test cluster -- keda          those with `keda` in their names
+//!   cargo test --test cluster -- --measure     the figures of docs/performance.md
+//!
+//! Without a control plane everything is skipped, with a line that says so; with
+//! `FOREBAY_REQUIRE_CLUSTER=1` that is a failure.
+
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, reason = "a test's own")]
+
+mod binaries;
+mod forebay;
+mod kubelet;
+mod pki;
+mod plane;
+mod process;
+mod suites;
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use crate::binaries::Source;
+use crate::kubelet::Kubelet;
+use crate::plane::{Plane, Settings};
+
+/// What every suite gets.
+pub struct Cluster {
+    pub plane: Plane,
+    pub client: kube::Client,
+    pub node: Kubelet,
+    pub folder: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let measure = arguments.iter().any(|argument| argument == "--measure");
+    if arguments.iter().any(|argument| argument == "--list") {
+        suites::all().iter().for_each(|suite| println!("{}: test", suite.name));
+        return ExitCode::SUCCESS;
+    }
+    let source = match Source::find() {
+        Ok(source) => source,
+        Err(reason) => {
+            println!("cluster tests skipped: {reason}");
+            let required = std::env::var_os("FOREBAY_REQUIRE_CLUSTER").is_some_and(|it| it == "1");
+            return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let filters: Vec<_> = arguments.into_iter().filter(|it| !it.starts_with('-')).collect();
+    let suites: Vec<_> = suites::all()
+        .into_iter()
+        .filter(|suite| filters.is_empty() || filters.iter().any(|it| suite.name.contains(it)))
+        .filter(|suite| suite.measures == measure)
+        .collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(run(source, suites, measure))
+}
+
+async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool) -> ExitCode {
+    let folder = std::env::temp_dir().join(format!("forebay-cluster-{}", std::process::id()));
+    // Kubernetes' own 15 s where figures are to be those of a cluster.
+    let hpa_sync = Duration::from_secs(if measure { 15 } else { 5 });
+    let settings = Settings { hpa_sync, node_grace: Duration::from_secs(20) };
+    let began = Instant::now();
+    let plane = Plane::start(source, &folder, settings).await;
+    let client = plane.client().await;
+    let keda = plane.has_keda();
+    if keda && suites.iter().any(|suite| suite.needs_keda) {
+        plane.start_keda().await;
+    }
+    let node = Kubelet::start(
+        client.clone(),
+        forebay::BINARY.into(),
+        folder.join("pods"),
+        &format!("gpu-{}", std::process::id()),
+        64,
+    )
+    .await;
+    println!(
+        "control plane up in {:.1} s; logs in {}",
+        began.elapsed().as_secs_f64(),
+        folder.display()
+    );
+
+    let cluster = Arc::new(Cluster { plane, client, node, folder: folder.clone() });
+    let mut failed = Vec::new();
+    for suite in &suites {
+        if suite.needs_keda && !keda {
+            println!("{} ... skipped: no KEDA; run tests/cluster/build keda", suite.name);
+            continue;
+        }
+        if suite.breaks_plane && !cluster.plane.is_own() {
+            println!(
+                "{} ... skipped: it breaks the API server, and this one is not its own",
+                suite.name
+            );
+            continue;
+        }
+        let began = Instant::now();
+        let outcome = AssertUnwindSafe((suite.run)(Arc::clone(&cluster))).catch_unwind().await;
+        let seconds = began.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => println!("{} ... ok ({seconds:.1} s)", suite.name),
+            Err(_) => {
+                println!("{} ... FAILED ({seconds:.1} s)", suite.name);
+                failed.push(suite.name);
+            }
+        }
+    }
+    let cluster = Arc::into_inner(cluster).expect("suites are over");
+    if !failed.is_empty() {
+        println!("{}", cluster.plane.tails(15).await);
+    }
+    cluster.node.stop().await;
+    cluster.plane.stop().await;
+    if failed.is_empty() {
+        let _ = std::fs::remove_dir_all(&folder);
+        println!("cluster tests: {} passed", suites.len());
+        return ExitCode::SUCCESS;
+    }
+    println!("cluster tests FAILED: {}; logs in {}", failed.join(", "), folder.display());
+    ExitCode::FAILURE
+}

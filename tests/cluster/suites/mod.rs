@@ -1,0 +1,53 @@
+//! What is shown against the real thing. Each suite has a namespace of its own.
+
+mod node;
+pub mod workload;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::Cluster;
+
+/// One suite.
+pub struct Suite {
+    pub name: &'static str,
+    pub run: Run,
+    pub needs_keda: bool,
+    /// It kills parts of the control plane.
+    pub breaks_plane: bool,
+    /// It prints figures instead of showing behaviour.
+    pub measures: bool,
+}
+
+type Run = Box<dyn Fn(Arc<Cluster>) -> Pin<Box<dyn Future<Output = ()>>>>;
+
+impl Suite {
+    fn new<F>(name: &'static str, run: impl Fn(Arc<Cluster>) -> F + 'static) -> Self
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let run: Run = Box::new(move |cluster| Box::pin(run(cluster)));
+        Self { name, run, needs_keda: false, breaks_plane: false, measures: false }
+    }
+
+    fn with_keda(self) -> Self {
+        Self { needs_keda: true, ..self }
+    }
+
+    fn breaking(self) -> Self {
+        Self { breaks_plane: true, ..self }
+    }
+
+    fn measuring(self) -> Self {
+        Self { measures: true, ..self }
+    }
+}
+
+/// Every suite, those that break things last.
+pub fn all() -> Vec<Suite> {
+    vec![
+        Suite::new("a_pod_lives_and_ends_as_with_a_kubelet", node::a_pod_lives_and_ends),
+        Suite::new("a_pods_troubles_are_reported_as_by_a_kubelet", node::troubles_are_reported),
+    ]
+}

@@ -1,0 +1,90 @@
+//! The kubelet of these tests itself, as the API server sees it.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams};
+
+use crate::Cluster;
+use crate::forebay::{get, status};
+use crate::plane::eventually;
+use crate::suites::workload::{Workload, namespace};
+
+fn ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.filter(|it| it.type_ == "Ready").any(|it| it.status == "True")
+}
+
+fn reason(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    status.state.as_ref()?.waiting.as_ref()?.reason.clone()
+}
+
+/// Scheduled, started, probed, ready; its hook is run and its address gone before it is.
+pub async fn a_pod_lives_and_ends(cluster: Arc<Cluster>) {
+    let namespace = namespace(&cluster, "node").await;
+    let marker = cluster.folder.join("hook-ran");
+    let hook = format!("echo $POD_IP > {}; sleep 1", marker.display());
+    let workload = Workload {
+        replicas: 1,
+        args: vec!["--cold-start".into(), "1s".into()],
+        pre_stop: Some(vec!["sh".into(), "-c".into(), hook]),
+        ..Workload::named("llama", cluster.node.name())
+    };
+    cluster.plane.apply(&workload.yaml(&namespace)).await;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
+    let mut name = String::new();
+    let mut address = Ipv4Addr::UNSPECIFIED;
+    eventually("the pod is ready", async || {
+        let list = pods.list(&Default::default()).await.expect("listed");
+        let pod = list.items.into_iter().find(ready);
+        pod.is_some_and(|pod| {
+            name = pod.metadata.name.clone().expect("a name");
+            let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+            address = ip.expect("ready, so it has one").parse().expect("an address");
+            true
+        })
+    })
+    .await;
+    assert!(address.is_loopback());
+    assert_eq!(status(&get((address, 8000).into(), "/health").await), 200);
+
+    pods.delete(&name, &DeleteParams::default()).await.expect("deleted");
+    eventually("the pod is gone", async || pods.get_opt(&name).await.expect("asked").is_none())
+        .await;
+    let ran = std::fs::read_to_string(&marker).expect("the hook ran");
+    assert_eq!(ran.trim(), address.to_string(), "with the pod's address from the downward API");
+    assert_eq!(status(&get((address, 8000).into(), "/health").await), 0, "nobody listens there");
+    eventually("the Deployment has another one", async || {
+        let list = pods.list(&Default::default()).await.expect("listed");
+        list.items.iter().any(|pod| ready(pod) && pod.metadata.name.as_ref() != Some(&name))
+    })
+    .await;
+    cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
+}
+
+/// An image that can't be pulled, and a container that crashes, each with its reason.
+pub async fn troubles_are_reported(cluster: Arc<Cluster>) {
+    use crate::kubelet::told::{CRASHES, PULL_FAILS};
+    let namespace = namespace(&cluster, "trouble").await;
+    for (case, annotation, times, wanted) in [
+        ("no-image", PULL_FAILS, "always", "ImagePullBackOff"),
+        ("crashes", CRASHES, "1000", "CrashLoopBackOff"),
+    ] {
+        let workload = Workload {
+            replicas: 1,
+            annotations: vec![(annotation.to_owned(), times.to_owned())],
+            ..Workload::named(case, cluster.node.name())
+        };
+        cluster.plane.apply(&workload.yaml(&namespace)).await;
+        let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
+        let mine = kube::api::ListParams::default().labels(&format!("app={case}"));
+        eventually(wanted, async || {
+            let list = pods.list(&mine).await.expect("listed");
+            list.items.iter().any(|pod| reason(pod).as_deref() == Some(wanted) && !ready(pod))
+        })
+        .await;
+    }
+    cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
+}

@@ -1,0 +1,97 @@
+//! The Deployment that the suites scale, and the namespaces they have it in.
+
+use serde_json::json;
+
+use crate::Cluster;
+
+/// A Deployment of simulated vLLM servers on the tests' own node.
+#[derive(Clone)]
+pub struct Workload {
+    pub name: String,
+    pub node: String,
+    pub replicas: u32,
+    /// Of `forebay vllm-sim`.
+    pub args: Vec<String>,
+    pub annotations: Vec<(String, String)>,
+    pub pre_stop: Option<Vec<String>>,
+    pub grace_seconds: u32,
+    /// What is changed for a rolling update.
+    pub version: u32,
+}
+
+impl Workload {
+    pub fn named(name: &str, node: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            node: node.to_owned(),
+            replicas: 0,
+            args: Vec::new(),
+            annotations: Vec::new(),
+            pre_stop: None,
+            grace_seconds: 30,
+            version: 1,
+        }
+    }
+
+    pub fn yaml(&self, namespace: &str) -> String {
+        let labels = json!({"app": self.name});
+        let annotations: serde_json::Map<_, _> =
+            self.annotations.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        let mut args = vec!["--served-model-name".to_owned(), self.name.clone()];
+        args.extend(self.args.iter().cloned());
+        let mut container = json!({
+            "name": "vllm", "image": "vllm/vllm-openai",
+            "args": args,
+            "ports": [{"name": "http", "containerPort": 8000}],
+            "env": [
+                {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "VERSION", "value": self.version.to_string()},
+            ],
+            "resources": {"limits": {"nvidia.com/gpu": "1"}},
+            "readinessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2},
+        });
+        if let Some(command) = &self.pre_stop {
+            container["lifecycle"] = json!({"preStop": {"exec": {"command": command}}});
+        }
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": self.name, "namespace": namespace},
+            "spec": {
+                "replicas": self.replicas,
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels, "annotations": annotations},
+                    "spec": {
+                        "nodeSelector": {"kubernetes.io/hostname": self.node},
+                        "terminationGracePeriodSeconds": self.grace_seconds,
+                        "containers": [container],
+                    },
+                },
+            },
+        })
+        .to_string()
+    }
+}
+
+/// A namespace of its own.
+pub async fn namespace(cluster: &Cluster, suite: &str) -> String {
+    let name = format!("{suite}-{}", std::process::id());
+    cluster.plane.kubectl(&["create", "namespace", &name]).await;
+    // Pods are refused before it has its ServiceAccount.
+    crate::plane::eventually("the namespace is ready", async || {
+        let get = ["-n", &name, "get", "serviceaccount", "default"];
+        cluster.plane.try_kubectl(&get, "").await.is_ok()
+    })
+    .await;
+    name
+}
+
+/// The workload's replicas: asked for, and ready.
+pub async fn replicas(cluster: &Cluster, namespace: &str, name: &str) -> (u32, u32) {
+    use k8s_openapi::api::apps::v1::Deployment;
+    let api: kube::Api<Deployment> = kube::Api::namespaced(cluster.client.clone(), namespace);
+    let Ok(deployment) = api.get(name).await else { return (0, 0) };
+    let asked = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
+    let ready = deployment.status.as_ref().and_then(|it| it.ready_replicas).unwrap_or(0);
+    (asked as u32, ready as u32)
+}
