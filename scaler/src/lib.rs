@@ -3,11 +3,13 @@
 //! [`core`] decides; `run` reads every gateway's `/signals`, tells the target, and publishes
 //! `/replicas`; [`targets`] start and stop replicas.
 
+mod clock;
 pub mod core;
 pub mod keda;
 mod metric;
 mod pool;
 mod run;
+mod sources;
 pub mod supervisor;
 pub mod targets;
 

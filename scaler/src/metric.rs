@@ -1,14 +1,23 @@
 //! Every figure of the scaler on `/metrics`.
 
+use std::collections::BTreeMap;
+
 use metrics::{
     Counter, Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
 };
 
+use crate::core::Proposal;
+
 const DESIRED: &str = "forebay_desired_replicas";
 const REPLICAS: &str = "forebay_replicas";
 const DECISIONS: &str = "forebay_scaling_decisions_total";
 const COLD_START: &str = "forebay_cold_start_seconds";
+const TRIGGER_VALUE: &str = "forebay_trigger_value";
+const TRIGGER_THRESHOLD: &str = "forebay_trigger_threshold";
+const TRIGGER_REPLICAS: &str = "forebay_trigger_replicas";
+const TRIGGER_READABLE: &str = "forebay_trigger_readable";
+const TRIGGER_AGE: &str = "forebay_trigger_age_seconds";
 const REACTION: &str = "forebay_decision_seconds";
 
 /// Bounds for each histogram.
@@ -25,6 +34,17 @@ pub fn describe() {
     describe_gauge!(DESIRED, "Replicas asked for, by pool");
     describe_gauge!(REPLICAS, "Replicas, by pool and state");
     describe_counter!(DECISIONS, "Decisions that changed the count, by pool");
+    describe_gauge!(TRIGGER_VALUE, "What a trigger last read; NaN where it is not known");
+    describe_gauge!(TRIGGER_THRESHOLD, "What a trigger compares its value with");
+    describe_gauge!(
+        TRIGGER_REPLICAS,
+        "Replicas that a trigger asks for; NaN where it asks for none"
+    );
+    describe_gauge!(
+        TRIGGER_READABLE,
+        "1 for a trigger that counts, 0 for one that can't be read or is left out"
+    );
+    describe_gauge!(TRIGGER_AGE, Unit::Seconds, "How long ago a trigger's figure was read");
     describe_histogram!(COLD_START, Unit::Seconds, "From asked for to ready, by pool");
     describe_histogram!(
         REACTION,
@@ -40,6 +60,17 @@ pub(crate) struct Metrics {
     pub(crate) cold_start: metrics::Histogram,
     pub(crate) reaction: metrics::Histogram,
     states: [Gauge; 5],
+    pool: String,
+    triggers: BTreeMap<String, TriggerMetrics>,
+}
+
+/// A trigger's handles.
+struct TriggerMetrics {
+    value: Gauge,
+    threshold: Gauge,
+    replicas: Gauge,
+    readable: Gauge,
+    age: Gauge,
 }
 
 impl Metrics {
@@ -48,6 +79,8 @@ impl Metrics {
         let state =
             |state: &'static str| gauge!(REPLICAS, "pool" => pool.clone(), "state" => state);
         Self {
+            pool: pool.clone(),
+            triggers: BTreeMap::new(),
             states: ["pending", "starting", "ready", "draining", "failed"].map(state),
             desired: gauge!(DESIRED, "pool" => pool.clone()),
             decisions: counter!(DECISIONS, "pool" => pool.clone()),
@@ -60,6 +93,32 @@ impl Metrics {
     pub(crate) fn replicas(&self, counts: [u32; 5]) {
         for (gauge, count) in self.states.iter().zip(counts) {
             gauge.set(count);
+        }
+    }
+
+    /// Triggers' names are configuration's.
+    pub(crate) fn trigger(&mut self, proposal: &Proposal) {
+        let pool = &self.pool;
+        let new = || TriggerMetrics::register(pool, &proposal.name);
+        let known = self.triggers.entry(proposal.name.clone()).or_insert_with(new);
+        let replicas = proposal.replicas().map_or(f64::NAN, f64::from);
+        known.value.set(proposal.figure.unwrap_or(f64::NAN));
+        known.threshold.set(proposal.threshold);
+        known.replicas.set(replicas);
+        known.readable.set(if proposal.problem.is_none() { 1.0 } else { 0.0 });
+        known.age.set(proposal.age_ms.unwrap_or(0) as f64 / 1000.0);
+    }
+}
+
+impl TriggerMetrics {
+    fn register(pool: &str, trigger: &str) -> Self {
+        let gauge = |name: &'static str| gauge!(name, "pool" => pool.to_owned(), "trigger" => trigger.to_owned());
+        Self {
+            value: gauge(TRIGGER_VALUE),
+            threshold: gauge(TRIGGER_THRESHOLD),
+            replicas: gauge(TRIGGER_REPLICAS),
+            readable: gauge(TRIGGER_READABLE),
+            age: gauge(TRIGGER_AGE),
         }
     }
 }

@@ -13,8 +13,8 @@ use forebay_signals::{
 
 use crate::core::cold_start::ColdStarts;
 use crate::core::{
-    Decision, Inputs, Ledger, Load, Override, Policy, Proposal, ReplicaFacts, Standing, State,
-    Word, decide,
+    Decision, Inputs, Ledger, Load, Override, Policy, Reading, ReplicaFacts, Replicas, Standing,
+    State, Triggers, Wanted, Word, decide,
 };
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 
@@ -38,6 +38,7 @@ pub(crate) struct Heard<'a> {
 pub(crate) struct PoolLoop {
     pub(crate) name: String,
     policy: Policy,
+    triggers: Triggers,
     stale_after_ms: u64,
     state: State,
     ledger: Ledger,
@@ -87,10 +88,16 @@ pub(crate) struct Step {
 }
 
 impl PoolLoop {
-    pub(crate) fn new(pool: &forebay_config::Pool, stale_after_ms: u64) -> Self {
+    /// `prometheus` is asked by triggers that name no server.
+    pub(crate) fn new(
+        pool: &forebay_config::Pool,
+        prometheus: &forebay_config::Prometheus,
+        stale_after_ms: u64,
+    ) -> Self {
         Self {
             name: pool.name.clone(),
             policy: Policy::of(pool),
+            triggers: Triggers::of(pool, prometheus),
             stale_after_ms,
             state: State::default(),
             ledger: Ledger::default(),
@@ -110,12 +117,17 @@ impl PoolLoop {
         }
     }
 
-    /// One decision and what follows from it.
+    /// What has to be read elsewhere, for each trigger in order.
+    pub(crate) fn wanted(&self) -> Vec<Option<Wanted>> {
+        self.triggers.wanted()
+    }
+
+    /// One decision and what follows from it. `readings` are of what is wanted, in its order.
     pub(crate) fn step(
         &mut self,
         heard: &[Heard<'_>],
         statuses: &BTreeMap<String, ReplicaStatus>,
-        proposals: &[Proposal],
+        readings: &[Option<Reading>],
         target: &impl Target,
         now_ms: u64,
     ) -> Step {
@@ -142,6 +154,9 @@ impl PoolLoop {
         let staying = count(&|_| true);
         let alive: Vec<_> = alive.into_iter().cloned().collect();
         let order = if self.order == Override::None { target.order() } else { self.order };
+        let ready = facts.iter().filter(|it| it.standing == Standing::Ready).count() as u32;
+        let replicas = Replicas { current: self.state.desired(), ready };
+        let proposals = &self.triggers.propose(&load, readings, replicas, now_ms);
         let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
         self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
         self.figure(&load);

@@ -3,7 +3,7 @@
 //! One task for all pools. It wakes at every push of a gateway and every change of a target, decides
 //! at once, and once a second in any case: leases are renewed, windows move on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::follower::{Event, follow};
 use forebay_signals::publisher::Publisher;
-use forebay_signals::{PoolReplicas, PoolSignals, ReplicaState, View};
+use forebay_signals::{Health, PoolReplicas, PoolSignals, ReplicaState, View};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::{SelectAll, select_all};
@@ -25,9 +25,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::clock::Clock;
+use crate::core::Proposal;
 use crate::keda::{KedaServer, ServeError};
 use crate::metric::Metrics;
 use crate::pool::{Heard, PoolLoop, Step};
+use crate::sources::{Client, Sources};
 use crate::targets::Driver;
 
 const TICK: Duration = Duration::from_secs(1);
@@ -54,6 +57,9 @@ pub enum StartError {
         /// What is wrong.
         source: io::Error,
     },
+    /// What triggers read can't be read.
+    #[error("prometheus.caFile: {0}")]
+    Authorities(String),
     /// KEDA can't be answered.
     #[error(transparent)]
     Keda(#[from] ServeError),
@@ -63,7 +69,10 @@ pub enum StartError {
 struct Driven {
     pool: PoolLoop,
     target: Driver,
+    sources: Sources,
     metrics: Metrics,
+    /// Triggers that could not be read last time.
+    unread: BTreeSet<String>,
 }
 
 impl Scaler {
@@ -80,12 +89,18 @@ impl Scaler {
         cluster: Option<Cluster>,
     ) -> Result<Self, StartError> {
         let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
+        let ca_file = config.prometheus.ca_file.as_deref();
+        let client = Client::new(ca_file).map_err(StartError::Authorities)?;
+        let clock = Clock::start();
         let mut pools = Vec::new();
         for pool in &config.pools {
             let failed = |source| StartError::Target { pool: pool.name.clone(), source };
             let target = Driver::start(pool, cluster.as_ref()).map_err(failed)?;
             let metrics = Metrics::register(&pool.name);
-            pools.push(Driven { pool: PoolLoop::new(pool, stale_after_ms), target, metrics });
+            let decides = PoolLoop::new(pool, &config.prometheus, stale_after_ms);
+            let sources = Sources::start(pool, decides.wanted(), &client, clock);
+            let unread = BTreeSet::new();
+            pools.push(Driven { pool: decides, target, sources, metrics, unread });
         }
         let publisher = Publisher::new();
         let decisions = Arc::new(Mutex::new(VecDeque::new()));
@@ -96,6 +111,7 @@ impl Scaler {
             publisher: Arc::clone(&publisher),
             decisions: Arc::clone(&decisions),
             last: BTreeMap::new(),
+            clock,
             keda: KedaServer::start(&config)?.map(Arc::new),
         };
         let keda = work.keda.clone();
@@ -232,12 +248,12 @@ struct Loop {
     publisher: Arc<Publisher<PoolReplicas>>,
     decisions: Arc<Mutex<VecDeque<Value>>>,
     last: BTreeMap<String, PoolReplicas>,
+    clock: Clock,
     keda: Option<Arc<KedaServer>>,
 }
 
 impl Loop {
     async fn run(mut self, stop: CancellationToken) -> Vec<Driven> {
-        let clock = Clock::start();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let changed = Arc::new(Notify::new());
@@ -259,7 +275,7 @@ impl Loop {
                 () = changed.notified() => {}
                 _ = ticks.tick() => tick = true,
             }
-            self.step(clock.now_ms(), tick);
+            self.step(self.clock.now_ms(), tick);
         }
     }
 
@@ -270,7 +286,9 @@ impl Loop {
             let heard = self.feeds.words(&driven.pool.name);
             // Nothing is decided of what is not known yet, and gateways keep what they know.
             let Some(statuses) = driven.target.statuses(&heard) else { continue };
-            let step = driven.pool.step(&heard, &statuses, &[], &driven.target, now_ms);
+            driven.sources.ask(ready(&heard));
+            let readings = driven.sources.readings();
+            let step = driven.pool.step(&heard, &statuses, &readings, &driven.target, now_ms);
             driven.metrics.reaction.record(began.elapsed());
             note(driven, &step, now_ms, &self.decisions);
             all.insert(driven.pool.name.clone(), step.replicas);
@@ -289,8 +307,35 @@ impl Loop {
     }
 }
 
+/// Endpoints that take requests, as any gateway sees them.
+fn ready(heard: &[Heard<'_>]) -> impl Iterator<Item = String> {
+    let endpoints = heard.iter().filter_map(|heard| heard.signals).flat_map(|it| &it.endpoints);
+    let ready = endpoints.filter(|(_, endpoint)| {
+        endpoint.as_ref().is_some_and(|endpoint| endpoint.health == Health::Ready)
+    });
+    ready.map(|(address, _)| address.clone()).collect::<BTreeSet<_>>().into_iter()
+}
+
+/// Tells of each trigger's figures, and when one can't be read any more or can again.
+fn triggers(driven: &mut Driven, proposals: &[Proposal]) {
+    let pool = &driven.pool.name;
+    for proposal in proposals {
+        driven.metrics.trigger(proposal);
+        match &proposal.problem {
+            Some(problem) if driven.unread.insert(proposal.name.clone()) => {
+                tracing::warn!("{pool}: trigger {} {problem}", proposal.name);
+            }
+            Some(_) => {}
+            None if driven.unread.remove(&proposal.name) => {
+                tracing::info!("{pool}: trigger {} can be read again", proposal.name);
+            }
+            None => {}
+        }
+    }
+}
+
 /// Tells log, metrics and `/decisions`.
-fn note(driven: &Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDeque<Value>>) {
+fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDeque<Value>>) {
     let Step { decision, replicas, cold_starts } = step;
     driven.metrics.desired.set(decision.desired);
     for seconds in cold_starts {
@@ -309,6 +354,7 @@ fn note(driven: &Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDeque<Va
         ]
         .map(count),
     );
+    triggers(driven, &decision.proposals);
     if decision.from == decision.desired {
         return;
     }
@@ -326,22 +372,4 @@ fn note(driven: &Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDeque<Va
         "desired": decision.desired,
         "why": sentence,
     }));
-}
-
-/// Milliseconds since the epoch that never go back, whatever is done to the system's clock.
-struct Clock {
-    started: Instant,
-    started_ms: u64,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let started_ms = since.map_or(0, |since| since.as_millis() as u64);
-        Self { started: Instant::now(), started_ms }
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.started_ms + self.started.elapsed().as_millis() as u64
-    }
 }

@@ -1,5 +1,7 @@
 //! What one trigger says: its figure, and the count that it asks for.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// One trigger's word at one moment. Triggers make them; [`decide`](super::decide()) weighs them.
@@ -36,6 +38,16 @@ pub enum Problem {
     Unreadable(String),
     /// It can never work as written. Left out.
     Misconfigured(String),
+}
+
+/// Behind the trigger's name, for people.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(why) => write!(f, "can't be read, so nothing scales down: {why}"),
+            Self::Misconfigured(why) => write!(f, "is left out: {why}"),
+        }
+    }
 }
 
 impl Proposal {

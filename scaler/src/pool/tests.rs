@@ -40,7 +40,8 @@ fn pool() -> PoolLoop {
     let pool: serde_json::Value = serde_json::json!({"name": "p", "scaling": {
         "maxReplicaCount": 4, "targetConcurrency": 10, "cooldownPeriod": "30s"
     }});
-    PoolLoop::new(&serde_json::from_value(pool).expect("a pool"), 10_000)
+    let pool = serde_json::from_value(pool).expect("a pool");
+    PoolLoop::new(&pool, &forebay_config::Prometheus::default(), 10_000)
 }
 
 fn signals(held: u32, endpoints: &[(&str, Health, u32)]) -> PoolSignals {

@@ -29,6 +29,8 @@ pub struct Reading {
     /// The figure, which may be no finite number; `None` where there was no such series. Or why
     /// there is none, in a few words.
     pub value: Result<Option<f64>, String>,
+    /// What of it could not be read, in a few words: the truth is no less than the figure.
+    pub partial: Option<String>,
 }
 
 /// What has to be read elsewhere for a trigger.
@@ -79,6 +81,8 @@ enum Memory {
 /// A figure as it was found.
 enum Found {
     Value(f64),
+    /// No less than this, and why no more is known.
+    AtLeast(f64, String),
     /// There is nothing to be measured, and that is known.
     Nothing,
     Unknown(String),
@@ -221,7 +225,8 @@ impl Trigger {
             let asked = f64::from(schedule.desired_replicas());
             proposal.active = within;
             proposal.figure = Some(f64::from(u8::from(within)));
-            proposal.needed = within.then_some(asked);
+            // Out of its hours it asks for one, as in KEDA, and keeps nothing awake.
+            proposal.needed = Some(if within { asked } else { 1.0 });
             proposal.threshold = asked;
             return proposal;
         }
@@ -234,20 +239,24 @@ impl Trigger {
         let first_hand = wanted(rule).is_none();
         proposal.age_ms =
             reading.filter(|_| !first_hand).map(|reading| now_ms.saturating_sub(reading.at_ms));
-        match found {
-            Found::Value(value) => {
-                proposal.figure = Some(value);
-                proposal.active = value > rule.activation_threshold;
-                proposal.needed = arithmetic::needed(
-                    value,
-                    rule.threshold,
-                    rule.metric_type,
-                    replicas,
-                    tolerance,
-                );
+        let value = match found {
+            Found::Value(value) => Some(value),
+            Found::AtLeast(value, why) => {
+                proposal.problem = Some(Problem::Unreadable(why));
+                Some(value)
             }
-            Found::Nothing => {}
-            Found::Unknown(why) => proposal.problem = Some(Problem::Unreadable(why)),
+            Found::Nothing => None,
+            Found::Unknown(why) => {
+                proposal.problem = Some(Problem::Unreadable(why));
+                None
+            }
+        };
+        if let Some(value) = value {
+            let (threshold, metric_type) = (rule.threshold, rule.metric_type);
+            proposal.figure = Some(value);
+            proposal.active = value > rule.activation_threshold;
+            proposal.needed =
+                arithmetic::needed(value, threshold, metric_type, replicas, tolerance);
         }
         proposal
     }
@@ -276,7 +285,10 @@ fn read(
         _ => false,
     };
     match &reading.value {
-        Ok(Some(value)) if value.is_finite() => Found::Value(*value),
+        Ok(Some(value)) if value.is_finite() => match &reading.partial {
+            Some(why) => Found::AtLeast(*value, why.clone()),
+            None => Found::Value(*value),
+        },
         Ok(_) if null_is_zero => Found::Value(0.0),
         Ok(Some(value)) => Found::Unknown(format!("the result is {value}")),
         Ok(None) => Found::Unknown("the result is empty".to_owned()),

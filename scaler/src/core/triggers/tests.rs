@@ -30,7 +30,8 @@ fn load(held: u32, in_flight: u32) -> Load {
 const TWO: Replicas = Replicas { current: 2, ready: 2 };
 
 fn at(value: Result<Option<f64>, &str>) -> Vec<Option<Reading>> {
-    vec![Some(Reading { at_ms: 1_000_000, value: value.map_err(str::to_owned) })]
+    let value = value.map_err(str::to_owned);
+    vec![Some(Reading { at_ms: 1_000_000, value, partial: None })]
 }
 
 fn propose(mut triggers: Triggers, load: &Load, readings: &[Option<Reading>]) -> Proposal {
@@ -127,6 +128,14 @@ fn a_share_of_the_ready_proposes_nothing_at_zero_ready() {
 }
 
 #[test]
+fn what_is_read_in_part_may_scale_up_and_forbids_scaling_down() {
+    let mut readings = at(Ok(Some(0.9)));
+    readings[0].as_mut().expect("one").partial = Some("1 of 2 replicas can't be read".into());
+    let proposal = propose(one("kvCache", &[("threshold", "0.5")]), &load(0, 0), &readings);
+    assert_eq!((proposal.replicas(), proposal.unreadable()), (Some(4), true));
+}
+
+#[test]
 fn a_trigger_without_a_server_is_left_out_and_told() {
     let written = vec![
         Written::of("prometheus", &[("query", "q"), ("threshold", "5")]),
@@ -185,7 +194,7 @@ fn a_latency_is_that_of_the_window_without_what_a_cold_start_took() {
     assert!(step(&signals, 2_000).unreadable(), "somebody waits, for nobody knows how long");
     // Sixty seconds of cold start, and less than a second of the rest.
     signals.ttft.record_n(61.0, 20);
-    signals.warm_ttft.record_n(0.9, 20);
+    signals.warm_ttft.record_n(0.8, 20);
     let slow = step(&signals, 3_000);
     assert_eq!(slow.replicas(), Some(4), "{slow:?}");
     signals.in_flight = 0;
@@ -208,7 +217,7 @@ fn tokens_by_the_second_are_counted_over_the_window() {
 }
 
 #[test]
-fn a_schedule_asks_in_its_hours_exactly_and_for_nothing_else() {
+fn a_schedule_asks_in_its_hours_exactly_and_out_of_them_for_one() {
     let settings = [
         ("timezone", "UTC"),
         ("start", "0 8 * * *"),
@@ -219,10 +228,10 @@ fn a_schedule_asks_in_its_hours_exactly_and_for_nothing_else() {
     // Within the tolerance of ten, which is for figures.
     let ten = Replicas { current: 10, ready: 10 };
     let day = 20_000 * 86_400_000;
-    for (hour, needed) in [(7, None), (8, Some(11.0)), (10, None)] {
+    for (hour, needed, active) in [(7, 1.0, false), (8, 11.0, true), (10, 1.0, false)] {
         let proposal =
             triggers.propose(&load(0, 0), &[None], ten, day + hour * 3_600_000).remove(0);
-        assert_eq!((proposal.needed, proposal.active), (needed, needed.is_some()), "{hour}:00");
+        assert_eq!((proposal.needed, proposal.active), (Some(needed), active), "{hour}:00");
     }
 }
 

@@ -1,0 +1,138 @@
+//! GET over HTTP and HTTPS, bounded in bytes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, HeaderName, HeaderValue};
+use http::{Request, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as Pooled;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+/// Most bytes of one answer: ten times what a large vLLM exports.
+const MOST_BYTES: usize = 4 << 20;
+
+/// Clones share their connections.
+#[derive(Clone)]
+pub(crate) struct Client {
+    pooled: Pooled<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+}
+
+/// An answer's status and its whole body.
+pub(crate) struct Answer {
+    pub(crate) status: http::StatusCode,
+    pub(crate) body: String,
+}
+
+impl Client {
+    /// Checks `https` servers by the certificates in `ca_file`, or else by the system's.
+    ///
+    /// # Errors
+    /// Why `ca_file` can't be used.
+    pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let config = match ca_file {
+            Some(file) => config.with_root_certificates(authorities(file)?),
+            // Without any on this machine, https fails when it is used, and http works.
+            None => match config.clone().with_native_roots() {
+                Ok(config) => config,
+                Err(_) => config.with_root_certificates(RootCertStore::empty()),
+            },
+        };
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config.with_no_client_auth())
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let pooled = Pooled::builder(TokioExecutor::new())
+            // Less than vLLM's 5 s, after which it closes them.
+            .pool_idle_timeout(Duration::from_secs(4))
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self { pooled })
+    }
+
+    /// The answer of `url`.
+    ///
+    /// # Errors
+    /// A few words, without the URL, which may hold secrets.
+    pub(crate) async fn get(
+        &self,
+        url: &str,
+        headers: Vec<(HeaderName, HeaderValue)>,
+    ) -> Result<Answer, String> {
+        let uri: Uri = url.parse().map_err(|_| "its URL can't be read".to_owned())?;
+        let mut request = Request::get(uri);
+        if let Some(all) = request.headers_mut() {
+            all.insert(ACCEPT, HeaderValue::from_static("application/json, text/plain"));
+            all.extend(headers.into_iter().map(|(name, value)| (Some(name), value)));
+        }
+        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        let answer = self.pooled.request(request).await.map_err(|error| innermost(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await;
+        let body = body.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
+            true => format!("the answer is longer than {} MiB", MOST_BYTES >> 20),
+            false => format!("the answer broke off: {}", innermost(&*error)),
+        })?;
+        let body = String::from_utf8(body.to_bytes().into());
+        let body = body.map_err(|_| "the answer is no text in UTF-8".to_owned())?;
+        Ok(Answer { status, body })
+    }
+
+    /// The text of `url`, where the answer is 200.
+    ///
+    /// # Errors
+    /// A few words.
+    pub(crate) async fn text(&self, url: &str) -> Result<String, String> {
+        let answer = self.get(url, Vec::new()).await?;
+        if answer.status != http::StatusCode::OK {
+            return Err(format!("it answered {}", answer.status));
+        }
+        Ok(answer.body)
+    }
+}
+
+/// A header for `Authorization`; not shown in any output.
+///
+/// # Errors
+/// It holds what no header may.
+pub(crate) fn authorization(value: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let mut value = HeaderValue::from_str(value)
+        .map_err(|_| "its credentials hold characters that can't be sent".to_owned())?;
+    value.set_sensitive(true);
+    Ok((AUTHORIZATION, value))
+}
+
+fn authorities(file: &Path) -> Result<RootCertStore, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+    let mut roots = RootCertStore::empty();
+    let found = CertificateDer::pem_file_iter(file).map_err(|error| failed(&error))?;
+    for certificate in found {
+        let certificate = certificate.map_err(|error| failed(&error))?;
+        roots.add(certificate).map_err(|error| failed(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(failed(&"no certificate in PEM"));
+    }
+    Ok(roots)
+}
+
+/// The cause that says most: "connection refused" and not "client error".
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,158 @@
+//! Instant queries of Prometheus' HTTP API.
+
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use forebay_config::PromQuery;
+use http::header::{HeaderName, HeaderValue};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::client::{Client, authorization};
+
+/// The query's one value, which may be no finite number; `None` where the result is empty.
+pub(super) async fn read(client: &Client, query: &PromQuery) -> Result<Option<f64>, String> {
+    let server = query.server_address.as_deref().ok_or("no serverAddress")?;
+    let mut url = format!("{server}/api/v1/query?query={}", encoded(&query.query));
+    for (name, value) in &query.parameters {
+        url += &format!("&{}={}", encoded(name), encoded(value));
+    }
+    let answer = client.get(&url, headers(query).await?).await?;
+    parse(&answer.body).map_err(|error| match answer.status.is_success() {
+        true => error,
+        false => format!("it answered {}: {error}", answer.status),
+    })
+}
+
+async fn headers(query: &PromQuery) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let mut headers = Vec::new();
+    for (name, value) in &query.headers {
+        let name = HeaderName::try_from(name).map_err(|_| format!("`{name}` is no header"))?;
+        let value = HeaderValue::try_from(value)
+            .map_err(|_| format!("the value of {name} can't be sent"))?;
+        headers.push((name, value));
+    }
+    if let Some(file) = &query.bearer_token_file {
+        headers.push(authorization(&format!("Bearer {}", secret(file).await?))?);
+    } else if let Some((user, file)) = &query.basic_auth {
+        let both = format!("{user}:{}", secret(file).await?);
+        headers.push(authorization(&format!("Basic {}", BASE64_STANDARD.encode(both)))?);
+    }
+    Ok(headers)
+}
+
+async fn secret(file: &Path) -> Result<String, String> {
+    let text = tokio::fs::read_to_string(file).await;
+    let text = text.map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    data: Option<Data>,
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Data {
+    result_type: String,
+    result: Value,
+}
+
+/// The one value of a reply: a scalar, or a vector of one series at most.
+fn parse(body: &str) -> Result<Option<f64>, String> {
+    let reply: Reply = serde_json::from_str(body)
+        .map_err(|_| "this is no answer of Prometheus' API".to_owned())?;
+    if let Some(error) = reply.error {
+        return Err(error.chars().take(200).collect());
+    }
+    let data = reply.data.ok_or("the answer holds no data")?;
+    let sample = |sample: &Value| {
+        let text = sample.get(1).and_then(Value::as_str);
+        let number = text.and_then(|text| text.parse::<f64>().ok());
+        number.map(Some).ok_or_else(|| "the answer holds no number".to_owned())
+    };
+    match (data.result_type.as_str(), data.result.as_array().map(Vec::as_slice)) {
+        ("scalar", Some(_)) => sample(&data.result),
+        ("vector", Some([])) => Ok(None),
+        ("vector", Some([one])) => sample(&one["value"]),
+        ("vector", Some(many)) => Err(format!(
+            "the query gives {} series, and one is needed; put sum() around it",
+            many.len()
+        )),
+        (other, _) => Err(format!("the query gives a {other}, and a number is needed")),
+    }
+}
+
+/// For a URL's query: what is no plain letter or digit as `%XX`.
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() * 2);
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte));
+            }
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_gives_one_value_or_says_why_not() {
+        let vector = |series: &str| {
+            format!(
+                r#"{{"status":"success","data":{{"resultType":"vector","result":[{series}]}}}}"#
+            )
+        };
+        let series = |value: &str| format!(r#"{{"metric":{{}},"value":[1.5,"{value}"]}}"#);
+        for (case, body, want) in [
+            ("one", vector(&series("12.5")), Ok(Some(12.5))),
+            ("exponents", vector(&series("1e+06")), Ok(Some(1e6))),
+            ("infinite", vector(&series("+Inf")), Ok(Some(f64::INFINITY))),
+            ("less than all", vector(&series("-Inf")), Ok(Some(f64::NEG_INFINITY))),
+            ("none", vector(""), Ok(None)),
+            (
+                "two",
+                vector(&format!("{},{}", series("1"), series("2"))),
+                Err("the query gives 2 series, and one is needed; put sum() around it"),
+            ),
+            ("text", vector(&series("x")), Err("the answer holds no number")),
+            (
+                "a scalar",
+                r#"{"status":"success","data":{"resultType":"scalar","result":[1,"3"]}}"#
+                    .to_owned(),
+                Ok(Some(3.0)),
+            ),
+            (
+                "a matrix",
+                r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#.to_owned(),
+                Err("the query gives a matrix, and a number is needed"),
+            ),
+            (
+                "refused",
+                r#"{"status":"error","errorType":"bad_data","error":"parse error"}"#.to_owned(),
+                Err("parse error"),
+            ),
+            ("a login page", "<html>".to_owned(), Err("this is no answer of Prometheus' API")),
+        ] {
+            assert_eq!(parse(&body), want.map_err(str::to_owned), "{case}");
+        }
+        let nan = parse(&vector(&series("NaN"))).expect("a value").expect("one");
+        assert!(nan.is_nan());
+    }
+
+    #[test]
+    fn a_query_is_sent_as_it_is_written() {
+        assert_eq!(
+            encoded("sum(a{b=\"c\"}) / 2 +\nü"),
+            "sum%28a%7Bb%3D%22c%22%7D%29%20%2F%202%20%2B%0A%C3%BC"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! vLLM's own `/metrics`, of every ready replica.
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::exposition::{declares, samples};
+use super::{Client, Found, TIMEOUT, bounded};
+
+/// The present name, and the one of vLLM before 0.11.
+const KV_CACHE: [&str; 2] = ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"];
+
+/// Replicas asked at a time.
+const AT_ONCE: usize = 16;
+
+/// The mean use of the KV cache, 0 to 1, over the replicas. Where some can't be read, they count as
+/// empty, and that is said: the truth is no less than this.
+pub(super) async fn kv_cache(client: &Client, endpoints: &[String]) -> Found {
+    if endpoints.is_empty() {
+        return Ok((None, None));
+    }
+    let read = |endpoint: String| async move {
+        let url = format!("http://{endpoint}/metrics");
+        let text = bounded(TIMEOUT, client.text(&url)).await;
+        text.and_then(|text| usage(&text)).map_err(|error| format!("{endpoint}: {error}"))
+    };
+    let reads = stream::iter(endpoints.iter().cloned().map(read));
+    let found: Vec<_> = reads.buffer_unordered(AT_ONCE).collect().await;
+    let failed: Vec<_> = found.iter().filter_map(|found| found.as_ref().err()).collect();
+    if failed.len() == endpoints.len() {
+        return Err(failed[0].clone());
+    }
+    let mean = found.iter().flatten().sum::<f64>() / endpoints.len() as f64;
+    let partial = failed.first().map(|error| {
+        format!("{} of {} replicas can't be read ({error})", failed.len(), endpoints.len())
+    });
+    Ok((Some(mean), partial))
+}
+
+/// The mean over a server's engines.
+fn usage(text: &str) -> Result<f64, String> {
+    for name in KV_CACHE {
+        let (sum, count) =
+            samples(text, name).fold((0.0, 0_u32), |(sum, count), it| (sum + it.value, count + 1));
+        if count > 0 {
+            return Ok(sum / f64::from(count));
+        }
+    }
+    // Before its first request a server of several processes has no sample yet.
+    if KV_CACHE.iter().any(|name| declares(text, name)) {
+        return Ok(0.0);
+    }
+    Err(format!("it exports no {}", KV_CACHE[0]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_the_mean_over_engines_by_the_present_or_the_old_name() {
+        let old = "# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc{model_name=\"a\"} 0.5\n";
+        let two = "vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75\n";
+        let none = "# TYPE vllm:kv_cache_usage_perc gauge\n";
+        for (case, text, want) in [
+            ("old", old, Ok(0.5)),
+            ("two engines", two, Ok(0.5)),
+            ("no request yet", none, Ok(0.0)),
+            ("another server", "up 1\n", Err("it exports no vllm:kv_cache_usage_perc")),
+        ] {
+            assert_eq!(usage(text), want.map_err(str::to_owned), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_real_servers_export_is_read() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../loadtests/fixtures/vllm/");
+        for (file, least, most) in [
+            ("c-options/metrics_kv_pressure.resp", 0.01, 1.0),
+            ("a-default/metrics_idle_after.resp", 0.0, 0.0),
+            ("i-dp2/metrics_under_load_0.resp", 0.0, 1.0),
+            ("i-dp2/metrics_idle.resp", 0.0, 0.0),
+        ] {
+            let text = std::fs::read_to_string(format!("{folder}{file}")).expect("a fixture");
+            let usage = usage(&text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!((least..=most).contains(&usage), "{file}: {usage}");
+        }
+    }
+}
