@@ -59,13 +59,13 @@ impl Exchange {
     pub(crate) async fn run(mut self) -> Outcome {
         let deadline = self.ticket.request.deadline;
         let result = timeout_at(deadline, self.until_committed()).await;
-        let too_long = Refusal::TooLong(self.pool.settings.upstream.request_timeout);
+        let too_long = Refusal::TooLong(self.pool.settings().upstream.request_timeout);
         let result = result.unwrap_or(Err(too_long));
         Outcome { result, record: self.record, pool: self.pool, deadline }
     }
 
     async fn until_committed(&mut self) -> Result<Committed, Refusal> {
-        let most = self.pool.settings.upstream.max_tries;
+        let most = self.pool.settings().upstream.max_tries;
         loop {
             let slot = self.pool.hold(&mut self.ticket).await?;
             self.record.released(&self.ticket, slot.address);
@@ -100,7 +100,8 @@ impl Exchange {
     }
 
     async fn send(&self, address: SocketAddr) -> Result<(response::Parts, Answer), Failure> {
-        let settings = &self.pool.settings.upstream;
+        let settings = self.pool.settings();
+        let settings = &settings.upstream;
         let mut fresh = false;
         loop {
             let connection = Connection::get(address, fresh, settings.connect_timeout)
@@ -126,7 +127,7 @@ impl Exchange {
     /// The first event that is one decides.
     async fn stream(&self, mut upstream: Answer) -> Result<Begun, Failure> {
         let mut stream = AnswerStream::new(self.api, self.strip_usage);
-        let stall = self.pool.settings.upstream.stall_timeout;
+        let stall = self.pool.settings().upstream.stall_timeout;
         loop {
             let data = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())?;
             let Some(bytes) = data.transpose()? else {
@@ -146,7 +147,8 @@ impl Exchange {
 
     /// Kept back until it is complete, up to a bound.
     async fn plain(&self, status: StatusCode, mut upstream: Answer) -> Result<Begun, Failure> {
-        let settings = &self.pool.settings.upstream;
+        let settings = self.pool.settings();
+        let settings = &settings.upstream;
         let bound = usize::try_from(settings.commit_size.bytes()).unwrap_or(usize::MAX);
         let mut answer = PlainAnswer::new(self.api, status.as_u16(), bound);
         let stall = settings.stall_timeout;
@@ -164,7 +166,7 @@ impl Exchange {
     }
 
     fn stalled(&self) -> Failure {
-        let stall = self.pool.settings.upstream.stall_timeout;
+        let stall = self.pool.settings().upstream.stall_timeout;
         Failure::new(Cause::Stalled, format!("Nothing came for {stall:?}."))
     }
 }

@@ -82,7 +82,7 @@ fn apply(
         let Some(address) = replica.address.as_deref().and_then(|a| a.parse().ok()) else {
             continue;
         };
-        if pool.settings.scaler_lists_replicas() {
+        if pool.settings().scaler_lists_replicas() {
             now.insert(address);
             // One that failed has no process: its address is probed anew when it is started again.
             probes.add(pool, address);

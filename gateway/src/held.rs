@@ -98,7 +98,7 @@ impl Held {
         let slot = committed.slot;
         match committed.answer {
             Begun::Stream(out, upstream, stream) => {
-                let stall = pool.settings.upstream.stall_timeout;
+                let stall = pool.settings().upstream.stall_timeout;
                 let parts = (out, upstream, Form::Stream(stream));
                 self.relay = Some(Box::new(Relay::new(parts, slot, record, stall, deadline)));
             }

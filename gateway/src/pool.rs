@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use forebay_signals::{ColdStart, EndpointSignals, Health, Histogram, PoolSignals, Totals};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
@@ -25,7 +26,7 @@ use crate::refusal::Refusal;
 /// Shared by every thread.
 pub(crate) struct Pool {
     pub(crate) name: Arc<str>,
-    pub(crate) settings: forebay_config::Pool,
+    settings: ArcSwap<forebay_config::Pool>,
     pub(crate) metrics: Metrics,
     pub(crate) key: UpstreamKey,
     /// Woken when the scaler should hear of a change at once.
@@ -172,7 +173,7 @@ impl Pool {
         let name = Arc::from(settings.name.as_str());
         Arc::new(Self {
             name,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             metrics,
             key: UpstreamKey::default(),
             news,
@@ -215,7 +216,7 @@ impl Pool {
         };
         // An endpoint may have become free between a failed try and this one.
         self.release();
-        let rest = self.settings.hold.timeout.saturating_sub(ticket.held);
+        let rest = self.settings().hold.timeout.saturating_sub(ticket.held);
         let deadline = ticket.request.deadline.min(started + rest);
         let outcome = timeout_at(deadline, &mut held.slot).await;
         ticket.held += started.elapsed();
@@ -349,7 +350,7 @@ impl Pool {
 
     pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {
         let mut books = self.books.lock();
-        let limit = self.settings.max_in_flight;
+        let limit = self.settings().max_in_flight;
         let mut new = false;
         books.endpoints.entry(address).or_insert_with(|| {
             new = true;
@@ -413,8 +414,8 @@ impl Pool {
 
     /// Names that clients can send: configured ones, or what the replicas have told.
     pub(crate) fn models(&self) -> Vec<String> {
-        if !self.settings.models.is_empty() {
-            return self.settings.models.clone();
+        if !self.settings().models.is_empty() {
+            return self.settings().models.clone();
         }
         self.books.lock().served.clone()
     }
@@ -551,5 +552,6 @@ impl Books {
     }
 }
 
+mod reload;
 #[cfg(test)]
 mod tests;

@@ -64,7 +64,7 @@ impl Proxy {
             Err(refusal) => return refuse(&refusal, record, shape),
         };
         let Routed { pool, api, outgoing, ticket, strip_usage } = routed;
-        let beat = pool.settings.hold.heartbeat;
+        let beat = pool.settings().hold.heartbeat;
         let beating = record.context.stream && !beat.is_zero();
         let exchange = Exchange { pool, api, outgoing, ticket, record, strip_usage };
         let mut exchange: Exchanging = Box::pin(exchange.run());
@@ -101,11 +101,11 @@ impl Proxy {
         let edits = Edits {
             model: record.context.served.as_deref(),
             ask_usage: api.usage_on_request(),
-            drop_priority: !pool.settings.allow_priority,
+            drop_priority: !pool.settings().allow_priority,
         };
         let edited = edit(&body, &scan, &edits);
         let rights = Rights {
-            priority: pool.settings.allow_priority,
+            priority: pool.settings().allow_priority,
             keyed: record.context.keyed,
             authorization: pool.key.get(),
         };
@@ -115,7 +115,7 @@ impl Proxy {
             tenant: Arc::clone(&record.context.tenant),
             class: forebay_config::PriorityClass::Normal,
             since: accepted,
-            deadline: accepted + pool.settings.upstream.request_timeout,
+            deadline: accepted + pool.settings().upstream.request_timeout,
             bytes: body.len() as u64,
             tokens: expected_tokens(&scan, body.len()),
             cost: usual_tokens(&scan, body.len()),

@@ -33,7 +33,7 @@ pub(crate) async fn report(
         if tick {
             for pool in &pools {
                 pool.tick();
-                if let Some(file) = &pool.settings.api_key_file {
+                if let Some(file) = &pool.settings().api_key_file {
                     pool.key.refresh(&pool.name, file).await;
                 }
             }

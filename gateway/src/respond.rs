@@ -22,7 +22,7 @@ pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
     head.extensions.insert(Served(slot.address));
     record.committed(head.status.as_u16());
     record.time(&mut head.headers);
-    let stall = pool.settings.upstream.stall_timeout;
+    let stall = pool.settings().upstream.stall_timeout;
     let relay = match answer {
         Begun::Whole(body, tokens) => {
             slot.generated(tokens.generated);

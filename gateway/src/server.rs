@@ -82,7 +82,7 @@ impl Gateway {
             config.pools.iter().map(|pool| Pool::new(pool.clone(), Arc::clone(&news))).collect();
         let mut probes = Probes::default();
         for pool in &pools {
-            if let Some(file) = &pool.settings.api_key_file {
+            if let Some(file) = &pool.settings().api_key_file {
                 let read = std::fs::read_to_string(file).and_then(|text| pool.key.set(&text));
                 read.map_err(|source| StartError::Key {
                     pool: pool.name.to_string(),
@@ -90,7 +90,7 @@ impl Gateway {
                     source,
                 })?;
             }
-            for endpoint in &pool.settings.endpoints {
+            for endpoint in &pool.settings().endpoints {
                 let address = resolve(endpoint).map_err(|reason| StartError::Endpoint {
                     pool: pool.name.to_string(),
                     endpoint: endpoint.clone(),
