@@ -112,6 +112,16 @@ pub struct Upstream {
     /// tried again.
     #[schemars(range(min = 1))]
     pub max_tries: u32,
+    /// Failures in a row that take an endpoint out, never the last that is ready. One that dies,
+    /// stalls or says that it is shutting down is out at once. It comes back by answering a real
+    /// request for one token.
+    #[schemars(range(min = 1))]
+    pub eject_after: u32,
+    /// When all streams of an endpoint were silent for so long, it is asked for one token; one that
+    /// does not answer is out, and what has no answer from it yet is tried elsewhere.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub freeze_timeout: Duration,
     /// Longest plain answer that is kept back until it is complete, so that it can be tried again;
     /// a longer one is passed on as it comes.
     pub commit_size: ByteSize,
@@ -194,6 +204,8 @@ impl Default for Upstream {
             stall_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(60 * 60),
             max_tries: 5,
+            eject_after: 3,
+            freeze_timeout: Duration::from_secs(10),
             commit_size: ByteSize::mib(1),
         }
     }

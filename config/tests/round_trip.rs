@@ -203,7 +203,7 @@ prop_compose! {
         pool.hold = Hold { max_requests, max_bytes, timeout: hold.0, heartbeat: hold.1 };
         pool.allow_priority = allow_priority;
         let (connect_timeout, stall_timeout, request_timeout) = limits;
-        pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size };
+        pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size, ..Upstream::default() };
         pool.target = Some(Target::Processes(target));
         pool.scaling = scaling;
         pool

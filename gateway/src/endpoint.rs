@@ -1,105 +1,313 @@
-//! How an endpoint stands: probed, ready, out after failures, draining.
+//! How an endpoint stands: starting, ready, out for its behaviour, down, draining.
 //!
-//! Pure: callers pass `now`; the probe itself is in `probe.rs`. Behaviour counts more than
-//! `/health`, which vLLM answers with 200 while it drains, hangs or sleeps.
+//! Behaviour counts more than `/health`, which vLLM answers with 200 while it drains, hangs or
+//! sleeps. What its behaviour took out comes back by answering a real one-token request. Failures
+//! that are only counted never take out the last one that is ready; a probe's word does.
+//!
+//! Pure: callers pass `now`; the probes are in `probe.rs`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use forebay_signals::{EndpointSignals, Health};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ejection::Ejection;
+use crate::failure::{Cause, Failure};
 
 const FIRST_EJECTION: Duration = Duration::from_millis(250);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// How long a full one gets nothing, unless something ends there before.
+const FULL_FOR: Duration = Duration::from_secs(1);
 
 /// One endpoint in the pool's books.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
-    probed: bool,
+    standing: Standing,
     once_ready: bool,
     draining: bool,
     reason: String,
+    /// Counted failures since the last success.
     failures: u32,
-    out_until: Option<Instant>,
+    /// Ejections and failed probes since the last success: the back-off's exponent.
+    ejections: u32,
+    full_until: Option<Instant>,
+    probed_at: Option<Instant>,
+    pulse: Pulse,
+    /// Probes in a row that brought nothing at all.
+    silent: u32,
+    /// Cancelled, and made anew, when what waits there should look elsewhere.
+    eviction: CancellationToken,
+    /// Streams that have begun, and so should go on.
+    streams: u32,
     pub(crate) in_flight: u32,
-    limit: u32,
+    rules: Rules,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) generated_tokens: u64,
 }
 
-impl Endpoint {
-    pub(crate) fn new(limit: u32) -> Self {
+/// What a pool's configuration says of its endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// Most requests in flight.
+    pub(crate) limit: u32,
+    /// Failures in a row that take it out.
+    pub(crate) eject_after: u32,
+    /// When streams were silent together for so long, a one-token request asks why.
+    pub(crate) freeze: Duration,
+}
+
+impl Rules {
+    pub(crate) fn of(pool: &forebay_config::Pool) -> Self {
         Self {
-            probed: false,
+            limit: pool.max_in_flight,
+            eject_after: pool.upstream.eject_after,
+            freeze: pool.upstream.freeze_timeout,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Its probe has not answered yet, or does no more.
+    Down,
+    Up,
+    /// Taken out by its behaviour until it answers a one-token request, not asked before `until`.
+    Out {
+        until: Instant,
+    },
+}
+
+/// What to ask an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// `GET /health`: whether it is up at all.
+    Health,
+    /// A real request for one token: whether it works.
+    Token,
+}
+
+/// A probe's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Probed {
+    Answered,
+    /// No connection.
+    Unreachable(String),
+    /// An error.
+    Failed(String),
+    /// Nothing in time.
+    Silent(String),
+}
+
+/// When an endpoint last sent something: told by streams for every chunk, without a lock.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulse {
+    since: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    fn new(now: Instant) -> Self {
+        Self { since: now, millis: Arc::default() }
+    }
+
+    /// Something came.
+    pub(crate) fn beat(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.since).as_millis() as u64;
+        self.millis.fetch_max(millis, Ordering::Relaxed);
+    }
+
+    fn silent(&self, now: Instant) -> Duration {
+        let last = Duration::from_millis(self.millis.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.since).saturating_sub(last)
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn new(rules: Rules, now: Instant) -> Self {
+        Self {
+            standing: Standing::Down,
             once_ready: false,
             draining: false,
             reason: "not probed yet".to_owned(),
             failures: 0,
-            out_until: None,
+            ejections: 0,
+            full_until: None,
+            probed_at: None,
+            pulse: Pulse::new(now),
+            silent: 0,
+            eviction: CancellationToken::new(),
+            streams: 0,
             in_flight: 0,
-            limit,
+            rules,
             completed: 0,
             failed: 0,
             generated_tokens: 0,
         }
     }
 
-    /// The probe's word. A failed one takes a ready endpoint out; an answer brings it back, once
-    /// the time for which its failures took it out is over.
-    pub(crate) fn probed(&mut self, outcome: Result<(), String>, now: Instant) -> bool {
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
+    /// Cancelled when what waits there without an answer should look elsewhere.
+    pub(crate) fn eviction(&self) -> CancellationToken {
+        self.eviction.clone()
+    }
+
+    // === probes ===
+
+    /// What to ask now; asked again and again, it paces itself.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Probe> {
+        let rested =
+            |rest| self.probed_at.is_none_or(|at| now.saturating_duration_since(at) >= rest);
+        let due = match self.standing {
+            Standing::Down => Some(Probe::Health),
+            Standing::Out { until } => (now >= until).then_some(Probe::Token),
+            Standing::Up if self.frozen(now) => Some(Probe::Token),
+            Standing::Up => rested(HEALTH_EVERY).then_some(Probe::Health),
+        };
+        if due.is_some() {
+            self.probed_at = Some(now);
+        }
+        due
+    }
+
+    /// Streams that had begun are silent, all of them together.
+    fn frozen(&self, now: Instant) -> bool {
+        self.streams > 0 && self.pulse.silent(now) >= self.rules.freeze
+    }
+
+    /// The probe's word; true if how it stands changed.
+    pub(crate) fn probed(&mut self, probe: Probe, word: Probed, now: Instant) -> bool {
         let before = self.health();
-        match outcome {
-            Ok(()) if self.out_until.is_some_and(|until| now < until) => {}
-            Ok(()) => {
-                self.probed = true;
+        self.silent = if matches!(word, Probed::Silent(_)) { self.silent + 1 } else { 0 };
+        match (probe, word, self.standing) {
+            // Its `/health` proves nothing for one that was taken out.
+            (Probe::Health, Probed::Answered, Standing::Out { .. }) => {}
+            (_, Probed::Answered, _) => {
+                if probe == Probe::Token {
+                    self.pulse.beat(now);
+                }
+                if self.standing != Standing::Up {
+                    self.failures = 0;
+                    self.reason.clear();
+                }
+                self.standing = Standing::Up;
                 self.once_ready = true;
-                self.out_until = None;
-                self.reason.clear();
             }
-            Err(reason) => {
-                self.probed = false;
-                self.reason = reason;
+            (_, Probed::Unreachable(reason), _) => {
+                // The process is gone: one that comes in its place starts with a clean slate.
+                (self.standing, self.reason) = (Standing::Down, reason);
+                self.failures = 0;
             }
+            // Under load `/health` may be late; what comes meanwhile says more.
+            (Probe::Health, Probed::Failed(_) | Probed::Silent(_), Standing::Up)
+                if self.pulse.silent(now) < HEALTH_EVERY * 2 => {}
+            (Probe::Health, Probed::Failed(_) | Probed::Silent(_), Standing::Out { .. }) => {}
+            (Probe::Health, Probed::Failed(reason) | Probed::Silent(reason), _) => {
+                (self.standing, self.reason) = (Standing::Down, reason);
+            }
+            // Its streams went on meanwhile: it is slow, and works.
+            (Probe::Token, Probed::Silent(_), Standing::Up) if !self.frozen(now) => {}
+            (Probe::Token, Probed::Failed(reason) | Probed::Silent(reason), _) => {
+                self.eject(reason, now);
+            }
+        }
+        // Connected, and for long nothing but silence: what has no answer yet is better off
+        // elsewhere. What has begun may go on when it wakes.
+        if self.standing != Standing::Up
+            && self.silent >= 2
+            && self.pulse.silent(now) >= self.rules.freeze
+        {
+            std::mem::take(&mut self.eviction).cancel();
         }
         before != self.health()
     }
 
-    /// A request failed there for a reason of the endpoint's own: out at once, longer with each
-    /// failure in a row.
-    pub(crate) fn failed(&mut self, reason: String, now: Instant) {
+    // === behaviour ===
+
+    /// A request failed there. `last`: no other is ready. True if that took it out.
+    pub(crate) fn failed(&mut self, failure: &Failure, last: bool, now: Instant) -> bool {
+        if failure.cause == Cause::QueueFull {
+            self.full_until = Some(now + FULL_FOR);
+            return false;
+        }
         self.failed += 1;
         // All that failed together is one failure.
-        if self.out_until.is_some_and(|until| now < until) {
-            return;
+        if self.standing != Standing::Up {
+            return false;
         }
-        let out = FIRST_EJECTION * 2u32.saturating_pow(self.failures.min(16));
         self.failures += 1;
-        self.out_until = Some(now + out.min(LONGEST_EJECTION));
-        self.probed = false;
+        let out = match failure.cause.ejection() {
+            Ejection::No => false,
+            Ejection::Counted => self.failures >= self.rules.eject_after && !last,
+            Ejection::AtOnce => true,
+        };
+        if out {
+            self.eject(failure.message.clone(), now);
+        }
+        out
+    }
+
+    fn eject(&mut self, reason: String, now: Instant) {
+        let back_off = FIRST_EJECTION * 2u32.saturating_pow(self.ejections.min(16));
+        self.ejections += 1;
+        self.standing = Standing::Out { until: now + back_off.min(LONGEST_EJECTION) };
         self.reason = reason;
     }
 
-    pub(crate) fn completed(&mut self) {
+    pub(crate) fn completed(&mut self, now: Instant) {
+        self.pulse.beat(now);
         self.completed += 1;
         self.failures = 0;
+        self.full_until = None;
+        if self.standing == Standing::Up {
+            self.ejections = 0;
+        }
+    }
+
+    /// A stream there has begun.
+    pub(crate) fn stream_began(&mut self, now: Instant) {
+        self.pulse.beat(now);
+        self.streams += 1;
+    }
+
+    pub(crate) fn stream_ended(&mut self) {
+        self.streams = self.streams.saturating_sub(1);
     }
 
     pub(crate) fn drain(&mut self, draining: bool) -> bool {
         std::mem::replace(&mut self.draining, draining) != draining
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    // === figures ===
+
     pub(crate) fn health(&self) -> Health {
-        match (self.draining, self.probed, self.once_ready) {
+        match (self.draining, self.standing, self.once_ready) {
             (true, ..) => Health::Draining,
-            (_, true, _) => Health::Ready,
-            (_, false, true) => Health::Ejected,
-            (_, false, false) => Health::Starting,
+            (_, Standing::Up, _) => Health::Ready,
+            (_, _, true) => Health::Ejected,
+            (_, _, false) => Health::Starting,
         }
     }
 
     /// How many more it can take.
-    pub(crate) fn room(&self) -> u32 {
-        if self.health() == Health::Ready { self.limit.saturating_sub(self.in_flight) } else { 0 }
+    pub(crate) fn room(&self, now: Instant) -> u32 {
+        let full = self.full_until.is_some_and(|until| now < until);
+        if self.health() == Health::Ready && !full {
+            self.rules.limit.saturating_sub(self.in_flight)
+        } else {
+            0
+        }
     }
 
     pub(crate) fn signals(&self) -> EndpointSignals {
@@ -108,7 +316,7 @@ impl Endpoint {
             phase: None,
             reason: self.reason.clone(),
             in_flight: self.in_flight,
-            limit: self.limit,
+            limit: self.rules.limit,
             completed: self.completed,
             failed: self.failed,
             generated_tokens: self.generated_tokens,
@@ -117,44 +325,4 @@ impl Endpoint {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn failures_take_an_endpoint_out_longer_each_time_though_its_probe_answers() {
-        let mut endpoint = Endpoint::new(4);
-        let start = Instant::now();
-        assert_eq!((endpoint.health(), endpoint.room()), (Health::Starting, 0));
-        endpoint.probed(Ok(()), start);
-        assert_eq!((endpoint.health(), endpoint.room()), (Health::Ready, 4));
-
-        let mut now = start;
-        for out in [250, 500, 1000] {
-            endpoint.failed("reset".into(), now);
-            assert_eq!((endpoint.health(), endpoint.room()), (Health::Ejected, 0));
-            endpoint.probed(Ok(()), now + Duration::from_millis(out - 1));
-            assert_eq!(endpoint.health(), Health::Ejected, "not before {out} ms");
-            now += Duration::from_millis(out);
-            endpoint.probed(Ok(()), now);
-            assert_eq!(endpoint.health(), Health::Ready, "after {out} ms");
-        }
-        endpoint.completed();
-        (0..16).for_each(|_| endpoint.failed("reset".into(), now));
-        endpoint.probed(Ok(()), now + FIRST_EJECTION);
-        assert_eq!(
-            endpoint.health(),
-            Health::Ready,
-            "an answer clears the count, and what fails together is one failure"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_draining_endpoint_has_no_room() {
-        let mut endpoint = Endpoint::new(4);
-        endpoint.probed(Ok(()), Instant::now());
-        assert!(endpoint.drain(true));
-        assert_eq!((endpoint.health(), endpoint.room()), (Health::Draining, 0));
-        assert!(endpoint.drain(false));
-        assert_eq!(endpoint.room(), 4);
-    }
-}
+mod tests;

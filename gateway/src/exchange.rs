@@ -65,21 +65,27 @@ impl Exchange {
     }
 
     async fn until_committed(&mut self) -> Result<Committed, Refusal> {
-        let most = self.pool.settings().upstream.max_tries;
         loop {
             let slot = self.pool.hold(&mut self.ticket).await?;
             self.record.released(&self.ticket, slot.address);
-            match self.attempt(slot.address).await {
+            let attempt = async {
+                tokio::select! {
+                    biased;
+                    answer = self.attempt(slot.address) => answer,
+                    () = slot.evicted() => {
+                        let message = "The replica answers nothing, not even a probe.";
+                        Err(Failure::new(Cause::Stalled, message))
+                    }
+                }
+            };
+            match attempt.await {
                 Ok((head, answer)) => return Ok(Committed { head, slot, answer }),
                 Err(failure) => {
-                    self.ticket.avoid.insert(slot.address);
                     let (pool, endpoint) = (&self.pool.name, slot.address);
                     tracing::debug!(%pool, %endpoint, cause = failure.cause.name(), %failure, "try failed");
-                    slot.ended(End::Failed(failure.clone()));
-                    let tries = self.record.tries();
-                    if tries >= most {
-                        return Err(Refusal::Exhausted { tries, last: failure });
-                    }
+                    let again = self.pool.try_again(&mut self.ticket, slot.address, &failure);
+                    slot.ended(End::Failed(failure));
+                    again?;
                 }
             }
         }

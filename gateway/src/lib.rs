@@ -7,6 +7,7 @@
 mod activity;
 mod api;
 mod body;
+mod budget;
 mod clients;
 mod connection;
 mod context;
@@ -14,6 +15,7 @@ mod cors;
 mod drain;
 mod edge;
 mod edit;
+mod ejection;
 mod endpoint;
 mod exchange;
 mod exposed;

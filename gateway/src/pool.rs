@@ -13,15 +13,23 @@ use forebay_signals::{ColdStart, EndpointSignals, Health, Histogram, PoolSignals
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
-use crate::endpoint::Endpoint;
-use crate::failure::Failure;
+use crate::budget::RetryBudget;
+use crate::endpoint::{Endpoint, Probe, Probed, Pulse, Rules};
+use crate::failure::{Cause, Failure};
 use crate::key::UpstreamKey;
 use crate::meter::Tokens;
 use crate::metric::Metrics;
 use crate::queue::{Place, Queue, Request};
 use crate::record::Outcome;
 use crate::refusal::Refusal;
+
+/// A request that was in flight at so many unannounced deaths of replicas is not given to another.
+const MOST_DEATHS: u32 = 2;
+
+/// A request to which so many replicas answered with an error of their own has its answer.
+const MOST_ERRORS: u32 = 2;
 
 /// Shared by every thread.
 pub(crate) struct Pool {
@@ -37,6 +45,7 @@ pub(crate) struct Pool {
 struct Books {
     queue: Queue<Waiter>,
     endpoints: BTreeMap<SocketAddr, Endpoint>,
+    budget: RetryBudget,
     barrier: Option<(u64, Instant)>,
     cold_start: Option<ColdStart>,
     /// What the replicas last told of themselves; kept while the pool sleeps.
@@ -70,6 +79,12 @@ pub(crate) struct Ticket {
     place: Option<Place>,
     /// Endpoints that failed it.
     pub(crate) avoid: BTreeSet<SocketAddr>,
+    /// Tries at which a replica may have worked on it.
+    tries: u32,
+    /// Unannounced deaths of replicas that had it.
+    deaths: u32,
+    /// Replicas' own errors about it.
+    errors: u32,
     /// Time held while nothing was ready.
     pub(crate) cold: Duration,
     pub(crate) held: Duration,
@@ -81,6 +96,9 @@ impl Ticket {
             request,
             place: None,
             avoid: BTreeSet::new(),
+            tries: 0,
+            deaths: 0,
+            errors: 0,
             cold: Duration::ZERO,
             held: Duration::ZERO,
         }
@@ -111,11 +129,32 @@ pub(crate) struct Slot {
     tokens: u64,
     end: End,
     generated: u64,
+    pulse: Pulse,
+    streaming: bool,
+    eviction: CancellationToken,
 }
 
 impl Slot {
     pub(crate) fn ended(mut self, end: End) {
         self.end = end;
+    }
+
+    /// Ends when the endpoint is silent for so long that a request without an answer is better off
+    /// elsewhere.
+    pub(crate) async fn evicted(&self) {
+        self.eviction.cancelled().await;
+    }
+
+    /// The stream has begun: from here on it should not fall silent.
+    pub(crate) fn stream_began(&mut self) {
+        if !std::mem::replace(&mut self.streaming, true) {
+            self.pool.with_endpoint(self.address, |endpoint| endpoint.stream_began(Instant::now()));
+        }
+    }
+
+    /// Something came: told for every chunk, without a lock.
+    pub(crate) fn pulse(&self, now: Instant) {
+        self.pulse.beat(now);
     }
 
     /// Tokens for the endpoint's own figures.
@@ -128,6 +167,9 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let end = std::mem::replace(&mut self.end, End::Dropped);
         let pool = Arc::clone(&self.pool);
+        if self.streaming {
+            pool.with_endpoint(self.address, Endpoint::stream_ended);
+        }
         pool.give_back(self.address, self.tokens, end, self.generated);
     }
 }
@@ -153,6 +195,7 @@ impl Pool {
         let books = Books {
             queue: Queue::bounded(hold.max_requests as usize, hold.max_bytes.bytes()),
             endpoints: BTreeMap::new(),
+            budget: RetryBudget::new(Instant::now()),
             barrier: None,
             cold_start: None,
             served: Vec::new(),
@@ -191,6 +234,7 @@ impl Pool {
                 books.totals.accepted += 1;
                 // As the estimate of all tokens: four bytes a token.
                 books.totals.accepted_prompt_tokens += ticket.request.bytes / 4;
+                books.budget.deposit();
             }
             let place = *ticket.place.get_or_insert_with(|| {
                 books.queue.arrive(ticket.request.class, &ticket.request.tenant)
@@ -259,7 +303,7 @@ impl Pool {
             return None;
         }
         books.turn = books.turn.wrapping_add(1);
-        let (turn, count) = (books.turn, books.endpoints.len());
+        let (turn, count, now) = (books.turn, books.endpoints.len(), Instant::now());
         let others = books
             .endpoints
             .iter()
@@ -269,16 +313,18 @@ impl Pool {
             .iter_mut()
             .enumerate()
             .filter(|(_, (address, endpoint))| {
-                endpoint.room() > 0 && !(others && avoid.contains(address))
+                endpoint.room(now) > 0 && !(others && avoid.contains(address))
             })
             // Equals take turns.
             .min_by_key(|(i, (_, endpoint))| (endpoint.in_flight, (i + turn) % count))
             .map(|(_, found)| found)?;
         endpoint.in_flight += 1;
+        let (pulse, eviction) = (endpoint.pulse(), endpoint.eviction());
         books.in_flight_tokens += tokens;
         books.totals.released += 1;
         let (pool, address) = (Arc::clone(self), *address);
-        Some(Slot { pool, address, tokens, end: End::Dropped, generated: 0 })
+        let end = End::Dropped;
+        Some(Slot { pool, address, tokens, end, generated: 0, pulse, streaming: false, eviction })
     }
 
     /// Gives endpoints with room to those held longest.
@@ -307,15 +353,19 @@ impl Pool {
             let now = Instant::now();
             let mut books = self.books.lock();
             books.in_flight_tokens = books.in_flight_tokens.saturating_sub(tokens);
+            let last = books.is_last(address);
             if let Some(endpoint) = books.endpoints.get_mut(&address) {
                 endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
                 endpoint.generated_tokens += generated;
                 let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
                 match end {
-                    End::Complete => endpoint.completed(),
+                    End::Complete => endpoint.completed(now),
                     End::Failed(failure) => {
-                        tracing::warn!("{}: {address} failed a request: {failure}", self.name);
-                        endpoint.failed(failure.message, now);
+                        let (kind, reason) = (failure.cause.name(), &failure.message);
+                        tracing::warn!(kind, "{}: {address} failed a request: {reason}", self.name);
+                        if endpoint.failed(&failure, last, now) {
+                            tracing::warn!("{}: {address} is out: {reason}", self.name);
+                        }
                         self.news.notify_one();
                     }
                     End::Dropped => {}
@@ -350,12 +400,13 @@ impl Pool {
 
     pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {
         let mut books = self.books.lock();
-        let limit = self.settings().max_in_flight;
+        let rules = Rules::of(&self.settings());
         let mut new = false;
         books.endpoints.entry(address).or_insert_with(|| {
             new = true;
-            Endpoint::new(limit)
+            Endpoint::new(rules, Instant::now())
         });
+        books.set_budget(rules.limit);
         if new {
             self.news.notify_one();
         }
@@ -365,6 +416,7 @@ impl Pool {
     pub(crate) fn remove_endpoint(&self, address: SocketAddr) {
         let mut books = self.books.lock();
         books.endpoints.remove(&address);
+        books.set_budget(self.settings().max_in_flight);
         books.note_readiness(Instant::now());
         self.news.notify_one();
     }
@@ -386,12 +438,14 @@ impl Pool {
     pub(crate) fn probed(
         self: &Arc<Self>,
         address: SocketAddr,
-        outcome: Result<(), String>,
+        probe: Probe,
+        word: Probed,
     ) -> bool {
         let now = Instant::now();
         let changed = {
             let mut books = self.books.lock();
-            let changed = books.endpoints.get_mut(&address).is_some_and(|e| e.probed(outcome, now));
+            let changed =
+                books.endpoints.get_mut(&address).is_some_and(|e| e.probed(probe, word, now));
             books.note_readiness(now);
             changed
         };
@@ -402,9 +456,49 @@ impl Pool {
         changed
     }
 
-    pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
-        let books = self.books.lock();
-        books.endpoints.get(&address).is_some_and(|endpoint| endpoint.health() == Health::Ready)
+    /// What to ask an endpoint now.
+    pub(crate) fn probe_due(&self, address: SocketAddr) -> Option<Probe> {
+        let mut books = self.books.lock();
+        books.endpoints.get_mut(&address).and_then(|endpoint| endpoint.due(Instant::now()))
+    }
+
+    fn with_endpoint(&self, address: SocketAddr, change: impl FnOnce(&mut Endpoint)) {
+        if let Some(endpoint) = self.books.lock().endpoints.get_mut(&address) {
+            change(endpoint);
+        }
+    }
+
+    /// Whether a request that an endpoint failed may be tried again: within its number of tries and
+    /// the pool's retry budget, and not when two replicas have died with it.
+    pub(crate) fn try_again(
+        &self,
+        ticket: &mut Ticket,
+        address: SocketAddr,
+        failure: &Failure,
+    ) -> Result<(), Refusal> {
+        ticket.avoid.insert(address);
+        let mut books = self.books.lock();
+        let announced = books.endpoints.get(&address).is_none_or(Endpoint::is_draining);
+        ticket.deaths += u32::from(failure.cause.is_death() && !announced);
+        ticket.tries += u32::from(failure.cause.is_try());
+        ticket.errors += u32::from(failure.cause == Cause::Server);
+        if ticket.deaths >= MOST_DEATHS {
+            tracing::error!(
+                endpoint = %address,
+                "{}: two replicas died with the same request in flight; it is given to no third",
+                self.name,
+            );
+            return Err(Refusal::Poison);
+        }
+        if ticket.errors >= MOST_ERRORS {
+            return Err(Refusal::Failed(failure.clone()));
+        }
+        let refused = || Refusal::Exhausted { tries: ticket.tries, last: failure.clone() };
+        if ticket.tries >= self.settings().upstream.max_tries {
+            return Err(refused());
+        }
+        let free = !failure.cause.is_try() || books.budget.withdraw(Instant::now());
+        free.then_some(()).ok_or_else(refused)
     }
 
     /// The names that a replica told of itself.
@@ -532,6 +626,19 @@ impl Books {
     /// A barrier that nobody renewed has run out: serving does not depend on the scaler.
     fn barrier_is_up(&self) -> bool {
         self.barrier.is_some_and(|(_, until)| Instant::now() < until)
+    }
+
+    /// Whether no other is ready.
+    fn is_last(&self, address: SocketAddr) -> bool {
+        let ready = |(other, endpoint): (&SocketAddr, &Endpoint)| {
+            *other != address && endpoint.health() == Health::Ready
+        };
+        !self.endpoints.iter().any(ready)
+    }
+
+    fn set_budget(&mut self, limit: u32) {
+        let count = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        self.budget.set_capacity(limit.saturating_mul(count));
     }
 
     fn note_readiness(&mut self, now: Instant) {

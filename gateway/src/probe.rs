@@ -1,90 +1,178 @@
 //! Asks endpoints whether they answer, from the moment they have an address.
 //!
-//! Every 100 ms while one starts or is out: vLLM refuses connections until it is up, and what is
-//! held waits for this. Once a second while it serves, where its behaviour tells more.
+//! Every 100 ms while one starts: vLLM refuses connections until it is up, and what is held waits
+//! for this. Once a second while it serves, where its behaviour tells more. One that its behaviour
+//! took out is asked for a real token: `/health` is 200 also while vLLM drains, hangs or sleeps.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::endpoint::{Probe, Probed};
 use crate::pool::Pool;
 
-const STARTING: Duration = Duration::from_millis(100);
-const READY_TICKS: u32 = 10;
-const PATIENCE: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(100);
+const HEALTH_PATIENCE: Duration = Duration::from_secs(2);
+/// A one-token request waits its turn among others.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 4 << 20;
 
 /// Probes one endpoint until it is dropped.
 pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
-    let mut ticks = interval(STARTING);
+    let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut skipped, mut named) = (0, false);
+    let mut names: Option<Vec<String>> = None;
     loop {
         ticks.tick().await;
-        if pool.is_ready(address) && skipped < READY_TICKS {
-            skipped += 1;
-            continue;
+        let Some(probe) = pool.probe_due(address) else { continue };
+        let replica = Replica { address, key: pool.key.get() };
+        let word = match probe {
+            Probe::Health => health(&replica).await,
+            Probe::Token => token(&replica, names.as_ref().and_then(|names| names.first())).await,
+        };
+        let answers = word == Probed::Answered;
+        if !answers && probe == Probe::Health {
+            names = None;
         }
-        skipped = 0;
-        let outcome = get(address, "/health", None).await.map(|_| ());
-        let answers = outcome.is_ok();
-        if pool.probed(address, outcome) {
+        if pool.probed(address, probe, word) {
             tracing::debug!(pool = %pool.name, %address, answers, "probed");
         }
         if answers
-            && !named
-            && let Some(names) = served_names(&pool, address).await
+            && names.is_none()
+            && let Some(served) = served_names(&replica).await
         {
-            pool.set_served(names);
-            named = true;
-        }
-        if !answers {
-            named = false;
+            pool.set_served(served.clone());
+            names = Some(served);
         }
     }
 }
 
-async fn served_names(pool: &Pool, address: SocketAddr) -> Option<Vec<String>> {
-    let body: serde_json::Value =
-        serde_json::from_slice(&get(address, "/v1/models", pool.key.get()).await.ok()?).ok()?;
+async fn served_names(replica: &Replica) -> Option<Vec<String>> {
+    let (_, body) = replica.ask(get("/v1/models"), HEALTH_PATIENCE).await.ok()?;
+    let body: Value = serde_json::from_slice(&body).ok()?;
     let models = body["data"].as_array()?;
     Some(models.iter().filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())
 }
 
-async fn get(address: SocketAddr, path: &str, key: Option<HeaderValue>) -> Result<Bytes, String> {
-    timeout(PATIENCE, fetch(address, path, key))
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer to {path} within {} s", PATIENCE.as_secs())))
+async fn health(replica: &Replica) -> Probed {
+    judge("/health", replica.ask(get("/health"), HEALTH_PATIENCE).await, |status| {
+        status.is_success()
+    })
 }
 
-async fn fetch(address: SocketAddr, path: &str, key: Option<HeaderValue>) -> Result<Bytes, String> {
-    let text = |error: &dyn std::error::Error| error.to_string();
-    let stream = TcpStream::connect(address).await.map_err(|error| text(&error))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| text(&error))?;
-    let mut request = Request::get(path)
-        .header(header::HOST, address.to_string())
-        .header(header::CONNECTION, "close")
-        .body(Full::<Bytes>::default())
-        .map_err(|error| text(&error))?;
-    if let Some(key) = key {
-        request.headers_mut().insert(header::AUTHORIZATION, key);
+/// One token of whatever the replica makes: text, or an embedding. One that knows neither, or asks
+/// for more than we know, has only its health to show.
+async fn token(replica: &Replica, model: Option<&String>) -> Probed {
+    let requests = [
+        ("/v1/completions", json!({"model": model, "prompt": "a", "max_tokens": 1})),
+        ("/v1/embeddings", json!({"model": model, "input": "a"})),
+    ];
+    for (path, body) in requests {
+        let answer = replica.ask(post(path, &body), TOKEN_PATIENCE).await;
+        match answer {
+            Ok((status, _)) if status.is_client_error() => {}
+            answer => return judge(path, answer, |status| status.is_success()),
+        }
+    }
+    health(replica).await
+}
+
+/// A try's failure: no connection, or nothing for too long, or an end too early.
+enum Failure {
+    Unreachable(String),
+    Silent(String),
+    Broken(String),
+}
+
+fn judge(
+    path: &str,
+    answer: Result<(StatusCode, Bytes), Failure>,
+    good: impl Fn(StatusCode) -> bool,
+) -> Probed {
+    match answer {
+        // A plain 200 may carry an abort.
+        Ok((_, body)) if memchr::memmem::find(&body, b"\"finish_reason\":\"abort\"").is_some() => {
+            Probed::Failed(format!("{path} was aborted"))
+        }
+        Ok((status, _)) if good(status) => Probed::Answered,
+        Ok((status, _)) => Probed::Failed(format!("{path} answered {status}")),
+        Err(Failure::Unreachable(reason)) => Probed::Unreachable(reason),
+        Err(Failure::Silent(reason)) => Probed::Silent(reason),
+        Err(Failure::Broken(reason)) => Probed::Failed(reason),
+    }
+}
+
+fn get(path: &str) -> Request<Full<Bytes>> {
+    request(Method::GET, path, Bytes::new())
+}
+
+fn post(path: &str, body: &Value) -> Request<Full<Bytes>> {
+    request(Method::POST, path, body.to_string().into())
+}
+
+fn request(method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    let json = header::HeaderValue::from_static("application/json");
+    request.headers_mut().insert(header::CONTENT_TYPE, json);
+    let close = header::HeaderValue::from_static("close");
+    request.headers_mut().insert(header::CONNECTION, close);
+    request
+}
+
+/// Whom to ask, and with which key.
+struct Replica {
+    address: SocketAddr,
+    key: Option<HeaderValue>,
+}
+
+impl Replica {
+    async fn ask(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let path = request.uri().path().to_owned();
+        if let Some(key) = &self.key {
+            request.headers_mut().insert(header::AUTHORIZATION, key.clone());
+        }
+        let stream = match timeout(patience, TcpStream::connect(self.address)).await {
+            Ok(stream) => stream.map_err(|error| Failure::Unreachable(error.to_string()))?,
+            Err(_) => {
+                return Err(Failure::Unreachable(format!("no connection within {patience:?}")));
+            }
+        };
+        let answer = timeout(patience, exchange(stream, self.address, request)).await;
+        let silent = |_| Failure::Silent(format!("no answer to {path} within {patience:?}"));
+        answer.map_err(silent)?.map_err(Failure::Broken)
+    }
+}
+
+async fn exchange(
+    stream: TcpStream,
+    address: SocketAddr,
+    mut request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), String> {
+    let text = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    if let Ok(host) = header::HeaderValue::from_str(&address.to_string()) {
+        request.headers_mut().insert(header::HOST, host);
     }
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|error| text(&error))?;
-        if !response.status().is_success() {
-            return Err(format!("{path} answered {}", response.status()));
-        }
+        let response = sender.send_request(request).await.map_err(text)?;
+        let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        body.map(http_body_util::Collected::to_bytes).map_err(|error| error.to_string())
+        body.map(|body| (status, body.to_bytes())).map_err(|error| error.to_string())
     };
     // Both in one future: dropped together.
     let mut exchange = std::pin::pin!(exchange);

@@ -99,10 +99,6 @@ impl Record {
         self.seq = ticket.seq();
     }
 
-    pub(crate) fn tries(&self) -> u32 {
-        self.tries
-    }
-
     /// The status that the client is sent.
     pub(crate) fn committed(&mut self, status: u16) {
         self.status = Some(status);

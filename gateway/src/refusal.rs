@@ -49,6 +49,11 @@ pub(crate) enum Refusal {
     HoldExpired { waited: Duration, retry_after: Duration },
     #[error("The request failed {tries} times; the last time: {last}")]
     Exhausted { tries: u32, last: Failure },
+    #[error("The request was in flight when two replicas died. It is not given to a third.")]
+    Poison,
+    /// The replicas' own error.
+    #[error("{0}")]
+    Failed(Failure),
     #[error("The answer was not complete within {0:?}.")]
     TooLong(Duration),
     #[error("The gateway is shutting down.")]
@@ -87,6 +92,11 @@ impl Refusal {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
             }
             Self::Exhausted { .. } => (StatusCode::BAD_GATEWAY, "BadGatewayError", None),
+            Self::Poison => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", None),
+            Self::Failed(failure) => {
+                let status = StatusCode::from_u16(failure.status);
+                (status.unwrap_or(StatusCode::BAD_GATEWAY), failure.kind(), None)
+            }
             Self::TooLong(_) => (StatusCode::GATEWAY_TIMEOUT, "GatewayTimeoutError", None),
             // Never seen by anyone; the status that access logs use for it.
             Self::ClientLeft => (StatusCode::REQUEST_TIMEOUT, "ClientClosedRequest", None),
@@ -116,6 +126,8 @@ impl Refusal {
             Self::QueueFull { .. } => "queue_full",
             Self::HoldExpired { .. } => "hold_expired",
             Self::Exhausted { .. } => "exhausted",
+            Self::Poison => "poison",
+            Self::Failed(_) => "replica_error",
             Self::TooLong(_) => "too_long",
             Self::ShuttingDown => "shutting_down",
             Self::ClientLeft => "client_left",
@@ -126,7 +138,9 @@ impl Refusal {
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::ClientLeft => Outcome::ClientLeft,
-            Self::Exhausted { .. } | Self::TooLong(_) => Outcome::Failed,
+            Self::Exhausted { .. } | Self::Poison | Self::Failed(_) | Self::TooLong(_) => {
+                Outcome::Failed
+            }
             _ => Outcome::Refused,
         }
     }
@@ -195,6 +209,8 @@ mod tests {
             (Refusal::BadRequest(ScanError::Duplicate("model")), 400),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::Connect, "reset") }, 502),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::QueueFull, "full") }, 503),
+            (Refusal::Failed(Failure::of(500, "a bug".into())), 500),
+            (Refusal::Poison, 500),
             (Refusal::TooLong(second), 504),
             (Refusal::ShuttingDown, 503),
         ] {

@@ -71,6 +71,9 @@ impl Relay {
             alarm: Box::pin(sleep_until(deadline.min(now + stall))),
         };
         relay.note_first_token();
+        if let (Form::Stream(_), Some(slot)) = (&relay.form, &mut relay.slot) {
+            slot.stream_began();
+        }
         // It may have failed in the same breath in which it began.
         if let Form::Stream(stream) = &relay.form
             && let Some(failure) = stream.failure()
@@ -121,6 +124,9 @@ impl Relay {
     fn data(&mut self, bytes: Bytes) {
         let now = Instant::now();
         self.last = now;
+        if let Some(slot) = &self.slot {
+            slot.pulse(now);
+        }
         let stream = match &mut self.form {
             Form::Stream(stream) => stream,
             Form::Plain(Some(answer)) => {

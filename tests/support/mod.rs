@@ -8,6 +8,7 @@ pub mod upstream;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime};
 
@@ -135,6 +136,25 @@ impl Drop for Forebay {
             eprintln!("--- log of forebay ---\n{}", self.logged().join("\n"));
         }
     }
+}
+
+/// A gateway alone before these addresses, with these lines of the pool's `upstream`.
+pub fn gateway(endpoints: &[SocketAddr], models: &[&str], upstream: &str) -> Forebay {
+    let folder = std::env::temp_dir().join("forebay-tests");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let file = folder.join(format!("gateway-{}-{n}.yaml", std::process::id()));
+    let list: Vec<_> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
+    let config = format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
+         models: [{}]\n  endpoints: [{}]\n  upstream: {{{upstream}}}\n",
+        models.join(", "),
+        list.join(", ")
+    );
+    std::fs::write(&file, config).expect("written");
+    let path = file.to_str().expect("text");
+    Forebay::start(&["gateway", "--config", path], "info,forebay_gateway=debug")
 }
 
 pub fn kill(pid: u32, signal: &str) {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::failure::{Cause, Failure};
 use futures_util::FutureExt;
 
 fn pool(settings: &str) -> Arc<Pool> {
@@ -27,7 +28,7 @@ fn address(port: u16) -> SocketAddr {
 
 fn ready(pool: &Arc<Pool>, port: u16) {
     pool.add_endpoint(address(port));
-    pool.probed(address(port), Ok(()));
+    pool.probed(address(port), Probe::Health, Probed::Answered);
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +97,7 @@ async fn an_endpoint_that_failed_is_out_and_the_request_goes_elsewhere() {
     let slot = pool.hold(&mut ticket).await.expect("ready");
     let failed = slot.address;
     ticket.avoid.insert(failed);
-    slot.ended(End::Failed(Failure::new(crate::failure::Cause::Connection, "reset")));
+    slot.ended(End::Failed(Failure::new(Cause::Connection, "reset")));
     let again = pool.hold(&mut ticket).await.expect("the other is ready");
     assert_ne!(again.address, failed);
 }
@@ -151,4 +152,54 @@ async fn names_that_a_replica_told_stay_while_the_pool_sleeps() {
     pool.set_served(vec!["tiny".to_owned()]);
     pool.remove_endpoint(address(1));
     assert_eq!(pool.models(), ["tiny"]);
+}
+
+fn failure(cause: Cause) -> Failure {
+    Failure::new(cause, "what it said")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_tried_again_as_its_failures_allow() {
+    use Cause::{Aborted, Connect, Connection, EngineDead, QueueFull, Server, ShuttingDown};
+    let (poison, error) = ("two replicas died", "what it said");
+    for (case, causes, draining, want) in [
+        ("busy ones are no tries", vec![QueueFull; 50], false, None),
+        ("nor are those that take nothing", [Connect, ShuttingDown].repeat(20), false, None),
+        ("one death", vec![Connection], false, None),
+        ("two deaths", vec![Connection, EngineDead], false, Some(poison)),
+        ("two announced deaths", vec![Connection, EngineDead], true, None),
+        ("told to stop", vec![Aborted; 4], false, None),
+        ("five tries", vec![Aborted; 5], false, Some("failed 5 times")),
+        ("two errors", vec![Server; 2], false, Some(error)),
+    ] {
+        let pool = pool(r#"{"name": "p"}"#);
+        ready(&pool, 1);
+        pool.drain_endpoint(address(1), draining);
+        let mut ticket = ticket(60);
+        let outcome = causes
+            .iter()
+            .try_for_each(|cause| pool.try_again(&mut ticket, address(1), &failure(*cause)));
+        let told = outcome.err().map(|refusal| refusal.to_string());
+        match want {
+            None => assert_eq!(told, None, "{case}"),
+            Some(want) => {
+                let told = told.unwrap_or_else(|| panic!("{case}: tried again"));
+                assert!(told.contains(want), "{case}: {told}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_fails_everything_is_not_sent_several_times_its_load() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1, "hold": {"maxRequests": 0}}"#);
+    let mut again = 0;
+    for _ in 0..1_000 {
+        let mut ticket = ticket(60);
+        let _ = pool.hold(&mut ticket).now_or_never();
+        while pool.try_again(&mut ticket, address(1), &failure(Cause::Aborted)).is_ok() {
+            again += 1;
+        }
+    }
+    assert!((200..=310).contains(&again), "a fifth, and what is saved up: {again}");
 }

@@ -62,6 +62,9 @@ pub(crate) async fn serve(
         _ = stop.wait_for(Option::is_some) => return Ok(()),
     }
     let listener = socket.listen(BACKLOG)?;
+    // What is accepted inherits it, so that its last moments do not keep the next server out. A
+    // listening socket shares its port with nobody all the same.
+    socket2::SockRef::from(&listener).set_reuse_address(true)?;
     listening.send_replace(true);
     let mut background = JoinSet::new();
     background.spawn(Arc::clone(&shared.engine).run());

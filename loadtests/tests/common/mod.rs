@@ -197,8 +197,11 @@ pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 pub(crate) fn recorded(folder: &str, file: &str) -> Vec<u8> {
-    let path =
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/vllm").join(folder).join(file);
+    // Also used by the tests of the crate above.
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let fixtures = ["fixtures/vllm", "loadtests/fixtures/vllm"].map(|at| here.join(at));
+    let root = fixtures.iter().find(|at| at.is_dir()).expect("the recordings are there");
+    let path = root.join(folder).join(file);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

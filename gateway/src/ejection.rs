@@ -1,0 +1,43 @@
+//! What follows from a failure: for the endpoint, whether it is taken out; for the request, whether
+//! it counts as a try and as a death.
+
+use crate::failure::Cause;
+
+/// How an endpoint is taken out for a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ejection {
+    /// It is sound.
+    No,
+    /// When enough came in a row.
+    Counted,
+    /// Whatever is sent there now will fail too.
+    AtOnce,
+}
+
+impl Cause {
+    pub(crate) fn ejection(self) -> Ejection {
+        match self {
+            Self::QueueFull => Ejection::No,
+            Self::Server | Self::EventTooLong => Ejection::Counted,
+            Self::Connect
+            | Self::Connection
+            | Self::Truncated
+            | Self::EngineDead
+            | Self::ShuttingDown
+            | Self::Stalled
+            | Self::Aborted => Ejection::AtOnce,
+        }
+    }
+
+    /// Whether the replica may have worked on the request: only that is a try, and costs of the
+    /// retry budget.
+    pub(crate) fn is_try(self) -> bool {
+        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull)
+    }
+
+    /// Whether the replica died with the request in it, perhaps of it. One that was told to stop
+    /// says so or aborts.
+    pub(crate) fn is_death(self) -> bool {
+        matches!(self, Self::Connection | Self::Truncated | Self::EngineDead)
+    }
+}

@@ -1,0 +1,204 @@
+use super::*;
+use proptest::prelude::*;
+
+const RULES: Rules = Rules { limit: 4, eject_after: 3, freeze: Duration::from_secs(10) };
+
+fn ready(now: Instant) -> Endpoint {
+    let mut endpoint = Endpoint::new(RULES, now);
+    assert_eq!(endpoint.due(now), Some(Probe::Health));
+    assert!(endpoint.probed(Probe::Health, Probed::Answered, now));
+    endpoint
+}
+
+fn fault(kind: Cause) -> Failure {
+    Failure::new(kind, "what it said")
+}
+
+fn failed() -> Probed {
+    Probed::Failed("500".into())
+}
+
+fn silent() -> Probed {
+    Probed::Silent("nothing within 5 s".into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_ready_from_the_first_answer_and_asked_once_a_second_from_then_on() {
+    let now = Instant::now();
+    let mut endpoint = Endpoint::new(RULES, now);
+    assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Starting, 0));
+    assert_eq!(endpoint.due(now), Some(Probe::Health));
+    assert!(!endpoint.probed(Probe::Health, Probed::Unreachable("refused".into()), now));
+    assert_eq!(endpoint.due(now), Some(Probe::Health), "as often as asked, while it starts");
+    endpoint.probed(Probe::Health, Probed::Answered, now);
+    assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Ready, 4));
+    assert_eq!(endpoint.due(now + HEALTH_EVERY - Duration::from_millis(1)), None);
+    assert_eq!(endpoint.due(now + HEALTH_EVERY), Some(Probe::Health));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_its_behaviour_took_out_comes_back_by_a_real_answer_only_asked_later_each_time() {
+    let mut now = Instant::now();
+    let mut endpoint = ready(now);
+    assert!(endpoint.failed(&fault(Cause::ShuttingDown), false, now));
+    for out in [250, 500, 1000] {
+        assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Ejected, 0));
+        assert!(!endpoint.probed(Probe::Health, Probed::Answered, now), "health proves nothing");
+        let until = now + Duration::from_millis(out);
+        assert_eq!(endpoint.due(until - Duration::from_millis(1)), None, "not before {out} ms");
+        assert_eq!(endpoint.due(until), Some(Probe::Token));
+        now = until;
+        assert!(!endpoint.probed(Probe::Token, failed(), now));
+    }
+    now += Duration::from_secs(2);
+    assert_eq!(endpoint.due(now), Some(Probe::Token));
+    assert!(endpoint.probed(Probe::Token, Probed::Answered, now));
+    assert_eq!(endpoint.room(now), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_went_away_starts_with_a_clean_slate() {
+    let now = Instant::now();
+    let mut endpoint = ready(now);
+    endpoint.failed(&fault(Cause::Connection), false, now);
+    let later = now + FIRST_EJECTION;
+    assert_eq!(endpoint.due(later), Some(Probe::Token));
+    endpoint.probed(Probe::Token, Probed::Unreachable("refused".into()), later);
+    assert_eq!(endpoint.health(), Health::Ejected);
+    assert_eq!(endpoint.due(later), Some(Probe::Health), "at once, and again and again");
+    assert!(endpoint.probed(Probe::Health, Probed::Answered, later));
+    assert_eq!(endpoint.health(), Health::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn counted_failures_take_out_only_in_a_row_and_never_the_last() {
+    let now = Instant::now();
+    let error = fault(Cause::Server);
+    let mut endpoint = ready(now);
+    assert!(!endpoint.failed(&error, false, now));
+    assert!(!endpoint.failed(&error, false, now));
+    endpoint.completed(now);
+    assert!(!endpoint.failed(&error, false, now), "a success between them");
+    assert!(!endpoint.failed(&error, false, now));
+    assert!(endpoint.failed(&error, false, now), "three in a row");
+
+    let mut last = ready(now);
+    (0..20).for_each(|_| assert!(!last.failed(&error, true, now)));
+    assert_eq!(last.health(), Health::Ready);
+    assert!(last.failed(&fault(Cause::EngineDead), true, now), "it said so itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_together_is_one_failure() {
+    let now = Instant::now();
+    let mut endpoint = ready(now);
+    (0..16).for_each(|_| {
+        let _ = endpoint.failed(&fault(Cause::Connection), false, now);
+    });
+    assert_eq!(endpoint.due(now + FIRST_EJECTION), Some(Probe::Token));
+    assert_eq!(endpoint.failed, 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_one_is_sound_and_gets_nothing_until_something_ends_there() {
+    let now = Instant::now();
+    let mut endpoint = ready(now);
+    assert!(!endpoint.failed(&fault(Cause::QueueFull), false, now));
+    assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Ready, 0));
+    assert_eq!(endpoint.room(now + FULL_FOR), 4);
+    endpoint.completed(now);
+    assert_eq!(endpoint.room(now), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_fall_silent_together_are_asked_after_and_a_hung_engine_is_taken_out() {
+    let start = Instant::now();
+    let mut endpoint = ready(start);
+    endpoint.stream_began(start);
+    let pulse = endpoint.pulse();
+    let now = start + RULES.freeze;
+    pulse.beat(now - Duration::from_secs(1));
+    assert_eq!(endpoint.due(now), Some(Probe::Health), "something came a second ago");
+    let now = now + RULES.freeze;
+    assert_eq!(endpoint.due(now), Some(Probe::Token));
+    assert!(endpoint.probed(Probe::Token, silent(), now), "neither does a new request");
+    assert_eq!(endpoint.health(), Health::Ejected);
+
+    let mut slow = ready(start);
+    slow.stream_began(start);
+    assert_eq!(slow.due(now), Some(Probe::Token));
+    slow.pulse().beat(now);
+    assert!(!slow.probed(Probe::Token, silent(), now), "its streams went on meanwhile");
+    slow.stream_ended();
+    assert_eq!(slow.due(now + RULES.freeze), Some(Probe::Health), "nothing to be silent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_at_a_silent_endpoint_is_sent_elsewhere_and_what_it_fails_is_not() {
+    let start = Instant::now();
+    let mut stopped = ready(start);
+    let eviction = stopped.eviction();
+    let mut now = start;
+    while now < start + RULES.freeze {
+        assert!(!eviction.is_cancelled());
+        stopped.probed(Probe::Health, silent(), now);
+        now += Duration::from_secs(2);
+    }
+    stopped.probed(Probe::Health, silent(), now);
+    assert!(eviction.is_cancelled());
+    assert!(!stopped.eviction().is_cancelled(), "what comes later waits anew");
+
+    let mut failing = ready(start);
+    let eviction = failing.eviction();
+    failing.failed(&fault(Cause::EngineDead), false, start);
+    failing.probed(Probe::Token, failed(), now);
+    failing.probed(Probe::Token, failed(), now);
+    assert!(!eviction.is_cancelled(), "it answers for itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_endpoint_has_no_room() {
+    let now = Instant::now();
+    let mut endpoint = ready(now);
+    assert!(endpoint.drain(true));
+    assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Draining, 0));
+    assert!(endpoint.drain(false));
+    assert_eq!(endpoint.room(now), 4);
+}
+
+proptest! {
+    // Whatever befalls it, an endpoint that answers comes back within the longest back-off.
+    #[test]
+    fn one_that_answers_comes_back(
+        events in prop::collection::vec((0..7u8, 0..5_000u64), 0..60),
+    ) {
+        let mut now = Instant::now();
+        let mut endpoint = Endpoint::new(RULES, now);
+        for (event, ms) in events {
+            now += Duration::from_millis(ms);
+            match event {
+                0 => { let _ = endpoint.failed(&fault(Cause::Connection), false, now); },
+                1 => { let _ = endpoint.failed(&fault(Cause::Server), false, now); },
+                2 => { let _ = endpoint.failed(&fault(Cause::QueueFull), false, now); },
+                3 => endpoint.completed(now),
+                kind => if let Some(probe) = endpoint.due(now) {
+                    let word = match kind {
+                        4 => Probed::Answered,
+                        5 => failed(),
+                        _ => Probed::Unreachable("refused".into()),
+                    };
+                    endpoint.probed(probe, word, now);
+                }
+            }
+        }
+        let until = now + LONGEST_EJECTION + HEALTH_EVERY;
+        while now < until {
+            if let Some(probe) = endpoint.due(now) {
+                endpoint.probed(probe, Probed::Answered, now);
+            }
+            now += Duration::from_millis(100);
+        }
+        prop_assert_eq!(endpoint.health(), Health::Ready);
+        prop_assert_eq!(endpoint.room(now), RULES.limit);
+    }
+}

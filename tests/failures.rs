@@ -1,0 +1,301 @@
+//! Replicas that fail, in all the ways they do: nobody who has no answer yet may notice, and a
+//! stream that broke off ends with an honest error.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use support::{Forebay, chat, eventually, exchange, gateway, get, json, kill, post, status};
+
+/// A simulated vLLM on an address of its own, that can be started again there.
+struct Sim {
+    address: SocketAddr,
+    flags: Vec<String>,
+    child: Child,
+}
+
+impl Sim {
+    fn start(flags: &[&str]) -> Self {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = socket.local_addr().expect("bound");
+        drop(socket);
+        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let child = Self::spawn(address, &flags);
+        Self { address, flags, child }
+    }
+
+    fn spawn(address: SocketAddr, flags: &[String]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args(["vllm-sim", "sim", "--stop-delay", "100ms"])
+            .args(["--port", &address.port().to_string()])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the simulator starts")
+    }
+
+    fn signal(&self, signal: &str) {
+        kill(self.child.id(), signal);
+    }
+
+    fn ended(&mut self) {
+        eventually("the replica ends", || self.child.try_wait().expect("our child").is_some());
+    }
+
+    fn again(&mut self) {
+        self.child = Self::spawn(self.address, &self.flags);
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Also after what has just happened to them: not before the gateway has looked again.
+fn ready(forebay: &Forebay, count: usize) {
+    eventually("so many endpoints are ready", || {
+        let signals = forebay.signals();
+        let endpoints = signals["endpoints"].as_object().expect("endpoints").values();
+        endpoints.filter(|endpoint| endpoint["health"] == "ready").count() == count
+    });
+}
+
+/// Clients that ask one thing after the other, every second one for a stream.
+struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<Vec<String>>>,
+    answered: Arc<AtomicU32>,
+}
+
+impl Load {
+    fn start(address: SocketAddr, clients: usize, tokens: u32) -> Self {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let client = |i: usize| {
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            std::thread::spawn(move || {
+                let mut answers = Vec::new();
+                while !stop.load(Ordering::Relaxed) && answers.len() < 2_000 {
+                    answers.push(exchange(address, &chat(i.is_multiple_of(2), tokens)));
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                answers
+            })
+        };
+        let clients = (0..clients).map(client).collect();
+        Self { stop, clients, answered }
+    }
+
+    /// So many more answers have come.
+    fn goes_on(&self, more: u32) {
+        let before = self.answered.load(Ordering::Relaxed);
+        eventually("answers come", || self.answered.load(Ordering::Relaxed) >= before + more);
+    }
+
+    /// All answers; how many broke off. No other failure is forgiven.
+    fn end(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        let answers: Vec<_> =
+            self.clients.into_iter().flat_map(|client| client.join().expect("no panic")).collect();
+        let broken = answers.iter().filter(|answer| broke_off(answer)).count();
+        (answers.len(), broken)
+    }
+}
+
+/// Whether a stream ended in an error; anything but that or a whole answer is a panic.
+fn broke_off(answer: &str) -> bool {
+    assert_eq!(status(answer), 200, "{answer}");
+    assert!(!answer.contains("\"finish_reason\":\"abort\""), "taken for an answer: {answer}");
+    if !answer.contains("text/event-stream") {
+        assert!(json(answer)["choices"][0]["finish_reason"].is_string(), "{answer}");
+        return false;
+    }
+    assert!(answer.contains("data: [DONE]\n\n"), "left hanging: {answer}");
+    let broke = answer.contains("data: {\"error\":");
+    let finished = answer.contains("\"finish_reason\":\"length\"");
+    assert!(broke != finished, "either an error or an end: {answer}");
+    broke
+}
+
+fn rolling_restart(flags: &[&str], may_break: bool) {
+    let mut flags = flags.to_vec();
+    flags.extend(["--decode-step-ms", "2"]);
+    let mut sims: Vec<_> = (0..3).map(|_| Sim::start(&flags)).collect();
+    let addresses: Vec<_> = sims.iter().map(|sim| sim.address).collect();
+    let forebay = gateway(&addresses, &["sim"], "");
+    ready(&forebay, 3);
+    let load = Load::start(forebay.address, 12, 30);
+    load.goes_on(24);
+    for sim in &mut sims {
+        sim.signal("TERM");
+        sim.ended();
+        load.goes_on(12);
+        sim.again();
+        ready(&forebay, 3);
+        load.goes_on(24);
+    }
+    let (answers, broken) = load.end();
+    assert!(answers >= 100, "{answers} answers");
+    assert!(may_break || broken == 0, "{broken} of {answers} streams broke off");
+}
+
+#[test]
+fn a_rolling_restart_that_lets_requests_end_fails_nobody() {
+    rolling_restart(&["--shutdown-timeout", "20"], false);
+}
+
+#[test]
+fn a_rolling_restart_that_ends_requests_as_aborted_breaks_only_begun_streams() {
+    rolling_restart(&["--sigterm-outcome", "abort"], true);
+}
+
+#[test]
+fn a_rolling_restart_that_ends_requests_with_errors_breaks_only_begun_streams() {
+    rolling_restart(&["--sigterm-outcome", "error"], true);
+}
+
+#[test]
+fn a_killed_replica_breaks_only_begun_streams() {
+    let mut sims: Vec<_> = (0..2).map(|_| Sim::start(&["--decode-step-ms", "2"])).collect();
+    let forebay = gateway(&[sims[0].address, sims[1].address], &["sim"], "");
+    ready(&forebay, 2);
+    let load = Load::start(forebay.address, 12, 100);
+    load.goes_on(12);
+    sims[0].signal("KILL");
+    sims[0].ended();
+    load.goes_on(24);
+    sims[0].again();
+    ready(&forebay, 2);
+    load.goes_on(12);
+    load.end();
+}
+
+#[test]
+fn a_replica_that_hangs_is_found_out_though_its_connections_stay_open() {
+    let sims: Vec<_> = (0..2).map(|_| Sim::start(&["--decode-step-ms", "2"])).collect();
+    let upstream = "freezeTimeout: 1s, stallTimeout: 4s";
+    let forebay = gateway(&[sims[0].address, sims[1].address], &["sim"], upstream);
+    ready(&forebay, 2);
+    let load = Load::start(forebay.address, 12, 100);
+    load.goes_on(12);
+    sims[0].signal("STOP");
+    ready(&forebay, 1);
+    load.goes_on(24);
+    sims[0].signal("CONT");
+    ready(&forebay, 2);
+    load.goes_on(12);
+    load.end();
+}
+
+#[test]
+fn an_engine_that_hangs_is_found_out_though_its_health_is_fine() {
+    let sims =
+        [Sim::start(&["--decode-step-ms", "2", "--dev"]), Sim::start(&["--decode-step-ms", "2"])];
+    let upstream = "freezeTimeout: 1s, stallTimeout: 20s";
+    let forebay = gateway(&[sims[0].address, sims[1].address], &["sim"], upstream);
+    ready(&forebay, 2);
+    let load = Load::start(forebay.address, 12, 200);
+    load.goes_on(12);
+    let paused = exchange(sims[0].address, &post("/pause?mode=keep", ""));
+    assert_eq!(status(&paused), 200, "{paused}");
+    ready(&forebay, 1);
+    assert_eq!(status(&get(sims[0].address, "/health")), 200);
+    assert_eq!(status(&exchange(sims[0].address, &post("/resume", ""))), 200);
+    ready(&forebay, 2);
+    load.goes_on(24);
+    load.end();
+}
+
+/// Answers probes, and every other request in its own way.
+struct Fake {
+    address: SocketAddr,
+    bodies: Arc<Mutex<Vec<String>>>,
+}
+
+impl Fake {
+    fn start(answer: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let bodies = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&bodies);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let seen = Arc::clone(&seen);
+                std::thread::spawn(move || Self::serve(stream, answer, &seen));
+            }
+        });
+        Self { address, bodies }
+    }
+
+    fn serve(mut stream: TcpStream, answer: &str, seen: &Mutex<Vec<String>>) {
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+            if body.len() < length {
+                continue;
+            }
+            let probe = head.starts_with("GET") || body.contains("\"prompt\":\"a\"");
+            let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            if !probe {
+                seen.lock().expect("no panic").push(body.to_owned());
+            }
+            let _ = stream.write_all(if probe { ok } else { answer }.as_bytes());
+            return;
+        }
+    }
+
+    fn seen(&self) -> usize {
+        self.bodies.lock().expect("no panic").len()
+    }
+}
+
+#[test]
+fn a_request_that_two_replicas_died_of_is_not_given_to_a_third() {
+    let fakes: Vec<_> = (0..4).map(|_| Fake::start("")).collect();
+    let addresses: Vec<_> = fakes.iter().map(|fake| fake.address).collect();
+    let mut forebay = gateway(&addresses, &["sim"], "");
+    ready(&forebay, 4);
+    for stream in [false, true] {
+        let before: usize = fakes.iter().map(Fake::seen).sum();
+        let answer = exchange(forebay.address, &chat(stream, 5));
+        assert_eq!(status(&answer), 500, "{answer}");
+        assert!(json(&answer)["error"]["message"].as_str().expect("text").contains("two replicas"));
+        assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>() - before, 2);
+        forebay.wait_for("two replicas died");
+        eventually("they were looked at again", || forebay.signals()["totals"]["failed"] != 0);
+        ready(&forebay, 4);
+    }
+}
+
+#[test]
+fn an_error_that_two_replicas_answer_with_is_the_answer_and_takes_neither_out() {
+    let body =
+        r#"{"error":{"message":"a bug","type":"InternalServerError","param":null,"code":500}}"#;
+    let error = format!(
+        "HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let error: &'static str = error.leak();
+    let fakes: Vec<_> = (0..3).map(|_| Fake::start(error)).collect();
+    let addresses: Vec<_> = fakes.iter().map(|fake| fake.address).collect();
+    let forebay = gateway(&addresses, &["sim"], "");
+    ready(&forebay, 3);
+    let answer = exchange(forebay.address, &chat(false, 5));
+    assert_eq!(status(&answer), 500, "{answer}");
+    assert_eq!(json(&answer)["error"]["message"], "a bug", "{answer}");
+    assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>(), 2);
+    ready(&forebay, 3);
+}
