@@ -109,7 +109,12 @@ fn needs_cluster(config: &Config) -> bool {
     config.scaler.leader_election.is_some()
         || found(&config.scaler.gateway_discovery)
         || config.pools.iter().any(|pool| {
-            found(&pool.discovery) || matches!(pool.target, Some(Target::Kubernetes(_)))
+            let target = match &pool.target {
+                Some(Target::Kubernetes(_)) => true,
+                Some(Target::Keda(keda)) => keda.boost,
+                Some(Target::Processes(_)) | None => false,
+            };
+            target || found(&pool.discovery)
         })
 }
 

@@ -8,14 +8,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_signals::{
-    Barrier, EndpointSignals, Figure, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
+    Barrier, EndpointSignals, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
 };
 
 use crate::core::cold_start::ColdStarts;
 use crate::core::{
-    Decision, Inputs, Ledger, Load, Override, Policy, Reading, ReplicaFacts, Replicas, Standing,
-    State, Triggers, Wanted, Word, decide,
+    Decision, Inputs, Ledger, Override, Policy, Reading, ReplicaFacts, Replicas, Standing, State,
+    Triggers, Wanted, Word, decide,
 };
+use crate::keda::Figures;
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 
 /// How long gateways hold for zero without hearing from us.
@@ -58,7 +59,8 @@ pub(crate) struct PoolLoop {
     heard_ms: Option<u64>,
     /// At zero nothing is left to do: every gateway holds, and nothing is in flight.
     closed: bool,
-    figures: BTreeMap<Figure, f64>,
+    /// What KEDA may ask for.
+    figures: Option<Figures>,
 }
 
 /// A replica's present start.
@@ -113,7 +115,8 @@ impl PoolLoop {
             trouble: None,
             heard_ms: None,
             closed: false,
-            figures: BTreeMap::new(),
+            figures: matches!(pool.target, Some(forebay_config::Target::Keda(_)))
+                .then(Figures::default),
         }
     }
 
@@ -159,7 +162,9 @@ impl PoolLoop {
         let proposals = &self.triggers.propose(&load, readings, replicas, now_ms);
         let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
         self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
-        self.figure(&load);
+        if let Some(figures) = &mut self.figures {
+            figures.observe(&load, proposals, now_ms);
+        }
         let decision = decide(&mut self.state, &inputs, &self.policy, now_ms);
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
@@ -219,16 +224,6 @@ impl PoolLoop {
         let looking = drains == Drains::All && now_ms < heard_ms + self.stale_after_ms;
         if first || looking {
             self.state.adopt(alive, now_ms);
-        }
-    }
-
-    /// The signals as single numbers. While a gateway is missing they are not taken for less.
-    fn figure(&mut self, load: &Load) {
-        let held = f64::from(load.held);
-        let all = held + f64::from(load.in_flight);
-        for (figure, now) in [(Figure::QueueDepth, held), (Figure::Concurrency, all)] {
-            let last = self.figures.get(&figure).copied().filter(|_| load.missing);
-            self.figures.insert(figure, last.map_or(now, |last| now.max(last)));
         }
     }
 
@@ -403,7 +398,7 @@ impl PoolLoop {
                 None => self.why.clone(),
             },
             active: !self.closed,
-            figures: self.figures.clone(),
+            figures: self.figures.as_ref().map(|it| it.known().clone()).unwrap_or_default(),
             target_concurrency: Some(f64::from(self.policy.target_concurrency)),
             cold_start: self.cold_starts.quantiles(),
             barrier: self.barrier.then_some(Barrier { epoch: self.epoch, lease_millis: LEASE_MS }),

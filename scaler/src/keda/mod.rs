@@ -5,10 +5,12 @@
 //! decides and every other scaler replica relays: whichever of them KEDA asks, it hears the same.
 
 mod answers;
+mod figures;
 mod metadata;
 mod server;
 mod service;
 
+pub(crate) use figures::Figures;
 pub use server::{KedaServer, ServeError};
 
 /// The protocol, generated from `proto/externalscaler.proto`.

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use forebay_config::{Pool, Target as TargetConfig};
+use forebay_signals::PodPhase;
 use tokio::sync::watch;
 
 use forebay_discovery::Cluster;
@@ -42,7 +43,9 @@ impl Driver {
             Some(TargetConfig::Kubernetes(settings)) => {
                 Kubernetes::start(pool, settings, cluster).map(Self::Kubernetes)
             }
-            Some(TargetConfig::Keda(_)) => Ok(Self::Keda(KedaTarget)),
+            Some(TargetConfig::Keda(settings)) => {
+                KedaTarget::start(pool, settings, cluster).map(Self::Keda)
+            }
             None => Ok(Self::Observe),
         }
     }
@@ -127,22 +130,39 @@ impl Target for Driver {
     }
 }
 
-/// The replicas that gateways have as endpoints, where the target can't list its own.
+/// The replicas that gateways know of, where the target can't list its own.
 fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
-    let addresses = heard
-        .iter()
-        .filter_map(|heard| heard.signals)
-        .flat_map(|signals| signals.endpoints.iter())
-        .filter(|(_, endpoint)| endpoint.is_some())
-        .map(|(address, _)| address);
-    let status = |address: &String| ReplicaStatus {
-        id: address.clone(),
-        address: address.parse().ok(),
-        phase: Phase::Running,
-        reason: String::new(),
+    let status = |id: &String, address, phase, reason: &String| ReplicaStatus {
+        id: id.clone(),
+        address,
+        phase,
+        reason: reason.clone(),
         scheduled_ms: None,
         started_ms: 0,
         rank: 0,
     };
-    addresses.map(|address| (address.clone(), status(address))).collect()
+    let mut all = BTreeMap::new();
+    for signals in heard.iter().filter_map(|heard| heard.signals) {
+        for (address, endpoint) in &signals.endpoints {
+            let Some(endpoint) = endpoint else { continue };
+            let phase = match endpoint.phase {
+                Some(PodPhase::Draining) => Phase::Stopping,
+                Some(PodPhase::Failed) => Phase::Failed,
+                Some(PodPhase::Unscheduled | PodPhase::Pulling) => Phase::Pending,
+                Some(PodPhase::Starting | PodPhase::Healthy) | None => Phase::Running,
+            };
+            let replica = status(address, address.parse().ok(), phase, &endpoint.reason);
+            all.insert(address.clone(), replica);
+        }
+        for (name, waiting) in &signals.waiting {
+            let Some(waiting) = waiting else { continue };
+            let phase = match waiting.phase {
+                PodPhase::Draining => Phase::Stopping,
+                PodPhase::Failed => Phase::Failed,
+                _ => Phase::Pending,
+            };
+            all.insert(name.clone(), status(name, None, phase, &waiting.reason));
+        }
+    }
+    all
 }

@@ -1,15 +1,236 @@
-//! A workload that KEDA scales: it asks, and is told (`crate::keda`). Nothing is written here.
+//! A workload that KEDA scales: it asks, and is told (`crate::keda`).
+//!
+//! With `boost`, the count is written here too, on the way up from zero: KEDA starts one replica,
+//! and its HPA asks for the rest at its next sync, up to 15 s later. From the first ready replica on
+//! the HPA is alone again. It keeps what was written, since it is told the same count.
 
+use std::io;
+use std::time::Duration;
+
+use forebay_config as config;
+use forebay_discovery::Cluster;
+use forebay_discovery::error::{Rule, explain};
+use kube::Api;
+use kube::api::DynamicObject;
+use kube::core::{ApiResource, GroupVersionKind};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::kubernetes::workload::{Failed, Workload};
 use super::{Drains, Target};
 
-/// A KEDA ScaledObject's workload.
-#[derive(Debug)]
-pub(crate) struct KedaTarget;
+const PATIENCE: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A KEDA ScaledObject's workload. Dropping it leaves everything as it is.
+pub(crate) struct KedaTarget {
+    boost: Option<Boost>,
+}
+
+struct Boost {
+    wanted: watch::Sender<Wanted>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What the loop wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    count: u32,
+    /// It was zero, and no replica has become ready since.
+    waking: bool,
+}
+
+impl KedaTarget {
+    /// # Errors
+    /// A boost, and no cluster to speak with.
+    pub(crate) fn start(
+        pool: &config::Pool,
+        settings: &config::Keda,
+        cluster: Option<&Cluster>,
+    ) -> io::Result<Self> {
+        if !settings.boost {
+            return Ok(Self { boost: None });
+        }
+        let cluster = cluster.cloned().ok_or_else(|| io::Error::other("no Kubernetes cluster"))?;
+        let (wanted, given) = watch::channel(Wanted::default());
+        let work = boost(pool.name.clone(), settings.clone(), cluster, given);
+        let task = AbortOnDropHandle::new(tokio::spawn(work));
+        Ok(Self { boost: Some(Boost { wanted, _task: task }) })
+    }
+
+    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        let Some(boost) = &self.boost else { return };
+        boost.wanted.send_if_modified(|wanted| {
+            let before = *wanted;
+            change(wanted);
+            *wanted != before
+        });
+    }
+}
 
 impl Target for KedaTarget {
-    fn ensure(&self, _count: u32) {}
+    fn ensure(&self, count: u32) {
+        self.want(|wanted| {
+            wanted.waking |= count == 0;
+            wanted.count = count;
+        });
+    }
+    fn ready(&self, _id: &str) {
+        self.want(|wanted| wanted.waking = false);
+    }
     fn stop(&self, _id: &str) {}
     fn drains(&self) -> Drains {
         Drains::All
+    }
+}
+
+/// Writes each count over one that is wanted on the way up.
+async fn boost(
+    pool: String,
+    settings: config::Keda,
+    cluster: Cluster,
+    mut wanted: watch::Receiver<Wanted>,
+) {
+    let mut told = String::new();
+    while wanted.changed().await.is_ok() {
+        loop {
+            let Wanted { count, waking } = *wanted.borrow_and_update();
+            if !waking || count < 2 {
+                break;
+            }
+            match raise(&settings, &cluster, count).await {
+                Ok(Some(from)) => {
+                    tracing::info!("{pool}: wrote {from} → {count} replicas, beside KEDA");
+                    told.clear();
+                    break;
+                }
+                Ok(None) => break,
+                Err(why) => {
+                    if why != told {
+                        tracing::warn!("{pool}: no boost, KEDA scales alone: {why}");
+                        told = why;
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// Raises the workload to `count`, within the ScaledObject's own bounds; from what, if it did.
+async fn raise(
+    settings: &config::Keda,
+    cluster: &Cluster,
+    count: u32,
+) -> Result<Option<u32>, String> {
+    let namespace = settings.namespace.as_deref().unwrap_or(&cluster.namespace);
+    let object = scaled_object(settings, cluster, namespace).await?;
+    if is_paused(&object) {
+        return Ok(None);
+    }
+    let most = object.data["spec"]["maxReplicaCount"].as_u64().unwrap_or(100);
+    let count = count.min(u32::try_from(most).unwrap_or(u32::MAX));
+    let scaled = scaled(&object, namespace)?;
+    let workload = Workload::find(cluster.client.clone(), namespace, &scaled).await?;
+    // KEDA writes its one in the same moment.
+    for _ in 0..5 {
+        let now = workload.read().await?;
+        if now.replicas >= count {
+            return Ok(None);
+        }
+        match workload.write(count, &now.version).await {
+            Ok(_) => return Ok(Some(now.replicas)),
+            Err(Failed::Conflict) => {}
+            Err(Failed::For(why)) => return Err(why),
+        }
+    }
+    Err("somebody else writes the count again and again".to_owned())
+}
+
+async fn scaled_object(
+    settings: &config::Keda,
+    cluster: &Cluster,
+    namespace: &str,
+) -> Result<DynamicObject, String> {
+    let kind = GroupVersionKind::gvk("keda.sh", "v1alpha1", "ScaledObject");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "scaledobjects");
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client.clone(), namespace, &resource);
+    let called = timeout(PATIENCE, api.get(&settings.scaled_object)).await;
+    let called = called.map_err(|_| "the API server does not answer".to_owned())?;
+    called.map_err(|error| {
+        explain(
+            &error,
+            &Rule { group: "keda.sh", resource: "scaledobjects", verbs: &["get"], namespace },
+        )
+    })
+}
+
+/// Whether a person has taken scaling up out of everybody's hands, by KEDA's own annotations.
+fn is_paused(object: &DynamicObject) -> bool {
+    let annotation = |name: &str| {
+        let name = format!("autoscaling.keda.sh/{name}");
+        object.metadata.annotations.as_ref().and_then(|all| all.get(&name))
+    };
+    let set = |name: &str| annotation(name).is_some_and(|value| value != "false");
+    set("paused") || set("paused-scale-out") || annotation("paused-replicas").is_some()
+}
+
+/// The workload that a ScaledObject scales, with KEDA's own defaults.
+fn scaled(object: &DynamicObject, namespace: &str) -> Result<config::Kubernetes, String> {
+    let target = &object.data["spec"]["scaleTargetRef"];
+    let text = |field: &str, default: &str| target[field].as_str().unwrap_or(default).to_owned();
+    let name = text("name", "");
+    if name.is_empty() {
+        return Err("the ScaledObject has no scaleTargetRef.name".to_owned());
+    }
+    Ok(config::Kubernetes {
+        api_version: text("apiVersion", "apps/v1"),
+        kind: text("kind", "Deployment"),
+        name,
+        namespace: Some(namespace.to_owned()),
+        port: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: serde_json::Value) -> DynamicObject {
+        serde_json::from_value(value).expect("an object")
+    }
+
+    #[test]
+    fn the_workload_is_found_with_kedas_defaults() {
+        let plain = object(json!({"spec": {"scaleTargetRef": {"name": "llama"}}}));
+        let found = scaled(&plain, "models").expect("named");
+        assert_eq!(
+            (&*found.kind, &*found.api_version, &*found.name),
+            ("Deployment", "apps/v1", "llama")
+        );
+        let set = json!({"spec": {"scaleTargetRef": {
+            "apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "name": "big",
+        }}});
+        assert_eq!(scaled(&object(set), "models").expect("named").kind, "LeaderWorkerSet");
+        assert!(scaled(&object(json!({"spec": {}})), "models").is_err());
+    }
+
+    #[test]
+    fn a_paused_object_is_left_alone() {
+        for (annotation, value, want) in [
+            ("paused", "true", true),
+            ("paused", "false", false),
+            ("paused-replicas", "0", true),
+            ("paused-scale-out", "true", true),
+            ("paused-scale-in", "true", false),
+        ] {
+            let name = format!("autoscaling.keda.sh/{annotation}");
+            let object = object(json!({"metadata": {"annotations": {name: value}}}));
+            assert_eq!(is_paused(&object), want, "{annotation}: {value}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::load::Load;
 use super::proposal::{Problem, Proposal};
 
 mod arithmetic;
-mod recent;
+pub(crate) mod recent;
 mod schedule;
 
 pub use arithmetic::{Replicas, Tolerance};

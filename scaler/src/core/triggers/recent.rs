@@ -39,24 +39,24 @@ impl<T: Clone> Past<T> {
 
 /// Latencies over a window.
 #[derive(Debug)]
-pub(super) struct Latencies {
+pub(crate) struct Latencies {
     past: Past<Histogram>,
     now: Histogram,
 }
 
 impl Latencies {
-    pub(super) fn over(window_ms: u64) -> Self {
+    pub(crate) fn over(window_ms: u64) -> Self {
         Self { past: Past::over(window_ms), now: Histogram::default() }
     }
 
     /// Takes the histogram of all time.
-    pub(super) fn observe(&mut self, now_ms: u64, all: &Histogram) {
+    pub(crate) fn observe(&mut self, now_ms: u64, all: &Histogram) {
         self.past.observe(now_ms, all);
         self.now.clone_from(all);
     }
 
     /// A quantile over the window, in seconds; `None` where nothing was counted.
-    pub(super) fn quantile(&self, quantile: f64) -> Option<f64> {
+    pub(crate) fn quantile(&self, quantile: f64) -> Option<f64> {
         let (_, oldest) = self.past.oldest()?;
         self.now.since(oldest).quantile(quantile)
     }
@@ -64,25 +64,25 @@ impl Latencies {
 
 /// A rate over a window.
 #[derive(Debug)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     past: Past<u64>,
     now_ms: u64,
     now: u64,
 }
 
 impl Rate {
-    pub(super) fn over(window_ms: u64) -> Self {
+    pub(crate) fn over(window_ms: u64) -> Self {
         Self { past: Past::over(window_ms), now_ms: 0, now: 0 }
     }
 
     /// Takes the count of all time.
-    pub(super) fn observe(&mut self, now_ms: u64, all: u64) {
+    pub(crate) fn observe(&mut self, now_ms: u64, all: u64) {
         self.past.observe(now_ms, &all);
         (self.now_ms, self.now) = (now_ms, all);
     }
 
     /// By the second; `None` before a second was seen.
-    pub(super) fn per_second(&self) -> Option<f64> {
+    pub(crate) fn per_second(&self) -> Option<f64> {
         let (at, oldest) = self.past.oldest()?;
         let ms = self.now_ms.saturating_sub(*at);
         (ms >= 1000).then(|| self.now.saturating_sub(*oldest) as f64 * 1000.0 / ms as f64)

@@ -20,7 +20,7 @@ use crate::core::Override;
 mod events;
 mod pods;
 mod worker;
-mod workload;
+pub(super) mod workload;
 
 /// A workload that is scaled. Dropping it ends the task, and leaves everything as it is.
 pub(crate) struct Kubernetes {

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FIELD_MANAGER: &str = "forebay-scaler";
 
 /// A workload that was found.
-pub(super) struct Workload {
+pub(in crate::targets) struct Workload {
     client: Client,
     resource: ApiResource,
     api: Api<DynamicObject>,
@@ -37,9 +37,9 @@ pub(super) struct Workload {
 
 /// What its `/scale` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Scaled {
-    pub(super) replicas: u32,
-    pub(super) version: String,
+pub(in crate::targets) struct Scaled {
+    pub(in crate::targets) replicas: u32,
+    pub(in crate::targets) version: String,
     pub(super) uid: Option<String>,
     /// Label selector of its pods; empty where the kind does not tell.
     pub(super) selector: String,
@@ -47,7 +47,7 @@ pub(super) struct Scaled {
 
 /// Why a call did not do what it should.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failed {
+pub(in crate::targets) enum Failed {
     /// Somebody else wrote in between.
     Conflict,
     /// In words.
@@ -56,7 +56,7 @@ pub(super) enum Failed {
 
 impl Workload {
     /// Asks the API server for the kind.
-    pub(super) async fn find(
+    pub(in crate::targets) async fn find(
         client: Client,
         namespace: &str,
         settings: &config::Kubernetes,
@@ -111,7 +111,7 @@ impl Workload {
         }
     }
 
-    pub(super) async fn read(&self) -> Result<Scaled, String> {
+    pub(in crate::targets) async fn read(&self) -> Result<Scaled, String> {
         let called = timeout(PATIENCE, self.api.get_scale(&self.name)).await;
         match self.answer(called, "get") {
             Ok(scaled) => Ok(scaled),
@@ -121,7 +121,11 @@ impl Workload {
     }
 
     /// Sets the count, if the workload still is as it was at `version`.
-    pub(super) async fn write(&self, replicas: u32, version: &str) -> Result<Scaled, Failed> {
+    pub(in crate::targets) async fn write(
+        &self,
+        replicas: u32,
+        version: &str,
+    ) -> Result<Scaled, Failed> {
         let patch = json!({
             "metadata": {"resourceVersion": version}, "spec": {"replicas": replicas},
         });

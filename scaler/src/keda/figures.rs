@@ -1,0 +1,122 @@
+//! A pool's signals as single numbers, for triggers that ask for one by its name. Pure.
+//!
+//! First-hand ones are measured as Forebay's own triggers do by default: latencies are the p95 of
+//! the last minute. A trigger of the same type in the pool's configuration replaces that with its
+//! own quantile, window or source; `kvCache` and `gpuUtilization` come from there alone.
+//!
+//! What is not known now keeps its last value. While a gateway is missing, load is not taken for
+//! less than it was.
+
+use std::collections::BTreeMap;
+
+use forebay_signals::Figure;
+
+use crate::core::triggers::recent::{Latencies, Rate};
+use crate::core::{Load, Proposal};
+
+const WINDOW_MS: u64 = 60_000;
+const QUANTILE: f64 = 0.95;
+
+/// What is remembered from decision to decision.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    ttft: Latencies,
+    itl: Latencies,
+    tokens: Rate,
+    known: BTreeMap<Figure, f64>,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Self {
+            ttft: Latencies::over(WINDOW_MS),
+            itl: Latencies::over(WINDOW_MS),
+            tokens: Rate::over(WINDOW_MS),
+            known: BTreeMap::new(),
+        }
+    }
+}
+
+impl Figures {
+    /// Takes what is known now.
+    pub(crate) fn observe(&mut self, load: &Load, proposals: &[Proposal], now_ms: u64) {
+        self.ttft.observe(now_ms, &load.latencies.warm_ttft);
+        self.itl.observe(now_ms, &load.latencies.itl);
+        self.tokens.observe(now_ms, load.totals.generated_tokens);
+        let (held, all) = (load.held, load.held.saturating_add(load.in_flight));
+        // Where nobody asked there is no latency; where somebody waits, it is not known yet.
+        let idle = (all == 0).then_some(0.0);
+        let first_hand = [
+            (Figure::QueueDepth, Some(f64::from(held))),
+            (Figure::Concurrency, Some(f64::from(all))),
+            (Figure::Ttft, self.ttft.quantile(QUANTILE).or(idle)),
+            (Figure::Itl, self.itl.quantile(QUANTILE).or(idle)),
+            (Figure::TokensPerSecond, self.tokens.per_second()),
+        ];
+        for (figure, now) in first_hand {
+            let Some(now) = now else { continue };
+            let last = self.known.get(&figure).copied().filter(|_| load.missing);
+            self.known.insert(figure, last.map_or(now, |last| now.max(last)));
+        }
+        let own = |figure: Figure| {
+            let of_kind = |proposal: &&Proposal| proposal.kind == figure.name();
+            proposals.iter().filter(of_kind).find_map(|proposal| proposal.figure)
+        };
+        for figure in Figure::ALL {
+            if let Some(value) = own(figure) {
+                self.known.insert(figure, value);
+            }
+        }
+    }
+
+    pub(crate) fn known(&self) -> &BTreeMap<Figure, f64> {
+        &self.known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(held: u32, in_flight: u32) -> Load {
+        Load { held, in_flight, ..Load::default() }
+    }
+
+    #[test]
+    fn latencies_are_zero_for_nobody_and_unknown_for_those_who_wait() {
+        let mut figures = Figures::default();
+        figures.observe(&load(1, 0), &[], 0);
+        assert_eq!(figures.known().get(&Figure::Ttft), None);
+        assert_eq!(figures.known()[&Figure::QueueDepth], 1.0);
+        figures.observe(&load(0, 0), &[], 1_000);
+        assert_eq!(figures.known()[&Figure::Ttft], 0.0);
+        let mut slow = load(0, 3);
+        slow.latencies.warm_ttft.record(2.0);
+        figures.observe(&slow, &[], 2_000);
+        assert!(figures.known()[&Figure::Ttft] > 1.0, "{:?}", figures.known());
+        assert_eq!(figures.known()[&Figure::Concurrency], 3.0);
+    }
+
+    #[test]
+    fn what_is_missing_is_not_taken_for_less() {
+        let mut figures = Figures::default();
+        figures.observe(&load(8, 2), &[], 0);
+        let missing = Load { missing: true, ..load(3, 0) };
+        figures.observe(&missing, &[], 1_000);
+        assert_eq!(figures.known()[&Figure::QueueDepth], 8.0);
+        figures.observe(&load(3, 0), &[], 2_000);
+        assert_eq!(figures.known()[&Figure::QueueDepth], 3.0);
+    }
+
+    #[test]
+    fn a_configured_trigger_is_where_a_figure_comes_from_and_its_last_value_stays() {
+        let gpu = |figure| Proposal { kind: "gpuUtilization", figure, ..Proposal::default() };
+        let mut figures = Figures::default();
+        for (case, now, want) in
+            [("read", Some(71.0), 71.0), ("not readable", None, 71.0), ("again", Some(5.0), 5.0)]
+        {
+            figures.observe(&load(0, 0), &[gpu(now)], 0);
+            assert_eq!(figures.known()[&Figure::GpuUtilization], want, "{case}");
+        }
+    }
+}
