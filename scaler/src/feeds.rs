@@ -1,0 +1,240 @@
+//! Every gateway's feed, and the last that each said.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_discovery::{Change, Changes};
+use forebay_signals::follower::{Event, follow};
+use forebay_signals::{PoolSignals, View};
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::{BoxStream, SelectAll};
+use futures_util::{Stream, StreamExt, stream};
+use tokio::time::Instant;
+
+use crate::pool::Heard;
+
+/// In one process the scaler looks for its gateway before that listens.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Where gateways are: fixed ones, and those that are found.
+pub struct Gateways {
+    /// Base URLs of admin ports.
+    pub fixed: Vec<String>,
+    /// Others, as they come and go.
+    pub found: Option<Changes>,
+    /// Their bearer token.
+    pub token: Option<String>,
+}
+
+/// Something that happened to one gateway, or to the list of them.
+pub(crate) enum News {
+    /// A gateway's feed, by number.
+    Feed(usize, Event<PoolSignals>),
+    /// The list.
+    List(Change),
+}
+
+/// What is read of all gateways.
+pub(crate) struct Feeds {
+    streams: SelectAll<BoxStream<'static, News>>,
+    heard: BTreeMap<usize, Gateway>,
+    next: usize,
+    token: Option<String>,
+    /// Found ones by the name under which they were.
+    found: BTreeMap<String, String>,
+}
+
+struct Gateway {
+    url: String,
+    fixed: bool,
+    view: Option<Arc<View<PoolSignals>>>,
+    /// Since when it is silent; from the beginning, until it is heard.
+    lost: Option<Instant>,
+    /// Its silence was told.
+    told: bool,
+    /// It said goodbye, and nothing of it counts until it is heard again.
+    gone: bool,
+    end: AbortHandle,
+}
+
+impl Feeds {
+    pub(crate) fn new(gateways: Gateways) -> Self {
+        let mut feeds = Self {
+            streams: SelectAll::new(),
+            heard: BTreeMap::new(),
+            next: 0,
+            token: gateways.token,
+            found: BTreeMap::new(),
+        };
+        for url in gateways.fixed {
+            feeds.add(url, true);
+        }
+        if let Some(found) = gateways.found {
+            feeds.streams.push(found.map(News::List).boxed());
+        }
+        // Never at its end, whatever is in it.
+        feeds.streams.push(stream::pending().boxed());
+        feeds
+    }
+
+    fn add(&mut self, url: String, fixed: bool) {
+        if self.heard.values().any(|gateway| gateway.url == url) {
+            return;
+        }
+        let at = self.next;
+        self.next += 1;
+        let feed = follow::<PoolSignals>(format!("{url}/signals"), self.token.clone());
+        let (end, registration) = AbortHandle::new_pair();
+        let feed = Abortable::new(feed, registration).map(move |event| News::Feed(at, event));
+        self.streams.push(feed.boxed());
+        let (view, lost) = (None, Some(Instant::now()));
+        self.heard.insert(at, Gateway { url, fixed, view, lost, told: false, gone: false, end });
+    }
+
+    /// One that is no longer listed is dropped at once: it can't be waited for.
+    fn keep(&mut self, urls: &BTreeSet<&String>) {
+        self.heard.retain(|_, gateway| {
+            let stays = gateway.fixed || urls.contains(&gateway.url);
+            if !stays {
+                gateway.end.abort();
+                tracing::debug!("the gateway at {} is no longer listed", gateway.url);
+            }
+            stays
+        });
+    }
+
+    pub(crate) fn take(&mut self, news: News) {
+        match news {
+            News::Feed(at, event) => self.event(at, event),
+            News::List(change) => self.list(change),
+        }
+    }
+
+    fn list(&mut self, change: Change) {
+        match change {
+            Change::All(all) => {
+                let url = |address| format!("http://{address}");
+                let addressed = all.into_iter().filter_map(|(name, it)| Some((name, url(it.address?))));
+                self.found = addressed.collect();
+            }
+            Change::Put(name, it) => {
+                match it.address {
+                    Some(address) => self.found.insert(name, format!("http://{address}")),
+                    None => self.found.remove(&name),
+                };
+            }
+            Change::Gone(name) => {
+                self.found.remove(&name);
+            }
+            Change::Trouble(why) => {
+                return tracing::warn!("scaler.gatewayDiscovery: {why}; what is known stays");
+            }
+        }
+        let found = std::mem::take(&mut self.found);
+        self.keep(&found.values().collect());
+        for url in found.values() {
+            self.add(url.clone(), false);
+        }
+        self.found = found;
+    }
+
+    fn event(&mut self, at: usize, event: Event<PoolSignals>) {
+        let Some(gateway) = self.heard.get_mut(&at) else { return };
+        match event {
+            Event::Update { view, .. } => {
+                gateway.view = Some(view);
+                gateway.lost = None;
+                gateway.told = false;
+                gateway.gone = false;
+            }
+            Event::Goodbye => {
+                gateway.view = None;
+                gateway.gone = true;
+            }
+            Event::Lost { .. } if gateway.gone => {}
+            Event::Lost { error } => {
+                let since = *gateway.lost.get_or_insert_with(Instant::now);
+                let settled = gateway.view.is_some() || since.elapsed() >= SETTLED;
+                if settled && !std::mem::replace(&mut gateway.told, true) {
+                    let url = &gateway.url;
+                    tracing::warn!("the gateway at {url} is silent ({error}): nothing scales down");
+                }
+            }
+        }
+    }
+
+    /// Every gateway's last word on a pool.
+    pub(crate) fn words<'a>(&'a self, pool: &str) -> Vec<Heard<'a>> {
+        let word = |(at, gateway): (&usize, &'a Gateway)| Heard {
+            gateway: *at,
+            sender: gateway.view.as_ref().map_or("", |view| &view.sender),
+            signals: gateway.view.as_ref().and_then(|view| view.pools.get(pool)),
+            lost_ms: gateway.lost.map(|lost| lost.elapsed().as_millis() as u64),
+        };
+        self.heard.iter().filter(|(_, gateway)| !gateway.gone).map(word).collect()
+    }
+
+    /// How many are connected.
+    pub(crate) fn alive(&self) -> u32 {
+        let alive = self.heard.values().filter(|g| g.view.is_some() && g.lost.is_none());
+        alive.count() as u32
+    }
+}
+
+impl Stream for Feeds {
+    type Item = News;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<News>> {
+        self.streams.poll_next_unpin(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_discovery::Member;
+
+    fn feeds(fixed: &[&str]) -> Feeds {
+        Feeds::new(Gateways {
+            fixed: fixed.iter().map(|url| (*url).to_owned()).collect(),
+            found: None,
+            token: None,
+        })
+    }
+
+    fn urls(feeds: &Feeds) -> Vec<&str> {
+        feeds.heard.values().map(|gateway| gateway.url.as_str()).collect()
+    }
+
+    fn at(n: u8) -> (String, Member) {
+        (format!("gateway-{n}"), Member::at(([127, 0, 0, n], 9900).into()))
+    }
+
+    #[test]
+    fn gateways_come_and_go_with_the_list_and_fixed_ones_stay() {
+        let mut feeds = feeds(&["http://127.0.0.9:9900"]);
+        feeds.take(News::List(Change::All(vec![at(1), at(2)])));
+        assert_eq!(urls(&feeds).len(), 3);
+        let (name, _) = at(1);
+        feeds.take(News::List(Change::Gone(name)));
+        assert_eq!(urls(&feeds), ["http://127.0.0.9:9900", "http://127.0.0.2:9900"]);
+        feeds.take(News::List(Change::Trouble("the API server is away".into())));
+        assert_eq!(urls(&feeds).len(), 2, "what is known stays");
+        let (name, member) = at(3);
+        feeds.take(News::List(Change::Put(name, member)));
+        assert_eq!(urls(&feeds).len(), 3);
+    }
+
+    #[test]
+    fn one_that_is_listed_and_was_never_heard_is_told_of_as_silent() {
+        let mut feeds = feeds(&[]);
+        feeds.take(News::List(Change::All(vec![at(1)])));
+        let words = feeds.words("p");
+        assert_eq!(words.len(), 1);
+        assert!(words[0].lost_ms.is_some() && words[0].signals.is_none());
+    }
+}

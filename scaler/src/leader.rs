@@ -1,0 +1,251 @@
+//! One leader of several scalers, by a Lease.
+//!
+//! Another scaler's clock is never read: a lease is over when its record has not changed for its
+//! duration by our own. A leader that can't renew stops leading before another may begin.
+
+use std::time::Duration;
+
+use forebay_config::LeaderElection;
+use forebay_discovery::Cluster;
+use forebay_discovery::error::{Rule, explain};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::PostParams;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Where a leader's admin port is, on its Lease.
+const ADDRESS: &str = "forebay.io/admin-url";
+
+/// Who decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Leadership {
+    /// Nobody that we know of.
+    #[default]
+    Unknown,
+    /// This process.
+    Ours,
+    /// The scaler at this base URL.
+    Theirs(String),
+}
+
+/// The election, as long as this lives.
+pub(crate) struct Election {
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    stop: CancellationToken,
+    task: AbortOnDropHandle<()>,
+}
+
+/// One candidate's view of the Lease.
+struct Candidate {
+    api: Api<Lease>,
+    settings: LeaderElection,
+    namespace: String,
+    identity: String,
+    url: String,
+    /// The Lease as it was last seen, and since when it has been so.
+    seen: Option<(Lease, Instant)>,
+    /// When our last renewal that succeeded was begun.
+    renewed: Option<Instant>,
+    told: watch::Sender<Leadership>,
+    trouble: Option<String>,
+}
+
+impl Election {
+    /// Takes part. `url` is where the others reach this one's admin port.
+    pub(crate) fn start(settings: &LeaderElection, cluster: &Cluster, url: String) -> Self {
+        let namespace = settings.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
+        let name = std::env::var("POD_NAME").unwrap_or_else(|_| "scaler".to_owned());
+        let (told, leadership) = watch::channel(Leadership::default());
+        let candidate = Candidate {
+            api: Api::namespaced(cluster.client.clone(), &namespace),
+            settings: settings.clone(),
+            namespace,
+            identity: format!("{name}_{:08x}", rand::random::<u32>()),
+            url,
+            seen: None,
+            renewed: None,
+            told,
+            trouble: None,
+        };
+        let stop = CancellationToken::new();
+        let task = AbortOnDropHandle::new(tokio::spawn(candidate.run(stop.clone())));
+        Self { leadership, stop, task }
+    }
+
+    /// Gives the lease back, so that another takes over at once.
+    pub(crate) async fn resign(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+impl Candidate {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut ticks = interval(self.period());
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let began = Instant::now();
+            // A call that hangs must not outlast what we hold.
+            let tried = timeout(self.period() * 2, self.turn()).await;
+            match tried.unwrap_or_else(|_| Err("the API server does not answer".to_owned())) {
+                Ok(true) => {
+                    self.renewed = Some(began);
+                    self.trouble = None;
+                }
+                Ok(false) => {
+                    self.renewed = None;
+                    self.trouble = None;
+                }
+                Err(why) => {
+                    if self.trouble.as_ref() != Some(&why) {
+                        tracing::warn!("leader election: {why}");
+                    }
+                    self.trouble = Some(why);
+                }
+            }
+            self.tell();
+        }
+        if self.leads() {
+            let _ = timeout(self.period() * 2, self.release()).await;
+        }
+        self.told.send_replace(Leadership::Unknown);
+    }
+
+    fn period(&self) -> Duration {
+        self.settings.lease_duration / 5
+    }
+
+    /// Less than the lease's duration: at its end the next one may begin.
+    fn leads(&self) -> bool {
+        self.renewed.is_some_and(|at| at.elapsed() < self.settings.lease_duration * 4 / 5)
+    }
+
+    fn tell(&self) {
+        let holder = self.seen.as_ref().map(|(lease, _)| lease);
+        let now = if self.leads() {
+            Leadership::Ours
+        } else {
+            let theirs = holder.filter(|it| holder_of(it).is_some_and(|it| it != self.identity));
+            let url = theirs.and_then(|it| it.metadata.annotations.as_ref()?.get(ADDRESS).cloned());
+            url.map_or(Leadership::Unknown, Leadership::Theirs)
+        };
+        self.told.send_if_modified(|told| {
+            if *told == now {
+                return false;
+            }
+            match &now {
+                Leadership::Ours => tracing::info!("this scaler leads"),
+                Leadership::Theirs(url) => tracing::info!("the scaler at {url} leads"),
+                Leadership::Unknown => tracing::warn!("no scaler leads, as far as this one knows"),
+            }
+            *told = now;
+            true
+        });
+    }
+
+    /// One look at the Lease, and a write if it is ours or free. Whether it is ours now.
+    async fn turn(&mut self) -> Result<bool, String> {
+        let lease = match self.api.get_opt(&self.settings.lease).await {
+            Ok(Some(lease)) => lease,
+            Ok(None) => {
+                let new = self.record(Lease::default());
+                let created = self.api.create(&PostParams::default(), &new).await;
+                return self.wrote(created, "create");
+            }
+            Err(error) => return Err(self.explain(&error, "get")),
+        };
+        let same = |(seen, _): &(Lease, Instant)| {
+            seen.spec == lease.spec && seen.metadata.annotations == lease.metadata.annotations
+        };
+        let since = match &self.seen {
+            Some(seen) if same(seen) => seen.1,
+            _ => Instant::now(),
+        };
+        self.seen = Some((lease.clone(), since));
+        let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
+        let duration = Duration::from_secs(seconds.max(0).unsigned_abs().into());
+        let free = match holder_of(&lease) {
+            None => true,
+            Some(holder) if holder == self.identity => true,
+            Some(_) => since.elapsed() >= duration,
+        };
+        if !free {
+            return Ok(false);
+        }
+        let new = self.record(lease);
+        let replaced = self.api.replace(&self.settings.lease, &PostParams::default(), &new).await;
+        self.wrote(replaced, "update")
+    }
+
+    fn wrote(&mut self, wrote: kube::Result<Lease>, verb: &str) -> Result<bool, String> {
+        match wrote {
+            Ok(lease) => {
+                self.seen = Some((lease, Instant::now()));
+                Ok(true)
+            }
+            // Somebody else was quicker.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(self.explain(&error, verb)),
+        }
+    }
+
+    fn explain(&self, error: &kube::Error, verb: &str) -> String {
+        let rule = Rule {
+            group: "coordination.k8s.io",
+            resource: "leases",
+            verbs: &[verb],
+            namespace: &self.namespace,
+        };
+        explain(error, &rule)
+    }
+
+    /// The Lease with us as its holder. Its version stays: whoever writes first wins.
+    fn record(&self, lease: Lease) -> Lease {
+        let before = lease.spec.unwrap_or_default();
+        let ours = before.holder_identity.as_ref() == Some(&self.identity);
+        let now = MicroTime(Timestamp::now());
+        let seconds = self.settings.lease_duration.as_secs_f64().ceil() as i32;
+        let mut annotations = lease.metadata.annotations.unwrap_or_default();
+        annotations.insert(ADDRESS.to_owned(), self.url.clone());
+        Lease {
+            metadata: ObjectMeta {
+                name: Some(self.settings.lease.clone()),
+                annotations: Some(annotations),
+                ..lease.metadata
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.identity.clone()),
+                lease_duration_seconds: Some(seconds),
+                acquire_time: if ours { before.acquire_time } else { Some(now.clone()) },
+                renew_time: Some(now),
+                lease_transitions: Some(
+                    before.lease_transitions.unwrap_or(0) + i32::from(!ours),
+                ),
+                ..LeaseSpec::default()
+            }),
+        }
+    }
+
+    async fn release(&mut self) -> Result<(), String> {
+        let Some((lease, _)) = &self.seen else { return Ok(()) };
+        let mut free = lease.clone();
+        if let Some(spec) = &mut free.spec {
+            spec.holder_identity = Some(String::new());
+        }
+        let replaced = self.api.replace(&self.settings.lease, &PostParams::default(), &free).await;
+        replaced.map(|_| ()).map_err(|error| self.explain(&error, "update"))
+    }
+}
+
+fn holder_of(lease: &Lease) -> Option<&str> {
+    lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
+}

@@ -1,0 +1,95 @@
+//! What a scaler that does not lead tells: the leader's words.
+//!
+//! A leader that is gone leaves its last words standing, but for the barrier, which is a lease:
+//! nobody is there to lift it.
+
+use std::collections::BTreeMap;
+
+use forebay_signals::follower::{Event, Feed, follow};
+use forebay_signals::{PoolReplicas, ReplicaState};
+use futures_util::StreamExt;
+
+/// The leader's feed, being read.
+pub(crate) struct Relay {
+    feed: Feed<PoolReplicas>,
+    pub(crate) url: String,
+    lost: bool,
+}
+
+/// The leader's words now.
+pub(crate) struct Words {
+    pub(crate) pools: BTreeMap<String, PoolReplicas>,
+    pub(crate) gateways: Option<u32>,
+}
+
+impl Relay {
+    pub(crate) fn new(url: String, token: Option<String>) -> Self {
+        Self { feed: follow(format!("{url}/replicas"), token), url, lost: false }
+    }
+
+    /// What changed, given what was told last; `None` where that is nothing. Cancel-safe.
+    pub(crate) async fn next(&mut self, last: &BTreeMap<String, PoolReplicas>) -> Option<Words> {
+        match self.feed.next().await? {
+            Event::Update { view, .. } => {
+                self.lost = false;
+                Some(Words { pools: view.pools.clone(), gateways: view.gateways })
+            }
+            Event::Goodbye => {
+                self.lost = true;
+                Some(Words { pools: without_barriers(last), gateways: None })
+            }
+            Event::Lost { error } => {
+                if std::mem::replace(&mut self.lost, true) {
+                    return None;
+                }
+                tracing::warn!("the leader at {} is not heard: {error}", self.url);
+                Some(Words { pools: without_barriers(last), gateways: None })
+            }
+        }
+    }
+}
+
+/// The same with every barrier lifted: what drained under it serves on.
+pub(crate) fn without_barriers(
+    pools: &BTreeMap<String, PoolReplicas>,
+) -> BTreeMap<String, PoolReplicas> {
+    let lift = |pool: &PoolReplicas| {
+        let mut pool = pool.clone();
+        if pool.barrier.take().is_some() {
+            for replica in pool.replicas.values_mut().flatten() {
+                if replica.state == ReplicaState::Draining {
+                    replica.state = ReplicaState::Starting;
+                }
+            }
+        }
+        pool
+    };
+    pools.iter().map(|(name, pool)| (name.clone(), lift(pool))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_signals::{Barrier, Replica};
+
+    #[test]
+    fn a_leader_that_is_gone_leaves_no_barrier_behind() {
+        let draining = Replica {
+            address: Some("127.0.0.1:1".into()),
+            state: ReplicaState::Draining,
+            reason: String::new(),
+        };
+        let closing = PoolReplicas {
+            desired: 0,
+            barrier: Some(Barrier { epoch: 1, lease_millis: 9_000 }),
+            replicas: [("a".to_owned(), Some(draining))].into(),
+            ..PoolReplicas::default()
+        };
+        let shrinking = PoolReplicas { barrier: None, ..closing.clone() };
+        let pools = [("zero".to_owned(), closing), ("fewer".to_owned(), shrinking)].into();
+        let told = without_barriers(&pools);
+        let state = |pool: &str| told[pool].replicas["a"].as_ref().expect("there").state;
+        assert_eq!((told["zero"].barrier, state("zero")), (None, ReplicaState::Starting));
+        assert_eq!(state("fewer"), ReplicaState::Draining, "others serve in its place");
+    }
+}
