@@ -8,7 +8,7 @@ use axum::Router;
 use forebay_config::{Config, Discovery, Target};
 use forebay_discovery::Cluster;
 use forebay_gateway::Gateway;
-use forebay_scaler::Scaler;
+use forebay_scaler::{Gateways, Scaler};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -42,7 +42,8 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
             config.admin.listen
         )
     })?;
-    let own = admin::own_url(listener.local_addr()?);
+    let admin_address = listener.local_addr()?;
+    let own = admin::own_url(admin_address);
 
     let mut routes = Router::new();
     let gateway = if parts == Parts::Scaler {
@@ -57,12 +58,16 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     let scaler = if parts == Parts::Gateway {
         None
     } else {
-        let gateways = if parts == Parts::Both {
-            vec![own.clone()]
-        } else {
-            config.scaler.gateways.iter().map(|it| url(it)).collect::<anyhow::Result<_>>()?
-        };
-        let scaler = Scaler::start(Arc::clone(&config), gateways, token.clone(), cluster)?;
+        let mut fixed: Vec<_> =
+            config.scaler.gateways.iter().map(|it| url(it)).collect::<anyhow::Result<_>>()?;
+        if parts == Parts::Both {
+            fixed.insert(0, own.clone());
+        }
+        let discovery = config.scaler.gateway_discovery.as_ref();
+        let found = discovery.map(|it| forebay_discovery::discover(it, cluster.as_ref()));
+        let gateways = Gateways { fixed, found, token: token.clone() };
+        let advertised = advertised(&config, admin_address)?;
+        let scaler = Scaler::start(Arc::clone(&config), gateways, &advertised, cluster.as_ref())?;
         routes = routes.merge(scaler.routes());
         Some(scaler)
     };
@@ -101,6 +106,26 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     };
     tracing::info!("stopped");
     Ok(code)
+}
+
+/// Where other scalers reach this one.
+fn advertised(config: &Config, admin: std::net::SocketAddr) -> anyhow::Result<String> {
+    let Some(election) = &config.scaler.leader_election else { return Ok(admin::own_url(admin)) };
+    if let Some(address) = &election.advertise {
+        return url(address);
+    }
+    match std::env::var("POD_IP") {
+        Ok(ip) => {
+            let ip: std::net::IpAddr =
+                ip.parse().with_context(|| format!("POD_IP: `{ip}` is no address"))?;
+            Ok(format!("http://{}", std::net::SocketAddr::new(ip, admin.port())))
+        }
+        Err(_) if admin.ip().is_unspecified() => anyhow::bail!(
+            "scaler.leaderElection.advertise: other scalers must reach this one; give an address, \
+             or set POD_IP from the downward API"
+        ),
+        Err(_) => Ok(admin::own_url(admin)),
+    }
 }
 
 /// Whether anything is found or scaled in Kubernetes.

@@ -9,7 +9,7 @@ use forebay_signals::follower::{Event, follow};
 use forebay_signals::{PoolSignals, View};
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::{BoxStream, SelectAll};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::pool::Heard;
@@ -104,6 +104,11 @@ impl Feeds {
         });
     }
 
+    /// What happens next. Cancel-safe; never at its end.
+    pub(crate) async fn next(&mut self) -> Option<News> {
+        self.streams.next().await
+    }
+
     pub(crate) fn take(&mut self, news: News) {
         match news {
             News::Feed(at, event) => self.event(at, event),
@@ -115,7 +120,8 @@ impl Feeds {
         match change {
             Change::All(all) => {
                 let url = |address| format!("http://{address}");
-                let addressed = all.into_iter().filter_map(|(name, it)| Some((name, url(it.address?))));
+                let addressed =
+                    all.into_iter().filter_map(|(name, it)| Some((name, url(it.address?))));
                 self.found = addressed.collect();
             }
             Change::Put(name, it) => {
@@ -179,17 +185,6 @@ impl Feeds {
     pub(crate) fn alive(&self) -> u32 {
         let alive = self.heard.values().filter(|g| g.view.is_some() && g.lost.is_none());
         alive.count() as u32
-    }
-}
-
-impl Stream for Feeds {
-    type Item = News;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<News>> {
-        self.streams.poll_next_unpin(context)
     }
 }
 

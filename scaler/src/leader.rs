@@ -227,9 +227,7 @@ impl Candidate {
                 lease_duration_seconds: Some(seconds),
                 acquire_time: if ours { before.acquire_time } else { Some(now.clone()) },
                 renew_time: Some(now),
-                lease_transitions: Some(
-                    before.lease_transitions.unwrap_or(0) + i32::from(!ours),
-                ),
+                lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!ours)),
                 ..LeaseSpec::default()
             }),
         }

@@ -5,13 +5,18 @@
 
 mod clock;
 pub mod core;
+mod drains;
+mod feeds;
 pub mod keda;
+mod leader;
 mod metric;
 mod pool;
+mod relay;
 mod run;
 mod sources;
 pub mod supervisor;
 pub mod targets;
 
+pub use feeds::Gateways;
 pub use metric::{BUCKETS, describe};
 pub use run::{Scaler, StartError};

@@ -4,8 +4,10 @@
 //! with nothing in flight, the target stops it. Zero works the same way, under a barrier that every
 //! gateway holds for; a request that is held in between lifts it and loses nothing.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use forebay_signals::{
     Barrier, EndpointSignals, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
@@ -22,6 +24,8 @@ use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 /// How long gateways hold for zero without hearing from us.
 /// Longer than a silent gateway's word is trusted: its lease ends after we have stopped to.
 const LEASE_MS: u64 = 9_000;
+/// A pod that was to stop and has not for so long was not meant.
+const ASKED_MS: u64 = 3_600_000;
 
 /// One gateway's last word on this pool.
 pub(crate) struct Heard<'a> {
@@ -52,6 +56,8 @@ pub(crate) struct PoolLoop {
     cold_starts: ColdStarts,
     epoch: u64,
     barrier: bool,
+    /// Endpoints whose pods are about to stop, with when that was said.
+    asked: BTreeMap<SocketAddr, u64>,
     why: String,
     /// What keeps the target from doing what it is told.
     trouble: Option<String>,
@@ -111,6 +117,7 @@ impl PoolLoop {
             cold_starts: ColdStarts::default(),
             epoch: 0,
             barrier: false,
+            asked: BTreeMap::new(),
             why: String::new(),
             trouble: None,
             heard_ms: None,
@@ -125,6 +132,44 @@ impl PoolLoop {
         self.triggers.wanted()
     }
 
+    /// Its pod is about to stop: it gets nothing new, and counts no more.
+    pub(crate) fn ask_to_drain(&mut self, endpoint: SocketAddr, now_ms: u64) {
+        self.asked.insert(endpoint, now_ms);
+    }
+
+    /// Whether every gateway has nothing in flight there, and gives it nothing new.
+    pub(crate) fn is_empty_at(&self, heard: &[Heard<'_>], endpoint: SocketAddr) -> bool {
+        let address = endpoint.to_string();
+        let empty = |heard: &Heard<'_>| match (heard.lost_ms, heard.signals) {
+            (Some(lost_ms), _) => lost_ms >= self.stale_after_ms,
+            (None, Some(signals)) => signals.endpoints.get(&address).is_none_or(|it| {
+                it.as_ref().is_none_or(|it| it.health == Health::Draining && it.in_flight == 0)
+            }),
+            (None, None) => true,
+        };
+        self.known() && heard.iter().all(empty)
+    }
+
+    /// The replicas with those that were asked to drain on their way out.
+    fn with_asked<'a>(
+        &mut self,
+        statuses: &'a BTreeMap<String, ReplicaStatus>,
+        now_ms: u64,
+    ) -> Cow<'a, BTreeMap<String, ReplicaStatus>> {
+        let there = |address: &SocketAddr| statuses.values().any(|it| it.address == Some(*address));
+        self.asked.retain(|address, asked| there(address) && now_ms < *asked + ASKED_MS);
+        if self.asked.is_empty() {
+            return Cow::Borrowed(statuses);
+        }
+        let mut statuses = statuses.clone();
+        for status in statuses.values_mut() {
+            if status.address.is_some_and(|address| self.asked.contains_key(&address)) {
+                status.phase = Phase::Stopping;
+            }
+        }
+        Cow::Owned(statuses)
+    }
+
     /// One decision and what follows from it. `readings` are of what is wanted, in its order.
     pub(crate) fn step(
         &mut self,
@@ -134,6 +179,8 @@ impl PoolLoop {
         target: &impl Target,
         now_ms: u64,
     ) -> Step {
+        let statuses = self.with_asked(statuses, now_ms);
+        let statuses = &*statuses;
         let cold_starts = self.learn(heard, statuses, target, now_ms);
         let going = |status: &&ReplicaStatus| {
             status.phase != Phase::Stopping && !self.stopped.contains(&status.id)

@@ -12,27 +12,30 @@ use axum::Router;
 use axum::routing::get;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
-use forebay_signals::follower::{Event, follow};
 use forebay_signals::publisher::Publisher;
-use forebay_signals::{Health, PoolReplicas, PoolSignals, ReplicaState, View};
-use futures_util::StreamExt;
+use forebay_signals::{Health, PoolReplicas, ReplicaState};
 use futures_util::future::join_all;
-use futures_util::stream::{SelectAll, select_all};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
 use crate::core::Proposal;
+use crate::drains::{self, Ask};
+use crate::feeds::{Feeds, Gateways};
 use crate::keda::{KedaServer, ServeError};
+use crate::leader::{Election, Leadership};
 use crate::metric::Metrics;
 use crate::pool::{Heard, PoolLoop, Step};
+use crate::relay::{Relay, Words};
 use crate::sources::{Client, Sources};
-use crate::targets::Driver;
+use crate::targets::{Driver, Target};
 
+/// Drains that wait to be heard.
+const ASKS: usize = 64;
 const TICK: Duration = Duration::from_secs(1);
 /// Decisions kept for `/decisions`.
 const KEPT: usize = 300;
@@ -44,6 +47,8 @@ pub struct Scaler {
     stop: CancellationToken,
     task: AbortOnDropHandle<Vec<Driven>>,
     keda: Option<Arc<KedaServer>>,
+    election: Option<Election>,
+    desk: Router,
 }
 
 /// Why a scaler does not start.
@@ -76,17 +81,17 @@ struct Driven {
 }
 
 impl Scaler {
-    /// Starts deciding for every pool; for one without a target, it only tells. `gateways` are base
-    /// URLs of admin ports, `token` their bearer token. `cluster` is needed where a target is in
-    /// Kubernetes.
+    /// Starts deciding for every pool; for one without a target, it only tells. `own` is the base
+    /// URL at which other scalers reach this one. `cluster` is needed where a target is in
+    /// Kubernetes, or where a leader is elected.
     ///
     /// # Errors
     /// [`StartError`] when a target can't be used.
     pub fn start(
         config: Arc<Config>,
-        gateways: Vec<String>,
-        token: Option<String>,
-        cluster: Option<Cluster>,
+        gateways: Gateways,
+        own: &str,
+        cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
         let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
         let ca_file = config.prometheus.ca_file.as_deref();
@@ -95,7 +100,7 @@ impl Scaler {
         let mut pools = Vec::new();
         for pool in &config.pools {
             let failed = |source| StartError::Target { pool: pool.name.clone(), source };
-            let target = Driver::start(pool, cluster.as_ref()).map_err(failed)?;
+            let target = Driver::start(pool, cluster).map_err(failed)?;
             let metrics = Metrics::register(&pool.name);
             let decides = PoolLoop::new(pool, &config.prometheus, stale_after_ms);
             let sources = Sources::start(pool, decides.wanted(), &client, clock);
@@ -105,28 +110,47 @@ impl Scaler {
         let publisher = Publisher::new();
         let decisions = Arc::new(Mutex::new(VecDeque::new()));
         let stop = CancellationToken::new();
+        let token = gateways.token.clone();
+        let election = match (&config.scaler.leader_election, cluster) {
+            (Some(settings), Some(cluster)) => {
+                Some(Election::start(settings, cluster, own.to_owned()))
+            }
+            _ => None,
+        };
+        let leadership = election.as_ref().map(|election| election.leadership.clone());
+        let (asked, asks) = mpsc::channel(ASKS);
+        let desk = drains::route(asked, leadership.clone(), token.clone());
         let work = Loop {
-            feeds: Feeds::new(gateways, token.as_deref()),
+            feeds: Feeds::new(gateways),
             pools,
             publisher: Arc::clone(&publisher),
             decisions: Arc::clone(&decisions),
             last: BTreeMap::new(),
             clock,
             keda: KedaServer::start(&config)?.map(Arc::new),
+            leadership,
+            relay: None,
+            token,
+            asks,
+            waiting: Vec::new(),
+            config,
         };
         let keda = work.keda.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
-        Ok(Self { publisher, decisions, stop, task, keda })
+        Ok(Self { publisher, decisions, stop, task, keda, election, desk })
     }
 
-    /// `GET /replicas` and `GET /decisions`.
+    /// `GET /replicas`, `GET /decisions` and `POST /drain`.
     pub fn routes(&self) -> Router {
         let decisions = Arc::clone(&self.decisions);
         let list = move || {
             let decisions: Vec<_> = decisions.lock().iter().cloned().collect();
             async move { axum::Json(decisions) }
         };
-        Router::new().route("/replicas", self.publisher.route()).route("/decisions", get(list))
+        Router::new()
+            .route("/replicas", self.publisher.route())
+            .route("/decisions", get(list))
+            .merge(self.desk.clone())
     }
 
     /// Stops deciding, then every replica, and returns when no process is left. Gateways that run
@@ -151,6 +175,10 @@ impl Scaler {
             }
             Err(error) => tracing::error!("the scaler's loop ended early: {error}"),
         }
+        // Only now: what was decided is written.
+        if let Some(election) = self.election {
+            election.resign().await;
+        }
         self.publisher.goodbye();
     }
 }
@@ -167,81 +195,6 @@ fn leaving(pools: &[Driven]) -> BTreeMap<String, PoolReplicas> {
         .collect()
 }
 
-/// Every gateway's feed, and the last that each said.
-struct Feeds {
-    streams: SelectAll<futures_util::stream::BoxStream<'static, (usize, Event<PoolSignals>)>>,
-    heard: Vec<Gateway>,
-}
-
-struct Gateway {
-    url: String,
-    view: Option<Arc<View<PoolSignals>>>,
-    /// Since when it is silent; from the beginning, until it is heard.
-    lost: Option<Instant>,
-    /// Its silence was told.
-    told: bool,
-    /// It said goodbye, and nothing of it counts until it is heard again.
-    gone: bool,
-}
-
-impl Feeds {
-    fn new(gateways: Vec<String>, token: Option<&str>) -> Self {
-        let feed = |(i, url): (usize, &String)| {
-            follow::<PoolSignals>(format!("{url}/signals"), token.map(str::to_owned))
-                .map(move |event| (i, event))
-                .boxed()
-        };
-        let streams = select_all(gateways.iter().enumerate().map(feed));
-        let heard = gateways
-            .into_iter()
-            .map(|url| Gateway {
-                url,
-                view: None,
-                lost: Some(Instant::now()),
-                told: false,
-                gone: false,
-            })
-            .collect();
-        Self { streams, heard }
-    }
-
-    fn take(&mut self, i: usize, event: Event<PoolSignals>) {
-        let gateway = &mut self.heard[i];
-        match event {
-            Event::Update { view, .. } => {
-                gateway.view = Some(view);
-                gateway.lost = None;
-                gateway.told = false;
-                gateway.gone = false;
-            }
-            Event::Goodbye => {
-                gateway.view = None;
-                gateway.gone = true;
-            }
-            Event::Lost { .. } if gateway.gone => {}
-            Event::Lost { error } => {
-                let since = *gateway.lost.get_or_insert_with(Instant::now);
-                // In one process the scaler looks for its gateway before that listens.
-                let settled = gateway.view.is_some() || since.elapsed() >= TICK;
-                if settled && !std::mem::replace(&mut gateway.told, true) {
-                    let url = &gateway.url;
-                    tracing::warn!("the gateway at {url} is silent ({error}): nothing scales down");
-                }
-            }
-        }
-    }
-
-    fn words<'a>(&'a self, pool: &str) -> Vec<Heard<'a>> {
-        let word = |(gateway, at): (&'a Gateway, usize)| Heard {
-            gateway: at,
-            sender: gateway.view.as_ref().map_or("", |view| &view.sender),
-            signals: gateway.view.as_ref().and_then(|view| view.pools.get(pool)),
-            lost_ms: gateway.lost.map(|lost| lost.elapsed().as_millis() as u64),
-        };
-        self.heard.iter().zip(0..).filter(|(gateway, _)| !gateway.gone).map(word).collect()
-    }
-}
-
 struct Loop {
     feeds: Feeds,
     pools: Vec<Driven>,
@@ -250,6 +203,15 @@ struct Loop {
     last: BTreeMap<String, PoolReplicas>,
     clock: Clock,
     keda: Option<Arc<KedaServer>>,
+    /// Who decides; this one, where nobody else could.
+    leadership: Option<watch::Receiver<Leadership>>,
+    /// The leader's words, where that is another.
+    relay: Option<Relay>,
+    token: Option<String>,
+    asks: mpsc::Receiver<Ask>,
+    /// Those that wait for a replica to be drained.
+    waiting: Vec<Ask>,
+    config: Arc<Config>,
 }
 
 impl Loop {
@@ -271,12 +233,73 @@ impl Loop {
             let mut tick = false;
             tokio::select! {
                 () = stop.cancelled() => return self.pools,
-                Some((i, event)) = self.feeds.streams.next() => self.feeds.take(i, event),
+                Some(news) = self.feeds.next() => self.feeds.take(news),
                 () = changed.notified() => {}
                 _ = ticks.tick() => tick = true,
+                () = turn(&mut self.leadership) => self.elected(),
+                Some(words) = hear(&mut self.relay, &self.last) => self.repeat(words),
+                Some(ask) = self.asks.recv() => self.ask(ask, self.clock.now_ms()),
             }
-            self.step(self.clock.now_ms(), tick);
+            if self.leads() {
+                self.step(self.clock.now_ms(), tick);
+            } else if tick {
+                // Readers take a silent sender for one that is gone.
+                self.publisher.publish(self.last.clone());
+            }
         }
+    }
+
+    fn leads(&self) -> bool {
+        self.leadership.as_ref().is_none_or(|it| *it.borrow() == Leadership::Ours)
+    }
+
+    /// Begins to lead, or to relay another's words.
+    fn elected(&mut self) {
+        let Some(leadership) = &mut self.leadership else { return };
+        let leadership = leadership.borrow_and_update().clone();
+        match leadership {
+            Leadership::Ours => {
+                self.relay = None;
+                let stale_after_ms = self.config.scaler.stale_after.as_millis() as u64;
+                // What was decided long ago, if anything, is no beginning.
+                for (driven, pool) in self.pools.iter_mut().zip(&self.config.pools) {
+                    driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
+                }
+                return;
+            }
+            Leadership::Theirs(url) => {
+                if self.relay.as_ref().is_none_or(|relay| relay.url != url) {
+                    self.relay = Some(Relay::new(url, self.token.clone()));
+                }
+            }
+            Leadership::Unknown => {}
+        }
+        self.waiting.clear();
+        for driven in &self.pools {
+            driven.target.rest();
+        }
+    }
+
+    /// Tells what the leader told.
+    fn repeat(&mut self, words: Words) {
+        if self.leads() {
+            return;
+        }
+        if let Some(gateways) = words.gateways {
+            self.publisher.set_gateways(gateways);
+        }
+        if let Some(keda) = &self.keda {
+            keda.publish(&words.pools);
+        }
+        self.publisher.publish(words.pools.clone());
+        self.last = words.pools;
+    }
+
+    fn ask(&mut self, ask: Ask, now_ms: u64) {
+        for driven in &mut self.pools {
+            driven.pool.ask_to_drain(ask.endpoint, now_ms);
+        }
+        self.waiting.push(ask);
     }
 
     fn step(&mut self, now_ms: u64, tick: bool) {
@@ -293,8 +316,7 @@ impl Loop {
             note(driven, &step, now_ms, &self.decisions);
             all.insert(driven.pool.name.clone(), step.replicas);
         }
-        let alive = self.feeds.heard.iter().filter(|g| g.view.is_some() && g.lost.is_none());
-        self.publisher.set_gateways(alive.count() as u32);
+        self.publisher.set_gateways(self.feeds.alive());
         if let Some(keda) = &self.keda {
             let known = self.pools.iter().filter(|driven| driven.pool.known());
             let known = known.filter_map(|driven| all.get_key_value(&driven.pool.name));
@@ -304,6 +326,39 @@ impl Loop {
             self.publisher.publish(all.clone());
             self.last = all;
         }
+        self.answer();
+    }
+
+    /// Those whose replica is drained, or who no longer wait.
+    fn answer(&mut self) {
+        let (feeds, pools) = (&self.feeds, &self.pools);
+        let drained = |ask: &mut Ask| {
+            ask.done.is_closed()
+                || pools.iter().all(|driven| {
+                    driven.pool.is_empty_at(&feeds.words(&driven.pool.name), ask.endpoint)
+                })
+        };
+        for ask in self.waiting.extract_if(.., drained) {
+            let _ = ask.done.send(());
+        }
+    }
+}
+
+/// The leadership's next turn. Cancel-safe.
+async fn turn(leadership: &mut Option<watch::Receiver<Leadership>>) {
+    if let Some(leadership) = leadership
+        && leadership.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// The leader's next words. Cancel-safe.
+async fn hear(relay: &mut Option<Relay>, last: &BTreeMap<String, PoolReplicas>) -> Option<Words> {
+    match relay {
+        Some(relay) => relay.next(last).await,
+        None => std::future::pending().await,
     }
 }
 

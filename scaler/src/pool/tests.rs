@@ -197,6 +197,25 @@ fn a_target_that_only_watches_has_nothing_drained() {
 }
 
 #[test]
+fn a_pod_that_is_about_to_stop_is_drained_and_replaced_and_waited_for() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    let at = ONE.parse().expect("an address");
+    let busy = signals(0, &[(ONE, Health::Ready, 2)]);
+    step(&mut pool, &target, std::slice::from_ref(&busy), 2_000);
+    pool.ask_to_drain(at, 3_000);
+    let asked = step(&mut pool, &target, std::slice::from_ref(&busy), 3_000);
+    let state = asked.replicas.replicas["p-1"].as_ref().expect("there").state;
+    assert_eq!(state, ReplicaState::Draining);
+    let heard = |signals| Heard { gateway: 0, sender: "a", signals: Some(signals), lost_ms: None };
+    let left = signals(0, &[(ONE, Health::Draining, 1)]);
+    let none = signals(0, &[(ONE, Health::Draining, 0)]);
+    assert!(!pool.is_empty_at(&[heard(&busy)], at), "a gateway has not heard yet");
+    assert!(!pool.is_empty_at(&[heard(&none), heard(&left)], at), "one has a stream there");
+    assert!(pool.is_empty_at(&[heard(&none), heard(&none)], at));
+}
+
+#[test]
 fn the_idlest_is_the_one_to_go() {
     let (mut pool, target) = (pool(), Fake::default());
     let at = |n| format!("127.0.0.1:{n}");

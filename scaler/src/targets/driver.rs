@@ -125,6 +125,11 @@ impl Target for Driver {
             target.decided(sentence);
         }
     }
+    fn rest(&self) {
+        if let Some(target) = self.target() {
+            target.rest();
+        }
+    }
     fn trouble(&self) -> Option<String> {
         self.target()?.trouble()
     }

@@ -37,6 +37,8 @@ pub(crate) trait Target {
     fn order(&self) -> Override {
         Override::None
     }
+    /// Somebody else decides from now on: what was said here counts no more.
+    fn rest(&self) {}
     /// The decision behind the next [`Target::ensure`], in one sentence.
     fn decided(&self, _sentence: &str) {}
     /// Why it can't do what it is told, in words.

@@ -139,6 +139,10 @@ impl Target for Kubernetes {
         self.seen.borrow().order
     }
 
+    fn rest(&self) {
+        self.give(|orders| *orders = Orders::default());
+    }
+
     fn decided(&self, sentence: &str) {
         self.give(|orders| orders.why = sentence.to_owned());
     }
