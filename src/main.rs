@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod admin;
 mod dev;
+mod hash_key;
 mod logging;
 mod serve;
 
@@ -54,6 +55,8 @@ enum Command {
     },
     /// Print the configuration's JSON schema, for completion in editors
     Schema,
+    /// Print the SHA-256 hash of an API key, as the file of `gateway.keys` has it
+    HashKey(hash_key::Args),
     /// One simulated vLLM replica
     VllmSim(forebay_loadtests::sim::Args),
     /// Runs one replica and ends all its processes when Forebay is gone
@@ -96,6 +99,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             println!("{}", serde_json::to_string_pretty(&forebay_config::schema())?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::HashKey(args) => hash_key::run(&args),
         Command::VllmSim(args) => {
             runtime()?.block_on(forebay_loadtests::sim::run(args))?;
             Ok(ExitCode::SUCCESS)

@@ -17,6 +17,7 @@ pub mod command;
 mod discovery;
 mod edge;
 mod gateway;
+mod keys;
 mod load;
 mod logging;
 mod network;
@@ -39,6 +40,7 @@ pub use behavior::{
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use edge::{Cors, PATHS, Tls, TlsVersion};
 pub use gateway::{Admin, Gateway, Limits};
+pub use keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
 pub use load::{inspect, load, parse};
 pub use logging::{LogFormat, Logging};
 pub use network::Network;

@@ -72,6 +72,22 @@ pub(crate) async fn read(body: Incoming, limit: u64, within: Duration) -> Result
     timeout(within, collect(body, limit)).await.map_err(|_| Refusal::BodyTooSlow(within))?
 }
 
+/// Takes what comes of a body that is not wanted, keeping none of it: a client that still sends
+/// would not see an answer on a connection that is closed meanwhile.
+pub(crate) async fn discard(mut body: Incoming, limit: u64, within: Duration) {
+    let all = async {
+        let mut size = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            size += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if size > limit {
+                break;
+            }
+        }
+    };
+    // What takes longer is cut off with the answer.
+    let _ = timeout(within, all).await;
+}
+
 async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, Refusal> {
     let expected = body.size_hint().exact();
     let (mut first, mut all) = (Bytes::new(), BytesMut::new());

@@ -11,9 +11,11 @@ use forebay_signals::follower::{Event, follow};
 use forebay_signals::{PoolReplicas, ReplicaState, View};
 use futures_util::StreamExt;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::pool::Pool;
 use crate::probe::probe;
+use crate::tenants::Tenants;
 
 /// The probes under way, one for each endpoint; dropping this ends them.
 #[derive(Default)]
@@ -43,6 +45,7 @@ pub(crate) async fn replicas(
     url: String,
     token: Option<String>,
     pools: Vec<Arc<Pool>>,
+    tenants: Arc<Tenants>,
     mut probes: Probes,
 ) {
     let mut feed = follow::<PoolReplicas>(format!("{url}/replicas"), token);
@@ -54,6 +57,9 @@ pub(crate) async fn replicas(
             Event::Update { view, .. } => {
                 if !std::mem::replace(&mut connected, true) {
                     tracing::debug!("following the scaler at {url}");
+                }
+                if let Some(gateways) = view.gateways {
+                    tenants.set_gateways(gateways, Instant::now());
                 }
                 for pool in &pools {
                     let known = theirs.entry(Arc::clone(&pool.name)).or_default();

@@ -7,6 +7,7 @@
 mod activity;
 mod api;
 mod body;
+mod bucket;
 mod budget;
 mod clients;
 mod connection;
@@ -27,6 +28,7 @@ mod identity;
 mod json;
 mod judge;
 mod key;
+mod keys;
 mod listen;
 mod local;
 mod meter;
@@ -51,9 +53,12 @@ mod socket;
 mod sse;
 mod stream;
 mod streams;
+mod tenant;
+mod tenants;
 mod tls;
 mod upstream;
 
+pub use keys::{KeysError, hash_key};
 pub use metric::{BUCKETS, describe};
 pub use server::{Gateway, StartError};
 pub use tls::TlsError;

@@ -25,7 +25,10 @@ pub(crate) fn answer(proxy: &Proxy, parts: &Parts) -> Option<Result<Response<Bod
         "/version" => {
             get().map(|()| json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")})))
         }
-        "/v1/models" => get().map(|()| json(&models::list(&proxy.routes, proxy.started))),
+        "/v1/models" => get().and_then(|()| {
+            let tenant = proxy.tenants.of(&parts.headers)?;
+            Ok(json(&models::list(&proxy.routes, &tenant, proxy.started)))
+        }),
         _ => {
             if let Some(name) = path.strip_prefix("/v1/models/") {
                 get().and_then(|()| {
@@ -33,7 +36,8 @@ pub(crate) fn answer(proxy: &Proxy, parts: &Parts) -> Option<Result<Response<Bod
                         model: name.to_owned(),
                         known: "see /v1/models".to_owned(),
                     };
-                    let model = models::one(&proxy.routes, proxy.started, name);
+                    let tenant = proxy.tenants.of(&parts.headers)?;
+                    let model = models::one(&proxy.routes, &tenant, proxy.started, name);
                     model.map(|model| json(&model)).ok_or_else(unknown)
                 })
             } else if Api::of(path).is_none() {

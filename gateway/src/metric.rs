@@ -8,6 +8,7 @@ use metrics::{
 
 mod edge;
 
+use crate::tenant::metric as tenant;
 pub(crate) use edge::{connections, refused_connections, reload};
 
 const QUEUE_DEPTH: &str = "forebay_queue_depth";
@@ -26,12 +27,16 @@ const ENDPOINTS: &str = "forebay_endpoints";
 
 /// Bounds for each histogram: holds and TTFTs of seconds to minutes, ITLs of milliseconds.
 pub const BUCKETS: &[(&str, &[f64])] = &[
-    (HOLD, &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]),
+    (HOLD, HOLDS),
     (TTFT, LATENCY),
     (UPSTREAM_TTFT, LATENCY),
     (ITL, &[0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0]),
+    (tenant::HOLD, HOLDS),
+    (tenant::TTFT, LATENCY),
     (END_TO_END, &[0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0]),
 ];
+const HOLDS: &[f64] =
+    &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 const LATENCY: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
@@ -51,6 +56,7 @@ pub fn describe() {
     describe_counter!(GENERATED_TOKENS, "Generated tokens, by pool");
     describe_gauge!(TOKENS_PER_SECOND, "Generated tokens in the last second, by pool");
     describe_gauge!(ENDPOINTS, "Endpoints, by pool and health");
+    tenant::describe();
 }
 
 /// A pool's handles, looked up once: recording is an atomic operation.

@@ -25,6 +25,8 @@ use crate::refusal::Refusal;
 use crate::respond::{local_response, refuse, respond};
 use crate::route::Routes;
 use crate::scan::{Scan, scan};
+use crate::tenant::Tenant;
+use crate::tenants::Tenants;
 
 /// Tokens expected of an answer whose request sets no limit.
 const ANSWER_TOKENS: u64 = 256;
@@ -32,6 +34,7 @@ const ANSWER_TOKENS: u64 = 256;
 /// What every request needs.
 pub(crate) struct Proxy {
     pub(crate) routes: Routes,
+    pub(crate) tenants: Arc<Tenants>,
     pub(crate) limits: forebay_config::Limits,
     pub(crate) drain: Drain,
     /// Seconds since the epoch at the gateway's start.
@@ -92,12 +95,23 @@ impl Proxy {
         let api =
             record.context.api.ok_or_else(|| Refusal::UnknownPath(parts.uri.path().to_owned()))?;
         let limit = self.limits.body_size.bytes();
+        let tenant = match self.tenants.of(&parts.headers) {
+            Ok(tenant) => tenant,
+            Err(refusal) => {
+                body::discard(incoming, limit, UNWANTED).await;
+                return Err(refusal);
+            }
+        };
+        record.identified(&tenant);
+        record.context.keyed = self.tenants.checks_keys();
         let body = body::read(incoming, limit, self.limits.body_timeout).await?;
         let scan = read(api, &parts, &body)?;
         record.context.model = scan.model.as_ref().map(|model| model.name.clone());
         record.context.stream = scan.stream && api.streams();
         let pool = Arc::clone(self.routes.pool(record.context.model.as_deref())?);
+        allowed(&tenant, record.context.model.as_deref(), &pool)?;
         record.routed(&pool);
+        record.admit(scan.prompt_tokens(body.len()), expected_tokens(&scan, body.len()))?;
         let edits = Edits {
             model: record.context.served.as_deref(),
             ask_usage: api.usage_on_request(),
@@ -113,7 +127,7 @@ impl Proxy {
         let accepted = record.context.accepted;
         let ticket = Ticket::new(queue::Request {
             tenant: Arc::clone(&record.context.tenant),
-            class: forebay_config::PriorityClass::Normal,
+            class: tenant.class(),
             since: accepted,
             deadline: accepted + pool.settings().upstream.request_timeout,
             bytes: body.len() as u64,
@@ -122,6 +136,20 @@ impl Proxy {
         });
         Ok(Routed { pool, api, outgoing, ticket, strip_usage: edited.strip_usage })
     }
+}
+
+/// How long an unwanted body may take.
+const UNWANTED: Duration = Duration::from_secs(5);
+
+/// Without a name the replica takes its own.
+fn allowed(tenant: &Tenant, model: Option<&str>, pool: &Pool) -> Result<(), Refusal> {
+    let own =
+        model.map_or_else(|| pool.models().into_iter().next(), |model| Some(model.to_owned()));
+    let model = own.unwrap_or_default();
+    if tenant.may_use(&model) {
+        return Ok(());
+    }
+    Err(Refusal::ForbiddenModel { tenant: Arc::clone(&tenant.name), model })
 }
 
 fn read(api: Api, parts: &Parts, body: &Bytes) -> Result<Scan, Refusal> {

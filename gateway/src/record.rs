@@ -13,6 +13,7 @@ use crate::judge::Finish;
 use crate::meter::Tokens;
 use crate::pool::{Pool, Ticket};
 use crate::refusal::Refusal;
+use crate::tenant::{Budget, Grant, Tenant};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,11 @@ pub(crate) enum Outcome {
 /// Dropped without a word, its client left.
 pub(crate) struct Record {
     pub(crate) context: RequestContext,
+    tenant: Option<Arc<Tenant>>,
+    grant: Option<Grant>,
+    budget: Budget,
+    /// Estimated tokens of the prompt, until the server tells.
+    prompt: u64,
     pool: Option<Arc<Pool>>,
     /// The last that it was released to.
     endpoint: Option<SocketAddr>,
@@ -68,6 +74,10 @@ impl Record {
     pub(crate) fn begin(context: RequestContext) -> Self {
         Self {
             context,
+            tenant: None,
+            grant: None,
+            budget: Budget::default(),
+            prompt: 0,
             pool: None,
             endpoint: None,
             released: None,
@@ -83,6 +93,28 @@ impl Record {
             status: None,
             reason: None,
         }
+    }
+
+    /// Whose request it is.
+    pub(crate) fn identified(&mut self, tenant: &Arc<Tenant>) {
+        self.context.tenant = Arc::clone(&tenant.name);
+        self.tenant = Some(Arc::clone(tenant));
+    }
+
+    /// Asks for `tokens`, `prompt` of them for the prompt, within the tenant's limits. What is
+    /// granted is held for as long as this record.
+    pub(crate) fn admit(&mut self, prompt: u64, tokens: u64) -> Result<(), Refusal> {
+        let Some(tenant) = &self.tenant else { return Ok(()) };
+        let now = Instant::now();
+        let granted = tenant.admit(tokens, now);
+        self.budget = tenant.budget(now);
+        self.prompt = prompt;
+        self.grant = Some(granted.map_err(|limited| Refusal::Limited {
+            tenant: Arc::clone(&tenant.name),
+            limit: limited.limit,
+            retry_after: limited.retry_after,
+        })?);
+        Ok(())
     }
 
     pub(crate) fn routed(&mut self, pool: &Arc<Pool>) {
@@ -126,6 +158,10 @@ impl Record {
 
     /// Tokens as far as they are known, with the mean time for each after the first.
     pub(crate) fn tokens(&mut self, tokens: Tokens, per_token: Option<Duration>) {
+        if let Some(grant) = &mut self.grant {
+            let prompt = tokens.prompt.unwrap_or(self.prompt);
+            grant.used(prompt + tokens.generated, Instant::now());
+        }
         self.tokens = tokens;
         self.per_token = per_token;
     }
@@ -141,8 +177,10 @@ impl Record {
         self.ended(refusal.outcome(), Some(refusal.reason()));
     }
 
-    /// The times so far in milliseconds: held, and from release to the answer's first byte.
-    pub(crate) fn time(&self, headers: &mut HeaderMap) {
+    /// What the client is told beside the answer: how its limits stand, and the times so far in
+    /// milliseconds, held, and from release to the answer's first byte.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+        self.budget.write(headers);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let mut text = format!("hold;dur={:.1}", ms(self.held));
         if let (Some(released), Some(committed)) = (self.released, self.committed) {
@@ -163,6 +201,13 @@ impl Drop for Record {
                 pool.held_for(self.held);
             }
             pool.ended(self.outcome, self.tries, &self.tokens, took);
+        }
+        if let Some(tenant) = &self.tenant {
+            let accepted = self.context.accepted;
+            let ttft = self.first_token.map(|at| at.saturating_duration_since(accepted));
+            let tokens = (self.tokens.prompt.unwrap_or(0), self.tokens.generated);
+            let hold = (self.tries > 0).then_some(self.held);
+            tenant.metrics.ended(self.outcome, tokens, hold, ttft);
         }
         let ms = |time: Duration| time.as_millis() as u64;
         let since =

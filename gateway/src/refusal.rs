@@ -12,6 +12,7 @@ use crate::body::Body;
 use crate::failure::{Cause, Failure};
 use crate::record::Outcome;
 use crate::scan::ScanError;
+use crate::tenant::Limit;
 
 /// Why a request is not answered by a replica.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,6 +44,17 @@ pub(crate) enum Refusal {
     UnknownModel { model: String, known: String },
     #[error("The field `model` is missing. Known models: {known}.")]
     NoModel { known: String },
+    #[error("No API key was given. Send it as `authorization: Bearer KEY` or as `x-api-key: KEY`.")]
+    NoKey,
+    #[error("The API key is not known.")]
+    WrongKey,
+    #[error("The tenant `{tenant}` may not use the model `{model}`.")]
+    ForbiddenModel { tenant: Arc<str>, model: String },
+    #[error(
+        "The limit of tenant `{tenant}` is {limit}. Try again in {} s.",
+        whole_seconds(*.retry_after)
+    )]
+    Limited { tenant: Arc<str>, limit: Limit, retry_after: Duration },
     #[error("The queue is full: {held} requests are held already.")]
     QueueFull { held: usize, retry_after: Duration },
     #[error("No replica had room within {waited:.0?}.")]
@@ -85,6 +97,11 @@ impl Refusal {
             Self::BodyTooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "RequestTimeoutError", None),
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "NotFoundError", Some("model")),
             Self::NoModel { .. } => (StatusCode::BAD_REQUEST, "BadRequestError", Some("model")),
+            Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "AuthenticationError", None),
+            Self::ForbiddenModel { .. } => {
+                (StatusCode::FORBIDDEN, "PermissionDeniedError", Some("model"))
+            }
+            Self::Limited { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError", None),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None),
             Self::HoldExpired { .. }
             | Self::ShuttingDown
@@ -123,6 +140,10 @@ impl Refusal {
             Self::BodyTooSlow(_) => "body_too_slow",
             Self::UnknownModel { .. } => "unknown_model",
             Self::NoModel { .. } => "no_model",
+            Self::NoKey => "no_key",
+            Self::WrongKey => "wrong_key",
+            Self::ForbiddenModel { .. } => "forbidden_model",
+            Self::Limited { .. } => "limited",
             Self::QueueFull { .. } => "queue_full",
             Self::HoldExpired { .. } => "hold_expired",
             Self::Exhausted { .. } => "exhausted",
@@ -162,9 +183,13 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self {
-            Self::QueueFull { retry_after, .. } | Self::HoldExpired { retry_after, .. } => {
-                let seconds = retry_after.as_secs().max(1);
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            Self::QueueFull { retry_after, .. }
+            | Self::HoldExpired { retry_after, .. }
+            | Self::Limited { retry_after, .. } => {
+                headers.insert(header::RETRY_AFTER, whole_seconds(*retry_after).into());
+            }
+            Self::NoKey | Self::WrongKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::Exhausted { .. } if status == StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
@@ -186,6 +211,11 @@ impl Refusal {
     }
 }
 
+/// What `retry-after` can say: after less than this it would be too early.
+fn whole_seconds(duration: Duration) -> u64 {
+    (duration.as_nanos().div_ceil(1_000_000_000) as u64).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +234,17 @@ mod tests {
             (Refusal::BodyTooSlow(second), 408),
             (Refusal::UnknownModel { model: "x".into(), known: "`a`".into() }, 404),
             (Refusal::NoModel { known: "`a`".into() }, 400),
+            (Refusal::NoKey, 401),
+            (Refusal::WrongKey, 401),
+            (Refusal::ForbiddenModel { tenant: "a".into(), model: "m".into() }, 403),
+            (
+                Refusal::Limited {
+                    tenant: "a".into(),
+                    limit: Limit::Requests(60),
+                    retry_after: second,
+                },
+                429,
+            ),
             (Refusal::QueueFull { held: 1, retry_after: second }, 429),
             (Refusal::HoldExpired { waited: second, retry_after: second }, 503),
             (Refusal::BadRequest(ScanError::Duplicate("model")), 400),

@@ -149,7 +149,7 @@ impl Relay {
         }
         if now - self.merged >= MERGE {
             self.merged = now;
-            self.merge_gaps();
+            self.merge();
         }
     }
 
@@ -158,6 +158,14 @@ impl Relay {
             && let Some(first) = stream.meter.first_token()
         {
             record.first_token(first);
+        }
+    }
+
+    /// What a long stream has come to so far, for the books.
+    fn merge(&mut self) {
+        self.merge_gaps();
+        if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
+            record.tokens(stream.meter.tokens(), stream.meter.per_token());
         }
     }
 

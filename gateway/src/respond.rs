@@ -21,7 +21,7 @@ pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
     };
     head.extensions.insert(Served(slot.address));
     record.committed(head.status.as_u16());
-    record.time(&mut head.headers);
+    record.tell(&mut head.headers);
     let stall = pool.settings().upstream.stall_timeout;
     let relay = match answer {
         Begun::Whole(body, tokens) => {
@@ -52,7 +52,7 @@ fn whole(mut head: response::Parts, body: Body) -> Response<Body> {
 /// What the gateway itself has to say.
 pub(crate) fn refuse(refusal: &Refusal, record: Record, shape: ErrorShape) -> Response<Body> {
     let mut response = refusal.response(shape);
-    record.time(response.headers_mut());
+    record.tell(response.headers_mut());
     record.refused(refusal);
     response
 }
@@ -61,7 +61,7 @@ pub(crate) fn refuse(refusal: &Refusal, record: Record, shape: ErrorShape) -> Re
 pub(crate) fn local_response(mut response: Response<Body>, mut record: Record) -> Response<Body> {
     record.committed(response.status().as_u16());
     let headers: &mut HeaderMap = response.headers_mut();
-    record.time(headers);
+    record.tell(headers);
     record.ended(Ended::Completed, None);
     response
 }

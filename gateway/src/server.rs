@@ -15,11 +15,13 @@ use tokio::time::Instant;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::follow::{self, Probes};
+use crate::keys::KeysError;
 use crate::listen::Listeners;
 use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::report::report;
 use crate::route::Routes;
+use crate::tenants::Tenants;
 use crate::tls::{Tls, TlsError};
 
 /// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
@@ -54,6 +56,9 @@ pub enum StartError {
         /// What is wrong with it.
         source: io::Error,
     },
+    /// The API keys' file can't be read, or is wrong.
+    #[error("gateway.keys.file: {0}")]
+    Keys(KeysError),
     /// Not an address, or a name that does not resolve.
     #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
     Endpoint {
@@ -99,10 +104,19 @@ impl Gateway {
                 probes.add(pool, address);
             }
         }
+        let tenants = Tenants::prepare(&config.gateway).map_err(StartError::Keys)?;
+        let tenants = Tenants::new(tenants, Instant::now());
+        if !tenants.checks_keys() && !config.gateway.listen.ip().to_canonical().is_loopback() {
+            tracing::warn!(
+                "gateway.keys is not set: whoever reaches {} may use every model",
+                config.gateway.listen
+            );
+        }
         let drain = Drain::default();
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let proxy = Proxy {
             routes: Routes::new(pools.clone()),
+            tenants: Arc::clone(&tenants),
             limits: config.gateway.limits.clone(),
             drain: drain.clone(),
             started: since_epoch.map_or(0, |since| since.as_secs()),
@@ -124,8 +138,9 @@ impl Gateway {
             drain.spawn(tls.follow());
         }
         drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
+        drain.spawn(Arc::clone(&tenants).watch());
         match scaler {
-            Some(url) => drain.spawn(follow::replicas(url, token, pools, probes)),
+            Some(url) => drain.spawn(follow::replicas(url, token, pools, tenants, probes)),
             None => drain.spawn(async move {
                 let _probes = probes;
                 std::future::pending::<()>().await;

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime};
 
+pub mod sims;
+
 /// Nothing here takes as long, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,141 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn tenant(requests: Option<u32>, tokens: Option<u64>, concurrent: Option<u32>) -> Arc<Tenant> {
+    let settings = Settings {
+        requests_per_minute: requests,
+        tokens_per_minute: tokens,
+        max_concurrent: concurrent,
+        ..Settings::named("t")
+    };
+    Tenant::new(settings, 1, Instant::now())
+}
+
+fn remaining(tenant: &Tenant, now: Instant) -> (Option<u64>, Option<u64>) {
+    let budget = tenant.budget(now);
+    (budget.requests.map(|it| it.remaining), budget.tokens.map(|it| it.remaining))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_estimate_is_taken_at_admission_and_corrected_at_the_end() {
+    let (tenant, now) = (tenant(Some(10), Some(1000), None), Instant::now());
+    let mut grant = tenant.admit(600, now).expect("within both limits");
+    assert_eq!(remaining(&tenant, now), (Some(9), Some(400)));
+    let over = tenant.admit(600, now).err().expect("over the tokens");
+    assert_eq!(over, Limited { limit: Limit::Tokens(1000), retry_after: Duration::from_secs(12) });
+    assert_eq!(remaining(&tenant, now), (Some(9), Some(400)), "what is refused costs nothing");
+    grant.used(100, now);
+    assert_eq!(remaining(&tenant, now), (Some(9), Some(400)), "it may still use the rest");
+    drop(grant);
+    assert_eq!(remaining(&tenant, now), (Some(9), Some(900)), "only what it used is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_longer_than_estimated_is_charged_while_it_comes() {
+    let (tenant, now) = (tenant(None, Some(1000), None), Instant::now());
+    let mut grant = tenant.admit(100, now).expect("within the limit");
+    grant.used(300, now);
+    assert_eq!(remaining(&tenant, now), (None, Some(700)));
+    grant.used(1500, now);
+    assert_eq!(remaining(&tenant, now), (None, Some(0)));
+    drop(grant);
+    let over = tenant.admit(100, now).err().expect("it owes 500");
+    assert_eq!(over.retry_after, Duration::from_secs(36));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_reached_a_replica_gets_its_tokens_back() {
+    let (tenant, now) = (tenant(Some(10), Some(1000), Some(1)), Instant::now());
+    let grant = tenant.admit(900, now).expect("within the limits");
+    let over = tenant.admit(1, now).err().expect("one at once");
+    assert_eq!(over.limit, Limit::Concurrent(1));
+    drop(grant);
+    assert_eq!(remaining(&tenant, now), (Some(9), Some(1000)));
+    assert!(tenant.admit(1, now).is_ok(), "its place is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_that_lasts_longest_is_the_one_that_is_told() {
+    let (tenant, now) = (tenant(Some(1), Some(100), None), Instant::now());
+    let mut grant = tenant.admit(100, now).expect("within both");
+    grant.used(200, now);
+    let over = tenant.admit(50, now).err().expect("over both");
+    assert_eq!(over.limit, Limit::Tokens(100));
+    assert_eq!(over.retry_after, Duration::from_secs(90));
+    assert_eq!(over.limit.to_string(), "100 tokens per minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_are_shared_by_the_gateways_and_change_without_losing_what_is_admitted() {
+    let (tenant, now) = (tenant(Some(100), None, Some(4)), Instant::now());
+    let grants: Vec<_> = (0..4).map(|_| tenant.admit(1, now).expect("four at once")).collect();
+    tenant.share(2, now);
+    assert_eq!(remaining(&tenant, now), (Some(96), None), "48 here, and as many there");
+    drop(grants);
+    let two: Vec<_> = (0..3).map(|_| tenant.admit(1, now).is_ok()).collect();
+    assert_eq!(two, [true, true, true], "each ended at once");
+    let held: Vec<_> = (0..2).map(|_| tenant.admit(1, now).expect("two at once")).collect();
+    assert!(tenant.admit(1, now).is_err(), "half of four");
+    tenant.configure(Settings::named("t"), 2, now);
+    assert!(tenant.admit(1, now).is_ok(), "no limits any more");
+    assert_eq!(tenant.budget(now), Budget::default());
+    drop(held);
+}
+
+#[test]
+fn limits_are_told_as_openai_does() {
+    let standing = |limit, remaining, reset| {
+        Some(Standing { limit, remaining, reset: Duration::from_millis(reset) })
+    };
+    let budget = Budget { requests: standing(60, 59, 1000), tokens: standing(150_000, 149_984, 6) };
+    let mut headers = HeaderMap::new();
+    budget.write(&mut headers);
+    let header = |name: &str| headers[name].to_str().expect("text").to_owned();
+    assert_eq!(header("x-ratelimit-limit-requests"), "60");
+    assert_eq!(header("x-ratelimit-remaining-requests"), "59");
+    assert_eq!(header("x-ratelimit-reset-requests"), "1s");
+    assert_eq!(header("x-ratelimit-limit-tokens"), "150000");
+    assert_eq!(header("x-ratelimit-remaining-tokens"), "149984");
+    assert_eq!(header("x-ratelimit-reset-tokens"), "6ms");
+    let mut none = HeaderMap::new();
+    Budget::default().write(&mut none);
+    assert!(none.is_empty(), "what is not limited is not told");
+    for (millis, text) in [
+        (0, "0s"),
+        (1, "1ms"),
+        (8640, "8.64s"),
+        (59_999, "59.999s"),
+        (60_000, "1m0s"),
+        (360_000, "6m0s"),
+        (3_723_500, "1h2m3.5s"),
+        (86_400_000, "24h0m0s"),
+    ] {
+        assert_eq!(go_duration(Duration::from_millis(millis)), text);
+    }
+}
+
+proptest! {
+    #[test] // whatever requests do, their tenant is charged exactly what they used
+    fn the_books_balance(
+        requests in prop::collection::vec((1..2000u64, prop::collection::vec(0..3000u64, 0..4)), 1..20),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            let (tenant, now) = (tenant(None, Some(1_000_000), None), Instant::now());
+            let (mut grants, mut used) = (Vec::new(), 0);
+            for (estimate, progress) in requests {
+                let mut grant = tenant.admit(estimate, now).expect("far from the limit");
+                let mut total = 0;
+                for more in progress {
+                    total += more;
+                    grant.used(total, now);
+                }
+                used += total;
+                grants.push(grant);
+            }
+            drop(grants);
+            assert_eq!(remaining(&tenant, now), (None, Some(1_000_000 - used)));
+        });
+    }
+}

@@ -1,0 +1,66 @@
+//! `forebay hash-key`: from an API key to what the keys' file has of it.
+
+use std::io::{IsTerminal, Read};
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+
+/// Flags of `forebay hash-key`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+The key is read from standard input, so that it is in no history and no list of processes; a line's
+end behind it is no part of it.
+
+A new key, with its entry for the keys' file:
+  forebay hash-key --new --tenant research
+
+The entry of a key that there is:
+  printf %s \"$KEY\" | forebay hash-key --tenant research
+
+In Kubernetes, a Secret with a file for each tenant:
+  kubectl create secret generic forebay-keys \\
+    --from-literal=research=\"$(printf %s \"$KEY\" | forebay hash-key)\"
+
+`sha256sum` makes the same hash: printf %s \"$KEY\" | sha256sum")]
+pub(crate) struct Args {
+    /// Make a new random key, and print it too, on standard error
+    #[arg(long)]
+    new: bool,
+    /// Print an entry for the keys' file instead of the hash alone
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let key = if args.new { made()? } else { given()? };
+    let hash = forebay_gateway::hash_key(&key);
+    match &args.tenant {
+        Some(tenant) => println!("- tenant: {tenant}\n  sha256: {hash}"),
+        None => println!("{hash}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn made() -> anyhow::Result<String> {
+    let mut random = [0; 32];
+    let mut source = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
+    source.read_exact(&mut random).context("/dev/urandom")?;
+    let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("sk-{digits}");
+    eprintln!("{key}");
+    Ok(key)
+}
+
+fn given() -> anyhow::Result<String> {
+    let mut input = std::io::stdin();
+    if input.is_terminal() {
+        eprintln!("Type the key, then Enter and Ctrl-D.");
+    }
+    let mut key = String::new();
+    input.read_to_string(&mut key).context("the key")?;
+    let key = key.trim_end_matches(['\r', '\n']);
+    ensure!(!key.is_empty(), "no key was given; send it on standard input, or make one with --new");
+    let plain = key.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure!(plain, "a key is one word of letters, digits and signs, or no header could carry it");
+    Ok(key.to_owned())
+}
