@@ -13,76 +13,151 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use common::{Client, Reply, recorded, shape, tiny};
+use common::{Client, Reply, recorded, shape};
 use support::{Forebay, eventually, gateway};
 
-/// What is asked of both, by folder of the recordings.
-///
-/// Left out: HTTP/1.0, which vLLM answers as HTTP/1.1 and in chunks, and the gateway as it should.
-const ASKED: &[(&str, &[&str])] = &[(
-    "a-default",
-    &[
-        "chat",
-        "chat_stream",
-        "chat_stream_usage",
-        "chat_stream_usage_continuous",
-        "chat_stream_n2",
-        "chat_n2",
-        "chat_stream_logprobs",
-        "chat_logprobs",
-        "chat_stop_string",
-        "chat_stream_stop_string",
-        "chat_stream_eos_bias",
-        "chat_max_completion_tokens",
-        "chat_return_token_ids_stream",
-        "chat_stream_long",
-        "chat_unknown_param",
-        "chat_user_request_id_body",
-        "chat_x_request_id",
-        "completion",
-        "completion_stream",
-        "completion_stream_usage",
-        "completion_stream_usage_continuous",
-        "completion_stream_n2",
-        "completion_stream_logprobs",
-        "completion_batch_prompts",
-        "completion_batch_prompts_stream",
-        "completion_token_ids",
-        "completion_echo",
-        "completion_max_tokens_0",
-        "chat_tool_named_stream",
-        "chat_tool_named",
-        "chat_tool_required_stream",
-        "err_tool_auto_disabled",
-        "chat_json_schema",
-        "responses",
-        "responses_stream",
-        "messages",
-        "messages_stream",
-        "messages_count_tokens",
-        "tokenize",
-        "tokenize_chat",
-        "detokenize",
-        "chat_no_model",
-        "err_missing_messages",
-        "err_messages_wrong_type",
-        "err_empty_messages",
-        "err_bad_role",
-        "err_context_too_long",
-        "err_context_too_long_stream",
-        "err_max_tokens_too_big",
-        "err_max_tokens_0",
-        "err_temperature",
-        "err_n_0",
-        "err_top_logprobs",
-        "err_stream_options_no_stream",
-        "err_image",
-        "frame_connection_close_stream",
-        "frame_chunked_request",
-        "frame_expect_100",
-        "accept_encoding_gzip",
-    ],
-)];
+/// A server as it was recorded, and what is asked of it and of the gateway before it.
+struct Asked {
+    folder: &'static str,
+    /// The simulator's flags.
+    flags: &'static [&'static str],
+    model: &'static str,
+    names: &'static [&'static str],
+}
+
+/// Left out: HTTP/1.0, which vLLM answers as HTTP/1.1 and in chunks, and the gateway as it should;
+/// what the gateway answers by itself (models, unknown names and paths); and what is not to be
+/// reached through it (metrics, development, `/invocations`).
+const ASKED: &[Asked] = &[
+    Asked {
+        folder: "a-default",
+        flags: &[],
+        model: "tiny",
+        names: &[
+            "chat",
+            "chat_stream",
+            "chat_stream_usage",
+            "chat_stream_usage_continuous",
+            "chat_stream_n2",
+            "chat_n2",
+            "chat_stream_logprobs",
+            "chat_logprobs",
+            "chat_stop_string",
+            "chat_stream_stop_string",
+            "chat_stream_eos_bias",
+            "chat_max_completion_tokens",
+            "chat_return_token_ids_stream",
+            "chat_stream_long",
+            "chat_unknown_param",
+            "chat_user_request_id_body",
+            "chat_x_request_id",
+            "completion",
+            "completion_stream",
+            "completion_stream_usage",
+            "completion_stream_usage_continuous",
+            "completion_stream_n2",
+            "completion_stream_logprobs",
+            "completion_batch_prompts",
+            "completion_batch_prompts_stream",
+            "completion_token_ids",
+            "completion_echo",
+            "completion_max_tokens_0",
+            "chat_tool_named_stream",
+            "chat_tool_named",
+            "chat_tool_required_stream",
+            "err_tool_auto_disabled",
+            "chat_json_schema",
+            "responses",
+            "responses_stream",
+            "messages",
+            "messages_stream",
+            "messages_count_tokens",
+            "tokenize",
+            "tokenize_chat",
+            "detokenize",
+            "chat_no_model",
+            "err_missing_messages",
+            "err_messages_wrong_type",
+            "err_empty_messages",
+            "err_bad_role",
+            "err_context_too_long",
+            "err_context_too_long_stream",
+            "err_max_tokens_too_big",
+            "err_max_tokens_0",
+            "err_temperature",
+            "err_n_0",
+            "err_top_logprobs",
+            "err_stream_options_no_stream",
+            "err_image",
+            "frame_connection_close_stream",
+            "frame_chunked_request",
+            "frame_expect_100",
+            "accept_encoding_gzip",
+        ],
+    },
+    Asked {
+        folder: "c-options",
+        flags: &["--enable-prompt-tokens-details", "--enable-request-id-headers"],
+        model: "tiny",
+        names: &[
+            "cached_tokens_1",
+            "cached_tokens_2",
+            "cached_tokens_2_stream",
+            "bystander_during_compile",
+            "keepalive_comments_logprobs_stream",
+        ],
+    },
+    Asked {
+        folder: "h-embeddings",
+        flags: &["--runner=pooling", "--served-model-name=tiny-embed"],
+        model: "tiny-embed",
+        names: &[
+            "embeddings",
+            "embeddings_bad_type",
+            "embeddings_base64",
+            "embeddings_batch",
+            "embeddings_dimensions",
+            "embeddings_empty",
+            "embeddings_tokens",
+            "embeddings_too_long",
+            "pooling",
+            "rerank",
+            "score",
+        ],
+    },
+];
+
+/// Answers that are replayed and not asked for live: tools, reasoning, adapters.
+const REPLAYED: &[(&str, &[&str])] = &[
+    (
+        "c-options",
+        &[
+            "chat_tool_auto_regex_stream",
+            "chat_tool_auto_stream",
+            "chat_tool_named",
+            "chat_tool_named_stream",
+            "chat_tool_none",
+            "chat_tool_required",
+            "chat_tool_required_stream",
+            "messages_tool_stream",
+            "responses_tool_stream",
+            "err_prompt_bigger_than_kv",
+        ],
+    ),
+    (
+        "e-auth-lora-dev",
+        &[
+            "chat_forced_usage_metrics",
+            "chat_lora_ad1",
+            "chat_lora_ad1_stream",
+            "chat_reasoning",
+            "chat_reasoning_stream",
+            "chat_reasoning_then_content",
+            "chat_reasoning_then_content_stream",
+            "messages_thinking_stream",
+        ],
+    ),
+];
 
 /// Headers that a client may act on.
 const TELLING: [&str; 3] = ["content-type", "retry-after", "www-authenticate"];
@@ -134,42 +209,47 @@ async fn ready(forebay: &Forebay) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_cannot_tell_the_gateway_from_the_server_behind_it() {
     let real = std::env::var("FOREBAY_CONFORMANCE").ok();
-    let sim = match real {
-        Some(_) => None,
-        None => Some(tiny(&[]).await),
-    };
-    let address = match (&real, &sim) {
-        (Some(address), _) => address.parse().expect("FOREBAY_CONFORMANCE is IP:PORT"),
-        (None, Some(sim)) => sim.addr(),
-        (None, None) => unreachable!("one of the two"),
-    };
-    let forebay = gateway(&[address], &["tiny"], "");
+    if let Some(address) = real {
+        let address = address.parse().expect("FOREBAY_CONFORMANCE is IP:PORT");
+        compare(address, &ASKED[0], true).await;
+        return;
+    }
+    for asked in ASKED {
+        let model = ["--served-model-name", asked.model];
+        let flags = common::TINY.iter().filter(|flag| !flag.starts_with("--served"));
+        let sim = common::start(flags.chain(&model).chain(asked.flags).copied()).await;
+        compare(sim.addr(), asked, false).await;
+    }
+}
+
+async fn compare(address: SocketAddr, asked: &Asked, sampled: bool) {
+    let forebay = gateway(&[address], &[asked.model], "");
     ready(&forebay).await;
     let mut different = Vec::new();
-    for (folder, names) in ASKED {
-        for name in *names {
-            let request = recorded(folder, &format!("{name}.req"));
-            let direct = ask(address, &request).await;
-            let through = ask(forebay.address, &request).await;
-            let [mut want, got] = [&direct, &through].map(|reply| (told(reply), shapes(reply)));
-            // vLLM puts it into a stream's last chunk, which is the usage that only we asked for.
-            if !String::from_utf8_lossy(&request).contains("include_usage") && want.1.len() > 1 {
-                let without = |shape: &String| shape.replace(",\"system_fingerprint\":\"\"", "");
-                want.1 = want.1.iter().map(without).collect();
-                want.1.dedup();
-            }
-            // Sampled text has its own length and end.
-            let same = if real.is_some() && direct.code() == 200 {
-                want.0 == got.0 && want.1.first() == got.1.first()
-            } else {
-                want == got
-            };
-            if !same {
-                different.push(format!("{folder}/{name}:\n  direct  {want:?}\n  through {got:?}"));
-            }
+    for name in asked.names {
+        let request = recorded(asked.folder, &format!("{name}.req"));
+        let direct = ask(address, &request).await;
+        let through = ask(forebay.address, &request).await;
+        let [mut want, got] = [&direct, &through].map(|reply| (told(reply), shapes(reply)));
+        // vLLM puts it into a stream's last chunk, which is the usage that only we asked for.
+        if !String::from_utf8_lossy(&request).contains("include_usage") && want.1.len() > 1 {
+            let without = |shape: &String| shape.replace(",\"system_fingerprint\":\"\"", "");
+            want.1 = want.1.iter().map(without).collect();
+            want.1.dedup();
         }
+        // Sampled text has its own length and end.
+        let same = if sampled && direct.code() == 200 {
+            want.0 == got.0 && want.1.first() == got.1.first() && want.1.last() == got.1.last()
+        } else {
+            want == got
+        };
+        if !same {
+            different.push(format!("{name}:\n  direct  {want:?}\n  through {got:?}"));
+        }
+        assert!(through.header("x-request-id").is_some(), "{name}");
+        assert!(through.header("server-timing").is_some(), "{name}");
     }
-    assert!(different.is_empty(), "{}", different.join("\n"));
+    assert!(different.is_empty(), "{}:\n{}", asked.folder, different.join("\n"));
 }
 
 /// Plays one recording after the other, in pieces of so many bytes, whatever is asked; probes are
@@ -225,10 +305,11 @@ impl Player {
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_answers_go_through_byte_for_byte() {
     let player = Player::start();
-    let forebay = gateway(&[player.address], &["tiny", "tiny-embed"], "");
+    let forebay = gateway(&[player.address], &["tiny", "tiny-embed", "ad1"], "");
     ready(&forebay).await;
-    for (folder, names) in ASKED {
-        for name in *names {
+    let asked = ASKED.iter().map(|asked| (asked.folder, asked.names));
+    for (folder, names) in asked.chain(REPLAYED.iter().copied()) {
+        for name in names {
             let request = recorded(folder, &format!("{name}.req"));
             let response = recorded(folder, &format!("{name}.resp"));
             // Of this one, only the 100 was recorded.
