@@ -57,6 +57,8 @@ enum Command {
     Schema,
     /// Print the SHA-256 hash of an API key, as the file of `gateway.keys` has it
     HashKey(hash_key::Args),
+    /// Rehearse a pool's scaling on a recorded or generated load, in simulated time
+    Replay(forebay_loadtests::replay::Args),
     /// One simulated vLLM replica
     VllmSim(forebay_loadtests::sim::Args),
     /// Runs one replica and ends all its processes when Forebay is gone
@@ -100,6 +102,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::HashKey(args) => hash_key::run(&args),
+        Command::Replay(args) => {
+            forebay_loadtests::replay::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::VllmSim(args) => {
             runtime()?.block_on(forebay_loadtests::sim::run(args))?;
             Ok(ExitCode::SUCCESS)

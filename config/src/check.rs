@@ -15,6 +15,7 @@ mod edge;
 mod gateway;
 mod kubernetes;
 mod pool;
+mod replay;
 mod routes;
 mod scaling;
 
@@ -55,6 +56,9 @@ pub(crate) fn check(config: &Config) -> Findings {
     }
     for (at, pool) in config.pools.iter().enumerate() {
         pool::check(pool, &top.key("pools").index(at), &mut found);
+    }
+    if let Some(model) = &config.replay {
+        replay::check(model, &top.key("replay"), &mut found);
     }
     across::check(config, &mut found);
     routes::check(config, &mut found);

@@ -25,6 +25,7 @@ mod output;
 mod pool;
 mod problem;
 mod prometheus;
+mod replay;
 mod route;
 mod scaling;
 mod target;
@@ -48,6 +49,7 @@ pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
 pub use prometheus::{BasicAuth, Prometheus, base_url};
+pub use replay::{Clients, ColdStartModel, Replay, ReplicaModel};
 pub use route::{Fallback, Route, Share, SplitBy};
 pub use scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scaling};
 pub use target::{Keda, Kubernetes, Processes, Target};
@@ -75,6 +77,9 @@ pub struct Config {
     pub prometheus: Prometheus,
     /// One entry for each base model; at least one.
     pub pools: Vec<Pool>,
+    /// What `forebay replay` rehearses with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
 }
 
 impl Config {

@@ -178,3 +178,44 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
     }
 }
+
+/// Plays arrivals (microsecond, prompt, output) through the scheduler step by step in simulated
+/// time; first and last token of each. What the replay's stretches are checked against.
+#[cfg(test)]
+pub(crate) fn scheduler_times(
+    engine: crate::replay::replica::Engine,
+    requests: &[(u64, u32, u32)],
+) -> Vec<(u64, u64)> {
+    use scheduler::{Limits, NewSeq, Scheduler};
+    use std::time::Duration;
+    let blocks = (engine.kv_tokens / 16) as usize;
+    let (seats, tokens_per_step) = (engine.seats, engine.tokens_per_step);
+    let mut scheduler = Scheduler::new(Limits { seats, tokens_per_step, blocks, block_size: 16 });
+    let mut times = vec![(0, 0); requests.len()];
+    let (mut next, mut now) = (0, 0);
+    loop {
+        while let Some((at, prompt_tokens, output_tokens)) = requests.get(next).copied()
+            && at <= now
+        {
+            let (id, prefix) = (next as u64, Vec::new());
+            let seq = NewSeq { id, prompt_tokens, prefix, output_tokens };
+            scheduler.submit(seq, Duration::from_micros(now));
+            next += 1;
+        }
+        let Some(work) = scheduler.plan(Duration::from_micros(now)) else {
+            let Some((at, ..)) = requests.get(next) else { return times };
+            now = *at;
+            continue;
+        };
+        now += engine.timing.step(work).as_micros() as u64;
+        scheduler.commit(Duration::from_micros(now), |progress| {
+            let times = &mut times[progress.id as usize];
+            if progress.produced == 1 {
+                times.0 = now;
+            }
+            if progress.finished {
+                times.1 = now;
+            }
+        });
+    }
+}

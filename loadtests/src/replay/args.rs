@@ -1,0 +1,228 @@
+//! The command: what is played, beside what, and where the results go.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::contestants::fixed::Schedule;
+use super::contestants::forebay::Forebay;
+use super::contestants::keda::Keda;
+use super::contestants::knative::Knative;
+use super::contestants::kubeai::KubeAi;
+use super::contestants::{BASELINES, Baseline, Bounds, Contestant, optimum};
+use super::measure::{Report, within};
+use super::report::{self, Results};
+use super::scenario::Scenario;
+use super::trace::Trace;
+use super::trace::generate::SHAPES;
+use super::world::{Model, Run, play};
+
+/// Points of the plots.
+const POINTS: u32 = 720;
+
+/// What is played, and beside what.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = after_help())]
+pub struct Args {
+    /// The configuration file (YAML); its `replay` section has objective, replicas and price
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+    /// A CSV file, or the name of a generated load
+    #[arg(long, short, value_name = "CSV|NAME")]
+    trace: String,
+    /// The pool; may be left out where there is just one
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Play the load so many times as fast as it was recorded
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    speed_up: f64,
+    /// Play these beside Forebay, with the same bounds, replicas and objective; `all` for all
+    #[arg(long, value_name = "BASELINE", num_args = 1.., value_delimiter = ',')]
+    compare: Vec<String>,
+    /// Write report.html and results.json into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print JSON instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Everything random follows from it [default: the configuration's `replay.seed`]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+fn after_help() -> String {
+    let list = |items: &mut dyn Iterator<Item = (&str, &str)>| {
+        let line = |(name, about): (&str, &str)| format!("  {name:<14} {about}\n");
+        items.map(line).collect::<String>()
+    };
+    format!(
+        "Generated loads:\n{}\nBaselines:\n{}\nA CSV file has the columns of Azure's traces \
+         (TIMESTAMP,ContextTokens,GeneratedTokens) or of Forebay's own recordings \
+         (time,pool,promptTokens,generatedTokens).",
+        list(&mut SHAPES.iter().map(|shape| (shape.name, shape.about))),
+        list(&mut BASELINES.iter().copied()),
+    )
+}
+
+/// Plays, prints and writes.
+///
+/// # Errors
+/// The configuration, the trace or a name is wrong, or the folder can't be written.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let baselines = baselines(&args.compare)?;
+    let config = forebay_config::load(&args.config)?;
+    let mut scenario = Scenario::new(&config, args.pool.as_deref())?;
+    scenario.model.seed = args.seed.unwrap_or(scenario.model.seed);
+    let trace = Trace::read(&args.trace, &scenario.pool.name, scenario.model.seed)?;
+    let trace = trace.faster(args.speed_up)?;
+    let results = compare(&scenario, &trace, &baselines, &Progress::new());
+    if let Some(folder) = &args.out {
+        report::write(folder, &results)
+            .with_context(|| format!("cannot write into {}", folder.display()))?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print!("{}", report::table(&results));
+        if let Some(folder) = &args.out {
+            println!("\nwritten: {0}/report.html, {0}/results.json", folder.display());
+        }
+    }
+    Ok(())
+}
+
+fn baselines(names: &[String]) -> anyhow::Result<Vec<Baseline>> {
+    if names.iter().any(|name| name == "all") {
+        return BASELINES.iter().map(|(name, _)| name.parse()).collect();
+    }
+    names.iter().map(|name| name.parse()).collect()
+}
+
+/// Forebay, then the fixed fleet that all are measured by, then the others.
+pub(crate) fn compare(
+    scenario: &Scenario,
+    trace: &Trace,
+    baselines: &[Baseline],
+    progress: &Progress,
+) -> Results {
+    let Scenario { model, bounds, price, .. } = scenario;
+    let mut reports = Vec::new();
+    let mut ours = Forebay::new(&scenario.pool, &scenario.scaler);
+    let run = progress.play("forebay", trace, model, &mut ours);
+    reports.push(Report::new("forebay", trace, model, *price, &run));
+    let reached = reports[0].share_within;
+
+    let given = baselines.iter().find_map(|baseline| match baseline {
+        Baseline::Fixed(count) => *count,
+        _ => None,
+    });
+    let fleet = given.unwrap_or_else(|| fleet(scenario, trace, progress));
+    let mut fixed = Schedule::fixed(fleet);
+    let run = progress.play("fixed", trace, model, &mut fixed);
+    reports.push(Report::new(&format!("fixed={fleet}"), trace, model, *price, &run));
+
+    for baseline in baselines {
+        let from_one = Bounds { min: bounds.min.max(1), ..*bounds };
+        let (name, run) = match *baseline {
+            Baseline::Fixed(_) => continue,
+            Baseline::Keda(threshold) => {
+                ("keda", progress.play("keda", trace, model, &mut Keda::new(*bounds, threshold)))
+            }
+            Baseline::KedaFromOne(threshold) => {
+                let mut keda = Keda::new(from_one, threshold);
+                ("keda-min1", progress.play("keda-min1", trace, model, &mut keda))
+            }
+            Baseline::Knative(concurrency) => {
+                // The container's own limit is the activator's, too.
+                let limit = concurrency.unwrap_or(bounds.limit);
+                let model = Model { limit, ..model.clone() };
+                let mut knative = Knative::new(*bounds, limit);
+                ("knative", progress.play("knative", trace, &model, &mut knative))
+            }
+            Baseline::KubeAi(target) => {
+                let mut kubeai = KubeAi::new(*bounds, target.unwrap_or(bounds.target));
+                ("kubeai", progress.play("kubeai", trace, model, &mut kubeai))
+            }
+            Baseline::Optimum(share) => {
+                let share = share.unwrap_or(reached);
+                let schedule = progress.search("optimum", |told| {
+                    optimum::schedule(trace, model, bounds.max, share, told)
+                });
+                let model = optimum::exact(model);
+                let mut schedule = schedule;
+                ("optimum", progress.play("optimum", trace, &model, &mut schedule))
+            }
+        };
+        reports.push(Report::new(name, trace, model, *price, &run));
+    }
+    Results::new(scenario, trace, reports)
+}
+
+/// The smallest fixed fleet, up to the pool's bound, that meets the objective.
+fn fleet(scenario: &Scenario, trace: &Trace, progress: &Progress) -> u32 {
+    let meets = |count: u32| {
+        let mut fixed = Schedule::fixed(count);
+        let run = progress.play("fixed", trace, &scenario.model, &mut fixed);
+        within(&run.outcomes, &trace.requests, scenario.model.objective) >= scenario.share
+    };
+    let (mut least, mut most) = (1, scenario.bounds.max.max(1));
+    while least < most {
+        let middle = least.midpoint(most);
+        if meets(middle) {
+            most = middle;
+        } else {
+            least = middle + 1;
+        }
+    }
+    most
+}
+
+/// A bar on the terminal; nothing elsewhere.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self::hidden();
+        }
+        let bar = ProgressBar::new(1000);
+        if let Ok(style) = ProgressStyle::with_template("{msg:<10} {bar:40} {percent:>3} %") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    pub(crate) fn hidden() -> Self {
+        Self { bar: ProgressBar::hidden() }
+    }
+
+    fn play(
+        &self,
+        name: &'static str,
+        trace: &Trace,
+        model: &Model,
+        contestant: &mut dyn Contestant,
+    ) -> Run {
+        self.search(name, |told| {
+            let length = trace.length.max(1) as f64;
+            play(trace, model, contestant, POINTS, |now| told(now as f64 / length))
+        })
+    }
+
+    /// Shows the share done that `work` tells.
+    fn search<T>(&self, name: &'static str, work: impl FnOnce(&mut dyn FnMut(f64)) -> T) -> T {
+        self.bar.set_message(name);
+        self.bar.set_position(0);
+        work(&mut |share: f64| self.bar.set_position((share * 1000.0) as u64))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,156 @@
+//! Who sets the count: Forebay, and those that it is compared with.
+//!
+//! Each has its own view of the world, with its own delays: what it looks at, how often, and what
+//! it can't see. The formulas are pure and stand in a file each.
+
+use anyhow::{Context, bail, ensure};
+
+use super::trace::Us;
+use super::world::{Hold, Victim, World};
+
+pub(crate) mod fixed;
+pub(crate) mod forebay;
+pub(crate) mod hpa;
+pub(crate) mod keda;
+pub(crate) mod knative;
+pub(crate) mod kubeai;
+pub(crate) mod optimum;
+
+/// How the world treats requests and replicas under a contestant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) hold: Hold,
+    pub(crate) victim: Victim,
+    /// A draining replica is taken back before a new one is asked for.
+    pub(crate) keeps_draining: bool,
+    /// Replicas that are ready as the trace begins.
+    pub(crate) begins_with: u32,
+}
+
+/// Sets the count of replicas.
+pub(crate) trait Contestant {
+    fn rules(&self) -> Rules;
+    /// When it looks next by itself.
+    fn next(&self) -> Us;
+    /// Looks, and says how many there should be; `None` changes nothing.
+    fn look(&mut self, world: &World<'_>) -> Option<u32>;
+    /// Whether it hears of a change at once.
+    fn hears(&self) -> bool {
+        false
+    }
+    /// Hears of a change: the queue left or reached zero or doubled, or a replica changed.
+    fn pushed(&mut self, _world: &World<'_>) -> Option<u32> {
+        None
+    }
+}
+
+/// What bounds every contestant alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) min: u32,
+    pub(crate) max: u32,
+    /// Idle time to zero.
+    pub(crate) cooldown: Us,
+    /// Requests at once that a replica takes: the gateway's limit, Knative's container concurrency.
+    pub(crate) limit: u32,
+    /// Requests for each replica to aim at.
+    pub(crate) target: u32,
+}
+
+/// One to compare with, and its figure where one was given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Baseline {
+    /// So many all the time; as many as the objective needs, unless given.
+    Fixed(Option<u32>),
+    /// KEDA's prometheus trigger with the HPA; the figure is its threshold.
+    Keda(f64),
+    /// The same, never below one replica.
+    KedaFromOne(f64),
+    /// Knative's autoscaler; the figure is the container concurrency.
+    Knative(Option<u32>),
+    /// KubeAI's; the figure is its target of requests.
+    KubeAi(Option<u32>),
+    /// Knows the trace; the figure is the share within the objective.
+    Optimum(Option<f64>),
+}
+
+/// Names with what they are, for help and errors.
+pub(crate) const BASELINES: [(&str, &str); 6] = [
+    ("fixed", "as many replicas all the time as the objective needs; fixed=N for N"),
+    ("keda", "KEDA and HPA on vllm:num_requests_waiting; keda=N for a threshold other than 5"),
+    ("keda-min1", "the same with at least one replica, as it never wakes from zero"),
+    ("knative", "Knative's autoscaler; knative=N for a container concurrency of N"),
+    ("kubeai", "KubeAI's autoscaler; kubeai=N for a target of N requests"),
+    ("optimum", "knows the trace; optimum=SHARE for another share than Forebay's"),
+];
+
+impl std::str::FromStr for Baseline {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        let number = || {
+            let number = value.map(|value| {
+                let number: Option<f64> =
+                    value.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
+                number.with_context(|| format!("`{value}` in `{text}` is no number above 0"))
+            });
+            number.transpose()
+        };
+        let count = || -> anyhow::Result<Option<u32>> {
+            let Some(number) = number()? else { return Ok(None) };
+            ensure!(
+                number.fract() == 0.0 && number <= 100_000.0,
+                "`{text}`: must be a whole number, at most 100000"
+            );
+            Ok(Some(number as u32))
+        };
+        Ok(match name {
+            "fixed" => Self::Fixed(count()?),
+            "keda" => Self::Keda(number()?.unwrap_or(keda::THRESHOLD)),
+            "keda-min1" => Self::KedaFromOne(number()?.unwrap_or(keda::THRESHOLD)),
+            "knative" => Self::Knative(count()?),
+            "kubeai" => Self::KubeAi(count()?),
+            "optimum" => {
+                let share = number()?;
+                ensure!(share.is_none_or(|s| s <= 1.0), "`{text}`: a share is between 0 and 1");
+                Self::Optimum(share)
+            }
+            _ => {
+                let known: Vec<_> = BASELINES.iter().map(|(name, _)| *name).collect();
+                bail!("unknown baseline `{name}`; known are {}, and all", known.join(", "))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_baseline_is_a_name_with_or_without_its_figure() {
+        for (text, want) in [
+            ("fixed", Baseline::Fixed(None)),
+            ("fixed=4", Baseline::Fixed(Some(4))),
+            ("keda", Baseline::Keda(5.0)),
+            ("keda-min1=0.5", Baseline::KedaFromOne(0.5)),
+            ("knative=20", Baseline::Knative(Some(20))),
+            ("optimum=0.99", Baseline::Optimum(Some(0.99))),
+        ] {
+            assert_eq!(text.parse::<Baseline>().expect(text), want, "{text}");
+        }
+        for (text, want) in [
+            ("kedda", "unknown baseline `kedda`; known are fixed, keda, keda-min1, knative"),
+            ("fixed=x", "`x` in `fixed=x` is no number above 0"),
+            ("fixed=1.5", "must be a whole number"),
+            ("optimum=99", "a share is between 0 and 1"),
+        ] {
+            let error = format!("{:#}", text.parse::<Baseline>().expect_err(text));
+            assert!(error.contains(want), "{text}: {error}");
+        }
+    }
+}

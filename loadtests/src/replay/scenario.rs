@@ -1,0 +1,91 @@
+//! A configuration's pool and its `replay` section, as the world's model.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use forebay_config::{Config, Pool, Replay};
+
+use super::contestants::Bounds;
+use super::measure::Price;
+use super::replica::Engine;
+use super::trace::Us;
+use super::world::{ColdStart, Model};
+use crate::timing::Timing;
+
+/// What all contestants are given.
+pub(crate) struct Scenario {
+    pub(crate) pool: Pool,
+    pub(crate) scaler: forebay_config::Scaler,
+    pub(crate) model: Model,
+    pub(crate) bounds: Bounds,
+    pub(crate) price: Price,
+    /// Share of requests that should be within the objective.
+    pub(crate) share: f64,
+}
+
+fn us(duration: Duration) -> Us {
+    duration.as_micros() as Us
+}
+
+impl Scenario {
+    /// Of the pool of that name, or of the only one.
+    pub(crate) fn new(config: &Config, pool: Option<&str>) -> anyhow::Result<Self> {
+        let names = || {
+            let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+            names.join(", ")
+        };
+        let pool = match (pool, config.pools.as_slice()) {
+            (None, [only]) => only,
+            (None, _) => {
+                bail!("the configuration has several pools; name one with --pool: {}", names())
+            }
+            (Some(name), pools) => {
+                let named = pools.iter().find(|pool| pool.name == name);
+                named
+                    .with_context(|| format!("there is no pool `{name}`; known are {}", names()))?
+            }
+        };
+        let replay = config.replay.clone().unwrap_or_default();
+        Ok(Self {
+            pool: pool.clone(),
+            scaler: config.scaler.clone(),
+            model: model(pool, &replay),
+            bounds: Bounds {
+                min: pool.scaling.min_replica_count,
+                max: pool.scaling.max_replica_count,
+                cooldown: us(pool.scaling.cooldown_period),
+                limit: pool.max_in_flight,
+                target: pool.target_concurrency(),
+            },
+            price: Price { gpus: replay.replica.gpus, gpu_hour: replay.gpu_hour_price },
+            share: pool.scaling.objective.share,
+        })
+    }
+}
+
+fn model(pool: &Pool, replay: &Replay) -> Model {
+    let replica = &replay.replica;
+    let cold = &replica.cold_start;
+    let phases = [us(cold.scheduled), us(cold.started), us(cold.healthy)];
+    let per_sequence = replica.decode_step_millis_per_sequence / 1e3;
+    Model {
+        engine: Engine {
+            timing: Timing {
+                cold_start: cold.scheduled + cold.started + cold.healthy,
+                prefill_tokens_per_second: replica.prefill_tokens_per_second,
+                decode_base: replica.decode_step,
+                decode_per_sequence: Duration::try_from_secs_f64(per_sequence).unwrap_or_default(),
+            },
+            seats: replica.max_sequences as usize,
+            tokens_per_step: replica.max_batched_tokens,
+            kv_tokens: replica.kv_cache_tokens,
+        },
+        cold_start: ColdStart { phases, spread: cold.spread },
+        limit: pool.max_in_flight,
+        hold_most: pool.hold.max_requests as usize,
+        patience: us(replay.clients.patience.min(pool.hold.timeout)),
+        retry: (us(replay.clients.retry_pause), us(replay.clients.max_retry_pause)),
+        objective: us(pool.scaling.objective.ttft),
+        seed: replay.seed,
+    }
+}

@@ -1,0 +1,218 @@
+//! Generated loads, each from a seed: the shapes that replica counts have to follow.
+//!
+//! Arrivals are a Poisson process whose rate follows the shape; lengths are log-normal, as those of
+//! chat traffic are.
+
+use anyhow::bail;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::{Request, SECOND, Trace, Us};
+
+const MINUTE: f64 = 60.0;
+const HOUR: f64 = 3600.0;
+const DAY: f64 = 24.0 * HOUR;
+/// A Monday, 00:00 UTC: where the generated days and weeks begin.
+const MONDAY_MS: u64 = 1_767_571_200_000;
+
+/// A shape: its name, what it is, its length in seconds, and requests a second at a second.
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    seconds: f64,
+    rate: fn(f64) -> f64,
+    /// Median prompt and output tokens.
+    tokens: (f64, f64),
+}
+
+/// All of them.
+pub(crate) const SHAPES: [Shape; 10] = [
+    Shape {
+        name: "office-day",
+        about: "one working day: quiet nights, a morning climb, a dip at noon",
+        seconds: DAY,
+        rate: office,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "week",
+        about: "five office days and a weekend",
+        seconds: 7.0 * DAY,
+        rate: week,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "weekend",
+        about: "Saturday and Sunday: little, and in visits",
+        seconds: 2.0 * DAY,
+        rate: weekend,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "burst",
+        about: "nothing for 10 minutes, then 100 requests in two seconds and 10 minutes of load",
+        seconds: 40.0 * MINUTE,
+        rate: burst,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "ramp",
+        about: "from nothing to 12 requests a second in an hour",
+        seconds: HOUR,
+        rate: |t| 12.0 * t / HOUR,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "sawtooth",
+        about: "climbs for 20 minutes and falls at once, six times",
+        seconds: 2.0 * HOUR,
+        rate: |t| 10.0 * (t / (20.0 * MINUTE)).fract(),
+        tokens: CHAT,
+    },
+    Shape {
+        name: "steady",
+        about: "5 requests a second for an hour",
+        seconds: HOUR,
+        rate: |_| 5.0,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "dev-cluster",
+        about: "a week of a team's own cluster: used 8 hours on working days",
+        seconds: 7.0 * DAY,
+        rate: dev,
+        tokens: CHAT,
+    },
+    Shape {
+        name: "production",
+        about: "a day between a quarter and the whole of its peak",
+        seconds: DAY,
+        rate: |t| 9.0 - 6.5 * (std::f64::consts::TAU * (t / DAY - 0.08)).cos(),
+        tokens: CHAT,
+    },
+    Shape {
+        name: "nightly-batch",
+        about: "three days with a batch of long requests each night at 01:00",
+        seconds: 3.0 * DAY,
+        rate: |t| if (1.0..5.5).contains(&((t % DAY) / HOUR)) { 6.0 } else { 0.0 },
+        tokens: (2000.0, 400.0),
+    },
+];
+
+const CHAT: (f64, f64) = (600.0, 150.0);
+
+fn office(t: f64) -> f64 {
+    let hour = (t % DAY) / HOUR;
+    let bump = |at: f64, width: f64| (-((hour - at) / width).powi(2)).exp();
+    0.02 + 7.0 * bump(10.5, 1.6) + 6.5 * bump(15.0, 1.9) + 0.6 * bump(20.0, 1.5)
+}
+
+fn weekend(t: f64) -> f64 {
+    let hour = (t % DAY) / HOUR;
+    // Visits of a quarter of an hour, a few each day.
+    let visited = (9.0..22.0).contains(&hour) && (hour * 4.0) as u64 % 5 == 0;
+    if visited { 0.8 } else { 0.0 }
+}
+
+fn week(t: f64) -> f64 {
+    if t < 5.0 * DAY { office(t) } else { weekend(t) }
+}
+
+fn dev(t: f64) -> f64 {
+    let (day, hour) = ((t / DAY) as u64, (t % DAY) / HOUR);
+    if day < 5 && (9.0..17.0).contains(&hour) { 0.3 } else { 0.0 }
+}
+
+fn burst(t: f64) -> f64 {
+    match t / MINUTE {
+        m if m < 10.0 => 0.0,
+        m if m < 10.0 + 2.0 / 60.0 => 50.0,
+        m if m < 20.0 => 6.0,
+        _ => 0.0,
+    }
+}
+
+pub(crate) fn by_name(name: &str, seed: u64) -> anyhow::Result<Trace> {
+    let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) else {
+        let known: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
+        bail!("known are {}; or give a CSV file", known.join(", "));
+    };
+    Ok(generate(shape, seed))
+}
+
+/// By thinning: arrivals at the peak rate, of which each is kept with the rate's share of it.
+fn generate(shape: &Shape, seed: u64) -> Trace {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let steps = (shape.seconds as usize).max(1);
+    let peak = (0..steps).map(|s| (shape.rate)(s as f64)).fold(0.0f64, f64::max) * 1.02;
+    let mut requests = Vec::new();
+    let mut t = 0.0;
+    while peak > 0.0 {
+        t -= (1.0 - random.random::<f64>()).ln() / peak;
+        if t >= shape.seconds {
+            break;
+        }
+        if random.random::<f64>() * peak < (shape.rate)(t) {
+            let prompt = log_normal(&mut random, shape.tokens.0, 0.8, 16_000.0);
+            let output = log_normal(&mut random, shape.tokens.1, 0.7, 2_000.0);
+            requests.push(Request { at: (t * SECOND as f64) as Us, prompt, output });
+        }
+    }
+    Trace {
+        name: shape.name.to_owned(),
+        began_ms: MONDAY_MS,
+        length: (shape.seconds * SECOND as f64) as Us,
+        requests,
+    }
+}
+
+/// Of this median, at least 1 and at most `most`.
+fn log_normal(random: &mut SmallRng, median: f64, sigma: f64, most: f64) -> u32 {
+    (median * (sigma * normal(random)).exp()).clamp(1.0, most) as u32
+}
+
+/// Of mean 0 and deviation 1 (Box and Muller's way).
+pub(crate) fn normal(random: &mut SmallRng) -> f64 {
+    let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * random.random::<f64>()).cos()
+}
+
+/// So many arrivals at random, so many a second.
+#[cfg(test)]
+pub(crate) fn poisson(rate: f64, count: usize, seed: u64) -> Vec<Us> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut t = 0.0;
+    let mut next = || {
+        t -= (1.0 - random.random::<f64>()).ln() / rate;
+        (t * SECOND as f64) as Us
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_load_again_and_another_seed_another() {
+        let make = |seed| by_name("burst", seed).expect("known");
+        assert_eq!(make(1), make(1));
+        assert_ne!(make(1).requests, make(2).requests);
+    }
+
+    #[test]
+    fn each_shape_has_requests_in_order_within_its_length() {
+        for shape in SHAPES.iter().filter(|shape| shape.seconds <= 2.0 * DAY) {
+            let trace = generate(shape, 7);
+            assert!(trace.requests.len() > 100, "{}: {}", shape.name, trace.requests.len());
+            assert!(trace.requests.is_sorted_by_key(|r| r.at), "{}", shape.name);
+            assert!(trace.requests.iter().all(|r| r.at < trace.length), "{}", shape.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_the_known_ones() {
+        let error = format!("{:#}", by_name("brust", 1).expect_err("unknown"));
+        assert!(error.contains("known are office-day, week, weekend, burst"), "{error}");
+    }
+}

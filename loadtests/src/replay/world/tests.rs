@@ -1,0 +1,104 @@
+//! What must hold in any world.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::replay::contestants::Bounds;
+use crate::replay::contestants::fixed::Schedule;
+use crate::replay::contestants::keda::Keda;
+use crate::replay::contestants::knative::Knative;
+use crate::replay::contestants::kubeai::KubeAi;
+use crate::replay::tests::{model, trace_of};
+
+fn contestants(min: u32, count: u32) -> Vec<Box<dyn Contestant>> {
+    let bounds = Bounds { min, max: 4, cooldown: 60 * SECOND, limit: 8, target: 6 };
+    vec![
+        Box::new(Schedule::fixed(count)),
+        Box::new(Keda::new(bounds, 5.0)),
+        Box::new(Knative::new(bounds, 8)),
+        Box::new(KubeAi::new(bounds, 6)),
+    ]
+}
+
+#[test]
+fn a_cold_start_is_waited_for_and_paid_from_asked_to_stopped() {
+    let model = Model { cold_start: ColdStart { spread: 0.0, ..model().cold_start }, ..model() };
+    let trace = trace_of([(10 * SECOND, 20_000, 1)]);
+    let counts = vec![(5 * SECOND, 1), (66 * SECOND, 0)];
+    let mut schedule = Schedule { begins_with: 0, counts, at: 0 };
+    let run = play(&trace, &model, &mut schedule, 10, |_| ());
+    // Asked for at 5 s, healthy at 65 s; a second's prompt; told to go at 66 s, when it is done.
+    assert_eq!(run.outcomes[0].released, Some(65 * SECOND));
+    assert_eq!(run.outcomes[0].first_token, Some(66 * SECOND));
+    assert_eq!((run.paid, run.starts, run.peak), (61 * SECOND, 1, 1));
+}
+
+#[test]
+fn a_replica_that_is_to_go_finishes_what_it_has() {
+    let trace = trace_of([(0, 2_000, 1_000)]);
+    let counts = vec![(SECOND, 0)];
+    let mut schedule = Schedule { begins_with: 1, counts, at: 0 };
+    let run = play(&trace, &model(), &mut schedule, 10, |_| ());
+    let last = run.outcomes[0].last_token.expect("answered");
+    assert!(last > 5 * SECOND);
+    assert_eq!(run.paid, last);
+}
+
+#[test]
+fn nobody_holds_for_keda_and_clients_come_again() {
+    let model = Model { patience: 20 * SECOND, ..model() };
+    let trace = trace_of([(0, 100, 5)]);
+    let bounds = Bounds { min: 0, max: 4, cooldown: SECOND, limit: 8, target: 6 };
+    let run = play(&trace, &model, &mut Keda::new(bounds, 5.0), 10, |_| ());
+    assert!(run.outcomes[0].gave_up, "at zero there is no metric that could wake it");
+    assert_eq!(run.starts, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    // Each request is answered once or given up, whoever decides, however little patience there
+    // is; a first token comes after the release and before the last one; and nobody is paid for
+    // more than the peak all the time.
+    #[test]
+    fn each_request_is_answered_once_or_given_up(
+        requests in prop::collection::vec((0..300u64, 1..3_000u32, 1..200u32), 1..60),
+        patience in 1..120u64, most in 0..20usize, min in 0..2u32, seed in 0..100u64,
+    ) {
+        let mut requests: Vec<_> =
+            requests.into_iter().map(|(at, prompt, output)| (at * SECOND / 3, prompt, output)).collect();
+        requests.sort_unstable();
+        let trace = trace_of(requests);
+        let model =
+            Model { patience: patience * SECOND, hold_most: most, limit: 8, seed, ..model() };
+        for mut contestant in contestants(min, 1) {
+            let run = play(&trace, &model, contestant.as_mut(), 50, |_| ());
+            for (outcome, asked) in run.outcomes.iter().zip(&trace.requests) {
+                prop_assert!(outcome.gave_up != outcome.last_token.is_some(), "{:?}", outcome);
+                if let (Some(released), Some(first), Some(last)) =
+                    (outcome.released, outcome.first_token, outcome.last_token)
+                {
+                    prop_assert!(asked.at <= released && released <= first && first <= last);
+                }
+            }
+            prop_assert!(run.paid <= run.ended * u64::from(run.peak.max(1)));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
+    #[test]
+    fn the_same_seed_gives_the_same_run(seed in 0..50u64) {
+        let trace = crate::replay::trace::generate::by_name("burst", seed).expect("known");
+        let model = Model { seed, ..model() };
+        let runs = contestants(0, 2).into_iter().zip(contestants(0, 2));
+        for (mut one, mut other) in runs.take(4) {
+            let one = play(&trace, &model, one.as_mut(), 50, |_| ());
+            let other = play(&trace, &model, other.as_mut(), 50, |_| ());
+            prop_assert_eq!(one.outcomes, other.outcomes);
+            prop_assert_eq!(one.paid, other.paid);
+        }
+    }
+}
