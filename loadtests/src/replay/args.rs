@@ -75,6 +75,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = forebay_config::load(&args.config)?;
     let mut scenario = Scenario::new(&config, args.pool.as_deref())?;
     scenario.model.seed = args.seed.unwrap_or(scenario.model.seed);
+    if !scenario.left_out.is_empty() {
+        let names = scenario.left_out.join(", ");
+        eprintln!("warning: left out, as no rehearsal can know what they read: {names}");
+    }
     let trace = Trace::read(&args.trace, &scenario.pool.name, scenario.model.seed)?;
     let trace = trace.faster(args.speed_up)?;
     let results = compare(&scenario, &trace, &baselines, &Progress::new());
@@ -109,7 +113,7 @@ pub(crate) fn compare(
 ) -> Results {
     let Scenario { model, bounds, price, .. } = scenario;
     let mut reports = Vec::new();
-    let mut ours = Forebay::new(&scenario.pool, &scenario.scaler);
+    let mut ours = Forebay::new(&scenario.pool, &scenario.config);
     let run = progress.play("forebay", trace, model, &mut ours);
     reports.push(Report::new("forebay", trace, model, *price, &run));
     let reached = reports[0].share_within;

@@ -115,6 +115,11 @@ impl Batch {
         self.waiting.len()
     }
 
+    /// Share of the KV cache in use.
+    pub(crate) fn kv_usage(&self) -> f64 {
+        self.kv as f64 / self.engine.kv_tokens.max(1) as f64
+    }
+
     /// When the stretch under way ends, with the plan that it belongs to.
     pub(crate) fn due(&self) -> Option<(Us, u32)> {
         self.stretch.map(|stretch| (stretch.end(), self.plan))

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use forebay_config::{Config, Pool, Replay};
 
 use super::contestants::Bounds;
+use super::contestants::forebay::rehearsable;
 use super::measure::Price;
 use super::replica::Engine;
 use super::trace::Us;
@@ -15,7 +16,9 @@ use crate::timing::Timing;
 /// What all contestants are given.
 pub(crate) struct Scenario {
     pub(crate) pool: Pool,
-    pub(crate) scaler: forebay_config::Scaler,
+    pub(crate) config: Config,
+    /// Triggers that a rehearsal can't read, and so leaves out.
+    pub(crate) left_out: Vec<String>,
     pub(crate) model: Model,
     pub(crate) bounds: Bounds,
     pub(crate) price: Price,
@@ -46,9 +49,13 @@ impl Scenario {
             }
         };
         let replay = config.replay.clone().unwrap_or_default();
+        let (kept, left_out) = triggers(pool, config);
+        let mut rehearsed = pool.clone();
+        rehearsed.scaling.triggers = kept;
         Ok(Self {
-            pool: pool.clone(),
-            scaler: config.scaler.clone(),
+            pool: rehearsed,
+            config: config.clone(),
+            left_out,
             model: model(pool, &replay),
             bounds: Bounds {
                 min: pool.scaling.min_replica_count,
@@ -61,6 +68,20 @@ impl Scenario {
             share: pool.scaling.objective.share,
         })
     }
+}
+
+/// Those that can be rehearsed, and the names of the others.
+fn triggers(pool: &Pool, config: &Config) -> (Vec<forebay_config::Trigger>, Vec<String>) {
+    let names = forebay_config::trigger_names(&pool.scaling.triggers);
+    let (mut kept, mut left_out) = (Vec::new(), Vec::new());
+    for (at, (trigger, name)) in pool.scaling.triggers.iter().zip(names).enumerate() {
+        if rehearsable(pool, config, at) {
+            kept.push(trigger.clone());
+        } else {
+            left_out.push(name);
+        }
+    }
+    (kept, left_out)
 }
 
 fn model(pool: &Pool, replay: &Replay) -> Model {

@@ -18,7 +18,7 @@ mod gateway;
 mod signals;
 
 use fleet::Replica;
-pub(crate) use fleet::Victim;
+pub(crate) use fleet::{Seen, Victim};
 pub(crate) use gateway::Hold;
 
 /// At most one push of the signals in so long a time, as the gateway paces them.
@@ -309,6 +309,8 @@ impl<'a> World<'a> {
             self.open += 1;
             self.without_token += 1;
             self.books.totals.accepted += 1;
+            let prompt = self.requests[self.arrived - 1].prompt;
+            self.books.totals.accepted_prompt_tokens += u64::from(prompt);
             self.admit(request);
         } else {
             let request = self.patient as u32;

@@ -34,6 +34,7 @@ pub(super) struct Replica {
     /// The plan whose end is an event already.
     pub(super) planned: Option<u32>,
     pub(super) in_flight: u32,
+    pub(super) first_token: Option<Us>,
     pub(super) completed: u64,
     pub(super) generated: u64,
 }
@@ -60,7 +61,11 @@ pub(crate) struct Seen<'a> {
     pub(crate) id: u32,
     pub(crate) ready: bool,
     pub(crate) draining: bool,
-    pub(crate) started: bool,
+    pub(crate) asked: Us,
+    pub(crate) scheduled: Option<Us>,
+    pub(crate) started: Option<Us>,
+    pub(crate) healthy: Option<Us>,
+    pub(crate) first_token: Option<Us>,
     pub(crate) in_flight: u32,
     pub(crate) completed: u64,
     pub(crate) generated: u64,
@@ -87,11 +92,16 @@ impl World<'_> {
     pub(crate) fn fleet(&self) -> impl Iterator<Item = Seen<'_>> {
         self.live.iter().map(|id| {
             let replica = &self.replicas[*id as usize];
+            let reached = |phase, at: usize| (replica.phase >= phase).then(|| replica.ends[at]);
             Seen {
                 id: *id,
                 ready: replica.is_ready(),
                 draining: replica.draining,
-                started: replica.phase >= Phase::Started,
+                asked: replica.asked,
+                scheduled: reached(Phase::Scheduled, 0),
+                started: reached(Phase::Started, 1),
+                healthy: reached(Phase::Ready, 2),
+                first_token: replica.first_token,
                 in_flight: replica.in_flight,
                 completed: replica.completed,
                 generated: replica.generated,
@@ -115,7 +125,8 @@ impl World<'_> {
             self.ask();
         }
         for id in 0..count {
-            self.replicas[id as usize].phase = Phase::Ready;
+            let replica = &mut self.replicas[id as usize];
+            (replica.phase, replica.ends) = (Phase::Ready, [0; 3]);
         }
         self.peak = count;
         self.events.clear();
@@ -180,6 +191,7 @@ impl World<'_> {
             batch: Batch::new(self.model.engine),
             planned: None,
             in_flight: 0,
+            first_token: None,
             completed: 0,
             generated: 0,
         });

@@ -104,7 +104,7 @@ impl World<'_> {
         if self.replicas[id as usize].batch.ended(plan, now, &mut told) {
             for told in told.drain(..) {
                 match told {
-                    Told::First(request) => self.first_token(request),
+                    Told::First(request) => self.first_token(request, id),
                     Told::Last(request, tokens) => self.answered(request, tokens, id),
                 }
             }
@@ -116,7 +116,8 @@ impl World<'_> {
         self.told = told;
     }
 
-    fn first_token(&mut self, request: u32) {
+    fn first_token(&mut self, request: u32, id: u32) {
+        self.replicas[id as usize].first_token.get_or_insert(self.now);
         let outcome = &mut self.outcomes[request as usize];
         outcome.first_token = Some(self.now);
         self.without_token -= 1;

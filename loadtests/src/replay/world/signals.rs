@@ -69,7 +69,7 @@ impl World<'_> {
     /// The pool as its one gateway would tell of it now.
     pub(crate) fn signals(&self) -> PoolSignals {
         let oldest = self.queue.front().map_or(0, |id| self.now - self.requests[*id as usize].at);
-        let endpoints = self.fleet().filter(|seen| seen.started).map(|seen| {
+        let endpoints = self.fleet().filter(|seen| seen.started.is_some()).map(|seen| {
             let health = match (seen.ready, seen.draining) {
                 (_, true) => Health::Draining,
                 (true, _) => Health::Ready,
@@ -99,8 +99,8 @@ impl World<'_> {
             upstream_ttft: self.books.upstream_ttft.clone(),
             itl: self.books.itl.clone(),
             end_to_end: self.books.end_to_end.clone(),
-            zero_epoch: None,
             endpoints: endpoints.collect(),
+            ..PoolSignals::default()
         }
     }
 }
