@@ -7,8 +7,8 @@ use std::time::Duration;
 use forebay_config::{
     Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, LogFormat,
     Logging, MetricType, Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus,
-    Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy, Target,
-    Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
+    Replay, Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy,
+    Target, Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -237,6 +237,7 @@ proptest! {
                 ..Prometheus::default()
             },
             pools: vec![pool, other],
+            replay: Some(Replay { seed: u64::from(weight), gpu_hour_price: 3.29, ..Replay::default() }),
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());
         let text = print(&config);
