@@ -46,7 +46,7 @@ impl Forebay {
                 let usage: Vec<f64> = ready.map(|replica| replica.batch.kv_usage()).collect();
                 let mean = usage.iter().sum::<f64>() / usage.len() as f64;
                 let value = Ok((!usage.is_empty()).then_some(mean));
-                Some(Reading { at_ms: world.now_ms(), value })
+                Some(Reading { at_ms: world.now_ms(), value, partial: None })
             }
             _ => None,
         };
