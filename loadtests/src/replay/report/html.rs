@@ -185,14 +185,13 @@ fn nice(value: f64) -> f64 {
 }
 
 fn short(value: f64) -> String {
-    let text = if value >= 100.0 || value.fract() == 0.0 {
+    if value >= 100.0 || value.fract() == 0.0 {
         format!("{value:.0}")
     } else if value >= 1.0 {
         format!("{value:.1}")
     } else {
         format!("{value:.2}")
-    };
-    text
+    }
 }
 
 /// Times of the axis: about ten, at round figures.

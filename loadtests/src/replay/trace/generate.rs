@@ -110,7 +110,7 @@ fn office(t: f64) -> f64 {
 fn weekend(t: f64) -> f64 {
     let hour = (t % DAY) / HOUR;
     // Visits of a quarter of an hour, a few each day.
-    let visited = (9.0..22.0).contains(&hour) && (hour * 4.0) as u64 % 5 == 0;
+    let visited = (9.0..22.0).contains(&hour) && ((hour * 4.0) as u64).is_multiple_of(5);
     if visited { 0.8 } else { 0.0 }
 }
 
@@ -144,10 +144,10 @@ pub(crate) fn by_name(name: &str, seed: u64) -> anyhow::Result<Trace> {
 fn generate(shape: &Shape, seed: u64) -> Trace {
     let mut random = SmallRng::seed_from_u64(seed);
     let steps = (shape.seconds as usize).max(1);
-    let peak = (0..steps).map(|s| (shape.rate)(s as f64)).fold(0.0f64, f64::max) * 1.02;
+    let peak = (0..steps).map(|s| (shape.rate)(s as f64)).fold(0.001, f64::max) * 1.02;
     let mut requests = Vec::new();
     let mut t = 0.0;
-    while peak > 0.0 {
+    loop {
         t -= (1.0 - random.random::<f64>()).ln() / peak;
         if t >= shape.seconds {
             break;
