@@ -39,11 +39,11 @@ pub(crate) async fn upkeep(handle: PrometheusHandle) {
     }
 }
 
-/// Serves until dropped.
+/// Serves until dropped. `metrics` writes out `/metrics`.
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Router,
-    metrics: PrometheusHandle,
+    metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
     token: Option<String>,
 ) {
     let guarded = match &token {
@@ -53,7 +53,7 @@ pub(crate) async fn serve(
         None => routes,
     };
     let metrics = get(move || {
-        let text = metrics.render();
+        let text = metrics();
         async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
     });
     let app = Router::new()

@@ -72,7 +72,11 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
         Some(scaler)
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(admin::serve(listener, routes, metrics.clone(), token));
+    let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);
+    let registered = metrics.clone();
+    let text =
+        move || registered.render() + &endpoints.as_ref().map_or_else(String::new, |it| it());
+    tasks.spawn(admin::serve(listener, routes, text, token));
     tasks.spawn(admin::upkeep(metrics));
     announce(&config, gateway.as_ref(), &own);
 

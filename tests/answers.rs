@@ -93,6 +93,19 @@ fn usage_is_asked_for_and_taken_out_again_to_the_byte() {
     assert_eq!((&line["finish"], &line["outcome"]), (&"length".into(), &"completed".into()));
     assert!(line["ttft_ms"].is_u64() && line["upstream_ttft_ms"].is_u64(), "{line}");
 
+    let figure = |series: &str| forebay.metric(series);
+    let address = upstream.address;
+    for (series, want) in [
+        (r#"forebay_requests_total{pool="p",outcome="completed"}"#.to_owned(), 1.0),
+        (r#"forebay_finishes_total{pool="p",reason="length"}"#.to_owned(), 1.0),
+        (r#"forebay_tenant_generated_tokens_total{tenant="anonymous"}"#.to_owned(), 8.0),
+        (r#"forebay_tenant_ttft_seconds_count{tenant="anonymous"}"#.to_owned(), 1.0),
+        (format!(r#"forebay_endpoint_prompt_tokens_total{{pool="p",endpoint="{address}"}}"#), 21.0),
+        (format!(r#"forebay_endpoint_ttft_seconds_count{{pool="p",endpoint="{address}"}}"#), 1.0),
+        (format!(r#"forebay_endpoint_itl_seconds_count{{pool="p",endpoint="{address}"}}"#), 7.0),
+    ] {
+        eventually(&series, || figure(&series) == Some(want));
+    }
     let body = r#"{"stream_options": {"include_usage": true}, "model":"sim", "stream" : true}"#;
     let asking = ask(forebay.address, &post(CHAT, body));
     assert_eq!(upstream.received().pop().expect("two").text(), body, "not a byte is changed");
@@ -479,6 +492,7 @@ fn a_waiting_stream_is_kept_alive_and_then_answered() {
         assert_eq!(got.status, 200, "{case}");
         assert_eq!(got.header("content-type"), Some("text/event-stream; charset=utf-8"), "{case}");
         assert!(got.whole, "{case}: {}", got.text());
+        assert!(got.header("server-timing").is_some(), "{case}");
         got
     };
     let got = wait("chat", CHAT, ended(&[TOKEN, DONE])).text();

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ejection::Ejection;
 use crate::failure::{Cause, Failure};
 
+use crate::figures::Figures;
+
 const FIRST_EJECTION: Duration = Duration::from_millis(250);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
@@ -47,7 +49,7 @@ pub(crate) struct Endpoint {
     rules: Rules,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
-    pub(crate) generated_tokens: u64,
+    pub(crate) figures: Figures,
 }
 
 /// What a pool's configuration says of its endpoints.
@@ -146,7 +148,7 @@ impl Endpoint {
             rules,
             completed: 0,
             failed: 0,
-            generated_tokens: 0,
+            figures: Figures::default(),
         }
     }
 
@@ -311,7 +313,7 @@ impl Endpoint {
     }
 
     pub(crate) fn signals(&self) -> EndpointSignals {
-        EndpointSignals {
+        let mut signals = EndpointSignals {
             health: self.health(),
             phase: None,
             reason: self.reason.clone(),
@@ -319,8 +321,10 @@ impl Endpoint {
             limit: self.rules.limit,
             completed: self.completed,
             failed: self.failed,
-            generated_tokens: self.generated_tokens,
-        }
+            ..EndpointSignals::default()
+        };
+        self.figures.tell(&mut signals);
+        signals
     }
 }
 

@@ -66,6 +66,7 @@ impl Exchange {
 
     async fn until_committed(&mut self) -> Result<Committed, Refusal> {
         loop {
+            self.record.holds();
             let slot = self.pool.hold(&mut self.ticket).await?;
             self.record.released(&self.ticket, slot.address);
             let attempt = async {

@@ -37,6 +37,19 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Connect,
+        Self::Connection,
+        Self::Stalled,
+        Self::QueueFull,
+        Self::ShuttingDown,
+        Self::EngineDead,
+        Self::Aborted,
+        Self::Server,
+        Self::Truncated,
+        Self::EventTooLong,
+    ];
+
     /// The word for it in figures and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {

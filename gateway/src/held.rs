@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::api::Api;
@@ -38,12 +38,14 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// The answer's beginning: a stream, and a first heartbeat in it.
+    /// The answer's beginning: a stream with the headers `told`, and a first heartbeat in it.
     pub(crate) fn respond(
         api: Api,
         exchange: Exchanging,
         gone: Gone,
         every: Duration,
+        told: HeaderMap,
+        accepted: Instant,
     ) -> Response<Body> {
         let held = Self {
             api,
@@ -55,9 +57,14 @@ impl Held {
         };
         let mut response = Response::new(Body::Held(Box::new(held)));
         let headers = response.headers_mut();
+        *headers = told;
         let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
         headers.insert(header::CONTENT_TYPE, kind);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        let total = accepted.elapsed().as_secs_f64() * 1e3;
+        if let Ok(timing) = HeaderValue::from_str(&format!("total;dur={total:.1}")) {
+            headers.insert("server-timing", timing);
+        }
         response
     }
 

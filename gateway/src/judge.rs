@@ -112,6 +112,9 @@ impl Finish {
         }
     }
 
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Stop, Self::Length, Self::ToolCalls, Self::Abort, Self::Error, Self::Other];
+
     /// The word for it in figures.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -21,6 +21,7 @@ mod endpoint;
 mod exchange;
 mod exposed;
 mod failure;
+mod figures;
 mod follow;
 mod forwarded;
 mod held;

@@ -1,4 +1,6 @@
-//! Every figure of the gateway on `/metrics`. Labels are bounded by configuration.
+//! Every figure of the gateway on `/metrics`. Labels are bounded by configuration and discovery.
+
+use std::time::Duration;
 
 use forebay_signals::{Histogram, Totals};
 use metrics::{
@@ -6,21 +8,32 @@ use metrics::{
     histogram,
 };
 
+use crate::failure::Cause;
+use crate::judge::Finish;
+use crate::record::{Aborter, Ended, Outcome};
+
 mod edge;
+mod endpoint;
 
 use crate::tenant::metric as tenant;
 pub(crate) use edge::{connections, refused_connections, reload};
+pub(crate) use endpoint::endpoints_text;
 
 const QUEUE_DEPTH: &str = "forebay_queue_depth";
 const IN_FLIGHT: &str = "forebay_in_flight";
 const REQUESTS: &str = "forebay_requests_total";
+const REFUSALS: &str = "forebay_refusals_total";
 const RETRIES: &str = "forebay_retries_total";
+const FAILURES: &str = "forebay_failures_total";
+const ABORTS: &str = "forebay_aborts_total";
+const FINISHES: &str = "forebay_finishes_total";
 const HOLD: &str = "forebay_hold_seconds";
 const TTFT: &str = "forebay_ttft_seconds";
 const UPSTREAM_TTFT: &str = "forebay_upstream_ttft_seconds";
 const ITL: &str = "forebay_itl_seconds";
 const END_TO_END: &str = "forebay_end_to_end_seconds";
 const PROMPT_TOKENS: &str = "forebay_prompt_tokens_total";
+const CACHED_TOKENS: &str = "forebay_cached_tokens_total";
 const GENERATED_TOKENS: &str = "forebay_generated_tokens_total";
 const TOKENS_PER_SECOND: &str = "forebay_tokens_per_second";
 const ENDPOINTS: &str = "forebay_endpoints";
@@ -30,30 +43,51 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (HOLD, HOLDS),
     (TTFT, LATENCY),
     (UPSTREAM_TTFT, LATENCY),
-    (ITL, &[0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0]),
+    (ITL, GAPS),
+    (END_TO_END, WHOLE),
     (tenant::HOLD, HOLDS),
     (tenant::TTFT, LATENCY),
-    (END_TO_END, &[0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0]),
+    (tenant::ITL, GAPS),
+    (tenant::END_TO_END, WHOLE),
 ];
 const HOLDS: &[f64] =
     &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 const LATENCY: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+const GAPS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0];
+const WHOLE: &[f64] = &[0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 
 /// Help texts.
 pub fn describe() {
     edge::describe();
+    endpoint::describe();
     describe_gauge!(QUEUE_DEPTH, "Requests held now, by pool");
     describe_gauge!(IN_FLIGHT, "Requests at endpoints now, by pool");
     describe_counter!(REQUESTS, "Requests ended, by pool and outcome");
+    describe_counter!(
+        REFUSALS,
+        "Requests that the gateway refused, by pool (none before one was found) and reason"
+    );
     describe_counter!(RETRIES, "Tries beyond a request's first, by pool");
+    describe_counter!(FAILURES, "Tries that failed by a replica's fault, by pool and cause");
+    describe_counter!(
+        ABORTS,
+        "Requests that ended before their time, by pool and by whom: client, replica or gateway"
+    );
+    describe_counter!(FINISHES, "Answers, n of a request each, by pool and finish reason");
     describe_histogram!(HOLD, Unit::Seconds, "From accepted to released, by pool");
-    describe_histogram!(TTFT, Unit::Seconds, "From accepted to the first token, by pool");
-    describe_histogram!(UPSTREAM_TTFT, Unit::Seconds, "From released to the first token, by pool");
-    describe_histogram!(ITL, Unit::Seconds, "Gaps between tokens, by pool");
+    describe_histogram!(TTFT, Unit::Seconds, "Streams: from accepted to the first token, by pool");
+    describe_histogram!(
+        UPSTREAM_TTFT,
+        Unit::Seconds,
+        "Streams: from released to the first token, by pool"
+    );
+    describe_histogram!(ITL, Unit::Seconds, "Gaps between a stream's tokens, by pool");
     describe_histogram!(END_TO_END, Unit::Seconds, "From accepted to the last byte, by pool");
-    describe_counter!(PROMPT_TOKENS, "Prompt tokens, by pool");
-    describe_counter!(GENERATED_TOKENS, "Generated tokens, by pool");
+    describe_counter!(PROMPT_TOKENS, "Prompt tokens as replicas reported them, by pool");
+    describe_counter!(CACHED_TOKENS, "Prompt tokens found in a prefix cache, by pool");
+    describe_counter!(GENERATED_TOKENS, "Generated tokens as replicas reported them, by pool");
     describe_gauge!(TOKENS_PER_SECOND, "Generated tokens in the last second, by pool");
     describe_gauge!(ENDPOINTS, "Endpoints, by pool and health");
     tenant::describe();
@@ -61,62 +95,62 @@ pub fn describe() {
 
 /// A pool's handles, looked up once: recording is an atomic operation.
 pub(crate) struct Metrics {
+    pool: String,
     queue_depth: Gauge,
     in_flight: Gauge,
-    completed: Counter,
-    failed: Counter,
-    client_left: Counter,
-    refused: Counter,
+    requests: [Counter; 5],
     retries: Counter,
+    failures: [Counter; 10],
+    aborts: [Counter; 3],
+    finishes: [Counter; 6],
     prompt_tokens: Counter,
+    cached_tokens: Counter,
     generated_tokens: Counter,
     tokens_per_second: Gauge,
     endpoints: [(&'static str, Gauge); 4],
-    pub(crate) hold: metrics::Histogram,
-    pub(crate) ttft: metrics::Histogram,
-    pub(crate) upstream_ttft: metrics::Histogram,
-    pub(crate) itl: metrics::Histogram,
-    pub(crate) end_to_end: metrics::Histogram,
+    hold: metrics::Histogram,
+    ttft: metrics::Histogram,
+    upstream_ttft: metrics::Histogram,
+    itl: metrics::Histogram,
+    end_to_end: metrics::Histogram,
 }
 
 impl Metrics {
     pub(crate) fn register(pool: &str) -> Self {
         let pool = pool.to_owned();
-        let outcome = |outcome: &'static str| counter!(REQUESTS, "pool" => pool.clone(), "outcome" => outcome);
+        let of = |name: &'static str, label: &'static str, value: &'static str| counter!(name, "pool" => pool.clone(), label => value);
+        let count = |name: &'static str| counter!(name, "pool" => pool.clone());
+        let time = |name: &'static str| histogram!(name, "pool" => pool.clone());
         let health = |health: &'static str| {
             (health, gauge!(ENDPOINTS, "pool" => pool.clone(), "health" => health))
         };
         Self {
             queue_depth: gauge!(QUEUE_DEPTH, "pool" => pool.clone()),
             in_flight: gauge!(IN_FLIGHT, "pool" => pool.clone()),
-            completed: outcome("completed"),
-            failed: outcome("failed"),
-            client_left: outcome("client_left"),
-            refused: outcome("refused"),
-            retries: counter!(RETRIES, "pool" => pool.clone()),
-            prompt_tokens: counter!(PROMPT_TOKENS, "pool" => pool.clone()),
-            generated_tokens: counter!(GENERATED_TOKENS, "pool" => pool.clone()),
+            requests: Outcome::ALL.map(|outcome| of(REQUESTS, "outcome", outcome.name())),
+            retries: count(RETRIES),
+            failures: Cause::ALL.map(|cause| of(FAILURES, "cause", cause.name())),
+            aborts: Aborter::ALL.map(|by| of(ABORTS, "by", by.name())),
+            finishes: Finish::ALL.map(|finish| of(FINISHES, "reason", finish.name())),
+            prompt_tokens: count(PROMPT_TOKENS),
+            cached_tokens: count(CACHED_TOKENS),
+            generated_tokens: count(GENERATED_TOKENS),
             tokens_per_second: gauge!(TOKENS_PER_SECOND, "pool" => pool.clone()),
             endpoints: ["starting", "ready", "ejected", "draining"].map(health),
-            hold: histogram!(HOLD, "pool" => pool.clone()),
-            ttft: histogram!(TTFT, "pool" => pool.clone()),
-            upstream_ttft: histogram!(UPSTREAM_TTFT, "pool" => pool.clone()),
-            itl: histogram!(ITL, "pool" => pool.clone()),
-            end_to_end: histogram!(END_TO_END, "pool" => pool),
+            hold: time(HOLD),
+            ttft: time(TTFT),
+            upstream_ttft: time(UPSTREAM_TTFT),
+            itl: time(ITL),
+            end_to_end: time(END_TO_END),
+            pool,
         }
     }
 
-    /// What is counted in the pool's books goes out on a tick, not on a request's way.
+    /// What changes all the time goes out on a tick, not on a request's way.
     pub(crate) fn set(&self, depth: u32, in_flight: u32, totals: &Totals, tokens_per_second: f64) {
         self.queue_depth.set(depth);
         self.in_flight.set(in_flight);
-        self.completed.absolute(totals.completed);
-        self.failed.absolute(totals.failed);
-        self.client_left.absolute(totals.client_left);
-        self.refused.absolute(totals.refused);
         self.retries.absolute(totals.retries);
-        self.prompt_tokens.absolute(totals.prompt_tokens);
-        self.generated_tokens.absolute(totals.generated_tokens);
         self.tokens_per_second.set(tokens_per_second);
     }
 
@@ -126,10 +160,73 @@ impl Metrics {
         }
     }
 
+    /// A try that failed.
+    pub(crate) fn failed(&self, cause: Cause) {
+        self.failures[cause as usize].increment(1);
+    }
+
+    /// A stream's first token, by the times since acceptance and since release.
+    pub(crate) fn first_token(&self, ttft: Duration, upstream: Duration) {
+        self.ttft.record(ttft);
+        self.upstream_ttft.record(upstream);
+    }
+
     /// The gaps of one stream, each at its bucket's bound.
-    pub(crate) fn record_itl(&self, gaps: &Histogram) {
+    pub(crate) fn gaps(&self, gaps: &Histogram) {
         for (bound, count) in gaps.buckets() {
             self.itl.record_many(bound, count);
+        }
+    }
+
+    pub(crate) fn ended(&self, ended: &Ended<'_>) {
+        self.requests[ended.outcome as usize].increment(1);
+        if let (Outcome::Refused, Some(reason)) = (ended.outcome, ended.reason) {
+            refused(&self.pool, reason);
+        }
+        if let Some(by) = ended.aborted {
+            self.aborts[by as usize].increment(1);
+        }
+        for finish in &ended.tokens.finishes {
+            self.finishes[*finish as usize].increment(1);
+        }
+        if let Some(held) = ended.held {
+            self.hold.record(held);
+        }
+        self.end_to_end.record(ended.took);
+        self.prompt_tokens.increment(ended.tokens.prompt.unwrap_or(0));
+        self.cached_tokens.increment(ended.tokens.cached.unwrap_or(0));
+        self.generated_tokens.increment(ended.tokens.generated);
+    }
+}
+
+/// A request that ended before its pool was known.
+pub(crate) fn unrouted(ended: &Ended<'_>) {
+    if let (Outcome::Refused, Some(reason)) = (ended.outcome, ended.reason) {
+        refused("", reason);
+    }
+}
+
+fn refused(pool: &str, reason: &'static str) {
+    counter!(REFUSALS, "pool" => pool.to_owned(), "reason" => reason).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_of_a_label_has_its_own_place() {
+        for (i, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, i);
+        }
+        for (i, cause) in Cause::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, i);
+        }
+        for (i, finish) in Finish::ALL.into_iter().enumerate() {
+            assert_eq!(finish as usize, i);
+        }
+        for (i, by) in Aborter::ALL.into_iter().enumerate() {
+            assert_eq!(by as usize, i);
         }
     }
 }

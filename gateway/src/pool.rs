@@ -19,10 +19,9 @@ use crate::budget::RetryBudget;
 use crate::endpoint::{Endpoint, Probe, Probed, Pulse, Rules};
 use crate::failure::{Cause, Failure};
 use crate::key::UpstreamKey;
-use crate::meter::Tokens;
 use crate::metric::Metrics;
 use crate::queue::{Place, Queue, Request};
-use crate::record::Outcome;
+use crate::record::{Ended, FirstToken, Outcome};
 use crate::refusal::Refusal;
 
 /// A request that was in flight at so many unannounced deaths of replicas is not given to another.
@@ -128,7 +127,6 @@ pub(crate) struct Slot {
     pub(crate) address: SocketAddr,
     tokens: u64,
     end: End,
-    generated: u64,
     pulse: Pulse,
     streaming: bool,
     eviction: CancellationToken,
@@ -156,11 +154,6 @@ impl Slot {
     pub(crate) fn pulse(&self, now: Instant) {
         self.pulse.beat(now);
     }
-
-    /// Tokens for the endpoint's own figures.
-    pub(crate) fn generated(&mut self, tokens: u64) {
-        self.generated = tokens;
-    }
 }
 
 impl Drop for Slot {
@@ -170,7 +163,7 @@ impl Drop for Slot {
         if self.streaming {
             pool.with_endpoint(self.address, Endpoint::stream_ended);
         }
-        pool.give_back(self.address, self.tokens, end, self.generated);
+        pool.give_back(self.address, self.tokens, end);
     }
 }
 
@@ -324,7 +317,7 @@ impl Pool {
         books.totals.released += 1;
         let (pool, address) = (Arc::clone(self), *address);
         let end = End::Dropped;
-        Some(Slot { pool, address, tokens, end, generated: 0, pulse, streaming: false, eviction })
+        Some(Slot { pool, address, tokens, end, pulse, streaming: false, eviction })
     }
 
     /// Gives endpoints with room to those held longest.
@@ -348,7 +341,7 @@ impl Pool {
         drop(untaken);
     }
 
-    fn give_back(self: &Arc<Self>, address: SocketAddr, tokens: u64, end: End, generated: u64) {
+    fn give_back(self: &Arc<Self>, address: SocketAddr, tokens: u64, end: End) {
         {
             let now = Instant::now();
             let mut books = self.books.lock();
@@ -356,11 +349,11 @@ impl Pool {
             let last = books.is_last(address);
             if let Some(endpoint) = books.endpoints.get_mut(&address) {
                 endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
-                endpoint.generated_tokens += generated;
                 let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
                 match end {
                     End::Complete => endpoint.completed(now),
                     End::Failed(failure) => {
+                        self.metrics.failed(failure.cause);
                         let (kind, reason) = (failure.cause.name(), &failure.message);
                         tracing::warn!(kind, "{}: {address} failed a request: {reason}", self.name);
                         if endpoint.failed(&failure, last, now) {
@@ -550,42 +543,52 @@ impl Pool {
 
     // === books ===
 
-    /// A first token passed on.
-    pub(crate) fn first_token(&self, ttft: Duration, cold: Duration, upstream: Duration) {
-        self.metrics.ttft.record(ttft);
-        self.metrics.upstream_ttft.record(upstream);
+    /// A stream's first token passed on.
+    pub(crate) fn first_token(&self, token: &FirstToken) {
+        let FirstToken { endpoint, ttft, cold, upstream } = *token;
+        self.metrics.first_token(ttft, upstream);
         let mut books = self.books.lock();
         books.ttft.record(ttft.as_secs_f64());
         books.warm_ttft.record(ttft.saturating_sub(cold).as_secs_f64());
         books.upstream_ttft.record(upstream.as_secs_f64());
+        if let Some(endpoint) = books.endpoints.get_mut(&endpoint) {
+            endpoint.figures.first_token(upstream);
+        }
     }
 
-    /// A request's hold is over.
-    pub(crate) fn held_for(&self, held: Duration) {
-        self.metrics.hold.record(held);
-        self.books.lock().hold.record(held.as_secs_f64());
-    }
-
-    pub(crate) fn itl(&self, gaps: &Histogram) {
-        self.metrics.record_itl(gaps);
-        self.books.lock().itl.merge(gaps);
+    /// Gaps between the tokens of one stream.
+    pub(crate) fn gaps(&self, endpoint: SocketAddr, gaps: &Histogram) {
+        self.metrics.gaps(gaps);
+        let mut books = self.books.lock();
+        books.itl.merge(gaps);
+        if let Some(endpoint) = books.endpoints.get_mut(&endpoint) {
+            endpoint.figures.gaps(gaps);
+        }
     }
 
     /// A request's end, whatever it was.
-    pub(crate) fn ended(&self, outcome: Outcome, tries: u32, tokens: &Tokens, took: Duration) {
-        self.metrics.end_to_end.record(took);
+    pub(crate) fn ended(&self, ended: &Ended<'_>) {
+        self.metrics.ended(ended);
         let mut books = self.books.lock();
-        books.end_to_end.record(took.as_secs_f64());
-        books.totals.retries += u64::from(tries.saturating_sub(1));
-        books.totals.prompt_tokens += tokens.prompt.unwrap_or(0);
-        books.totals.generated_tokens += tokens.generated;
-        *match outcome {
+        if let Some(held) = ended.held {
+            books.hold.record(held.as_secs_f64());
+        }
+        books.end_to_end.record(ended.took.as_secs_f64());
+        books.totals.retries += u64::from(ended.tries.saturating_sub(1));
+        books.totals.prompt_tokens += ended.tokens.prompt.unwrap_or(0);
+        books.totals.generated_tokens += ended.tokens.generated;
+        *match ended.outcome {
             // The replica answered, be it with a refusal.
             Outcome::Completed | Outcome::ClientError => &mut books.totals.completed,
             Outcome::Failed => &mut books.totals.failed,
             Outcome::ClientLeft => &mut books.totals.client_left,
             Outcome::Refused => &mut books.totals.refused,
         } += 1;
+        if let Some(endpoint) = ended.endpoint
+            && let Some(endpoint) = books.endpoints.get_mut(&endpoint)
+        {
+            endpoint.figures.tokens(ended.tokens);
+        }
     }
 
     /// Everything the scaler hears of this pool.

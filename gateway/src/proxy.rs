@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response, header};
+use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
 
 use crate::api::{Api, ErrorShape};
@@ -68,7 +68,12 @@ impl Proxy {
         };
         let Routed { pool, api, outgoing, ticket, strip_usage } = routed;
         let beat = pool.settings().hold.heartbeat;
+        let accepted = record.context.accepted;
         let beating = record.context.stream && !beat.is_zero();
+        let mut told = HeaderMap::new();
+        if beating {
+            record.tell(&mut told);
+        }
         let exchange = Exchange { pool, api, outgoing, ticket, record, strip_usage };
         let mut exchange: Exchanging = Box::pin(exchange.run());
         let mut gone: Gone = Box::pin(client_left(client));
@@ -80,7 +85,7 @@ impl Proxy {
             () = &mut gone => return Refusal::ClientLeft.response(shape),
             () = tokio::time::sleep(beat), if beating => {}
         }
-        Held::respond(api, exchange, gone, beat)
+        Held::respond(api, exchange, gone, beat, told, accepted)
     }
 
     async fn route(

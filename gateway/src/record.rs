@@ -9,11 +9,16 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use crate::context::RequestContext;
+use crate::failure::Cause;
 use crate::judge::Finish;
 use crate::meter::Tokens;
+use crate::metric;
 use crate::pool::{Pool, Ticket};
 use crate::refusal::Refusal;
 use crate::tenant::{Budget, Grant, Tenant};
+
+/// The reason where a request's own time ran out.
+pub(crate) const TOO_LONG: &str = "too_long";
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +35,42 @@ pub(crate) enum Outcome {
     Refused,
 }
 
+/// Whose fault an answer's end before its time was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aborter {
+    /// It left while a replica had its request.
+    Client,
+    /// By an answer that said so.
+    Replica,
+    /// The request's time was over.
+    Gateway,
+}
+
+/// A stream's first token, for the figures.
+pub(crate) struct FirstToken {
+    pub(crate) endpoint: SocketAddr,
+    /// From acceptance.
+    pub(crate) ttft: Duration,
+    /// What of it was waited for a cold start.
+    pub(crate) cold: Duration,
+    /// From release.
+    pub(crate) upstream: Duration,
+}
+
+/// A request's end, for the figures.
+pub(crate) struct Ended<'a> {
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) outcome: Outcome,
+    /// Why it was refused or failed.
+    pub(crate) reason: Option<&'static str>,
+    pub(crate) aborted: Option<Aborter>,
+    /// `None` for what never came into the queue.
+    pub(crate) held: Option<Duration>,
+    pub(crate) took: Duration,
+    pub(crate) tries: u32,
+    pub(crate) tokens: &'a Tokens,
+}
+
 /// Dropped without a word, its client left.
 pub(crate) struct Record {
     pub(crate) context: RequestContext,
@@ -43,7 +84,9 @@ pub(crate) struct Record {
     endpoint: Option<SocketAddr>,
     released: Option<Instant>,
     committed: Option<Instant>,
-    held: Duration,
+    /// Since when it is held, for the first time or again.
+    holding: Option<Instant>,
+    held: Option<Duration>,
     cold: Duration,
     tries: u32,
     seq: u64,
@@ -58,6 +101,9 @@ pub(crate) struct Record {
 }
 
 impl Outcome {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Completed, Self::ClientError, Self::Failed, Self::ClientLeft, Self::Refused];
+
     /// The word for it in figures and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -66,6 +112,18 @@ impl Outcome {
             Self::Failed => "failed",
             Self::ClientLeft => "client_left",
             Self::Refused => "refused",
+        }
+    }
+}
+
+impl Aborter {
+    pub(crate) const ALL: [Self; 3] = [Self::Client, Self::Replica, Self::Gateway];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Replica => "replica",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -82,7 +140,8 @@ impl Record {
             endpoint: None,
             released: None,
             committed: None,
-            held: Duration::ZERO,
+            holding: None,
+            held: None,
             cold: Duration::ZERO,
             tries: 0,
             seq: 0,
@@ -121,12 +180,24 @@ impl Record {
         self.pool = Some(Arc::clone(pool));
     }
 
+    /// It waits in the queue from now on.
+    pub(crate) fn holds(&mut self) {
+        self.holding = Some(Instant::now());
+    }
+
+    /// The time held so far; `None` for what never came into the queue.
+    fn held(&self) -> Option<Duration> {
+        let now = self.holding.map(|since| since.elapsed());
+        now.or(self.held).map(|_| now.unwrap_or_default() + self.held.unwrap_or_default())
+    }
+
     /// Released to an endpoint, for the first time or again.
     pub(crate) fn released(&mut self, ticket: &Ticket, endpoint: SocketAddr) {
         self.tries += 1;
         self.endpoint = Some(endpoint);
         self.released = Some(Instant::now());
-        self.held = ticket.held;
+        self.holding = None;
+        self.held = Some(ticket.held);
         self.cold = ticket.cold;
         self.seq = ticket.seq();
     }
@@ -143,16 +214,25 @@ impl Record {
             return;
         }
         self.first_token = Some(at);
-        if let (Some(pool), Some(released)) = (&self.pool, self.released) {
-            let ttft = at.saturating_duration_since(self.context.accepted);
-            pool.first_token(ttft, self.cold, at.saturating_duration_since(released));
+        if let (Some(pool), Some(released), Some(endpoint)) =
+            (&self.pool, self.released, self.endpoint)
+        {
+            pool.first_token(&FirstToken {
+                endpoint,
+                ttft: at.saturating_duration_since(self.context.accepted),
+                cold: self.cold,
+                upstream: at.saturating_duration_since(released),
+            });
         }
     }
 
     /// Gaps between a stream's tokens since the last call.
     pub(crate) fn gaps(&self, gaps: &Histogram) {
-        if let Some(pool) = &self.pool {
-            pool.itl(gaps);
+        if let (Some(pool), Some(endpoint)) = (&self.pool, self.endpoint) {
+            pool.gaps(endpoint, gaps);
+        }
+        if let Some(tenant) = &self.tenant {
+            tenant.metrics.gaps(gaps);
         }
     }
 
@@ -182,7 +262,7 @@ impl Record {
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
         self.budget.write(headers);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let mut text = format!("hold;dur={:.1}", ms(self.held));
+        let mut text = format!("hold;dur={:.1}", ms(self.held().unwrap_or_default()));
         if let (Some(released), Some(committed)) = (self.released, self.committed) {
             text += &format!(", upstream;dur={:.1}", ms(committed - released));
         }
@@ -196,18 +276,30 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.context.accepted.elapsed();
-        if let Some(pool) = &self.pool {
-            if self.tries > 0 {
-                pool.held_for(self.held);
-            }
-            pool.ended(self.outcome, self.tries, &self.tokens, took);
+        let aborted = match self.outcome {
+            Outcome::ClientLeft if self.tries > 0 => Some(Aborter::Client),
+            Outcome::Failed if self.reason == Some(Cause::Aborted.name()) => Some(Aborter::Replica),
+            Outcome::Failed if self.reason == Some(TOO_LONG) => Some(Aborter::Gateway),
+            _ => None,
+        };
+        let ended = Ended {
+            endpoint: self.endpoint,
+            outcome: self.outcome,
+            reason: self.reason,
+            aborted,
+            held: self.held(),
+            took,
+            tries: self.tries,
+            tokens: &self.tokens,
+        };
+        match &self.pool {
+            Some(pool) => pool.ended(&ended),
+            None => metric::unrouted(&ended),
         }
         if let Some(tenant) = &self.tenant {
             let accepted = self.context.accepted;
             let ttft = self.first_token.map(|at| at.saturating_duration_since(accepted));
-            let tokens = (self.tokens.prompt.unwrap_or(0), self.tokens.generated);
-            let hold = (self.tries > 0).then_some(self.held);
-            tenant.metrics.ended(self.outcome, tokens, hold, ttft);
+            tenant.metrics.ended(&ended, ttft);
         }
         let ms = |time: Duration| time.as_millis() as u64;
         let since =
@@ -231,7 +323,7 @@ impl Drop for Record {
             stream = context.stream,
             seq = self.seq,
             tries = self.tries,
-            hold_ms = ms(self.held),
+            hold_ms = ms(self.held().unwrap_or_default()),
             ttft_ms = since(context.accepted),
             upstream_ttft_ms = self.released.and_then(since),
             itl_ms = self.per_token.map(|time| time.as_secs_f64() * 1e3),

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::api::{ErrorShape, anthropic_error, openai_error};
 use crate::body::Body;
 use crate::failure::{Cause, Failure};
-use crate::record::Outcome;
+use crate::record::{Outcome, TOO_LONG};
 use crate::scan::ScanError;
 use crate::tenant::Limit;
 
@@ -149,7 +149,7 @@ impl Refusal {
             Self::Exhausted { .. } => "exhausted",
             Self::Poison => "poison",
             Self::Failed(_) => "replica_error",
-            Self::TooLong(_) => "too_long",
+            Self::TooLong(_) => TOO_LONG,
             Self::ShuttingDown => "shutting_down",
             Self::ClientLeft => "client_left",
         }

@@ -13,7 +13,7 @@ use crate::failure::{Cause, Failure};
 use crate::meter::Tokens;
 use crate::pieces::Pieces;
 use crate::pool::{End, Slot};
-use crate::record::{Outcome, Record};
+use crate::record::{Outcome, Record, TOO_LONG};
 use crate::stream::{AnswerStream, End as StreamEnd, Plain, PlainAnswer, Step};
 use crate::upstream;
 
@@ -213,7 +213,7 @@ impl Relay {
         if let Form::Stream(stream) = &self.form {
             self.out.push(stream.error_event(504, "GatewayTimeoutError", MESSAGE));
         }
-        self.finish(End::Dropped, Outcome::Failed, Some("too_long"));
+        self.finish(End::Dropped, Outcome::Failed, Some(TOO_LONG));
         match self.form {
             Form::Stream(_) => Ok(()),
             Form::Plain(_) => Err(Broken(MESSAGE.to_owned())),
@@ -249,9 +249,6 @@ impl Relay {
         self.merge_gaps();
         if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
             let tokens: Tokens = stream.meter.tokens();
-            if let Some(slot) = &mut self.slot {
-                slot.generated(tokens.generated);
-            }
             record.tokens(tokens, stream.meter.per_token());
         }
     }

@@ -17,6 +17,7 @@ use crate::edge::Edge;
 use crate::follow::{self, Probes};
 use crate::keys::KeysError;
 use crate::listen::Listeners;
+use crate::metric::endpoints_text;
 use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::report::report;
@@ -153,6 +154,15 @@ impl Gateway {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listeners.address
+    }
+
+    /// The part of `/metrics` that comes and goes with the endpoints, made anew at each call.
+    pub fn endpoint_metrics(&self) -> impl Fn() -> String + Clone + Send + Sync + 'static {
+        let publisher = Arc::clone(&self.publisher);
+        move || {
+            let pools = publisher.pools();
+            endpoints_text(pools.iter().map(|(name, signals)| (name.as_str(), signals)))
+        }
     }
 
     /// `GET /signals`.

@@ -83,6 +83,12 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         self.send(&mut inner, changes);
     }
 
+    /// The last state that was published.
+    #[must_use]
+    pub fn pools(&self) -> BTreeMap<String, P> {
+        self.inner.lock().pools.clone()
+    }
+
     /// Sets [`Frame::gateways`] from the next event on.
     pub fn set_gateways(&self, alive: u32) {
         self.inner.lock().gateways = Some(alive);

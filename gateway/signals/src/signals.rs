@@ -188,8 +188,20 @@ pub struct EndpointSignals {
     pub completed: u64,
     /// Requests it failed.
     pub failed: u64,
+    /// Prompt tokens of what it answered, as it reported them.
+    pub prompt_tokens: u64,
+    /// Of these, found in its prefix cache.
+    pub cached_tokens: u64,
     /// Tokens it generated.
     pub generated_tokens: u64,
+    /// Streams whose first token it sent.
+    pub first_tokens: u64,
+    /// The sum of their times from release to that token, in seconds.
+    pub ttft_seconds: f64,
+    /// Gaps between tokens of its streams.
+    pub token_gaps: u64,
+    /// The sum of these gaps, in seconds.
+    pub itl_seconds: f64,
 }
 
 impl Delta for PoolSignals {
