@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use crate::activity::{Activity, Over, Watched};
 use crate::context::Client;
 use crate::edge::{Edge, Peer};
+use crate::realtime::Sessions;
 use crate::socket::ClientSocket;
 use crate::streams::{Running, Streams};
 
@@ -112,16 +113,18 @@ async fn serve_http(
         peer.client.socket = ClientSocket::unwatched();
     }
     let peer = Arc::new(peer);
+    let sessions = Sessions::default();
     let service = {
         let (edge, activity, streams) = (Arc::clone(&edge), Arc::clone(&activity), streams.clone());
+        let sessions = sessions.clone();
         service_fn(move |request| {
             let flight = activity.begin(Instant::now());
             if http2 {
                 streams.announce(&flight);
             }
-            let (edge, peer) = (Arc::clone(&edge), Arc::clone(&peer));
+            let (edge, peer, sessions) = (Arc::clone(&edge), Arc::clone(&peer), sessions.clone());
             async move {
-                let response = edge.serve(request, &peer).await;
+                let response = edge.serve(request, &peer, &sessions).await;
                 Ok::<_, Infallible>(response.map(|body| Watched::new(body, flight)))
             }
         })
@@ -166,7 +169,7 @@ async fn serve_http(
             // hyper's own number costs no allocation.
             builder.max_headers(limits.header_count.into());
         }
-        let connection = builder.serve_connection(TokioIo::new(io), service);
+        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let poll = |cx: &mut Context<'_>, action| match action {
             Drive::End => {
@@ -175,7 +178,10 @@ async fn serve_http(
             }
             Drive::Poll => connection.as_mut().poll(cx),
         };
-        drive(poll, &activity, &edge).await
+        drive(poll, &activity, &edge).await?;
+        // What it was upgraded to.
+        sessions.run().await;
+        Ok(())
     }
 }
 

@@ -16,11 +16,12 @@ use crate::clients::Clients;
 use crate::context::{Client, RequestContext};
 use crate::cors::{self, Cors};
 use crate::drain::Drain;
-use crate::exposed::{Door, Exposed, Kind};
+use crate::exposed::{self, Door, Exposed};
 use crate::forwarded::{self, Hop};
 use crate::identity;
 use crate::outgoing::strip_hop_by_hop;
 use crate::proxy::Proxy;
+use crate::realtime::{Sessions, Wish};
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::respond::{local_response, refuse};
@@ -76,7 +77,12 @@ impl Edge {
     }
 
     /// Answers one request, whatever it is.
-    pub(crate) async fn serve(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+    pub(crate) async fn serve(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        sessions: &Sessions,
+    ) -> Response<Body> {
         let settings = self.settings.load_full();
         let (mut parts, body) = request.into_parts();
         let id = identity::request_id(&mut parts.headers);
@@ -84,12 +90,18 @@ impl Edge {
         let origin = parts.headers.get(header::ORIGIN).cloned();
         let mut client = peer.client;
         let checked = check(&parts, settings.limits.header_count);
+        let wish = Wish::take(&mut parts);
         client.address = Some(settings.prepare(&mut parts, peer));
         let own = match checked {
             Err(refusal) => Some(Err(refusal)),
             Ok(()) => settings.own_answer(&parts),
         };
+        let realtime = parts.uri.path() == exposed::REALTIME;
         let mut response = match own {
+            None if realtime => {
+                let limits = Arc::clone(&settings.limits);
+                Box::pin(self.proxy.session(parts, wish, client, limits, sessions)).await
+            }
             // Boxed, so that a held request is no larger than its own way.
             None => Box::pin(self.proxy.serve(Request::from_parts(parts, body), client)).await,
             Some(own) => {
@@ -141,8 +153,7 @@ impl Settings {
             return Some(Ok(preflight));
         }
         match self.exposed.door(parts.uri.path(), &parts.method) {
-            Ok(Door::Open(Kind::Local | Kind::Inference)) => None,
-            Ok(Door::Open(Kind::Realtime)) => None,
+            Ok(Door::Open) => None,
             Ok(Door::Methods(methods)) => {
                 let mut response = Response::new(Body::full(bytes::Bytes::new()));
                 *response.status_mut() = StatusCode::NO_CONTENT;

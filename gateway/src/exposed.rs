@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 
 /// What is behind a path that clients may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+enum Kind {
     /// Answered here, to GET.
     Local,
     /// An inference API, by POST.
@@ -23,7 +23,7 @@ pub(crate) enum Kind {
 /// What a request is to get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Door {
-    Open(Kind),
+    Open,
     /// OPTIONS: which methods there are.
     Methods(&'static str),
 }
@@ -37,7 +37,7 @@ pub(crate) struct Exposed {
 
 /// The path of one model, whose name may have slashes in it.
 const MODEL: &str = "/v1/models/";
-const REALTIME: &str = "/v1/realtime";
+pub(crate) const REALTIME: &str = "/v1/realtime";
 
 impl Exposed {
     pub(crate) fn new(paths: &[String]) -> Self {
@@ -66,7 +66,7 @@ impl Exposed {
             (_, &Method::OPTIONS) => Ok(Door::Methods(methods)),
             (Kind::Local, &Method::GET | &Method::HEAD)
             | (Kind::Realtime, &Method::GET)
-            | (Kind::Inference, &Method::POST) => Ok(Door::Open(kind)),
+            | (Kind::Inference, &Method::POST) => Ok(Door::Open),
             _ => Err(Refusal::WrongMethod {
                 path: path.to_owned(),
                 method: method.to_string(),
@@ -108,11 +108,11 @@ mod tests {
         use Door::{Methods, Open};
         let exposed = all();
         for (method, path, want) in [
-            ("GET", "/health", Some(Open(Kind::Local))),
-            ("HEAD", "/v1/models", Some(Open(Kind::Local))),
-            ("GET", "/v1/models/Qwen/Qwen3-8B", Some(Open(Kind::Local))),
-            ("POST", "/v1/chat/completions", Some(Open(Kind::Inference))),
-            ("GET", "/v1/realtime", Some(Open(Kind::Realtime))),
+            ("GET", "/health", Some(Open)),
+            ("HEAD", "/v1/models", Some(Open)),
+            ("GET", "/v1/models/Qwen/Qwen3-8B", Some(Open)),
+            ("POST", "/v1/chat/completions", Some(Open)),
+            ("GET", "/v1/realtime", Some(Open)),
             ("OPTIONS", "/v1/chat/completions", Some(Methods("POST, OPTIONS"))),
             ("OPTIONS", "/health", Some(Methods("GET, HEAD, OPTIONS"))),
             ("OPTIONS", "*", Some(Methods("GET, HEAD, POST, OPTIONS"))),

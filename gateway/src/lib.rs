@@ -42,6 +42,7 @@ mod pool;
 mod probe;
 mod proxy;
 mod queue;
+mod realtime;
 mod record;
 mod refusal;
 mod relay;

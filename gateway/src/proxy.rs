@@ -147,7 +147,7 @@ impl Proxy {
 const UNWANTED: Duration = Duration::from_secs(5);
 
 /// Without a name the replica takes its own.
-fn allowed(tenant: &Tenant, model: Option<&str>, pool: &Pool) -> Result<(), Refusal> {
+pub(crate) fn allowed(tenant: &Tenant, model: Option<&str>, pool: &Pool) -> Result<(), Refusal> {
     let own =
         model.map_or_else(|| pool.models().into_iter().next(), |model| Some(model.to_owned()));
     let model = own.unwrap_or_default();
@@ -180,7 +180,7 @@ fn expected_tokens(scan: &Scan, body_len: usize) -> u64 {
 /// Most answers come before this; only those that wait longer pay for a watch of their own.
 const WATCH_AFTER: Duration = Duration::from_millis(20);
 
-async fn client_left(client: Client) {
+pub(crate) async fn client_left(client: Client) {
     tokio::time::sleep(WATCH_AFTER).await;
     client.socket.closed().await;
 }

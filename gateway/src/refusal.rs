@@ -30,6 +30,8 @@ pub(crate) enum Refusal {
     BadHead(&'static str),
     #[error("The only expectation that can be met is `100-continue`.")]
     Expectation,
+    #[error("This path is a WebSocket: it takes an HTTP/1.1 request with `upgrade: websocket`.")]
+    UpgradeRequired,
     #[error("The request has more than {0} headers.")]
     TooManyHeaders(u16),
     #[error("{0}")]
@@ -86,6 +88,7 @@ impl Refusal {
             }
             Self::BadHead(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
             Self::Expectation => (StatusCode::EXPECTATION_FAILED, "BadRequestError", None),
+            Self::UpgradeRequired => (StatusCode::UPGRADE_REQUIRED, "BadRequestError", None),
             Self::TooManyHeaders(_) => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "BadRequestError", None)
             }
@@ -134,6 +137,7 @@ impl Refusal {
             Self::BadHead(_) => "bad_head",
             Self::Expectation => "expectation",
             Self::WrongMethod { .. } => "wrong_method",
+            Self::UpgradeRequired => "upgrade_required",
             Self::TooManyHeaders(_) => "too_many_headers",
             Self::BadBody(_) | Self::BadRequest(_) => "bad_request",
             Self::BodyTooLarge(_) => "body_too_large",
@@ -198,6 +202,10 @@ impl Refusal {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            Self::UpgradeRequired => {
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            }
             Self::WrongMethod { allowed, .. } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
@@ -228,6 +236,7 @@ mod tests {
             (Refusal::NotExposed { path: "/x".into(), exposed: "/y".into() }, 404),
             (Refusal::BadHead("no host"), 400),
             (Refusal::Expectation, 417),
+            (Refusal::UpgradeRequired, 426),
             (Refusal::TooManyHeaders(100), 431),
             (Refusal::BadBody("broken".into()), 400),
             (Refusal::BodyTooLarge(1), 413),

@@ -1,0 +1,345 @@
+//! WebSocket sessions (`/v1/realtime`): held and given to an endpoint like any request, then bytes
+//! both ways until either side closes.
+//!
+//! The model is known from the query, since nothing else is said before the upgrade. What is tried
+//! again is the handshake alone.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_config::Limits;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use crate::api::ErrorShape;
+use crate::body::Body;
+use crate::context::{Client, RequestContext};
+use crate::edge::Served;
+use crate::failure::{Cause, Failure};
+use crate::outgoing::{Outgoing, Rights, strip_hop_by_hop};
+use crate::pieces::Pieces;
+use crate::pool::{End, Pool, Slot, Ticket};
+use crate::proxy::{Proxy, allowed, client_left};
+use crate::queue;
+use crate::record::{Outcome, Record};
+use crate::refusal::Refusal;
+use crate::respond::refuse;
+
+/// Longest refusal of a replica that is passed on.
+const MAX_REFUSAL: usize = 64 << 10;
+const BUFFER: usize = 16 << 10;
+
+/// Sessions that go on where their connection's HTTP has ended, driven by its task.
+#[derive(Clone, Default)]
+pub(crate) struct Sessions(Arc<Mutex<Vec<Session>>>);
+
+type Session = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Sessions {
+    /// Drives what was begun to its end.
+    pub(crate) async fn run(self) {
+        loop {
+            let Some(session) = self.0.lock().pop() else { return };
+            session.await;
+        }
+    }
+}
+
+/// A client's wish to go on by WebSocket, taken before its head loses what speaks of the
+/// connection.
+pub(crate) struct Wish {
+    upgrade: OnUpgrade,
+}
+
+impl Wish {
+    /// `None` if the head is not that of a WebSocket's handshake.
+    pub(crate) fn take(parts: &mut Parts) -> Option<Self> {
+        let has = |name: HeaderName, word: &str| {
+            let values = parts.headers.get_all(name).into_iter();
+            let words = values.filter_map(|value| value.to_str().ok()).flat_map(|it| it.split(','));
+            words.into_iter().any(|it| it.trim().eq_ignore_ascii_case(word))
+        };
+        let valid = parts.version == Version::HTTP_11
+            && parts.method == Method::GET
+            && has(header::CONNECTION, "upgrade")
+            && has(header::UPGRADE, "websocket")
+            && has(header::SEC_WEBSOCKET_VERSION, "13")
+            && parts.headers.contains_key(header::SEC_WEBSOCKET_KEY);
+        let upgrade = parts.extensions.remove::<OnUpgrade>()?;
+        valid.then_some(Self { upgrade })
+    }
+}
+
+/// An endpoint's word on the handshake.
+enum Shaken {
+    Agreed(HeaderMap, Upgraded),
+    /// Its own refusal, for the client.
+    Refused(Response<Body>),
+}
+
+impl Proxy {
+    /// Answers a handshake. The session goes to `sessions`.
+    pub(crate) async fn session(
+        &self,
+        parts: Parts,
+        wish: Option<Wish>,
+        client: Client,
+        limits: Arc<Limits>,
+        sessions: &Sessions,
+    ) -> Response<Body> {
+        let mut record = Record::begin(RequestContext::new(&parts, client));
+        let Some(wish) = wish else {
+            return refuse(&Refusal::UpgradeRequired, record, ErrorShape::OpenAi);
+        };
+        let begun = tokio::select! {
+            biased;
+            begun = self.shake(parts, &mut record) => begun,
+            () = client_left(client) => Err(Refusal::ClientLeft),
+        };
+        let (shaken, slot) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => return refuse(&refusal, record, ErrorShape::OpenAi),
+        };
+        let address = slot.address;
+        let (head, upstream) = match shaken {
+            Shaken::Agreed(head, upstream) => (head, upstream),
+            Shaken::Refused(response) => {
+                slot.ended(End::Complete);
+                record.committed(response.status().as_u16());
+                record.ended(Outcome::ClientError, None);
+                return response;
+            }
+        };
+        let mut response = Response::new(Body::full(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = head;
+        response.extensions_mut().insert(Served(address));
+        record.committed(101);
+        record.tell(response.headers_mut());
+        sessions.0.lock().push(Box::pin(async move {
+            let Ok(client) = wish.upgrade.await else { return };
+            let reason = tokio::select! {
+                reason = relay(client, upstream, &limits) => reason,
+                // It answers nothing any more, not even a probe.
+                () = slot.evicted() => Some("replica_evicted"),
+            };
+            slot.ended(End::Complete);
+            record.ended(Outcome::Completed, reason);
+        }));
+        response
+    }
+
+    /// Holds, picks, and asks endpoints until one has an answer.
+    async fn shake(&self, parts: Parts, record: &mut Record) -> Result<(Shaken, Slot), Refusal> {
+        if self.drain.has_begun() {
+            return Err(Refusal::ShuttingDown);
+        }
+        let tenant = self.tenants.of(&parts.headers)?;
+        record.identified(&tenant);
+        record.context.keyed = self.tenants.checks_keys();
+        record.context.model = model(parts.uri.query().unwrap_or_default());
+        let pool = Arc::clone(self.routes.pool(record.context.model.as_deref())?);
+        allowed(&tenant, record.context.model.as_deref(), &pool)?;
+        record.routed(&pool);
+        // One of its requests, for as long as it lasts. What tokens it takes is not told.
+        record.admit(0, 0)?;
+        let settings = pool.settings();
+        let rights = Rights {
+            priority: settings.allow_priority,
+            keyed: record.context.keyed,
+            authorization: pool.key.get(),
+        };
+        let outgoing = Outgoing::new(parts, Pieces::default(), rights);
+        let accepted = record.context.accepted;
+        let deadline = accepted + settings.upstream.request_timeout;
+        let mut ticket = Ticket::new(queue::Request {
+            tenant: Arc::clone(&record.context.tenant),
+            class: tenant.class(),
+            since: accepted,
+            deadline,
+            bytes: 0,
+            tokens: 0,
+            cost: 0,
+        });
+        loop {
+            let slot = pool.hold(&mut ticket).await?;
+            record.released(&ticket, slot.address);
+            let mut request = outgoing.to(slot.address).map(|_| Full::default());
+            upgrade(request.headers_mut());
+            let asked = timeout_at(deadline, ask(&pool, slot.address, request)).await;
+            let too_long = || Refusal::TooLong(settings.upstream.request_timeout);
+            match asked.map_err(|_| too_long())? {
+                Ok(shaken) => return Ok((shaken, slot)),
+                Err(failure) => {
+                    let again = pool.try_again(&mut ticket, slot.address, &failure);
+                    slot.ended(End::Failed(failure));
+                    again?;
+                }
+            }
+        }
+    }
+}
+
+/// One handshake with one endpoint, on a connection of its own.
+async fn ask(
+    pool: &Pool,
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Shaken, Failure> {
+    let settings = pool.settings();
+    let settings = &settings.upstream;
+    let failed =
+        |cause: Cause| move |error: &dyn std::fmt::Display| Failure::new(cause, error.to_string());
+    let connect = timeout(settings.connect_timeout, TcpStream::connect(address)).await;
+    let stream = connect
+        .map_err(|_| failed(Cause::Connect)(&"no connection in time"))?
+        .map_err(|error| failed(Cause::Connect)(&error))?;
+    stream.set_nodelay(true).map_err(|error| failed(Cause::Connect)(&error))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(Cause::Connect)(&error))?;
+    // Driven beside whatever is waited for, which tells of its end in its own way.
+    let connection = async move {
+        let _ = connection.with_upgrades().await;
+        std::future::pending::<Infallible>().await
+    };
+    let mut connection = std::pin::pin!(connection);
+    let sent = tokio::select! {
+        sent = timeout(settings.stall_timeout, sender.send_request(request)) => sent,
+        never = connection.as_mut() => match never {},
+    };
+    let mut response = sent
+        .map_err(|_| failed(Cause::Stalled)(&"no answer in time"))?
+        .map_err(|error| failed(Cause::Connection)(&error))?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let upgrade = hyper::upgrade::on(&mut response);
+        let mut agreed = response.headers().clone();
+        strip_hop_by_hop(&mut agreed);
+        self::upgrade(&mut agreed);
+        let upgraded = tokio::select! {
+            upgraded = upgrade => upgraded,
+            never = connection => match never {},
+        };
+        let upgraded = upgraded.map_err(|error| failed(Cause::Connection)(&error))?;
+        return Ok(Shaken::Agreed(agreed, upgraded));
+    }
+    if response.status().is_server_error() {
+        let text = format!("the handshake was answered {}", response.status());
+        return Err(Failure::of(response.status().as_u16(), text));
+    }
+    tokio::select! {
+        refused = refused(response) => refused,
+        never = connection => match never {},
+    }
+}
+
+async fn refused(response: Response<Incoming>) -> Result<Shaken, Failure> {
+    let (mut head, body) = response.into_parts();
+    strip_hop_by_hop(&mut head.headers);
+    head.headers.remove(header::CONTENT_LENGTH);
+    let body = Limited::new(body, MAX_REFUSAL).collect().await;
+    let body = body.map_err(|error| Failure::new(Cause::Connection, error.to_string()))?.to_bytes();
+    Ok(Shaken::Refused(Response::from_parts(head, Body::full(body))))
+}
+
+/// What belongs to each of the two connections alone.
+fn upgrade(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// `model` of a query, percent signs resolved.
+fn model(query: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("model="))?;
+    let mut text = Vec::with_capacity(value.len());
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        text.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || (bytes.next()? as char).to_digit(16);
+                let (high, low) = (digit()?, digit()?);
+                u8::try_from(high * 16 + low).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(text).ok()
+}
+
+/// Bytes both ways until either side closes or a limit is met; the reason, where it was a limit.
+/// Never half: what one side can no longer say, the other need not hear.
+async fn relay(client: Upgraded, upstream: Upgraded, limits: &Limits) -> Option<&'static str> {
+    let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
+    let (from_upstream, to_upstream) = tokio::io::split(TokioIo::new(upstream));
+    let started = Instant::now();
+    let last = AtomicU64::new(0);
+    let idle = async {
+        loop {
+            let quiet = Duration::from_millis(last.load(Relaxed)) + limits.session_idle_timeout;
+            if started.elapsed() >= quiet {
+                return;
+            }
+            sleep_until(started + quiet).await;
+        }
+    };
+    tokio::select! {
+        () = pump(from_client, to_upstream, started, &last) => None,
+        () = pump(from_upstream, to_client, started, &last) => None,
+        () = idle => Some("session_idle"),
+        () = sleep_until(started + limits.session_timeout) => Some("session_too_long"),
+    }
+}
+
+async fn pump(
+    mut from: ReadHalf<TokioIo<Upgraded>>,
+    mut to: WriteHalf<TokioIo<Upgraded>>,
+    started: Instant,
+    last: &AtomicU64,
+) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let now = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        last.store(now, Relaxed);
+        if to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_read_from_the_query() {
+        for (query, want) in [
+            ("", None),
+            ("model=m", Some("m")),
+            ("a=b&model=Qwen%2FQwen3&c", Some("Qwen/Qwen3")),
+            ("model=a+b%20c", Some("a b c")),
+            ("model=", Some("")),
+            ("xmodel=m", None),
+            ("model=%", None),
+            ("model=%zz", None),
+            ("model=%ff", None),
+        ] {
+            assert_eq!(model(query).as_deref(), want, "{query}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! WebSocket sessions through the gateway: bytes both ways, counted, and ended by either side.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_gateway::Gateway;
+use parking_lot::Mutex;
+use support::{PATIENCE, Tasks, config, eventually, held, http2, signals, start, status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+mod support;
+
+/// A replica that agrees to a WebSocket, says `hello` at once, and then repeats what it hears; at
+/// `bye` it closes.
+struct Echo {
+    address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    ended: Arc<Mutex<u32>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Echo {
+    async fn start(answer: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (heads, ended) = (Arc::new(Mutex::default()), Arc::new(Mutex::new(0)));
+        let mut tasks = JoinSet::new();
+        let (noted, counted) = (Arc::clone(&heads), Arc::clone(&ended));
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (noted, counted) = (Arc::clone(&noted), Arc::clone(&counted));
+                connections.spawn(echo(stream, answer, noted, counted));
+            }
+        });
+        Self { address, heads, ended, _tasks: tasks }
+    }
+}
+
+async fn echo(
+    mut stream: TcpStream,
+    answer: &'static str,
+    heads: Arc<Mutex<Vec<String>>>,
+    ended: Arc<Mutex<u32>>,
+) {
+    let mut buffer = Vec::new();
+    while let Some(head) = support::read_message(&mut stream, &mut buffer).await {
+        let head = String::from_utf8(head).expect("text");
+        if !head.starts_with("GET /v1/realtime") {
+            let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            let _ = stream.write_all(ok.as_bytes()).await;
+            continue;
+        }
+        heads.lock().push(head);
+        let _ = stream.write_all(answer.as_bytes()).await;
+        if !answer.starts_with("HTTP/1.1 101") {
+            continue;
+        }
+        let mut bytes = [0; 1024];
+        while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+            if &bytes[..count] == b"bye" || stream.write_all(&bytes[..count]).await.is_err() {
+                break;
+            }
+        }
+        *ended.lock() += 1;
+        return;
+    }
+}
+
+const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\
+                      \r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nhello";
+
+/// A client's handshake, and what it is answered up to the head's end.
+async fn shake(gateway: &Gateway, query: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
+    let request = format!(
+        "GET /v1/realtime{query} HTTP/1.1\r\nhost: g.example\r\nConnection: keep-alive, Upgrade\r\n\
+         Upgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: \
+         dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: realtime\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.expect("open");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = timeout(PATIENCE, stream.read_u8()).await.expect("an answer");
+        let Ok(byte) = byte else { break };
+        head.push(byte);
+    }
+    (stream, String::from_utf8(head).expect("text"))
+}
+
+async fn hear(stream: &mut TcpStream, expected: &str) {
+    let mut heard = vec![0; expected.len()];
+    let read = timeout(PATIENCE, stream.read_exact(&mut heard)).await.expect("something");
+    read.expect("open");
+    assert_eq!(heard, expected.as_bytes());
+}
+
+async fn ended(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+    assert!(read.is_ok(), "still open");
+}
+
+async fn in_flight(gateway: &Gateway, count: u64) {
+    let what = format!("{count} are in flight");
+    eventually(&what, || async { signals(gateway, "p").await["inFlight"] == count }).await;
+}
+
+#[tokio::test]
+async fn a_session_goes_both_ways_and_is_in_flight_until_its_client_leaves() {
+    let echo = Echo::start(AGREED).await;
+    let gateway = start(&config(Some(echo.address)));
+    let (mut stream, head) = shake(&gateway, "?model=m&x=1").await;
+    let lower = head.to_ascii_lowercase();
+    assert!(lower.starts_with("http/1.1 101 switching protocols\r\n"), "{head}");
+    for line in [
+        "connection: upgrade\r\n",
+        "upgrade: websocket\r\n",
+        "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n",
+        "x-request-id: ",
+    ] {
+        assert!(lower.contains(line), "{line} in {head}");
+    }
+    hear(&mut stream, "hello").await;
+    for words in ["one", "two and three"] {
+        stream.write_all(words.as_bytes()).await.expect("open");
+        hear(&mut stream, words).await;
+    }
+    in_flight(&gateway, 1).await;
+    let sent = echo.heads.lock()[0].to_ascii_lowercase();
+    assert!(sent.starts_with("get /v1/realtime?model=m&x=1 http/1.1\r\n"), "{sent}");
+    for line in [
+        "connection: upgrade\r\n",
+        "upgrade: websocket\r\n",
+        "sec-websocket-key: dghlihnhbxbszsbub25jzq==\r\n",
+        "sec-websocket-protocol: realtime\r\n",
+        "x-forwarded-for: 127.0.0.1\r\n",
+        "x-forwarded-host: g.example\r\n",
+    ] {
+        assert_eq!(sent.matches(line).count(), 1, "{line} in {sent}");
+    }
+    drop(stream);
+    eventually("the replica hears of it", || async { *echo.ended.lock() == 1 }).await;
+    in_flight(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
+    let echo = Echo::start(AGREED).await;
+    let mut config = config(Some(echo.address));
+    config.pools[0].max_in_flight = 1;
+    let gateway = Arc::new(start(&config));
+    let (mut first, _) = shake(&gateway, "").await;
+    hear(&mut first, "hello").await;
+    let mut waiting = JoinSet::new();
+    let other = Arc::clone(&gateway);
+    waiting.spawn(async move { shake(&other, "?model=m").await });
+    held(&gateway, 1).await;
+    first.write_all(b"bye").await.expect("open");
+    ended(&mut first).await;
+    let (mut second, head) = waiting.join_next().await.expect("one").expect("no panic");
+    assert_eq!(status(&head), 101, "{head}");
+    hear(&mut second, "hello").await;
+    // One that leaves while it is held leaves the queue.
+    let other = Arc::clone(&gateway);
+    waiting.spawn(async move { shake(&other, "?model=m").await });
+    held(&gateway, 1).await;
+    waiting.abort_all();
+    held(&gateway, 0).await;
+    in_flight(&gateway, 1).await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_silent_or_too_long_is_ended() {
+    let echo = Echo::start(AGREED).await;
+    let mut config = config(Some(echo.address));
+    config.gateway.limits.session_idle_timeout = Duration::from_millis(200);
+    let gateway = start(&config);
+    let (mut stream, _) = shake(&gateway, "").await;
+    hear(&mut stream, "hello").await;
+    ended(&mut stream).await;
+    config.gateway.limits.session_idle_timeout = Duration::from_secs(300);
+    config.gateway.limits.session_timeout = Duration::from_millis(200);
+    let gateway = start(&config);
+    let (stream, _) = shake(&gateway, "").await;
+    let (mut reading, mut writing) = stream.into_split();
+    let mut talking = JoinSet::new();
+    talking.spawn(async move {
+        while writing.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut heard = Vec::new();
+    assert!(timeout(PATIENCE, reading.read_to_end(&mut heard)).await.is_ok(), "still open");
+    eventually("the replica hears of both", || async { *echo.ended.lock() == 2 }).await;
+}
+
+#[tokio::test]
+async fn what_is_no_handshake_is_told_what_one_is() {
+    let echo = Echo::start(AGREED).await;
+    let gateway = start(&config(Some(echo.address)));
+    let request = "GET /v1/realtime HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n";
+    let answer = support::exchange(gateway.address(), request).await;
+    assert_eq!(status(&answer), 426, "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("\r\nupgrade: websocket\r\n"), "{answer}");
+    let tasks = Tasks::default();
+    let mut client = http2(gateway.address(), &tasks).await;
+    let request = http::Request::get("http://g/v1/realtime").body(Default::default());
+    let response = client.send_request(request.expect("valid")).await.expect("answered");
+    assert_eq!(response.status(), 426);
+    let (_, head) = shake(&gateway, "?model=unknown").await;
+    assert_eq!(status(&head), 404, "{head}");
+    assert!(echo.heads.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_replicas_refusal_is_passed_on_and_its_failure_is_tried_elsewhere() {
+    let refusing = Echo::start(
+        "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+    )
+    .await;
+    let gateway = start(&config(Some(refusing.address)));
+    let (mut stream, head) = shake(&gateway, "").await;
+    assert_eq!(status(&head), 403, "{head}");
+    hear(&mut stream, "{}").await;
+    in_flight(&gateway, 0).await;
+
+    let failing =
+        Echo::start("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n").await;
+    let agreeing = Echo::start(AGREED).await;
+    let mut config = config(Some(failing.address));
+    config.pools[0].endpoints.push(agreeing.address.to_string());
+    let gateway = start(&config);
+    // Whichever is asked first.
+    for _ in 0..2 {
+        let (mut stream, head) = shake(&gateway, "").await;
+        assert_eq!(status(&head), 101, "{head}");
+        hear(&mut stream, "hello").await;
+    }
+    assert!(!failing.heads.lock().is_empty() || agreeing.heads.lock().len() == 2);
+}
