@@ -19,6 +19,8 @@ mod replay;
 mod routes;
 mod scaling;
 
+pub(crate) use scaling::{behavior, comments};
+
 /// What a rule found, and about which field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
@@ -34,7 +36,8 @@ pub(crate) struct Findings {
 }
 
 /// Applies every rule.
-pub(crate) fn check(config: &Config) -> Findings {
+/// `comments` gives what is written as comments at the list item of a path.
+pub(crate) fn check(config: &Config, comments: &dyn Fn(&Path) -> String) -> Findings {
     let mut found = Findings::default();
     let top = Path::default();
     gateway::check(config, &top.key("gateway"), &mut found);
@@ -55,7 +58,10 @@ pub(crate) fn check(config: &Config) -> Findings {
         found.error(top.key("pools"), "no pools; give at least one, with a name and a target");
     }
     for (at, pool) in config.pools.iter().enumerate() {
-        pool::check(pool, &top.key("pools").index(at), &mut found);
+        let path = top.key("pools").index(at);
+        pool::check(pool, &path, &mut found);
+        let server = config.prometheus.server_address.is_some();
+        scaling::triggers_meaning(pool, server, &path.key("scaling"), comments, &mut found);
     }
     if let Some(model) = &config.replay {
         replay::check(model, &top.key("replay"), &mut found);

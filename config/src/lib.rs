@@ -18,6 +18,7 @@ mod discovery;
 mod edge;
 mod gateway;
 mod keys;
+mod lint;
 mod load;
 mod logging;
 mod network;
@@ -27,6 +28,7 @@ mod problem;
 mod prometheus;
 mod replay;
 mod route;
+mod scaled_object;
 mod scaling;
 mod target;
 mod tenant;
@@ -51,6 +53,7 @@ pub use problem::{Place, Problem, Problems};
 pub use prometheus::{BasicAuth, Prometheus, base_url};
 pub use replay::{Clients, ColdStartModel, Replay, ReplicaModel};
 pub use route::{Fallback, Route, Share, SplitBy};
+pub use scaled_object::inspect_scaled_object;
 pub use scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scaling};
 pub use target::{Keda, Kubernetes, Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
@@ -87,13 +90,13 @@ impl Config {
     /// [`parse`] return none with problems.
     #[must_use]
     pub fn problems(&self) -> Problems {
-        check::check(self).problems()
+        check::check(self, &|_| String::new()).problems()
     }
 
     /// What is allowed and yet probably not meant. Without lines, which are known to
     /// [`inspect`] only.
     #[must_use]
     pub fn warnings(&self) -> Problems {
-        check::check(self).warnings()
+        check::check(self, &|_| String::new()).warnings()
     }
 }

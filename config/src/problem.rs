@@ -24,6 +24,11 @@ impl Path {
         self.with(Step::Index(index))
     }
 
+    /// Way on from here.
+    pub(crate) fn join(&self, way: &Self) -> Self {
+        Self([self.0.as_slice(), way.0.as_slice()].concat())
+    }
+
     pub(crate) fn steps(&self) -> &[Step] {
         &self.0
     }

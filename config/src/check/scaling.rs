@@ -4,16 +4,47 @@ use std::collections::HashMap;
 
 use super::Findings;
 use crate::behavior::{Advanced, Behavior, ScalingRules};
-use crate::problem::Path;
+use crate::lint::{Reader, Scene, lint};
+use crate::problem::{Path, Place};
 use crate::trigger::{TRIGGER_TYPES, Trigger};
-use crate::{Prometheus, Scaling, base_url};
+use crate::{Pool, Prometheus, Scaling, base_url};
+
+/// What the triggers of a pool's `scaling` can't do as they are meant.
+pub(super) fn triggers_meaning(
+    pool: &Pool,
+    server: bool,
+    path: &Path,
+    comments: &dyn Fn(&Path) -> String,
+    found: &mut Findings,
+) {
+    let path = path.key("triggers");
+    let scaling = &pool.scaling;
+    let scene = Scene {
+        triggers: &scaling.triggers,
+        min: Some(scaling.idle_replica_count.unwrap_or(scaling.min_replica_count)),
+        max: Some(scaling.max_replica_count),
+        reader: Reader::Forebay { server },
+        target_concurrency: pool.target_concurrency(),
+        comments: &|at| comments(&path.index(at)),
+    };
+    for remark in lint(&scene) {
+        let path = path.join(&remark.path);
+        if remark.error {
+            found.error(path, remark.message);
+        } else {
+            found.warn(path, remark.message);
+        }
+    }
+}
 
 /// The fields of `scaling` that KEDA and the HPA have too.
 pub(super) fn check(scaling: &Scaling, target_concurrency: u32, path: &Path, found: &mut Findings) {
     found.above_zero(path, "pollingInterval", scaling.polling_interval);
     triggers(&scaling.triggers, target_concurrency, &path.key("triggers"), found);
     if let Some(own) = &scaling.behavior {
-        behavior(own, &path.key("behavior"), found);
+        for (path, message) in behavior(own, &path.key("behavior")) {
+            found.error(path, message);
+        }
     }
     if let Some(pasted) = &scaling.advanced {
         advanced(pasted, scaling.behavior.is_some(), &path.key("advanced"), found);
@@ -73,43 +104,69 @@ fn advanced(it: &Advanced, given: bool, path: &Path, found: &mut Findings) {
     if given {
         found.error(path, "scaling.behavior is given too; keep one of the two");
     } else {
-        behavior(pasted, &path, found);
-    }
-}
-
-fn behavior(it: &Behavior, path: &Path, found: &mut Findings) {
-    for (name, rules) in [("scaleUp", &it.scale_up), ("scaleDown", &it.scale_down)] {
-        if let Some(it) = rules {
-            self::rules(it, &path.key(name), found);
+        for (path, message) in behavior(pasted, &path) {
+            found.error(path, message);
         }
     }
 }
 
 /// The HPA's own bounds.
-fn rules(it: &ScalingRules, path: &Path, found: &mut Findings) {
+pub(crate) fn behavior(it: &Behavior, path: &Path) -> Vec<(Path, String)> {
+    let mut found = Vec::new();
+    for (name, rules) in [("scaleUp", &it.scale_up), ("scaleDown", &it.scale_down)] {
+        if let Some(it) = rules {
+            self::rules(it, &path.key(name), &mut found);
+        }
+    }
+    found
+}
+
+fn rules(it: &ScalingRules, path: &Path, found: &mut Vec<(Path, String)>) {
+    let mut error = |path: Path, message: String| found.push((path, message));
     if let Some(seconds) = it.stabilization_window_seconds.filter(|it| *it > 3600) {
         let message = format!("{seconds} is more than the HPA takes; write 3600 or less");
-        found.error(path.key("stabilizationWindowSeconds"), message);
+        error(path.key("stabilizationWindowSeconds"), message);
     }
-    if it.tolerance.is_some_and(|it| it < 0.0) {
-        found.error(path.key("tolerance"), "is negative; write a share such as 0.1");
+    if let Some(tolerance) = it.tolerance.filter(|it| it.is_nan() || *it < 0.0) {
+        error(
+            path.key("tolerance"),
+            format!("{tolerance} is less than none; write a share such as 0.1"),
+        );
     }
     if it.policies.as_ref().is_some_and(Vec::is_empty) {
         let message = "empty, so nothing could change; leave it out for the HPA's default, or \
                        write selectPolicy: Disabled";
-        found.error(path.key("policies"), message);
+        error(path.key("policies"), message.to_owned());
     }
     for (at, policy) in it.policies.iter().flatten().enumerate() {
         let path = path.key("policies").index(at);
         if policy.value == 0 {
             let message = "must be at least 1; to change nothing write selectPolicy: Disabled";
-            found.error(path.key("value"), message);
+            error(path.key("value"), message.to_owned());
         }
         if !(1..=1800).contains(&policy.period_seconds) {
             let message = format!("{} is not between 1 and 1800", policy.period_seconds);
-            found.error(path.key("periodSeconds"), message);
+            error(path.key("periodSeconds"), message);
         }
     }
+}
+
+/// The comments at a trigger that begins at `place`: above it, and down to where its lines end.
+pub(crate) fn comments(text: &str, place: Place) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let first = place.line.saturating_sub(1).min(lines.len());
+    let comment = |line: &str| line.trim_start().starts_with('#');
+    let above = lines[..first].iter().rev().take_while(|line| comment(line));
+    let within = lines[first..].iter().enumerate().take_while(|(at, line)| {
+        let indent = line.len() - line.trim_start().len();
+        *at == 0 || line.trim().is_empty() || indent + 1 >= place.column
+    });
+    let all = above.copied().chain(within.map(|(_, line)| *line));
+    let comments = all.filter_map(|line| match line.trim_start().strip_prefix('#') {
+        Some(comment) => Some(comment),
+        None => line.split_once(" #").map(|(_, comment)| comment),
+    });
+    comments.collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn prometheus(it: &Prometheus, path: &Path, found: &mut Findings) {

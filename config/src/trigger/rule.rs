@@ -359,6 +359,11 @@ fn prom_query(metadata: &mut Metadata<'_>, query: String) -> PromQuery {
         let message = "has no effect: certificates are always checked; give prometheus.caFile";
         metadata.warn("unsafeSsl", message);
     }
+    if metadata.text("metricName").is_some() {
+        let message = "has no effect: KEDA took it out of the prometheus trigger; the name of the \
+                       trigger itself is `name`, beside `type`";
+        metadata.warn("metricName", message);
+    }
     let bearer_token_file = metadata.text("bearerTokenFile").map(PathBuf::from);
     if metadata.text("authModes").is_some() && bearer_token_file.is_none() {
         let message = "has no effect: give bearerTokenFile here, or prometheus.bearerTokenFile or \

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
 use crate::problem::{Path, Place, Step};
 
@@ -58,20 +58,17 @@ impl Tree {
     /// Everything that is wrong with the YAML itself. Of syntax errors that is the first one only,
     /// since what follows it can't be trusted.
     pub(crate) fn parse(text: &str) -> Result<Self, Vec<Broken>> {
-        let mut builder = Builder {
-            events: Parser::new_from_str(text),
-            anchors: HashMap::new(),
-            nodes: 0,
-            broken: Vec::new(),
-        };
-        match builder.document() {
-            Ok(root) if builder.broken.is_empty() => Ok(Self { root }),
-            Ok(_) => Err(builder.broken),
-            Err(fatal) => {
-                builder.broken.push(fatal);
-                Err(builder.broken)
-            }
-        }
+        let mut builder = Builder::new(text);
+        let root = builder.document();
+        builder.end(root).map(|root| Self { root })
+    }
+
+    /// Like [`Tree::parse`], for a file of several documents.
+    pub(crate) fn parse_all(text: &str) -> Result<Vec<Self>, Vec<Broken>> {
+        let mut builder = Builder::new(text);
+        let roots = builder.documents();
+        let roots = builder.end(roots)?;
+        Ok(roots.into_iter().map(|root| Self { root }).collect())
     }
 
     /// Where the field at `path` is written, or else the innermost of what holds it.
@@ -95,6 +92,17 @@ impl Tree {
     }
 
     /// The value at `path`.
+    pub(crate) fn node(&self, path: &Path) -> Option<&Node> {
+        path.steps().iter().try_fold(&self.root, |node, step| match (step, &node.kind) {
+            (Step::Key(key), Kind::Map(entries)) => {
+                entries.iter().find(|entry| entry.key == *key).map(|entry| &entry.value)
+            }
+            (Step::Index(index), Kind::List(items)) => items.get(*index),
+            _ => None,
+        })
+    }
+
+    /// The value at `path`, to be changed.
     pub(crate) fn node_mut(&mut self, path: &Path) -> Option<&mut Node> {
         let mut node = &mut self.root;
         for step in path.steps() {
@@ -135,7 +143,45 @@ struct Builder<'a, I: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> {
     broken: Vec<Broken>,
 }
 
+impl<'a> Builder<'a, Parser<'a, StrInput<'a>>> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            events: Parser::new_from_str(text),
+            anchors: HashMap::new(),
+            nodes: 0,
+            broken: Vec::new(),
+        }
+    }
+}
+
 impl<'a, I: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> Builder<'a, I> {
+    /// What was read, unless something is broken.
+    fn end<T>(mut self, read: Result<T, Broken>) -> Result<T, Vec<Broken>> {
+        match read {
+            Ok(read) if self.broken.is_empty() => Ok(read),
+            Ok(_) => Err(self.broken),
+            Err(fatal) => {
+                self.broken.push(fatal);
+                Err(self.broken)
+            }
+        }
+    }
+
+    fn documents(&mut self) -> Result<Vec<Node>, Broken> {
+        let mut roots = Vec::new();
+        loop {
+            match self.next()? {
+                (Event::StreamEnd, _) => return Ok(roots),
+                (Event::StreamStart | Event::DocumentEnd, _) => {}
+                (Event::DocumentStart(..), _) => {
+                    let first = self.next()?;
+                    roots.push(self.node(first, 0)?);
+                }
+                (_, place) => return Err((place, "not valid YAML".to_owned())),
+            }
+        }
+    }
+
     fn next(&mut self) -> Result<(Event<'a>, Place), Broken> {
         loop {
             match self.events.next() {

@@ -1,0 +1,250 @@
+//! What vLLM (0.32) and the DCGM exporter export, and what vLLM exported once.
+
+/// What kind of series a metric has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Gauge,
+    Counter,
+    Histogram,
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+/// Names behind `vllm:`, histograms without their suffix.
+const EXPORTED: [(&str, Kind); 43] = [
+    ("admission_rejections_total", Counter),
+    ("cache_config_info", Gauge),
+    ("e2e_request_latency_seconds", Histogram),
+    ("engine_sleep_state", Gauge),
+    ("estimated_flops_per_gpu_total", Counter),
+    ("estimated_read_bytes_per_gpu_total", Counter),
+    ("estimated_write_bytes_per_gpu_total", Counter),
+    ("external_prefix_cache_hits_total", Counter),
+    ("external_prefix_cache_queries_total", Counter),
+    ("generation_tokens_total", Counter),
+    ("inter_token_latency_seconds", Histogram),
+    ("iteration_tokens_total", Histogram),
+    ("kv_cache_usage_perc", Gauge),
+    ("lora_requests_info", Gauge),
+    ("mm_cache_hits_total", Counter),
+    ("mm_cache_queries_total", Counter),
+    ("num_preemptions_total", Counter),
+    ("num_requests_running", Gauge),
+    ("num_requests_waiting", Gauge),
+    ("num_requests_waiting_by_reason", Gauge),
+    ("prefix_cache_hits_total", Counter),
+    ("prefix_cache_queries_total", Counter),
+    ("prompt_tokens_by_source_total", Counter),
+    ("prompt_tokens_cached_by_source_total", Counter),
+    ("prompt_tokens_cached_total", Counter),
+    ("prompt_tokens_total", Counter),
+    ("request_decode_time_seconds", Histogram),
+    ("request_generation_tokens", Histogram),
+    ("request_inference_time_seconds", Histogram),
+    ("request_max_num_generation_tokens", Histogram),
+    ("request_num_preemptions", Histogram),
+    ("request_params_max_tokens", Histogram),
+    ("request_params_n", Histogram),
+    ("request_prefill_kv_computed_tokens", Histogram),
+    ("request_prefill_time_seconds", Histogram),
+    ("request_prompt_tokens", Histogram),
+    ("request_queue_time_seconds", Histogram),
+    ("request_success_total", Counter),
+    ("request_time_per_output_token_seconds", Histogram),
+    ("sleep_mode_operation_duration_seconds", Histogram),
+    ("sleep_mode_operations_in_flight", Gauge),
+    ("time_to_first_token_seconds", Histogram),
+    ("tool_call_parser_invocations_total", Counter),
+];
+
+/// Names that are exported with some options only.
+const OPTIONAL: [&str; 5] =
+    ["spec_decode_", "kv_block_", "nixl_", "kv_offload_", "corrupted_requests"];
+
+/// Former and mistaken names, and what has taken their place.
+const REPLACED: [(&str, &str, &str); 14] = [
+    ("gpu_cache_usage_perc", "kv_cache_usage_perc", "vLLM renamed it"),
+    ("cpu_cache_usage_perc", "kv_cache_usage_perc", "vLLM has no cache on the CPU's side any more"),
+    ("num_requests_swapped", "num_preemptions_total", "vLLM swaps no requests any more"),
+    ("gpu_prefix_cache_queries", "prefix_cache_queries_total", "vLLM renamed it"),
+    ("gpu_prefix_cache_queries_total", "prefix_cache_queries_total", "vLLM renamed it"),
+    ("gpu_prefix_cache_hits", "prefix_cache_hits_total", "vLLM renamed it"),
+    ("gpu_prefix_cache_hits_total", "prefix_cache_hits_total", "vLLM renamed it"),
+    (
+        "gpu_prefix_cache_hit_rate",
+        "prefix_cache_hits_total",
+        "vLLM counts hits and queries instead",
+    ),
+    ("time_per_output_token_seconds", "inter_token_latency_seconds", "vLLM renamed it"),
+    ("request_latency", "e2e_request_latency_seconds", "there is none of this name"),
+    ("request_latency_seconds", "e2e_request_latency_seconds", "there is none of this name"),
+    ("e2e_request_latency", "e2e_request_latency_seconds", "there is none of this name"),
+    (
+        "avg_generation_throughput_toks_per_s",
+        "generation_tokens_total",
+        "vLLM exports a counter instead, to be read by rate()",
+    ),
+    (
+        "avg_prompt_throughput_toks_per_s",
+        "prompt_tokens_total",
+        "vLLM exports a counter instead, to be read by rate()",
+    ),
+];
+
+/// The name behind `vllm:`.
+pub(super) fn vllm(metric: &str) -> Option<&str> {
+    metric.strip_prefix("vllm:")
+}
+
+fn suffix(name: &str) -> (&str, &str) {
+    for suffix in ["_bucket", "_sum", "_count", "_created"] {
+        if let Some(base) = name.strip_suffix(suffix) {
+            return (base, suffix);
+        }
+    }
+    (name, "")
+}
+
+/// What kind a metric of vLLM's or the DCGM exporter's is; `None` for any other.
+pub(super) fn kind(metric: &str) -> Option<Kind> {
+    if metric.starts_with("DCGM_FI_DEV_") {
+        let counter = metric.ends_with("_TOTAL") || metric.ends_with("_ENERGY_CONSUMPTION");
+        return Some(if counter { Counter } else { Gauge });
+    }
+    let name = vllm(metric)?;
+    let of = |name: &str| EXPORTED.iter().find(|(it, _)| *it == name).map(|(_, kind)| *kind);
+    let (base, suffix) = suffix(name);
+    match (of(name), of(base)) {
+        (Some(kind), _) => Some(kind),
+        // Each of its series is a counter.
+        (None, Some(Histogram)) if suffix != "_created" => Some(Counter),
+        // A former name was what the present one is.
+        _ => {
+            let (_, now, _) = REPLACED.iter().find(|(old, ..)| *old == base || *old == name)?;
+            of(now).map(|kind| if suffix.is_empty() { kind } else { Counter })
+        }
+    }
+}
+
+/// What is wrong with the name of a metric of vLLM's, and the right one where there is one.
+pub(super) fn fault(metric: &str) -> Option<String> {
+    if let Some(name) = metric.strip_prefix("vllm_") {
+        let with_colon = format!("vllm:{name}");
+        let known = kind(&with_colon).is_some();
+        return known.then(|| {
+            format!("vLLM exports no {metric}: its names have a colon; write {with_colon}")
+        });
+    }
+    let name = vllm(metric)?;
+    let exported = |name: &str| EXPORTED.iter().any(|(it, _)| *it == name);
+    let (base, suffix) = suffix(name);
+    let histogram = |name: &str| EXPORTED.contains(&(name, Histogram));
+    if exported(name) && !histogram(name) {
+        return None;
+    }
+    if histogram(name) {
+        return Some(format!(
+            "vLLM exports no {metric} as such: it is a histogram; write {metric}_bucket, _sum or _count"
+        ));
+    }
+    let created = suffix == "_created";
+    if histogram(base) || (created && (exported(base) || exported(&format!("{base}_total")))) {
+        return None;
+    }
+    if OPTIONAL.iter().any(|prefix| name.starts_with(prefix)) {
+        return None;
+    }
+    let found = |name: &str| REPLACED.iter().find(|(old, ..)| *old == name);
+    if let Some((_, now, why)) = found(name).or_else(|| found(base)) {
+        let suffix =
+            if histogram(now) { if suffix.is_empty() { "_bucket" } else { suffix } } else { "" };
+        return Some(format!("vLLM exports no {metric}: {why}; write vllm:{now}{suffix}"));
+    }
+    if exported(&format!("{name}_total")) {
+        return Some(format!("vLLM exports no {metric}; write {metric}_total"));
+    }
+    let names: Vec<_> = EXPORTED.iter().map(|(name, _)| *name).collect();
+    let near = crate::yaml::closest(base, &names);
+    Some(match near {
+        Some(near) => {
+            let suffix = if histogram(near) {
+                if suffix.is_empty() { "_bucket" } else { suffix }
+            } else {
+                ""
+            };
+            format!("vLLM exports no {metric}; did you mean vllm:{near}{suffix}?")
+        }
+        None => format!("vLLM exports no {metric}; see the /metrics of a replica"),
+    })
+}
+
+/// The most that a metric can be, where it is a share of a whole.
+pub(super) fn whole(metric: &str) -> Option<f64> {
+    match metric {
+        "vllm:kv_cache_usage_perc" | "vllm:gpu_cache_usage_perc" | "vllm:cpu_cache_usage_perc" => {
+            Some(1.0)
+        }
+        "DCGM_FI_DEV_GPU_UTIL" | "DCGM_FI_DEV_MEM_COPY_UTIL" => Some(100.0),
+        _ => None,
+    }
+}
+
+/// Whether it is exported by what is scaled, so that at zero replicas there is none.
+pub(super) fn of_replicas(metric: &str) -> bool {
+    vllm(metric).is_some() || metric.starts_with("vllm_") || metric.starts_with("DCGM_FI_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_name_is_told_with_the_right_one() {
+        for (metric, want) in [
+            ("vllm:num_requests_waiting", None),
+            ("vllm:e2e_request_latency_seconds_bucket", None),
+            ("vllm:generation_tokens_total", None),
+            ("vllm:spec_decode_num_accepted_tokens_total", None),
+            ("up", None),
+            ("vllm:gpu_cache_usage_perc", Some("renamed it; write vllm:kv_cache_usage_perc")),
+            ("vllm:request_latency_bucket", Some("write vllm:e2e_request_latency_seconds_bucket")),
+            (
+                "vllm:time_per_output_token_seconds_bucket",
+                Some("write vllm:inter_token_latency_seconds_bucket"),
+            ),
+            ("vllm:generation_tokens", Some("write vllm:generation_tokens_total")),
+            ("vllm:num_request_waiting", Some("did you mean vllm:num_requests_waiting?")),
+            ("vllm_num_requests_waiting", Some("write vllm:num_requests_waiting")),
+            ("vllm:time_to_first_token_seconds", Some("_bucket, _sum or _count")),
+        ] {
+            let fault = fault(metric);
+            match want {
+                None => assert_eq!(fault, None, "{metric}"),
+                Some(want) => assert!(
+                    fault.as_ref().is_some_and(|it| it.contains(want)),
+                    "{metric}: {fault:?}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn what_real_servers_export_is_all_known() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../loadtests/fixtures/vllm/");
+        for file in [
+            "a-default/metrics_under_load.resp",
+            "i-dp2/metrics_after.resp",
+            "e-auth-lora-dev/metrics_while_sleeping.resp",
+        ] {
+            let text = std::fs::read_to_string(format!("{folder}{file}")).expect("a fixture");
+            let names = text.lines().filter(|line| line.starts_with("vllm:"));
+            let names = names.filter_map(|line| line.split(['{', ' ']).next());
+            let mut count = 0;
+            for name in names {
+                assert_eq!(fault(name), None, "{file}");
+                count += 1;
+            }
+            assert!(count > 50, "{file}: {count}");
+        }
+    }
+}

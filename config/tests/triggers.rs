@@ -1,0 +1,383 @@
+//! ScaledObjects as people publish them: taken as they stand, and told what can't work.
+
+use std::fs;
+use std::path::Path;
+
+use forebay_config::{inspect, inspect_scaled_object};
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scaled-objects").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// One line for each remark, without the file's name.
+fn told(text: &str) -> Vec<String> {
+    let warnings = inspect_scaled_object(text, "f").unwrap_or_else(|errors| panic!("{errors}"));
+    warnings.iter().map(|it| it.to_string().trim_start_matches("f:").to_owned()).collect()
+}
+
+/// The `triggers:` and `advanced:` of a file, pasted into a pool.
+fn pasted(text: &str, top: &str) -> Vec<String> {
+    let mut keep = false;
+    let mut scaling = String::new();
+    let lines: Vec<_> = text.lines().collect();
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let of = |line: &&&str| ["triggers:", "advanced:"].contains(&line.trim());
+    let indent = lines.iter().find(of).map_or(0, |line| depth(line));
+    for line in lines {
+        if depth(line) == indent && !line.trim().is_empty() {
+            keep = ["triggers:", "advanced:"].contains(&line.trim());
+        }
+        if keep {
+            scaling += &format!("      {}\n", line.get(indent..).unwrap_or_default());
+        }
+    }
+    let config = format!(
+        "{top}pools:\n  - name: a\n    models: [m]\n    target:\n      processes: {{command: [serve, '{{port}}']}}\n    scaling:\n      maxReplicaCount: 8\n{scaling}"
+    );
+    let (_, warnings) = inspect(&config, "f").unwrap_or_else(|errors| panic!("{errors}\n{config}"));
+    warnings.iter().map(ToString::to_string).collect()
+}
+
+/// Each of `wanted`, in words, is told of its field; and nothing else.
+fn assert_told(case: &str, told: &[String], wanted: &[(&str, &str)]) {
+    for (field, words) in wanted {
+        let found = told.iter().any(|line| line.contains(field) && line.contains(words));
+        assert!(found, "{case}: nobody tells `{words}` of {field}:\n{}", told.join("\n"));
+    }
+    let known = |line: &&String| {
+        wanted.iter().any(|(field, words)| line.contains(field) && line.contains(words))
+    };
+    let others: Vec<_> = told.iter().filter(|line| !known(line)).collect();
+    assert!(others.is_empty(), "{case}: told beside that:\n{others:#?}");
+}
+
+/// What each file is told, by KEDA's reading of it.
+fn faults(name: &str) -> &'static [(&'static str, &'static str)] {
+    match name {
+        "asymmetric.yaml" => &[],
+        "queue-gpu-cron.yaml" => &[
+            ("triggers[0].metadata.query", "at 4 pods the real threshold is 20 a pod"),
+            ("triggers[0].metadata.activationThreshold", "minReplicaCount is 1"),
+            ("triggers[0].type", "queueDepth, with threshold 5"),
+            ("triggers[1].metadata.query", "averages over the pods already"),
+            ("triggers[1].type", "gpuUtilization, with threshold 80"),
+        ],
+        "kv-cache.yaml" => &[
+            ("triggers[0].metadata.query", "renamed it; write vllm:kv_cache_usage_perc"),
+            ("triggers[0].metadata.query", "averages over the pods already"),
+            ("triggers[0].metadata.threshold", "85 is never reached"),
+            ("triggers[0].metadata.metricName", "KEDA took it out"),
+            ("triggers[0].type", "kvCache, with threshold 0.85"),
+        ],
+        "token-throughput.yaml" => &[
+            ("triggers[0].metadata.query", "the average is divided by the pods"),
+            ("triggers[0].metadata.threshold", "above its threshold, here 500, and never below"),
+            ("triggers[0].metadata.threshold", "idle pods have no throughput at all"),
+            ("triggers[0].type", "ttft"),
+        ],
+        "scale-to-zero.yaml" => &[
+            ("triggers[0].metadata.query", "never wakes"),
+            ("triggers[0].metadata.query", "vllm:num_requests_running is a gauge"),
+            ("triggers[0].metadata", "missing"),
+            ("triggers[0].type", "concurrency, with threshold 1"),
+        ],
+        "multi-signal.yaml" => &[
+            ("triggers[0].metadata", "missing"),
+            ("triggers[1].metadata", "missing"),
+            ("triggers[1].metadata.query", "write vllm:e2e_request_latency_seconds_bucket"),
+            ("triggers[1].metadata.query", "needs sum by (le)"),
+            ("triggers[1].metadata.query", "a latency is no total"),
+            ("triggers[1].type", "ttft, with threshold 5"),
+            ("triggers[2].metadata", "missing"),
+            ("triggers[2].metadata.query", "averages over the pods already"),
+            ("triggers[2].type", "gpuUtilization, with threshold 85"),
+        ],
+        other => panic!("{other} is new here"),
+    }
+}
+
+fn names() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scaled-objects");
+    let files = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable"));
+    let mut names: Vec<_> = files.map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert_eq!(names.len(), 6, "{names:?}");
+    names
+}
+
+#[test]
+fn published_scaled_objects_are_taken_as_they_stand_and_told_what_cannot_work() {
+    for name in names() {
+        assert_told(&name, &told(&file(&name)), faults(&name));
+    }
+}
+
+#[test]
+fn pasted_into_a_pool_they_are_valid_and_told_the_same() {
+    for name in names() {
+        // What depends on the ScaledObject's own bounds, which are not pasted.
+        let here = |(_, words): &&(&str, &str)| !words.contains("minReplicaCount");
+        let faults: Vec<_> = faults(&name).iter().filter(here).copied().collect();
+        let mut told = pasted(&file(&name), "");
+        // The pool may go to zero, where its own requests wake it.
+        told.retain(|line| !line.contains("a held request does") || name == "scale-to-zero.yaml");
+        assert_told(&name, &told, &faults);
+    }
+}
+
+#[test]
+fn a_server_at_the_top_serves_those_that_name_none() {
+    let top = "prometheus: {serverAddress: 'http://p:9090'}\n";
+    let told = pasted(&file("multi-signal.yaml"), top);
+    assert!(!told.iter().any(|line| line.contains("serverAddress")), "{told:#?}");
+}
+
+#[test]
+fn lines_are_those_of_the_file() {
+    let told = told(&file("kv-cache.yaml"));
+    let lines: Vec<_> = told.iter().map(|line| line.split_once(':').expect("a line").0).collect();
+    assert_eq!(lines, ["2", "5", "5", "7", "8"], "{told:#?}");
+}
+
+/// One prometheus trigger of a ScaledObject that may not go to zero.
+fn query(query: &str, rest: &str) -> Vec<String> {
+    told(&format!(
+        "kind: ScaledObject\nspec:\n  minReplicaCount: 1\n  triggers:\n    - type: prometheus\n{rest}      metadata:\n        serverAddress: http://p:9090\n        threshold: \"5\"\n        query: {}\n",
+        serde_json::to_string(query).expect("text")
+    ))
+}
+
+#[test]
+fn queries_that_work_are_told_nothing() {
+    for good in [
+        "sum(vllm:num_requests_waiting)",
+        "sum(vllm:num_requests_waiting{namespace=\"a\"}) + sum(vllm:num_requests_running)",
+        "sum(rate(vllm:generation_tokens_total[2m]))",
+        "sum(increase(vllm:request_success_total[5m]))",
+        "max_over_time(sum(vllm:num_requests_waiting)[2m:15s])",
+        "sum(avg_over_time(vllm:num_requests_running[1m]))",
+        "sum(rabbitmq_queue_messages_ready)",
+        "sum by (namespace) (vllm:num_requests_waiting)",
+        "sum(vllm:num_requests_waiting) or vector(0)",
+        "count(vllm:num_requests_waiting > 3)",
+    ] {
+        assert_eq!(query(good, ""), Vec::<String>::new(), "{good}");
+    }
+    for good in [
+        "histogram_quantile(0.95, sum by (le) (rate(vllm:e2e_request_latency_seconds_bucket[5m])))",
+        "avg(DCGM_FI_DEV_GPU_UTIL)",
+        "sum(rate(vllm:time_to_first_token_seconds_sum[5m])) / sum(rate(vllm:time_to_first_token_seconds_count[5m]))",
+    ] {
+        assert_eq!(query(good, "      metricType: Value\n"), Vec::<String>::new(), "{good}");
+    }
+}
+
+#[test]
+fn each_fault_is_told_wherever_it_is() {
+    for (bad, words) in [
+        ("sum(rate(vllm:num_requests_waiting[5m]))", "is a gauge"),
+        ("sum(vllm:generation_tokens_total)", "is a counter, which only grows"),
+        ("vllm:num_requests_waiting", "one series for each replica"),
+        ("rate(vllm:prompt_tokens_total[1m])", "one series for each replica"),
+        ("sum(vllm:num_requests_waiting", "can't be read as PromQL"),
+        ("avg(vllm:num_requests_waiting)", "averages over the pods already"),
+        ("sum(vllm:num_requests_waiting) / scalar(count(up))", "divides by the pods already"),
+        (
+            "sum(vllm:num_requests_waiting) / sum(kube_deployment_status_replicas)",
+            "divides by the pods already",
+        ),
+        (
+            "histogram_quantile(0.9, sum(rate(vllm:time_to_first_token_seconds_bucket[5m])))",
+            "needs sum by (le)",
+        ),
+        (
+            "histogram_quantile(0.9, sum without (le) (rate(vllm:time_to_first_token_seconds_bucket[5m])))",
+            "needs sum by (le)",
+        ),
+        ("max(vllm:kv_cache_usage_perc)", "5 is never reached"),
+        ("sum(vllm:request_success_total) < 5", "never below"),
+        ("sum(vllm_num_requests_waiting)", "write vllm:num_requests_waiting"),
+        ("sum(vllm:num_request_waiting)", "did you mean vllm:num_requests_waiting?"),
+    ] {
+        let told = query(bad, "");
+        assert!(told.iter().any(|line| line.contains(words)), "{bad}: {told:#?}");
+    }
+}
+
+#[test]
+fn a_comment_that_wants_it_low_is_understood() {
+    let object = |comment: &str| {
+        told(&format!(
+            "triggers:\n  # {comment}\n  - type: prometheus\n    metadata:\n      serverAddress: http://p:9090\n      query: sum(a_b)\n      threshold: \"5\"\n"
+        ))
+    };
+    assert!(object("Scale when throughput drops").iter().any(|line| line.contains("never below")));
+    assert!(object("Scale down when this falls below").is_empty());
+    assert!(object("Scale when more than five wait").is_empty());
+}
+
+#[test]
+fn a_trigger_that_wakes_makes_up_for_one_that_cannot() {
+    let object = |other: &str| {
+        told(&format!(
+            "spec:\n  minReplicaCount: 0\n  triggers:\n    - type: prometheus\n      metadata: {{serverAddress: 'http://p:1', query: 'sum(vllm:num_requests_waiting)', threshold: \"5\"}}\n{other}"
+        ))
+    };
+    let wakes = |told: Vec<String>| !told.iter().any(|line| line.contains("never wakes"));
+    assert!(!wakes(object("")));
+    assert!(!wakes(object(
+        "    - {type: cpu, metricType: Utilization, metadata: {value: \"60\"}}\n"
+    )));
+    assert!(wakes(object("    - {type: kafka, metadata: {lagThreshold: \"5\"}}\n")));
+    assert!(wakes(object(
+        "    - {type: external-push, metadata: {scalerAddress: 'forebay:9910'}}\n"
+    )));
+}
+
+#[test]
+fn a_figure_that_does_not_grow_needs_value_where_keda_asks_forebay() {
+    let object = |metric: &str, metric_type: &str| {
+        inspect_scaled_object(
+            &format!(
+                "spec:\n  triggers:\n    - type: external-push\n{metric_type}      metadata: {{scalerAddress: 'forebay-scaler:9910', metric: {metric}, threshold: \"2\"}}\n"
+            ),
+            "f",
+        )
+    };
+    for metric in ["ttft", "itl", "kvCache", "gpuUtilization"] {
+        let errors = object(metric, "").expect_err("an error").to_string();
+        assert!(errors.contains("missing metricType: Value"), "{errors}");
+        assert!(object(metric, "      metricType: AverageValue\n").is_err(), "{metric}");
+        assert!(
+            object(metric, "      metricType: Value\n").is_ok_and(|told| told.is_empty()),
+            "{metric}"
+        );
+    }
+    assert!(object("queueDepth", "").is_ok_and(|told| told.is_empty()));
+}
+
+#[test]
+fn documents_of_other_kinds_are_passed_over() {
+    let several = format!(
+        "kind: Deployment\nspec: {{replicas: 1}}\n---\n{}---\n# nothing\n",
+        file("queue-gpu-cron.yaml")
+    );
+    assert_told("several", &told(&several), faults("queue-gpu-cron.yaml"));
+    for (text, words) in [
+        ("kind: Deployment\n", "f:1: no ScaledObject in it"),
+        ("", "f:1: no ScaledObject in it"),
+        ("a: [\n", "not valid YAML"),
+        ("spec: {trigger: []}\n", "unknown field; did you mean triggers?"),
+        ("triggers:\n  - type: prometheus\n    metadata: {query: up}\n", "threshold: missing"),
+        (
+            "triggers:\n  - {type: cron, metadata: {timezone: Mars, start: '0 1 * * *', end: '0 2 * * *', desiredReplicas: '1'}}\n",
+            "`Mars` is not known",
+        ),
+        (
+            "advanced: {horizontalPodAutoscalerConfig: {behavior: {scaleUp: {policies: [{type: Pods, value: 0, periodSeconds: 9000}]}}}}\n",
+            "must be at least 1",
+        ),
+    ] {
+        let errors = inspect_scaled_object(text, "f").expect_err(text).to_string();
+        assert!(errors.contains(words), "{text}: {errors}");
+    }
+}
+
+#[test]
+fn bare_numbers_are_told_where_keda_takes_text_alone() {
+    let told = told(
+        "triggers:\n  - type: prometheus\n    metadata: {serverAddress: 'http://p:1', query: sum(a), threshold: 5}\n",
+    );
+    assert_eq!(
+        told,
+        ["3: triggers[0].metadata.threshold: KEDA takes text alone in metadata; write \"5\""]
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_s_own_triggers_is_told_at_its_field() {
+    let of = |trigger: &str| {
+        let text = format!(
+            "pools:\n  - name: a\n    models: [m]\n    target: {{processes: {{command: [serve, '{{port}}']}}}}\n    scaling:\n      triggers:\n        - {trigger}\n"
+        );
+        match inspect(&text, "f.yaml") {
+            Ok((_, warnings)) => warnings.to_string(),
+            Err(errors) => errors.to_string(),
+        }
+    };
+    let at = "f.yaml:7: pools[0].scaling.triggers[0]";
+    for (trigger, expected) in [
+        ("{type: queueDepth, metadata: {threshold: '5'}}", String::new()),
+        ("{type: concurrency}", String::new()),
+        ("{type: kvCache}", String::new()),
+        (
+            "{type: queuedepth}",
+            format!("{at}.type: `queuedepth` is not known; did you mean queueDepth?"),
+        ),
+        (
+            "{type: queueDepth}",
+            format!("{at}.metadata.threshold: missing; write for example threshold: 5"),
+        ),
+        (
+            "{type: queueDepth, metadata: {threshold: 0}}",
+            format!("{at}.metadata.threshold: must be above 0; write for example 5"),
+        ),
+        (
+            "{type: queueDepth, metadata: {threshold: five}}",
+            format!("{at}.metadata.threshold: `five` is not a number"),
+        ),
+        (
+            "{type: queueDepth, metadata: {treshold: 5, threshold: 5}}",
+            format!("{at}.metadata.treshold: unknown, and without effect; did you mean threshold?"),
+        ),
+        (
+            "{type: kvCache, metadata: {threshold: 85}}",
+            format!(
+                "{at}.metadata.threshold: 85 is never reached: the KV cache's use is 0 to 1; write 0.85"
+            ),
+        ),
+        (
+            "{type: ttft, metadata: {threshold: 2 seconds}}",
+            format!(
+                "{at}.metadata.threshold: `2 seconds` is not a duration; write for example 250ms, 30s, 5m or 1h30m"
+            ),
+        ),
+        (
+            "{type: ttft, metricType: AverageValue, metadata: {threshold: 2s}}",
+            format!(
+                "{at}.metricType: ttft does not grow with the replicas, and AverageValue would share it among them; leave metricType out"
+            ),
+        ),
+        (
+            "{type: ttft, metricTyp: Value}",
+            format!("{at}.metricTyp: unknown field; did you mean metricType?"),
+        ),
+        (
+            "{type: gpuUtilization, metadata: {exporter: 'dcgm:9400'}}",
+            format!(
+                "{at}.metadata.exporter: `dcgm:9400` has no http:// or https:// at its beginning; write for example http://prometheus:9090"
+            ),
+        ),
+        (
+            "{type: prometheus, metadata: {serverAddress: 'http://p:1', query: sum(up), threshold: 1, ignoreNullValues: maybe}}",
+            format!("{at}.metadata.ignoreNullValues: must be true or false, not `maybe`"),
+        ),
+        (
+            "{type: cron, metadata: {timezone: UTC, start: 0 8 * * *, end: 0 8 * * *, desiredReplicas: 1}}",
+            format!("{at}.metadata.end: is the same as start; the window would be empty"),
+        ),
+        (
+            "{type: cron, metadata: {timezone: UTC, start: 8am, end: 0 8 * * *, desiredReplicas: 1}}",
+            format!(
+                "{at}.metadata.start: `8am` is not a cron expression of five fields (minute, hour, day, month, weekday); write for example \"0 8 * * 1-5\""
+            ),
+        ),
+        (
+            "{type: cron, metadata: {timezone: UTC, start: 0 7 * * *, end: 0 8 * * *, desiredReplicas: 3}}",
+            format!("{at}.metadata.desiredReplicas: 3 is never reached: maxReplicaCount is 1"),
+        ),
+    ] {
+        assert_eq!(of(trigger), expected, "{trigger}");
+    }
+}
