@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 mod admin;
+mod check;
 mod dev;
 mod hash_key;
 mod logging;
@@ -45,14 +46,8 @@ enum Command {
     Gateway(File),
     /// The scaler alone
     Scaler(File),
-    /// Validate a configuration file, naming every problem with its line
-    Check {
-        #[command(flatten)]
-        file: File,
-        /// Print the effective configuration, defaults filled in
-        #[arg(long)]
-        print: bool,
-    },
+    /// Validate a configuration file or a ScaledObject of KEDA's, naming every problem with its line
+    Check(check::Args),
     /// Print the configuration's JSON schema, for completion in editors
     Schema,
     /// Print the SHA-256 hash of an API key, as the file of `gateway.keys` has it
@@ -96,7 +91,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(file) => from_file(&file, serve::Parts::Both),
         Command::Gateway(file) => from_file(&file, serve::Parts::Gateway),
         Command::Scaler(file) => from_file(&file, serve::Parts::Scaler),
-        Command::Check { file, print } => check(&file, print),
+        Command::Check(args) => check::run(&args),
         Command::Schema => {
             println!("{}", serde_json::to_string_pretty(&forebay_config::schema())?);
             Ok(ExitCode::SUCCESS)
@@ -141,23 +136,4 @@ fn start(config: forebay_config::Config, parts: serve::Parts) -> anyhow::Result<
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the async runtime")
-}
-
-fn check(file: &File, print: bool) -> anyhow::Result<ExitCode> {
-    let (config, warnings) = match file.read() {
-        Ok(read) => read,
-        Err(problems) => {
-            eprintln!("{problems:#}");
-            return Ok(ExitCode::FAILURE);
-        }
-    };
-    for warning in warnings.iter() {
-        eprintln!("warning: {warning}");
-    }
-    if print {
-        print!("{}", forebay_config::print(&config));
-    } else {
-        println!("{}: valid", file.config.display());
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,78 @@
+//! `forebay check`: what is wrong with a configuration, or with a ScaledObject of KEDA's.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use forebay_config::Problems;
+
+/// What to check.
+#[derive(clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("what").required(true),
+    after_help = "\
+Exit status: 0 valid, 1 invalid (with --strict: or with warnings), 2 wrong usage."
+)]
+pub(crate) struct Args {
+    /// The configuration file (YAML)
+    #[arg(long, short, value_name = "FILE", group = "what")]
+    config: Option<PathBuf>,
+    /// A ScaledObject of KEDA's, or its `triggers` and `advanced` alone: tells what in them can't
+    /// work as it is meant
+    #[arg(long, value_name = "FILE", group = "what", conflicts_with = "print")]
+    scaled_object: Option<PathBuf>,
+    /// Fail on warnings too
+    #[arg(long)]
+    strict: bool,
+    /// Print the effective configuration, defaults filled in
+    #[arg(long)]
+    print: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let (file, checked) = match (&args.config, &args.scaled_object) {
+        (Some(file), _) => {
+            let checked = forebay_config::inspect(&read(file)?, &name(file));
+            (file, checked.map(|(config, warnings)| (Some(config), warnings)))
+        }
+        (None, Some(file)) => {
+            let checked = forebay_config::inspect_scaled_object(&read(file)?, &name(file));
+            (file, checked.map(|warnings| (None, warnings)))
+        }
+        (None, None) => anyhow::bail!("give --config or --scaled-object"),
+    };
+    let (config, warnings) = match checked {
+        Ok(checked) => checked,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    for warning in warnings.iter() {
+        eprintln!("warning: {warning}");
+    }
+    let refused = args.strict && !warnings.is_empty();
+    match config.filter(|_| args.print) {
+        Some(config) => print!("{}", forebay_config::print(&config)),
+        None => println!("{}: {}", name(file), verdict(&warnings, args.strict)),
+    }
+    Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn verdict(warnings: &Problems, strict: bool) -> String {
+    match (warnings.iter().count(), strict) {
+        (0, _) => "valid".to_owned(),
+        (1, false) => "valid, with a warning".to_owned(),
+        (count, false) => format!("valid, with {count} warnings"),
+        (1, true) => "refused for a warning".to_owned(),
+        (count, true) => format!("refused for {count} warnings"),
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", name(file)))
+}
+
+fn name(file: &Path) -> String {
+    file.display().to_string()
+}
