@@ -237,9 +237,12 @@ async fn compare(address: SocketAddr, asked: &Asked, sampled: bool) {
             want.1 = want.1.iter().map(without).collect();
             want.1.dedup();
         }
-        // Sampled text has its own length and end.
+        // Sampled text has its own length, and is cut into chunks by the server's mood.
         let same = if sampled && direct.code() == 200 {
-            want.0 == got.0 && want.1.first() == got.1.first() && want.1.last() == got.1.last()
+            let within = |a: &[String], b: &[String]| a.iter().all(|shape| b.contains(shape));
+            want.0 == got.0
+                && want.1.last() == got.1.last()
+                && (within(&want.1, &got.1) || within(&got.1, &want.1))
         } else {
             want == got
         };
