@@ -13,7 +13,6 @@ use forebay_signals::{
     Barrier, EndpointSignals, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
 };
 
-use crate::core::cold_start::ColdStarts;
 use crate::core::{
     Decision, Inputs, Ledger, Override, Policy, Reading, ReplicaFacts, Replicas, Standing, State,
     Triggers, Wanted, Word, decide,
@@ -53,7 +52,6 @@ pub(crate) struct PoolLoop {
     stopped: BTreeSet<String>,
     ready: BTreeSet<String>,
     starts: BTreeMap<String, Start>,
-    cold_starts: ColdStarts,
     epoch: u64,
     barrier: bool,
     /// Endpoints whose pods are about to stop, with when that was said.
@@ -114,7 +112,6 @@ impl PoolLoop {
             stopped: BTreeSet::new(),
             ready: BTreeSet::new(),
             starts: BTreeMap::new(),
-            cold_starts: ColdStarts::default(),
             epoch: 0,
             barrier: false,
             asked: BTreeMap::new(),
@@ -314,7 +311,6 @@ impl PoolLoop {
                 target.ready(id);
                 let seconds = now_ms.saturating_sub(start.since_ms) as f64 / 1000.0;
                 tracing::info!("{}: replica {id} ready after {seconds:.1} s", self.name);
-                self.cold_starts.record(seconds);
                 took.push(seconds);
             }
             let answered = |e: &EndpointSignals| e.completed > 0 || e.generated_tokens > 0;
@@ -447,7 +443,7 @@ impl PoolLoop {
             active: !self.closed,
             figures: self.figures.as_ref().map(|it| it.known().clone()).unwrap_or_default(),
             target_concurrency: Some(f64::from(self.policy.target_concurrency)),
-            cold_start: self.cold_starts.quantiles(),
+            cold_start: self.state.cold_starts().quantiles(),
             barrier: self.barrier.then_some(Barrier { epoch: self.epoch, lease_millis: LEASE_MS }),
             replicas,
         }

@@ -1,49 +1,64 @@
 //! How many replicas, and why.
 //!
-//! What the load or the triggers ask for, upwards at once and downwards with care; the idle time;
-//! then the gates: what can't be read forbids scaling down and is never taken for zero. Last
-//! `behavior`, the bounds, and a person's orders.
+//! What the load or the triggers ask for ([`super::demand`]), upwards at once and downwards with care;
+//! the idle time, which begins with the last request or the last replica's becoming ready, whichever
+//! is later; then the gates: what can't be read forbids scaling down and is never taken for zero.
+//! Last `behavior`, the bounds, and a person's orders.
 
+use std::collections::VecDeque;
+
+use super::behavior::{History, Rules};
+use super::capacity::Capacity;
+use super::cold_start::ColdStarts;
+use super::demand::{Demand, by_triggers};
 use super::explain::{Decision, Figures, Why};
+use super::forecast::{Arrivals, Season};
 use super::inputs::{Inputs, Override, Standing};
 use super::policy::Policy;
-use super::proposal::{Proposal, round_up};
+use super::proposal::Proposal;
 use super::window::Window;
 
 /// What the next decision needs of the last ones.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    concurrency: Window,
+    pub(crate) capacity: Capacity,
+    pub(crate) cold_starts: ColdStarts,
+    pub(crate) season: Season,
+    pub(crate) arrivals: Arrivals,
+    pub(crate) concurrency: Window,
+    /// Demands of the stable window that no later one is above, oldest first.
+    pub(crate) demands: VecDeque<(u64, u32)>,
+    history: History,
     desired: u32,
     /// Replicas that have been ready, whether or not they are now.
     started: u32,
     accepted: u64,
-    raised_ms: u64,
-    panic_until_ms: u64,
+    pub(crate) panic_until_ms: u64,
     busy_ms: u64,
     ready_ms: u64,
     /// The first decision.
-    since_ms: u64,
+    pub(crate) since_ms: u64,
     /// Replicas that ran before this process were taken over then.
     adopted_ms: u64,
 }
 
-/// What the load or the triggers ask for.
-struct Demand {
-    up: u32,
-    up_why: Why,
-    down: u32,
-    down_why: Why,
-    /// Enough to wake a sleeping pool, or to keep one awake.
-    active: bool,
-}
-
 /// Replicas by where they are.
 #[derive(Clone, Copy, Default)]
-struct Counts {
-    ready: u32,
+pub(crate) struct Counts {
+    pub(crate) ready: u32,
     failed: u32,
     ejected: u32,
+}
+
+/// A count on its way to be decided, with its reason.
+struct Wish(u32, Why);
+
+/// For how long nothing was to be done.
+#[derive(Clone, Copy)]
+struct Idle {
+    for_ms: u64,
+    /// For long enough.
+    over: bool,
 }
 
 impl State {
@@ -61,6 +76,12 @@ impl State {
     pub fn desired(&self) -> u32 {
         self.desired
     }
+
+    /// What was learned of starts.
+    #[must_use]
+    pub fn cold_starts(&self) -> &ColdStarts {
+        &self.cold_starts
+    }
 }
 
 /// Decides. Pure in its arguments; `now_ms` never goes back.
@@ -72,70 +93,34 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now_ms: u
     let triggered = triggers.iter().any(|trigger| trigger.active || trigger.unreadable());
     state.observe(inputs, counts, requests > 0 || triggered, policy, now_ms);
 
-    let demand = if triggers.is_empty() {
-        state.by_load(inputs, counts, policy, now_ms)
+    // What is written for triggers is the HPA's meaning; the default has its own windows.
+    let (demand, rules) = if triggers.is_empty() {
+        (state.by_load(inputs, counts, policy, now_ms), policy.behavior.as_ref())
     } else {
-        by_triggers(&triggers, inputs, from, policy)
+        let rules = policy.behavior.as_ref().unwrap_or(&policy.trigger_rules);
+        (by_triggers(&triggers, inputs, from, policy, rules), Some(rules))
     };
-    let idle_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));
     // The windows may be longer than the idle time; they don't keep an idle pool up.
-    let idle = requests == 0
+    let for_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));
+    let over = requests == 0
         && !triggered
-        && idle_ms >= policy.cooldown_ms
+        && for_ms >= policy.cooldown_ms
         && now_ms >= state.since_ms + policy.initial_cooldown_ms;
-    let least = if idle { policy.idle } else { policy.min };
+    let idle = Idle { for_ms, over };
+    let active = demand.active;
+    let figures = demand.figures;
 
-    let (mut desired, mut why) = (from, Why::Steady);
-    if demand.up > from && !idle {
-        (desired, why) = (demand.up, demand.up_why);
-    } else if from > least && (idle || demand.down < from) {
-        let unread = triggers.iter().find(|trigger| trigger.unreadable());
-        let settled_ms = state.raised_ms.max(state.ready_ms) + policy.stable_window_ms;
-        let adopted = state.adopted_ms > 0 && now_ms < state.adopted_ms + policy.stable_window_ms;
-        (desired, why) = if inputs.load.missing {
-            (from, Why::Unheard)
-        } else if let Some(trigger) = unread {
-            (from, Why::Unread { name: trigger.name.clone() })
-        } else if adopted {
-            (from, Why::Learning)
-        } else if counts.known() < from {
-            // An impatient client's leaving does not end a start.
-            (from, Why::Starting)
-        } else if idle && !inputs.load.stale {
-            (policy.idle, Why::Idle { for_ms: idle_ms })
-        } else if now_ms < state.panic_until_ms {
-            (from, Why::Panic)
-        } else if from == 1 {
-            // The last one goes by the idle time alone, and by the word of every gateway.
-            (1, if inputs.load.stale { Why::Unheard } else { Why::Steady })
-        } else if now_ms < settled_ms {
-            (from, Why::Settling)
-        } else {
-            (demand.down.clamp(1, from), demand.down_why)
-        };
-    }
-    if desired < least || (from == 0 && demand.active && desired < policy.min) {
-        (desired, why) = (policy.min.max(least), Why::Minimum);
-    }
-    if desired > policy.max {
-        (desired, why) = (policy.max, Why::Maximum { wanted: desired });
-    }
-    match inputs.order {
-        Override::None => {}
-        Override::Paused => (desired, why) = (from, Why::Paused),
-        Override::Fixed(count) => (desired, why) = (count.min(policy.max), Why::Fixed),
-    }
-    if desired == from && !why.holds_back() && why != Why::Fixed {
-        why = Why::Steady;
-    }
-    if desired > from {
-        state.raised_ms = now_ms;
+    let wish = state.wish(demand, inputs, counts, idle, &triggers, policy, now_ms);
+    let wish = state.shape(wish, idle, active, rules, policy, now_ms);
+    let Wish(desired, why) = ordered(wish, inputs.order, from, policy);
+    if let Some(rules) = rules {
+        state.history.changed(rules, from, desired, now_ms);
     }
     state.desired = desired;
     Decision {
         from,
         desired,
-        active: desired > policy.idle || (demand.active && !idle),
+        active: desired > policy.idle || (active && !idle.over),
         why,
         proposals: inputs.proposals.to_vec(),
         figures: Figures {
@@ -143,8 +128,8 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now_ms: u
             in_flight: inputs.load.in_flight,
             ready: counts.ready,
             coming: from.saturating_sub(counts.known()),
-            rising: state.concurrency.mean(now_ms, policy.panic_window_ms),
-            falling: state.concurrency.mean(now_ms, policy.stable_window_ms),
+            cold_start_seconds: state.cold_starts.expected_seconds(),
+            ..figures
         },
     }
 }
@@ -158,89 +143,118 @@ impl State {
         policy: &Policy,
         now_ms: u64,
     ) {
-        let load = inputs.load;
-        let keep = policy.stable_window_ms.max(policy.panic_window_ms);
-        self.concurrency.record(now_ms, load.held.saturating_add(load.in_flight), keep);
+        let (load, totals) = (inputs.load, inputs.load.totals);
+        let requests = load.held.saturating_add(load.in_flight);
+        let windows = policy.stable_window_ms.max(policy.panic_window_ms);
+        self.concurrency.record(now_ms, requests, windows);
         if self.since_ms == 0 {
             self.since_ms = now_ms;
             self.busy_ms = now_ms;
+            self.arrivals.found(requests, load.held_prompt_tokens, now_ms);
+        } else {
+            let arrived = totals.accepted.saturating_sub(self.accepted);
+            self.season.observe(arrived as f64, now_ms);
         }
+        let keep_ms = self.memory_ms(policy).max(windows);
+        self.arrivals.observe(totals.accepted, totals.accepted_prompt_tokens, keep_ms, now_ms);
+        self.cold_starts.observe(inputs.replicas, now_ms);
         // Those that come and go between two reports are seen all the same.
-        if busy || load.totals.accepted > self.accepted {
+        if busy || totals.accepted > self.accepted {
             self.busy_ms = now_ms;
         }
-        self.accepted = load.totals.accepted;
+        self.accepted = totals.accepted;
         // One that comes back after an ejection did not start.
         let started = counts.ready + counts.ejected;
         if started > self.started {
             self.ready_ms = now_ms;
         }
         self.started = started;
+        self.capacity.observe(load, counts.ready, self.ready_ms, now_ms);
     }
 
-    /// The default: work in the system.
-    fn by_load(
-        &mut self,
+    /// Up as asked for, down only where nothing forbids it.
+    #[allow(clippy::too_many_arguments, reason = "the gates look at everything")]
+    fn wish(
+        &self,
+        demand: Demand,
         inputs: &Inputs<'_>,
         counts: Counts,
+        idle: Idle,
+        triggers: &[&Proposal],
         policy: &Policy,
         now_ms: u64,
-    ) -> Demand {
-        let (held, in_flight) = (inputs.load.held, inputs.load.in_flight);
-        let concurrency = held.saturating_add(in_flight);
-        let target = policy.target_concurrency.max(1);
-        let needed = |load: f64| round_up(load / f64::from(target));
-        let rising = self.concurrency.mean(now_ms, policy.panic_window_ms);
-        let falling = self.concurrency.mean(now_ms, policy.stable_window_ms);
-        let awake = self.desired > 0 || held > 0 || concurrency > policy.activation_threshold;
-        let (up, up_why) = if held > 0 {
-            // What is held can't be served by what is there: no averaging.
-            let needed = needed(f64::from(concurrency)).max(1);
-            (needed, Why::Held { held, in_flight, target })
-        } else if awake {
-            (needed(rising), Why::Rising { load: rising, target })
+    ) -> Wish {
+        let from = self.desired;
+        let least = if idle.over { policy.idle } else { policy.min };
+        if demand.up > from && !idle.over {
+            return Wish(demand.up, demand.up_why);
+        }
+        if from <= least || !(idle.over || demand.down < from) {
+            return Wish(from, Why::Steady);
+        }
+        let unread = triggers.iter().find(|trigger| trigger.unreadable());
+        let adopted = self.adopted_ms > 0 && now_ms < self.adopted_ms + policy.stable_window_ms;
+        if inputs.load.missing {
+            Wish(from, Why::Unheard)
+        } else if let Some(trigger) = unread {
+            Wish(from, Why::Unread { name: trigger.name.clone() })
+        } else if adopted {
+            Wish(from, Why::Learning)
+        } else if counts.known() < from {
+            // An impatient client's leaving does not end a start.
+            Wish(from, Why::Starting)
+        } else if idle.over && !inputs.load.stale {
+            Wish(policy.idle, Why::Idle { for_ms: idle.for_ms })
+        } else if now_ms < self.panic_until_ms {
+            Wish(from, Why::Panic)
+        } else if from == 1 {
+            // The last one goes by the idle time alone, and by the word of every gateway.
+            Wish(1, if inputs.load.stale { Why::Unheard } else { Why::Steady })
         } else {
-            (0, Why::Steady)
-        };
-        if f64::from(up) >= policy.panic_threshold * f64::from(counts.ready.max(1)) && up > 1 {
-            self.panic_until_ms = now_ms + policy.stable_window_ms;
+            Wish(demand.down.clamp(1, from), demand.down_why)
         }
-        Demand {
-            up,
-            up_why,
-            down: needed(falling).max(up),
-            down_why: Why::Falling { load: falling, target },
-            active: held > 0 || concurrency > policy.activation_threshold,
+    }
+
+    /// What `behavior` and the bounds make of it.
+    fn shape(
+        &mut self,
+        Wish(wanted, mut why): Wish,
+        idle: Idle,
+        active: bool,
+        rules: Option<&Rules>,
+        policy: &Policy,
+        now_ms: u64,
+    ) -> Wish {
+        let from = self.desired;
+        let mut desired = wanted;
+        if let Some(rules) = rules {
+            let allowed = rules.apply(&mut self.history, from, wanted, now_ms);
+            // To wake and to put to sleep is not the HPA's: there is no autoscaler at zero.
+            let sleeps = matches!(why, Why::Idle { .. });
+            let wakes = if from == 0 && wanted > 0 { policy.min.max(1).min(wanted) } else { 0 };
+            if !sleeps && allowed.max(wakes) != wanted {
+                (desired, why) = (allowed.max(wakes), Why::Behavior { wanted });
+            }
         }
+        let least = if idle.over || (from == 0 && !active) { policy.idle } else { policy.min };
+        if desired < least {
+            (desired, why) = (least, Why::Minimum);
+        }
+        if desired > policy.max {
+            (desired, why) = (policy.max, Why::Maximum { wanted: desired });
+        }
+        Wish(desired, why)
     }
 }
 
-/// The largest proposal wins. What is held wakes a pool whatever the triggers say.
-fn by_triggers(triggers: &[&Proposal], inputs: &Inputs<'_>, from: u32, policy: &Policy) -> Demand {
-    let (held, in_flight) = (inputs.load.held, inputs.load.in_flight);
-    let active = triggers.iter().any(|trigger| trigger.active);
-    let proposing = |trigger: &&&Proposal| from > 0 || trigger.active;
-    let largest = triggers
-        .iter()
-        .filter(proposing)
-        .filter_map(|trigger| Some((trigger.replicas()?, *trigger)))
-        .max_by_key(|(replicas, _)| *replicas);
-    let why = |trigger: &Proposal| Why::Trigger {
-        name: trigger.name.clone(),
-        figure: trigger.figure.unwrap_or(f64::NAN),
-        threshold: trigger.threshold,
-    };
-    let (mut up, mut up_why) = match largest {
-        Some((replicas, trigger)) => (replicas.max(u32::from(active)), why(trigger)),
-        None => (u32::from(active), Why::Steady),
-    };
-    let down_why = up_why.clone();
-    if held > 0 && up == 0 {
-        (up, up_why) = (1, Why::Held { held, in_flight, target: policy.target_concurrency });
+/// A person's order comes before everything.
+fn ordered(Wish(desired, why): Wish, order: Override, from: u32, policy: &Policy) -> Wish {
+    match order {
+        Override::Paused => Wish(from, Why::Paused),
+        Override::Fixed(count) => Wish(count.min(policy.max), Why::Fixed),
+        Override::None if desired == from && !why.holds_back() => Wish(desired, Why::Steady),
+        Override::None => Wish(desired, why),
     }
-    // Nobody proposes: then nobody asks for fewer either.
-    let down = if largest.is_some() { up } else { from.max(up) };
-    Demand { up, up_why, down, down_why, active: active || held > 0 }
 }
 
 impl Counts {
@@ -259,7 +273,7 @@ impl Counts {
 
     /// Those whose start has ended, well or not; the others are on their way, also those that the
     /// target has not told of yet.
-    fn known(self) -> u32 {
+    pub(crate) fn known(self) -> u32 {
         self.ready + self.ejected + self.failed
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::capacity::Curve;
 use super::proposal::Proposal;
 
 /// A count with its reasons.
@@ -38,10 +39,18 @@ pub struct Figures {
     pub ready: u32,
     /// Replicas on their way.
     pub coming: u32,
-    /// Mean requests in the system over the panic window.
-    pub rising: f64,
-    /// Mean requests in the system over the stable window.
-    pub falling: f64,
+    /// Requests per second over the time of a cold start.
+    pub rate: f64,
+    /// What one replica is worth.
+    pub curve: Curve,
+    /// How long a start is expected to take.
+    pub cold_start_seconds: f64,
+    /// Replicas that the arrivals of the last minutes needed.
+    pub recent: u32,
+    /// Replicas that what is there and what comes will need.
+    pub ahead: u32,
+    /// Replicas that the time of day needs.
+    pub season: u32,
 }
 
 /// The rule that won; its `Display` is half a sentence for people.
@@ -64,6 +73,27 @@ pub enum Why {
         in_flight: u32,
         /// Requests for each replica.
         target: u32,
+    },
+    /// What is in the system, with what comes, needs so many to be worked off in time.
+    Backlog {
+        /// Requests held.
+        held: u32,
+        /// Requests in flight.
+        in_flight: u32,
+        /// Requests per second.
+        rate: f64,
+    },
+    /// The arrivals of the last minutes need so many.
+    Recent {
+        /// How long the last minutes are.
+        for_ms: u64,
+        /// The objective's time to the first token.
+        ttft_ms: u64,
+    },
+    /// The time of day needs so many.
+    Season {
+        /// Requests per second that are usual.
+        rate: f64,
     },
     /// The load of the panic window.
     Rising {
@@ -110,8 +140,6 @@ pub enum Why {
     Panic,
     /// A lower count is not taken while a start is under way.
     Starting,
-    /// A lower count is not taken before a start has shown what it is worth.
-    Settling,
     /// `behavior` allows no more change now.
     Behavior {
         /// What was asked for.
@@ -128,6 +156,9 @@ impl Why {
             Self::Minimum => "minimum",
             Self::Maximum { .. } => "maximum",
             Self::Held { .. } => "held",
+            Self::Backlog { .. } => "backlog",
+            Self::Recent { .. } => "recent",
+            Self::Season { .. } => "season",
             Self::Rising { .. } => "rising",
             Self::Falling { .. } => "falling",
             Self::Trigger { .. } => "trigger",
@@ -139,7 +170,6 @@ impl Why {
             Self::Learning => "learning",
             Self::Panic => "panic",
             Self::Starting => "starting",
-            Self::Settling => "settling",
             Self::Behavior { .. } => "behavior",
         }
     }
@@ -153,7 +183,6 @@ impl Why {
                 | Self::Learning
                 | Self::Panic
                 | Self::Starting
-                | Self::Settling
                 | Self::Behavior { .. }
                 | Self::Paused
         )
@@ -175,6 +204,19 @@ impl fmt::Display for Why {
                 f,
                 "{held} requests are held and {in_flight} in flight, {target} for each replica"
             ),
+            Self::Backlog { held, in_flight, rate } => write!(
+                f,
+                "{held} requests are held and {in_flight} in flight, with {rate:.1} more each second"
+            ),
+            Self::Recent { for_ms, ttft_ms } => write!(
+                f,
+                "the load of the last {} s needs so many for first tokens within {:.1} s",
+                for_ms / 1000,
+                *ttft_ms as f64 / 1000.0
+            ),
+            Self::Season { rate } => {
+                write!(f, "{rate:.1} requests a second are usual at this time of day")
+            }
             Self::Rising { load, target } => {
                 write!(f, "{load:.1} requests are in the system, {target} for each replica")
             }
@@ -196,7 +238,6 @@ impl fmt::Display for Why {
             }
             Self::Panic => f.write_str("the load rose steeply, so nothing scales down yet"),
             Self::Starting => f.write_str("a start is under way"),
-            Self::Settling => f.write_str("the last start is too fresh to be taken back"),
             Self::Behavior { wanted } => {
                 write!(f, "behavior does not allow {wanted} yet")
             }

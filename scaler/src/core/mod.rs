@@ -3,9 +3,14 @@
 //! No socket, clock or file: the running scaler, `forebay replay` and the tests call the same
 //! [`decide()`]. Time is milliseconds since the epoch and never goes back.
 
+pub mod backlog;
+pub mod behavior;
+pub mod capacity;
 pub mod cold_start;
 pub mod decide;
+mod demand;
 pub mod explain;
+pub mod forecast;
 pub mod inputs;
 pub mod load;
 pub mod policy;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forebay_config::Behavior;
+use super::behavior::Rules;
 
 /// The rules of one pool; times in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,8 +35,10 @@ pub struct Policy {
     pub cooldown_ms: u64,
     /// No zero before so long after the first decision.
     pub initial_cooldown_ms: u64,
-    /// How fast the count may change; `None` leaves that to the algorithm.
-    pub behavior: Option<Behavior>,
+    /// How fast the count may change, where that was written.
+    pub behavior: Option<Rules>,
+    /// The same for triggers, where it was not.
+    pub trigger_rules: Rules,
 }
 
 impl Policy {
@@ -61,7 +63,8 @@ impl Policy {
             panic_threshold: scaling.panic_threshold,
             cooldown_ms: ms(scaling.cooldown_period),
             initial_cooldown_ms: ms(scaling.initial_cooldown_period),
-            behavior: scaling.behavior().cloned(),
+            behavior: scaling.behavior().map(Rules::of),
+            trigger_rules: Rules::of_triggers(),
         }
     }
 }

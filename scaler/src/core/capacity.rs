@@ -1,0 +1,347 @@
+//! What one replica is worth, learned while it serves.
+//!
+//! The more requests a replica has at once, the more it does in a second, and the longer each takes.
+//! By Little's law a request stays for concurrency ÷ throughput, and in a batching engine that time
+//! grows as a straight line: what a request takes alone, and a share for each of its neighbours. So
+//! two figures, fitted to what was seen at each concurrency, tell the throughput at all of them, with
+//! its knee; and a second line tells the time to the first token.
+//!
+//! Work is counted in tokens: a token of an answer costs about as much as [`OUTPUT_WEIGHT`] of a
+//! prompt. Samples of replicas that have just become ready are left out.
+
+use forebay_signals::Totals;
+use serde::{Deserialize, Serialize};
+
+use super::load::Load;
+
+/// Tokens of a prompt that cost as much as one of an answer: prompts are computed in parallel.
+pub const OUTPUT_WEIGHT: f64 = 4.0;
+/// Before anything is known: work per second of a replica with all the requests that it may have.
+const PRIOR_WORK_PER_SECOND: f64 = 5_000.0;
+/// Before anything is known: so much of its limit gives a replica half of its throughput.
+const PRIOR_HALF: f64 = 1.0 / 8.0;
+/// How much the prior weighs against a bucket that is full.
+const PRIOR_WEIGHT: f64 = 0.1;
+/// No throughput is believed that is so many times the best that was seen.
+const BELIEVED: f64 = 3.0;
+/// A sample's shortest and longest time, and what a new replica is given to warm up.
+const SAMPLE_MS: (u64, u64) = (10_000, 60_000);
+const WARM_UP_MS: u64 = 10_000;
+/// Answers for each replica that make a sample good before its longest time is over.
+const ENOUGH: f64 = 5.0;
+/// Seconds after which a bucket forgets the old for the new.
+const MEMORY_SECONDS: f64 = 600.0;
+/// Seconds that make a bucket count in full.
+const FULL_SECONDS: f64 = 30.0;
+
+/// What is known of a replica's throughput.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Capacity {
+    /// What was seen, by concurrency.
+    buckets: Vec<Bucket>,
+    mix: Mix,
+    #[serde(skip)]
+    sample: Option<Sample>,
+    #[serde(skip)]
+    last: Option<Last>,
+    #[serde(skip)]
+    warm_ms: u64,
+}
+
+/// Means of what one replica did with about so many requests at once.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Bucket {
+    step: i32,
+    concurrency: f64,
+    work_per_second: f64,
+    /// From release to the first token; `None` where none was streamed.
+    ttft_seconds: Option<f64>,
+    seconds: f64,
+}
+
+/// What requests are like: decayed sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mix {
+    accepted: f64,
+    estimated_prompt: f64,
+    completed: f64,
+    prompt: f64,
+    generated: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sample {
+    since_ms: u64,
+    replicas: u32,
+    /// Requests × seconds at replicas, and the same weighted by how many there were at the time.
+    area: f64,
+    square: f64,
+    work: f64,
+    answers: f64,
+    ttft: (f64, f64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Last {
+    at_ms: u64,
+    in_flight: u32,
+    totals: Totals,
+    ttft: (f64, f64),
+}
+
+/// Two straight lines over concurrency, in units of a mean request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Curve {
+    /// How long a request alone takes, in seconds.
+    pub alone_seconds: f64,
+    /// What each neighbour adds.
+    pub neighbour_seconds: f64,
+    /// To its first token, alone.
+    pub first_alone_seconds: f64,
+    /// What each neighbour adds to that.
+    pub first_neighbour_seconds: f64,
+    /// Most requests at one replica.
+    pub limit: f64,
+    /// A mean request's work, in tokens.
+    pub work: f64,
+    /// Whether anything of it was seen, and is not only supposed.
+    pub learned: bool,
+}
+
+impl Curve {
+    /// Requests per second of one replica that has so many.
+    #[must_use]
+    pub fn rate(&self, concurrency: f64) -> f64 {
+        let c = concurrency.min(self.limit);
+        c / (self.alone_seconds + self.neighbour_seconds * c).max(1e-6)
+    }
+
+    /// Requests per second of one replica that has all it may have.
+    #[must_use]
+    pub fn full_rate(&self) -> f64 {
+        self.rate(self.limit)
+    }
+
+    /// How many requests each replica may have waiting or running for the next one to have its first
+    /// token within `seconds`.
+    #[must_use]
+    pub fn room(&self, seconds: f64) -> f64 {
+        let full = self.first_alone_seconds + self.first_neighbour_seconds * self.limit;
+        if full <= seconds {
+            return self.limit + self.full_rate() * (seconds - full);
+        }
+        // Even alone it takes longer: nothing helps, so one at a time is all that can be done.
+        ((seconds - self.first_alone_seconds) / self.first_neighbour_seconds).max(1.0)
+    }
+}
+
+impl Capacity {
+    /// Takes over what happened since the last call, with `ready` replicas, the newest of which
+    /// became ready at `newest_ms`.
+    pub fn observe(&mut self, load: &Load, ready: u32, newest_ms: u64, now_ms: u64) {
+        let ttft = &load.latencies.upstream_ttft;
+        let now = Last {
+            at_ms: now_ms,
+            in_flight: load.in_flight,
+            totals: load.totals,
+            ttft: (ttft.sum(), ttft.count() as f64),
+        };
+        let Some(last) = self.last.replace(now) else { return };
+        let new = load.totals.since(&last.totals);
+        self.mix.add(&new);
+        self.warm_ms = self.warm_ms.max(newest_ms + WARM_UP_MS);
+        if ready == 0 || now_ms < self.warm_ms || load.missing || load.stale {
+            self.sample = None;
+            return;
+        }
+        let fresh = Sample {
+            since_ms: now_ms,
+            replicas: ready,
+            area: 0.0,
+            square: 0.0,
+            work: 0.0,
+            answers: 0.0,
+            ttft: (0.0, 0.0),
+        };
+        let sample = match &mut self.sample {
+            Some(sample) if sample.replicas == ready => sample,
+            other => {
+                *other = Some(fresh);
+                return;
+            }
+        };
+        let seconds = now_ms.saturating_sub(last.at_ms) as f64 / 1000.0;
+        let each = f64::from(last.in_flight) / f64::from(ready);
+        sample.area += each * seconds;
+        sample.square += each * each * seconds;
+        sample.work += new.prompt_tokens as f64 + OUTPUT_WEIGHT * new.generated_tokens as f64;
+        sample.answers += new.completed as f64;
+        sample.ttft.0 += (now.ttft.0 - last.ttft.0).max(0.0);
+        sample.ttft.1 += (now.ttft.1 - last.ttft.1).max(0.0);
+        let length_ms = now_ms - sample.since_ms;
+        let enough = sample.answers >= ENOUGH * f64::from(ready);
+        if length_ms >= SAMPLE_MS.1 || (length_ms >= SAMPLE_MS.0 && enough) {
+            let sample = std::mem::replace(sample, fresh);
+            self.take(sample, length_ms as f64 / 1000.0);
+        }
+    }
+
+    fn take(&mut self, sample: Sample, seconds: f64) {
+        if sample.work <= 0.0 || sample.area <= 0.0 {
+            return;
+        }
+        // As the requests saw it: an idle half of the time is no neighbour.
+        let concurrency = (sample.square / sample.area).max(1.0);
+        // A time with requests alone tells of them; one without tells nothing.
+        let busy = sample.area / concurrency;
+        let work_per_second = sample.work / f64::from(sample.replicas) / busy;
+        let ttft_seconds = (sample.ttft.1 > 0.0).then(|| sample.ttft.0 / sample.ttft.1);
+        let step = (concurrency.log2() * 2.0).round() as i32;
+        let busy = busy.min(seconds);
+        let new = Bucket { step, concurrency, work_per_second, ttft_seconds, seconds: busy };
+        match self.buckets.binary_search_by_key(&step, |bucket| bucket.step) {
+            Ok(at) => self.buckets[at].merge(new),
+            Err(at) => self.buckets.insert(at, new),
+        }
+    }
+
+    /// A mean request's work in tokens.
+    #[must_use]
+    pub fn mean_work(&self) -> f64 {
+        self.mix.prompt() + OUTPUT_WEIGHT * self.mix.generated()
+    }
+
+    /// So many requests of so many estimated prompt tokens, in mean requests.
+    #[must_use]
+    pub fn in_requests(&self, requests: f64, estimated_prompt: f64) -> f64 {
+        if estimated_prompt <= 0.0 {
+            return requests;
+        }
+        let prompt = estimated_prompt * self.mix.correction();
+        (prompt + requests * OUTPUT_WEIGHT * self.mix.generated()) / self.mean_work().max(1.0)
+    }
+
+    /// The lines that fit best, for replicas that take `limit` requests at once.
+    #[must_use]
+    pub fn curve(&self, limit: u32) -> Curve {
+        let limit = f64::from(limit.max(1));
+        let work = self.mean_work().max(1.0);
+        let half = (limit * PRIOR_HALF).max(1.0);
+        let weight = |bucket: &Bucket| (bucket.seconds / FULL_SECONDS).min(1.0);
+        let points = self.buckets.iter().map(|bucket| {
+            (bucket.concurrency, bucket.concurrency / bucket.work_per_second, weight(bucket))
+        });
+        let (mut alone, mut neighbour) = line(points, half).unwrap_or_else(|| {
+            let neighbour = limit / (PRIOR_WORK_PER_SECOND * (half + limit));
+            (half * neighbour, neighbour)
+        });
+        // Not much more than was seen, and no less.
+        let best = self.buckets.iter().map(|bucket| bucket.work_per_second).fold(0.0, f64::max);
+        if best > 0.0 {
+            let full = limit / (alone + neighbour * limit);
+            let factor = full / full.clamp(best, BELIEVED * best);
+            (alone, neighbour) = (alone * factor, neighbour * factor);
+        }
+        let points = self.buckets.iter().filter_map(|bucket| {
+            Some((bucket.concurrency, bucket.ttft_seconds?.max(1e-4), weight(bucket)))
+        });
+        let first = line(points, half).unwrap_or((0.0, 0.0));
+        Curve {
+            alone_seconds: alone * work,
+            neighbour_seconds: neighbour * work,
+            first_alone_seconds: first.0,
+            first_neighbour_seconds: first.1,
+            limit,
+            work,
+            learned: !self.buckets.is_empty(),
+        }
+    }
+}
+
+impl Bucket {
+    fn merge(&mut self, new: Self) {
+        let share = new.seconds / (self.seconds.min(MEMORY_SECONDS) + new.seconds);
+        let mean = |old: f64, new: f64| old + (new - old) * share;
+        self.concurrency = mean(self.concurrency, new.concurrency);
+        self.work_per_second = mean(self.work_per_second, new.work_per_second);
+        self.ttft_seconds = match (self.ttft_seconds, new.ttft_seconds) {
+            (Some(old), Some(new)) => Some(mean(old, new)),
+            (old, new) => new.or(old),
+        };
+        self.seconds = (self.seconds + new.seconds).min(MEMORY_SECONDS);
+    }
+}
+
+impl Mix {
+    fn add(&mut self, new: &Totals) {
+        // The last few hundred requests count.
+        let keep = 0.998f64.powf(new.accepted.max(new.completed) as f64);
+        for (sum, new) in [
+            (&mut self.accepted, new.accepted),
+            (&mut self.estimated_prompt, new.accepted_prompt_tokens),
+            (&mut self.completed, new.completed),
+            (&mut self.prompt, new.prompt_tokens),
+            (&mut self.generated, new.generated_tokens),
+        ] {
+            *sum = *sum * keep + new as f64;
+        }
+    }
+
+    /// Tokens generated for a request; as many as are supposed of one that says nothing, before any
+    /// was answered.
+    fn generated(&self) -> f64 {
+        (self.generated + 256.0) / (self.completed + 1.0)
+    }
+
+    fn prompt(&self) -> f64 {
+        let estimated =
+            if self.accepted > 0.0 { self.estimated_prompt / self.accepted } else { 0.0 };
+        let prior = if estimated > 0.0 { estimated } else { 512.0 };
+        (self.prompt + prior) / (self.completed + 1.0)
+    }
+
+    /// Prompt tokens for each that was estimated.
+    fn correction(&self) -> f64 {
+        let estimated =
+            if self.accepted > 0.0 { self.estimated_prompt / self.accepted } else { 0.0 };
+        if estimated > 0.0 { self.prompt() / estimated } else { 1.0 }
+    }
+}
+
+/// The straight line, neither end below zero, that fits points `(x, y, weight)` best by relative
+/// error, drawn towards one that has doubled at `half`. `None` without points.
+fn line(points: impl Iterator<Item = (f64, f64, f64)> + Clone, half: f64) -> Option<(f64, f64)> {
+    let total: f64 = points.clone().map(|(.., w)| w).sum();
+    if total <= 0.0 {
+        return None;
+    }
+    let mean = points.clone().map(|(_, y, w)| y * w).sum::<f64>() / total;
+    // Rows (u, v) with u·alone + v·neighbour = r.
+    let seen = points.clone().map(|(x, y, w)| (1.0 / y, x / y, 1.0, w));
+    let prior = std::iter::once((1.0 / mean, -half / mean, 0.0, PRIOR_WEIGHT));
+    let (mut uu, mut uv, mut vv, mut ur, mut vr) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for (u, v, r, w) in seen.chain(prior) {
+        uu += w * u * u;
+        uv += w * u * v;
+        vv += w * v * v;
+        ur += w * u * r;
+        vr += w * v * r;
+    }
+    let det = uu * vv - uv * uv;
+    if det > 1e-12 * uu * vv {
+        let (alone, neighbour) = ((ur * vv - vr * uv) / det, (vr * uu - ur * uv) / det);
+        if alone >= 0.0 && neighbour > 0.0 {
+            return Some((alone, neighbour));
+        }
+        if neighbour > 0.0 {
+            let (xx, x) = points
+                .fold((0.0, 0.0), |(xx, x1), (x, y, w)| (xx + w * (x / y).powi(2), x1 + w * x / y));
+            return Some((0.0, x / xx));
+        }
+    }
+    Some((mean, mean / half))
+}
