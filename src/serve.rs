@@ -51,7 +51,7 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     } else {
         let configured = config.gateway.scaler.as_deref().map(url).transpose()?;
         let scaler = (parts == Parts::Both).then(|| own.clone()).or(configured);
-        let gateway = Gateway::start(&config, scaler, token.clone())?;
+        let gateway = Gateway::start(&config, scaler, token.clone(), cluster.as_ref())?;
         routes = routes.merge(gateway.routes());
         Some(gateway)
     };

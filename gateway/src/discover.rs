@@ -33,8 +33,12 @@ impl Found {
         match change {
             Change::All(all) => {
                 let now: BTreeMap<_, _> = all.into_iter().collect();
-                let gone: Vec<_> =
-                    self.addresses.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+                let gone: Vec<_> = self
+                    .addresses
+                    .keys()
+                    .filter(|name| !now.contains_key(*name))
+                    .cloned()
+                    .collect();
                 for name in gone {
                     self.gone(&name);
                 }

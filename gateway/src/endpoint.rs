@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use forebay_signals::{EndpointSignals, Health};
+use forebay_discovery::Member;
+use forebay_signals::{EndpointSignals, Health, PodPhase};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::discover::at_length;
 use crate::ejection::Ejection;
 use crate::failure::{Cause, Failure};
 
@@ -31,6 +33,7 @@ pub(crate) struct Endpoint {
     standing: Standing,
     once_ready: bool,
     draining: bool,
+    pod: Pod,
     reason: String,
     /// Counted failures since the last success.
     failures: u32,
@@ -50,6 +53,22 @@ pub(crate) struct Endpoint {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) figures: Figures,
+}
+
+/// What discovery says of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Pod {
+    phase: Option<PodPhase>,
+    /// Kubernetes' word on why it is not further.
+    word: String,
+    /// The same at length.
+    reason: String,
+    /// It was ready by Kubernetes' own probe, and is not any more.
+    withdrawn: bool,
+    /// It was deleted.
+    leaving: bool,
+    /// Nobody lists it any more; it stays for what is in flight.
+    gone: bool,
 }
 
 /// What a pool's configuration says of its endpoints.
@@ -135,6 +154,7 @@ impl Endpoint {
             standing: Standing::Down,
             once_ready: false,
             draining: false,
+            pod: Pod::default(),
             reason: "not probed yet".to_owned(),
             failures: 0,
             ejections: 0,
@@ -288,14 +308,59 @@ impl Endpoint {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining
+        self.draining || self.pod.leaving || self.pod.gone
+    }
+
+    // === discovery ===
+
+    /// Discovery's word; true if that is news.
+    pub(crate) fn found(&mut self, member: &Member) -> bool {
+        let pod = Pod {
+            phase: member.phase,
+            word: member.reason.clone(),
+            reason: at_length(member),
+            withdrawn: member.withdrawn,
+            leaving: member.is_draining(),
+            gone: false,
+        };
+        std::mem::replace(&mut self.pod, pod.clone()) != pod
+    }
+
+    /// It is no longer listed. Whether it stays for what is in flight there.
+    pub(crate) fn leave(&mut self) -> bool {
+        self.pod.gone = self.in_flight > 0;
+        self.pod.gone
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.pod.gone
+    }
+
+    /// Its pod's phase with Kubernetes' word on it.
+    pub(crate) fn on_its_way(&self) -> Option<(PodPhase, &str)> {
+        Some((self.pod.phase?, &self.pod.word))
+    }
+
+    /// Why it takes nothing: its pod's reason, where that says more than that nobody answers.
+    fn why(&self) -> String {
+        let stuck = matches!(
+            self.pod.phase,
+            Some(PodPhase::Unscheduled | PodPhase::Pulling | PodPhase::Failed)
+        );
+        let tells = (stuck && self.standing != Standing::Up) || self.pod.withdrawn;
+        match self.pod.phase {
+            Some(phase) if tells && self.pod.reason.is_empty() => phase.words().to_owned(),
+            _ if tells => self.pod.reason.clone(),
+            _ => self.reason.clone(),
+        }
     }
 
     // === figures ===
 
     pub(crate) fn health(&self) -> Health {
-        match (self.draining, self.standing, self.once_ready) {
+        match (self.is_draining(), self.standing, self.once_ready) {
             (true, ..) => Health::Draining,
+            _ if self.pod.withdrawn => Health::Ejected,
             (_, Standing::Up, _) => Health::Ready,
             (_, _, true) => Health::Ejected,
             (_, _, false) => Health::Starting,
@@ -315,8 +380,8 @@ impl Endpoint {
     pub(crate) fn signals(&self) -> EndpointSignals {
         let mut signals = EndpointSignals {
             health: self.health(),
-            phase: None,
-            reason: self.reason.clone(),
+            phase: self.pod.phase,
+            reason: self.why(),
             in_flight: self.in_flight,
             limit: self.rules.limit,
             completed: self.completed,

@@ -10,35 +10,11 @@ use std::time::Duration;
 use forebay_signals::follower::{Event, follow};
 use forebay_signals::{PoolReplicas, ReplicaState, View};
 use futures_util::StreamExt;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::directory::{Directory, Source};
 use crate::pool::Pool;
-use crate::probe::probe;
 use crate::tenants::Tenants;
-
-/// The probes under way, one for each endpoint; dropping this ends them.
-#[derive(Default)]
-pub(crate) struct Probes {
-    tasks: JoinSet<()>,
-    running: BTreeMap<(Arc<str>, SocketAddr), tokio::task::AbortHandle>,
-}
-
-impl Probes {
-    pub(crate) fn add(&mut self, pool: &Arc<Pool>, address: SocketAddr) {
-        if pool.add_endpoint(address) {
-            let task = self.tasks.spawn(probe(Arc::clone(pool), address));
-            self.running.insert((Arc::clone(&pool.name), address), task);
-        }
-    }
-
-    fn remove(&mut self, pool: &Arc<Pool>, address: SocketAddr) {
-        pool.remove_endpoint(address);
-        if let Some(task) = self.running.remove(&(Arc::clone(&pool.name), address)) {
-            task.abort();
-        }
-    }
-}
 
 /// Follows the scaler for as long as the gateway runs.
 pub(crate) async fn replicas(
@@ -46,7 +22,7 @@ pub(crate) async fn replicas(
     token: Option<String>,
     pools: Vec<Arc<Pool>>,
     tenants: Arc<Tenants>,
-    mut probes: Probes,
+    directory: Arc<Directory>,
 ) {
     let mut feed = follow::<PoolReplicas>(format!("{url}/replicas"), token);
     // Addresses that came from the scaler, which alone it can take away.
@@ -63,7 +39,7 @@ pub(crate) async fn replicas(
                 }
                 for pool in &pools {
                     let known = theirs.entry(Arc::clone(&pool.name)).or_default();
-                    apply(pool, &view, known, &mut probes);
+                    apply(pool, &view, known, &directory);
                 }
             }
             Event::Goodbye | Event::Lost { .. } if !connected => {}
@@ -80,7 +56,7 @@ fn apply(
     pool: &Arc<Pool>,
     view: &View<PoolReplicas>,
     known: &mut BTreeSet<SocketAddr>,
-    probes: &mut Probes,
+    directory: &Directory,
 ) {
     let Some(told) = view.pools.get(&*pool.name) else { return };
     let mut now = BTreeSet::new();
@@ -91,12 +67,12 @@ fn apply(
         if pool.settings().scaler_lists_replicas() {
             now.insert(address);
             // One that failed has no process: its address is probed anew when it is started again.
-            probes.add(pool, address);
+            directory.add(pool, Source::Scaler, address);
         }
         pool.drain_endpoint(address, replica.state == ReplicaState::Draining);
     }
     for gone in known.difference(&now) {
-        probes.remove(pool, *gone);
+        directory.remove(pool, Source::Scaler, *gone);
     }
     *known = now;
     pool.set_cold_start(told.cold_start);

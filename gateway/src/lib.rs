@@ -13,6 +13,8 @@ mod clients;
 mod connection;
 mod context;
 mod cors;
+mod directory;
+mod discover;
 mod drain;
 mod edge;
 mod edit;
@@ -59,6 +61,7 @@ mod tenant;
 mod tenants;
 mod tls;
 mod upstream;
+mod waiting;
 
 pub use keys::{KeysError, hash_key};
 pub use metric::{BUCKETS, describe};

@@ -44,6 +44,8 @@ pub(crate) struct Pool {
 struct Books {
     queue: Queue<Waiter>,
     endpoints: BTreeMap<SocketAddr, Endpoint>,
+    /// Pods that have no address yet.
+    waiting: BTreeMap<String, discovered::Pending>,
     budget: RetryBudget,
     barrier: Option<(u64, Instant)>,
     cold_start: Option<ColdStart>,
@@ -188,6 +190,7 @@ impl Pool {
         let books = Books {
             queue: Queue::bounded(hold.max_requests as usize, hold.max_bytes.bytes()),
             endpoints: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             budget: RetryBudget::new(Instant::now()),
             barrier: None,
             cold_start: None,
@@ -245,7 +248,8 @@ impl Pool {
             let waiter = Waiter { slot: sender, avoid: ticket.avoid.clone() };
             if let Err(full) = books.queue.push(place, request, waiter, !first) {
                 let retry_after = books.retry_after();
-                return Err(Refusal::QueueFull { held: full.requests, retry_after });
+                let why = books.why_waiting();
+                return Err(Refusal::QueueFull { held: full.requests, retry_after, why });
             }
             self.tell_of_depth(&mut books);
             // What began while nothing was ready ends with the first that is.
@@ -278,8 +282,9 @@ impl Pool {
             }
             Ok(Err(_)) => Err(Refusal::ShuttingDown),
             Err(_) => {
-                let retry_after = self.books.lock().retry_after();
-                Err(Refusal::HoldExpired { waited: ticket.held, retry_after })
+                let books = self.books.lock();
+                let (retry_after, why) = (books.retry_after(), books.why_waiting());
+                Err(Refusal::HoldExpired { waited: ticket.held, retry_after, why })
             }
         }
     }
@@ -365,6 +370,9 @@ impl Pool {
                 }
                 if drained {
                     self.news.notify_one();
+                    if endpoint.is_gone() {
+                        books.endpoints.remove(&address);
+                    }
                 }
             }
             books.note_readiness(now);
@@ -393,6 +401,10 @@ impl Pool {
 
     pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {
         let mut books = self.books.lock();
+        // Another one at the same address; what still ends at the old one no longer counts.
+        if books.endpoints.get(&address).is_some_and(Endpoint::is_gone) {
+            books.endpoints.remove(&address);
+        }
         let rules = Rules::of(&self.settings());
         let mut new = false;
         books.endpoints.entry(address).or_insert_with(|| {
@@ -408,7 +420,12 @@ impl Pool {
 
     pub(crate) fn remove_endpoint(&self, address: SocketAddr) {
         let mut books = self.books.lock();
-        books.endpoints.remove(&address);
+        // Streams there go on as long as they do.
+        if let Some(endpoint) = books.endpoints.get_mut(&address)
+            && !endpoint.leave()
+        {
+            books.endpoints.remove(&address);
+        }
         books.set_budget(self.settings().max_in_flight);
         books.note_readiness(Instant::now());
         self.news.notify_one();
@@ -599,6 +616,8 @@ impl Pool {
         };
         let endpoints: BTreeMap<String, Option<EndpointSignals>> =
             books.endpoints.iter().map(endpoint).collect();
+        let waiting = books.waiting.iter();
+        let waiting = waiting.map(|(name, (it, _))| (name.clone(), Some(it.clone()))).collect();
         let in_flight = books.endpoints.values().map(|endpoint| endpoint.in_flight).sum();
         let barrier = books.barrier_is_up() && in_flight == 0;
         PoolSignals {
@@ -620,7 +639,7 @@ impl Pool {
             end_to_end: books.end_to_end.clone(),
             zero_epoch: books.barrier.filter(|_| barrier).map(|(epoch, _)| epoch),
             endpoints,
-            waiting: BTreeMap::new(),
+            waiting,
         }
     }
 }
@@ -662,6 +681,7 @@ impl Books {
     }
 }
 
+mod discovered;
 mod reload;
 #[cfg(test)]
 mod tests;

@@ -57,10 +57,10 @@ pub(crate) enum Refusal {
         whole_seconds(*.retry_after)
     )]
     Limited { tenant: Arc<str>, limit: Limit, retry_after: Duration },
-    #[error("The queue is full: {held} requests are held already.")]
-    QueueFull { held: usize, retry_after: Duration },
-    #[error("No replica had room within {waited:.0?}.")]
-    HoldExpired { waited: Duration, retry_after: Duration },
+    #[error("The queue is full: {held} requests are held already{why}.")]
+    QueueFull { held: usize, retry_after: Duration, why: String },
+    #[error("No replica had room within {waited:.0?}{why}.")]
+    HoldExpired { waited: Duration, retry_after: Duration, why: String },
     #[error("The request failed {tries} times; the last time: {last}")]
     Exhausted { tries: u32, last: Failure },
     #[error("The request was in flight when two replicas died. It is not given to a third.")]
@@ -254,8 +254,8 @@ mod tests {
                 },
                 429,
             ),
-            (Refusal::QueueFull { held: 1, retry_after: second }, 429),
-            (Refusal::HoldExpired { waited: second, retry_after: second }, 503),
+            (Refusal::QueueFull { held: 1, retry_after: second, why: String::new() }, 429),
+            (Refusal::HoldExpired { waited: second, retry_after: second, why: String::new() }, 503),
             (Refusal::BadRequest(ScanError::Duplicate("model")), 400),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::Connect, "reset") }, 502),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::QueueFull, "full") }, 503),

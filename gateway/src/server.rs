@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use axum::Router;
 use forebay_config::Config;
+use forebay_discovery::Cluster;
 use forebay_signals::PoolSignals;
 use forebay_signals::publisher::Publisher;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::directory::{Directory, Source};
+use crate::discover::discover;
 use crate::drain::Drain;
 use crate::edge::Edge;
-use crate::follow::{self, Probes};
+use crate::follow;
 use crate::keys::KeysError;
 use crate::listen::Listeners;
 use crate::metric::endpoints_text;
@@ -31,6 +34,8 @@ pub struct Gateway {
     listeners: Listeners,
     drain: Drain,
     publisher: Arc<Publisher<PoolSignals>>,
+    /// Its probes end with it.
+    _directory: Arc<Directory>,
 }
 
 /// Why a gateway does not start.
@@ -74,7 +79,7 @@ pub enum StartError {
 
 impl Gateway {
     /// Starts serving. `scaler` is the base URL of the admin port whose `/replicas` is followed,
-    /// `token` its bearer token.
+    /// `token` its bearer token. `cluster` is needed where replicas are found in Kubernetes.
     ///
     /// # Errors
     /// [`StartError`] when an address can't be used.
@@ -82,11 +87,12 @@ impl Gateway {
         config: &Config,
         scaler: Option<String>,
         token: Option<String>,
+        cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
         let news = Arc::new(Notify::new());
         let pools: Vec<_> =
             config.pools.iter().map(|pool| Pool::new(pool.clone(), Arc::clone(&news))).collect();
-        let mut probes = Probes::default();
+        let directory = Arc::new(Directory::default());
         for pool in &pools {
             if let Some(file) = &pool.settings().api_key_file {
                 let read = std::fs::read_to_string(file).and_then(|text| pool.key.set(&text));
@@ -102,7 +108,7 @@ impl Gateway {
                     endpoint: endpoint.clone(),
                     reason,
                 })?;
-                probes.add(pool, address);
+                directory.add(pool, Source::Fixed, address);
             }
         }
         let tenants = Tenants::prepare(&config.gateway).map_err(StartError::Keys)?;
@@ -138,16 +144,22 @@ impl Gateway {
         if let Some(tls) = tls {
             drain.spawn(tls.follow());
         }
+        for pool in &pools {
+            if let Some(discovery) = &pool.settings().discovery {
+                let changes = forebay_discovery::discover(discovery, cluster);
+                drain.spawn(discover(Arc::clone(pool), changes, Arc::clone(&directory)));
+            }
+        }
         drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
         drain.spawn(Arc::clone(&tenants).watch());
         match scaler {
-            Some(url) => drain.spawn(follow::replicas(url, token, pools, tenants, probes)),
-            None => drain.spawn(async move {
-                let _probes = probes;
-                std::future::pending::<()>().await;
-            }),
+            Some(url) => {
+                let directory = Arc::clone(&directory);
+                drain.spawn(follow::replicas(url, token, pools, tenants, directory));
+            }
+            None => {}
         }
-        Ok(Self { listeners, drain, publisher })
+        Ok(Self { listeners, drain, publisher, _directory: directory })
     }
 
     /// Where clients connect.

@@ -213,7 +213,7 @@ fn a_gateway_with_wrong_files_does_not_start_and_says_which() {
     let folder = Folder::new("wrong");
     folder.settings(&mut config).renew();
     folder.write("tls.key", "nonsense");
-    let error = Gateway::start(&config, None, None).err().expect("wrong").to_string();
+    let error = Gateway::start(&config, None, None, None).err().expect("wrong").to_string();
     assert!(error.starts_with("gateway.tls.keyFile: holds no private key in PEM"), "{error}");
 }
 

@@ -203,3 +203,35 @@ async fn a_pool_that_fails_everything_is_not_sent_several_times_its_load() {
     }
     assert!((200..=310).contains(&again), "a fifth, and what is saved up: {again}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_held_client_is_told_why_nothing_is_ready_without_names() {
+    use forebay_signals::{PodPhase, Waiting};
+    let pool = pool(r#"{"name": "p", "hold": {"timeout": "1s"}}"#);
+    for (name, phase, word) in
+        [("secret-a", PodPhase::Unscheduled, "Unschedulable"), ("secret-b", PodPhase::Pulling, "")]
+    {
+        let waiting = Waiting { phase, reason: "0/3 nodes are available".to_owned() };
+        pool.set_waiting(name.to_owned(), Some((waiting, word.to_owned())));
+    }
+    let refused = pool.hold(&mut ticket(60)).await.err().expect("nothing is ready");
+    assert_eq!(
+        refused.to_string(),
+        "No replica had room within 1s: 1 replica is waiting for a node (Unschedulable), 1 is \
+         pulling the image."
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_no_longer_listed_stays_for_what_is_in_flight_there() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let mut stream = ticket(60);
+    let slot = pool.hold(&mut stream).await.expect("released");
+    pool.remove_endpoint(address(1));
+    let signals = pool.signals();
+    let endpoint = signals.endpoints["127.0.0.1:1"].as_ref().expect("there");
+    assert_eq!((endpoint.health, endpoint.in_flight, signals.in_flight), (Health::Draining, 1, 1));
+    slot.ended(End::Complete);
+    assert!(pool.signals().endpoints.is_empty());
+}

@@ -168,7 +168,7 @@ pub fn config(endpoint: Option<SocketAddr>) -> Config {
 }
 
 pub fn start(config: &Config) -> Gateway {
-    Gateway::start(config, None, None).unwrap_or_else(|error| panic!("{error}"))
+    Gateway::start(config, None, None, None).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// One pool's part of `/signals`.
