@@ -152,12 +152,9 @@ impl Gateway {
         }
         drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
         drain.spawn(Arc::clone(&tenants).watch());
-        match scaler {
-            Some(url) => {
-                let directory = Arc::clone(&directory);
-                drain.spawn(follow::replicas(url, token, pools, tenants, directory));
-            }
-            None => {}
+        if let Some(url) = scaler {
+            let directory = Arc::clone(&directory);
+            drain.spawn(follow::replicas(url, token, pools, tenants, directory));
         }
         Ok(Self { listeners, drain, publisher, _directory: directory })
     }
