@@ -197,7 +197,15 @@ impl PoolLoop {
             .iter()
             .map(|heard| (heard.gateway, heard.lost_ms.map_or(Word::Now, Word::Silent)));
         let load = self.ledger.load(words, self.stale_after_ms);
-        let facts: Vec<_> = alive.iter().filter(staying).map(|status| self.facts(status)).collect();
+        let mut facts: Vec<_> =
+            alive.iter().filter(staying).map(|status| self.facts(status)).collect();
+        if target.drains() == Drains::All && facts.iter().any(|it| it.ready_ms.is_some()) {
+            // Somebody else starts them, and by more than our word: those that were not started
+            // beside one that is ready are not on their way.
+            let asked = (self.state.desired() as usize).max(facts.len());
+            let none = ReplicaFacts { standing: Standing::Failed, ..ReplicaFacts::asked(now_ms) };
+            facts.resize(asked, none);
+        }
         let staying = count(&|_| true);
         let alive: Vec<_> = alive.into_iter().cloned().collect();
         let order = if self.order == Override::None { target.order() } else { self.order };

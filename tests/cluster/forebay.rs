@@ -86,10 +86,13 @@ impl Forebay {
 /// Sends bytes and reads until the other side closes; what came, also when it broke off.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut answer = Vec::new();
-    if let Ok(mut stream) = TcpStream::connect(address).await {
-        let _ = stream.write_all(request).await;
-        let _ = stream.read_to_end(&mut answer).await;
-    }
+    let whole = async {
+        if let Ok(mut stream) = TcpStream::connect(address).await {
+            let _ = stream.write_all(request).await;
+            let _ = stream.read_to_end(&mut answer).await;
+        }
+    };
+    let _ = timeout(PATIENCE, whole).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 

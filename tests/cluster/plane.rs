@@ -15,7 +15,7 @@ use crate::pki::Pki;
 use crate::process::Process;
 
 /// Nothing here takes as long, however busy the machine is.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Plane {
     pub kubeconfig: PathBuf,

@@ -351,3 +351,27 @@ fn where_another_decides_the_count_all_that_is_there_serves() {
     let woken = step(&mut pool, &target, &[at(1, Health::Draining, 0)], 201_000);
     assert_eq!((woken.decision.desired, drained(&woken)), (1, 0), "one wakes all that are there");
 }
+
+#[test]
+fn a_replica_that_another_never_started_does_not_keep_the_pool_awake() {
+    let mut pool = pool();
+    let target = Fake { drains: Some(Drains::All), ..Fake::default() };
+    step(&mut pool, &target, &[signals(35, &[])], 1_000);
+    assert_eq!(target.statuses.borrow().len(), 4);
+    // Of the four, the HPA made one: its own bounds, or its time, were others.
+    target.statuses.borrow_mut().retain(|id, _| id == "p-1");
+    let one = |in_flight| signals(0, &[(ONE, Health::Ready, in_flight)]);
+    let fake = |target: &Fake| Fake {
+        statuses: target.statuses.clone(),
+        drains: Some(Drains::All),
+        ..Fake::default()
+    };
+    for now in [2_000, 3_000] {
+        step(&mut pool, &fake(&target), &[one(1)], now);
+    }
+    for now in [100_000, 200_000] {
+        step(&mut pool, &fake(&target), &[one(0)], now);
+    }
+    let idle = step(&mut pool, &fake(&target), &[one(0)], 300_000);
+    assert_eq!(idle.decision.desired, 0, "{}", idle.decision.sentence());
+}
