@@ -75,7 +75,7 @@ fn apply(
         directory.remove(pool, Source::Scaler, *gone);
     }
     *known = now;
-    pool.set_cold_start(told.cold_start);
+    pool.set_cold_start(told.cold_start, told.desired);
     let barrier = told.barrier;
     pool.set_barrier(barrier.map(|b| (b.epoch, Duration::from_millis(b.lease_millis))));
 }

@@ -6,6 +6,7 @@
 
 mod activity;
 mod api;
+mod asked;
 mod body;
 mod bucket;
 mod budget;
@@ -39,6 +40,7 @@ mod metric;
 mod models;
 mod multipart;
 mod outgoing;
+mod patience;
 mod pieces;
 mod pool;
 mod probe;
@@ -52,6 +54,7 @@ mod report;
 mod respond;
 mod route;
 mod scan;
+mod served;
 mod server;
 mod socket;
 mod sse;

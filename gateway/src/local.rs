@@ -27,18 +27,17 @@ pub(crate) fn answer(proxy: &Proxy, parts: &Parts) -> Option<Result<Response<Bod
         }
         "/v1/models" => get().and_then(|()| {
             let tenant = proxy.tenants.of(&parts.headers)?;
-            Ok(json(&models::list(&proxy.routes, &tenant, proxy.started)))
+            Ok(json(&models::list(&proxy.routes, &tenant)))
         }),
         _ => {
             if let Some(name) = path.strip_prefix("/v1/models/") {
                 get().and_then(|()| {
-                    let unknown = || Refusal::UnknownModel {
+                    let tenant = proxy.tenants.of(&parts.headers)?;
+                    let model = models::one(&proxy.routes, &tenant, name);
+                    model.map(|model| json(&model)).ok_or_else(|| Refusal::UnknownModel {
                         model: name.to_owned(),
                         known: "see /v1/models".to_owned(),
-                    };
-                    let tenant = proxy.tenants.of(&parts.headers)?;
-                    let model = models::one(&proxy.routes, &tenant, proxy.started, name);
-                    model.map(|model| json(&model)).ok_or_else(unknown)
+                    })
                 })
             } else if Api::of(path).is_none() {
                 Err(Refusal::UnknownPath(path.to_owned()))

@@ -23,6 +23,7 @@ const QUEUE_DEPTH: &str = "forebay_queue_depth";
 const IN_FLIGHT: &str = "forebay_in_flight";
 const REQUESTS: &str = "forebay_requests_total";
 const REFUSALS: &str = "forebay_refusals_total";
+const FALLBACKS: &str = "forebay_fallbacks_total";
 const RETRIES: &str = "forebay_retries_total";
 const FAILURES: &str = "forebay_failures_total";
 const ABORTS: &str = "forebay_aborts_total";
@@ -69,6 +70,7 @@ pub fn describe() {
         REFUSALS,
         "Requests that the gateway refused, by pool (none before one was found) and reason"
     );
+    describe_counter!(FALLBACKS, "Requests that went to the pool's fallback, by pool");
     describe_counter!(RETRIES, "Tries beyond a request's first, by pool");
     describe_counter!(FAILURES, "Tries that failed by a replica's fault, by pool and cause");
     describe_counter!(
@@ -99,6 +101,7 @@ pub(crate) struct Metrics {
     queue_depth: Gauge,
     in_flight: Gauge,
     requests: [Counter; 5],
+    fallbacks: Counter,
     retries: Counter,
     failures: [Counter; 10],
     aborts: [Counter; 3],
@@ -128,6 +131,7 @@ impl Metrics {
             queue_depth: gauge!(QUEUE_DEPTH, "pool" => pool.clone()),
             in_flight: gauge!(IN_FLIGHT, "pool" => pool.clone()),
             requests: Outcome::ALL.map(|outcome| of(REQUESTS, "outcome", outcome.name())),
+            fallbacks: count(FALLBACKS),
             retries: count(RETRIES),
             failures: Cause::ALL.map(|cause| of(FAILURES, "cause", cause.name())),
             aborts: Aborter::ALL.map(|by| of(ABORTS, "by", by.name())),
@@ -152,6 +156,10 @@ impl Metrics {
         self.in_flight.set(in_flight);
         self.retries.absolute(totals.retries);
         self.tokens_per_second.set(tokens_per_second);
+    }
+
+    pub(crate) fn fell_back(&self) {
+        self.fallbacks.increment(1);
     }
 
     pub(crate) fn set_endpoints(&self, count: impl Fn(&str) -> u32) {

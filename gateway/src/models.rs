@@ -1,26 +1,32 @@
-//! `/v1/models`: every pool's names, those of sleeping models included.
+//! `/v1/models`: every name that a tenant may send, those of sleeping models included.
 
 use serde_json::{Value, json};
 
-use crate::route::Routes;
+use crate::route::{Listed, Routes};
 use crate::tenant::Tenant;
 
-fn model(name: &str, created: u64) -> Value {
-    json!({"id": name, "object": "model", "created": created, "owned_by": "forebay", "root": name, "parent": null})
+/// vLLM says the time of the call, which makes every list a new one. This is the same for all
+/// models, gateways and calls: 1 November 2026.
+const CREATED: u64 = 1_793_491_200;
+
+fn model(listed: &Listed) -> Value {
+    json!({
+        "id": listed.name, "object": "model", "created": CREATED, "owned_by": "forebay",
+        "root": listed.root, "parent": listed.parent, "max_model_len": listed.max_model_len,
+    })
 }
 
-/// The list. `created` is the gateway's start: stable, other than vLLM's, which is the time of the
-/// call.
-pub(crate) fn list(routes: &Routes, tenant: &Tenant, created: u64) -> Value {
-    let mut names: Vec<String> = routes.pools().iter().flat_map(|pool| pool.models()).collect();
-    names.dedup();
-    names.retain(|name| tenant.may_use(name));
-    let data: Vec<_> = names.iter().map(|name| model(name, created)).collect();
+pub(crate) fn list(routes: &Routes, tenant: &Tenant) -> Value {
+    let all = routes.all();
+    let data: Vec<_> =
+        all.iter().filter(|listed| tenant.may_use(&listed.name)).map(model).collect();
     json!({"object": "list", "data": data})
 }
 
-/// One of them.
-pub(crate) fn one(routes: &Routes, tenant: &Tenant, created: u64, name: &str) -> Option<Value> {
-    let known = routes.pools().iter().any(|pool| pool.models().iter().any(|known| known == name));
-    (known && tenant.may_use(name)).then(|| model(name, created))
+/// One of them, by a name as it stands in a path: `/` may be written `%2F`.
+pub(crate) fn one(routes: &Routes, tenant: &Tenant, name: &str) -> Option<Value> {
+    let name = percent_encoding::percent_decode_str(name).decode_utf8().ok()?;
+    let all = routes.all();
+    let found = all.iter().find(|listed| listed.name == name);
+    found.filter(|listed| tenant.may_use(&listed.name)).map(model)
 }

@@ -20,9 +20,11 @@ use crate::endpoint::{Endpoint, Probe, Probed, Pulse, Rules};
 use crate::failure::{Cause, Failure};
 use crate::key::UpstreamKey;
 use crate::metric::Metrics;
+use crate::patience::{Cold, Patience};
 use crate::queue::{Place, Queue, Request};
 use crate::record::{Ended, FirstToken, Outcome};
 use crate::refusal::Refusal;
+use crate::served::Served;
 
 /// A request that was in flight at so many unannounced deaths of replicas is not given to another.
 const MOST_DEATHS: u32 = 2;
@@ -36,6 +38,7 @@ pub(crate) struct Pool {
     settings: ArcSwap<forebay_config::Pool>,
     pub(crate) metrics: Metrics,
     pub(crate) key: UpstreamKey,
+    pub(crate) served: Served,
     /// Woken when the scaler should hear of a change at once.
     pub(crate) news: Arc<Notify>,
     books: Mutex<Books>,
@@ -49,8 +52,6 @@ struct Books {
     budget: RetryBudget,
     barrier: Option<(u64, Instant)>,
     cold_start: Option<ColdStart>,
-    /// What the replicas last told of themselves; kept while the pool sleeps.
-    served: Vec<String>,
     totals: Totals,
     in_flight_tokens: u64,
     hold: Histogram,
@@ -63,6 +64,10 @@ struct Books {
     told_depth: usize,
     /// Since when no endpoint has been ready.
     none_ready: Option<Instant>,
+    /// Since when replicas are wanted while none is ready.
+    starting: Option<Instant>,
+    /// Requests refused for the cold start since the last tick: they are demand all the same.
+    turned_away: u32,
     turn: usize,
     /// The holds since the queue was last empty, for one line when it is again.
     burst: (u64, Duration),
@@ -89,6 +94,10 @@ pub(crate) struct Ticket {
     /// Time held while nothing was ready.
     pub(crate) cold: Duration,
     pub(crate) held: Duration,
+    /// Until when its client waits, where that is known.
+    gives_up: Option<Instant>,
+    /// Another pool is asked when this one can't serve it, after so long a hold if that is given.
+    elsewhere: Option<Option<Duration>>,
 }
 
 impl Ticket {
@@ -102,7 +111,24 @@ impl Ticket {
             errors: 0,
             cold: Duration::ZERO,
             held: Duration::ZERO,
+            gives_up: None,
+            elsewhere: None,
         }
+    }
+
+    /// Its client waits no longer than this.
+    pub(crate) fn gives_up(&mut self, at: Option<Instant>) {
+        self.gives_up = at;
+    }
+
+    /// Another pool is asked when this one can't serve it in time, or `after` so long a hold.
+    pub(crate) fn may_go_elsewhere(&mut self, after: Option<Duration>) {
+        self.elsewhere = Some(after);
+    }
+
+    /// How long its pool may hold it in all.
+    fn longest_hold(&self, hold: Duration) -> Duration {
+        self.elsewhere.flatten().map_or(hold, |after| after.min(hold))
     }
 
     /// The queue's own number of this arrival.
@@ -194,7 +220,6 @@ impl Pool {
             budget: RetryBudget::new(Instant::now()),
             barrier: None,
             cold_start: None,
-            served: Vec::new(),
             totals: Totals::default(),
             in_flight_tokens: 0,
             hold: Histogram::default(),
@@ -205,6 +230,8 @@ impl Pool {
             end_to_end: Histogram::default(),
             told_depth: 0,
             none_ready: Some(Instant::now()),
+            starting: None,
+            turned_away: 0,
             turn: 0,
             burst: (0, Duration::ZERO),
         };
@@ -215,6 +242,7 @@ impl Pool {
             settings: ArcSwap::from_pointee(settings),
             metrics,
             key: UpstreamKey::default(),
+            served: Served::default(),
             news,
             books: Mutex::new(books),
         })
@@ -243,6 +271,9 @@ impl Pool {
                 }
                 return Ok(slot);
             }
+            if first && let Some(retry_after) = self.in_vain(&mut books, ticket, started) {
+                return Err(Refusal::InVain { retry_after });
+            }
             let (sender, slot) = oneshot::channel();
             let request = ticket.request.clone();
             let waiter = Waiter { slot: sender, avoid: ticket.avoid.clone() };
@@ -257,7 +288,8 @@ impl Pool {
         };
         // An endpoint may have become free between a failed try and this one.
         self.release();
-        let rest = self.settings().hold.timeout.saturating_sub(ticket.held);
+        let longest = ticket.longest_hold(self.settings().hold.timeout);
+        let rest = longest.saturating_sub(ticket.held);
         let deadline = ticket.request.deadline.min(started + rest);
         let outcome = timeout_at(deadline, &mut held.slot).await;
         ticket.held += started.elapsed();
@@ -287,6 +319,25 @@ impl Pool {
                 Err(Refusal::HoldExpired { waited: ticket.held, retry_after, why })
             }
         }
+    }
+
+    /// Whether a request need not be held at all, and when its client may come back.
+    fn in_vain(
+        &self,
+        books: &mut MutexGuard<'_, Books>,
+        ticket: &Ticket,
+        now: Instant,
+    ) -> Option<Duration> {
+        books.none_ready?;
+        let settings = self.settings();
+        let hold = now + ticket.longest_hold(settings.hold.timeout);
+        let until = hold.min(ticket.request.deadline).min(ticket.gives_up.unwrap_or(hold));
+        let patience = Patience { until, elsewhere: ticket.elsewhere.is_some() };
+        let starts = settings.target.is_some() || books.any_starting();
+        let retry_after = books.cold(starts).in_vain(patience, now)?;
+        books.turned_away += 1;
+        self.news.notify_one();
+        Some(retry_after)
     }
 
     /// The least loaded endpoint with room; one that failed this request only where no other is
@@ -426,6 +477,7 @@ impl Pool {
         {
             books.endpoints.remove(&address);
         }
+        self.served.gone(address);
         books.set_budget(self.settings().max_in_flight);
         books.note_readiness(Instant::now());
         self.news.notify_one();
@@ -511,19 +563,6 @@ impl Pool {
         free.then_some(()).ok_or_else(refused)
     }
 
-    /// The names that a replica told of itself.
-    pub(crate) fn set_served(&self, names: Vec<String>) {
-        self.books.lock().served = names;
-    }
-
-    /// Names that clients can send: configured ones, or what the replicas have told.
-    pub(crate) fn models(&self) -> Vec<String> {
-        if !self.settings().models.is_empty() {
-            return self.settings().models.clone();
-        }
-        self.books.lock().served.clone()
-    }
-
     /// Holds everything for a barrier, or lifts it.
     pub(crate) fn set_barrier(self: &Arc<Self>, barrier: Option<(u64, Duration)>) {
         {
@@ -542,6 +581,7 @@ impl Pool {
     pub(crate) fn tick(self: &Arc<Self>) {
         {
             let mut books = self.books.lock();
+            books.turned_away = 0;
             if books.barrier.is_some() && !books.barrier_is_up() {
                 tracing::warn!("{}: the scaler is silent; serving with what answers", self.name);
                 books.barrier = None;
@@ -554,8 +594,12 @@ impl Pool {
         self.release();
     }
 
-    pub(crate) fn set_cold_start(&self, cold_start: Option<ColdStart>) {
-        self.books.lock().cold_start = cold_start;
+    /// What the scaler has learned of starts, and how many replicas it wants.
+    pub(crate) fn set_cold_start(&self, cold_start: Option<ColdStart>, desired: u32) {
+        let mut books = self.books.lock();
+        books.cold_start = cold_start;
+        let starting = desired > 0 && books.none_ready.is_some();
+        books.starting = starting.then(|| books.starting.unwrap_or_else(Instant::now));
     }
 
     // === books ===
@@ -621,7 +665,7 @@ impl Pool {
         let in_flight = books.endpoints.values().map(|endpoint| endpoint.in_flight).sum();
         let barrier = books.barrier_is_up() && in_flight == 0;
         PoolSignals {
-            queue_depth: books.queue.depth() as u32,
+            queue_depth: books.queue.depth() as u32 + books.turned_away,
             queue_bytes: books.queue.bytes(),
             held_tokens: books.queue.tokens(),
             oldest_hold_seconds: books
@@ -666,18 +710,27 @@ impl Books {
     fn note_readiness(&mut self, now: Instant) {
         let ready = self.endpoints.values().any(|endpoint| endpoint.health() == Health::Ready);
         match (ready, self.none_ready) {
-            (true, Some(_)) => self.none_ready = None,
+            (true, Some(_)) => (self.none_ready, self.starting) = (None, None),
             (false, None) => self.none_ready = Some(now),
             _ => {}
         }
     }
 
-    /// When it makes sense to come back: the median cold start, or a second.
+    fn cold(&self, starts: bool) -> Cold {
+        Cold { learned: self.cold_start, since: self.starting, starts }
+    }
+
+    /// Whether something that is no capacity now may become some by itself.
+    fn any_starting(&self) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.health() == Health::Starting)
+    }
+
+    /// When it makes sense to come back: once a replica is there, or in a second.
     fn retry_after(&self) -> Duration {
-        let cold = self.none_ready.and(self.cold_start);
-        cold.map_or(Duration::from_secs(1), |cold| {
-            Duration::from_secs_f64(cold.p50_seconds.clamp(1.0, 3600.0))
-        })
+        match self.none_ready {
+            Some(_) => self.cold(true).retry_after(Instant::now()),
+            None => Duration::from_secs(1),
+        }
     }
 }
 

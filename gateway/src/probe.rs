@@ -14,52 +14,56 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::endpoint::{Probe, Probed};
 use crate::pool::Pool;
+use crate::served::{self, ServedModel};
 
 const TICK: Duration = Duration::from_millis(100);
 const HEALTH_PATIENCE: Duration = Duration::from_secs(2);
 /// A one-token request waits its turn among others.
 const TOKEN_PATIENCE: Duration = Duration::from_secs(5);
+/// Adapters come and go while a replica runs.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 const MAX_ANSWER: usize = 4 << 20;
 
 /// Probes one endpoint until it is dropped.
 pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut names: Option<Vec<String>> = None;
+    let mut told: Option<(Instant, Vec<ServedModel>)> = None;
     loop {
         ticks.tick().await;
         let Some(probe) = pool.probe_due(address) else { continue };
         let replica = Replica { address, key: pool.key.get() };
         let word = match probe {
             Probe::Health => health(&replica).await,
-            Probe::Token => token(&replica, names.as_ref().and_then(|names| names.first())).await,
+            Probe::Token => {
+                let model = told.as_ref().and_then(|(_, models)| models.first());
+                token(&replica, model.map(|model| &model.id)).await
+            }
         };
         let answers = word == Probed::Answered;
         if !answers && probe == Probe::Health {
-            names = None;
+            told = None;
         }
         if pool.probed(address, probe, word) {
             tracing::debug!(pool = %pool.name, %address, answers, "probed");
         }
         if answers
-            && names.is_none()
-            && let Some(served) = served_names(&replica).await
+            && told.as_ref().is_none_or(|(at, _)| at.elapsed() >= ASK_AGAIN)
+            && let Some(models) = served_models(&replica).await
         {
-            pool.set_served(served.clone());
-            names = Some(served);
+            pool.served.tell(address, models.clone());
+            told = Some((Instant::now(), models));
         }
     }
 }
 
-async fn served_names(replica: &Replica) -> Option<Vec<String>> {
+async fn served_models(replica: &Replica) -> Option<Vec<ServedModel>> {
     let (_, body) = replica.ask(get("/v1/models"), HEALTH_PATIENCE).await.ok()?;
-    let body: Value = serde_json::from_slice(&body).ok()?;
-    let models = body["data"].as_array()?;
-    Some(models.iter().filter_map(|model| model["id"].as_str().map(str::to_owned)).collect())
+    served::parse(&body)
 }
 
 async fn health(replica: &Replica) -> Probed {

@@ -4,26 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay_config::SplitBy;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
 
 use crate::api::{Api, ErrorShape};
+use crate::asked::Asked;
 use crate::body::{self, Body};
 use crate::context::{Client, RequestContext};
 use crate::drain::Drain;
-use crate::edit::{Edits, edit};
-use crate::exchange::Exchange;
 use crate::held::{Exchanging, Gone, Held};
 use crate::local;
 use crate::multipart::scan_form;
-use crate::outgoing::{Outgoing, Rights};
-use crate::pool::{Pool, Ticket};
+use crate::patience;
+use crate::pool::Pool;
 use crate::queue;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::respond::{local_response, refuse, respond};
-use crate::route::Routes;
+use crate::route::{Routes, Way};
 use crate::scan::{Scan, scan};
 use crate::tenant::Tenant;
 use crate::tenants::Tenants;
@@ -37,17 +37,6 @@ pub(crate) struct Proxy {
     pub(crate) tenants: Arc<Tenants>,
     pub(crate) limits: forebay_config::Limits,
     pub(crate) drain: Drain,
-    /// Seconds since the epoch at the gateway's start.
-    pub(crate) started: u64,
-}
-
-/// A request that is known to be one, and where it goes.
-struct Routed {
-    pool: Arc<Pool>,
-    api: Api,
-    outgoing: Outgoing,
-    ticket: Ticket,
-    strip_usage: bool,
 }
 
 impl Proxy {
@@ -62,20 +51,18 @@ impl Proxy {
                 Err(refusal) => refuse(&refusal, record, shape),
             };
         }
-        let routed = match self.route(parts, incoming, &mut record).await {
+        let (asked, way) = match self.route(parts, incoming, &mut record).await {
             Ok(routed) => routed,
             Err(refusal) => return refuse(&refusal, record, shape),
         };
-        let Routed { pool, api, outgoing, ticket, strip_usage } = routed;
-        let beat = pool.settings().hold.heartbeat;
+        let api = asked.api;
+        let beat = heartbeat(&record, &way.first.pool);
         let accepted = record.context.accepted;
-        let beating = record.context.stream && !beat.is_zero();
         let mut told = HeaderMap::new();
-        if beating {
+        if !beat.is_zero() {
             record.tell(&mut told);
         }
-        let exchange = Exchange { pool, api, outgoing, ticket, record, strip_usage };
-        let mut exchange: Exchanging = Box::pin(exchange.run());
+        let mut exchange: Exchanging = Box::pin(asked.answered(way, record));
         let mut gone: Gone = Box::pin(client_left(client));
         tokio::select! {
             // The answer first: it is there, whatever the socket says.
@@ -83,7 +70,7 @@ impl Proxy {
             outcome = &mut exchange => return respond(outcome, shape),
             // Nobody is left to read it.
             () = &mut gone => return Refusal::ClientLeft.response(shape),
-            () = tokio::time::sleep(beat), if beating => {}
+            () = tokio::time::sleep(beat), if !beat.is_zero() => {}
         }
         Held::respond(api, exchange, gone, beat, told, accepted)
     }
@@ -93,7 +80,7 @@ impl Proxy {
         parts: Parts,
         incoming: Incoming,
         record: &mut Record,
-    ) -> Result<Routed, Refusal> {
+    ) -> Result<(Asked, Way), Refusal> {
         if self.drain.has_begun() {
             return Err(Refusal::ShuttingDown);
         }
@@ -113,49 +100,68 @@ impl Proxy {
         let scan = read(api, &parts, &body)?;
         record.context.model = scan.model.as_ref().map(|model| model.name.clone());
         record.context.stream = scan.stream && api.streams();
-        let pool = Arc::clone(self.routes.pool(record.context.model.as_deref())?);
-        allowed(&tenant, record.context.model.as_deref(), &pool)?;
-        record.routed(&pool);
+        let way = self.way(record, &tenant, &parts.headers, scan.lead(&body, LEAD))?;
         record.admit(scan.prompt_tokens(body.len()), expected_tokens(&scan, body.len()))?;
-        let edits = Edits {
-            model: record.context.served.as_deref(),
-            ask_usage: api.usage_on_request(),
-            drop_priority: !pool.settings().allow_priority,
-        };
-        let edited = edit(&body, &scan, &edits);
-        let rights = Rights {
-            priority: pool.settings().allow_priority,
-            keyed: record.context.keyed,
-            authorization: pool.key.get(),
-        };
-        let outgoing = Outgoing::new(parts, edited.body, rights);
         let accepted = record.context.accepted;
-        let ticket = Ticket::new(queue::Request {
-            tenant: Arc::clone(&record.context.tenant),
+        let kept_alive = !heartbeat(record, &way.first.pool).is_zero();
+        let gives_up = patience::told_by(&parts.headers, kept_alive).map(|it| accepted + it);
+        let request = queue::Request {
+            tenant: Arc::clone(&tenant.name),
             class: tenant.class(),
             since: accepted,
-            deadline: accepted + pool.settings().upstream.request_timeout,
+            deadline: accepted,
             bytes: body.len() as u64,
             tokens: expected_tokens(&scan, body.len()),
             cost: usual_tokens(&scan, body.len()),
-        });
-        Ok(Routed { pool, api, outgoing, ticket, strip_usage: edited.strip_usage })
+        };
+        Ok((Asked { api, parts, body, scan, request, gives_up }, way))
+    }
+
+    /// Where a request for the record's model goes, if its tenant may use it. Without a name the
+    /// replica takes its own, so that one must be allowed. `lead` is how the prompt begins.
+    pub(crate) fn way(
+        &self,
+        record: &mut Record,
+        tenant: &Tenant,
+        headers: &HeaderMap,
+        lead: &[u8],
+    ) -> Result<Way, Refusal> {
+        let key = |by| split_key(by, tenant, headers, lead);
+        let name = record.context.model.as_deref();
+        let way = self.routes.way(name, key, |name| tenant.may_use(name))?;
+        let own = way.model.as_deref().unwrap_or_default();
+        if !tenant.may_use(own) {
+            let (tenant, model) = (Arc::clone(&tenant.name), own.to_owned());
+            return Err(Refusal::ForbiddenModel { tenant, model });
+        }
+        record.routed(&way.first.pool);
+        Ok(way)
+    }
+}
+
+/// How often a client that waits hears from us; zero for one that is told nothing before the answer.
+fn heartbeat(record: &Record, pool: &Pool) -> Duration {
+    if record.context.stream { pool.settings().hold.heartbeat } else { Duration::ZERO }
+}
+
+/// So much of a prompt tells one conversation from another.
+const LEAD: usize = 1024;
+
+/// What a split keeps together.
+fn split_key(by: SplitBy, tenant: &Tenant, headers: &HeaderMap, lead: &[u8]) -> Option<String> {
+    let session = || match headers.get("x-session-id") {
+        Some(id) => String::from_utf8_lossy(id.as_bytes()).into_owned(),
+        None => String::from_utf8_lossy(lead).into_owned(),
+    };
+    match by {
+        SplitBy::Request => None,
+        SplitBy::Session => Some(format!("{}\0{}", tenant.name, session())),
+        SplitBy::Tenant => Some(tenant.name.to_string()),
     }
 }
 
 /// How long an unwanted body may take.
 const UNWANTED: Duration = Duration::from_secs(5);
-
-/// Without a name the replica takes its own.
-pub(crate) fn allowed(tenant: &Tenant, model: Option<&str>, pool: &Pool) -> Result<(), Refusal> {
-    let own =
-        model.map_or_else(|| pool.models().into_iter().next(), |model| Some(model.to_owned()));
-    let model = own.unwrap_or_default();
-    if tenant.may_use(&model) {
-        return Ok(());
-    }
-    Err(Refusal::ForbiddenModel { tenant: Arc::clone(&tenant.name), model })
-}
 
 fn read(api: Api, parts: &Parts, body: &Bytes) -> Result<Scan, Refusal> {
     if !api.multipart() {

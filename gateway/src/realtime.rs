@@ -15,13 +15,14 @@ use bytes::Bytes;
 use forebay_config::Limits;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -34,11 +35,12 @@ use crate::failure::{Cause, Failure};
 use crate::outgoing::{Outgoing, Rights, strip_hop_by_hop};
 use crate::pieces::Pieces;
 use crate::pool::{End, Pool, Slot, Ticket};
-use crate::proxy::{Proxy, allowed, client_left};
+use crate::proxy::{Proxy, client_left};
 use crate::queue;
 use crate::record::{Outcome, Record};
 use crate::refusal::Refusal;
 use crate::respond::refuse;
+use crate::route::To;
 
 /// Longest refusal of a replica that is passed on.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -145,7 +147,11 @@ impl Proxy {
     }
 
     /// Holds, picks, and asks endpoints until one has an answer.
-    async fn shake(&self, parts: Parts, record: &mut Record) -> Result<(Shaken, Slot), Refusal> {
+    async fn shake(
+        &self,
+        mut parts: Parts,
+        record: &mut Record,
+    ) -> Result<(Shaken, Slot), Refusal> {
         if self.drain.has_begun() {
             return Err(Refusal::ShuttingDown);
         }
@@ -153,9 +159,10 @@ impl Proxy {
         record.identified(&tenant);
         record.context.keyed = self.tenants.checks_keys();
         record.context.model = model(parts.uri.query().unwrap_or_default());
-        let pool = Arc::clone(self.routes.pool(record.context.model.as_deref())?);
-        allowed(&tenant, record.context.model.as_deref(), &pool)?;
-        record.routed(&pool);
+        let To { pool, served } = self.way(record, &tenant, &parts.headers, b"")?.first;
+        if let Some(served) = served {
+            parts.uri = renamed(&parts.uri, &served);
+        }
         // One of its requests, for as long as it lasts. What tokens it takes is not told.
         record.admit(0, 0)?;
         let settings = pool.settings();
@@ -193,6 +200,18 @@ impl Proxy {
             }
         }
     }
+}
+
+/// The same address with another model in its query.
+fn renamed(uri: &Uri, model: &str) -> Uri {
+    let model = utf8_percent_encode(model, NON_ALPHANUMERIC);
+    let pairs = uri.query().unwrap_or_default().split('&').map(|pair| match pair {
+        pair if pair.starts_with("model=") => format!("model={model}"),
+        pair => pair.to_owned(),
+    });
+    let query: Vec<_> = pairs.collect();
+    let text = format!("{}?{}", uri.path(), query.join("&"));
+    text.parse().unwrap_or_else(|_| uri.clone())
 }
 
 /// One handshake with one endpoint, on a connection of its own.
@@ -325,6 +344,12 @@ async fn pump(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alias_is_replaced_in_the_query_and_nothing_else() {
+        let uri = Uri::from_static("/v1/realtime?a=1&model=gpt-4o&model_x=2");
+        assert_eq!(renamed(&uri, "org/one"), "/v1/realtime?a=1&model=org%2Fone&model_x=2");
+    }
 
     #[test]
     fn the_model_is_read_from_the_query() {

@@ -61,6 +61,11 @@ pub(crate) enum Refusal {
     QueueFull { held: usize, retry_after: Duration, why: String },
     #[error("No replica had room within {waited:.0?}{why}.")]
     HoldExpired { waited: Duration, retry_after: Duration, why: String },
+    #[error(
+        "No replica is ready, and none will be in time. Try again in {} s.",
+        whole_seconds(*.retry_after)
+    )]
+    InVain { retry_after: Duration },
     #[error("The request failed {tries} times; the last time: {last}")]
     Exhausted { tries: u32, last: Failure },
     #[error("The request was in flight when two replicas died. It is not given to a third.")]
@@ -107,6 +112,7 @@ impl Refusal {
             Self::Limited { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError", None),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None),
             Self::HoldExpired { .. }
+            | Self::InVain { .. }
             | Self::ShuttingDown
             | Self::Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
@@ -149,6 +155,7 @@ impl Refusal {
             Self::ForbiddenModel { .. } => "forbidden_model",
             Self::Limited { .. } => "limited",
             Self::QueueFull { .. } => "queue_full",
+            Self::InVain { .. } => "in_vain",
             Self::HoldExpired { .. } => "hold_expired",
             Self::Exhausted { .. } => "exhausted",
             Self::Poison => "poison",
@@ -157,6 +164,11 @@ impl Refusal {
             Self::ShuttingDown => "shutting_down",
             Self::ClientLeft => "client_left",
         }
+    }
+
+    /// Another pool may have what this one lacks.
+    pub(crate) fn for_want_of_room(&self) -> bool {
+        matches!(self, Self::QueueFull { .. } | Self::HoldExpired { .. } | Self::InVain { .. })
     }
 
     /// How a request that ends with it is counted.
@@ -189,6 +201,7 @@ impl Refusal {
         match self {
             Self::QueueFull { retry_after, .. }
             | Self::HoldExpired { retry_after, .. }
+            | Self::InVain { retry_after }
             | Self::Limited { retry_after, .. } => {
                 headers.insert(header::RETRY_AFTER, whole_seconds(*retry_after).into());
             }
@@ -256,6 +269,7 @@ mod tests {
             ),
             (Refusal::QueueFull { held: 1, retry_after: second, why: String::new() }, 429),
             (Refusal::HoldExpired { waited: second, retry_after: second, why: String::new() }, 503),
+            (Refusal::InVain { retry_after: second }, 503),
             (Refusal::BadRequest(ScanError::Duplicate("model")), 400),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::Connect, "reset") }, 502),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::QueueFull, "full") }, 503),

@@ -120,13 +120,11 @@ impl Gateway {
             );
         }
         let drain = Drain::default();
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let proxy = Proxy {
-            routes: Routes::new(pools.clone()),
+            routes: Routes::new(config, pools.clone()),
             tenants: Arc::clone(&tenants),
             limits: config.gateway.limits.clone(),
             drain: drain.clone(),
-            started: since_epoch.map_or(0, |since| since.as_secs()),
         };
         let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
         let edge = Edge::new(&config.gateway, tls.clone(), proxy, drain.clone());

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Forebay, eventually};
 
+const FAST: &[&str] = &["--decode-step-ms", "1"];
+
 /// One `forebay vllm-sim`.
 pub struct Sim {
     child: Child,
@@ -19,7 +21,8 @@ impl Sim {
         let address = port.expect("a free port");
         let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
             .args(["vllm-sim", "--port", &address.port().to_string()])
-            .args(["--prefill-tokens-per-second", "0", "--decode-step-ms", "1"])
+            .args(["--prefill-tokens-per-second", "0"])
+            .args(if arguments.contains(&"--decode-step-ms") { &[][..] } else { FAST })
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

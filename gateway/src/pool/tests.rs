@@ -145,13 +145,38 @@ async fn a_full_queue_refuses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_that_a_replica_told_stay_while_the_pool_sleeps() {
-    let pool = pool(r#"{"name": "p"}"#);
+async fn who_would_wait_in_vain_is_told_at_once_and_still_wakes_the_pool() {
+    let pool = pool(r#"{"name": "p", "target": {"processes": {"command": ["{port}"]}}}"#);
+    let learned = ColdStart { p50_seconds: 60.0, p90_seconds: 80.0, samples: 5 };
+    pool.set_cold_start(Some(learned), 0);
+    let mut hurried = ticket(600);
+    hurried.gives_up(Some(Instant::now() + Duration::from_secs(30)));
+    let refused = pool.hold(&mut hurried).now_or_never().expect("at once").err();
+    let Some(Refusal::InVain { retry_after }) = refused else { panic!("{refused:?}") };
+    assert_eq!(retry_after, Duration::from_secs(80));
+    assert_eq!(pool.signals().queue_depth, 1, "it counts as held until it was told");
+    pool.tick();
+    assert_eq!(pool.signals().queue_depth, 0);
+
+    pool.set_cold_start(Some(learned), 1);
+    tokio::time::advance(Duration::from_secs(40)).await;
+    let mut hurried = ticket(600);
+    hurried.gives_up(Some(Instant::now() + Duration::from_secs(30)));
+    let mut held = Box::pin(pool.hold(&mut hurried));
+    assert!(held.as_mut().now_or_never().is_none(), "the start is under way: 20 s are left");
     ready(&pool, 1);
-    assert!(pool.models().is_empty());
-    pool.set_served(vec!["tiny".to_owned()]);
-    pool.remove_endpoint(address(1));
-    assert_eq!(pool.models(), ["tiny"]);
+    assert!(held.as_mut().now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_go_elsewhere_is_held_no_longer_than_that_takes_to_decide() {
+    let pool = pool(r#"{"name": "p", "target": {"processes": {"command": ["{port}"]}}}"#);
+    let mut ticket = ticket(600);
+    ticket.may_go_elsewhere(Some(Duration::from_secs(5)));
+    let start = Instant::now();
+    let refused = pool.hold(&mut ticket).await.err().expect("nothing is there");
+    assert!(refused.for_want_of_room(), "{refused}");
+    assert_eq!(start.elapsed().as_secs(), 5);
 }
 
 fn failure(cause: Cause) -> Failure {
