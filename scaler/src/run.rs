@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
-use crate::core::Proposal;
+use crate::core::{Problem, Proposal};
 use crate::drains::{self, Ask};
 use crate::feeds::{Feeds, Gateways};
 use crate::keda::{KedaServer, ServeError};
@@ -376,15 +376,21 @@ fn triggers(driven: &mut Driven, proposals: &[Proposal]) {
     let pool = &driven.pool.name;
     for proposal in proposals {
         driven.metrics.trigger(proposal);
+        // A first-hand figure is missing as long as nobody asks, and one that is read elsewhere until
+        // it is read for the first time.
+        let told = match &proposal.problem {
+            Some(Problem::Unreadable(_)) => proposal.age_ms.is_some(),
+            Some(Problem::Misconfigured(_)) => true,
+            None => false,
+        };
         match &proposal.problem {
-            Some(problem) if driven.unread.insert(proposal.name.clone()) => {
+            Some(problem) if told && driven.unread.insert(proposal.name.clone()) => {
                 tracing::warn!("{pool}: trigger {} {problem}", proposal.name);
             }
-            Some(_) => {}
             None if driven.unread.remove(&proposal.name) => {
                 tracing::info!("{pool}: trigger {} can be read again", proposal.name);
             }
-            None => {}
+            _ => {}
         }
     }
 }

@@ -1,0 +1,367 @@
+//! Triggers against a real Prometheus server, which scrapes simulated replicas and a file of a DCGM
+//! exporter's text: that they work, and that its failures never scale down nor block a decision.
+//!
+//! Skipped, and said so, where no `prometheus` is installed; with `FOREBAY_REQUIRE_PROMETHEUS` set
+//! that is a failure.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use support::{Forebay, connect, eventually, exchange, get, post, status};
+
+const DCGM: &str = include_str!("fixtures/dcgm.prom");
+
+/// A folder of this test's own.
+fn folder(name: &str) -> PathBuf {
+    let folder =
+        std::env::temp_dir().join(format!("forebay-prometheus-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
+fn installed() -> bool {
+    let found = Command::new("prometheus").arg("--version").output().is_ok();
+    if !found {
+        assert!(
+            std::env::var_os("FOREBAY_REQUIRE_PROMETHEUS").is_none(),
+            "prometheus is not installed, and FOREBAY_REQUIRE_PROMETHEUS is set"
+        );
+        eprintln!("skipped: no `prometheus` here; apt-get install prometheus");
+    }
+    found
+}
+
+/// A real server on a port that it keeps when it is started anew.
+struct Prometheus {
+    port: u16,
+    child: Option<Child>,
+    folder: PathBuf,
+}
+
+impl Prometheus {
+    fn on(port: u16, folder: &Path) -> Self {
+        Self { port, child: None, folder: folder.to_owned() }
+    }
+
+    /// With no data of before. `targets` are scraped once a second.
+    fn start(&mut self, targets: &[String]) {
+        let targets: Vec<_> = targets.iter().map(|it| format!("'{it}'")).collect();
+        let config = format!(
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: all\n  static_configs:\n  - targets: [{}]\n",
+            targets.join(", ")
+        );
+        let (file, data) = (self.folder.join("prometheus.yml"), self.folder.join("data"));
+        let _ = std::fs::remove_dir_all(&data);
+        std::fs::write(&file, config).expect("written");
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", data.display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{}", self.port))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.child = Some(child.expect("prometheus starts"));
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        eventually("prometheus is ready", || {
+            std::net::TcpStream::connect(address).is_ok()
+                && status(&get(address, "/-/ready")) == 200
+        });
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// An exporter of whatever text it holds at the moment.
+struct Exporter {
+    address: SocketAddr,
+    text: Arc<Mutex<String>>,
+}
+
+impl Exporter {
+    fn start(text: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let text = Arc::new(Mutex::new(text.to_owned()));
+        let shared = Arc::clone(&text);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let body = shared.lock().expect("no panic").clone();
+                let _ = stream.read(&mut [0; 4096]);
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        Self { address, text }
+    }
+
+    fn say(&self, text: &str) {
+        *self.text.lock().expect("no panic") = text.to_owned();
+    }
+}
+
+/// `forebay run` with these pools, written as YAML; each scales by one trigger between 1 and 4.
+fn forebay(folder: &Path, top: &str, pools: &[Pool<'_>]) -> Forebay {
+    let mut config = format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\n{top}\npools:\n"
+    );
+    for pool in pools {
+        let Pool { name, min, ports, sim, trigger } = pool;
+        config += &format!(
+            "- name: {name}
+  models: [{name}]
+  target:
+    processes:
+      command: ['{}', vllm-sim, --served-model-name, {name}, '--port={{port}}', --cold-start, 100ms{sim}]
+      logDir: {}
+      ports: {}-{}
+  scaling:
+    minReplicaCount: {min}
+    maxReplicaCount: 4
+    stableWindow: 1s
+    panicWindow: 1s
+    cooldownPeriod: 2s
+    pollingInterval: 300ms
+    behavior:
+      scaleUp: {{stabilizationWindowSeconds: 0, policies: [{{type: Pods, value: 4, periodSeconds: 1}}]}}
+      scaleDown: {{stabilizationWindowSeconds: 0}}
+    triggers:
+    - {trigger}
+",
+            env!("CARGO_BIN_EXE_forebay"),
+            folder.join("logs").display(),
+            ports,
+            ports + 3
+        );
+    }
+    let file = folder.join("forebay.yaml");
+    std::fs::write(&file, config).expect("written");
+    Forebay::start(&["run", "--config", file.to_str().expect("text")], "info")
+}
+
+struct Pool<'a> {
+    name: &'a str,
+    min: u32,
+    /// The first of four.
+    ports: u16,
+    sim: &'a str,
+    trigger: String,
+}
+
+impl Forebay {
+    fn desired(&self, pool: &str) -> f64 {
+        self.metric(&format!("forebay_desired_replicas{{pool=\"{pool}\"}}")).unwrap_or(f64::NAN)
+    }
+
+    fn trigger(&self, figure: &str, pool: &str) -> f64 {
+        let text = get(self.admin, "/metrics");
+        let name = format!("forebay_trigger_{figure}{{pool=\"{pool}\"");
+        let line = text.lines().find(|line| line.starts_with(&name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
+    }
+
+    fn decided(&self, pool: &str) -> f64 {
+        let series = format!("forebay_decision_seconds_count{{pool=\"{pool}\"}}");
+        self.metric(&series).expect("it decides")
+    }
+
+    /// Many decisions later the count is still `count`. There is one each second at least.
+    fn stays(&self, pool: &str, count: f64, why: &str) {
+        let begun = self.decided(pool);
+        eventually("decisions go on", || {
+            assert_eq!(self.desired(pool), count, "{why}");
+            self.decided(pool) >= begun + 5.0
+        });
+    }
+}
+
+/// Streams that go on until they are dropped.
+fn streams(forebay: &Forebay, model: &str, count: usize, tokens: u32) -> Vec<std::net::TcpStream> {
+    let body = format!(
+        r#"{{"model":"{model}","stream":true,"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
+    );
+    let request = post("/v1/chat/completions", &body);
+    let open = |_| {
+        let mut stream = connect(forebay.address);
+        stream.write_all(&request).expect("sent");
+        stream
+    };
+    (0..count).map(open).collect()
+}
+
+/// Four ports in a row that nobody has at the moment.
+fn four_ports() -> u16 {
+    loop {
+        let first = free_port();
+        if (first..first.saturating_add(4))
+            .all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        {
+            return first;
+        }
+    }
+}
+
+#[test]
+fn promql_kv_cache_and_gpu_figures_scale_a_pool() {
+    if !installed() {
+        return;
+    }
+    let folder = folder("works");
+    let (exporter, port) = (Exporter::start(DCGM), free_port());
+    let (query, kv, gpu, direct) = (four_ports(), four_ports(), four_ports(), four_ports());
+    let mut prometheus = Prometheus::on(port, &folder);
+    let mut targets: Vec<_> = (query..query + 4).map(|port| format!("127.0.0.1:{port}")).collect();
+    targets.push(exporter.address.to_string());
+    prometheus.start(&targets);
+    let slow = ", --decode-step-ms, '50'";
+    let small =
+        ", --decode-step-ms, '50', --num-gpu-blocks-override, '300', --max-model-len, '4096'";
+    let running = "sum(vllm:num_requests_running{model_name=\"query\"})";
+    let pool = |name, ports, sim, trigger| Pool { name, min: 1, ports, sim, trigger };
+    let forebay = forebay(
+        &folder,
+        &format!("prometheus: {{serverAddress: 'http://127.0.0.1:{port}'}}"),
+        &[
+            pool(
+                "query",
+                query,
+                slow,
+                format!("{{type: prometheus, metadata: {{query: '{running}', threshold: '2'}}}}"),
+            ),
+            pool("kv", kv, small, "{type: kvCache, metadata: {threshold: '0.005'}}".to_owned()),
+            pool(
+                "gpu",
+                gpu,
+                "",
+                "{type: gpuUtilization, metadata: {selector: 'pod=~\"vllm-.*\"', threshold: '60'}}"
+                    .to_owned(),
+            ),
+            pool(
+                "direct",
+                direct,
+                "",
+                format!(
+                    "{{type: gpuPower, metadata: {{exporter: 'http://{}', selector: 'pod=\"vllm-0\"', threshold: '400'}}}}",
+                    exporter.address
+                ),
+            ),
+        ],
+    );
+    // 97 and 93 percent over 60, and 612 W over 400, as often as it takes.
+    eventually("the GPUs' figures are read", || forebay.trigger("value", "gpu") == 95.0);
+    eventually("and the exporter's own", || forebay.trigger("value", "direct") == 612.418);
+    eventually("four for the GPUs", || {
+        forebay.desired("gpu") == 4.0 && forebay.desired("direct") == 4.0
+    });
+
+    let open = streams(&forebay, "query", 6, 3000);
+    eventually("three for six that run", || forebay.desired("query") == 3.0);
+    assert_eq!(forebay.trigger("threshold", "query"), 2.0);
+    let more = streams(&forebay, "kv", 4, 3000);
+    eventually("more for a full KV cache", || forebay.desired("kv") > 1.0);
+
+    // And down again, when the figures are.
+    exporter.say(&DCGM.replace("} 97\n", "} 12\n").replace("} 93\n", "} 18\n"));
+    eventually("one for idle GPUs", || forebay.desired("gpu") == 1.0);
+    drop(open);
+    eventually("one when nothing runs", || forebay.desired("query") == 1.0);
+    drop(more);
+    let decisions = get(forebay.admin, "/decisions");
+    assert!(decisions.contains("prometheus is at 6"), "{decisions}");
+}
+
+#[test]
+fn a_prometheus_that_fails_never_scales_down_and_never_blocks_a_decision() {
+    if !installed() {
+        return;
+    }
+    let folder = folder("fails");
+    let (exporter, port) = (Exporter::start("demand 12\ndivisor 4\n"), free_port());
+    let (ports, other) = (four_ports(), four_ports());
+    let mut prometheus = Prometheus::on(port, &folder);
+    let targets = [exporter.address.to_string()];
+    prometheus.start(&targets);
+    let trigger = format!(
+        "{{type: prometheus, metadata: {{serverAddress: 'http://127.0.0.1:{port}', query: sum(demand) / sum(divisor), threshold: '1', timeout: 1s}}}}"
+    );
+    let mut forebay = forebay(
+        &folder,
+        "",
+        &[
+            Pool { name: "a", min: 1, ports, sim: "", trigger: trigger.clone() },
+            Pool { name: "b", min: 0, ports: other, sim: "", trigger },
+        ],
+    );
+    eventually("three", || forebay.desired("a") == 3.0);
+    let readable = |forebay: &Forebay| forebay.trigger("readable", "a") == 1.0;
+
+    prometheus.stop();
+    forebay.wait_for("a: trigger prometheus can't be read, so nothing scales down: ");
+    eventually("it is down", || !readable(&forebay));
+    forebay.stays("a", 3.0, "Prometheus is down");
+
+    // One that takes connections and never answers.
+    let silent = TcpListener::bind(("127.0.0.1", port)).expect("its port is free");
+    forebay.stays("a", 3.0, "Prometheus is slow");
+    let chat = post(
+        "/v1/chat/completions",
+        r#"{"model":"b","max_tokens":3,"messages":[{"role":"user","content":"hello"}]}"#,
+    );
+    assert_eq!(status(&exchange(forebay.address, &chat)), 200, "served meanwhile");
+    assert!(!readable(&forebay));
+    drop(silent);
+
+    // One that knows nothing.
+    prometheus.start(&["127.0.0.1:1".to_owned()]);
+    eventually("empty", || {
+        get(forebay.admin, "/metrics").contains("forebay_trigger") && !readable(&forebay)
+    });
+    forebay.stays("a", 3.0, "the result is empty");
+    prometheus.stop();
+
+    // No number, and one without bounds.
+    for (text, what) in [("demand 0\ndivisor 0\n", "NaN"), ("demand 1\ndivisor 0\n", "infinite")] {
+        exporter.say(text);
+        prometheus.start(&targets);
+        eventually("prometheus has it", || {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            get(address, "/api/v1/query?query=sum(demand)/sum(divisor)").contains("value")
+        });
+        forebay.stays("a", 3.0, what);
+        assert!(!readable(&forebay), "{what} is unknown");
+        prometheus.stop();
+    }
+
+    // A low figure that is known scales down.
+    exporter.say("demand 2\ndivisor 2\n");
+    prometheus.start(&targets);
+    forebay.wait_for("can be read again");
+    eventually("one", || forebay.desired("a") == 1.0);
+    let log = forebay.logged().join("\n");
+    assert!(!log.contains("panicked"), "{log}");
+}
