@@ -293,6 +293,7 @@ fn promql_kv_cache_and_gpu_figures_scale_a_pool() {
     drop(more);
     let decisions = get(forebay.admin, "/decisions");
     assert!(decisions.contains("prometheus is at 6"), "{decisions}");
+    assert!(decisions.contains(r#""figure":6.0"#), "each trigger's figure is told: {decisions}");
 }
 
 #[test]

@@ -432,5 +432,6 @@ fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDequ
         "from": decision.from,
         "desired": decision.desired,
         "why": sentence,
+        "triggers": decision.proposals,
     }));
 }
