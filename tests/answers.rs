@@ -267,25 +267,38 @@ fn what_fails_before_anything_went_out_is_answered_by_another_replica() {
     let aborted = r#"{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"abort"}]}"#;
     let no_reason = r#"{"type":"message","content":[],"stop_reason":null}"#;
     let answer = Step::Send;
-    for (case, path, stream, bad) in [
-        ("plain-abort", CHAT, false, vec![answer(plain(200, aborted))]),
-        ("plain-null", "/v1/messages", false, vec![answer(plain(200, no_reason))]),
+    for (case, cause, path, stream, bad) in [
+        ("plain-abort", "aborted", CHAT, false, vec![answer(plain(200, aborted))]),
+        ("plain-null", "aborted", "/v1/messages", false, vec![answer(plain(200, no_reason))]),
         (
             "plain-500",
+            "engine_dead",
             CHAT,
             false,
             vec![answer(plain(500, "{\"error\":{\"message\":\"EngineCore\"}}"))],
         ),
-        ("plain-503", CHAT, false, vec![answer(plain(503, busy))]),
-        ("no-answer", CHAT, false, vec![Step::Close]),
-        ("half", CHAT, false, vec![answer(plain(200, aborted)[..90].to_vec()), Step::Close]),
-        ("503-in-200", CHAT, true, ended(&[&busy_event, DONE])),
-        ("comment", CHAT, true, cut(streamed(&[": keep-alive\n\n"]))),
-        ("role", CHAT, true, cut(streamed(&[role]))),
-        ("messages", "/v1/messages", true, cut(streamed(&[opening, "event: ping\ndata: {}\n\n"]))),
-        ("responses", "/v1/responses", true, cut(streamed(&[created]))),
-        ("silent", CHAT, true, vec![Step::Hang]),
-        ("head-only", CHAT, true, vec![Step::Send(stream_head()), Step::Hang]),
+        ("plain-503", "queue_full", CHAT, false, vec![answer(plain(503, busy))]),
+        ("no-answer", "connection", CHAT, false, vec![Step::Close]),
+        (
+            "half",
+            "connection",
+            CHAT,
+            false,
+            vec![answer(plain(200, aborted)[..90].to_vec()), Step::Close],
+        ),
+        ("503-in-200", "queue_full", CHAT, true, ended(&[&busy_event, DONE])),
+        ("comment", "connection", CHAT, true, cut(streamed(&[": keep-alive\n\n"]))),
+        ("role", "connection", CHAT, true, cut(streamed(&[role]))),
+        (
+            "messages",
+            "connection",
+            "/v1/messages",
+            true,
+            cut(streamed(&[opening, "event: ping\ndata: {}\n\n"])),
+        ),
+        ("responses", "connection", "/v1/responses", true, cut(streamed(&[created]))),
+        ("silent", "stalled", CHAT, true, vec![Step::Hang]),
+        ("head-only", "stalled", CHAT, true, vec![Step::Send(stream_head()), Step::Hang]),
     ] {
         let failing = Upstream::start(move |_| bad.clone());
         let sound = Upstream::start(move |_| match stream {
@@ -313,9 +326,8 @@ fn what_fails_before_anything_went_out_is_answered_by_another_replica() {
         assert!(!bodies.is_empty(), "{case}: the failing one was tried");
         assert_eq!(bodies[0], sound.received()[0].text(), "{case}: the body is the same again");
         eventually(&format!("{case}: the failure is counted"), || {
-            let signals = forebay.signals();
-            signals["endpoints"][failing.address.to_string()]["failed"] == 1
-                && signals["totals"]["retries"] == 1
+            let series = format!(r#"forebay_failures_total{{pool="p",cause="{cause}"}}"#);
+            forebay.metric(&series) == Some(1.0) && forebay.signals()["totals"]["retries"] == 1
         });
     }
 }
