@@ -20,13 +20,13 @@ fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
         ("empty body", post(CHAT, ""), 400, "body is empty"),
         ("unknown model", post(CHAT, r#"{"model":"nope"}"#), 404, "Known models: `sim`"),
         ("wrong path", post("/v1/nope", "{}"), 404, "/v1/nope"),
-        ("an open path of vLLM", post("/invocations", "{}"), 404, "not served here"),
+        ("an open path of vLLM", post("/invocations", "{}"), 404, "is not exposed"),
         ("body over the limit", huge.into_bytes(), 413, "larger than the limit"),
         (
             "wrong method",
             format!("DELETE {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").into_bytes(),
             405,
-            "takes POST requests",
+            "takes POST",
         ),
     ] {
         let answer = exchange(forebay.address, &request);
