@@ -29,6 +29,8 @@ mod follow;
 mod forwarded;
 mod held;
 mod identity;
+#[doc(hidden)]
+pub mod inspect;
 mod json;
 mod judge;
 mod key;

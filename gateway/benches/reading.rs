@@ -1,0 +1,87 @@
+//! What it costs to read a request's body and an answer's events.
+//!
+//! usage: cargo bench -p forebay-gateway --bench reading
+
+use std::hint::black_box;
+
+use bytes::Bytes;
+use forebay_gateway::inspect;
+use tokio::time::Instant;
+
+/// Each is done so often, and the best and the middle one reported.
+const ROUNDS: usize = 41;
+
+fn main() {
+    let quick = !std::env::args().any(|argument| argument == "--bench");
+    let rounds = if quick { 1 } else { ROUNDS };
+    let line = "The quick brown fox said: \\\"jumps\\\" over the lazy dog.\\n";
+    let message = format!(r#"{{"role":"user","content":"{}"}}"#, line.repeat(20));
+    let many = |size: usize| vec![message.as_str(); size / message.len()].join(",");
+    let chat = |messages: &str| {
+        format!(
+            r#"{{"model":"m","stream":true,"priority":1,"messages":[{messages}],"temperature":0.5}}"#
+        )
+    };
+    let picture = |size: usize| {
+        let data = "iVBORw0KGgoAAAANSUhEUgAA".repeat(size / 24);
+        chat(&format!(
+            r#"{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{data}"}}}}]}}"#
+        ))
+    };
+    let tokens =
+        format!("[{}]", (0..180_000).map(|i| (i % 9).to_string() + ",").collect::<String>() + "1");
+    println!("request: read and edited");
+    for (what, body) in [
+        ("1 KiB of chat", chat(&many(1 << 10))),
+        ("1 MiB of chat, a message a KiB", chat(&many(1 << 20))),
+        (
+            "100,000 tokens of text in one prompt",
+            format!(r#"{{"model":"m","prompt":"{}"}}"#, "word ".repeat(100_000)),
+        ),
+        ("180,000 token ids", format!(r#"{{"model":"m","prompt":{tokens}}}"#)),
+        ("a picture of 1 MiB", picture(1 << 20)),
+        ("a picture of 31 MiB", picture(31 << 20)),
+    ] {
+        let body = Bytes::from(body);
+        let mebi = body.len() as f64 / f64::from(1 << 20);
+        let (best, middle) = time(rounds, || {
+            assert!(black_box(inspect::request(black_box(&body))).is_some());
+        });
+        println!(
+            "  {what:38} {:9.1} µs (middle {:9.1}), {:6.1} µs a MiB",
+            best * 1e6,
+            middle * 1e6,
+            best * 1e6 / mebi,
+        );
+    }
+    println!("answer: judged, metered and passed on, a chunk a read");
+    let delta = r#"{"id":"chatcmpl-b69eb275ee051fb6","object":"chat.completion.chunk","created":1795452011,"model":"tiny","choices":[{"index":0,"delta":{"content":" respon"},"logprobs":null,"finish_reason":null,"token_ids":null}]}"#;
+    for (what, path, event) in [
+        ("chat chunk", "/v1/chat/completions", format!("data: {delta}\n\n")),
+        ("messages delta", "/v1/messages", "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\" pla\"},\"index\":0}\n\n".to_owned()),
+        ("responses delta", "/v1/responses", "event: response.output_text.delta\ndata: {\"content_index\":0,\"delta\":\" a\",\"item_id\":\"msg_1\",\"output_index\":0,\"sequence_number\":5,\"type\":\"response.output_text.delta\"}\n\n".to_owned()),
+    ] {
+        let event = Bytes::from(event);
+        let chunks = if quick { 10 } else { 20_000 };
+        let (best, middle) = time(rounds, || {
+            let pieces = (0..chunks).map(|_| event.clone());
+            let (out, tokens) = inspect::stream(path, pieces).expect("a known path");
+            assert_eq!((out, tokens), (event.len() * chunks, chunks as u64), "{what}");
+        });
+        let each = |seconds: f64| seconds * 1e9 / chunks as f64;
+        println!("  {what:38} {:9.0} ns (middle {:.0})", each(best), each(middle));
+    }
+}
+
+/// Seconds: the least and the median.
+fn time(rounds: usize, mut work: impl FnMut()) -> (f64, f64) {
+    let mut took: Vec<f64> = (0..rounds)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    (took[0], took[rounds / 2])
+}

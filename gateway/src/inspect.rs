@@ -1,0 +1,46 @@
+//! The two readers of foreign bytes, for benchmarks and fuzzing: not an interface.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::api::Api;
+use crate::edit::{Edits, edit};
+use crate::multipart::scan_form;
+use crate::scan::scan;
+use crate::stream::{AnswerStream, Step};
+
+/// Reads a JSON body as a request and edits all that can be edited. The length of what goes on to a
+/// replica; `None` where the body is refused.
+#[must_use]
+pub fn request(body: &Bytes) -> Option<usize> {
+    let scan = scan(body).ok()?;
+    let edits = Edits { model: Some("another"), ask_usage: true, drop_priority: true };
+    Some(edit(body, &scan, &edits).body.len())
+}
+
+/// Reads a form with the boundary `X`.
+#[must_use]
+pub fn form(body: &[u8]) -> bool {
+    scan_form(body, "multipart/form-data; boundary=X").is_ok()
+}
+
+/// Relays a stream of the API at `path`, cut as it comes. What went out, and the generated tokens;
+/// `None` where there is no such API.
+#[must_use]
+pub fn stream(path: &str, pieces: impl IntoIterator<Item = Bytes>) -> Option<(usize, u64)> {
+    let mut answer = AnswerStream::new(Api::of(path)?, true);
+    let (mut out, now) = (0, Instant::now());
+    for piece in pieces {
+        match answer.feed(piece, now) {
+            Step::Pass(pieces) => out += pieces.len(),
+            Step::Failed(pieces, _) => {
+                out += pieces.len();
+                break;
+            }
+            Step::Hold => {}
+            Step::Retry(_) => break,
+        }
+    }
+    let (rest, _) = answer.end(now);
+    Some((out + rest.len(), answer.meter.tokens().generated))
+}
