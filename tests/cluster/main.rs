@@ -64,11 +64,21 @@ fn main() -> ExitCode {
     runtime.expect("a runtime").block_on(run(source, suites, measure))
 }
 
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
 async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool) -> ExitCode {
     let folder = std::env::temp_dir().join(format!("forebay-cluster-{}", std::process::id()));
     // Kubernetes' own 15 s where figures are to be those of a cluster.
     let hpa_sync = Duration::from_secs(if measure { 15 } else { 5 });
-    let settings = Settings { hpa_sync, node_grace: Duration::from_secs(20) };
+    // As Kubernetes has it: longer than the API server is away in a test.
+    let settings = Settings { hpa_sync, node_grace: Duration::from_secs(50) };
     let began = Instant::now();
     let plane = Plane::start(source, &folder, settings).await;
     let client = plane.client().await;
@@ -105,7 +115,16 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool) -> ExitC
             continue;
         }
         let began = Instant::now();
-        let outcome = AssertUnwindSafe((suite.run)(Arc::clone(&cluster))).catch_unwind().await;
+        let outcome = AssertUnwindSafe((suite.run)(Arc::clone(&cluster))).catch_unwind();
+        let outcome = tokio::select! {
+            outcome = outcome => outcome,
+            // What was started here does not outlive us.
+            () = interrupted() => {
+                println!("{} ... interrupted", suite.name);
+                failed.push(suite.name);
+                break;
+            }
+        };
         let seconds = began.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => println!("{} ... ok ({seconds:.1} s)", suite.name),

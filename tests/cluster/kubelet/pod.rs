@@ -23,6 +23,8 @@ use crate::process::Process;
 
 /// The kubelet's own is 10 s doubling; tests wait less.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// How often an unchanged status is reported again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// What a grace of zero leaves still.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
 
@@ -72,7 +74,9 @@ async fn report(node: Arc<Shared>, pod: Pod, mut reports: watch::Receiver<Status
                 break;
             }
         }
-        if reports.changed().await.is_err() {
+        // Again from time to time: the node controller writes there too, when it takes the node
+        // for lost.
+        if let Ok(Err(_)) = timeout(AGAIN, reports.changed()).await {
             return;
         }
     }
