@@ -124,6 +124,12 @@ impl Plane {
         self.own.as_ref().expect("only for a control plane of our own")
     }
 
+    /// The path of helm.
+    pub fn helm(&self) -> PathBuf {
+        let own = self.own.as_ref().and_then(|own| own.binaries.get("helm"));
+        own.unwrap_or_else(|| PathBuf::from("helm"))
+    }
+
     /// Whether it was started for the tests, and can be broken by them.
     pub fn is_own(&self) -> bool {
         self.own.is_some()

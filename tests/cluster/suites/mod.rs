@@ -1,7 +1,9 @@
 //! What is shown against the real thing. Each suite has a namespace of its own.
 
 mod keda;
+mod measure;
 mod node;
+mod rbac;
 pub mod workload;
 
 use std::future::Future;
@@ -53,5 +55,17 @@ pub fn all() -> Vec<Suite> {
         Suite::new("keda_wakes_serves_and_sleeps", keda::wakes_serves_and_sleeps).with_keda(),
         Suite::new("keda_with_boost_wakes_all_at_once", keda::boost_wakes_all_at_once).with_keda(),
         Suite::new("keda_scales_by_raw_signals", keda::scales_by_raw_signals).with_keda(),
+        Suite::new(
+            "rbac_the_charts_roles_are_enough_for_direct_mode",
+            rbac::the_charts_roles_are_enough_for_direct_mode,
+        ),
+        Suite::new(
+            "rbac_the_charts_roles_are_enough_for_the_boost",
+            rbac::the_charts_roles_are_enough_for_the_boost,
+        )
+        .with_keda(),
+        Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
+        Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
+        Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
     ]
 }
