@@ -218,16 +218,19 @@ pub(crate) fn by_triggers(
     let active = triggers.iter().any(|trigger| trigger.active);
     let replicas = |trigger: &Proposal| {
         let needed = trigger.needed.filter(|_| from > 0 || trigger.active)?;
-        Some(if rules.tolerates(needed, from) { from } else { round_up(needed) })
+        // A schedule is meant to the replica.
+        let tolerated = !trigger.is_schedule() && rules.tolerates(needed, from);
+        Some(if tolerated { from } else { round_up(needed) })
     };
     let largest = triggers
         .iter()
         .filter_map(|trigger| Some((replicas(trigger)?, *trigger)))
         .max_by_key(|(replicas, _)| *replicas);
-    let why = |trigger: &Proposal| Why::Trigger {
-        name: trigger.name.clone(),
-        figure: trigger.figure.unwrap_or(f64::NAN),
-        threshold: trigger.threshold,
+    let why = |trigger: &Proposal| match trigger.figure {
+        Some(figure) if !trigger.is_schedule() => {
+            Why::Trigger { name: trigger.name.clone(), figure, threshold: trigger.threshold }
+        }
+        _ => Why::Schedule { name: trigger.name.clone(), within: trigger.active },
     };
     let (mut up, mut up_why) = match largest {
         Some((replicas, trigger)) => (replicas.max(u32::from(active)), why(trigger)),

@@ -118,6 +118,13 @@ pub enum Why {
         /// What it compares with.
         threshold: f64,
     },
+    /// A trigger's schedule, the largest proposal.
+    Schedule {
+        /// The trigger's name.
+        name: String,
+        /// Whether it is within its hours.
+        within: bool,
+    },
     /// No request for the idle time.
     Idle {
         /// For how long.
@@ -162,6 +169,7 @@ impl Why {
             Self::Rising { .. } => "rising",
             Self::Falling { .. } => "falling",
             Self::Trigger { .. } => "trigger",
+            Self::Schedule { .. } => "schedule",
             Self::Idle { .. } => "idle",
             Self::Paused => "paused",
             Self::Fixed => "fixed",
@@ -224,7 +232,14 @@ impl fmt::Display for Why {
                 write!(f, "only {load:.1} requests were in the system, {target} for each replica")
             }
             Self::Trigger { name, figure, threshold } => {
+                let figure = (figure * 1000.0).round() / 1000.0;
                 write!(f, "trigger {name} is at {figure}, with a threshold of {threshold}")
+            }
+            Self::Schedule { name, within: true } => {
+                write!(f, "trigger {name} is within its hours")
+            }
+            Self::Schedule { name, within: false } => {
+                write!(f, "trigger {name} is out of its hours")
             }
             Self::Idle { for_ms } => write!(f, "no request came for {} s", for_ms / 1000),
             Self::Paused => f.write_str("the pool is paused"),

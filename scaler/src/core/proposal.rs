@@ -57,6 +57,11 @@ impl Proposal {
         self.needed.map(round_up)
     }
 
+    /// Whether it goes by the clock, and not by a figure.
+    pub(crate) fn is_schedule(&self) -> bool {
+        self.kind == "cron"
+    }
+
     /// Whether it counts at all.
     pub(crate) fn counts(&self) -> bool {
         !matches!(self.problem, Some(Problem::Misconfigured(_)))

@@ -147,6 +147,11 @@ impl Triggers {
     }
 }
 
+/// Whether the signal is not first-hand.
+fn is_read(signal: &Signal) -> bool {
+    matches!(signal, Signal::KvCache | Signal::Prometheus(_) | Signal::Gpu(..))
+}
+
 fn wanted(rule: &Rule) -> Option<Wanted> {
     match &rule.signal {
         Signal::KvCache => Some(Wanted::KvCache),
@@ -201,6 +206,17 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// It has to remember something, and nothing was observed yet.
+    fn is_new(&self) -> bool {
+        match self {
+            Self::Latencies(recent) => recent.is_new(),
+            Self::Rate(recent) => recent.is_new(),
+            Self::Nothing | Self::Schedule(_) => false,
+        }
+    }
+}
+
 impl Trigger {
     fn propose(
         &mut self,
@@ -232,13 +248,12 @@ impl Trigger {
         }
         proposal.threshold = rule.threshold;
         proposal.activation = rule.activation_threshold;
-        let found = match wanted(rule) {
-            Some(_) => read(rule, reading, replicas, max_age_ms, now_ms),
-            None => measure(rule, &mut self.memory, load, now_ms),
+        let found = if is_read(&rule.signal) {
+            proposal.age_ms = reading.map(|reading| now_ms.saturating_sub(reading.at_ms));
+            read(rule, reading, replicas, max_age_ms, now_ms)
+        } else {
+            measure(rule, &mut self.memory, load, now_ms)
         };
-        let first_hand = wanted(rule).is_none();
-        proposal.age_ms =
-            reading.filter(|_| !first_hand).map(|reading| now_ms.saturating_sub(reading.at_ms));
         let value = match found {
             Found::Value(value) => Some(value),
             Found::AtLeast(value, why) => {
@@ -299,6 +314,10 @@ fn read(
 /// A first-hand figure.
 fn measure(rule: &Rule, memory: &mut Memory, load: &Load, now_ms: u64) -> Found {
     let concurrency = load.held.saturating_add(load.in_flight);
+    // What gateways counted before they were first heard is no part of any window.
+    if load.missing && memory.is_new() {
+        return Found::Unknown("not every gateway was heard yet".to_owned());
+    }
     match (&rule.signal, memory) {
         (Signal::QueueDepth, _) => Found::Value(f64::from(load.held)),
         (Signal::Ttft { quantile, .. }, Memory::Latencies(recent)) => {

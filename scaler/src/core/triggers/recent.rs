@@ -55,6 +55,11 @@ impl Latencies {
         self.now.clone_from(all);
     }
 
+    /// Nothing was observed yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.past.oldest().is_none()
+    }
+
     /// A quantile over the window, in seconds; `None` where nothing was counted.
     pub(crate) fn quantile(&self, quantile: f64) -> Option<f64> {
         let (_, oldest) = self.past.oldest()?;
@@ -79,6 +84,11 @@ impl Rate {
     pub(crate) fn observe(&mut self, now_ms: u64, all: u64) {
         self.past.observe(now_ms, &all);
         (self.now_ms, self.now) = (now_ms, all);
+    }
+
+    /// Nothing was observed yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.past.oldest().is_none()
     }
 
     /// By the second; `None` before a second was seen.

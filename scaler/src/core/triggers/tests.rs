@@ -205,6 +205,20 @@ fn a_latency_is_that_of_the_window_without_what_a_cold_start_took() {
 }
 
 #[test]
+fn what_gateways_counted_before_the_scaler_began_is_of_no_window() {
+    let mut triggers = one("ttft", &[("threshold", "500ms")]);
+    let mut ledger = Ledger::default();
+    let silent = ledger.load([(0, Word::Silent(100))], 10_000);
+    assert!(triggers.propose(&silent, &[None], TWO, 1_000).remove(0).unreadable());
+    let mut signals = PoolSignals { in_flight: 1, ..PoolSignals::default() };
+    signals.warm_ttft.record_n(100.0, 1000);
+    ledger.hear(0, "a", &signals);
+    let heard = ledger.load([(0, Word::Now)], 10_000);
+    let proposal = triggers.propose(&heard, &[None], TWO, 2_000).remove(0);
+    assert_eq!((proposal.figure, proposal.unreadable()), (None, true), "{proposal:?}");
+}
+
+#[test]
 fn tokens_by_the_second_are_counted_over_the_window() {
     let mut triggers = one("tokensPerSecond", &[("threshold", "100"), ("window", "10s")]);
     let at = |generated_tokens| Load {
