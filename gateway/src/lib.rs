@@ -27,6 +27,9 @@ mod failure;
 mod figures;
 mod follow;
 mod forwarded;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod held;
 mod identity;
 #[doc(hidden)]

@@ -1,0 +1,94 @@
+//! What the fuzz targets of `gateway/fuzz` call; there is no such module in other builds.
+
+#![allow(missing_docs, clippy::missing_panics_doc, reason = "for fuzz targets alone")]
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::api::Api;
+use crate::edit::{Edits, edit};
+use crate::meter::Tokens;
+use crate::scan::scan;
+use crate::stream::{AnswerStream, End, Step};
+
+const APIS: [Api; 6] = [
+    Api::ChatCompletions,
+    Api::Completions,
+    Api::Responses,
+    Api::Messages,
+    Api::AudioTranscriptions,
+    Api::Embeddings,
+];
+
+/// What is read is what another reader reads; an edit changes what it is meant to, and no more.
+pub fn request(body: &[u8]) {
+    let Ok(read) = scan(body) else { return };
+    // Python takes what serde does not, `NaN` and lone surrogates among it.
+    let Ok(Value::Object(known)) = serde_json::from_slice::<Value>(body) else { return };
+    let model = read.model.as_ref().map(|model| model.name.as_str());
+    assert_eq!(model, known.get("model").and_then(Value::as_str), "the model's name");
+    assert_eq!(read.stream, known.get("stream") == Some(&Value::Bool(true)), "stream");
+    let body = Bytes::copy_from_slice(body);
+    let edits = Edits { model: Some("an \"other\""), ask_usage: true, drop_priority: true };
+    let edited: Vec<u8> =
+        edit(&body, &read, &edits).body.into_iter().flat_map(|piece| piece.to_vec()).collect();
+    let changed: Value = serde_json::from_slice(&edited).expect("still JSON");
+    let again = scan(&edited).expect("still a request");
+    assert!(again.priority.is_none(), "priority is out");
+    for (name, value) in &known {
+        match name.as_str() {
+            "model" if model.is_some() => assert_eq!(changed[name], "an \"other\""),
+            "priority" => assert!(changed.get(name).is_none()),
+            "stream_options" => {}
+            _ => assert_eq!(&changed[name], value, "{name} is as it was"),
+        }
+    }
+}
+
+/// Two bytes say which API and how it is cut; the rest is the stream.
+pub fn answer(input: &[u8]) {
+    let [kind, cut, stream @ ..] = input else { return };
+    let api = APIS[usize::from(kind & 0x7f) % APIS.len()];
+    let strip = kind & 0x80 != 0;
+    let whole = relay(api, strip, [stream].into_iter());
+    let size = usize::from(*cut).max(1);
+    let pieces = relay(api, strip, stream.chunks(size));
+    assert_eq!(whole, pieces, "in pieces of {size}");
+}
+
+#[derive(Debug, PartialEq)]
+struct Went {
+    out: Vec<u8>,
+    tokens: Tokens,
+    committed: bool,
+    /// In words, since a failure may be told by `feed` or by the end.
+    end: String,
+}
+
+fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> Went {
+    let (mut answer, now) = (AnswerStream::new(api, strip), Instant::now());
+    let mut out = Vec::new();
+    let mut end = None;
+    for piece in pieces {
+        let (step, failure) = match answer.feed(Bytes::copy_from_slice(piece), now) {
+            Step::Hold => continue,
+            Step::Pass(pieces) => (Some(pieces), None),
+            Step::Retry(failure) => (None, Some(failure)),
+            Step::Failed(pieces, failure) => (Some(pieces), Some(failure)),
+        };
+        step.into_iter().flatten().for_each(|piece| out.extend_from_slice(&piece));
+        if let Some(failure) = failure {
+            end = Some(format!("{:?}", failure.cause));
+            break;
+        }
+    }
+    let (rest, ended) = answer.end(now);
+    rest.into_iter().for_each(|piece| out.extend_from_slice(&piece));
+    let end = end.unwrap_or_else(|| match ended {
+        End::Complete => "complete".to_owned(),
+        End::Client(status) => status.to_string(),
+        End::Failed(failure) => format!("{:?}", failure.cause),
+    });
+    Went { out, tokens: answer.meter.tokens(), committed: answer.committed(), end }
+}
