@@ -11,6 +11,7 @@ mod check;
 mod dev;
 mod hash_key;
 mod logging;
+mod reload;
 mod serve;
 
 // Halves the memory of a held request, and takes much of the allocator off the CPU.
@@ -86,7 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => {
             logging::for_people();
-            start(args.config()?, serve::Parts::Both)
+            runtime()?.block_on(serve::serve(args.config()?, serve::Parts::Both, None))
         }
         Command::Run(file) => from_file(&file, serve::Parts::Both),
         Command::Gateway(file) => from_file(&file, serve::Parts::Gateway),
@@ -110,26 +111,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
-    let (config, warnings) = file.read()?;
+    let name = file.config.display().to_string();
+    let text =
+        std::fs::read_to_string(&file.config).with_context(|| format!("cannot read {name}"))?;
+    let (config, warnings) = forebay_config::inspect(&text, &name)?;
     logging::for_machines(&config.logging);
     for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }
-    start(config, parts)
-}
-
-impl File {
-    /// The configuration with its warnings, which name their lines.
-    fn read(&self) -> anyhow::Result<(forebay_config::Config, forebay_config::Problems)> {
-        let name = self.config.display().to_string();
-        let text =
-            std::fs::read_to_string(&self.config).with_context(|| format!("cannot read {name}"))?;
-        Ok(forebay_config::inspect(&text, &name)?)
-    }
-}
-
-fn start(config: forebay_config::Config, parts: serve::Parts) -> anyhow::Result<ExitCode> {
-    runtime()?.block_on(serve::serve(config, parts))
+    runtime()?.block_on(async {
+        let file = reload::ConfigFile::new(file.config.clone(), text)?;
+        serve::serve(config, parts, Some(file)).await
+    })
 }
 
 /// For everything but clients, whom threads of the gateway's own serve.

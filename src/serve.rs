@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::admin;
+use crate::reload::ConfigFile;
 
 /// What runs in this process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,10 +24,14 @@ pub(crate) enum Parts {
     Both,
 }
 
-/// Runs until SIGTERM or Ctrl-C.
-pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCode> {
+/// Runs until SIGTERM or Ctrl-C, by what `file` holds where there is one.
+pub(crate) async fn serve(
+    config: Config,
+    parts: Parts,
+    file: Option<ConfigFile>,
+) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let config = Arc::new(config);
+    let mut config = Arc::new(config);
     let token = config.admin.token_file.as_ref().map(|file| {
         let token = std::fs::read_to_string(file);
         token
@@ -80,7 +85,7 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     tasks.spawn(admin::upkeep(metrics));
     announce(&config, gateway.as_ref(), &own);
 
-    signals.next().await;
+    follow(&mut config, file, &mut signals, gateway.as_ref(), scaler.as_ref()).await;
     tracing::info!(
         "shutting down: finishing what is in flight and held (once more to leave at once)"
     );
@@ -110,6 +115,63 @@ pub(crate) async fn serve(config: Config, parts: Parts) -> anyhow::Result<ExitCo
     };
     tracing::info!("stopped");
     Ok(code)
+}
+
+/// Until a signal to end: takes over what `file` holds, whenever it changes.
+async fn follow(
+    config: &mut Arc<Config>,
+    file: Option<ConfigFile>,
+    signals: &mut Signals,
+    gateway: Option<&Gateway>,
+    scaler: Option<&Scaler>,
+) {
+    let Some(mut file) = file else { return signals.next().await };
+    loop {
+        let new = tokio::select! {
+            () = signals.next() => return,
+            new = file.next() => Arc::new(new),
+        };
+        let mut later = Vec::new();
+        if let Some(gateway) = gateway {
+            match gateway.reload(&new) {
+                Ok(fields) => later = fields,
+                Err(error) => {
+                    tracing::error!("{error}; the configuration before stays in force");
+                    continue;
+                }
+            }
+        }
+        if scaler.is_some() {
+            later.extend(unscaled(config, &new).map(str::to_owned));
+        }
+        if config.admin != new.admin {
+            later.push("admin".to_owned());
+        }
+        if config.logging != new.logging {
+            later.push("logging".to_owned());
+        }
+        tracing::info!("the new configuration is in force");
+        if !later.is_empty() {
+            tracing::warn!("takes effect at the next start only: {}", later.join(", "));
+        }
+        *config = new;
+    }
+}
+
+/// What of a change the scaler does not follow.
+fn unscaled<'a>(before: &'a Config, after: &'a Config) -> impl Iterator<Item = &'a str> {
+    let policy = |config: &Config| -> Vec<_> {
+        let parts = |pool: &forebay_config::Pool| {
+            (pool.name.clone(), pool.target.clone(), pool.scaling.clone())
+        };
+        config.pools.iter().map(parts).collect()
+    };
+    [
+        ("scaler", before.scaler != after.scaler),
+        ("pools[].target and scaling", policy(before) != policy(after)),
+    ]
+    .into_iter()
+    .filter_map(|(field, changed)| changed.then_some(field))
 }
 
 /// Where other scalers reach this one.
@@ -156,8 +218,9 @@ fn announce(config: &Config, gateway: Option<&Gateway>, admin: &str) {
     if let Some(gateway) = gateway {
         let names: Vec<_> = config.pools.iter().flat_map(|pool| pool.models.clone()).collect();
         let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
+        let scheme = if config.gateway.tls.is_some() { "https" } else { "http" };
         tracing::info!(
-            "listening on http://{} (models: {names}); metrics on {admin}/metrics",
+            "listening on {scheme}://{} (models: {names}); metrics on {admin}/metrics",
             gateway.address()
         );
     } else {

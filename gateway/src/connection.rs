@@ -38,7 +38,7 @@ const PENDING_RESETS: usize = 64;
 /// Serves a connection until it ends.
 pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) {
     let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address.ip()) };
-    let outcome = match edge.tls.as_ref().map(|tls| tls.current()) {
+    let outcome = match edge.tls() {
         None => plain(stream, client, edge).await,
         Some(tls) => secure(stream, tls, client, edge).await,
     };

@@ -65,4 +65,16 @@ impl Directory {
             pool.remove_endpoint(address);
         }
     }
+
+    /// Takes away all that `source` knows of a pool.
+    pub(crate) fn remove_all(&self, pool: &Arc<Pool>, source: Source) {
+        let known: Vec<_> = {
+            let inner = self.inner.lock();
+            let own = inner.known.keys().filter(|(name, _)| *name == pool.name);
+            own.map(|(_, address)| *address).collect()
+        };
+        for address in known {
+            self.remove(pool, source, address);
+        }
+    }
 }

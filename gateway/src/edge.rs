@@ -3,12 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use forebay_config::{Gateway, Limits, Network};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use forebay_config::{Config, Gateway, Limits, Network};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use rustls::ServerConfig;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::api::{Api, ErrorShape};
 use crate::body::Body;
@@ -20,19 +22,21 @@ use crate::exposed::{self, Door, Exposed};
 use crate::forwarded::{self, Hop};
 use crate::identity;
 use crate::outgoing::strip_hop_by_hop;
+use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::realtime::{Sessions, Wish};
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::respond::{local_response, refuse};
-use crate::tls::Tls;
+use crate::route::Routes;
+use crate::tls::{self, Tls};
 
 const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 
 /// Everything that connections share.
 pub(crate) struct Edge {
     pub(crate) clients: Arc<Clients>,
-    pub(crate) tls: Option<Arc<Tls>>,
+    tls: ArcSwapOption<Tls>,
     proxy: Proxy,
     drain: Drain,
     settings: ArcSwap<Settings>,
@@ -65,7 +69,40 @@ impl Edge {
         drain: Drain,
     ) -> Arc<Self> {
         let settings = ArcSwap::from_pointee(Settings::new(gateway));
+        let tls = ArcSwapOption::new(tls);
         Arc::new(Self { clients: Clients::new(), tls, proxy, drain, settings })
+    }
+
+    /// Takes a configuration over. `tls` is given where that is to change.
+    pub(crate) fn apply(
+        &self,
+        config: &Config,
+        pools: Arc<Vec<Arc<Pool>>>,
+        tls: Option<Option<Arc<Tls>>>,
+    ) {
+        if let Some(tls) = tls {
+            self.tls.store(tls);
+        }
+        self.proxy.limits.store(Arc::new(config.gateway.limits.clone()));
+        self.settings.store(Arc::new(Settings::new(&config.gateway)));
+        self.proxy.routes.store(Arc::new(Routes::new(config, pools.to_vec())));
+    }
+
+    /// What new connections are greeted with; `None` for plain text.
+    pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.load().as_ref().map(|tls| tls.current())
+    }
+
+    /// Looks after the files of TLS for as long as it is polled.
+    pub(crate) async fn follow_tls(self: Arc<Self>) {
+        let mut ticks = interval(tls::POLL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Some(tls) = self.tls.load_full() {
+                tls.poll();
+            }
+        }
     }
 
     pub(crate) fn limits(&self) -> Arc<Limits> {

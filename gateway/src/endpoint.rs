@@ -172,6 +172,10 @@ impl Endpoint {
         }
     }
 
+    pub(crate) fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     pub(crate) fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }

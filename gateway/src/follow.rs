@@ -14,13 +14,14 @@ use tokio::time::Instant;
 
 use crate::directory::{Directory, Source};
 use crate::pool::Pool;
+use crate::reload::Pools;
 use crate::tenants::Tenants;
 
 /// Follows the scaler for as long as the gateway runs.
 pub(crate) async fn replicas(
     url: String,
     token: Option<String>,
-    pools: Vec<Arc<Pool>>,
+    pools: Pools,
     tenants: Arc<Tenants>,
     directory: Arc<Directory>,
 ) {
@@ -37,7 +38,7 @@ pub(crate) async fn replicas(
                 if let Some(gateways) = view.gateways {
                     tenants.set_gateways(gateways, Instant::now());
                 }
-                for pool in &pools {
+                for pool in pools.all().iter() {
                     let known = theirs.entry(Arc::clone(&pool.name)).or_default();
                     apply(pool, &view, known, &directory);
                 }

@@ -33,6 +33,11 @@ impl UpstreamKey {
         Ok(true)
     }
 
+    /// As `other` is, which is none where no file is configured.
+    pub(crate) fn copy(&self, other: Option<&Self>) {
+        self.0.store(other.and_then(|other| other.0.load_full()));
+    }
+
     /// Reads the file anew. What is there serves on if it can't be read.
     pub(crate) async fn refresh(&self, pool: &str, path: &Path) {
         let read = match tokio::fs::read_to_string(path).await {

@@ -55,6 +55,7 @@ mod realtime;
 mod record;
 mod refusal;
 mod relay;
+mod reload;
 mod report;
 mod respond;
 mod route;

@@ -27,13 +27,13 @@ pub(crate) fn answer(proxy: &Proxy, parts: &Parts) -> Option<Result<Response<Bod
         }
         "/v1/models" => get().and_then(|()| {
             let tenant = proxy.tenants.of(&parts.headers)?;
-            Ok(json(&models::list(&proxy.routes, &tenant)))
+            Ok(json(&models::list(&proxy.routes.load(), &tenant)))
         }),
         _ => {
             if let Some(name) = path.strip_prefix("/v1/models/") {
                 get().and_then(|()| {
                     let tenant = proxy.tenants.of(&parts.headers)?;
-                    let model = models::one(&proxy.routes, &tenant, name);
+                    let model = models::one(&proxy.routes.load(), &tenant, name);
                     model.map(|model| json(&model)).ok_or_else(|| Refusal::UnknownModel {
                         model: name.to_owned(),
                         known: "see /v1/models".to_owned(),

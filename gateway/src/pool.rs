@@ -69,6 +69,8 @@ struct Books {
     /// Requests refused for the cold start since the last tick: they are demand all the same.
     turned_away: u32,
     turn: usize,
+    /// No longer configured.
+    closed: bool,
     /// The holds since the queue was last empty, for one line when it is again.
     burst: (u64, Duration),
 }
@@ -233,6 +235,7 @@ impl Pool {
             starting: None,
             turned_away: 0,
             turn: 0,
+            closed: false,
             burst: (0, Duration::ZERO),
         };
         let metrics = Metrics::register(&settings.name);
@@ -253,6 +256,9 @@ impl Pool {
         let started = Instant::now();
         let (mut held, cold) = {
             let mut books = self.books.lock();
+            if books.closed {
+                return Err(Refusal::PoolRemoved);
+            }
             let first = ticket.place.is_none();
             if first {
                 books.totals.accepted += 1;
@@ -312,7 +318,7 @@ impl Pool {
                 }
                 Ok(slot)
             }
-            Ok(Err(_)) => Err(Refusal::ShuttingDown),
+            Ok(Err(_)) => Err(Refusal::PoolRemoved),
             Err(_) => {
                 let books = self.books.lock();
                 let (retry_after, why) = (books.retry_after(), books.why_waiting());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use forebay_config::SplitBy;
 use http::request::Parts;
@@ -33,9 +34,9 @@ const ANSWER_TOKENS: u64 = 256;
 
 /// What every request needs.
 pub(crate) struct Proxy {
-    pub(crate) routes: Routes,
+    pub(crate) routes: ArcSwap<Routes>,
     pub(crate) tenants: Arc<Tenants>,
-    pub(crate) limits: forebay_config::Limits,
+    pub(crate) limits: ArcSwap<forebay_config::Limits>,
     pub(crate) drain: Drain,
 }
 
@@ -86,7 +87,8 @@ impl Proxy {
         }
         let api =
             record.context.api.ok_or_else(|| Refusal::UnknownPath(parts.uri.path().to_owned()))?;
-        let limit = self.limits.body_size.bytes();
+        let limits = self.limits.load_full();
+        let limit = limits.body_size.bytes();
         let tenant = match self.tenants.of(&parts.headers) {
             Ok(tenant) => tenant,
             Err(refusal) => {
@@ -96,7 +98,7 @@ impl Proxy {
         };
         record.identified(&tenant);
         record.context.keyed = self.tenants.checks_keys();
-        let body = body::read(incoming, limit, self.limits.body_timeout).await?;
+        let body = body::read(incoming, limit, limits.body_timeout).await?;
         let scan = read(api, &parts, &body)?;
         record.context.model = scan.model.as_ref().map(|model| model.name.clone());
         record.context.stream = scan.stream && api.streams();
@@ -128,7 +130,7 @@ impl Proxy {
     ) -> Result<Way, Refusal> {
         let key = |by| split_key(by, tenant, headers, lead);
         let name = record.context.model.as_deref();
-        let way = self.routes.way(name, key, |name| tenant.may_use(name))?;
+        let way = self.routes.load().way(name, key, |name| tenant.may_use(name))?;
         let own = way.model.as_deref().unwrap_or_default();
         if !tenant.may_use(own) {
             let (tenant, model) = (Arc::clone(&tenant.name), own.to_owned());

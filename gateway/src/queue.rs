@@ -76,6 +76,11 @@ pub(crate) struct Full {
 }
 
 impl<W> Queue<W> {
+    /// For what comes from now on; what is held stays.
+    pub(crate) fn set_bounds(&mut self, max_requests: usize, max_bytes: u64) {
+        (self.max_requests, self.max_bytes) = (max_requests, max_bytes);
+    }
+
     pub(crate) fn bounded(max_requests: usize, max_bytes: u64) -> Self {
         Self {
             flows: Vec::new(),

@@ -75,6 +75,8 @@ pub(crate) enum Refusal {
     Failed(Failure),
     #[error("The answer was not complete within {0:?}.")]
     TooLong(Duration),
+    #[error("The model is no longer served here.")]
+    PoolRemoved,
     #[error("The gateway is shutting down.")]
     ShuttingDown,
     /// Nobody is left to read it.
@@ -114,6 +116,7 @@ impl Refusal {
             Self::HoldExpired { .. }
             | Self::InVain { .. }
             | Self::ShuttingDown
+            | Self::PoolRemoved
             | Self::Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
             }
@@ -161,6 +164,7 @@ impl Refusal {
             Self::Poison => "poison",
             Self::Failed(_) => "replica_error",
             Self::TooLong(_) => TOO_LONG,
+            Self::PoolRemoved => "pool_removed",
             Self::ShuttingDown => "shutting_down",
             Self::ClientLeft => "client_left",
         }
@@ -209,6 +213,9 @@ impl Refusal {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::Exhausted { .. } if status == StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
+            }
+            Self::PoolRemoved => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
             }
             Self::ShuttingDown => {
@@ -276,6 +283,7 @@ mod tests {
             (Refusal::Failed(Failure::of(500, "a bug".into())), 500),
             (Refusal::Poison, 500),
             (Refusal::TooLong(second), 504),
+            (Refusal::PoolRemoved, 503),
             (Refusal::ShuttingDown, 503),
         ] {
             let body = refusal.body(ErrorShape::OpenAi);

@@ -1,7 +1,7 @@
 //! Publishes `/signals`: once a second, and at once when something changed that should be decided
 //! on, then at most every 20 ms.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::pool::Pool;
+use crate::reload::Pools;
 
 const TICK: Duration = Duration::from_secs(1);
 const PACE: Duration = Duration::from_millis(20);
@@ -18,20 +19,21 @@ const PACE: Duration = Duration::from_millis(20);
 /// Reports for as long as the gateway runs.
 pub(crate) async fn report(
     publisher: Arc<Publisher<PoolSignals>>,
-    pools: Vec<Arc<Pool>>,
+    configured: Pools,
     news: Arc<Notify>,
 ) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut generated = vec![0; pools.len()];
+    let mut generated: HashMap<Arc<str>, u64> = HashMap::new();
     loop {
         let tick = tokio::select! {
             _ = ticks.tick() => true,
             () = news.notified() => false,
         };
         let now = Instant::now();
+        let pools = configured.all();
         if tick {
-            for pool in &pools {
+            for pool in pools.iter() {
                 pool.tick();
                 if let Some(file) = &pool.settings().api_key_file {
                     pool.key.refresh(&pool.name, file).await;
@@ -41,7 +43,8 @@ pub(crate) async fn report(
         let signals: BTreeMap<_, _> =
             pools.iter().map(|pool| (pool.name.to_string(), pool.signals())).collect();
         if tick {
-            for (pool, before) in pools.iter().zip(&mut generated) {
+            for pool in pools.iter() {
+                let before = generated.entry(Arc::clone(&pool.name)).or_default();
                 export(pool, &signals[&*pool.name], before);
             }
         }

@@ -5,27 +5,24 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::PoolSignals;
 use forebay_signals::publisher::Publisher;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, Source};
-use crate::discover::discover;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::follow;
 use crate::keys::KeysError;
 use crate::listen::Listeners;
 use crate::metric::endpoints_text;
-use crate::pool::Pool;
 use crate::proxy::Proxy;
+use crate::reload::{Live, Prepared};
 use crate::report::report;
 use crate::route::Routes;
-use crate::tenants::Tenants;
 use crate::tls::{Tls, TlsError};
 
 /// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
@@ -34,8 +31,9 @@ pub struct Gateway {
     listeners: Listeners,
     drain: Drain,
     publisher: Arc<Publisher<PoolSignals>>,
-    /// Its probes end with it.
-    _directory: Arc<Directory>,
+    edge: Arc<Edge>,
+    /// Probes end with it.
+    live: Live,
 }
 
 /// Why a gateway does not start.
@@ -89,72 +87,56 @@ impl Gateway {
         token: Option<String>,
         cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
-        let news = Arc::new(Notify::new());
-        let pools: Vec<_> =
-            config.pools.iter().map(|pool| Pool::new(pool.clone(), Arc::clone(&news))).collect();
-        let directory = Arc::new(Directory::default());
-        for pool in &pools {
-            if let Some(file) = &pool.settings().api_key_file {
-                let read = std::fs::read_to_string(file).and_then(|text| pool.key.set(&text));
-                read.map_err(|source| StartError::Key {
-                    pool: pool.name.to_string(),
-                    file: file.clone(),
-                    source,
-                })?;
-            }
-            for endpoint in &pool.settings().endpoints {
-                let address = resolve(endpoint).map_err(|reason| StartError::Endpoint {
-                    pool: pool.name.to_string(),
-                    endpoint: endpoint.clone(),
-                    reason,
-                })?;
-                directory.add(pool, Source::Fixed, address);
-            }
-        }
-        let tenants = Tenants::prepare(&config.gateway).map_err(StartError::Keys)?;
-        let tenants = Tenants::new(tenants, Instant::now());
-        if !tenants.checks_keys() && !config.gateway.listen.ip().to_canonical().is_loopback() {
+        let prepared = Prepared::new(config)?;
+        let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
+        if config.gateway.keys.is_none() && !config.gateway.listen.ip().to_canonical().is_loopback()
+        {
             tracing::warn!(
                 "gateway.keys is not set: whoever reaches {} may use every model",
                 config.gateway.listen
             );
         }
         let drain = Drain::default();
+        let live = Live::begin(prepared, &drain, cluster);
+        let pools = live.pools.all();
         let proxy = Proxy {
-            routes: Routes::new(config, pools.clone()),
-            tenants: Arc::clone(&tenants),
-            limits: config.gateway.limits.clone(),
+            routes: ArcSwap::from_pointee(Routes::new(config, pools.to_vec())),
+            tenants: Arc::clone(&live.tenants),
+            limits: ArcSwap::from_pointee(config.gateway.limits.clone()),
             drain: drain.clone(),
         };
-        let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
-        let edge = Edge::new(&config.gateway, tls.clone(), proxy, drain.clone());
+        let edge = Edge::new(&config.gateway, tls, proxy, drain.clone());
         let threads = config.gateway.threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
             usize::from,
         );
         let address = config.gateway.listen;
-        let listeners = Listeners::start(address, threads.max(1), edge)
+        let listeners = Listeners::start(address, threads.max(1), Arc::clone(&edge))
             .map_err(|source| StartError::Listen { address, source })?;
         let publisher = Publisher::new();
         // Whoever reads the feed first finds every pool in it.
         let first = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
         publisher.publish(first.collect());
-        if let Some(tls) = tls {
-            drain.spawn(tls.follow());
-        }
-        for pool in &pools {
-            if let Some(discovery) = &pool.settings().discovery {
-                let changes = forebay_discovery::discover(discovery, cluster);
-                drain.spawn(discover(Arc::clone(pool), changes, Arc::clone(&directory)));
-            }
-        }
-        drain.spawn(report(Arc::clone(&publisher), pools.clone(), news));
-        drain.spawn(Arc::clone(&tenants).watch());
+        drain.spawn(Arc::clone(&edge).follow_tls());
+        drain.spawn(report(Arc::clone(&publisher), live.pools.clone(), Arc::clone(&live.news)));
+        drain.spawn(Arc::clone(&live.tenants).watch());
         if let Some(url) = scaler {
-            let directory = Arc::clone(&directory);
-            drain.spawn(follow::replicas(url, token, pools, tenants, directory));
+            let (tenants, directory) = (Arc::clone(&live.tenants), Arc::clone(&live.directory));
+            drain.spawn(follow::replicas(url, token, live.pools.clone(), tenants, directory));
         }
-        Ok(Self { listeners, drain, publisher, _directory: directory })
+        Ok(Self { listeners, drain, publisher, edge, live })
+    }
+
+    /// Takes a new configuration over without dropping a request, or leaves all as it is.
+    ///
+    /// Pools keep their queue and their connections by their name; a pool that is no longer
+    /// configured answers what it holds with 503, and finishes what is in flight. Returned are the
+    /// fields that differ and can't be changed while the gateway runs.
+    ///
+    /// # Errors
+    /// What can't be used, as at the start.
+    pub fn reload(&self, config: &Config) -> Result<Vec<String>, StartError> {
+        self.live.reload(&self.edge, config)
     }
 
     /// Where clients connect.
@@ -191,7 +173,7 @@ impl Gateway {
     }
 }
 
-fn resolve(endpoint: &str) -> Result<SocketAddr, String> {
+pub(crate) fn resolve(endpoint: &str) -> Result<SocketAddr, String> {
     let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/');
     let mut addresses = bare.to_socket_addrs().map_err(|error| error.to_string())?;
     addresses.next().ok_or_else(|| "no address".to_owned())

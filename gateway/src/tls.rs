@@ -13,12 +13,11 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metric;
 
 /// How often the files are read.
-const POLL: Duration = Duration::from_secs(5);
+pub(crate) const POLL: Duration = Duration::from_secs(5);
 
 /// What new connections are greeted with.
 pub(crate) struct Tls {
@@ -62,19 +61,9 @@ impl Tls {
         self.current.load_full()
     }
 
-    /// Looks after the files for as long as it is polled.
-    pub(crate) async fn follow(self: Arc<Self>) {
-        let mut ticks = interval(POLL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            self.poll();
-        }
-    }
-
     /// Takes changed files, if they are right. Others are told once, and only when they were there
     /// twice: certificate and key may be replaced one after the other.
-    fn poll(&self) {
+    pub(crate) fn poll(&self) {
         let mut seen = self.seen.lock();
         let outcome = Files::read(&self.settings).and_then(|files| {
             if files == seen.used {
