@@ -41,6 +41,8 @@ pub struct Seen {
 pub enum Answer {
     /// This body, as JSON.
     Json(&'static str),
+    /// The same after a while.
+    Slow(Duration, &'static str),
     /// These bytes, whatever they are; the connection goes on.
     Raw(&'static [u8]),
     /// An event stream that goes on for as long as it is read.
@@ -89,6 +91,10 @@ async fn replica(mut stream: TcpStream, answer: Answer, seen: Arc<Seen>) {
         seen.requests.lock().push(request);
         match &answer {
             Answer::Json(body) => {
+                let _ = stream.write_all(json(body).as_bytes()).await;
+            }
+            Answer::Slow(after, body) => {
+                sleep(*after).await;
                 let _ = stream.write_all(json(body).as_bytes()).await;
             }
             Answer::Raw(bytes) => {

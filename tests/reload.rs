@@ -1,0 +1,60 @@
+//! The configuration file changes while the real binary serves.
+
+#![allow(missing_docs)]
+
+use support::sims::{Folder, Sim};
+use support::{Forebay, chat, eventually, exchange, get, status};
+
+mod support;
+
+fn config(endpoints: &[&Sim], more: &str) -> String {
+    let list: Vec<_> = endpoints.iter().map(|sim| format!("\"{}\"", sim.address)).collect();
+    format!(
+        "gateway:\n  listen: 127.0.0.1:0\n{more}admin:\n  listen: 127.0.0.1:0\npools:\n  - name: p\n    \
+         models: [sim]\n    endpoints: [{}]\n",
+        list.join(", ")
+    )
+}
+
+const NOT_VALID: &str = "not valid; the configuration before stays in force";
+const IN_FORCE: &str = "the new configuration is in force";
+
+#[test]
+fn a_changed_file_is_taken_over_and_a_wrong_one_is_told_with_its_line() {
+    let (one, two) =
+        (Sim::start(&["--served-model-name", "sim"]), Sim::start(&["--served-model-name", "sim"]));
+    let folder = Folder::new();
+    let file = folder.write("forebay.yaml", &config(&[&one], ""));
+    let mut forebay = Forebay::start(&["gateway", "--config", &file], "info");
+    assert_eq!(status(&exchange(forebay.address, &chat(false, 2))), 200);
+
+    // Moved in place: found by looking.
+    folder.write("forebay.yaml", &config(&[&two], "  paths: [/health, /v1/chat/completions]\n"));
+    forebay.wait_for(IN_FORCE);
+    drop(one);
+    assert_eq!(status(&get(forebay.address, "/v1/models")), 404);
+    for _ in 0..3 {
+        assert_eq!(status(&exchange(forebay.address, &chat(false, 2))), 200);
+    }
+
+    folder.write("forebay.yaml", &config(&[&two], "  pathz: []\n"));
+    let told = forebay.wait_for("pathz");
+    assert!(
+        told.contains("forebay.yaml:3: gateway.pathz: unknown field; did you mean paths?"),
+        "{told}"
+    );
+    forebay.wait_for(NOT_VALID);
+    assert_eq!(status(&exchange(forebay.address, &chat(false, 2))), 200);
+    // Asked for, it is told again.
+    forebay.signal("HUP");
+    forebay.wait_for(NOT_VALID);
+
+    // What can't be changed is named, and the rest is taken over.
+    folder.write("forebay.yaml", &config(&[&two], "  threads: 3\n"));
+    forebay.signal("HUP");
+    let told = forebay.wait_for("takes effect at the next start only");
+    assert!(told.contains("gateway.threads"), "{told}");
+    eventually("paths are open again", || status(&get(forebay.address, "/v1/models")) == 200);
+    forebay.signal("TERM");
+    assert!(forebay.wait().success());
+}
