@@ -1,5 +1,6 @@
 //! What is shown against the real thing. Each suite has a namespace of its own.
 
+mod direct;
 mod keda;
 mod measure;
 mod node;
@@ -67,5 +68,23 @@ pub fn all() -> Vec<Suite> {
         Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
+        Suite::new("direct_wakes_serves_and_sleeps", direct::wakes_serves_and_sleeps),
+        Suite::new(
+            "direct_foreign_counts_are_corrected_or_respected",
+            direct::foreign_counts_are_corrected_or_respected,
+        ),
+        Suite::new(
+            "direct_a_rolling_update_under_load_fails_no_request",
+            direct::a_rolling_update_under_load_fails_no_request,
+        ),
+        Suite::new(
+            "direct_another_scaler_takes_over_in_a_cold_start",
+            direct::another_scaler_takes_over_in_a_cold_start,
+        ),
+        Suite::new(
+            "direct_traffic_flows_while_the_api_server_is_away",
+            direct::traffic_flows_while_the_api_server_is_away,
+        )
+        .breaking(),
     ]
 }
