@@ -135,6 +135,11 @@ impl Plane {
         self.own.is_some()
     }
 
+    /// A program that is not part of the control plane, such as helm.
+    pub fn tool(&self, name: &str) -> Option<PathBuf> {
+        self.own.as_ref()?.binaries.get(name)
+    }
+
     pub fn has_keda(&self) -> bool {
         self.own.as_ref().is_some_and(|own| own.binaries.has_keda())
     }

@@ -20,6 +20,8 @@ impl Target for Fake {
                 address: Some(SocketAddr::from(([127, 0, 0, 1], n))),
                 phase: Phase::Running,
                 reason: String::new(),
+                asked_ms: None,
+                inherited: false,
                 scheduled_ms: None,
                 started_ms: 1_000,
                 rank: 0,

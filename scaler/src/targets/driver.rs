@@ -142,6 +142,8 @@ fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
         address,
         phase,
         reason: reason.clone(),
+        asked_ms: None,
+        inherited: false,
         scheduled_ms: None,
         started_ms: 0,
         rank: 0,

@@ -74,6 +74,11 @@ pub struct ReplicaStatus {
     pub phase: Phase,
     /// What a person should know about that ("exited with status 1, again in 4 s").
     pub reason: String,
+    /// When it was asked for, in milliseconds since the epoch, where the target knows that better
+    /// than from when it is shown.
+    pub asked_ms: Option<u64>,
+    /// It was there before this process: how long it took to start can't be told.
+    pub inherited: bool,
     /// When it was given a machine, in milliseconds since the epoch, where that is a step.
     pub scheduled_ms: Option<u64>,
     /// When it was last started, in milliseconds since the epoch; 0 before.

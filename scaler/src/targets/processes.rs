@@ -109,6 +109,8 @@ impl Processes {
                 address: None,
                 phase: Phase::Pending,
                 reason: "asked for".into(),
+                asked_ms: None,
+                inherited: false,
                 scheduled_ms: None,
                 started_ms: 0,
                 rank: 0,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,6 +25,28 @@ struct Setup {
     gateways: Vec<Forebay>,
     scalers: Vec<Forebay>,
     workload: Workload,
+    _service: JoinSet<()>,
+}
+
+/// What a Service does: one address for whoever answers.
+async fn service_of(backends: Vec<SocketAddr>, tasks: &mut JoinSet<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            let backends = backends.clone();
+            connections.spawn(async move {
+                for backend in backends {
+                    if let Ok(mut server) = TcpStream::connect(backend).await {
+                        let _ = copy_bidirectional(&mut client, &mut server).await;
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
 }
 
 struct Options {
@@ -77,7 +101,7 @@ impl Setup {
                  discovery: {{pods: {{namespace: {namespace}, selector: app={POOL}, port: 8000}}}}\n  \
                  target: {{kubernetes: {{name: {POOL}, namespace: {namespace}}}}}\n  \
                  scaling: {{minReplicaCount: {}, maxReplicaCount: 5, targetConcurrency: 8, \
-                 stableWindow: 4s, cooldownPeriod: 4s}}\n",
+                 stableWindow: 6s, cooldownPeriod: 6s}}\n",
                 token.display(),
                 listed.join(", "),
                 options.min,
@@ -90,14 +114,14 @@ impl Setup {
             scalers
                 .push(Forebay::start("scaler", &name, &config, admin, kubeconfig, &folder).await);
         }
+        let mut service = JoinSet::new();
+        let scaler = service_of(scaler_admins.to_vec(), &mut service).await;
         for (n, admin) in gateway_admins.into_iter().enumerate().take(options.gateways) {
-            // Each hears another scaler where there are two, as behind a Service.
-            let scaler = scaler_admins[n.min(options.scalers - 1)];
             let (name, config) = (format!("gateway-{n}"), config(admin, clients[n], scaler));
             let gateway = Forebay::start("gateway", &name, &config, admin, kubeconfig, &folder);
             gateways.push(gateway.await);
         }
-        Self { namespace, clients, gateways, scalers, workload }
+        Self { namespace, clients, gateways, scalers, workload, _service: service }
     }
 
     /// So many chats at once, over all gateways by turns.

@@ -1,5 +1,6 @@
 //! What is shown against the real thing. Each suite has a namespace of its own.
 
+mod deploy;
 mod direct;
 mod keda;
 mod measure;
@@ -68,6 +69,10 @@ pub fn all() -> Vec<Suite> {
         Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
+        Suite::new("deploy_the_chart_is_accepted", deploy::the_chart_is_accepted),
+        Suite::new("deploy_examples_are_accepted", deploy::examples_are_accepted),
+        Suite::new("deploy_keda_examples_are_accepted", deploy::keda_examples_are_accepted)
+            .with_keda(),
         Suite::new("direct_wakes_serves_and_sleeps", direct::wakes_serves_and_sleeps),
         Suite::new(
             "direct_foreign_counts_are_corrected_or_respected",

@@ -11,12 +11,20 @@ use crate::targets::{Phase, ReplicaStatus};
 /// When a pod was seen to come how far, by our own clock: the node's may be off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Times {
+    seen_ms: Option<u64>,
+    /// It was there before this process looked: when it was asked for is not known.
+    inherited: bool,
     scheduled_ms: Option<u64>,
     started: Option<(Start, u64)>,
 }
 
 impl Times {
+    pub(super) fn inherited() -> Self {
+        Self { inherited: true, ..Self::default() }
+    }
+
     pub(super) fn see(&mut self, pod: &Pod, now_ms: u64) {
+        self.seen_ms.get_or_insert(now_ms);
         if pod.scheduled {
             self.scheduled_ms.get_or_insert(now_ms);
         }
@@ -55,6 +63,8 @@ pub(super) fn statuses(
             address: None,
             phase: Phase::Pending,
             reason: "asked for; it has no pod yet".to_owned(),
+            asked_ms: None,
+            inherited: false,
             scheduled_ms: None,
             started_ms: 0,
             // It is the first to go, before any pod.
@@ -99,6 +109,8 @@ fn status(name: &str, pod: &Pod, times: Times, port: u16) -> ReplicaStatus {
         address: pod.ip.map(|ip| SocketAddr::new(ip, port)),
         phase,
         reason: if pod.phase == PodPhase::Healthy { String::new() } else { reason },
+        asked_ms: times.seen_ms,
+        inherited: times.inherited,
         scheduled_ms: times.scheduled_ms,
         started_ms: times.started.map_or(0, |(_, ms)| ms),
         rank: rank(pod),

@@ -201,7 +201,10 @@ impl Worker {
         let now_ms = epoch_ms();
         match change {
             PodChange::All(all) => {
-                self.listed = true;
+                if !std::mem::replace(&mut self.listed, true) {
+                    let before = |name: &String| (name.clone(), Times::inherited());
+                    self.times = all.keys().map(before).collect();
+                }
                 self.pods = all;
             }
             PodChange::Put(name, pod) => {
@@ -256,8 +259,9 @@ impl Worker {
             Err(why) => self.complain(About::Annotation, why),
         }
         let foreign = self.written.is_some_and(|ours| ours != scaled.replicas);
-        if foreign && self.order == Override::None {
-            let wanted = self.orders.borrow().count.unwrap_or(scaled.replicas);
+        // One that does not lead wants nothing, and the leader is no stranger.
+        let wanted = self.orders.borrow().count.filter(|wanted| *wanted != scaled.replicas);
+        if let (true, Override::None, Some(wanted)) = (foreign, self.order, wanted) {
             let note = format!(
                 "somebody else set replicas to {}; {wanted} are wanted (annotate the workload with \
                  {}=true to keep them)",

@@ -40,6 +40,8 @@ pub(super) async fn run(
         address: None,
         phase: Phase::Pending,
         reason: String::new(),
+        asked_ms: None,
+        inherited: false,
         scheduled_ms: None,
         started_ms: 0,
         rank: 0,
