@@ -73,6 +73,8 @@ struct Start {
     since_ms: u64,
     /// The target's own time of it; 0 before.
     started_ms: u64,
+    /// It began before anybody looked.
+    inherited: bool,
     /// When a gateway found it healthy.
     ready_ms: Option<u64>,
     /// When it was first seen to have answered something.
@@ -81,7 +83,7 @@ struct Start {
 
 impl Start {
     fn new(since_ms: u64, started_ms: u64) -> Self {
-        Self { since_ms, started_ms, ready_ms: None, first_token_ms: None }
+        Self { since_ms, started_ms, inherited: false, ready_ms: None, first_token_ms: None }
     }
 }
 
@@ -260,7 +262,8 @@ impl PoolLoop {
             asked_ms: start.map_or(0, |start| start.since_ms),
             scheduled_ms: status.scheduled_ms,
             started_ms,
-            ready_ms: start.and_then(|start| start.ready_ms),
+            // What is not known to have been a start teaches nothing about starts.
+            ready_ms: start.filter(|start| !start.inherited).and_then(|start| start.ready_ms),
             first_token_ms: start.and_then(|start| start.first_token_ms),
         }
     }
@@ -293,7 +296,9 @@ impl PoolLoop {
         let mut took = Vec::new();
         let mut ready = BTreeSet::new();
         for (id, status) in statuses {
-            let new = Start::new(now_ms, status.started_ms);
+            let first = !self.starts.contains_key(id);
+            let mut new = Start::new(status.asked_ms.unwrap_or(now_ms), status.started_ms);
+            new.inherited = status.inherited;
             let start = self.starts.entry(id.clone()).or_insert(new);
             if start.started_ms == 0 {
                 start.started_ms = status.started_ms;
@@ -317,9 +322,15 @@ impl PoolLoop {
             // One that comes back after an ejection did not start.
             if start.ready_ms.replace(start.ready_ms.unwrap_or(now_ms)).is_none() {
                 target.ready(id);
-                let seconds = now_ms.saturating_sub(start.since_ms) as f64 / 1000.0;
-                tracing::info!("{}: replica {id} ready after {seconds:.1} s", self.name);
-                took.push(seconds);
+                // One that is ready at first sight was so before.
+                start.inherited |= first && status.asked_ms.is_none() && status.started_ms == 0;
+                if start.inherited {
+                    tracing::info!("{}: replica {id} is ready", self.name);
+                } else {
+                    let seconds = now_ms.saturating_sub(start.since_ms) as f64 / 1000.0;
+                    tracing::info!("{}: replica {id} ready after {seconds:.1} s", self.name);
+                    took.push(seconds);
+                }
             }
             let answered = |e: &EndpointSignals| e.completed > 0 || e.generated_tokens > 0;
             if start.first_token_ms.is_none() && endpoints(heard, status).any(answered) {

@@ -156,6 +156,18 @@ fn nothing_is_stopped_while_a_gateway_is_lost() {
 }
 
 #[test]
+fn a_replica_that_was_there_before_teaches_nothing_of_starts() {
+    let (mut pool, target) = (pool(), Fake::default());
+    target.ensure(1);
+    target.statuses.borrow_mut().values_mut().for_each(|status| status.inherited = true);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Starting, 0)])], 1_000);
+    let ready = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 1_100);
+    assert!(ready.cold_starts.is_empty() && ready.replicas.cold_start.is_none());
+    let state = ready.replicas.replicas["p-1"].as_ref().expect("there").state;
+    assert_eq!(state, ReplicaState::Ready);
+}
+
+#[test]
 fn replicas_that_were_there_before_the_scaler_are_taken_over() {
     let (mut pool, target) = (pool(), Fake::default());
     target.ensure(3);
