@@ -18,7 +18,7 @@ pub struct Decision {
     /// There is a reason to have more than the idle count: what KEDA calls active.
     pub active: bool,
     /// The rule that won.
-    #[serde(serialize_with = "rule")]
+    #[serde(rename = "rule", serialize_with = "rule")]
     pub why: Why,
     /// What each trigger said.
     #[serde(skip_serializing_if = "Vec::is_empty")]

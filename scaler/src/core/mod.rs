@@ -16,6 +16,7 @@ pub mod load;
 pub mod policy;
 pub mod proposal;
 pub mod triggers;
+pub mod snapshot;
 pub mod window;
 
 pub use decide::{State, decide};

@@ -1,0 +1,189 @@
+//! Where snapshots of what was learned are kept.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Texts by pool.
+pub(crate) type Snapshots = BTreeMap<String, String>;
+
+/// Written no more often: what is learned changes slowly.
+const PACE: Duration = Duration::from_secs(60);
+
+/// A place for snapshots, a text for each pool.
+pub(crate) trait SnapshotStore: Send + Sync {
+    /// Every text that is there.
+    fn load(&self) -> BoxFuture<'_, io::Result<Snapshots>>;
+    /// Keeps these, each whole or not at all; others stay as they are.
+    fn save(&self, snapshots: Snapshots) -> BoxFuture<'_, io::Result<()>>;
+}
+
+/// A folder with a file for each pool.
+pub(crate) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+}
+
+impl SnapshotStore for Folder {
+    fn load(&self) -> BoxFuture<'_, io::Result<Snapshots>> {
+        let path = self.path.clone();
+        Box::pin(async move { tokio::task::spawn_blocking(move || read(&path)).await? })
+    }
+
+    fn save(&self, snapshots: Snapshots) -> BoxFuture<'_, io::Result<()>> {
+        let path = self.path.clone();
+        Box::pin(async move { tokio::task::spawn_blocking(move || write(&path, &snapshots)).await? })
+    }
+}
+
+fn read(folder: &Path) -> io::Result<Snapshots> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Snapshots::new()),
+        Err(error) => return Err(error),
+    };
+    let mut snapshots = Snapshots::new();
+    for entry in entries {
+        let path = entry?.path();
+        let pool = path.file_stem().and_then(|stem| stem.to_str());
+        if let (Some(pool), Some("json")) = (pool, path.extension().and_then(|it| it.to_str())) {
+            // What is no text is broken; the reader says so.
+            let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+            snapshots.insert(pool.to_owned(), text);
+        }
+    }
+    Ok(snapshots)
+}
+
+fn write(folder: &Path, snapshots: &Snapshots) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for (pool, text) in snapshots {
+        let (new, path) = (folder.join(format!(".{pool}.new")), folder.join(format!("{pool}.json")));
+        std::fs::write(&new, text)?;
+        std::fs::rename(&new, path)?;
+    }
+    Ok(())
+}
+
+/// Writes what changed, seldom, beside the loop.
+pub(crate) struct Saver {
+    latest: watch::Sender<Snapshots>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Saver {
+    /// `known` is what is there already.
+    pub(crate) fn start(store: Arc<dyn SnapshotStore>, known: Snapshots) -> Self {
+        let (latest, mut changes) = watch::channel(known.clone());
+        let task = tokio::spawn(async move {
+            let mut written = known;
+            loop {
+                let more = changes.changed().await.is_ok();
+                let now = changes.borrow_and_update().clone();
+                let changed = |(pool, text): &(&String, &String)| written.get(*pool) != Some(*text);
+                let new: Snapshots = now
+                    .iter()
+                    .filter(changed)
+                    .map(|(pool, text)| (pool.clone(), text.clone()))
+                    .collect();
+                if !new.is_empty() {
+                    match store.save(new).await {
+                        Ok(()) => written = now,
+                        Err(error) => tracing::warn!("what was learned can't be kept: {error}"),
+                    }
+                }
+                if !more {
+                    return;
+                }
+            }
+        });
+        Self { latest, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// What is to be kept now.
+    pub(crate) fn save(&self, snapshots: Snapshots) {
+        self.latest.send_if_modified(|known| {
+            let changed = *known != snapshots;
+            if changed {
+                *known = snapshots;
+            }
+            changed
+        });
+    }
+
+    /// Returns when the last is written.
+    pub(crate) async fn finish(self) {
+        drop(self.latest);
+        let _ = self.task.await;
+    }
+}
+
+/// When it is time to keep what was learned.
+pub(crate) struct Pace(Instant);
+
+impl Pace {
+    pub(crate) fn new() -> Self {
+        Self(Instant::now() + PACE)
+    }
+
+    /// Whether the time has come; it begins anew then.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let due = Instant::now() >= self.0;
+        if due {
+            self.0 = Instant::now() + PACE;
+        }
+        due
+    }
+
+    /// As soon as possible: an order is not to be lost.
+    pub(crate) fn hurry(&mut self) {
+        self.0 = Instant::now();
+    }
+}
+
+/// Every snapshot of the store; none, with a warning, where it does not answer.
+pub(crate) async fn load(store: &dyn SnapshotStore) -> Snapshots {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let error = tokio::select! {
+        loaded = store.load() => match loaded {
+            Ok(snapshots) => return snapshots,
+            Err(error) => error.to_string(),
+        },
+        () = sleep_until(Instant::now() + PATIENCE) => "no answer".to_owned(),
+    };
+    tracing::warn!("what was learned before can't be read, and is learned anew: {error}");
+    Snapshots::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_saved_is_loaded_and_no_half_file_is_left() {
+        let folder = std::env::temp_dir().join(format!("forebay-store-{}", std::process::id()));
+        let store = Arc::new(Folder::new(&folder));
+        assert_eq!(load(&*store).await, Snapshots::new(), "nothing there yet");
+        let texts = |one: &str| Snapshots::from([("a.b-1".to_owned(), one.to_owned())]);
+        let saver = Saver::start(Arc::clone(&store) as Arc<dyn SnapshotStore>, Snapshots::new());
+        saver.save(texts("1"));
+        saver.save(texts("2"));
+        saver.finish().await;
+        assert_eq!(load(&*store).await, texts("2"));
+        let names: Vec<_> = std::fs::read_dir(&folder).expect("there").flatten().collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}
