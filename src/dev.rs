@@ -1,6 +1,8 @@
 //! `forebay dev`: a configuration out of a command line.
 
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -42,6 +44,15 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
+/// Where what was learned of this command is kept: `$XDG_STATE_HOME/forebay`, a folder for each.
+fn state_dir(command: &[String]) -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
+    let mut hasher = std::hash::DefaultHasher::new();
+    command.hash(&mut hasher);
+    Some(state.join("forebay").join(format!("dev-{:016x}", hasher.finish())))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     forebay_config::parse_duration(text).map_err(|error| error.to_string())
 }
@@ -50,11 +61,14 @@ impl Args {
     /// What these flags mean.
     pub(crate) fn config(self) -> anyhow::Result<Config> {
         let simulated = self.command.is_empty();
+        // A simulated replica has nothing that is worth remembering.
+        let state_dir = if simulated { None } else { state_dir(&self.command) };
         let pool = if simulated { self.simulated()? } else { self.given()? };
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let config = Config {
             gateway: Gateway { listen: self.listen.unwrap_or(local(8080)), ..Gateway::default() },
             admin: Admin { listen: self.admin.unwrap_or(local(9900)), ..Admin::default() },
+            scaler: forebay_config::Scaler { state_dir, ..Default::default() },
             pools: vec![pool],
             ..Config::default()
         };

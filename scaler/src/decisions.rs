@@ -46,7 +46,8 @@ impl Decisions {
     pub(crate) fn route(self: &Arc<Self>) -> MethodRouter {
         let list = |State(decisions): State<Arc<Self>>, Query(asked): Query<Asked>| async move {
             let last = decisions.last.lock();
-            let of = |entry: &&Value| asked.pool.as_ref().is_none_or(|pool| entry["pool"] == **pool);
+            let of =
+                |entry: &&Value| asked.pool.as_ref().is_none_or(|pool| entry["pool"] == **pool);
             axum::Json(json!(last.iter().filter(of).collect::<Vec<_>>()))
         };
         get(list).with_state(Arc::clone(self))

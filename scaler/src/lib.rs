@@ -5,15 +5,18 @@
 
 mod clock;
 pub mod core;
+mod decisions;
 mod drains;
 mod feeds;
 pub mod keda;
 mod leader;
 mod metric;
+mod orders;
 mod pool;
 mod relay;
 mod run;
 mod sources;
+mod store;
 pub mod supervisor;
 pub mod targets;
 

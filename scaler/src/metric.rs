@@ -7,7 +7,7 @@ use metrics::{
     histogram,
 };
 
-use crate::core::Proposal;
+use crate::core::{Decision, Proposal};
 
 const DESIRED: &str = "forebay_desired_replicas";
 const REPLICAS: &str = "forebay_replicas";
@@ -18,6 +18,9 @@ const TRIGGER_THRESHOLD: &str = "forebay_trigger_threshold";
 const TRIGGER_REPLICAS: &str = "forebay_trigger_replicas";
 const TRIGGER_READABLE: &str = "forebay_trigger_readable";
 const TRIGGER_AGE: &str = "forebay_trigger_age_seconds";
+const RULE: &str = "forebay_scaling_rule";
+const DEMAND: &str = "forebay_demand_replicas";
+const CAPACITY: &str = "forebay_replica_requests_per_second";
 const REACTION: &str = "forebay_decision_seconds";
 
 /// Bounds for each histogram.
@@ -33,7 +36,10 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
 pub fn describe() {
     describe_gauge!(DESIRED, "Replicas asked for, by pool");
     describe_gauge!(REPLICAS, "Replicas, by pool and state");
-    describe_counter!(DECISIONS, "Decisions that changed the count, by pool");
+    describe_counter!(DECISIONS, "Decisions that changed the count, by pool and rule");
+    describe_gauge!(RULE, "1 for the rule that won last, 0 for those that won before it");
+    describe_gauge!(DEMAND, "Replicas that the default algorithm asks for, by pool and reason");
+    describe_gauge!(CAPACITY, "What one full replica is worth, as learned, by pool");
     describe_gauge!(TRIGGER_VALUE, "What a trigger last read; NaN where it is not known");
     describe_gauge!(TRIGGER_THRESHOLD, "What a trigger compares its value with");
     describe_gauge!(
@@ -55,8 +61,12 @@ pub fn describe() {
 
 /// A pool's handles.
 pub(crate) struct Metrics {
-    pub(crate) desired: Gauge,
-    pub(crate) decisions: Counter,
+    desired: Gauge,
+    capacity: Gauge,
+    demands: [Gauge; 3],
+    /// By rule, of which there are few.
+    rules: BTreeMap<&'static str, (Gauge, Counter)>,
+    rule: Option<&'static str>,
     pub(crate) cold_start: metrics::Histogram,
     pub(crate) reaction: metrics::Histogram,
     states: [Gauge; 5],
@@ -83,9 +93,41 @@ impl Metrics {
             triggers: BTreeMap::new(),
             states: ["pending", "starting", "ready", "draining", "failed"].map(state),
             desired: gauge!(DESIRED, "pool" => pool.clone()),
-            decisions: counter!(DECISIONS, "pool" => pool.clone()),
+            capacity: gauge!(CAPACITY, "pool" => pool.clone()),
+            demands: ["recent", "backlog", "season"]
+                .map(|reason| gauge!(DEMAND, "pool" => pool.clone(), "reason" => reason)),
+            rules: BTreeMap::new(),
+            rule: None,
             cold_start: histogram!(COLD_START, "pool" => pool.clone()),
             reaction: histogram!(REACTION, "pool" => pool),
+        }
+    }
+
+    /// A decision's count, rule and figures.
+    pub(crate) fn decided(&mut self, decision: &Decision) {
+        self.desired.set(decision.desired);
+        let figures = &decision.figures;
+        for (gauge, count) in
+            self.demands.iter().zip([figures.recent, figures.ahead, figures.season])
+        {
+            gauge.set(count);
+        }
+        if figures.curve.learned {
+            self.capacity.set(figures.curve.full_rate());
+        }
+        let (pool, rule) = (&self.pool, decision.why.rule());
+        let (won, changes) = self.rules.entry(rule).or_insert_with(|| {
+            let labels = [("pool", pool.clone()), ("rule", rule.to_owned())];
+            (gauge!(RULE, &labels), counter!(DECISIONS, &labels))
+        });
+        won.set(1.0);
+        if decision.from != decision.desired {
+            changes.increment(1);
+        }
+        if let Some(before) = self.rule.replace(rule).filter(|before| *before != rule)
+            && let Some((gauge, _)) = self.rules.get(before)
+        {
+            gauge.set(0.0);
         }
     }
 

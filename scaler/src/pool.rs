@@ -13,6 +13,8 @@ use forebay_signals::{
     Barrier, EndpointSignals, Health, PoolReplicas, PoolSignals, Replica, ReplicaState,
 };
 
+use crate::core::cold_start::Phases;
+use crate::core::snapshot;
 use crate::core::{
     Decision, Inputs, Ledger, Override, Policy, Reading, ReplicaFacts, Replicas, Standing, State,
     Triggers, Wanted, Word, decide,
@@ -124,6 +126,44 @@ impl PoolLoop {
             figures: matches!(pool.target, Some(forebay_config::Target::Keda(_)))
                 .then(Figures::default),
         }
+    }
+
+    /// Goes on by other rules, with all that was learned.
+    pub(crate) fn reload(
+        &mut self,
+        pool: &forebay_config::Pool,
+        prometheus: &forebay_config::Prometheus,
+        stale_after_ms: u64,
+    ) {
+        self.policy = Policy::of(pool);
+        self.triggers = Triggers::of(pool, prometheus);
+        self.stale_after_ms = stale_after_ms;
+    }
+
+    /// What was learned, to be kept.
+    pub(crate) fn snapshot(&self) -> String {
+        snapshot::save(&self.state, self.order)
+    }
+
+    /// Takes over what was learned before.
+    pub(crate) fn restore(&mut self, text: &str) {
+        match snapshot::restore(&mut self.state, text) {
+            Ok(order) => self.order = order,
+            Err(why) => {
+                let name = &self.name;
+                tracing::warn!("{name}: what was learned before is not used, {why}");
+            }
+        }
+    }
+
+    /// How long starts take, by phase.
+    pub(crate) fn phases(&self) -> Phases {
+        self.state.cold_starts().phases()
+    }
+
+    /// `maxReplicaCount`.
+    pub(crate) fn most(&self) -> u32 {
+        self.policy.max
     }
 
     /// What has to be read elsewhere, for each trigger in order.

@@ -3,47 +3,47 @@
 //! One task for all pools. It wakes at every push of a gateway and every change of a target, decides
 //! at once, and once a second in any case: leases are renewed, windows move on.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::get;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{Health, PoolReplicas, ReplicaState};
 use futures_util::future::join_all;
-use parking_lot::Mutex;
-use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
-use crate::core::{Problem, Proposal};
+use crate::core::{Override, Problem, Proposal};
+use crate::decisions::Decisions;
 use crate::drains::{self, Ask};
 use crate::feeds::{Feeds, Gateways};
 use crate::keda::{KedaServer, ServeError};
 use crate::leader::{Election, Leadership};
 use crate::metric::Metrics;
+use crate::orders::{self, Order, Refused};
 use crate::pool::{Heard, PoolLoop, Step};
 use crate::relay::{Relay, Words};
 use crate::sources::{Client, Sources};
+use crate::store::{self, Folder, Pace, Saver, SnapshotStore, Snapshots};
 use crate::targets::{Driver, Target};
 
-/// Drains that wait to be heard.
+/// Drains and orders that wait to be heard.
 const ASKS: usize = 64;
 const TICK: Duration = Duration::from_secs(1);
-/// Decisions kept for `/decisions`.
-const KEPT: usize = 300;
 
 /// A running scaler.
 pub struct Scaler {
     publisher: Arc<Publisher<PoolReplicas>>,
-    decisions: Arc<Mutex<VecDeque<Value>>>,
+    decisions: Arc<Decisions>,
+    config: watch::Sender<Arc<Config>>,
     stop: CancellationToken,
     task: AbortOnDropHandle<Vec<Driven>>,
     keda: Option<Arc<KedaServer>>,
@@ -108,7 +108,7 @@ impl Scaler {
             pools.push(Driven { pool: decides, target, sources, metrics, unread });
         }
         let publisher = Publisher::new();
-        let decisions = Arc::new(Mutex::new(VecDeque::new()));
+        let decisions = Arc::<Decisions>::default();
         let stop = CancellationToken::new();
         let token = gateways.token.clone();
         let election = match (&config.scaler.leader_election, cluster) {
@@ -120,6 +120,11 @@ impl Scaler {
         let leadership = election.as_ref().map(|election| election.leadership.clone());
         let (asked, asks) = mpsc::channel(ASKS);
         let desk = drains::route(asked, leadership.clone(), token.clone());
+        let (ordered, orders) = mpsc::channel(ASKS);
+        let desk = desk.merge(orders::route(ordered));
+        let (latest, configs) = watch::channel(Arc::clone(&config));
+        let store = config.scaler.state_dir.as_ref();
+        let store = store.map(|path| Arc::new(Folder::new(path)) as Arc<dyn SnapshotStore>);
         let work = Loop {
             feeds: Feeds::new(gateways),
             pools,
@@ -134,23 +139,33 @@ impl Scaler {
             asks,
             waiting: Vec::new(),
             config,
+            configs,
+            cluster: cluster.cloned(),
+            client,
+            orders,
+            store,
+            saver: None,
+            pace: Pace::new(),
+            leaving: JoinSet::new(),
+            restore: true,
         };
         let keda = work.keda.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
-        Ok(Self { publisher, decisions, stop, task, keda, election, desk })
+        Ok(Self { publisher, decisions, config: latest, stop, task, keda, election, desk })
     }
 
-    /// `GET /replicas`, `GET /decisions` and `POST /drain`.
+    /// `GET /replicas`, `GET /decisions`, `POST /drain` and `POST /pools/NAME/override`.
     pub fn routes(&self) -> Router {
-        let decisions = Arc::clone(&self.decisions);
-        let list = move || {
-            let decisions: Vec<_> = decisions.lock().iter().cloned().collect();
-            async move { axum::Json(decisions) }
-        };
         Router::new()
             .route("/replicas", self.publisher.route())
-            .route("/decisions", get(list))
+            .route("/decisions", self.decisions.route())
             .merge(self.desk.clone())
+    }
+
+    /// Goes on by another configuration: pools by their names, with all that was learned of them. A
+    /// target that is another than before is taken with the next start.
+    pub fn reload(&self, config: Arc<Config>) {
+        self.config.send_replace(config);
     }
 
     /// Stops deciding, then every replica, and returns when no process is left. Gateways that run
@@ -199,7 +214,7 @@ struct Loop {
     feeds: Feeds,
     pools: Vec<Driven>,
     publisher: Arc<Publisher<PoolReplicas>>,
-    decisions: Arc<Mutex<VecDeque<Value>>>,
+    decisions: Arc<Decisions>,
     last: BTreeMap<String, PoolReplicas>,
     clock: Clock,
     keda: Option<Arc<KedaServer>>,
@@ -212,6 +227,17 @@ struct Loop {
     /// Those that wait for a replica to be drained.
     waiting: Vec<Ask>,
     config: Arc<Config>,
+    configs: watch::Receiver<Arc<Config>>,
+    cluster: Option<Cluster>,
+    client: Client,
+    orders: mpsc::Receiver<Order>,
+    store: Option<Arc<dyn SnapshotStore>>,
+    saver: Option<Saver>,
+    pace: Pace,
+    /// Targets of pools that are no longer configured, until they are empty.
+    leaving: JoinSet<()>,
+    /// What was kept is to be read before the next decision.
+    restore: bool,
 }
 
 impl Loop {
@@ -219,29 +245,41 @@ impl Loop {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let changed = Arc::new(Notify::new());
-        let mut watchers = tokio::task::JoinSet::new();
-        for driven in &self.pools {
-            let Some(mut replicas) = driven.target.replicas() else { continue };
-            let changed = Arc::clone(&changed);
-            watchers.spawn(async move {
-                while replicas.changed().await.is_ok() {
-                    changed.notify_one();
-                }
-            });
-        }
+        let mut watchers = JoinSet::new();
+        self.pools.iter().for_each(|driven| watch(&mut watchers, driven, &changed));
         loop {
+            if self.restore && self.leads() {
+                self.restore().await;
+            }
             let mut tick = false;
             tokio::select! {
-                () = stop.cancelled() => return self.pools,
+                () = stop.cancelled() => {
+                    self.keep();
+                    if let Some(saver) = self.saver.take() {
+                        saver.finish().await;
+                    }
+                    return self.pools;
+                }
                 Some(news) = self.feeds.next() => self.feeds.take(news),
                 () = changed.notified() => {}
                 _ = ticks.tick() => tick = true,
                 () = turn(&mut self.leadership) => self.elected(),
                 Some(words) = hear(&mut self.relay, &self.last) => self.repeat(words),
+                Ok(()) = self.configs.changed() => {
+                    let config = Arc::clone(&self.configs.borrow_and_update());
+                    for added in self.reload(config) {
+                        watch(&mut watchers, &self.pools[added], &changed);
+                    }
+                }
+                Some(order) = self.orders.recv() => self.order(order),
+                Some(_) = self.leaving.join_next() => {}
                 Some(ask) = self.asks.recv() => self.ask(ask, self.clock.now_ms()),
             }
             if self.leads() {
                 self.step(self.clock.now_ms(), tick);
+                if tick && self.pace.is_due() {
+                    self.keep();
+                }
             } else if tick {
                 // Readers take a silent sender for one that is gone.
                 self.publisher.publish(self.last.clone());
@@ -265,6 +303,7 @@ impl Loop {
                 for (driven, pool) in self.pools.iter_mut().zip(&self.config.pools) {
                     driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
                 }
+                self.restore = true;
                 return;
             }
             Leadership::Theirs(url) => {
@@ -293,6 +332,99 @@ impl Loop {
         }
         self.publisher.publish(words.pools.clone());
         self.last = words.pools;
+    }
+
+    /// Takes over what was learned before, by this scaler or by one that led.
+    async fn restore(&mut self) {
+        self.restore = false;
+        let Some(store) = &self.store else { return };
+        let known = store::load(&**store).await;
+        for driven in &mut self.pools {
+            if let Some(text) = known.get(&driven.pool.name) {
+                driven.pool.restore(text);
+            }
+        }
+        self.saver = Some(Saver::start(Arc::clone(store), known));
+    }
+
+    /// Keeps what was learned.
+    fn keep(&self) {
+        if let Some(saver) = self.saver.as_ref().filter(|_| self.leads()) {
+            let text = |driven: &Driven| (driven.pool.name.clone(), driven.pool.snapshot());
+            saver.save(self.pools.iter().map(text).collect::<Snapshots>());
+        }
+    }
+
+    /// A person's order for one pool.
+    fn order(&mut self, Order { pool, order, done }: Order) {
+        let driven = self.pools.iter_mut().find(|driven| driven.pool.name == pool);
+        let outcome = match driven {
+            None => Err(Refused::UnknownPool(
+                self.config.pools.iter().map(|pool| pool.name.clone()).collect(),
+            )),
+            Some(_)
+                if self.leadership.as_ref().is_some_and(|it| *it.borrow() != Leadership::Ours) =>
+            {
+                Err(Refused::NotLeading)
+            }
+            Some(driven) => match order {
+                Override::Fixed(count) if count > driven.pool.most() => {
+                    Err(Refused::TooMany(driven.pool.most()))
+                }
+                order => {
+                    driven.pool.order = order;
+                    let sentence = order.sentence();
+                    tracing::info!("{pool}: {sentence}");
+                    Ok(sentence)
+                }
+            },
+        };
+        self.pace.hurry();
+        let _ = done.send(outcome);
+    }
+
+    /// Goes on by another configuration; returns the places of new pools.
+    fn reload(&mut self, config: Arc<Config>) -> Vec<usize> {
+        let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
+        let mut before = std::mem::take(&mut self.pools);
+        let mut added = Vec::new();
+        for pool in &config.pools {
+            let same = before.iter().position(|driven| driven.pool.name == pool.name);
+            let old = self.config.pools.iter().find(|it| it.name == pool.name);
+            if let Some(at) = same {
+                let mut driven = before.swap_remove(at);
+                if old != Some(pool) || self.config.prometheus != config.prometheus {
+                    if old.is_some_and(|old| old.target != pool.target) {
+                        let name = &pool.name;
+                        tracing::warn!("{name}: another target is taken with the next start");
+                    }
+                    driven.pool.reload(pool, &config.prometheus, stale_after_ms);
+                    let wanted = driven.pool.wanted();
+                    driven.sources = Sources::start(pool, wanted, &self.client, self.clock);
+                }
+                self.pools.push(driven);
+                continue;
+            }
+            let target = match Driver::start(pool, self.cluster.as_ref()) {
+                Ok(target) => target,
+                Err(error) => {
+                    tracing::error!("pools: target of pool `{}`: {error}", pool.name);
+                    continue;
+                }
+            };
+            let decides = PoolLoop::new(pool, &config.prometheus, stale_after_ms);
+            let sources = Sources::start(pool, decides.wanted(), &self.client, self.clock);
+            let (metrics, unread) = (Metrics::register(&pool.name), BTreeSet::new());
+            added.push(self.pools.len());
+            self.pools.push(Driven { pool: decides, target, sources, metrics, unread });
+        }
+        for gone in before {
+            let name = gone.pool.name.clone();
+            tracing::info!("{name}: no longer configured, its replicas are stopped");
+            self.leaving.spawn(async move { gone.target.shutdown().await });
+        }
+        self.config = config;
+        added
     }
 
     fn ask(&mut self, ask: Ask, now_ms: u64) {
@@ -396,9 +528,8 @@ fn triggers(driven: &mut Driven, proposals: &[Proposal]) {
 }
 
 /// Tells log, metrics and `/decisions`.
-fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDeque<Value>>) {
+fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Decisions) {
     let Step { decision, replicas, cold_starts } = step;
-    driven.metrics.desired.set(decision.desired);
     for seconds in cold_starts {
         driven.metrics.cold_start.record(*seconds);
     }
@@ -415,23 +546,18 @@ fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Mutex<VecDequ
         ]
         .map(count),
     );
+    driven.metrics.decided(decision);
     triggers(driven, &decision.proposals);
-    if decision.from == decision.desired {
-        return;
-    }
-    driven.metrics.decisions.increment(1);
-    let sentence = decision.sentence();
-    tracing::info!("{}: {sentence}", driven.pool.name);
-    let mut decisions = decisions.lock();
-    if decisions.len() == KEPT {
-        decisions.pop_front();
-    }
-    decisions.push_back(json!({
-        "atMillis": now_ms,
-        "pool": driven.pool.name,
-        "from": decision.from,
-        "desired": decision.desired,
-        "why": sentence,
-        "triggers": decision.proposals,
-    }));
+    decisions.note(&driven.pool.name, decision, driven.pool.phases(), now_ms);
+}
+
+/// Tells the loop of the target's changes.
+fn watch(watchers: &mut JoinSet<()>, driven: &Driven, changed: &Arc<Notify>) {
+    let Some(mut replicas) = driven.target.replicas() else { return };
+    let changed = Arc::clone(changed);
+    watchers.spawn(async move {
+        while replicas.changed().await.is_ok() {
+            changed.notify_one();
+        }
+    });
 }

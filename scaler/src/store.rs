@@ -44,7 +44,9 @@ impl SnapshotStore for Folder {
 
     fn save(&self, snapshots: Snapshots) -> BoxFuture<'_, io::Result<()>> {
         let path = self.path.clone();
-        Box::pin(async move { tokio::task::spawn_blocking(move || write(&path, &snapshots)).await? })
+        Box::pin(
+            async move { tokio::task::spawn_blocking(move || write(&path, &snapshots)).await? },
+        )
     }
 }
 
@@ -70,7 +72,8 @@ fn read(folder: &Path) -> io::Result<Snapshots> {
 fn write(folder: &Path, snapshots: &Snapshots) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
     for (pool, text) in snapshots {
-        let (new, path) = (folder.join(format!(".{pool}.new")), folder.join(format!("{pool}.json")));
+        let (new, path) =
+            (folder.join(format!(".{pool}.new")), folder.join(format!("{pool}.json")));
         std::fs::write(&new, text)?;
         std::fs::rename(&new, path)?;
     }

@@ -21,7 +21,7 @@ pub struct Decision {
     #[serde(rename = "rule", serialize_with = "rule")]
     pub why: Why,
     /// What each trigger said.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "triggers", skip_serializing_if = "Vec::is_empty")]
     pub proposals: Vec<Proposal>,
     /// What it was decided from.
     pub figures: Figures,

@@ -15,8 +15,8 @@ pub mod inputs;
 pub mod load;
 pub mod policy;
 pub mod proposal;
-pub mod triggers;
 pub mod snapshot;
+pub mod triggers;
 pub mod window;
 
 pub use decide::{State, decide};
