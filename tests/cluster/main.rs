@@ -4,6 +4,7 @@
 //!   cargo test --test cluster                  every suite
 //!   cargo test --test cluster -- keda          those with `keda` in their names
 //!   cargo test --test cluster -- --measure     the figures of docs/performance.md
+//!   cargo test --test cluster -- --keep        only the control plane, until Ctrl-C
 //!
 //! Without a control plane everything is skipped, with a line that says so; with
 //! `FOREBAY_REQUIRE_CLUSTER=1` that is a failure.
@@ -41,8 +42,9 @@ pub struct Cluster {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let measure = arguments.iter().any(|argument| argument == "--measure");
-    if arguments.iter().any(|argument| argument == "--list") {
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let (measure, keep) = (has("--measure"), has("--keep"));
+    if has("--list") {
         suites::all().iter().for_each(|suite| println!("{}: test", suite.name));
         return ExitCode::SUCCESS;
     }
@@ -58,10 +60,10 @@ fn main() -> ExitCode {
     let suites: Vec<_> = suites::all()
         .into_iter()
         .filter(|suite| filters.is_empty() || filters.iter().any(|it| suite.name.contains(it)))
-        .filter(|suite| suite.measures == measure)
+        .filter(|suite| suite.measures == measure && !keep)
         .collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(run(source, suites, measure))
+    runtime.expect("a runtime").block_on(run(source, suites, measure, keep))
 }
 
 async fn interrupted() {
@@ -73,7 +75,7 @@ async fn interrupted() {
     }
 }
 
-async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool) -> ExitCode {
+async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool, keep: bool) -> ExitCode {
     let folder = std::env::temp_dir().join(format!("forebay-cluster-{}", std::process::id()));
     // Kubernetes' own 15 s where figures are to be those of a cluster.
     let hpa_sync = Duration::from_secs(if measure { 15 } else { 5 });
@@ -83,7 +85,7 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool) -> ExitC
     let plane = Plane::start(source, &folder, settings).await;
     let client = plane.client().await;
     let keda = plane.has_keda();
-    if keda && suites.iter().any(|suite| suite.needs_keda) {
+    if keda && (keep || suites.iter().any(|suite| suite.needs_keda)) {
         plane.start_keda().await;
     }
     let node = Kubelet::start(
@@ -101,6 +103,11 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool) -> ExitC
     );
 
     let cluster = Arc::new(Cluster { plane, client, node, folder: folder.clone() });
+    if keep {
+        println!("export KUBECONFIG={}", cluster.plane.kubeconfig.display());
+        println!("node: {}; Ctrl-C ends it", cluster.node.name());
+        interrupted().await;
+    }
     let mut failed = Vec::new();
     for suite in &suites {
         if suite.needs_keda && !keda {
