@@ -84,10 +84,9 @@ pub async fn examples_are_accepted(cluster: Arc<Cluster>) {
     apply(&cluster, "examples", &["vllm.yaml", "dev.yaml"]).await;
 }
 
-/// Those with KEDA's own kinds.
-pub async fn keda_examples_are_accepted(cluster: Arc<Cluster>) {
-    apply(&cluster, "keda-examples", &["keda-desired.yaml", "keda-signals.yaml", "dcgm.yaml"])
-        .await;
+/// The one with KEDA's own kinds besides.
+pub async fn the_dcgm_example_is_accepted(cluster: Arc<Cluster>) {
+    apply(&cluster, "dcgm-example", &["dcgm.yaml"]).await;
 }
 
 async fn apply(cluster: &Cluster, suite: &str, files: &[&str]) {

@@ -71,7 +71,7 @@ pub fn all() -> Vec<Suite> {
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
         Suite::new("deploy_the_chart_is_accepted", deploy::the_chart_is_accepted),
         Suite::new("deploy_examples_are_accepted", deploy::examples_are_accepted),
-        Suite::new("deploy_keda_examples_are_accepted", deploy::keda_examples_are_accepted)
+        Suite::new("deploy_the_dcgm_example_is_accepted", deploy::the_dcgm_example_is_accepted)
             .with_keda(),
         Suite::new("direct_wakes_serves_and_sleeps", direct::wakes_serves_and_sleeps),
         Suite::new(
