@@ -19,9 +19,9 @@ const POOL: &str = "llama";
 const TOKEN: &str = "for-operators-only";
 
 /// Gateways and scalers in front of a Deployment.
-struct Setup {
-    namespace: String,
-    clients: [SocketAddr; 2],
+pub struct Setup {
+    pub namespace: String,
+    pub clients: [SocketAddr; 2],
     gateways: Vec<Forebay>,
     scalers: Vec<Forebay>,
     workload: Workload,
@@ -49,7 +49,7 @@ async fn service_of(backends: Vec<SocketAddr>, tasks: &mut JoinSet<()>) -> Socke
     address
 }
 
-struct Options {
+pub struct Options {
     gateways: usize,
     scalers: usize,
     min: u32,
@@ -65,7 +65,7 @@ impl Default for Options {
 }
 
 impl Setup {
-    async fn new(cluster: &Cluster, suite: &str, options: Options) -> Self {
+    pub async fn new(cluster: &Cluster, suite: &str, options: Options) -> Self {
         let namespace = namespace(cluster, suite).await;
         let folder = cluster.folder.join(suite);
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -150,7 +150,7 @@ impl Setup {
             .await
     }
 
-    async fn end(mut self, cluster: &Cluster) {
+    pub async fn end(mut self, cluster: &Cluster) {
         for part in self.gateways.iter_mut().chain(&mut self.scalers) {
             part.kill().await;
         }

@@ -17,8 +17,10 @@ use tonic::transport::Endpoint;
 
 use crate::Cluster;
 use crate::forebay::{chat, get, is_whole, status};
-use crate::plane::PATIENCE;
+use crate::plane::{PATIENCE, eventually};
+use crate::suites::direct;
 use crate::suites::keda::{Options, POOL, Setup};
+use crate::suites::workload::replicas;
 
 /// Rounds, each from zero to zero.
 const ROUNDS: usize = 10;
@@ -114,6 +116,32 @@ pub async fn through_keda(cluster: Arc<Cluster>) {
     }
     report("request held → IsActive pushed", pushed);
     report("request held → Deployment scaled by KEDA", scaled);
+    report("pod healthy → request answered (one token)", released);
+    setup.end(&cluster).await;
+}
+
+/// The same with our own write: → replicas written, and pod healthy → released.
+pub async fn directly(cluster: Arc<Cluster>) {
+    let setup = direct::Setup::new(&cluster, "measure-direct", direct::Options::default()).await;
+    let mut counts = counts(&cluster, &setup.namespace);
+    let (mut written, mut released) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        eventually("asleep", async || replicas(&cluster, &setup.namespace, POOL).await == (0, 0))
+            .await;
+        sleep(Duration::from_secs(4)).await;
+        while counts.try_recv().is_ok() {}
+        let sent = Instant::now();
+        let gateway = setup.clients[0];
+        let client = tokio::spawn(async move {
+            let answer = chat(gateway, POOL, false, 1).await;
+            assert!(is_whole(&answer, false), "{answer}");
+            Instant::now()
+        });
+        written.push(until(&mut counts, |count| *count > 0).await - sent);
+        let healthy = healthy(&cluster, &setup.namespace).await;
+        released.push(client.await.expect("answered").saturating_duration_since(healthy));
+    }
+    report("request held → replicas written, seen by a watch", written);
     report("pod healthy → request answered (one token)", released);
     setup.end(&cluster).await;
 }

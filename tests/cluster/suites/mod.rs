@@ -68,6 +68,7 @@ pub fn all() -> Vec<Suite> {
         .with_keda(),
         Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
+        Suite::new("measure_directly", measure::directly).measuring(),
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
         Suite::new("deploy_the_chart_is_accepted", deploy::the_chart_is_accepted),
         Suite::new("deploy_examples_are_accepted", deploy::examples_are_accepted),
