@@ -156,7 +156,7 @@ fn forebay(folder: &Path, top: &str, pools: &[Pool<'_>]) -> Forebay {
             env!("CARGO_BIN_EXE_forebay"),
             folder.join("logs").display(),
             ports,
-            ports + 3
+            ports + 7
         );
     }
     let file = folder.join("forebay.yaml");
@@ -167,7 +167,7 @@ fn forebay(folder: &Path, top: &str, pools: &[Pool<'_>]) -> Forebay {
 struct Pool<'a> {
     name: &'a str,
     min: u32,
-    /// The first of four.
+    /// The first of eight.
     ports: u16,
     sim: &'a str,
     trigger: String,
@@ -214,11 +214,12 @@ fn streams(forebay: &Forebay, model: &str, count: usize, tokens: u32) -> Vec<std
     (0..count).map(open).collect()
 }
 
-/// Four ports in a row that nobody has at the moment.
-fn four_ports() -> u16 {
+/// The first of eight ports in a row that nobody has at the moment: more than replicas, for one that
+/// is taken meanwhile.
+fn ports_in_a_row() -> u16 {
     loop {
         let first = free_port();
-        if (first..first.saturating_add(4))
+        if (first..first.saturating_add(8))
             .all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
         {
             return first;
@@ -233,9 +234,10 @@ fn promql_kv_cache_and_gpu_figures_scale_a_pool() {
     }
     let folder = folder("works");
     let (exporter, port) = (Exporter::start(DCGM), free_port());
-    let (query, kv, gpu, direct) = (four_ports(), four_ports(), four_ports(), four_ports());
+    let (query, kv, gpu, direct) =
+        (ports_in_a_row(), ports_in_a_row(), ports_in_a_row(), ports_in_a_row());
     let mut prometheus = Prometheus::on(port, &folder);
-    let mut targets: Vec<_> = (query..query + 4).map(|port| format!("127.0.0.1:{port}")).collect();
+    let mut targets: Vec<_> = (query..query + 8).map(|port| format!("127.0.0.1:{port}")).collect();
     targets.push(exporter.address.to_string());
     prometheus.start(&targets);
     let slow = ", --decode-step-ms, '50'";
@@ -303,22 +305,24 @@ fn a_prometheus_that_fails_never_scales_down_and_never_blocks_a_decision() {
     }
     let folder = folder("fails");
     let (exporter, port) = (Exporter::start("demand 12\ndivisor 4\n"), free_port());
-    let (ports, other) = (four_ports(), four_ports());
+    let (ports, other, third) = (ports_in_a_row(), ports_in_a_row(), ports_in_a_row());
     let mut prometheus = Prometheus::on(port, &folder);
     let targets = [exporter.address.to_string()];
     prometheus.start(&targets);
     let trigger = format!(
         "{{type: prometheus, metadata: {{serverAddress: 'http://127.0.0.1:{port}', query: sum(demand) / sum(divisor), threshold: '1', timeout: 1s}}}}"
     );
+    let zero = trigger.replace("timeout: 1s", "timeout: 1s, ignoreNullValues: 'true'");
     let mut forebay = forebay(
         &folder,
         "",
         &[
             Pool { name: "a", min: 1, ports, sim: "", trigger: trigger.clone() },
             Pool { name: "b", min: 0, ports: other, sim: "", trigger },
+            Pool { name: "zero", min: 1, ports: third, sim: "", trigger: zero },
         ],
     );
-    eventually("three", || forebay.desired("a") == 3.0);
+    eventually("three", || forebay.desired("a") == 3.0 && forebay.desired("zero") == 3.0);
     let readable = |forebay: &Forebay| forebay.trigger("readable", "a") == 1.0;
 
     prometheus.stop();
@@ -343,6 +347,7 @@ fn a_prometheus_that_fails_never_scales_down_and_never_blocks_a_decision() {
         get(forebay.admin, "/metrics").contains("forebay_trigger") && !readable(&forebay)
     });
     forebay.stays("a", 3.0, "the result is empty");
+    eventually("who writes that nothing is zero has it so", || forebay.desired("zero") == 1.0);
     prometheus.stop();
 
     // No number, and one without bounds.

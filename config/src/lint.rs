@@ -4,7 +4,7 @@
 //! own that means the same, it is named.
 
 use crate::problem::Path;
-use crate::trigger::{MetricType, Rule, Signal, Trigger};
+use crate::trigger::{CronWindow, MetricType, Rule, Signal, Trigger};
 
 mod names;
 mod promql;
@@ -74,6 +74,7 @@ pub(crate) fn lint(scene: &Scene<'_>) -> Vec<Remark> {
                 server(scene.reader, &mut notes);
             }
             Signal::Ttft { .. } | Signal::Itl { .. } | Signal::KvCache | Signal::Gpu(..) => {}
+            Signal::Cron(window) => weekends(window, &mut notes),
             _ => activation(scene, trigger, &mut notes),
         }
         own(&rule, trigger, &mut notes);
@@ -137,6 +138,40 @@ fn cron(scene: &Scene<'_>, trigger: &Trigger, notes: &mut Notes<'_>) {
     if let Some(min) = scene.min.filter(|min| *min > 0 && desired <= *min) {
         let message = format!("{desired} changes nothing: minReplicaCount is {min}");
         notes.say(&["metadata", "desiredReplicas"], message);
+    }
+}
+
+/// A Monday, from which on two weeks are looked at.
+const MONDAY_MS: u64 = 1_704_067_200_000;
+const DAY_MS: u64 = 86_400_000;
+
+/// A window that is open over night on some days is open over the weekend where only weekdays end
+/// it.
+fn weekends(window: &CronWindow, notes: &mut Notes<'_>) {
+    let (mut now, mut begun, mut windows) = (MONDAY_MS, None, Vec::new());
+    while now < MONDAY_MS + 14 * DAY_MS && windows.len() < 100 {
+        let (open, until) = window.open(now);
+        match (open, begun) {
+            (true, None) => begun = Some(now),
+            (false, Some(since)) => {
+                windows.push((now - since, since, now));
+                begun = None;
+            }
+            _ => {}
+        }
+        now = until.max(now + 1);
+    }
+    // The first may have begun before.
+    let whole = windows.iter().skip(1);
+    let (Some(shortest), Some(longest)) = (whole.clone().min(), whole.max()) else { return };
+    if longest.0 > DAY_MS && longest.0 > 2 * shortest.0 {
+        let message = format!(
+            "the window that begins on {} stays open until {}, when the next end comes; end it on the \
+             day after too",
+            window.weekday_and_time(longest.1),
+            window.weekday_and_time(longest.2)
+        );
+        notes.say(&["metadata", "end"], message);
     }
 }
 

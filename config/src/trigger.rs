@@ -12,6 +12,7 @@ use crate::units;
 
 mod metadata;
 mod rule;
+mod schedule;
 
 pub use rule::{CronWindow, Fault, GpuFigure, GpuSource, PromQuery, Rule, Signal};
 

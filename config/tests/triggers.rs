@@ -285,6 +285,45 @@ fn documents_of_other_kinds_are_passed_over() {
 }
 
 #[test]
+fn nights_that_last_over_the_weekend_are_told() {
+    let object = |start: &str, end: &str| {
+        told(&format!(
+            "triggers:\n  - type: cron\n    metadata: {{timezone: Europe/Amsterdam, start: {start}, end: {end}, desiredReplicas: \"4\"}}\n"
+        ))
+    };
+    let nights = object("0 22 * * 1-5", "0 6 * * 1-5");
+    assert_eq!(
+        nights,
+        [
+            "3: triggers[0].metadata.end: the window that begins on Friday 22:00 stays open until Monday 06:00, when the next end comes; end it on the day after too"
+        ]
+    );
+    for (start, end) in [
+        ("0 22 * * 1-5", "0 6 * * 2-6"),
+        ("0 22 * * *", "0 6 * * *"),
+        ("30 7 * * 1-5", "0 20 * * 1-5"),
+        ("0 0 1 * *", "0 0 8 * *"),
+        ("0 0 * * 1", "0 0 * * 6"),
+    ] {
+        assert_eq!(object(start, end), Vec::<String>::new(), "{start} to {end}");
+    }
+}
+
+#[test]
+fn our_own_examples_are_told_nothing() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples/keda");
+    let files =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path());
+    let mut count = 0;
+    for path in files.filter(|path| path.extension().is_some_and(|it| it == "yaml")) {
+        let text = fs::read_to_string(&path).expect("readable");
+        assert_eq!(told(&text), Vec::<String>::new(), "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 3, "{count}");
+}
+
+#[test]
 fn bare_numbers_are_told_where_keda_takes_text_alone() {
     let told = told(
         "triggers:\n  - type: prometheus\n    metadata: {serverAddress: 'http://p:1', query: sum(a), threshold: 5}\n",

@@ -145,7 +145,8 @@ impl Metrics {
         let known = self.triggers.entry(proposal.name.clone()).or_insert_with(new);
         let replicas = proposal.replicas().map_or(f64::NAN, f64::from);
         known.value.set(proposal.figure.unwrap_or(f64::NAN));
-        known.threshold.set(proposal.threshold);
+        let threshold = Some(proposal.threshold).filter(|threshold| *threshold > 0.0);
+        known.threshold.set(threshold.unwrap_or(f64::NAN));
         known.replicas.set(replicas);
         known.readable.set(if proposal.problem.is_none() { 1.0 } else { 0.0 });
         known.age.set(proposal.age_ms.unwrap_or(0) as f64 / 1000.0);

@@ -1,16 +1,6 @@
 //! `cron`: so many replicas from start to end.
-//!
-//! As in KEDA, it is within the window when the next end comes before the next start; so windows may
-//! cross midnight or a weekend. Times that a clock skips count at the first moment after the gap;
-//! times that it repeats count twice, which changes nothing.
 
-use std::cmp::Ordering;
-
-use croner::errors::CronError;
-use croner::{CivilDate, CivilDateTime, CivilTime, Cron, CronDateTime, Resolution, Weekday};
 use forebay_config::CronWindow;
-use jiff::tz::AmbiguousOffset;
-use jiff::{SignedDuration, Timestamp, ZonedDateTime};
 
 /// A schedule, with what it knows until the next change.
 #[derive(Debug)]
@@ -36,91 +26,16 @@ impl Schedule {
         {
             return within;
         }
-        let (start, end) =
-            (self.next(&self.window.start, now_ms), self.next(&self.window.end, now_ms));
-        let within = match (start, end) {
-            (Some(start), Some(end)) => end <= start,
-            // It never begins again, or never ends.
-            (None, Some(_)) => true,
-            (_, None) => false,
-        };
-        let until = [start, end].into_iter().flatten().min().unwrap_or(u64::MAX);
-        self.known = Some((within, now_ms, until));
+        let (within, until_ms) = self.window.open(now_ms);
+        self.known = Some((within, now_ms, until_ms));
         within
-    }
-
-    /// The next time after `now_ms`.
-    fn next(&self, cron: &Cron, now_ms: u64) -> Option<u64> {
-        let now = Timestamp::from_millisecond(i64::try_from(now_ms).ok()?).ok()?;
-        let now = Wall(now.to_zoned_datetime(self.window.timezone.clone()));
-        let next = cron.find_next_occurrence(&now, false).ok()?;
-        u64::try_from(next.0.timestamp().as_millisecond()).ok()
-    }
-}
-
-/// jiff's time for croner.
-#[derive(Clone, Debug)]
-struct Wall(ZonedDateTime);
-
-impl CronDateTime for Wall {
-    fn to_civil(&self) -> CivilDateTime {
-        let (date, time) = (self.0.date(), self.0.time());
-        CivilDateTime::new(
-            CivilDate::from_parts_unchecked(
-                i32::from(date.year()),
-                date.month() as u32,
-                date.day() as u32,
-            ),
-            CivilTime::from_parts_unchecked(
-                time.hour() as u32,
-                time.minute() as u32,
-                time.second() as u32,
-            ),
-        )
-    }
-
-    fn civil_weekday(&self) -> Weekday {
-        Weekday::from_days_from_sunday(self.0.weekday().to_sunday_zero_offset() as u32)
-    }
-
-    fn resolve_civil(&self, civil: CivilDateTime) -> Result<Resolution<Self>, CronError> {
-        let year = i16::try_from(civil.year()).map_err(|_| CronError::InvalidDate)?;
-        let wall = jiff::civil::DateTime::new(
-            year,
-            civil.month() as i8,
-            civil.day() as i8,
-            civil.hour() as i8,
-            civil.minute() as i8,
-            civil.second() as i8,
-            0,
-        );
-        let wall = wall.map_err(|_| CronError::InvalidDate)?;
-        let ambiguous = self.0.time_zone().to_ambiguous_zoned_datetime(wall);
-        let out_of_range = |_| CronError::InvalidTime;
-        Ok(match ambiguous.offset() {
-            AmbiguousOffset::Unambiguous { .. } => {
-                Resolution::Single(Self(ambiguous.unambiguous().map_err(out_of_range)?))
-            }
-            AmbiguousOffset::Fold { .. } => Resolution::Ambiguous(
-                Self(ambiguous.clone().earlier().map_err(out_of_range)?),
-                Self(ambiguous.later().map_err(out_of_range)?),
-            ),
-            AmbiguousOffset::Gap { .. } => Resolution::Gap,
-        })
-    }
-
-    fn checked_add_seconds(&self, seconds: i64) -> Option<Self> {
-        self.0.checked_add(SignedDuration::from_secs(seconds)).ok().map(Self)
-    }
-
-    fn cmp_instant(&self, other: &Self) -> Ordering {
-        self.0.timestamp().cmp(&other.0.timestamp())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use forebay_config::{Signal, Trigger};
+    use jiff::Timestamp;
 
     use super::*;
 
