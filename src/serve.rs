@@ -9,11 +9,12 @@ use forebay_config::{Config, Discovery, Target};
 use forebay_discovery::Cluster;
 use forebay_gateway::Gateway;
 use forebay_scaler::{Gateways, Scaler};
+use forebay_signals::Token;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::admin;
+use crate::admin::{self, Access};
 use crate::reload::ConfigFile;
 
 /// What runs in this process.
@@ -33,10 +34,8 @@ pub(crate) async fn serve(
     let mut signals = Signals::new()?;
     let mut config = Arc::new(config);
     let token = config.admin.token_file.as_ref().map(|file| {
-        let token = std::fs::read_to_string(file);
-        token
-            .map(|token| token.trim().to_owned())
-            .with_context(|| format!("admin.tokenFile: cannot read {}", file.display()))
+        let token = Token::read(file);
+        token.with_context(|| format!("admin.tokenFile: cannot read {}", file.display()))
     });
     let token = token.transpose()?;
     let cluster = if needs_cluster(&config) { Some(Cluster::infer().await?) } else { None };
@@ -81,7 +80,9 @@ pub(crate) async fn serve(
     let registered = metrics.clone();
     let text =
         move || registered.render() + &endpoints.as_ref().map_or_else(String::new, |it| it());
-    tasks.spawn(admin::serve(listener, routes, text, token));
+    let loopback = admin_address.ip().to_canonical().is_loopback();
+    let draining = gateway.as_ref().map(Gateway::draining);
+    tasks.spawn(admin::serve(listener, routes, text, Access { token, loopback }, draining));
     tasks.spawn(admin::upkeep(metrics));
     announce(&config, gateway.as_ref(), &own);
 

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use pingora_core::protocols::Stream;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -192,6 +192,9 @@ enum Drive {
     End,
 }
 
+/// How long a connection that came too late may take to ask.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Drives a connection within its limits; when the gateway drains, to its orderly end.
 async fn drive(
     mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<hyper::Result<()>>,
@@ -199,7 +202,14 @@ async fn drive(
     edge: &Edge,
 ) -> Result<(), Error> {
     let limits = edge.limits();
-    let mut draining = std::pin::pin!(edge.drain().begun());
+    // One that came while the gateway drained still gets its first request's answer, a refusal.
+    let late = edge.drain().has_begun();
+    let mut draining = std::pin::pin!(async {
+        edge.drain().begun().await;
+        if late {
+            sleep(LINGER).await;
+        }
+    });
     let mut alarm = std::pin::pin!(sleep_until(activity.due(&limits).0));
     let (mut drains, mut ending) = (false, false);
     std::future::poll_fn(|cx| {

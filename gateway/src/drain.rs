@@ -45,6 +45,12 @@ impl Drain {
         self.begun.cancelled().await;
     }
 
+    /// Until no connection is left, once it has begun.
+    pub(crate) async fn idle(&self) {
+        self.begun().await;
+        self.tasks.wait().await;
+    }
+
     /// `Err(n)`: `n` connections were still there at `deadline`.
     pub(crate) async fn finish(&self, deadline: Instant) -> Result<(), usize> {
         self.begin();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_signals::follower::{Event, follow};
-use forebay_signals::{PoolReplicas, ReplicaState, View};
+use forebay_signals::{PoolReplicas, ReplicaState, Token, View};
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::tenants::Tenants;
 /// Follows the scaler for as long as the gateway runs.
 pub(crate) async fn replicas(
     url: String,
-    token: Option<String>,
+    token: Option<Token>,
     pools: Pools,
     tenants: Arc<Tenants>,
     directory: Arc<Directory>,

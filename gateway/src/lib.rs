@@ -74,5 +74,5 @@ mod waiting;
 
 pub use keys::{KeysError, hash_key};
 pub use metric::{BUCKETS, describe};
-pub use server::{Gateway, StartError};
+pub use server::{Draining, Gateway, StartError};
 pub use tls::TlsError;

@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
-use forebay_signals::PoolSignals;
 use forebay_signals::publisher::Publisher;
+use forebay_signals::{PoolSignals, Token};
 use tokio::time::Instant;
 
 use crate::drain::Drain;
@@ -34,6 +34,28 @@ pub struct Gateway {
     edge: Arc<Edge>,
     /// Probes end with it.
     live: Live,
+}
+
+/// Lets others stop a gateway from taking work, before it is shut down.
+#[derive(Clone)]
+pub struct Draining(Drain);
+
+impl Draining {
+    /// From now on new requests are answered 503. What is held and in flight goes on.
+    pub fn begin(&self) {
+        self.0.begin();
+    }
+
+    /// Whether it takes no work any more, for whatever reason.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.0.has_begun()
+    }
+
+    /// Until no client is connected any more.
+    pub async fn idle(&self) {
+        self.0.idle().await;
+    }
 }
 
 /// Why a gateway does not start.
@@ -84,7 +106,7 @@ impl Gateway {
     pub fn start(
         config: &Config,
         scaler: Option<String>,
-        token: Option<String>,
+        token: Option<Token>,
         cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
         let prepared = Prepared::new(config)?;
@@ -152,6 +174,12 @@ impl Gateway {
             let pools = publisher.pools();
             endpoints_text(pools.iter().map(|(name, signals)| (name.as_str(), signals)))
         }
+    }
+
+    /// To drain it from elsewhere.
+    #[must_use]
+    pub fn draining(&self) -> Draining {
+        Draining(self.drain.clone())
     }
 
     /// `GET /signals`.

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
+use forebay_signals::Token;
 use http::Request;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
@@ -31,7 +32,7 @@ pub(crate) struct Ask {
 struct Desk {
     asks: mpsc::Sender<Ask>,
     leadership: Option<watch::Receiver<Leadership>>,
-    token: Option<String>,
+    token: Option<Token>,
 }
 
 #[derive(Deserialize)]
@@ -45,7 +46,7 @@ type Answer = (StatusCode, String);
 pub(crate) fn route(
     asks: mpsc::Sender<Ask>,
     leadership: Option<watch::Receiver<Leadership>>,
-    token: Option<String>,
+    token: Option<Token>,
 ) -> Router {
     Router::new().route("/drain", post(drain)).with_state(Desk { asks, leadership, token })
 }
@@ -61,7 +62,7 @@ async fn drain(State(desk): State<Desk>, Query(asked): Query<Asked>, headers: He
     let passed = headers.contains_key(header::VIA);
     match leadership {
         Some(Leadership::Theirs(url)) if !passed => {
-            let passed = timeout(PATIENCE, pass_on(&url, endpoint, desk.token.as_deref())).await;
+            let passed = timeout(PATIENCE, pass_on(&url, endpoint, desk.token.as_ref())).await;
             return match passed {
                 Ok(Ok(status)) if status.is_success() => (StatusCode::OK, "drained\n".to_owned()),
                 Ok(Ok(status)) => (status, format!("the leader answered {status}\n")),
@@ -89,7 +90,7 @@ async fn drain(State(desk): State<Desk>, Query(asked): Query<Asked>, headers: He
 async fn pass_on(
     url: &str,
     endpoint: SocketAddr,
-    token: Option<&str>,
+    token: Option<&Token>,
 ) -> Result<StatusCode, String> {
     let authority = url.strip_prefix("http://").unwrap_or(url);
     let stream = TcpStream::connect(authority).await.map_err(|error| error.to_string())?;
@@ -100,7 +101,7 @@ async fn pass_on(
         .header(header::HOST, authority)
         .header(header::VIA, "1.1 forebay");
     if let Some(token) = token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.current()));
     }
     let request = request.body(Empty::<bytes::Bytes>::new()).map_err(|error| error.to_string())?;
     let mut exchange = std::pin::pin!(sender.send_request(request));

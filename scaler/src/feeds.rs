@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use forebay_discovery::{Change, Changes};
 use forebay_signals::follower::{Event, follow};
-use forebay_signals::{PoolSignals, View};
+use forebay_signals::{PoolSignals, Token, View};
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
@@ -24,7 +24,7 @@ pub struct Gateways {
     /// Others, as they come and go.
     pub found: Option<Changes>,
     /// Their bearer token.
-    pub token: Option<String>,
+    pub token: Option<Token>,
 }
 
 /// Something that happened to one gateway, or to the list of them.
@@ -40,7 +40,7 @@ pub(crate) struct Feeds {
     streams: SelectAll<BoxStream<'static, News>>,
     heard: BTreeMap<usize, Gateway>,
     next: usize,
-    token: Option<String>,
+    token: Option<Token>,
     /// Found ones by the name under which they were.
     found: BTreeMap<String, String>,
 }

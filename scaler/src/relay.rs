@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use forebay_signals::follower::{Event, Feed, follow};
-use forebay_signals::{PoolReplicas, ReplicaState};
+use forebay_signals::{PoolReplicas, ReplicaState, Token};
 use futures_util::StreamExt;
 
 /// The leader's feed, being read.
@@ -23,7 +23,7 @@ pub(crate) struct Words {
 }
 
 impl Relay {
-    pub(crate) fn new(url: String, token: Option<String>) -> Self {
+    pub(crate) fn new(url: String, token: Option<Token>) -> Self {
         Self { feed: follow(format!("{url}/replicas"), token), url, lost: false }
     }
 

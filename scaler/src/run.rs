@@ -12,7 +12,7 @@ use axum::Router;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
-use forebay_signals::{Health, PoolReplicas, ReplicaState};
+use forebay_signals::{Health, PoolReplicas, ReplicaState, Token};
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -222,7 +222,7 @@ struct Loop {
     leadership: Option<watch::Receiver<Leadership>>,
     /// The leader's words, where that is another.
     relay: Option<Relay>,
-    token: Option<String>,
+    token: Option<Token>,
     asks: mpsc::Receiver<Ask>,
     /// Those that wait for a replica to be drained.
     waiting: Vec<Ask>,

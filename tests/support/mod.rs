@@ -224,7 +224,7 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> String {
 }
 
 pub fn get(address: SocketAddr, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     exchange(address, request.as_bytes())
 }
 

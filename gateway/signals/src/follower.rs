@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::feed::{Delta, Frame, View};
+use crate::token::Token;
 
 /// A sender writes at least once a second; one that is silent for so long is not there.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ pub enum Event<P> {
 pub type Feed<P> = Pin<Box<dyn Stream<Item = Event<P>> + Send>>;
 
 /// Reads the feed at `url` (`http://host:port/path`), sending `token` as a bearer. Never ends.
-pub fn follow<P>(url: String, token: Option<String>) -> Feed<P>
+pub fn follow<P>(url: String, token: Option<Token>) -> Feed<P>
 where
     P: Delta + DeserializeOwned + Send + Sync + 'static,
 {
@@ -69,7 +70,7 @@ where
 
 struct Reader<P> {
     url: String,
-    token: Option<String>,
+    token: Option<Token>,
     body: Option<Connection>,
     buffer: BytesMut,
     state: Option<Arc<View<P>>>,
@@ -111,7 +112,7 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
             if self.failures > 0 {
                 tokio::time::sleep(self.backoff()).await;
             }
-            self.body = Some(connect(&self.url, self.token.as_deref()).await?);
+            self.body = Some(connect(&self.url, self.token.as_ref()).await?);
             return Ok(());
         };
         let frame = timeout(SILENCE, connection.body.frame())
@@ -163,7 +164,7 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
     }
 }
 
-async fn connect(url: &str, token: Option<&str>) -> Result<Connection, String> {
+async fn connect(url: &str, token: Option<&Token>) -> Result<Connection, String> {
     let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
     let authority = uri.authority().ok_or_else(|| format!("{url}: no host"))?.clone();
     let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80));
@@ -183,7 +184,7 @@ async fn connect(url: &str, token: Option<&str>) -> Result<Connection, String> {
         .header(header::HOST, authority.as_str())
         .header(header::ACCEPT, "text/event-stream");
     if let Some(token) = token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.current()));
     }
     let request = request.body(Empty::<bytes::Bytes>::new()).map_err(|error| error.to_string())?;
     let response = timeout(CONNECT, sender.send_request(request)).await;

@@ -13,8 +13,10 @@ pub mod histogram;
 pub mod publisher;
 pub mod replicas;
 pub mod signals;
+mod token;
 
 pub use feed::{Delta, Frame, SCHEMA, View};
 pub use histogram::Histogram;
 pub use replicas::{Barrier, ColdStart, Figure, PoolReplicas, Replica, ReplicaState};
 pub use signals::{EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting};
+pub use token::Token;

@@ -1,0 +1,120 @@
+//! Who may ask what of the admin port, and what draining a gateway means, with the real binary.
+
+mod support;
+
+use std::io::Read;
+use std::net::SocketAddr;
+
+use support::sims::{Folder, Sim};
+use support::{Forebay, chat, connect, eventually, exchange, get, status};
+
+fn ask(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
+    let host = headers.iter().any(|(name, _)| *name == "host");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
+    if !host {
+        head += &format!("host: {address}\r\n");
+    }
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    exchange(address, format!("{head}\r\n").as_bytes())
+}
+
+#[test]
+fn loopback_is_open_to_this_machine_and_closed_to_pages_of_other_sites() {
+    let forebay = Forebay::dev(&[]);
+    let (admin, port) = (forebay.admin, forebay.admin.port());
+    for path in ["/metrics", "/signals", "/replicas", "/decisions", "/healthz", "/readyz"] {
+        assert_eq!(status(&ask(admin, "GET", path, &[])), 200, "{path}");
+        let local = format!("localhost:{port}");
+        let same = [("host", local.as_str()), ("origin", &format!("http://{local}"))];
+        assert_eq!(status(&ask(admin, "GET", path, &same)), 200, "{path}");
+
+        // A name that its owner has pointed to 127.0.0.1 since the page was loaded.
+        let rebound = format!("evil.example:{port}");
+        assert_eq!(status(&ask(admin, "GET", path, &[("host", &rebound)])), 403, "{path}");
+        for origin in ["https://evil.example", "null", "http://localhost.evil.example"] {
+            assert_eq!(status(&ask(admin, "GET", path, &[("origin", origin)])), 403, "{path}");
+        }
+    }
+    assert_eq!(status(&ask(admin, "POST", "/drain", &[("origin", "https://evil.example")])), 403);
+    assert_eq!(status(&ask(admin, "GET", "/drain", &[])), 405, "it changes something");
+    assert_eq!(status(&ask(admin, "GET", "/readyz", &[])), 200, "none of these drained it");
+    assert_eq!(status(&ask(admin, "GET", "/nope", &[])), 404);
+}
+
+#[test]
+fn elsewhere_all_but_metrics_and_health_needs_the_token_as_it_is_now() {
+    let folder = Folder::new();
+    let token = folder.write("token", "first\n");
+    let forebay = folder.gateway(&format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 0.0.0.0:0, tokenFile: {token}}}\n\
+         pools: [{{name: p, models: [m], endpoints: ['127.0.0.1:1']}}]\n"
+    ));
+    let admin = SocketAddr::from(([127, 0, 0, 1], forebay.admin.port()));
+    let with = |method: &str, path: &str, token: &str| {
+        let bearer = format!("Bearer {token}");
+        status(&ask(
+            admin,
+            method,
+            path,
+            &[("authorization", &bearer), ("host", "forebay.example")],
+        ))
+    };
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(status(&ask(admin, "GET", path, &[("host", "10.0.0.7:9900")])), 200, "{path}");
+    }
+    for (method, path) in [("GET", "/signals"), ("POST", "/drain"), ("GET", "/nope")] {
+        for wrong in [&[][..], &[("authorization", "Bearer x")], &[("authorization", "first")]] {
+            let answer = ask(admin, method, path, wrong);
+            assert_eq!(status(&answer), 401, "{method} {path}: {answer}");
+            assert!(answer.contains("admin.tokenFile"), "{answer}");
+        }
+    }
+    assert_eq!(with("GET", "/signals", "first"), 200);
+    folder.write("token", "second\n");
+    assert_eq!((with("GET", "/signals", "first"), with("GET", "/signals", "second")), (401, 200));
+    folder.write("token", "\n");
+    assert_eq!((with("GET", "/signals", ""), with("GET", "/signals", "second")), (401, 200));
+    assert_eq!(with("GET", "/readyz", ""), 200, "nobody drained it");
+}
+
+#[test]
+fn a_drained_gateway_finishes_what_it_has_and_takes_nothing_new() {
+    let sim = Sim::start(&["sim", "--decode-step-ms", "30"]);
+    let folder = Folder::new();
+    let forebay = folder.gateway(&format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\n\
+         pools: [{{name: p, models: [sim], endpoints: ['{}']}}]\n",
+        sim.address
+    ));
+    eventually("the endpoint is ready", || {
+        let signals = forebay.signals();
+        signals["endpoints"]
+            .as_object()
+            .is_some_and(|it| it.values().any(|e| e["health"] == "ready"))
+    });
+    let idle = connect(forebay.address);
+    let address = forebay.address;
+    let long = std::thread::spawn(move || exchange(address, &chat(true, 60)));
+    eventually("it is in flight", || forebay.signals()["inFlight"] == 1);
+
+    let admin = forebay.admin;
+    let drained = std::thread::spawn(move || ask(admin, "POST", "/drain", &[]));
+    eventually("it is not ready any more", || status(&get(admin, "/readyz")) == 503);
+    assert_eq!(status(&get(admin, "/healthz")), 200, "it is well");
+    let refused = exchange(address, &chat(false, 1));
+    assert_eq!(status(&refused), 503, "{refused}");
+    let refused = refused.to_ascii_lowercase();
+    assert!(
+        refused.contains("retry-after: 1") && refused.contains("connection: close"),
+        "{refused}"
+    );
+
+    let answer = long.join().expect("answered");
+    assert!(answer.contains("data: [DONE]"), "finished: {answer}");
+    assert_eq!(status(&drained.join().expect("answered")), 200, "told when nothing is left");
+    let mut rest = Vec::new();
+    let _ = (&idle).read_to_end(&mut rest);
+    assert!(rest.is_empty(), "a connection that waited for nothing was closed");
+}
