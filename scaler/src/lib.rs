@@ -4,6 +4,7 @@
 //! `/replicas`; [`targets`] start and stop replicas.
 
 mod clock;
+mod config_map;
 pub mod core;
 mod decisions;
 mod drains;

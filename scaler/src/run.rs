@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
+use crate::config_map::StateMap;
 use crate::core::{Override, Problem, Proposal};
 use crate::decisions::Decisions;
 use crate::drains::{self, Ask};
@@ -123,8 +124,7 @@ impl Scaler {
         let (ordered, orders) = mpsc::channel(ASKS);
         let desk = desk.merge(orders::route(ordered));
         let (latest, configs) = watch::channel(Arc::clone(&config));
-        let store = config.scaler.state_dir.as_ref();
-        let store = store.map(|path| Arc::new(Folder::new(path)) as Arc<dyn SnapshotStore>);
+        let store = store_of(&config, cluster);
         let work = Loop {
             feeds: Feeds::new(gateways),
             pools,
@@ -196,6 +196,15 @@ impl Scaler {
         }
         self.publisher.goodbye();
     }
+}
+
+/// The folder that is configured, or else, where leaders take over from each other, a ConfigMap.
+fn store_of(config: &Config, cluster: Option<&Cluster>) -> Option<Arc<dyn SnapshotStore>> {
+    if let Some(path) = &config.scaler.state_dir {
+        return Some(Arc::new(Folder::new(path)));
+    }
+    let election = config.scaler.leader_election.as_ref()?;
+    Some(Arc::new(StateMap::new(election, cluster?)))
 }
 
 fn leaving(pools: &[Driven]) -> BTreeMap<String, PoolReplicas> {

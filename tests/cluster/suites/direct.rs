@@ -294,6 +294,29 @@ pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
     println!("  took over after {:.1} s, with a lease of 3 s", began.elapsed().as_secs_f64());
     assert_eq!(all_whole(chats).await, 30);
     eventually("zero, by the new leader", async || setup.replicas(&cluster).await.0 == 0).await;
+    // What it learned is left for the next one.
+    assert_eq!(setup.scalers[other].stop().await, 0);
+    let kept = [
+        "-n",
+        &setup.namespace,
+        "get",
+        "configmap",
+        "forebay-scaler-state",
+        "-o",
+        "jsonpath={.data.llama}",
+    ];
+    let kept = cluster.plane.kubectl(&kept).await;
+    assert!(kept.starts_with('{'), "{kept}");
+    let leases = [
+        "-n",
+        &setup.namespace,
+        "get",
+        "lease",
+        "forebay-scaler",
+        "-o",
+        "jsonpath={.spec.holderIdentity}",
+    ];
+    assert_eq!(cluster.plane.kubectl(&leases).await, "", "and the lease is given back");
     setup.end(&cluster).await;
 }
 

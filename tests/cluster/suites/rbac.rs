@@ -61,7 +61,8 @@ async fn parts(cluster: &Cluster, namespace: &str, target: &str) -> Parts {
             "gateway: {{listen: \"{clients}\", scaler: \"{scaler_admin}\"}}\n\
              admin: {{listen: \"{admin}\"}}\n\
              scaler:\n  gateways: [\"{gateway_admin}\"]\n  keda: {{listen: \"{keda}\"}}\n  \
-             leaderElection: {{}}\n\
+             leaderElection: {{}}\n  \
+             gatewayDiscovery: {{pods: {{selector: app=other, port: 9900}}}}\n\
              pools:\n- name: {POOL}\n  models: [{POOL}]\n  maxInFlight: 8\n  \
              discovery: {{pods: {{selector: app={POOL}, port: 8000}}}}\n  \
              target: {target}\n  \
