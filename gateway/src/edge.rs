@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use forebay_config::{Config, Gateway, Limits, Network};
@@ -13,7 +14,7 @@ use rustls::ServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::api::{Api, ErrorShape};
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::clients::Clients;
 use crate::context::{Client, RequestContext};
 use crate::cors::{self, Cors};
@@ -31,6 +32,9 @@ use crate::respond::{local_response, refuse};
 use crate::route::Routes;
 use crate::tls::{self, Tls};
 
+/// How much of a body that nobody wants is taken all the same, and for how long.
+const UNWANTED: u64 = 1 << 20;
+const UNWANTED_TIME: Duration = Duration::from_secs(2);
 const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 
 /// Everything that connections share.
@@ -142,6 +146,11 @@ impl Edge {
             // Boxed, so that a held request is no larger than its own way.
             None => Box::pin(self.proxy.serve(Request::from_parts(parts, body), client)).await,
             Some(own) => {
+                if parts.version == Version::HTTP_2 {
+                    // Its only word for "the rest is not wanted" is a reset, which some clients take
+                    // for a failure.
+                    body::discard(body, UNWANTED, UNWANTED_TIME).await;
+                }
                 let record = Record::begin(RequestContext::new(&parts, client));
                 let shape = record.context.api.map_or(ErrorShape::OpenAi, Api::errors);
                 match own {
