@@ -98,6 +98,56 @@ async fn a_server_that_refuses_is_quoted_and_one_that_is_down_is_told() {
     assert!(down.contains("refused"), "{down}");
 }
 
+/// A server of HTTPS with a certificate of its own, which is returned in PEM.
+async fn serve_tls(body: String) -> (String, String) {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a pair");
+    let (cert, key) = (own.cert.pem(), own.signing_key.serialize_pem());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(cert.as_bytes()).expect("PEM")],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM"),
+        )
+        .expect("they fit");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    (format!("https://localhost:{port}"), cert)
+}
+
+#[tokio::test]
+async fn an_https_server_is_checked_by_the_certificates_given() {
+    let (server, cert) = serve_tls(one("3")).await;
+    let query = PromQuery { server_address: Some(server), ..query("") };
+    let stranger = prometheus::read(&client(), &query).await.expect_err("not known");
+    assert!(stranger.to_lowercase().contains("certificate"), "{stranger}");
+
+    let file = std::env::temp_dir().join(format!("forebay-ca-{}.pem", std::process::id()));
+    std::fs::write(&file, cert).expect("written");
+    let client = Client::new(Some(&file)).expect("a certificate");
+    assert_eq!(prometheus::read(&client, &query).await, Ok(Some(3.0)));
+    std::fs::write(&file, "nothing").expect("written");
+    let empty = Client::new(Some(&file)).err().expect("no certificate in it");
+    assert!(empty.contains("no certificate in PEM"), "{empty}");
+    std::fs::remove_file(&file).expect("removed");
+}
+
 #[tokio::test]
 async fn an_answer_without_end_is_cut_off() {
     let server = Server::saying("x".repeat((4 << 20) + 1));
