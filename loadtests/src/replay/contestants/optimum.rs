@@ -6,25 +6,32 @@
 //! for so long before; counts at the beginning are there without a start.
 //!
 //! 1. Requests are laid on replicas one above the other: each goes to the lowest that can still
-//!    give its first token in time. A replica is needed while it is busy; gaps shorter than a cold
-//!    start are cheaper to stay through. This is done for several measures of "in time".
-//! 2. From the cheapest of these that reaches the share, pieces are taken away (a replica's whole
-//!    stay, a part at either end) as long as the share holds, those first that save the most
-//!    replica time for the fewest late requests, until nothing more can be taken or the search has
-//!    played its bounded number of schedules.
+//!    give its first token in time. What a replica gets in each stretch of five seconds is what it
+//!    would be worth to have it there.
+//! 2. For a price of replica time in late requests, the stays of each replica that are worth most
+//!    follow exactly, by dynamic programming: staying costs its time, coming costs a cold start.
+//!    The price is searched at which the share is just reached. Whoever would be left without any
+//!    replica for longer than clients wait is served together with those who came after.
+//! 3. From the cheapest of these, pieces are taken away (a replica's whole stay, a part at either
+//!    end) as long as the share holds, those first that save the most replica time for the fewest
+//!    late requests, until nothing more can be taken or the search has played its bounded number of
+//!    schedules.
 
 use super::fixed::Schedule;
 use crate::replay::measure::within;
 use crate::replay::replica::{Batch, Sequence};
-use crate::replay::trace::{SECOND, Trace, Us};
+use crate::replay::trace::{Request, SECOND, Trace, Us};
 use crate::replay::world::{ColdStart, Model, play};
 
 /// One replica's stay: ready from, until.
 type Stay = (Us, Us);
 
+/// Stretches of time in which a replica's worth is counted.
+const CELL: Us = 5 * SECOND;
+
 /// Schedules played, by the requests of a trace.
 fn budget(requests: usize) -> usize {
-    (6_000_000 / requests.max(1)).clamp(40, 1_500)
+    (12_000_000 / requests.max(1)).clamp(120, 2_000)
 }
 
 /// A schedule with what it reached.
@@ -56,15 +63,30 @@ pub(crate) fn schedule(
         let share = within(&run.outcomes, &trace.requests, model.objective) - f64::from(!all);
         Plan { stays, share, paid: run.paid }
     };
-    let measures = [0.4, 0.6, 0.8, 1.0, 1.5, 2.5, 5.0, 15.0, 60.0, 300.0];
-    let mut plans: Vec<_> = measures
-        .iter()
-        .map(|factor| {
-            let in_time = (model.objective as f64 * factor) as Us;
-            let stays = stays(trace, model, most, in_time.min(model.patience));
-            played(stays, &mut plays)
-        })
-        .collect();
+    let mut plans = Vec::new();
+    for factor in [0.5, 0.9, 2.0] {
+        let in_time = (model.objective as f64 * factor) as Us;
+        let worth = worth(trace, model, most, in_time.min(model.patience));
+        // Replica seconds that a late request is worth, between nothing and everything.
+        let (mut low, mut high) = (1e-3f64.ln(), 1e6f64.ln());
+        for round in 0..12 {
+            let price = if round == 0 { high } else { low.midpoint(high) };
+            let mut stays: Vec<_> =
+                worth.iter().flat_map(|cells| chosen(cells, cold, price.exp())).collect();
+            serve_all(&mut stays, trace, model);
+            let plan = played(stays, &mut plays);
+            let reached = plan.share >= share;
+            if reached {
+                high = price;
+            } else {
+                low = price;
+            }
+            plans.push(plan);
+            if round == 0 && !reached {
+                break;
+            }
+        }
+    }
     plans.sort_by_key(|plan| plan.paid);
     let best_share = plans.iter().map(|plan| plan.share).fold(0.0, f64::max);
     let share = share.min(best_share);
@@ -120,13 +142,15 @@ pub(crate) fn exact(model: &Model) -> Model {
 /// The least that any fleet can be busy for, by the timing model: all prompts at full speed and all
 /// tokens at full batches.
 pub(crate) fn floor(trace: &Trace, model: &Model) -> Us {
+    trace.requests.iter().map(|request| busy(request, model)).sum()
+}
+
+/// How long a request keeps a replica that is otherwise full.
+fn busy(request: &Request, model: &Model) -> Us {
     let seats = model.engine.seats.min(model.limit as usize).max(1) as u32;
     let token = 1.0 / model.engine.timing.decode_throughput(seats);
-    let busy = |request: &crate::replay::trace::Request| {
-        model.engine.timing.prefill(request.prompt).as_secs_f64()
-            + f64::from(request.output.saturating_sub(1)) * token
-    };
-    (trace.requests.iter().map(busy).sum::<f64>() * 1e6) as Us
+    let prompt = model.engine.timing.prefill(request.prompt).as_secs_f64();
+    ((prompt + f64::from(request.output.saturating_sub(1)) * token) * 1e6) as Us
 }
 
 /// The plan in which one stay of the original is cut, on top of what was cut since. Stays keep
@@ -188,73 +212,104 @@ fn schedule_of(stays: &[Stay], cold: Us, most: u32) -> Schedule {
     Schedule { begins_with: begins_with.min(most), counts, at: 0 }
 }
 
-/// When each replica is needed, if each request goes to the lowest that gives its first token
-/// within `in_time`.
-fn stays(trace: &Trace, model: &Model, most: u32, in_time: Us) -> Vec<Stay> {
-    let mut levels: Vec<Level> = (0..most).map(|_| Level::new(Batch::new(model.engine))).collect();
+/// The requests that each replica would get in each cell of time, the lowest replica first, if each
+/// request goes to the lowest that gives its first token within `in_time`.
+fn worth(trace: &Trace, model: &Model, most: u32, in_time: Us) -> Vec<Vec<u32>> {
+    let cells = (trace.length / CELL) as usize + 1;
+    let mut worth = vec![vec![0; cells]; most as usize];
+    let mut levels: Vec<Level> = (0..most).map(|_| Level(Batch::new(model.engine))).collect();
     for (id, request) in trace.requests.iter().enumerate() {
         let sequence = Sequence { id: id as u32, prompt: request.prompt, output: request.output };
         levels.iter_mut().for_each(|level| level.advance(request.at));
         let limit = model.limit as usize;
-        let first = |level: &Level| level.batch.first_token_after(request.prompt, request.at);
+        let first = |level: &Level| level.0.first_token_after(request.prompt, request.at);
         let lowest =
             levels.iter().position(|level| level.requests() < limit && first(level) <= in_time);
         let at = lowest.unwrap_or_else(|| {
             let least = |at: &usize| first(&levels[*at]);
             (0..levels.len()).min_by_key(least).unwrap_or(0)
         });
-        levels[at].take(sequence, request.at);
+        worth[at][(request.at / CELL) as usize] += 1;
+        levels[at].0.submit(sequence, request.at);
     }
-    let gap = model.cold_start.median();
-    levels.into_iter().flat_map(|level| level.stays(gap)).collect()
+    worth
 }
 
-/// One replica that is always there, and when it had work.
-struct Level {
-    batch: Batch,
-    busy: Vec<Stay>,
+/// The stays that are worth most, where a request is worth `price` seconds: the best of being there
+/// and not, cell by cell.
+fn chosen(worth: &[u32], cold: Us, price: f64) -> Vec<Stay> {
+    let (cell, start) = (CELL as f64 / SECOND as f64, cold as f64 / SECOND as f64);
+    // The best value with the replica away and there, and whether each came from being there.
+    let (mut away, mut there) = (0.0, 0.0);
+    let mut came = Vec::with_capacity(worth.len());
+    for requests in worth {
+        let gain = f64::from(*requests) * price - cell;
+        let (stay, come) = (there + gain, away - start + gain);
+        // Before the beginning nothing was to be waited for.
+        let come = if came.is_empty() { gain } else { come };
+        let from = (there > away, stay >= come && !came.is_empty());
+        away = away.max(there);
+        there = stay.max(come);
+        came.push(from);
+    }
+    let mut is_there = there > away;
+    let mut stays: Vec<Stay> = Vec::new();
+    for (at, (away_from_there, there_from_there)) in came.into_iter().enumerate().rev() {
+        let (from, until) = (at as Us * CELL, (at as Us + 1) * CELL);
+        if is_there {
+            match stays.last_mut() {
+                Some(stay) if stay.0 == until => stay.0 = from,
+                _ => stays.push((from, until)),
+            }
+            is_there = there_from_there;
+        } else {
+            is_there = away_from_there;
+        }
+    }
+    stays.reverse();
+    stays
 }
+
+/// Adds a stay for those whom no stay would serve while they wait.
+fn serve_all(stays: &mut Vec<Stay>, trace: &Trace, model: &Model) {
+    let mut present = stays.clone();
+    present.sort_unstable();
+    let mut until_then = 0;
+    let mut next = 0;
+    for request in &trace.requests {
+        while present.get(next).is_some_and(|stay| stay.0 <= request.at) {
+            until_then = present[next].1.max(until_then);
+            next += 1;
+        }
+        let soon = present.get(next).is_some_and(|stay| stay.0 <= request.at + model.patience / 2);
+        if until_then > request.at || soon {
+            continue;
+        }
+        // Late, so that those who come in the meantime are served with it; and not too late.
+        let from = request.at + model.patience * 3 / 4;
+        let together = trace.requests.iter().filter(|r| r.at >= request.at && r.at <= from);
+        let until = from + CELL + together.map(|r| busy(r, model)).sum::<Us>();
+        stays.push((from, until));
+        until_then = until;
+    }
+}
+
+/// One replica that is always there.
+struct Level(Batch);
 
 impl Level {
-    fn new(batch: Batch) -> Self {
-        Self { batch, busy: Vec::new() }
-    }
-
     fn requests(&self) -> usize {
-        self.batch.running() + self.batch.waiting()
+        self.0.running() + self.0.waiting()
     }
 
     fn advance(&mut self, to: Us) {
         let mut told = Vec::new();
-        while let Some((end, plan)) = self.batch.due()
+        while let Some((end, plan)) = self.0.due()
             && end <= to
         {
-            self.batch.ended(plan, end, &mut told);
+            self.0.ended(plan, end, &mut told);
             told.clear();
-            if let Some((_, until)) = self.busy.last_mut() {
-                *until = end;
-            }
         }
-    }
-
-    fn take(&mut self, sequence: Sequence, now: Us) {
-        if self.requests() == 0 {
-            self.busy.push((now, now));
-        }
-        self.batch.submit(sequence, now);
-    }
-
-    /// Busy times with the gaps closed that are shorter than a start.
-    fn stays(mut self, gap: Us) -> Vec<Stay> {
-        self.advance(Us::MAX);
-        let mut stays: Vec<Stay> = Vec::new();
-        for (from, until) in self.busy {
-            match stays.last_mut() {
-                Some((_, last)) if *last + gap >= from => *last = until,
-                _ => stays.push((from, until)),
-            }
-        }
-        stays
     }
 }
 
@@ -280,11 +335,15 @@ mod tests {
 
     #[test]
     fn it_stays_through_a_gap_that_is_shorter_than_a_start_and_not_through_a_longer_one() {
-        let model = model();
-        let cold = model.cold_start.median();
-        for (gap, stays_wanted) in [(cold / 2, 1), (cold * 3, 2)] {
-            let trace = trace_of([(0, 500, 20), (gap, 500, 20)]);
-            assert_eq!(stays(&trace, &model, 4, SECOND).len(), stays_wanted, "gap {gap}");
+        let cold = 60 * SECOND;
+        for (gap, stays) in [(5, 1), (11, 1), (14, 2), (100, 2)] {
+            let mut worth = vec![0; 3];
+            worth.push(1);
+            worth.extend(vec![0; gap]);
+            worth.push(1);
+            assert_eq!(chosen(&worth, cold, 1_000.0).len(), stays, "{gap} cells");
         }
+        assert_eq!(chosen(&[0, 0, 1, 0], cold, 10.0), [], "not worth a start");
+        assert_eq!(chosen(&[0, 0, 9, 0], cold, 10.0), [(2 * CELL, 3 * CELL)]);
     }
 }
