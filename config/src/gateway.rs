@@ -54,6 +54,10 @@ pub struct Gateway {
     pub keys: Option<Keys>,
     /// Who has keys, with what limits. `anonymous`, who has none, is without limits unless listed.
     pub tenants: Vec<Tenant>,
+    /// Records when requests came and how long they were, for `forebay replay`. Left out: nothing
+    /// is recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_arrivals: Option<RecordArrivals>,
     /// Models whose requests are split between pools.
     pub routes: Vec<Route>,
 }
@@ -126,6 +130,23 @@ pub struct Admin {
     pub token_file: Option<PathBuf>,
 }
 
+/// A recording of arrivals: time, pool, prompt and generated tokens of each request, no content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RecordArrivals {
+    /// The file, a CSV. It is added to, and made where there is none.
+    pub file: PathBuf,
+    /// Largest size of the file. When it is full it is renamed, with `.1` at its end, in place of
+    /// the one before, and a new one is begun.
+    pub max_size: ByteSize,
+}
+
+impl Default for RecordArrivals {
+    fn default() -> Self {
+        Self { file: PathBuf::from("arrivals.csv"), max_size: ByteSize::mib(64) }
+    }
+}
+
 impl Default for Gateway {
     fn default() -> Self {
         Self {
@@ -141,6 +162,7 @@ impl Default for Gateway {
             scaler: None,
             keys: None,
             tenants: Vec::new(),
+            record_arrivals: None,
             routes: Vec::new(),
         }
     }

@@ -42,7 +42,7 @@ pub use behavior::{
 };
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use edge::{Cors, PATHS, Tls, TlsVersion};
-pub use gateway::{Admin, Gateway, Limits};
+pub use gateway::{Admin, Gateway, Limits, RecordArrivals};
 pub use keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
 pub use load::{inspect, load, parse};
 pub use logging::{LogFormat, Logging};

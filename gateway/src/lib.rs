@@ -6,6 +6,7 @@
 
 mod activity;
 mod api;
+mod arrivals;
 mod asked;
 mod body;
 mod bucket;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::arrivals::Recorder;
 use crate::budget::RetryBudget;
 use crate::endpoint::{Endpoint, Probe, Probed, Pulse, Rules};
 use crate::failure::{Cause, Failure};
@@ -39,6 +40,8 @@ pub(crate) struct Pool {
     pub(crate) metrics: Metrics,
     pub(crate) key: UpstreamKey,
     pub(crate) served: Served,
+    /// Where arrivals are recorded, if they are.
+    pub(crate) recorder: OnceLock<Recorder>,
     /// Woken when the scaler should hear of a change at once.
     pub(crate) news: Arc<Notify>,
     books: Mutex<Books>,
@@ -246,6 +249,7 @@ impl Pool {
             metrics,
             key: UpstreamKey::default(),
             served: Served::default(),
+            recorder: OnceLock::new(),
             news,
             books: Mutex::new(books),
         })

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use forebay_signals::Histogram;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
+use crate::arrivals::Arrival;
 use crate::context::RequestContext;
 use crate::failure::Cause;
 use crate::judge::Finish;
@@ -90,6 +91,8 @@ pub(crate) struct Record {
     cold: Duration,
     tries: u32,
     seq: u64,
+    /// Prompt tokens by the body's length, where the replica tells none.
+    estimated: u64,
     first_token: Option<Instant>,
     tokens: Tokens,
     /// The mean time for each token after the first.
@@ -145,6 +148,7 @@ impl Record {
             cold: Duration::ZERO,
             tries: 0,
             seq: 0,
+            estimated: 0,
             first_token: None,
             tokens: Tokens::default(),
             per_token: None,
@@ -200,6 +204,7 @@ impl Record {
         self.held = Some(ticket.held);
         self.cold = ticket.cold;
         self.seq = ticket.seq();
+        self.estimated = ticket.request.bytes / 4;
     }
 
     /// The status that the client is sent.
@@ -257,6 +262,18 @@ impl Record {
         self.ended(refusal.outcome(), Some(refusal.reason()));
     }
 
+    /// For a rehearsal: when it came, and how long it was.
+    fn arrived(&self, took: Duration) {
+        let Some(pool) = &self.pool else { return };
+        let Some(recorder) = pool.recorder.get() else { return };
+        recorder.tell(Arrival {
+            at: SystemTime::now() - took,
+            pool: Arc::clone(&pool.name),
+            prompt_tokens: self.tokens.prompt.unwrap_or(self.estimated),
+            generated_tokens: self.tokens.generated,
+        });
+    }
+
     /// What the client is told beside the answer: how its limits stand, and the times so far in
     /// milliseconds, held, and from release to the answer's first byte.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
@@ -301,6 +318,7 @@ impl Drop for Record {
             let ttft = self.first_token.map(|at| at.saturating_duration_since(accepted));
             tenant.metrics.ended(&ended, ttft);
         }
+        self.arrived(took);
         let ms = |time: Duration| time.as_millis() as u64;
         let since =
             |from: Instant| self.first_token.map(|at| ms(at.saturating_duration_since(from)));

@@ -13,12 +13,14 @@ use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
 use tokio::time::Instant;
 
+use crate::arrivals::Recording;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::follow;
 use crate::keys::KeysError;
 use crate::listen::Listeners;
 use crate::metric::endpoints_text;
+use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::reload::{Live, Prepared};
 use crate::report::report;
@@ -34,6 +36,7 @@ pub struct Gateway {
     edge: Arc<Edge>,
     /// Probes end with it.
     live: Live,
+    recording: Option<Recording>,
 }
 
 /// Lets others stop a gateway from taking work, before it is shut down.
@@ -77,6 +80,14 @@ pub enum StartError {
     Key {
         /// Its pool.
         pool: String,
+        /// As configured.
+        file: std::path::PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The file for arrivals can't be written.
+    #[error("gateway.recordArrivals.file: {}: {source}", file.display())]
+    Arrivals {
         /// As configured.
         file: std::path::PathBuf,
         /// What is wrong with it.
@@ -135,6 +146,7 @@ impl Gateway {
         let address = config.gateway.listen;
         let listeners = Listeners::start(address, threads.max(1), Arc::clone(&edge))
             .map_err(|source| StartError::Listen { address, source })?;
+        let recording = record(config, &pools)?;
         let publisher = Publisher::new();
         // Whoever reads the feed first finds every pool in it.
         let first = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
@@ -146,7 +158,7 @@ impl Gateway {
             let (tenants, directory) = (Arc::clone(&live.tenants), Arc::clone(&live.directory));
             drain.spawn(follow::replicas(url, token, live.pools.clone(), tenants, directory));
         }
-        Ok(Self { listeners, drain, publisher, edge, live })
+        Ok(Self { listeners, drain, publisher, edge, live, recording })
     }
 
     /// Takes a new configuration over without dropping a request, or leaves all as it is.
@@ -158,7 +170,11 @@ impl Gateway {
     /// # Errors
     /// What can't be used, as at the start.
     pub fn reload(&self, config: &Config) -> Result<Vec<String>, StartError> {
-        self.live.reload(&self.edge, config)
+        let kept = self.live.reload(&self.edge, config)?;
+        if let Some(recording) = &self.recording {
+            recording.of(&self.live.pools.all());
+        }
+        Ok(kept)
     }
 
     /// Where clients connect.
@@ -196,9 +212,25 @@ impl Gateway {
         let finished = self.drain.finish(Instant::now() + within).await;
         self.publisher.goodbye();
         let listeners = self.listeners;
-        let _ = tokio::task::spawn_blocking(move || listeners.stop()).await;
+        let recording = self.recording;
+        let _ = tokio::task::spawn_blocking(move || {
+            listeners.stop();
+            if let Some(recording) = recording {
+                recording.finish();
+            }
+        })
+        .await;
         finished
     }
+}
+
+/// Records the arrivals of every pool, where that is configured.
+fn record(config: &Config, pools: &[Arc<Pool>]) -> Result<Option<Recording>, StartError> {
+    let Some(settings) = &config.gateway.record_arrivals else { return Ok(None) };
+    let recording = Recording::start(settings)
+        .map_err(|source| StartError::Arrivals { file: settings.file.clone(), source })?;
+    recording.of(pools);
+    Ok(Some(recording))
 }
 
 pub(crate) fn resolve(endpoint: &str) -> Result<SocketAddr, String> {

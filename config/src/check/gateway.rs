@@ -15,6 +15,15 @@ pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {
     if let Some(scaler) = &gateway.scaler {
         found.address(path.key("scaler"), scaler);
     }
+    if let Some(record) = &gateway.record_arrivals {
+        let path = path.key("recordArrivals");
+        if record.file.as_os_str().is_empty() {
+            found.error(path.key("file"), "names no file; write for example arrivals.csv");
+        }
+        if record.max_size.bytes() < 4096 {
+            found.error(path.key("maxSize"), "holds too few requests; write 4Ki or more");
+        }
+    }
     if let Some(tls) = &gateway.tls {
         edge::tls(tls, &path.key("tls"), found);
     }
