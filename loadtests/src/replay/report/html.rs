@@ -21,6 +21,8 @@ struct Line<'a> {
     name: &'a str,
     points: Vec<Option<f64>>,
     steps: bool,
+    /// Not shown at first, nor what the axis is made for.
+    hidden: bool,
 }
 
 pub(super) fn page(results: &Results) -> String {
@@ -35,13 +37,16 @@ pub(super) fn page(results: &Results) -> String {
     table(&mut page, results);
     let at = &results.contestants[0].series.at_seconds;
     let of = |pick: &dyn Fn(&Report) -> Vec<Option<f64>>, steps| {
-        let line =
-            |(class, report)| Line { class, name: name(report), points: pick(report), steps };
-        results.contestants.iter().enumerate().map(line).collect::<Vec<_>>()
+        let lines = results.contestants.iter().enumerate().map(|(class, report)| {
+            let (points, hidden) = (pick(report), hopeless(report));
+            Line { class, name: &report.name, points, steps, hidden }
+        });
+        lines.collect::<Vec<_>>()
     };
     let count = |values: &[u32]| values.iter().map(|n| Some(f64::from(*n))).collect::<Vec<_>>();
     let demand = results.demand.iter().copied().map(Some).collect();
-    let demand = [Line { class: 99, name: "requests", points: demand, steps: false }];
+    let demand =
+        [Line { class: 99, name: "requests", points: demand, steps: false, hidden: false }];
     plot(&mut page, "Demand", "requests a second", at, &demand, None);
     let waiting = of(&|report| count(&report.series.waiting), false);
     plot(&mut page, "Queue", "requests without a first token", at, &waiting, None);
@@ -56,8 +61,9 @@ pub(super) fn page(results: &Results) -> String {
     page
 }
 
-fn name(report: &Report) -> &str {
-    &report.name
+/// One that left more than a tenth unserved: its lines would flatten all others.
+fn hopeless(report: &Report) -> bool {
+    report.gave_up * 10 > report.requests
 }
 
 fn escaped(text: &str) -> String {
@@ -81,8 +87,7 @@ fn table(page: &mut String, results: &Results) {
             let text = escaped(text);
             let _ = if at > 0 && column == 0 {
                 let line = at - 1;
-                // All lines at once hide each other; the page begins with the plainest four.
-                let checked = if line < 8 { " checked" } else { "" };
+                let checked = if hopeless(&results.contestants[line]) { "" } else { " checked" };
                 write!(
                     page,
                     "<td><label><input type=checkbox data-line={line}{checked}><i class=k{line}>\
@@ -106,10 +111,11 @@ fn plot(
     mark: Option<f64>,
 ) {
     let end = at.last().copied().unwrap_or(1.0).max(1.0);
-    let values = lines.iter().flat_map(|line| line.points.iter().flatten().copied());
+    let shown = lines.iter().filter(|line| !line.hidden);
+    let values = shown.flat_map(|line| line.points.iter().flatten().copied());
     let top = nice(values.fold(mark.map_or(0.0, |mark| mark * 1.5), f64::max));
     let x = |t: f64| LEFT + (WIDTH - LEFT - 4.0) * t / end;
-    let y = |v: f64| 6.0 + (HEIGHT - BOTTOM - 6.0) * (1.0 - v / top);
+    let y = |v: f64| 6.0 + (HEIGHT - BOTTOM - 6.0) * (1.0 - (v / top).min(1.0));
     let _ = write!(
         page,
         "<h2>{title} <small>{what}</small></h2>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img \

@@ -78,7 +78,7 @@ pub(crate) const SHAPES: [Shape; 10] = [
     },
     Shape {
         name: "dev-cluster",
-        about: "a week of a team's own cluster: used 8 hours on working days",
+        about: "a week of a team's own cluster: used 8 hours a day",
         seconds: 7.0 * DAY,
         rate: dev,
         tokens: CHAT,
@@ -94,7 +94,7 @@ pub(crate) const SHAPES: [Shape; 10] = [
         name: "nightly-batch",
         about: "three days with a batch of long requests each night at 01:00",
         seconds: 3.0 * DAY,
-        rate: |t| if (1.0..5.5).contains(&((t % DAY) / HOUR)) { 6.0 } else { 0.0 },
+        rate: |t| if (1.0..5.5).contains(&((t % DAY) / HOUR)) { 4.0 } else { 0.0 },
         tokens: (2000.0, 400.0),
     },
 ];
@@ -119,8 +119,8 @@ fn week(t: f64) -> f64 {
 }
 
 fn dev(t: f64) -> f64 {
-    let (day, hour) = ((t / DAY) as u64, (t % DAY) / HOUR);
-    if day < 5 && (9.0..17.0).contains(&hour) { 0.3 } else { 0.0 }
+    let hour = (t % DAY) / HOUR;
+    if (9.0..17.0).contains(&hour) { 0.3 } else { 0.0 }
 }
 
 fn burst(t: f64) -> f64 {

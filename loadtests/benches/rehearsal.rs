@@ -1,0 +1,211 @@
+//! Whether `forebay replay` tells the truth: the same load live, through the real gateway, scaler
+//! and simulated replicas, and rehearsed.
+//!
+//! usage: cargo bench -p forebay-loadtests --bench rehearsal -- --forebay $PWD/target/release/forebay
+//!
+//! Plays three minutes of bursts through `forebay run` while it records the arrivals, then rehearses
+//! its own recording with the same configuration. Fails where GPU-hours or the 95th percentile of
+//! TTFT are further apart than stated below.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How far live and rehearsal may be apart, as a share of the live figure.
+const GPU_HOURS: f64 = 0.10;
+const TTFT: f64 = 0.15;
+/// And what two clocks and a busy machine add to a time in any case.
+const SLACK: f64 = 0.25;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    match arguments.next().as_deref() {
+        Some("--forebay") => check(&arguments.next().expect("a path")),
+        // `cargo test --benches` runs this without arguments.
+        _ => println!("skipped: pass --forebay PATH to check"),
+    }
+}
+
+/// Arrivals in seconds with prompt and answer tokens: three bursts, each with a tail.
+fn load() -> Vec<(f64, usize, usize)> {
+    let mut load = Vec::new();
+    for (start, burst, tail) in [(1.0, 20, 20), (70.0, 40, 30), (120.0, 10, 40)] {
+        for i in 0..burst + tail {
+            let at = if i < burst { 0.1 * i as f64 } else { 5.0 + (i - burst) as f64 };
+            load.push((start + at, 100 + 37 * (i % 11), 20 + 13 * (i % 7)));
+        }
+    }
+    load.sort_by(|a, b| a.0.total_cmp(&b.0));
+    load
+}
+
+fn configuration(forebay: &str, folder: &Path) -> String {
+    format!(
+        "gateway:\n  listen: 127.0.0.1:0\n  recordArrivals: {{file: {folder}/arrivals.csv}}\n\
+         admin: {{listen: 127.0.0.1:0}}\n\
+         scaler: {{stateDir: {folder}/state}}\n\
+         pools:\n- name: sim\n  models: [sim]\n  maxInFlight: 8\n  \
+         target:\n    processes:\n      logDir: {folder}\n      command: [{forebay}, vllm-sim, --port, \
+         '{{port}}', --served-model-name, sim, --cold-start, 5s, --prefill-tokens-per-second, '2000', \
+         --decode-step-ms, '40', --decode-step-ms-per-seq, '2', --max-num-seqs, '16', --stop-delay, \
+         0s]\n  \
+         scaling:\n    minReplicaCount: 0\n    maxReplicaCount: 4\n    cooldownPeriod: 15s\n    \
+         stableWindow: 20s\n    objective: {{ttft: 3s, share: 0.95}}\n\
+         replay:\n  replica:\n    coldStart: {{scheduled: 0s, started: 50ms, healthy: 5s, spread: 0}}\n    \
+         prefillTokensPerSecond: 2000\n    decodeStep: 40ms\n    decodeStepMillisPerSequence: 2\n    \
+         maxSequences: 16\n",
+        folder = folder.display()
+    )
+}
+
+struct Live {
+    ttft: Vec<f64>,
+    gpu_hours: f64,
+}
+
+fn check(forebay: &str) {
+    let folder = std::env::temp_dir().join(format!("forebay-rehearsal-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("forebay.yaml");
+    std::fs::write(&file, configuration(forebay, &folder)).expect("written");
+    let live = live(forebay, &file);
+    let rehearsed = Command::new(forebay)
+        .args(["replay", "--json", "--config"])
+        .arg(&file)
+        .arg("--trace")
+        .arg(folder.join("arrivals.csv"))
+        .output()
+        .expect("it runs");
+    assert!(rehearsed.status.success(), "{}", String::from_utf8_lossy(&rehearsed.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&rehearsed.stdout).expect("JSON");
+    let ours = &results["contestants"][0];
+    assert_eq!(ours["requests"], live.ttft.len(), "all were recorded");
+    let mut sorted = live.ttft.clone();
+    sorted.sort_by(f64::total_cmp);
+    let at = |q: f64| sorted[((q * sorted.len() as f64).ceil() as usize).max(1) - 1];
+    let figure = |path: &str| ours.pointer(path).and_then(serde_json::Value::as_f64).expect("told");
+    let mut good = true;
+    for (name, live, told, share, slack) in [
+        ("GPU-hours", live.gpu_hours, figure("/gpuHours"), GPU_HOURS, 0.0),
+        ("TTFT p50, s", at(0.5), figure("/ttftSeconds/p50"), TTFT, SLACK),
+        ("TTFT p95, s", at(0.95), figure("/ttftSeconds/p95"), TTFT, SLACK),
+    ] {
+        let fits = (told - live).abs() <= live * share + slack;
+        good &= fits;
+        println!(
+            "{name}: live {live:.4}, rehearsed {told:.4}, {:+.1} %{}",
+            (told / live - 1.0) * 100.0,
+            if fits { "" } else { "  TOO FAR" }
+        );
+    }
+    assert!(good, "the files are in {}", folder.display());
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// A child that ends with us.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}
+
+fn live(forebay: &str, file: &Path) -> Live {
+    let mut child = Command::new(forebay)
+        .args(["run", "--config"])
+        .arg(file)
+        .env("NO_COLOR", "1")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("forebay starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let child = Ends(child);
+    let line = lines
+        .find_map(|line| line.ok().filter(|line| line.contains("listening on")))
+        .expect("it listens");
+    std::thread::spawn(move || lines.for_each(drop));
+    let address = |after: &str| -> SocketAddr {
+        let rest = &line[line.find(after).expect("announced") + after.len()..];
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+        rest[..end.unwrap_or(rest.len())].parse().expect("an address")
+    };
+    let (clients, admin) = (address("listening on http://"), address("metrics on http://"));
+    let done = Arc::new(AtomicBool::new(false));
+    let load = load();
+    let first = Instant::now() + Duration::from_secs_f64(load[0].0);
+    let watch = {
+        let done = Arc::clone(&done);
+        std::thread::spawn(move || replica_seconds(admin, first, &done))
+    };
+    let start = Instant::now();
+    let requests: Vec<_> = load
+        .into_iter()
+        .enumerate()
+        .map(|(i, (at, prompt, output))| {
+            std::thread::spawn(move || {
+                let due = start + Duration::from_secs_f64(at);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                ask(clients, i, prompt, output)
+            })
+        })
+        .collect();
+    let count = requests.len();
+    let ttft: Vec<_> = requests.into_iter().map(|it| it.join().expect("answered")).collect();
+    eprintln!("{count} requests answered in {:.0} s", start.elapsed().as_secs_f64());
+    done.store(true, Ordering::Relaxed);
+    let seconds = watch.join().expect("watched");
+    drop(child);
+    Live { ttft, gpu_hours: seconds / 3600.0 }
+}
+
+/// Replicas of every state, summed over time from the first request on.
+fn replica_seconds(admin: SocketAddr, from: Instant, done: &AtomicBool) -> f64 {
+    let (mut sum, mut last, mut count) = (0.0, from, 0);
+    while !done.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = Instant::now();
+        sum += now.saturating_duration_since(last).as_secs_f64() * f64::from(count);
+        last = now.max(last);
+        let mut feed = TcpStream::connect(admin).expect("admin port");
+        feed.write_all(b"GET /replicas HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .expect("sent");
+        let mut text = String::new();
+        feed.read_to_string(&mut text).expect("read");
+        count = text.matches("\"state\":").count() as u32;
+    }
+    sum
+}
+
+/// Streams one completion; seconds to its first event.
+fn ask(address: SocketAddr, i: usize, prompt: usize, output: usize) -> f64 {
+    let mut tokens = String::new();
+    for at in 0..prompt {
+        // No two prompts begin alike, so that no cache helps.
+        let _ = write!(tokens, "{}{}", if at == 0 { "" } else { "," }, 100 + (i * 977 + at) % 9000);
+    }
+    let body = format!(
+        "{{\"model\":\"sim\",\"stream\":true,\"ignore_eos\":true,\"max_tokens\":{output},\
+         \"prompt\":[{tokens}]}}"
+    );
+    let begun = Instant::now();
+    let mut client = TcpStream::connect(address).expect("clients' port");
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    client.write_all((head + &body).as_bytes()).expect("sent");
+    let mut lines = BufReader::new(client).lines().map_while(Result::ok);
+    let status = lines.next().expect("a status");
+    assert!(status.contains("200"), "{status}: {:?}", lines.collect::<Vec<_>>());
+    let first = lines.find(|line| line.starts_with("data: ")).map(|_| begun.elapsed());
+    assert!(lines.any(|line| line == "data: [DONE]"), "request {i} ended early");
+    first.expect("a token").as_secs_f64()
+}

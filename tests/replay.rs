@@ -1,0 +1,122 @@
+//! `forebay replay` as its user runs it.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+const CONFIG: &str = "
+pools:
+  - name: chat
+    models: [chat]
+    maxInFlight: 32
+    target: {processes: {command: [vllm, serve, m, '--port={port}']}}
+    scaling: {minReplicaCount: 0, maxReplicaCount: 6, objective: {ttft: 2s, share: 0.95}}
+  - name: other
+    models: [other]
+    target: {processes: {command: [vllm, serve, o, '--port={port}'], ports: 18300-18399}}
+replay: {gpuHourPrice: 2.5, seed: 7}
+";
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder =
+            std::env::temp_dir().join(format!("forebay-replay-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("f.yaml"), CONFIG).expect("written");
+        Self(folder)
+    }
+
+    fn replay(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .current_dir(&self.0)
+            .args(["replay", "--config", "f.yaml"])
+            .args(arguments)
+            .output()
+            .expect("it runs")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_seed_gives_the_same_results_as_table_json_and_page() {
+    let folder = Folder::new("same");
+    let run = |out: &str| {
+        let all = ["--pool", "chat", "--trace", "burst", "--compare", "all", "--out", out];
+        let output = folder.replay(&all);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (
+            text(&output.stdout),
+            std::fs::read(folder.0.join(out).join("results.json")).expect("JSON"),
+        )
+    };
+    let ((table, one), (_, other)) = (run("one"), run("other"));
+    assert_eq!(text(&one), text(&other));
+    for name in ["forebay", "fixed=", "keda", "keda-min1", "knative", "kubeai", "optimum"] {
+        assert!(table.lines().any(|line| line.starts_with(name)), "{name} in:\n{table}");
+    }
+    let results: serde_json::Value = serde_json::from_slice(&one).expect("JSON");
+    for report in results["contestants"].as_array().expect("a list") {
+        let of = |key: &str| report[key].as_u64().expect(key);
+        assert_eq!(of("answered") + of("gaveUp"), of("requests"), "{}", report["name"]);
+    }
+    let page = std::fs::read_to_string(folder.0.join("one/report.html")).expect("a page");
+    assert_eq!(page.matches("<svg").count(), 4, "demand, queue, replicas, TTFT");
+    assert!(!page.contains("http://") && !page.contains("https://"), "nothing from elsewhere");
+    let seeded = |seed: &str| {
+        folder.replay(&["--pool", "chat", "--trace", "burst", "--json", "--seed", seed]).stdout
+    };
+    assert_eq!(seeded("7"), seeded("7"));
+    assert_ne!(seeded("7"), seeded("8"));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_what_to_write() {
+    let folder = Folder::new("wrong");
+    std::fs::write(
+        folder.0.join("bad.csv"),
+        "time,pool,promptTokens,generatedTokens\n1,chat,x,2\n",
+    )
+    .expect("written");
+    for (arguments, want) in [
+        (&["--trace", "burst"][..], "several pools; name one with --pool: chat, other"),
+        (&["--trace", "burst", "--pool", "x"], "there is no pool `x`; known are chat, other"),
+        (&["--trace", "bad.csv", "--pool", "chat"], "bad.csv: line 2: `x` is no number of tokens"),
+        (&["--trace", "no.csv", "--pool", "chat"], "there is no file `no.csv`"),
+        (&["--trace", "no.csv", "--pool", "chat"], "known are office-day, week"),
+        (
+            &["--trace", "burst", "--pool", "chat", "--compare", "hpa"],
+            "unknown baseline `hpa`; known are fixed, keda, keda-min1, knative, kubeai, optimum",
+        ),
+        (&["--trace", "burst", "--pool", "chat", "--speed-up", "0"], "--speed-up 0: must be"),
+        (&["--trace", "burst", "--pool", "chat", "--out", "f.yaml"], "cannot write into f.yaml"),
+    ] {
+        let output = folder.replay(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains(want), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
+fn the_shipped_scenarios_are_valid() {
+    let scenarios = concat!(env!("CARGO_MANIFEST_DIR"), "/loadtests/scenarios");
+    let files = std::fs::read_dir(scenarios).expect("a folder");
+    let mut count = 0;
+    for file in files {
+        let path = file.expect("readable").path();
+        let config = forebay_config::load(&path);
+        assert!(config.is_ok_and(|config| config.replay.is_some()), "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 6, "{count} scenarios");
+}
