@@ -1,7 +1,11 @@
 //! `forebay replay` as its user runs it.
 
+mod support;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
+
+use support::{Forebay, chat, exchange, status};
 
 const CONFIG: &str = "
 pools:
@@ -77,6 +81,38 @@ fn a_seed_gives_the_same_results_as_table_json_and_page() {
     };
     assert_eq!(seeded("7"), seeded("7"));
     assert_ne!(seeded("7"), seeded("8"));
+}
+
+#[test]
+fn what_a_gateway_recorded_can_be_rehearsed() {
+    let folder = Folder::new("recorded");
+    let (forebay, path) = (env!("CARGO_BIN_EXE_forebay"), folder.0.display());
+    let config = format!(
+        "gateway: {{listen: '127.0.0.1:0', recordArrivals: {{file: '{path}/arrivals.csv'}}}}\n\
+         admin: {{listen: '127.0.0.1:0'}}\n\
+         scaler: {{stateDir: '{path}/state'}}\n\
+         pools:\n- name: chat\n  models: [sim]\n  target:\n    processes:\n      \
+         logDir: '{path}'\n      command: ['{forebay}', vllm-sim, --port, '{{port}}', \
+         --served-model-name, sim]\n  scaling: {{maxReplicaCount: 1}}\n"
+    );
+    std::fs::write(folder.0.join("f.yaml"), config).expect("written");
+    let file = folder.0.join("f.yaml").display().to_string();
+    let mut running = Forebay::start(&["run", "--config", &file], "info");
+    for _ in 0..3 {
+        assert_eq!(status(&exchange(running.address, &chat(true, 5))), 200);
+    }
+    running.signal("TERM");
+    assert!(running.wait().success());
+    let recorded = std::fs::read_to_string(folder.0.join("arrivals.csv")).expect("recorded");
+    let lines: Vec<_> = recorded.lines().collect();
+    assert_eq!(lines[0], "time,pool,promptTokens,generatedTokens");
+    assert_eq!(lines.len(), 4, "{recorded}");
+    assert!(lines[1].contains(",chat,") && lines[1].ends_with(",5"), "{recorded}");
+    assert!(!recorded.contains("hello"), "no content: {recorded}");
+    let output = folder.replay(&["--trace", "arrivals.csv", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(results["contestants"][0]["answered"], 3);
 }
 
 #[test]
