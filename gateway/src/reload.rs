@@ -131,6 +131,7 @@ impl Live {
             ("gateway.listen", before.listen != config.gateway.listen),
             ("gateway.threads", before.threads != config.gateway.threads),
             ("gateway.scaler", before.scaler != config.gateway.scaler),
+            ("gateway.recordArrivals", before.record_arrivals != config.gateway.record_arrivals),
             (
                 "gateway.limits.writeTimeout",
                 before.limits.write_timeout != config.gateway.limits.write_timeout,
