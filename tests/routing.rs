@@ -148,10 +148,16 @@ fn what_a_pool_cannot_serve_in_time_is_served_by_its_fallback() {
     all_ready(&forebay, 2);
     assert_eq!(answered_as(&forebay, "busy"), "busy", "while it has room");
 
-    let body = r#"{"model":"busy","max_tokens":100,"ignore_eos":true,"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
+    let body = r#"{"model":"busy","max_tokens":400,"ignore_eos":true,"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
     let address = forebay.address;
     let long = std::thread::spawn(move || exchange(address, &post(CHAT, body)));
-    eventually("it is full", || forebay.metric(r#"forebay_in_flight{pool="busy"}"#) == Some(1.0));
+    eventually("it is full", || {
+        let text = get(forebay.admin, "/signals");
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let frame: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        let busy = &frame["pools"]["busy"];
+        busy["inFlight"] == 1 && busy["totals"]["completed"] == 1
+    });
     assert_eq!(answered_as(&forebay, "busy"), "small", "its queue takes none");
     assert_eq!(answered_as(&forebay, "slow"), "small", "nothing is there after 300 ms");
     let streamed = long.join().expect("answered");

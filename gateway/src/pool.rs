@@ -160,6 +160,9 @@ pub(crate) struct Slot {
     pub(crate) address: SocketAddr,
     tokens: u64,
     end: End,
+    /// Its place in the queue, and the tokens of the answer that its tenant was counted.
+    turn: Option<(Place, u64)>,
+    generated: u64,
     pulse: Pulse,
     streaming: bool,
     eviction: CancellationToken,
@@ -183,6 +186,19 @@ impl Slot {
         }
     }
 
+    /// Tokens of the answer so far. What goes beyond a usual one is counted for the tenant now, not
+    /// when a long answer is over.
+    pub(crate) fn generated(&mut self, tokens: u64) {
+        self.generated = tokens;
+        if let Some((place, counted)) = &mut self.turn
+            && tokens > *counted
+        {
+            let more = i64::try_from(tokens - *counted).unwrap_or(i64::MAX);
+            *counted = tokens;
+            self.pool.books.lock().queue.charge(*place, more);
+        }
+    }
+
     /// Something came: told for every chunk, without a lock.
     pub(crate) fn pulse(&self, now: Instant) {
         self.pulse.beat(now);
@@ -193,6 +209,11 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let end = std::mem::replace(&mut self.end, End::Dropped);
         let pool = Arc::clone(&self.pool);
+        // What failed is tried again, and is counted then.
+        if let (Some((place, counted)), false) = (self.turn, matches!(end, End::Failed(_))) {
+            let unused = i64::try_from(counted.saturating_sub(self.generated)).unwrap_or(i64::MAX);
+            pool.books.lock().queue.charge(place, -unused);
+        }
         if self.streaming {
             pool.with_endpoint(self.address, Endpoint::stream_ended);
         }
@@ -274,11 +295,12 @@ impl Pool {
                 books.queue.arrive(ticket.request.class, &ticket.request.tenant)
             });
             if books.queue.depth() == 0
-                && let Some(slot) = self.pick(&mut books, &ticket.avoid, ticket.request.tokens)
+                && let Some(mut slot) = self.pick(&mut books, &ticket.avoid, ticket.request.tokens)
             {
                 if first {
                     books.queue.pass(place, ticket.request.cost);
                 }
+                slot.turn = Some((place, ticket.request.answer));
                 return Ok(slot);
             }
             if first && let Some(retry_after) = self.in_vain(&mut books, ticket, started) {
@@ -383,7 +405,8 @@ impl Pool {
         books.totals.released += 1;
         let (pool, address) = (Arc::clone(self), *address);
         let end = End::Dropped;
-        Some(Slot { pool, address, tokens, end, pulse, streaming: false, eviction })
+        let (turn, generated, streaming) = (None, 0, false);
+        Some(Slot { pool, address, tokens, end, turn, generated, pulse, streaming, eviction })
     }
 
     /// Gives endpoints with room to those held longest.
@@ -396,6 +419,7 @@ impl Pool {
             let Some(mut slot) = self.pick(&mut books, &avoid, 0) else { break };
             let Some((place, request, waiter)) = books.queue.pop() else { break };
             slot.tokens = request.tokens;
+            slot.turn = Some((place, request.answer));
             books.in_flight_tokens += request.tokens;
             tracing::debug!(pool = %self.name, seq = place.seq, tenant = %request.tenant, "released");
             if let Err(slot) = waiter.slot.send(slot) {

@@ -114,7 +114,8 @@ impl Proxy {
             deadline: accepted,
             bytes: body.len() as u64,
             tokens: expected_tokens(&scan, body.len()),
-            cost: usual_tokens(&scan, body.len()),
+            cost: scan.prompt_tokens(body.len()) + usual_answer(&scan),
+            answer: usual_answer(&scan),
         };
         Ok((Asked { api, parts, body, scan, request, gives_up }, way))
     }
@@ -173,10 +174,10 @@ fn read(api: Api, parts: &Parts, body: &Bytes) -> Result<Scan, Refusal> {
     Ok(scan_form(body, kind.unwrap_or_default())?)
 }
 
-/// Of prompt and an answer as most are, or the client's own limit where that is less.
-fn usual_tokens(scan: &Scan, body_len: usize) -> u64 {
+/// Tokens of an answer as most are, or the client's own limit where that is less.
+fn usual_answer(scan: &Scan) -> u64 {
     let answer = scan.max_tokens.unwrap_or(ANSWER_TOKENS).min(ANSWER_TOKENS);
-    scan.prompt_tokens(body_len) + answer.saturating_mul(scan.n.unwrap_or(1).clamp(1, 1 << 10))
+    answer.saturating_mul(scan.n.unwrap_or(1).clamp(1, 1 << 10))
 }
 
 /// Of prompt and answer; what a client allows may be far more than any model gives.

@@ -39,6 +39,8 @@ pub(crate) struct Request {
     /// What its tenant is counted when it is released: prompt and a usual answer. The rest is
     /// counted as it comes.
     pub(crate) cost: u64,
+    /// The answer's part of it.
+    pub(crate) answer: u64,
 }
 
 /// Held requests with what wakes each.

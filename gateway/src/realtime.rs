@@ -182,6 +182,7 @@ impl Proxy {
             bytes: 0,
             tokens: 0,
             cost: 0,
+            answer: 0,
         });
         loop {
             let slot = pool.hold(&mut ticket).await?;

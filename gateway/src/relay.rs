@@ -165,7 +165,11 @@ impl Relay {
     fn merge(&mut self) {
         self.merge_gaps();
         if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
-            record.tokens(stream.meter.tokens(), stream.meter.per_token());
+            let tokens: Tokens = stream.meter.tokens();
+            if let Some(slot) = &mut self.slot {
+                slot.generated(tokens.generated);
+            }
+            record.tokens(tokens, stream.meter.per_token());
         }
     }
 
@@ -236,20 +240,12 @@ impl Relay {
 
     fn finish(&mut self, end: End, outcome: Outcome, reason: Option<&'static str>) {
         self.upstream = None;
-        self.close_books();
+        self.merge();
         if let Some(slot) = self.slot.take() {
             slot.ended(end);
         }
         if let Some(record) = self.record.take() {
             record.ended(outcome, reason);
-        }
-    }
-
-    fn close_books(&mut self) {
-        self.merge_gaps();
-        if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
-            let tokens: Tokens = stream.meter.tokens();
-            record.tokens(tokens, stream.meter.per_token());
         }
     }
 
@@ -268,6 +264,6 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         // What a client that left got until then was still generated.
-        self.close_books();
+        self.merge();
     }
 }

@@ -15,7 +15,7 @@ use crate::relay::{Form, Relay};
 /// The answer of a replica, or why there is none.
 pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
     let Outcome { result, mut record, pool, deadline } = outcome;
-    let Committed { mut head, slot, answer } = match result {
+    let Committed { mut head, mut slot, answer } = match result {
         Ok(committed) => committed,
         Err(refusal) => return refuse(&refusal, record, shape),
     };
@@ -25,6 +25,7 @@ pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
     let stall = pool.settings().upstream.stall_timeout;
     let relay = match answer {
         Begun::Whole(body, tokens) => {
+            slot.generated(tokens.generated);
             slot.ended(End::Complete);
             record.tokens(tokens, None);
             record.ended(Ended::Completed, None);

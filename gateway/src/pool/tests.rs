@@ -19,6 +19,7 @@ fn ticket(seconds: u64) -> Ticket {
         bytes: 10,
         tokens: 2,
         cost: 2,
+        answer: 0,
     })
 }
 
@@ -177,6 +178,37 @@ async fn what_can_go_elsewhere_is_held_no_longer_than_that_takes_to_decide() {
     let refused = pool.hold(&mut ticket).await.err().expect("nothing is there");
     assert!(refused.for_want_of_room(), "{refused}");
     assert_eq!(start.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenants_take_turns_by_what_their_answers_really_were() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    ready(&pool, 1);
+    let of = |tenant: &str| {
+        let mut ticket = ticket(60);
+        ticket.request.tenant = tenant.into();
+        (ticket.request.cost, ticket.request.answer) = (100, 100);
+        ticket
+    };
+    let (mut first, mut a, mut b) = (of("a"), of("a"), of("b"));
+    let mut slot = pool.hold(&mut first).await.expect("room");
+    let mut held_b = Box::pin(pool.hold(&mut b));
+    assert!(held_b.as_mut().now_or_never().is_none());
+    let mut held_a = Box::pin(pool.hold(&mut a));
+    assert!(held_a.as_mut().now_or_never().is_none());
+    // It is `b`'s turn. That one uses nothing, and so does not lose the next either.
+    slot.generated(500);
+    slot.ended(End::Complete);
+    assert!(held_a.as_mut().now_or_never().is_none());
+    let slot = held_b.as_mut().now_or_never().expect("b is next").expect("released");
+    let mut again = of("b");
+    let mut held_b = Box::pin(pool.hold(&mut again));
+    assert!(held_b.as_mut().now_or_never().is_none());
+    slot.ended(End::Dropped);
+    assert!(held_a.as_mut().now_or_never().is_none(), "its first answer had 500 tokens");
+    let slot = held_b.as_mut().now_or_never().expect("b again").expect("released");
+    slot.ended(End::Complete);
+    assert!(held_a.as_mut().now_or_never().is_some());
 }
 
 fn failure(cause: Cause) -> Failure {

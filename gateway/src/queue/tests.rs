@@ -16,6 +16,7 @@ fn request(tenant: &str, class: PriorityClass, cost: u64) -> Request {
         bytes: 10,
         tokens: cost,
         cost,
+        answer: 0,
     }
 }
 
