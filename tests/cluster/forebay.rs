@@ -97,7 +97,7 @@ pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {
 }
 
 pub async fn get(address: SocketAddr, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     exchange(address, request.as_bytes()).await
 }
 

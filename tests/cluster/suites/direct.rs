@@ -56,11 +56,13 @@ pub struct Options {
     cold_start: &'static str,
     /// Pods ask to be drained before they stop.
     hook: bool,
+    /// Deployment, or StatefulSet.
+    kind: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gateways: 1, scalers: 1, min: 0, cold_start: "1s", hook: false }
+        Self { gateways: 1, scalers: 1, min: 0, cold_start: "1s", hook: false, kind: "Deployment" }
     }
 }
 
@@ -84,7 +86,13 @@ impl Setup {
             pre_stop: options.hook.then(|| vec!["sh".into(), "-c".into(), hook]),
             ..Workload::named(POOL, cluster.node.name())
         };
-        cluster.plane.apply(&workload.yaml(&namespace)).await;
+        let mut yaml: serde_json::Value =
+            serde_json::from_str(&workload.yaml(&namespace)).expect("JSON");
+        yaml["kind"] = options.kind.into();
+        if options.kind == "StatefulSet" {
+            yaml["spec"]["podManagementPolicy"] = "Parallel".into();
+        }
+        cluster.plane.apply(&yaml.to_string()).await;
         let listed: Vec<_> =
             gateway_admins[..options.gateways].iter().map(|it| format!("\"{it}\"")).collect();
         let election = if options.scalers > 1 {
@@ -99,11 +107,12 @@ impl Setup {
                  scaler:\n  gateways: [{}]\n{election}\
                  pools:\n- name: {POOL}\n  models: [{POOL}]\n  maxInFlight: 8\n  \
                  discovery: {{pods: {{namespace: {namespace}, selector: app={POOL}, port: 8000}}}}\n  \
-                 target: {{kubernetes: {{name: {POOL}, namespace: {namespace}}}}}\n  \
+                 target: {{kubernetes: {{kind: {}, name: {POOL}, namespace: {namespace}}}}}\n  \
                  scaling: {{minReplicaCount: {}, maxReplicaCount: 5, targetConcurrency: 8, \
                  stableWindow: 6s, cooldownPeriod: 6s}}\n",
                 token.display(),
                 listed.join(", "),
+                options.kind,
                 options.min,
             )
         };
@@ -195,6 +204,33 @@ pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     assert!(events.contains("held"), "with the reason: {events}");
     // And again from zero, with what is known now.
     assert_eq!(all_whole(setup.chats(1, true, 4)).await, 1);
+    setup.end(&cluster).await;
+}
+
+/// A StatefulSet's controller takes the highest number, so that is the one that is drained.
+pub async fn a_stateful_set_shrinks_from_its_end(cluster: Arc<Cluster>) {
+    let options = Options { kind: "StatefulSet", min: 1, ..Options::default() };
+    let setup = Setup::new(&cluster, "stateful", options).await;
+    let namespace = setup.namespace.as_str();
+    let count = ["-n", namespace, "get", "statefulset", POOL, "-o", "jsonpath={.spec.replicas}"];
+    let ready =
+        ["-n", namespace, "get", "statefulset", POOL, "-o", "jsonpath={.status.readyReplicas}"];
+    eventually("one is ready", async || cluster.plane.kubectl(&ready).await == "1").await;
+    let chats = setup.chats(24, true, 60);
+    eventually("several are asked for", async || {
+        cluster.plane.kubectl(&count).await.parse().is_ok_and(|count: u32| count >= 3)
+    })
+    .await;
+    assert_eq!(all_whole(chats).await, 24);
+    // Streams at whoever is there, while all but the first go.
+    let streams = setup.chats(4, true, 600);
+    eventually("one is asked for", async || cluster.plane.kubectl(&count).await == "1").await;
+    assert_eq!(all_whole(streams).await, 4);
+    let pods = ["-n", namespace, "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"];
+    eventually("the first is left", async || {
+        cluster.plane.kubectl(&pods).await == format!("{POOL}-0")
+    })
+    .await;
     setup.end(&cluster).await;
 }
 

@@ -76,6 +76,10 @@ pub fn all() -> Vec<Suite> {
             .with_keda(),
         Suite::new("direct_wakes_serves_and_sleeps", direct::wakes_serves_and_sleeps),
         Suite::new(
+            "direct_a_stateful_set_shrinks_from_its_end",
+            direct::a_stateful_set_shrinks_from_its_end,
+        ),
+        Suite::new(
             "direct_foreign_counts_are_corrected_or_respected",
             direct::foreign_counts_are_corrected_or_respected,
         ),
