@@ -15,8 +15,8 @@ fn main() {
     let quick = !std::env::args().any(|argument| argument == "--bench");
     let rounds = if quick { 1 } else { ROUNDS };
     let line = "The quick brown fox said: \\\"jumps\\\" over the lazy dog.\\n";
-    let message = format!(r#"{{"role":"user","content":"{}"}}"#, line.repeat(20));
-    let many = |size: usize| vec![message.as_str(); size / message.len()].join(",");
+    let message = format!(r#"{{"role":"user","content":"{}"}}"#, line.repeat(8));
+    let many = |size: usize| vec![message.as_str(); size.div_ceil(message.len())].join(",");
     let chat = |messages: &str| {
         format!(
             r#"{{"model":"m","stream":true,"priority":1,"messages":[{messages}],"temperature":0.5}}"#
@@ -28,12 +28,14 @@ fn main() {
             r#"{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{data}"}}}}]}}"#
         ))
     };
-    let tokens =
-        format!("[{}]", (0..180_000).map(|i| (i % 9).to_string() + ",").collect::<String>() + "1");
+    let tokens = format!(
+        "[{}]",
+        (0..180_000).map(|i| (i * 7 % 150_000).to_string() + ", ").collect::<String>() + "1"
+    );
     println!("request: read and edited");
     for (what, body) in [
         ("1 KiB of chat", chat(&many(1 << 10))),
-        ("1 MiB of chat, a message a KiB", chat(&many(1 << 20))),
+        ("1 MiB of chat, messages of 500 bytes", chat(&many(1 << 20))),
         (
             "100,000 tokens of text in one prompt",
             format!(r#"{{"model":"m","prompt":"{}"}}"#, "word ".repeat(100_000)),

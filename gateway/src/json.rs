@@ -193,6 +193,17 @@ impl<'a> Cursor<'a> {
 
     /// Passes over one value of any kind, checking it.
     pub(crate) fn skip(&mut self) -> Result<(), Broken> {
+        match self.kind()? {
+            Kind::Object | Kind::Array => self.skip_nested(),
+            Kind::String => self.string().map(|_| ()),
+            Kind::Number => self.number(),
+            Kind::True => self.word(b"true"),
+            Kind::False => self.word(b"false"),
+            Kind::Null => self.word(b"null"),
+        }
+    }
+
+    fn skip_nested(&mut self) -> Result<(), Broken> {
         let mut open = Nesting::default();
         loop {
             match self.kind()? {
@@ -212,6 +223,7 @@ impl<'a> Cursor<'a> {
                         self.at += 1;
                         open.pop();
                     } else {
+                        self.counts();
                         continue;
                     }
                 }
@@ -230,6 +242,8 @@ impl<'a> Cursor<'a> {
                         self.at += 1;
                         if object {
                             self.key()?;
+                        } else {
+                            self.counts();
                         }
                         break;
                     }
@@ -244,6 +258,31 @@ impl<'a> Cursor<'a> {
                     _ => return self.broken("Expecting ',' delimiter"),
                 }
             }
+        }
+    }
+
+    /// Passes over whole numbers with their commas in an array, of which a prompt of token ids has
+    /// very many. Stops before whatever is not that.
+    fn counts(&mut self) {
+        loop {
+            let mut at = self.at;
+            match self.bytes.get(at) {
+                Some(b'0') => at += 1,
+                Some(b'1'..=b'9') => {
+                    at += 1;
+                    while self.bytes.get(at).is_some_and(u8::is_ascii_digit) {
+                        at += 1;
+                    }
+                }
+                _ => return,
+            }
+            if self.bytes.get(at) != Some(&b',') {
+                return;
+            }
+            at += 1;
+            // Python writes a space after a comma.
+            at += usize::from(self.bytes.get(at) == Some(&b' '));
+            self.at = at;
         }
     }
 

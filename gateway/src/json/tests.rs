@@ -130,3 +130,24 @@ proptest! {
         prop_assert_eq!(read.as_deref(), Some(text.as_str()));
     }
 }
+
+#[test]
+fn arrays_of_counts_are_checked_as_strictly_as_all_else() {
+    for (text, sound) in [
+        ("[1,2,3]", true),
+        ("[0, 10, 200]", true),
+        ("[ 1 , 2 ]", true),
+        ("[1, 2.5, -3, \"a\", [4, 5], 6]", true),
+        ("[1,]", false),
+        ("[1, ]", false),
+        ("[01,2]", false),
+        ("[1 2]", false),
+        ("[1,,2]", false),
+        ("[1,2", false),
+        ("[1,2}", false),
+    ] {
+        let mut cursor = Cursor::new(text.as_bytes());
+        let read = cursor.skip().and_then(|()| cursor.end());
+        assert_eq!(read.is_ok(), sound, "{text}");
+    }
+}
