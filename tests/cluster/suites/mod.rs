@@ -54,6 +54,10 @@ pub fn all() -> Vec<Suite> {
     vec![
         Suite::new("a_pod_lives_and_ends_as_with_a_kubelet", node::a_pod_lives_and_ends),
         Suite::new("a_pods_troubles_are_reported_as_by_a_kubelet", node::troubles_are_reported),
+        Suite::new(
+            "a_dead_nodes_pods_are_not_waited_for",
+            node::a_dead_nodes_pods_are_not_waited_for,
+        ),
         Suite::new("keda_wakes_serves_and_sleeps", keda::wakes_serves_and_sleeps).with_keda(),
         Suite::new("keda_with_boost_wakes_all_at_once", keda::boost_wakes_all_at_once).with_keda(),
         Suite::new("keda_scales_by_raw_signals", keda::scales_by_raw_signals).with_keda(),

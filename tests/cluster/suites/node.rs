@@ -1,14 +1,15 @@
 //! The kubelet of these tests itself, as the API server sees it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams};
 
 use crate::Cluster;
-use crate::forebay::{get, status};
-use crate::plane::eventually;
+use crate::forebay::{BINARY, Forebay, chat, get, status};
+use crate::kubelet::Kubelet;
+use crate::plane::{eventually, free_ports};
 use crate::suites::workload::{Workload, namespace};
 
 fn ready(pod: &Pod) -> bool {
@@ -86,5 +87,55 @@ pub async fn troubles_are_reported(cluster: Arc<Cluster>) {
         })
         .await;
     }
+    cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
+}
+
+/// A machine loses power: its pods stand there for a while as if nothing were, then as unknown.
+/// Requests are answered by the others all along.
+pub async fn a_dead_nodes_pods_are_not_waited_for(cluster: Arc<Cluster>) {
+    let namespace = namespace(&cluster, "dead-node").await;
+    let lost = format!("lost-{}", std::process::id());
+    let logs = cluster.folder.join("pods");
+    let doomed = Kubelet::start(cluster.client.clone(), BINARY.into(), logs, &lost, 8).await;
+    for (name, node) in [("stays", cluster.node.name()), ("goes", doomed.name())] {
+        let workload = Workload { replicas: 1, ..Workload::named(name, node) };
+        cluster.plane.apply(&workload.yaml(&namespace)).await;
+    }
+    let [clients, admin] = free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let config = format!(
+        "gateway: {{listen: \"{clients}\"}}\nadmin: {{listen: \"{admin}\"}}\n\
+         pools:\n- name: llama\n  models: [stays, goes]\n  discovery:\n    \
+         pods: {{namespace: {namespace}, selector: \"app in (stays, goes)\", port: 8000}}\n"
+    );
+    let folder = cluster.folder.join("dead-node");
+    let kubeconfig = &cluster.plane.kubeconfig;
+    let mut gateway =
+        Forebay::start("gateway", "gateway", &config, admin, kubeconfig, &folder).await;
+    let ready = async || {
+        let signals = gateway.pool("/signals", "llama").await;
+        let endpoints = signals["endpoints"].as_object().map(|all| all.values().cloned().collect());
+        let endpoints: Vec<serde_json::Value> = endpoints.unwrap_or_default();
+        endpoints.iter().filter(|endpoint| endpoint["health"] == "ready").count()
+    };
+    eventually("both are ready", async || ready().await == 2).await;
+    doomed.die();
+    // The simulated server of the other answers to its own name only.
+    let all_answered = async |when: &str| {
+        for n in 0..20 {
+            let answer = chat(clients, "stays", false, 2).await;
+            assert_eq!(status(&answer), 200, "{when}, request {n}: {answer}");
+        }
+    };
+    all_answered("at once").await;
+    eventually("the gateway has found out", async || ready().await == 1).await;
+    eventually("Kubernetes has found out", async || {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        cluster.plane.kubectl(&["get", "node", &lost, "-o", path]).await == "Unknown"
+    })
+    .await;
+    all_answered("when its pods are unknown").await;
+    assert_eq!(ready().await, 1);
+    gateway.kill().await;
+    doomed.stop().await;
     cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
 }

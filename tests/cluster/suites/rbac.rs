@@ -120,12 +120,19 @@ pub async fn the_charts_roles_are_enough_for_direct_mode(cluster: Arc<Cluster>) 
 /// Scaled by KEDA, with the boost.
 pub async fn the_charts_roles_are_enough_for_the_boost(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "rbac-boost").await;
-    let workload = Workload::named(POOL, cluster.node.name());
+    let workload = Workload {
+        args: vec!["--cold-start".into(), "2s".into()],
+        ..Workload::named(POOL, cluster.node.name())
+    };
     cluster.plane.apply(&workload.yaml(&namespace)).await;
     let target = format!(r#"{{"keda":{{"scaledObject":"{POOL}","boost":true}}}}"#);
     let parts = parts(&cluster, &namespace, &target).await;
     let example = include_str!("../../../deploy/examples/keda/desired-replicas.yaml");
-    let object = example.replace("forebay-scaler.forebay.svc:9910", &parts.keda.to_string());
+    // Office hours would wake it before the requests do.
+    let object = example
+        .replace("forebay-scaler.forebay.svc:9910", &parts.keda.to_string())
+        .replace("30 7 * * 1-5", "0 0 1 1 *")
+        .replace("0 19 * * 1-5", "1 0 1 1 *");
     let apply = ["-n", &namespace, "apply", "-f", "-"];
     cluster.plane.try_kubectl(&apply, &object).await.unwrap_or_else(|error| panic!("{error}"));
     let wait =
