@@ -165,7 +165,7 @@ pub async fn a_missing_right_is_named(cluster: Arc<Cluster>) {
 
 /// Every example for KEDA is what the API server takes.
 pub async fn keda_examples_are_accepted(cluster: Arc<Cluster>) {
-    let namespace = namespace(&cluster, "examples").await;
+    let namespace = namespace(&cluster, "keda-examples").await;
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/examples/keda");
     let files = std::fs::read_dir(folder).expect("the examples");
     let mut count = 0;
