@@ -15,6 +15,7 @@ mkdir -p "$cache"
 go build -o "$cache/h2spec" github.com/summerwind/h2spec/cmd/h2spec
 
 work=$(mktemp -d)
+: >"$work/log"
 "$forebay" dev --listen 127.0.0.1:0 --admin 127.0.0.1:0 2>"$work/log" &
 forebay_pid=$!
 trap 'kill "$forebay_pid" 2>/dev/null; wait "$forebay_pid" 2>/dev/null; rm -rf "$work"' EXIT
