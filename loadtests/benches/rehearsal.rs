@@ -33,13 +33,13 @@ fn main() {
     }
 }
 
-/// Arrivals in seconds with prompt and answer tokens: three bursts, each with a tail.
-fn load() -> Vec<(f64, usize, usize)> {
+/// Arrivals in seconds with prompt tokens: three bursts, each with a tail.
+fn load() -> Vec<(f64, usize)> {
     let mut load = Vec::new();
     for (start, burst, tail) in [(1.0, 20, 20), (70.0, 40, 30), (120.0, 10, 40)] {
         for i in 0..burst + tail {
             let at = if i < burst { 0.1 * i as f64 } else { 5.0 + (i - burst) as f64 };
-            load.push((start + at, 100 + 37 * (i % 11), 20 + 13 * (i % 7)));
+            load.push((start + at, 100 + 37 * (i % 11)));
         }
     }
     load.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -54,8 +54,8 @@ fn configuration(forebay: &str, folder: &Path) -> String {
          pools:\n- name: sim\n  models: [sim]\n  maxInFlight: 8\n  \
          target:\n    processes:\n      logDir: {folder}\n      command: [{forebay}, vllm-sim, --port, \
          '{{port}}', --served-model-name, sim, --cold-start, 5s, --prefill-tokens-per-second, '2000', \
-         --decode-step-ms, '40', --decode-step-ms-per-seq, '2', --max-num-seqs, '16', --stop-delay, \
-         0s]\n  \
+         --decode-step-ms, '40', --decode-step-ms-per-seq, '2', --max-num-seqs, '16', \
+         --min-reply-tokens, '20', --max-reply-tokens, '98', --stop-delay, 0s]\n  \
          scaling:\n    minReplicaCount: 0\n    maxReplicaCount: 4\n    cooldownPeriod: 15s\n    \
          stableWindow: 20s\n    objective: {{ttft: 3s, share: 0.95}}\n\
          replay:\n  replica:\n    coldStart: {{scheduled: 0s, started: 50ms, healthy: 5s, spread: 0}}\n    \
@@ -150,11 +150,11 @@ fn live(forebay: &str, file: &Path) -> Live {
     let requests: Vec<_> = load
         .into_iter()
         .enumerate()
-        .map(|(i, (at, prompt, output))| {
+        .map(|(i, (at, prompt))| {
             std::thread::spawn(move || {
                 let due = start + Duration::from_secs_f64(at);
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                ask(clients, i, prompt, output)
+                ask(clients, i, prompt)
             })
         })
         .collect();
@@ -186,16 +186,15 @@ fn replica_seconds(admin: SocketAddr, from: Instant, done: &AtomicBool) -> f64 {
 }
 
 /// Streams one completion; seconds to its first event.
-fn ask(address: SocketAddr, i: usize, prompt: usize, output: usize) -> f64 {
+fn ask(address: SocketAddr, i: usize, prompt: usize) -> f64 {
     let mut tokens = String::new();
     for at in 0..prompt {
-        // No two prompts begin alike, so that no cache helps.
-        let _ = write!(tokens, "{}{}", if at == 0 { "" } else { "," }, 100 + (i * 977 + at) % 9000);
+        // No two prompts begin alike, so that no cache helps; four bytes a token, as is guessed.
+        let _ = write!(tokens, "{}{}", if at == 0 { "" } else { "," }, 100 + (i * 97 + at) % 900);
     }
-    let body = format!(
-        "{{\"model\":\"sim\",\"stream\":true,\"ignore_eos\":true,\"max_tokens\":{output},\
-         \"prompt\":[{tokens}]}}"
-    );
+    // The answer ends by itself before that: nobody knows its length beforehand.
+    let body =
+        format!("{{\"model\":\"sim\",\"stream\":true,\"max_tokens\":256,\"prompt\":[{tokens}]}}");
     let begun = Instant::now();
     let mut client = TcpStream::connect(address).expect("clients' port");
     let head = format!(
