@@ -35,6 +35,14 @@ pub(crate) enum News {
     List(Change),
 }
 
+/// What is to be decided on anew.
+pub(crate) enum Touched {
+    /// Every pool.
+    All,
+    /// These.
+    Pools(Vec<String>),
+}
+
 /// What is read of all gateways.
 pub(crate) struct Feeds {
     streams: SelectAll<BoxStream<'static, News>>,
@@ -109,11 +117,16 @@ impl Feeds {
         self.streams.next().await
     }
 
-    pub(crate) fn take(&mut self, news: News) {
+    pub(crate) fn take(&mut self, news: News) -> Touched {
         match news {
+            News::Feed(at, Event::Update { view, touched }) => {
+                self.event(at, Event::Update { view, touched: Vec::new() });
+                return Touched::Pools(touched);
+            }
             News::Feed(at, event) => self.event(at, event),
             News::List(change) => self.list(change),
         }
+        Touched::All
     }
 
     fn list(&mut self, change: Change) {
@@ -175,7 +188,11 @@ impl Feeds {
         let word = |(at, gateway): (&usize, &'a Gateway)| Heard {
             gateway: *at,
             sender: gateway.view.as_ref().map_or("", |view| &view.sender),
-            signals: gateway.view.as_ref().and_then(|view| view.pools.get(pool)),
+            signals: gateway
+                .view
+                .as_ref()
+                .and_then(|view| view.pools.get(pool))
+                .map(|pool| &**pool),
             lost_ms: gateway.lost.map(|lost| lost.elapsed().as_millis() as u64),
         };
         self.heard.iter().filter(|(_, gateway)| !gateway.gone).map(word).collect()

@@ -161,6 +161,20 @@ impl PoolLoop {
         self.state.cold_starts().phases()
     }
 
+    /// It is on its way somewhere, or goes by figures that gateways don't tell: each second counts.
+    pub(crate) fn is_restless(&self) -> bool {
+        let settled = self.ready.len() as u32 == self.state.desired();
+        !settled
+            || self.barrier
+            || !self.draining.is_empty()
+            || !self.stopped.is_empty()
+            || !self.asked.is_empty()
+            || self.trouble.is_some()
+            || self.order != Override::None
+            || self.figures.is_some()
+            || !self.triggers.wanted().is_empty()
+    }
+
     /// `maxReplicaCount`.
     pub(crate) fn most(&self) -> u32 {
         self.policy.max

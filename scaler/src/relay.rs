@@ -32,7 +32,8 @@ impl Relay {
         match self.feed.next().await? {
             Event::Update { view, .. } => {
                 self.lost = false;
-                Some(Words { pools: view.pools.clone(), gateways: view.gateways })
+                let pools = view.pools.iter().map(|(name, pool)| (name.clone(), (**pool).clone()));
+                Some(Words { pools: pools.collect(), gateways: view.gateways })
             }
             Event::Goodbye => {
                 self.lost = true;

@@ -25,7 +25,7 @@ use crate::config_map::StateMap;
 use crate::core::{Override, Problem, Proposal};
 use crate::decisions::Decisions;
 use crate::drains::{self, Ask};
-use crate::feeds::{Feeds, Gateways};
+use crate::feeds::{Feeds, Gateways, Touched};
 use crate::keda::{KedaServer, ServeError};
 use crate::leader::{Election, Leadership};
 use crate::metric::Metrics;
@@ -39,6 +39,10 @@ use crate::targets::{Driver, Target};
 /// Drains and orders that wait to be heard.
 const ASKS: usize = 64;
 const TICK: Duration = Duration::from_secs(1);
+/// Pools in which nothing happens are decided on in turn: so many at a tick, and each once in so
+/// many ticks at least.
+const POOLS_A_TURN: usize = 100;
+const MOST_TURNS: usize = 10;
 
 /// A running scaler.
 pub struct Scaler {
@@ -148,6 +152,9 @@ impl Scaler {
             pace: Pace::new(),
             leaving: JoinSet::new(),
             restore: true,
+            touched: BTreeSet::new(),
+            all_touched: true,
+            turn: 0,
         };
         let keda = work.keda.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
@@ -247,6 +254,11 @@ struct Loop {
     leaving: JoinSet<()>,
     /// What was kept is to be read before the next decision.
     restore: bool,
+    /// Pools that changed since they were last decided on; all of them.
+    touched: BTreeSet<String>,
+    all_touched: bool,
+    /// Ticks.
+    turn: usize,
 }
 
 impl Loop {
@@ -269,8 +281,11 @@ impl Loop {
                     }
                     return self.pools;
                 }
-                Some(news) = self.feeds.next() => self.feeds.take(news),
-                () = changed.notified() => {}
+                Some(news) = self.feeds.next() => match self.feeds.take(news) {
+                    Touched::Pools(pools) => self.touched.extend(pools),
+                    Touched::All => self.all_touched = true,
+                },
+                () = changed.notified() => self.all_touched = true,
                 _ = ticks.tick() => tick = true,
                 () = turn(&mut self.leadership) => self.elected(),
                 Some(words) = hear(&mut self.relay, &self.last) => self.repeat(words),
@@ -280,7 +295,10 @@ impl Loop {
                         watch(&mut watchers, &self.pools[added], &changed);
                     }
                 }
-                Some(order) = self.orders.recv() => self.order(order),
+                Some(order) = self.orders.recv() => {
+                    self.order(order);
+                    self.all_touched = true;
+                }
                 Some(_) = self.leaving.join_next() => {}
                 Some(ask) = self.asks.recv() => self.ask(ask, self.clock.now_ms()),
             }
@@ -313,6 +331,7 @@ impl Loop {
                     driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
                 }
                 self.restore = true;
+                self.all_touched = true;
                 return;
             }
             Leadership::Theirs(url) => {
@@ -433,6 +452,10 @@ impl Loop {
             self.leaving.spawn(async move { gone.target.shutdown().await });
         }
         self.config = config;
+        let names: BTreeSet<_> = self.pools.iter().map(|it| it.pool.name.clone()).collect();
+        self.last.retain(|name, _| names.contains(name));
+        self.publisher.publish(self.last.clone());
+        self.all_touched = true;
         added
     }
 
@@ -441,13 +464,30 @@ impl Loop {
             driven.pool.ask_to_drain(ask.endpoint, now_ms);
         }
         self.waiting.push(ask);
+        self.all_touched = true;
     }
 
+    /// Decides on what changed and can't wait; at a tick on all that changed, or is on its way
+    /// somewhere, and on the quiet pools in turn.
     fn step(&mut self, now_ms: u64, tick: bool) {
-        let mut all = BTreeMap::new();
-        for driven in &mut self.pools {
+        self.turn = self.turn.wrapping_add(usize::from(tick));
+        let turns = (self.pools.len() / POOLS_A_TURN).clamp(1, MOST_TURNS);
+        let mut changed = Vec::new();
+        for (at, driven) in self.pools.iter_mut().enumerate() {
+            let name = &driven.pool.name;
+            let touched = self.all_touched || self.touched.contains(name);
+            let due = tick && (driven.pool.is_restless() || (at + self.turn).is_multiple_of(turns));
+            if !touched && !due {
+                continue;
+            }
             let began = Instant::now();
-            let heard = self.feeds.words(&driven.pool.name);
+            let heard = self.feeds.words(name);
+            let held = |heard: &Heard<'_>| heard.signals.is_some_and(|it| it.queue_depth > 0);
+            let waits = !driven.pool.is_restless() && !heard.iter().any(held);
+            if !tick && !self.all_touched && waits {
+                continue;
+            }
+            self.touched.remove(name);
             // Nothing is decided of what is not known yet, and gateways keep what they know.
             let Some(statuses) = driven.target.statuses(&heard) else { continue };
             driven.sources.ask(ready(&heard));
@@ -455,17 +495,20 @@ impl Loop {
             let step = driven.pool.step(&heard, &statuses, &readings, &driven.target, now_ms);
             driven.metrics.reaction.record(began.elapsed());
             note(driven, &step, now_ms, &self.decisions);
-            all.insert(driven.pool.name.clone(), step.replicas);
+            if self.last.get(&driven.pool.name) != Some(&step.replicas) {
+                changed.push((driven.pool.name.clone(), step.replicas));
+            }
         }
+        self.all_touched = false;
         self.publisher.set_gateways(self.feeds.alive());
+        self.last.extend(changed.iter().cloned());
         if let Some(keda) = &self.keda {
             let known = self.pools.iter().filter(|driven| driven.pool.known());
-            let known = known.filter_map(|driven| all.get_key_value(&driven.pool.name));
+            let known = known.filter_map(|driven| self.last.get_key_value(&driven.pool.name));
             keda.publish(known);
         }
-        if tick || all != self.last {
-            self.publisher.publish(all.clone());
-            self.last = all;
+        if tick || !changed.is_empty() {
+            self.publisher.update(changed);
         }
         self.answer();
     }

@@ -1,6 +1,7 @@
 //! One event of a feed, and the state that a reader builds from them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +50,8 @@ pub struct View<P> {
     pub seq: u64,
     /// See [`Frame::gateways`].
     pub gateways: Option<u32>,
-    /// Every pool.
-    pub pools: BTreeMap<String, P>,
+    /// Every pool; shared, so that a copy of the view is cheap.
+    pub pools: BTreeMap<String, Arc<P>>,
 }
 
 /// Why an event can't be used. The remedy is always to reconnect.
@@ -84,8 +85,11 @@ impl<P: Delta> View<P> {
         if !frame.full {
             return Err(Gap::NoSnapshot);
         }
-        let pools =
-            frame.pools.into_iter().filter_map(|(name, pool)| Some((name, pool?))).collect();
+        let pools = frame
+            .pools
+            .into_iter()
+            .filter_map(|(name, pool)| Some((name, Arc::new(pool?))))
+            .collect();
         Ok(Self { sender: frame.sender, seq: frame.seq, gateways: frame.gateways, pools })
     }
 
@@ -112,9 +116,9 @@ impl<P: Delta> View<P> {
                     self.pools.remove(&name);
                 }
                 Some(change) => match self.pools.get_mut(&name) {
-                    Some(known) => known.apply(change),
+                    Some(known) => Arc::make_mut(known).apply(change),
                     None => {
-                        self.pools.insert(name.clone(), change);
+                        self.pools.insert(name.clone(), Arc::new(change));
                     }
                 },
             }

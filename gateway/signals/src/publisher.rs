@@ -89,6 +89,23 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         self.inner.lock().pools.clone()
     }
 
+    /// As [`Publisher::publish`], for these pools alone; the others are as they were.
+    pub fn update(&self, pools: impl IntoIterator<Item = (String, P)>) {
+        let mut inner = self.inner.lock();
+        let mut changes: BTreeMap<String, Option<P>> = BTreeMap::new();
+        for (name, pool) in pools {
+            let change = match inner.pools.get(&name) {
+                None => Some(pool.clone()),
+                Some(old) => pool.since(old),
+            };
+            if let Some(change) = change {
+                changes.insert(name.clone(), Some(change));
+                inner.pools.insert(name, pool);
+            }
+        }
+        self.send(&mut inner, changes);
+    }
+
     /// Sets [`Frame::gateways`] from the next event on.
     pub fn set_gateways(&self, alive: u32) {
         self.inner.lock().gateways = Some(alive);

@@ -5,6 +5,7 @@
 //! within the objective is late.
 
 use super::capacity::Curve;
+use super::proposal::round_up;
 
 /// Replicas from now on: those that are ready, and when others will be.
 #[derive(Clone, Debug, Default)]
@@ -81,9 +82,12 @@ pub fn worth(
     let cost = |replicas: u32| {
         weight * share(replicas) * all + f64::from(replicas) * curve.full_rate() * seconds
     };
+    // Fewer than serve the mean rate are never enough: once everybody is late, one more replica saves
+    // nobody, and would not seem to be worth it.
+    let least_stable = round_up(all / seconds / curve.full_rate()).clamp(1, enough);
     let step = (enough / 16).max(1) as usize;
     let (mut best, mut least) = (enough, cost(enough));
-    for replicas in (1..enough).rev().step_by(step) {
+    for replicas in (least_stable..enough).rev().step_by(step) {
         let cost = cost(replicas);
         if cost < least {
             (best, least) = (replicas, cost);
@@ -130,3 +134,6 @@ fn fewest(least: u32, most: u32, will_do: impl Fn(u32) -> bool) -> u32 {
     }
     low
 }
+
+#[cfg(test)]
+mod tests;

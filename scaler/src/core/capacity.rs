@@ -345,3 +345,6 @@ fn line(points: impl Iterator<Item = (f64, f64, f64)> + Clone, half: f64) -> Opt
     }
     Some((mean, mean / half))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+use super::*;
+use forebay_signals::Totals;
+
+/// A replica whose requests take `alone` seconds and `neighbour` more for each at once.
+struct Replica {
+    alone: f64,
+    neighbour: f64,
+    totals: Totals,
+    left: f64,
+}
+
+impl Replica {
+    fn new(alone: f64, neighbour: f64) -> Self {
+        Self { alone, neighbour, totals: Totals::default(), left: 0.0 }
+    }
+
+    /// A second with so many requests at once; each has 800 tokens of prompt and 50 of answer.
+    fn second(&mut self, concurrency: u32) -> Load {
+        let c = f64::from(concurrency);
+        self.left += c / (self.alone + self.neighbour * c);
+        let done = self.left.floor() as u64;
+        self.left -= done as f64;
+        self.totals.accepted += done;
+        self.totals.completed += done;
+        self.totals.accepted_prompt_tokens += 800 * done;
+        self.totals.prompt_tokens += 800 * done;
+        self.totals.generated_tokens += 50 * done;
+        Load { in_flight: concurrency, totals: self.totals, ..Load::default() }
+    }
+}
+
+fn served(replica: &mut Replica, steps: &[(u64, u32)]) -> Capacity {
+    let (mut capacity, mut now) = (Capacity::default(), 1_000_000);
+    for (seconds, concurrency) in steps {
+        for _ in 0..*seconds {
+            now += 1000;
+            capacity.observe(&replica.second(*concurrency), 1, 0, now);
+        }
+    }
+    capacity
+}
+
+#[test]
+fn throughput_is_known_at_concurrencies_that_were_not_seen() {
+    for (case, alone, neighbour) in
+        [("long answers", 4.0, 0.15), ("long prompts", 0.5, 0.25), ("fast", 0.2, 0.01)]
+    {
+        let mut replica = Replica::new(alone, neighbour);
+        let capacity = served(&mut replica, &[(120, 2), (120, 6), (120, 12)]);
+        let curve = capacity.curve(32);
+        for concurrency in [1.0, 8.0, 24.0, 32.0] {
+            let truth = concurrency / (alone + neighbour * concurrency);
+            let got = curve.rate(concurrency);
+            assert!(
+                (got / truth - 1.0).abs() < 0.15,
+                "{case} at {concurrency}: {got}, not {truth}"
+            );
+        }
+        assert!(curve.learned);
+        assert!((curve.work - 1000.0).abs() < 30.0, "800 + 4 × 50: {}", curve.work);
+    }
+}
+
+#[test]
+fn what_a_replica_does_while_it_warms_up_is_left_out() {
+    let mut capacity = Capacity::default();
+    let mut slow = Replica::new(20.0, 1.0);
+    for second in 0..10 {
+        capacity.observe(&slow.second(8), 1, 1_000_000, 1_000_000 + second * 1000);
+    }
+    assert!(!capacity.curve(32).learned);
+}
+
+#[test]
+fn silence_teaches_nothing() {
+    let mut capacity = Capacity::default();
+    let mut replica = Replica::new(1.0, 0.1);
+    for second in 0..120 {
+        let load = Load { missing: true, ..replica.second(8) };
+        capacity.observe(&load, 1, 0, 1_000_000 + second * 1000);
+    }
+    assert!(!capacity.curve(32).learned);
+}
+
+#[test]
+fn before_anything_is_known_there_is_a_sane_guess_and_little_seen_is_not_believed_for_much() {
+    let supposed = Capacity::default().curve(64);
+    assert!((1.0..10.0).contains(&supposed.full_rate()), "{supposed:?}");
+    let mut replica = Replica::new(1.0, 0.001);
+    let curve = served(&mut replica, &[(120, 1)]).curve(64);
+    let seen = 1.0 / 1.001;
+    assert!(curve.full_rate() <= BELIEVED * seen * 1.1, "{}", curve.full_rate());
+    assert!(curve.full_rate() >= seen * 0.9);
+}
+
+#[test]
+fn longer_requests_count_for_more() {
+    let mut replica = Replica::new(1.0, 0.1);
+    let capacity = served(&mut replica, &[(60, 4)]);
+    assert!((capacity.in_requests(1.0, 800.0) - 1.0).abs() < 0.05);
+    assert!((capacity.in_requests(1.0, 4800.0) - 5.0).abs() < 0.2);
+}
