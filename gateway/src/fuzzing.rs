@@ -61,7 +61,6 @@ pub fn answer(input: &[u8]) {
 struct Went {
     out: Vec<u8>,
     tokens: Tokens,
-    committed: bool,
     /// In words, since a failure may be told by `feed` or by the end.
     end: String,
 }
@@ -90,5 +89,5 @@ fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> W
         End::Client(status) => status.to_string(),
         End::Failed(failure) => format!("{:?}", failure.cause),
     });
-    Went { out, tokens: answer.meter.tokens(), committed: answer.committed(), end }
+    Went { out, tokens: answer.meter.tokens(), end }
 }
