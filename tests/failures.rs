@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use support::{Forebay, chat, eventually, exchange, gateway, get, json, kill, post, status};
+use support::{
+    Forebay, chat, connect, eventually, exchange, gateway, get, json, kill, post, status,
+};
 
 /// A simulated vLLM on an address of its own, that can be started again there.
 struct Sim {
@@ -298,4 +300,111 @@ fn an_error_that_two_replicas_answer_with_is_the_answer_and_takes_neither_out() 
     assert_eq!(json(&answer)["error"]["message"], "a bug", "{answer}");
     assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>(), 2);
     ready(&forebay, 3);
+}
+
+/// Keeps connections alive, and dies of a certain request after it has worked on it for a while.
+struct Mortal {
+    address: SocketAddr,
+    seen: Arc<AtomicU32>,
+    deaths: Arc<AtomicU32>,
+}
+
+impl Mortal {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        let address = listener.local_addr().expect("bound");
+        let (seen, deaths) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let listener = Arc::new(Mutex::new(Some(listener)));
+        let (counted, died) = (Arc::clone(&seen), Arc::clone(&deaths));
+        std::thread::spawn(move || {
+            loop {
+                let accepted = match &*listener.lock().expect("no panic") {
+                    Some(listener) => listener.accept(),
+                    None => return,
+                };
+                let Ok((stream, _)) = accepted else {
+                    std::thread::park_timeout(std::time::Duration::from_millis(2));
+                    continue;
+                };
+                let (seen, deaths) = (Arc::clone(&counted), Arc::clone(&died));
+                let listener = Arc::clone(&listener);
+                std::thread::spawn(move || Self::serve(stream, &seen, &deaths, &listener));
+            }
+        });
+        Self { address, seen, deaths }
+    }
+
+    fn serve(
+        mut stream: TcpStream,
+        seen: &AtomicU32,
+        deaths: &AtomicU32,
+        listener: &Mutex<Option<TcpListener>>,
+    ) {
+        let _ = stream.set_nonblocking(false);
+        while let Some(request) = one_message(&mut stream) {
+            if request.contains("poison") {
+                deaths.fetch_add(1, Ordering::Relaxed);
+                std::thread::park_timeout(std::time::Duration::from_millis(200));
+                listener.lock().expect("no panic").take();
+                return;
+            }
+            let body = r#"{"choices":[{"index":0,"text":"a","finish_reason":"stop"}]}"#;
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            if request.contains("hello") {
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One request or answer with its body, on a connection that goes on.
+fn one_message(stream: &mut TcpStream) -> Option<String> {
+    let (mut text, mut buffer) = (String::new(), [0; 4096]);
+    loop {
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+            if body.len() >= length {
+                return Some(text);
+            }
+        }
+        let n @ 1.. = stream.read(&mut buffer).ok()? else { return None };
+        text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+}
+
+#[test]
+fn a_request_that_kills_replicas_on_connections_kept_alive_is_not_given_to_a_third() {
+    let mortals: Vec<_> = (0..4).map(|_| Mortal::start()).collect();
+    let addresses: Vec<_> = mortals.iter().map(|mortal| mortal.address).collect();
+    let forebay = gateway(&addresses, &["sim"], "");
+    ready(&forebay, 4);
+    // One connection, so one thread of the gateway, which has its own idle connections.
+    let mut client = connect(forebay.address);
+    let mut ask = |content: &str| {
+        let body = format!(
+            r#"{{"model":"sim","max_tokens":1,"messages":[{{"role":"user","content":"{content}"}}]}}"#
+        );
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write_all(request.as_bytes()).expect("sent");
+        one_message(&mut client).expect("an answer")
+    };
+    eventually("each has a connection kept alive", || {
+        assert_eq!(status(&ask("hello")), 200);
+        mortals.iter().all(|mortal| mortal.seen.load(Ordering::Relaxed) > 0)
+    });
+    let answer = ask("poison");
+    assert_eq!(status(&answer), 500, "{answer}");
+    let deaths: u32 = mortals.iter().map(|mortal| mortal.deaths.load(Ordering::Relaxed)).sum();
+    assert_eq!(deaths, 2, "{answer}");
 }

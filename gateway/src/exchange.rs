@@ -109,11 +109,12 @@ impl Exchange {
     async fn send(&self, address: SocketAddr) -> Result<(response::Parts, Answer), Failure> {
         let settings = self.pool.settings();
         let settings = &settings.upstream;
-        let mut fresh = false;
+        let mut stale = None;
         loop {
-            let connection = Connection::get(address, fresh, settings.connect_timeout)
+            let connection = Connection::get(address, stale.is_some(), settings.connect_timeout)
                 .await
-                .map_err(|no_answer| no_answer.failure)?;
+                // Nothing listens any more: it died, and perhaps of this request.
+                .map_err(|no_answer| stale.take().unwrap_or(no_answer.failure))?;
             let sending = connection.send(self.outgoing.to(address));
             // A stream's head comes at once. A plain answer's comes only when all of it is there,
             // however long that takes: the request's own time is its limit.
@@ -125,7 +126,9 @@ impl Exchange {
             match sent {
                 Ok(response) => return Ok(response.into_parts()),
                 // A keep-alive gone stale: nobody's fault, and once is enough.
-                Err(no_answer) if no_answer.stale && !fresh => fresh = true,
+                Err(no_answer) if no_answer.stale && stale.is_none() => {
+                    stale = Some(no_answer.failure);
+                }
                 Err(no_answer) => return Err(no_answer.failure),
             }
         }

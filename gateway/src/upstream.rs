@@ -27,6 +27,8 @@ use crate::pieces::Pieces;
 /// vLLM's uvicorn closes an idle connection after exactly 5 s.
 const IDLE: Duration = Duration::from_millis(4500);
 const IDLE_PER_ENDPOINT: usize = 128;
+/// A keep-alive gone stale shows at once. What breaks later broke while the replica worked.
+const STALE_WITHIN: Duration = Duration::from_millis(50);
 
 type Driver = http1::Connection<TokioIo<TcpStream>, Pieces>;
 
@@ -48,7 +50,7 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) struct NoAnswer {
     pub(crate) failure: Failure,
-    /// On a reused connection, before any byte of an answer: not the endpoint's fault.
+    /// On a reused connection, at once: most likely not the endpoint's fault.
     pub(crate) stale: bool,
 }
 
@@ -82,6 +84,7 @@ impl Connection {
         mut self,
         request: Request<Pieces>,
     ) -> Result<Response<Answer>, NoAnswer> {
+        let since = Instant::now();
         let mut response = std::pin::pin!(self.sender.send_request(request));
         let (driver, reused) = (&mut self.driver, self.reused);
         let outcome = poll_fn(|cx| {
@@ -91,7 +94,10 @@ impl Connection {
         .await;
         match outcome {
             Ok(response) => Ok(response.map(|body| Answer { body, connection: Some(self) })),
-            Err(error) => Err(NoAnswer { failure: broken(&error), stale: reused }),
+            Err(error) => {
+                let stale = reused && since.elapsed() < STALE_WITHIN;
+                Err(NoAnswer { failure: broken(&error), stale })
+            }
         }
     }
 
