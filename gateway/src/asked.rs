@@ -64,6 +64,7 @@ impl Asked {
         let mut request = self.request.clone();
         request.deadline = record.context.accepted + settings.upstream.request_timeout;
         let mut ticket = Ticket::new(request);
+        ticket.model(to.served.as_deref().or(record.context.model.as_deref()));
         ticket.gives_up(self.gives_up);
         Exchange {
             outgoing: Outgoing::new(self.parts.clone(), edited.body, rights),

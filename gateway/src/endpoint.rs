@@ -340,6 +340,17 @@ impl Endpoint {
         self.pod.gone
     }
 
+    /// It is listed again, with what is still in flight there. Whether the same replica is there is
+    /// not known, so that it has to answer first.
+    pub(crate) fn come_back(&mut self, rules: Rules) {
+        (self.standing, self.once_ready, self.draining) = (Standing::Down, false, false);
+        (self.failures, self.ejections, self.silent) = (0, 0, 0);
+        (self.full_until, self.probed_at) = (None, None);
+        "not probed yet".clone_into(&mut self.reason);
+        self.pod = Pod::default();
+        self.rules = rules;
+    }
+
     /// Its pod's phase with Kubernetes' word on it.
     pub(crate) fn on_its_way(&self) -> Option<(PodPhase, &str)> {
         Some((self.pod.phase?, &self.pod.word))

@@ -25,7 +25,7 @@ use crate::patience::{Cold, Patience};
 use crate::queue::{Place, Queue, Request};
 use crate::record::{Ended, FirstToken, Outcome};
 use crate::refusal::Refusal;
-use crate::served::Served;
+use crate::served::{Served, ServedModel, Who};
 
 /// A request that was in flight at so many unannounced deaths of replicas is not given to another.
 const MOST_DEATHS: u32 = 2;
@@ -81,15 +81,62 @@ struct Books {
 /// A held request's way to be released.
 struct Waiter {
     slot: oneshot::Sender<Slot>,
-    avoid: BTreeSet<SocketAddr>,
+    wants: Wants,
+}
+
+/// What a request asks of the endpoint that it gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wants {
+    /// The model, by the name that is sent.
+    pub(crate) model: Option<Arc<str>>,
+    /// Endpoints that failed it.
+    pub(crate) avoid: BTreeSet<SocketAddr>,
+}
+
+/// What every choice of an endpoint at one moment goes by.
+struct Choice {
+    who: Arc<Who>,
+    turn: usize,
+    now: Instant,
+}
+
+impl Choice {
+    /// `None` while nobody is released at all.
+    fn among(books: &Books, served: &Served) -> Option<Self> {
+        let (turn, now) = (books.turn, Instant::now());
+        let room = !books.barrier_is_up() && books.endpoints.values().any(|it| it.room(now) > 0);
+        room.then(|| Self { who: served.who(), turn, now })
+    }
+
+    /// The least loaded endpoint with room that knows the model; one that failed this request only
+    /// where no other is ready, be it full.
+    fn of(&self, endpoints: &BTreeMap<SocketAddr, Endpoint>, wants: &Wants) -> Option<SocketAddr> {
+        let Self { who, turn, now } = self;
+        let knows = |address: &SocketAddr| who.knows(*address, wants.model.as_deref());
+        let others = endpoints.iter().any(|(address, endpoint)| {
+            endpoint.health() == Health::Ready && !wants.avoid.contains(address) && knows(address)
+        });
+        endpoints
+            .iter()
+            .enumerate()
+            .filter(|(_, (address, endpoint))| {
+                endpoint.room(*now) > 0
+                    && !(others && wants.avoid.contains(address))
+                    && knows(address)
+            })
+            // Equals take turns.
+            .min_by_key(|(i, (_, endpoint))| {
+                (endpoint.in_flight, i.wrapping_add(*turn) % endpoints.len())
+            })
+            .map(|(_, (address, _))| *address)
+    }
 }
 
 /// Where a request is in the queue's order, and what it brings.
 pub(crate) struct Ticket {
     pub(crate) request: Request,
     place: Option<Place>,
-    /// Endpoints that failed it.
-    pub(crate) avoid: BTreeSet<SocketAddr>,
+    pub(crate) wants: Wants,
     /// Tries at which a replica may have worked on it.
     tries: u32,
     /// Unannounced deaths of replicas that had it.
@@ -110,7 +157,7 @@ impl Ticket {
         Self {
             request,
             place: None,
-            avoid: BTreeSet::new(),
+            wants: Wants::default(),
             tries: 0,
             deaths: 0,
             errors: 0,
@@ -119,6 +166,11 @@ impl Ticket {
             gives_up: None,
             elsewhere: None,
         }
+    }
+
+    /// The model, by the name that is sent.
+    pub(crate) fn model(&mut self, name: Option<&str>) {
+        self.wants.model = name.map(Arc::from);
     }
 
     /// Its client waits no longer than this.
@@ -295,7 +347,9 @@ impl Pool {
                 books.queue.arrive(ticket.request.class, &ticket.request.tenant)
             });
             if books.queue.depth() == 0
-                && let Some(mut slot) = self.pick(&mut books, &ticket.avoid, ticket.request.tokens)
+                && let Some(choice) = Choice::among(&books, &self.served)
+                && let Some(address) = choice.of(&books.endpoints, &ticket.wants)
+                && let Some(mut slot) = self.occupy(&mut books, address, ticket.request.tokens)
             {
                 if first {
                     books.queue.pass(place, ticket.request.cost);
@@ -308,7 +362,7 @@ impl Pool {
             }
             let (sender, slot) = oneshot::channel();
             let request = ticket.request.clone();
-            let waiter = Waiter { slot: sender, avoid: ticket.avoid.clone() };
+            let waiter = Waiter { slot: sender, wants: ticket.wants.clone() };
             if let Err(full) = books.queue.push(place, request, waiter, !first) {
                 let retry_after = books.retry_after();
                 let why = books.why_waiting();
@@ -372,55 +426,49 @@ impl Pool {
         Some(retry_after)
     }
 
-    /// The least loaded endpoint with room; one that failed this request only where no other is
-    /// ready, be it full.
-    fn pick(
+    /// Takes a place at an endpoint.
+    fn occupy(
         self: &Arc<Self>,
         books: &mut Books,
-        avoid: &BTreeSet<SocketAddr>,
+        address: SocketAddr,
         tokens: u64,
     ) -> Option<Slot> {
-        if books.barrier_is_up() {
-            return None;
-        }
         books.turn = books.turn.wrapping_add(1);
-        let (turn, count, now) = (books.turn, books.endpoints.len(), Instant::now());
-        let others = books
-            .endpoints
-            .iter()
-            .any(|(address, e)| e.health() == Health::Ready && !avoid.contains(address));
-        let (address, endpoint) = books
-            .endpoints
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, (address, endpoint))| {
-                endpoint.room(now) > 0 && !(others && avoid.contains(address))
-            })
-            // Equals take turns.
-            .min_by_key(|(i, (_, endpoint))| (endpoint.in_flight, (i + turn) % count))
-            .map(|(_, found)| found)?;
+        let endpoint = books.endpoints.get_mut(&address)?;
         endpoint.in_flight += 1;
         let (pulse, eviction) = (endpoint.pulse(), endpoint.eviction());
         books.in_flight_tokens += tokens;
         books.totals.released += 1;
-        let (pool, address) = (Arc::clone(self), *address);
-        let end = End::Dropped;
+        let (pool, end) = (Arc::clone(self), End::Dropped);
         let (turn, generated, streaming) = (None, 0, false);
         Some(Slot { pool, address, tokens, end, turn, generated, pulse, streaming, eviction })
     }
 
-    /// Gives endpoints with room to those held longest.
+    /// Gives endpoints with room to those held longest. Who waits for one that is full holds up
+    /// nobody who does not.
     fn release(self: &Arc<Self>) {
         // What nobody took is given back after the lock is gone: a slot's drop takes it again.
         let mut untaken = Vec::new();
         let mut books = self.books.lock();
         while books.queue.depth() > 0 {
-            let avoid = books.queue.first().map(|waiter| waiter.avoid.clone()).unwrap_or_default();
-            let Some(mut slot) = self.pick(&mut books, &avoid, 0) else { break };
-            let Some((place, request, waiter)) = books.queue.pop() else { break };
-            slot.tokens = request.tokens;
+            let Some(choice) = Choice::among(&books, &self.served) else { break };
+            let Books { queue, endpoints, .. } = &mut *books;
+            let mut chosen = None;
+            // Neighbours mostly want the same.
+            let mut in_vain: Option<Wants> = None;
+            let popped = queue.pop_first(|_, waiter| {
+                if in_vain.as_ref() == Some(&waiter.wants) {
+                    return false;
+                }
+                chosen = choice.of(endpoints, &waiter.wants);
+                if chosen.is_none() {
+                    in_vain = Some(waiter.wants.clone());
+                }
+                chosen.is_some()
+            });
+            let (Some(address), Some((place, request, waiter))) = (chosen, popped) else { break };
+            let Some(mut slot) = self.occupy(&mut books, address, request.tokens) else { break };
             slot.turn = Some((place, request.answer));
-            books.in_flight_tokens += request.tokens;
             tracing::debug!(pool = %self.name, seq = place.seq, tenant = %request.tenant, "released");
             if let Err(slot) = waiter.slot.send(slot) {
                 untaken.push(slot);
@@ -486,16 +534,16 @@ impl Pool {
 
     pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {
         let mut books = self.books.lock();
-        // Another one at the same address; what still ends at the old one no longer counts.
-        if books.endpoints.get(&address).is_some_and(Endpoint::is_gone) {
-            books.endpoints.remove(&address);
-        }
         let rules = Rules::of(&self.settings());
         let mut new = false;
-        books.endpoints.entry(address).or_insert_with(|| {
+        let endpoint = books.endpoints.entry(address).or_insert_with(|| {
             new = true;
             Endpoint::new(rules, Instant::now())
         });
+        if endpoint.is_gone() {
+            new = true;
+            endpoint.come_back(rules);
+        }
         books.set_budget(rules.limit);
         if new {
             self.news.notify_one();
@@ -552,6 +600,13 @@ impl Pool {
         changed
     }
 
+    /// What one endpoint says that it serves.
+    pub(crate) fn serves(self: &Arc<Self>, address: SocketAddr, models: Vec<ServedModel>) {
+        if self.served.tell(address, models) {
+            self.release();
+        }
+    }
+
     /// What to ask an endpoint now.
     pub(crate) fn probe_due(&self, address: SocketAddr) -> Option<Probe> {
         let mut books = self.books.lock();
@@ -572,7 +627,7 @@ impl Pool {
         address: SocketAddr,
         failure: &Failure,
     ) -> Result<(), Refusal> {
-        ticket.avoid.insert(address);
+        ticket.wants.avoid.insert(address);
         let mut books = self.books.lock();
         let announced = books.endpoints.get(&address).is_none_or(Endpoint::is_draining);
         ticket.deaths += u32::from(failure.cause.is_death() && !announced);

@@ -55,7 +55,7 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
             && told.as_ref().is_none_or(|(at, _)| at.elapsed() >= ASK_AGAIN)
             && let Some(models) = served_models(&replica).await
         {
-            pool.served.tell(address, models.clone());
+            pool.serves(address, models.clone());
             told = Some((Instant::now(), models));
         }
     }

@@ -8,7 +8,7 @@
 //!
 //! A request that is tried again has had its turn, and goes before all others of its class.
 //!
-//! Invariant: what enters leaves exactly once, by [`Queue::pop`] or [`Queue::remove`].
+//! Invariant: what enters leaves exactly once, by [`Queue::pop_first`] or [`Queue::remove`].
 //! Pure: waiting and waking are in `pool.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -171,39 +171,43 @@ impl<W> Queue<W> {
         }
     }
 
-    /// Whether what is tried again goes before what has had no turn; `None` when nothing is held.
-    fn again_first(&self) -> Option<bool> {
-        let again = self.again.first_key_value().map(|((class, _), _)| class);
-        let new = self.order.first().map(|(class, ..)| class);
-        Some(match (again, new) {
-            (Some(again), Some(new)) => again <= new,
-            (Some(_), None) => true,
-            (None, Some(_)) => false,
-            (None, None) => return None,
-        })
+    /// What is held, the next first.
+    fn in_order(&self) -> impl Iterator<Item = (Place, &Request, &W)> {
+        let again = self.again.iter();
+        let again =
+            again.map(|((class, _), (place, request, waker))| (*class, (*place, request, waker)));
+        let new = self.order.iter().flat_map(|(class, _, flow)| {
+            let held = self.flows[*flow].held.iter();
+            held.map(|(seq, (request, waker))| {
+                (*class, (Place { flow: *flow, seq: *seq }, request, waker))
+            })
+        });
+        let (mut again, mut new) = (again.peekable(), new.peekable());
+        let next = move || match (again.peek(), new.peek()) {
+            (Some((again, _)), Some((class, _))) if again > class => new.next(),
+            (Some(_), _) => again.next(),
+            (None, _) => new.next(),
+        };
+        std::iter::from_fn(next).map(|(_, held)| held)
     }
 
-    /// What waits first.
-    pub(crate) fn first(&self) -> Option<&W> {
-        if self.again_first()? {
-            return self.again.first_key_value().map(|(_, (.., waker))| waker);
-        }
-        let flow = self.order.first()?.2;
-        self.flows[flow].held.first_key_value().map(|(_, (_, waker))| waker)
-    }
-
-    /// Takes the first; if this is its first turn, its tenant is counted its cost.
+    /// Takes the first.
     pub(crate) fn pop(&mut self) -> Option<(Place, Request, W)> {
-        if self.again_first()? {
-            let (_, (place, request, waker)) = self.again.pop_first()?;
-            self.forget(&request);
-            return Some((place, request, waker));
-        }
-        let flow = self.order.first()?.2;
-        let seq = *self.flows[flow].held.first_key_value()?.0;
-        let place = Place { flow, seq };
+        self.pop_first(|_, _| true)
+    }
+
+    /// Takes the first that can be `placed`; if this is its first turn, its tenant is counted its
+    /// cost. Those before it keep their places.
+    pub(crate) fn pop_first(
+        &mut self,
+        mut placed: impl FnMut(&Request, &W) -> bool,
+    ) -> Option<(Place, Request, W)> {
+        let (place, ..) = self.in_order().find(|(_, request, waker)| placed(request, waker))?;
+        let again = self.again.contains_key(&(self.flows[place.flow].class, place.seq));
         let (request, waker) = self.take(place)?;
-        self.turn(place, request.cost);
+        if !again {
+            self.turn(place, request.cost);
+        }
         Some((place, request, waker))
     }
 

@@ -160,8 +160,8 @@ impl Proxy {
         record.context.keyed = self.tenants.checks_keys();
         record.context.model = model(parts.uri.query().unwrap_or_default());
         let To { pool, served } = self.way(record, &tenant, &parts.headers, b"")?.first;
-        if let Some(served) = served {
-            parts.uri = renamed(&parts.uri, &served);
+        if let Some(served) = &served {
+            parts.uri = renamed(&parts.uri, served);
         }
         // One of its requests, for as long as it lasts. What tokens it takes is not told.
         record.admit(0, 0)?;
@@ -184,6 +184,7 @@ impl Proxy {
             cost: 0,
             answer: 0,
         });
+        ticket.model(served.as_deref().or(record.context.model.as_deref()));
         loop {
             let slot = pool.hold(&mut ticket).await?;
             record.released(&ticket, slot.address);

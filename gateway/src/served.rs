@@ -1,7 +1,7 @@
 //! What a pool's replicas tell of themselves on `/v1/models`: the names they know, and which of
 //! them are LoRA adapters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -24,22 +24,54 @@ pub(crate) struct ServedModel {
 pub(crate) struct Served {
     told: Mutex<BTreeMap<SocketAddr, Vec<ServedModel>>>,
     all: ArcSwap<Vec<ServedModel>>,
+    who: ArcSwap<Who>,
+}
+
+/// Which replicas know which names.
+#[derive(Debug, Default)]
+pub(crate) struct Who {
+    /// All that have told anything.
+    told: HashSet<SocketAddr>,
+    names: HashMap<String, Knowing>,
+}
+
+#[derive(Debug, Default)]
+struct Knowing {
+    replicas: HashSet<SocketAddr>,
+    /// Some were started with it, so that others will know it too.
+    own: bool,
+}
+
+impl Who {
+    /// Whether a request for this name may go there: the replica told of it, or none has. One that
+    /// has told nothing yet is taken to know what replicas are started with, and no adapter.
+    pub(crate) fn knows(&self, address: SocketAddr, name: Option<&str>) -> bool {
+        let Some(known) = name.and_then(|name| self.names.get(name)) else { return true };
+        known.replicas.contains(&address) || (known.own && !self.told.contains(&address))
+    }
 }
 
 impl Served {
-    pub(crate) fn tell(&self, address: SocketAddr, models: Vec<ServedModel>) {
+    /// True if that is news.
+    pub(crate) fn tell(&self, address: SocketAddr, models: Vec<ServedModel>) -> bool {
         let mut told = self.told.lock();
-        if told.get(&address) != Some(&models) {
+        let news = told.get(&address) != Some(&models);
+        if news {
             told.insert(address, models);
             self.gather(&told);
+            self.who.store(Arc::new(who(&told)));
         }
+        news
     }
 
     /// A replica is gone, and the names that it alone had with it. Those of the last one stay.
     pub(crate) fn gone(&self, address: SocketAddr) {
         let mut told = self.told.lock();
-        if told.remove(&address).is_some() && !told.is_empty() {
-            self.gather(&told);
+        if told.remove(&address).is_some() {
+            if !told.is_empty() {
+                self.gather(&told);
+            }
+            self.who.store(Arc::new(who(&told)));
         }
     }
 
@@ -57,6 +89,22 @@ impl Served {
     pub(crate) fn models(&self) -> Arc<Vec<ServedModel>> {
         self.all.load_full()
     }
+
+    pub(crate) fn who(&self) -> Arc<Who> {
+        self.who.load_full()
+    }
+}
+
+fn who(told: &BTreeMap<SocketAddr, Vec<ServedModel>>) -> Who {
+    let mut who = Who { told: told.keys().copied().collect(), names: HashMap::new() };
+    for (address, models) in told {
+        for model in models {
+            let known = who.names.entry(model.id.clone()).or_default();
+            known.replicas.insert(*address);
+            known.own |= model.parent.is_none();
+        }
+    }
+    who
 }
 
 /// Reads the answer to `GET /v1/models`.
@@ -105,5 +153,22 @@ mod tests {
         served.tell(address(1), both);
         served.gone(address(1));
         assert_eq!(ids(), ["tiny", "ad1"], "the pool sleeps");
+        assert!(served.who().knows(address(3), Some("ad1")), "nobody says who has it");
+    }
+
+    #[test]
+    fn a_name_goes_to_replicas_that_told_of_it_and_an_unknown_name_to_any() {
+        let served = Served::default();
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let both = parse(TWO).expect("a list");
+        assert!(served.tell(address(1), both[..1].to_vec()));
+        assert!(served.tell(address(2), both.clone()));
+        assert!(!served.tell(address(2), both), "as before");
+        let who = served.who();
+        let knows = |name| [1, 2, 3].map(|port| who.knows(address(port), name));
+        assert_eq!(knows(Some("ad1")), [false, true, false]);
+        assert_eq!(knows(Some("tiny")), [true; 3], "the third will tell of it");
+        assert_eq!(knows(Some("other")), [true; 3]);
+        assert_eq!(knows(None), [true; 3]);
     }
 }

@@ -97,7 +97,7 @@ async fn an_endpoint_that_failed_is_out_and_the_request_goes_elsewhere() {
     let mut ticket = ticket(60);
     let slot = pool.hold(&mut ticket).await.expect("ready");
     let failed = slot.address;
-    ticket.avoid.insert(failed);
+    ticket.wants.avoid.insert(failed);
     slot.ended(End::Failed(Failure::new(Cause::Connection, "reset")));
     let again = pool.hold(&mut ticket).await.expect("the other is ready");
     assert_ne!(again.address, failed);
@@ -291,4 +291,78 @@ async fn an_endpoint_that_is_no_longer_listed_stays_for_what_is_in_flight_there(
     assert_eq!((endpoint.health, endpoint.in_flight, signals.in_flight), (Health::Draining, 1, 1));
     slot.ended(End::Complete);
     assert!(pool.signals().endpoints.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_listed_again_still_counts_what_it_has() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 2}"#);
+    ready(&pool, 1);
+    let (mut first, mut second, mut third) = (ticket(60), ticket(60), ticket(60));
+    let before = pool.hold(&mut first).await.expect("room");
+    let _stays = pool.hold(&mut second).await.expect("room");
+    // One answer of the DNS leaves it out, the next has it again.
+    pool.remove_endpoint(address(1));
+    assert!(pool.add_endpoint(address(1)), "it is to be probed anew");
+    let signals = pool.signals();
+    let endpoint = signals.endpoints["127.0.0.1:1"].as_ref().expect("there");
+    assert_eq!((endpoint.health, endpoint.in_flight), (Health::Starting, 2));
+    pool.probed(address(1), Probe::Health, Probed::Answered);
+    let mut held = Box::pin(pool.hold(&mut third));
+    assert!(held.as_mut().now_or_never().is_none(), "it is as full as it was");
+    before.ended(End::Complete);
+    let _slot = held.as_mut().now_or_never().expect("room for one").expect("released");
+    assert_eq!(pool.signals().in_flight, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_waits_for_another_endpoint_holds_up_nobody() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    ready(&pool, 1);
+    let (mut failed, mut long, mut next) = (ticket(60), ticket(60), ticket(60));
+    let slot = pool.hold(&mut failed).await.expect("room");
+    ready(&pool, 2);
+    let long = pool.hold(&mut long).await.expect("room at the other");
+    failed.wants.avoid.insert(slot.address);
+    slot.ended(End::Failed(failure(Cause::Server)));
+    let mut again = Box::pin(pool.hold(&mut failed));
+    assert!(again.as_mut().now_or_never().is_none(), "the one that did not fail it is full");
+    let mut held = Box::pin(pool.hold(&mut next));
+    let slot = held.as_mut().now_or_never().expect("there is room").expect("released");
+    assert_eq!(slot.address, address(1));
+    long.ended(End::Complete);
+    let slot = again.as_mut().now_or_never().expect("its turn").expect("released");
+    assert_eq!(slot.address, address(2));
+}
+
+fn told(id: &str, parent: Option<&str>) -> ServedModel {
+    ServedModel { id: id.to_owned(), parent: parent.map(str::to_owned), max_model_len: None }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_that_one_replica_has_is_asked_of_that_one_alone() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    (1..=3).for_each(|port| ready(&pool, port));
+    pool.serves(address(1), vec![told("base", None)]);
+    pool.serves(address(2), vec![told("base", None), told("ad", Some("base"))]);
+    let of = |model: &str| {
+        let mut ticket = ticket(60);
+        ticket.model(Some(model));
+        ticket
+    };
+    let (mut first, mut second) = (of("ad"), of("ad"));
+    let slot = pool.hold(&mut first).await.expect("room");
+    assert_eq!(slot.address, address(2));
+    let mut held = Box::pin(pool.hold(&mut second));
+    assert!(held.as_mut().now_or_never().is_none(), "the others would answer 404");
+    let mut base = of("base");
+    let base = pool.hold(&mut base).now_or_never().expect("not held up").expect("released");
+    assert_ne!(base.address, address(2));
+    // The third loads it too.
+    pool.serves(address(3), vec![told("base", None), told("ad", Some("base"))]);
+    drop(base);
+    let again = held.as_mut().now_or_never().expect("room there").expect("released");
+    assert_eq!(again.address, address(3));
+    drop((slot, again));
+    let slot = pool.hold(&mut of("unheard-of")).await.expect("any, where none has told");
+    drop(slot);
 }
