@@ -47,8 +47,16 @@ pub(crate) struct Fallback {
 struct Split {
     model: String,
     by: SplitBy,
-    /// With the share of all that goes to this one and those before it, 0 to 1.
-    shares: Vec<(f64, To)>,
+    shares: Vec<Share>,
+}
+
+#[derive(Clone)]
+struct Share {
+    /// Of all, what goes to this one and those before it, 0 to 1.
+    end: f64,
+    pool: Arc<Pool>,
+    /// The name to send, where the route gives one.
+    model: Option<String>,
 }
 
 impl Routes {
@@ -76,7 +84,8 @@ impl Routes {
         for share in route.pools.iter().filter(|share| share.weight > 0) {
             let Some(pool) = self.named(&share.pool) else { continue };
             sum += f64::from(share.weight);
-            shares.push((sum / total, sent_to(pool, &route.model, share.model.as_deref())));
+            let (end, pool, model) = (sum / total, Arc::clone(pool), share.model.clone());
+            shares.push(Share { end, pool, model });
         }
         Split { model: route.model.clone(), by: route.by, shares }
     }
@@ -107,7 +116,7 @@ impl Routes {
             let point = key(split.by).map_or_else(rand::random, |key| point(model, &key));
             split.at(point)
         });
-        let first = first.or_else(|| self.names.get(model)).cloned().or_else(|| self.told(model));
+        let first = first.or_else(|| self.names.get(model).cloned()).or_else(|| self.told(model));
         match first {
             Some(first) => Ok(self.way_from(first, Some(model), Some(model.to_owned()))),
             None => {
@@ -145,7 +154,7 @@ impl Routes {
             }
         };
         for split in &self.splits {
-            let first = split.shares.first().and_then(|(_, to)| to.served.clone());
+            let first = split.at(0.0).and_then(|to| to.served);
             let root = first.unwrap_or_else(|| split.model.clone());
             add(Listed { root, ..Listed::plain(&split.model) });
         }
@@ -230,9 +239,10 @@ fn sent_to(pool: &Arc<Pool>, asked: &str, model: Option<&str>) -> To {
 }
 
 impl Split {
-    fn at(&self, point: f64) -> Option<&To> {
-        let found = self.shares.iter().find(|(end, _)| point < *end).or(self.shares.last());
-        found.map(|(_, to)| to)
+    /// By what is known of its pools now: replicas may tell of the model at any time.
+    fn at(&self, point: f64) -> Option<To> {
+        let share = self.shares.iter().find(|share| point < share.end).or(self.shares.last())?;
+        Some(sent_to(&share.pool, &self.model, share.model.as_deref()))
     }
 }
 

@@ -108,6 +108,19 @@ async fn a_split_keeps_a_key_on_its_side_and_gives_each_pool_its_share() {
     assert!((point("m", "k") - 0.7807).abs() < 0.0001, "{}", point("m", "k"));
 }
 
+#[tokio::test]
+async fn a_split_model_that_replicas_tell_of_later_is_asked_for_by_its_own_name() {
+    let routes = routes(
+        "gateway: {routes: [{model: ad, pools: [{pool: a}]}]}\n\
+         pools: [{name: a, endpoints: ['h:1'], models: [base]}]",
+    );
+    assert_eq!(way(&routes, "ad"), Ok(("a".into(), Some("base".into()))), "as far as is known");
+    let address = ([127, 0, 0, 1], 1).into();
+    routes.pools[0].served.tell(address, vec![told("base", None), told("ad", Some("base"))]);
+    assert_eq!(way(&routes, "ad"), Ok(("a".into(), None)));
+    assert_eq!(routes.all()[0].root, "ad");
+}
+
 proptest! {
     #[test] // raising a pool's weight moves nobody away from it
     fn a_growing_canary_keeps_whom_it_has(key in "[a-z]{1,8}", weight in 1..50u32, more in 0..50u32) {
