@@ -408,3 +408,48 @@ fn a_request_that_kills_replicas_on_connections_kept_alive_is_not_given_to_a_thi
     let deaths: u32 = mortals.iter().map(|mortal| mortal.deaths.load(Ordering::Relaxed)).sum();
     assert_eq!(deaths, 2, "{answer}");
 }
+
+/// Answers probes, and every other request with a stream that begins like this and then has only
+/// comments, for longer than any test waits.
+fn only_comments(begins: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let Some(request) = one_message(&mut stream) else { return };
+                if request.starts_with("GET") || request.contains("\"prompt\":\"a\"") {
+                    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                    let _ = stream.write_all(ok.as_bytes());
+                    return;
+                }
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(format!("{head}{begins}").as_bytes());
+                for _ in 0..200 {
+                    std::thread::park_timeout(std::time::Duration::from_millis(100));
+                    if stream.write_all(b": keep-alive\n\n").is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn comments_that_keep_a_connection_alive_do_not_hide_that_the_engine_hangs() {
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+    for (begins, committed) in [("", false), (token, true)] {
+        let addresses = [only_comments(begins), only_comments(begins)];
+        let mut forebay = gateway(&addresses, &["sim"], "stallTimeout: 1s, maxTries: 2");
+        ready(&forebay, 2);
+        let answer = exchange(forebay.address, &chat(true, 5));
+        assert_eq!(status(&answer), if committed { 200 } else { 502 }, "{answer}");
+        assert!(answer.contains("Nothing came for 1s."), "{answer}");
+        forebay.wait_for(" failed a request: ");
+        ready(&forebay, 2);
+        // One request alone proves nothing of the replicas.
+        assert!(!forebay.logged().iter().any(|line| line.contains(" is out: ")));
+    }
+}

@@ -100,7 +100,8 @@ pub struct Upstream {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub connect_timeout: Duration,
-    /// Longest silence of a stream, before its first event and between two.
+    /// Longest silence of a stream: until its first event, and between two. Comments that only keep
+    /// the connection alive are silence too.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub stall_timeout: Duration,
@@ -112,9 +113,9 @@ pub struct Upstream {
     /// tried again.
     #[schemars(range(min = 1))]
     pub max_tries: u32,
-    /// Failures in a row that take an endpoint out, never the last that is ready. One that dies,
-    /// stalls or says that it is shutting down is out at once. It comes back by answering a real
-    /// request for one token.
+    /// Failures in a row that take an endpoint out, never the last that is ready. One that dies or
+    /// says that it is shutting down is out at once. It comes back by answering a real request for
+    /// one token.
     #[schemars(range(min = 1))]
     pub eject_after: u32,
     /// When all streams of an endpoint were silent for so long, it is asked for one token; one that

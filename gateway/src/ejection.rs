@@ -8,7 +8,7 @@ use crate::failure::Cause;
 pub(crate) enum Ejection {
     /// It is sound.
     No,
-    /// When enough came in a row.
+    /// When enough came in a row, or its streams are silent as well; never the last.
     Counted,
     /// Whatever is sent there now will fail too.
     AtOnce,
@@ -18,14 +18,13 @@ impl Cause {
     pub(crate) fn ejection(self) -> Ejection {
         match self {
             Self::QueueFull => Ejection::No,
-            Self::Server | Self::EventTooLong => Ejection::Counted,
+            // A prompt that takes too long, or that the replica ends, may do so everywhere.
+            Self::Server | Self::EventTooLong | Self::Stalled | Self::Aborted => Ejection::Counted,
             Self::Connect
             | Self::Connection
             | Self::Truncated
             | Self::EngineDead
-            | Self::ShuttingDown
-            | Self::Stalled
-            | Self::Aborted => Ejection::AtOnce,
+            | Self::ShuttingDown => Ejection::AtOnce,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Behaviour counts more than `/health`, which vLLM answers with 200 while it drains, hangs or
 //! sleeps. What its behaviour took out comes back by answering a real one-token request. Failures
-//! that are only counted never take out the last one that is ready; a probe's word does.
+//! that are only counted never take out the last one that is ready. A death, or a probe's word, does;
+//! the last one is then asked at once, and no later for each time it fails.
 //!
 //! Pure: callers pass `now`; the probes are in `probe.rs`.
 
@@ -208,8 +209,8 @@ impl Endpoint {
         self.streams > 0 && self.pulse.silent(now) >= self.rules.freeze
     }
 
-    /// The probe's word; true if how it stands changed.
-    pub(crate) fn probed(&mut self, probe: Probe, word: Probed, now: Instant) -> bool {
+    /// The probe's word; true if how it stands changed. `last`: no other is ready.
+    pub(crate) fn probed(&mut self, probe: Probe, word: Probed, last: bool, now: Instant) -> bool {
         let before = self.health();
         self.silent = if matches!(word, Probed::Silent(_)) { self.silent + 1 } else { 0 };
         match (probe, word, self.standing) {
@@ -241,7 +242,8 @@ impl Endpoint {
             // Its streams went on meanwhile: it is slow, and works.
             (Probe::Token, Probed::Silent(_), Standing::Up) if !self.frozen(now) => {}
             (Probe::Token, Probed::Failed(reason) | Probed::Silent(reason), _) => {
-                self.eject(reason, now);
+                let back_off = if last { FIRST_EJECTION } else { self.back_off() };
+                self.eject(reason, back_off, now);
             }
         }
         // Connected, and for long nothing but silence: what has no answer yet is better off
@@ -269,21 +271,33 @@ impl Endpoint {
             return false;
         }
         self.failures += 1;
+        if last && failure.cause == Cause::Aborted {
+            // Perhaps it is stopping, and would end the next try as well: a moment shows.
+            self.full_until = Some(now + FIRST_EJECTION);
+        }
         let out = match failure.cause.ejection() {
             Ejection::No => false,
-            Ejection::Counted => self.failures >= self.rules.eject_after && !last,
+            Ejection::Counted => {
+                !last && (self.failures >= self.rules.eject_after || self.frozen(now))
+            }
             Ejection::AtOnce => true,
         };
         if out {
-            self.eject(failure.message.clone(), now);
+            let back_off = if last { Duration::ZERO } else { self.back_off() };
+            self.eject(failure.message.clone(), back_off, now);
         }
         out
     }
 
-    fn eject(&mut self, reason: String, now: Instant) {
+    /// Twice as long each time.
+    fn back_off(&mut self) -> Duration {
         let back_off = FIRST_EJECTION * 2u32.saturating_pow(self.ejections.min(16));
         self.ejections += 1;
-        self.standing = Standing::Out { until: now + back_off.min(LONGEST_EJECTION) };
+        back_off.min(LONGEST_EJECTION)
+    }
+
+    fn eject(&mut self, reason: String, back_off: Duration, now: Instant) {
+        self.standing = Standing::Out { until: now + back_off };
         self.reason = reason;
     }
 

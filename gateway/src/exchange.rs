@@ -94,19 +94,29 @@ impl Exchange {
 
     /// One try at one endpoint, up to the point where something can go out to the client.
     async fn attempt(&self, address: SocketAddr) -> Result<(response::Parts, Begun), Failure> {
-        let (mut head, upstream) = self.send(address).await?;
+        let stall = self.pool.settings().upstream.stall_timeout;
+        let dispatched = Instant::now();
+        let (mut head, upstream) = self.send(address, dispatched + stall).await?;
         strip_hop_by_hop(&mut head.headers);
         let kind = head.headers.get(header::CONTENT_TYPE);
         let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let begun = if streamed && head.status == StatusCode::OK {
-            self.stream(upstream).await?
+            // One time for all of it: a server keeps a connection alive also while its engine
+            // hangs. Where nobody expected a stream, it begins with the head.
+            let since = if self.record.context.stream { dispatched } else { Instant::now() };
+            self.stream(upstream, since + stall).await?
         } else {
             self.plain(head.status, upstream).await?
         };
         Ok((head, begun))
     }
 
-    async fn send(&self, address: SocketAddr) -> Result<(response::Parts, Answer), Failure> {
+    /// `due`: when a stream's first event has to be there, and so its head.
+    async fn send(
+        &self,
+        address: SocketAddr,
+        due: Instant,
+    ) -> Result<(response::Parts, Answer), Failure> {
         let settings = self.pool.settings();
         let settings = &settings.upstream;
         let mut stale = None;
@@ -119,7 +129,7 @@ impl Exchange {
             // A stream's head comes at once. A plain answer's comes only when all of it is there,
             // however long that takes: the request's own time is its limit.
             let sent = if self.record.context.stream {
-                timeout(settings.stall_timeout, sending).await.map_err(|_| self.stalled())?
+                timeout_at(due, sending).await.map_err(|_| self.stalled())?
             } else {
                 sending.await
             };
@@ -134,12 +144,11 @@ impl Exchange {
         }
     }
 
-    /// The first event that is one decides.
-    async fn stream(&self, mut upstream: Answer) -> Result<Begun, Failure> {
+    /// The first event that is one decides, if it is there when `due`.
+    async fn stream(&self, mut upstream: Answer, due: Instant) -> Result<Begun, Failure> {
         let mut stream = AnswerStream::new(self.api, self.strip_usage);
-        let stall = self.pool.settings().upstream.stall_timeout;
         loop {
-            let data = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())?;
+            let data = timeout_at(due, upstream.data()).await.map_err(|_| self.stalled())?;
             let Some(bytes) = data.transpose()? else {
                 let message = "The stream ended before its first event.";
                 return Err(Failure::new(Cause::Truncated, message));

@@ -266,10 +266,11 @@ impl Drop for Slot {
             let unused = i64::try_from(counted.saturating_sub(self.generated)).unwrap_or(i64::MAX);
             pool.books.lock().queue.charge(place, -unused);
         }
+        // A stream that stalled is judged together with those that are silent beside it.
+        pool.give_back(self.address, self.tokens, end);
         if self.streaming {
             pool.with_endpoint(self.address, Endpoint::stream_ended);
         }
-        pool.give_back(self.address, self.tokens, end);
     }
 }
 
@@ -588,8 +589,9 @@ impl Pool {
         let now = Instant::now();
         let changed = {
             let mut books = self.books.lock();
-            let changed =
-                books.endpoints.get_mut(&address).is_some_and(|e| e.probed(probe, word, now));
+            let last = books.is_last(address);
+            let endpoint = books.endpoints.get_mut(&address);
+            let changed = endpoint.is_some_and(|it| it.probed(probe, word, last, now));
             books.note_readiness(now);
             changed
         };

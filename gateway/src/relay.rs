@@ -123,19 +123,19 @@ impl Relay {
 
     fn data(&mut self, bytes: Bytes) {
         let now = Instant::now();
-        self.last = now;
-        if let Some(slot) = &self.slot {
-            slot.pulse(now);
-        }
         let stream = match &mut self.form {
             Form::Stream(stream) => stream,
             Form::Plain(Some(answer)) => {
                 self.out = answer.feed(bytes);
+                self.progressed(now);
                 return;
             }
             Form::Plain(None) => return,
         };
         let step = stream.feed(bytes, now);
+        if stream.progressed() {
+            self.progressed(now);
+        }
         self.note_first_token();
         match step {
             Step::Hold => {}
@@ -150,6 +150,14 @@ impl Relay {
         if now - self.merged >= MERGE {
             self.merged = now;
             self.merge();
+        }
+    }
+
+    /// Something of the answer came.
+    fn progressed(&mut self, now: Instant) {
+        self.last = now;
+        if let Some(slot) = &self.slot {
+            slot.pulse(now);
         }
     }
 

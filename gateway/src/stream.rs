@@ -58,6 +58,8 @@ pub(crate) struct AnswerStream {
     failure: Option<Failure>,
     /// Events with data, which is what `/v1/responses` numbers.
     events: u64,
+    /// What was fed last had something of the answer in it.
+    progressed: bool,
 }
 
 /// What to do about one event.
@@ -82,6 +84,7 @@ impl AnswerStream {
             client_error: None,
             failure: None,
             events: 0,
+            progressed: false,
         }
     }
 
@@ -96,8 +99,15 @@ impl AnswerStream {
         self.failure.as_ref()
     }
 
+    /// Whether what was fed last had more in it than comments and announcements, which a server
+    /// sends also while its engine hangs.
+    pub(crate) fn progressed(&self) -> bool {
+        self.progressed
+    }
+
     /// The next bytes, cut anywhere.
     pub(crate) fn feed(&mut self, bytes: Bytes, now: Instant) -> Step {
+        self.progressed = false;
         if self.failure.is_some() {
             return Step::Hold;
         }
@@ -141,6 +151,7 @@ impl AnswerStream {
         let facts = judge_event(self.api, &event);
         self.events += u64::from(event.data.is_some());
         self.meter.record(&facts, now);
+        self.progressed |= facts.verdict != Verdict::Hold;
         match facts.verdict {
             Verdict::Hold => {}
             Verdict::Output => self.committed = true,

@@ -6,7 +6,7 @@ const RULES: Rules = Rules { limit: 4, eject_after: 3, freeze: Duration::from_se
 fn ready(now: Instant) -> Endpoint {
     let mut endpoint = Endpoint::new(RULES, now);
     assert_eq!(endpoint.due(now), Some(Probe::Health));
-    assert!(endpoint.probed(Probe::Health, Probed::Answered, now));
+    assert!(endpoint.probed(Probe::Health, Probed::Answered, false, now));
     endpoint
 }
 
@@ -28,9 +28,9 @@ async fn it_is_ready_from_the_first_answer_and_asked_once_a_second_from_then_on(
     let mut endpoint = Endpoint::new(RULES, now);
     assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Starting, 0));
     assert_eq!(endpoint.due(now), Some(Probe::Health));
-    assert!(!endpoint.probed(Probe::Health, Probed::Unreachable("refused".into()), now));
+    assert!(!endpoint.probed(Probe::Health, Probed::Unreachable("refused".into()), false, now));
     assert_eq!(endpoint.due(now), Some(Probe::Health), "as often as asked, while it starts");
-    endpoint.probed(Probe::Health, Probed::Answered, now);
+    endpoint.probed(Probe::Health, Probed::Answered, false, now);
     assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Ready, 4));
     assert_eq!(endpoint.due(now + HEALTH_EVERY - Duration::from_millis(1)), None);
     assert_eq!(endpoint.due(now + HEALTH_EVERY), Some(Probe::Health));
@@ -43,16 +43,19 @@ async fn what_its_behaviour_took_out_comes_back_by_a_real_answer_only_asked_late
     assert!(endpoint.failed(&fault(Cause::ShuttingDown), false, now));
     for out in [250, 500, 1000] {
         assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Ejected, 0));
-        assert!(!endpoint.probed(Probe::Health, Probed::Answered, now), "health proves nothing");
+        assert!(
+            !endpoint.probed(Probe::Health, Probed::Answered, false, now),
+            "health proves nothing"
+        );
         let until = now + Duration::from_millis(out);
         assert_eq!(endpoint.due(until - Duration::from_millis(1)), None, "not before {out} ms");
         assert_eq!(endpoint.due(until), Some(Probe::Token));
         now = until;
-        assert!(!endpoint.probed(Probe::Token, failed(), now));
+        assert!(!endpoint.probed(Probe::Token, failed(), false, now));
     }
     now += Duration::from_secs(2);
     assert_eq!(endpoint.due(now), Some(Probe::Token));
-    assert!(endpoint.probed(Probe::Token, Probed::Answered, now));
+    assert!(endpoint.probed(Probe::Token, Probed::Answered, false, now));
     assert_eq!(endpoint.room(now), 4);
 }
 
@@ -63,10 +66,10 @@ async fn an_endpoint_that_went_away_starts_with_a_clean_slate() {
     endpoint.failed(&fault(Cause::Connection), false, now);
     let later = now + FIRST_EJECTION;
     assert_eq!(endpoint.due(later), Some(Probe::Token));
-    endpoint.probed(Probe::Token, Probed::Unreachable("refused".into()), later);
+    endpoint.probed(Probe::Token, Probed::Unreachable("refused".into()), false, later);
     assert_eq!(endpoint.health(), Health::Ejected);
     assert_eq!(endpoint.due(later), Some(Probe::Health), "at once, and again and again");
-    assert!(endpoint.probed(Probe::Health, Probed::Answered, later));
+    assert!(endpoint.probed(Probe::Health, Probed::Answered, false, later));
     assert_eq!(endpoint.health(), Health::Ready);
 }
 
@@ -83,9 +86,49 @@ async fn counted_failures_take_out_only_in_a_row_and_never_the_last() {
     assert!(endpoint.failed(&error, false, now), "three in a row");
 
     let mut last = ready(now);
-    (0..20).for_each(|_| assert!(!last.failed(&error, true, now)));
-    assert_eq!(last.health(), Health::Ready);
+    for cause in [Cause::Server, Cause::Stalled, Cause::Aborted, Cause::EventTooLong] {
+        (0..20).for_each(|_| assert!(!last.failed(&fault(cause), true, now)));
+        assert_eq!(last.health(), Health::Ready, "{cause:?}");
+    }
     assert!(last.failed(&fault(Cause::EngineDead), true, now), "it said so itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_stalls_is_out_at_once_only_where_its_streams_are_silent_too() {
+    let start = Instant::now();
+    let mut alone = ready(start);
+    let now = start + RULES.freeze;
+    assert!(!alone.failed(&fault(Cause::Stalled), false, now), "one long prompt");
+    let mut frozen = ready(start);
+    frozen.stream_began(start);
+    assert!(!frozen.failed(&fault(Cause::Stalled), true, now), "never the last");
+    assert!(frozen.failed(&fault(Cause::Stalled), false, now));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_one_is_asked_at_once_and_no_later_for_each_time_it_fails() {
+    let mut now = Instant::now();
+    let mut last = ready(now);
+    for word in [failed(), silent(), failed(), silent()] {
+        assert!(last.failed(&fault(Cause::Connection), true, now));
+        assert_eq!(last.due(now), Some(Probe::Token), "at once");
+        for _ in 0..3 {
+            last.probed(Probe::Token, word.clone(), true, now);
+            assert_eq!(last.due(now), None);
+            now += FIRST_EJECTION;
+            assert_eq!(last.due(now), Some(Probe::Token));
+        }
+        assert!(last.probed(Probe::Token, Probed::Answered, true, now));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_one_gets_nothing_for_a_moment_after_it_ended_a_request() {
+    let now = Instant::now();
+    let mut last = ready(now);
+    assert!(!last.failed(&fault(Cause::Aborted), true, now));
+    assert_eq!((last.health(), last.room(now)), (Health::Ready, 0));
+    assert_eq!(last.room(now + FIRST_EJECTION), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,14 +164,14 @@ async fn streams_that_fall_silent_together_are_asked_after_and_a_hung_engine_is_
     assert_eq!(endpoint.due(now), Some(Probe::Health), "something came a second ago");
     let now = now + RULES.freeze;
     assert_eq!(endpoint.due(now), Some(Probe::Token));
-    assert!(endpoint.probed(Probe::Token, silent(), now), "neither does a new request");
+    assert!(endpoint.probed(Probe::Token, silent(), false, now), "neither does a new request");
     assert_eq!(endpoint.health(), Health::Ejected);
 
     let mut slow = ready(start);
     slow.stream_began(start);
     assert_eq!(slow.due(now), Some(Probe::Token));
     slow.pulse().beat(now);
-    assert!(!slow.probed(Probe::Token, silent(), now), "its streams went on meanwhile");
+    assert!(!slow.probed(Probe::Token, silent(), false, now), "its streams went on meanwhile");
     slow.stream_ended();
     assert_eq!(slow.due(now + RULES.freeze), Some(Probe::Health), "nothing to be silent");
 }
@@ -141,18 +184,18 @@ async fn what_waits_at_a_silent_endpoint_is_sent_elsewhere_and_what_it_fails_is_
     let mut now = start;
     while now < start + RULES.freeze {
         assert!(!eviction.is_cancelled());
-        stopped.probed(Probe::Health, silent(), now);
+        stopped.probed(Probe::Health, silent(), false, now);
         now += Duration::from_secs(2);
     }
-    stopped.probed(Probe::Health, silent(), now);
+    stopped.probed(Probe::Health, silent(), false, now);
     assert!(eviction.is_cancelled());
     assert!(!stopped.eviction().is_cancelled(), "what comes later waits anew");
 
     let mut failing = ready(start);
     let eviction = failing.eviction();
     failing.failed(&fault(Cause::EngineDead), false, start);
-    failing.probed(Probe::Token, failed(), now);
-    failing.probed(Probe::Token, failed(), now);
+    failing.probed(Probe::Token, failed(), false, now);
+    failing.probed(Probe::Token, failed(), false, now);
     assert!(!eviction.is_cancelled(), "it answers for itself");
 }
 
@@ -187,14 +230,14 @@ proptest! {
                         5 => failed(),
                         _ => Probed::Unreachable("refused".into()),
                     };
-                    endpoint.probed(probe, word, now);
+                    endpoint.probed(probe, word, false, now);
                 }
             }
         }
         let until = now + LONGEST_EJECTION + HEALTH_EVERY;
         while now < until {
             if let Some(probe) = endpoint.due(now) {
-                endpoint.probed(probe, Probed::Answered, now);
+                endpoint.probed(probe, Probed::Answered, false, now);
             }
             now += Duration::from_millis(100);
         }
