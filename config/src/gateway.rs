@@ -69,6 +69,9 @@ pub struct Gateway {
 pub struct Limits {
     /// Largest request body; a longer one is answered 413.
     pub body_size: ByteSize,
+    /// Most bytes of request bodies in memory at once, of all clients together, being read, held or
+    /// on their way to a replica; a request beyond is answered 503 with `retry-after`.
+    pub bodies_size: ByteSize,
     /// Largest request head, that is request line and headers; a longer one is answered 431.
     pub header_size: ByteSize,
     /// Most headers of one request; more are answered 431.
@@ -172,6 +175,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_size: ByteSize::mib(32),
+            bodies_size: ByteSize::mib(4 << 10),
             header_size: ByteSize::kib(64),
             header_count: 100,
             header_timeout: Duration::from_secs(10),

@@ -334,6 +334,11 @@ fn rules_between_parts_are_told_at_the_later_one() {
              f.yaml:6: gateway.limits.bodyTimeout: must be longer than 0s",
         ),
         (
+            "gateway:\n  limits:\n    bodiesSize: 16Mi\n",
+            "f.yaml:3: gateway.limits.bodiesSize: 16Mi is less than one body may have (bodySize is \
+             32Mi); write more",
+        ),
+        (
             "gateway:\n  limits:\n    idleTimeout: 0\n    connections: 0\n    headerCount: 4\n",
             "f.yaml:3: gateway.limits.idleTimeout: must be longer than 0s\n\
              f.yaml:4: gateway.limits.connections: 0 lets nobody in; write 1 or more\n\

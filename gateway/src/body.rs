@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::bodies::Share;
 use crate::held::Held;
 use crate::pieces::Pieces;
 use crate::refusal::Refusal;
@@ -63,13 +64,19 @@ impl HttpBody for Body {
     }
 }
 
-/// Reads a request's body whole. One that came in one frame is not copied.
-pub(crate) async fn read(body: Incoming, limit: u64, within: Duration) -> Result<Bytes, Refusal> {
+/// Reads a request's body whole, counted as its `share` of all. One that came in one frame is not
+/// copied.
+pub(crate) async fn read(
+    body: Incoming,
+    limit: u64,
+    within: Duration,
+    share: Share,
+) -> Result<Bytes, Refusal> {
     // A length given beforehand is refused before a byte is read.
     if body.size_hint().lower() > limit {
         return Err(Refusal::BodyTooLarge(limit));
     }
-    timeout(within, collect(body, limit)).await.map_err(|_| Refusal::BodyTooSlow(within))?
+    timeout(within, collect(body, limit, share)).await.map_err(|_| Refusal::BodyTooSlow(within))?
 }
 
 /// Takes what comes of a body that is not wanted, keeping none of it: a client that still sends
@@ -88,7 +95,7 @@ pub(crate) async fn discard(mut body: Incoming, limit: u64, within: Duration) {
     let _ = timeout(within, all).await;
 }
 
-async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, Refusal> {
+async fn collect(mut body: Incoming, limit: u64, mut share: Share) -> Result<Bytes, Refusal> {
     let expected = body.size_hint().exact();
     let (mut first, mut all) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
@@ -103,6 +110,9 @@ async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, Refusal> {
         if (first.len() + all.len() + data.len()) as u64 > limit {
             return Err(Refusal::BodyTooLarge(limit));
         }
+        if !share.grow(data.len() as u64) {
+            return Err(Refusal::BodiesFull);
+        }
         if first.is_empty() && all.is_empty() {
             first = data;
         } else {
@@ -114,5 +124,5 @@ async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, Refusal> {
             all.extend_from_slice(&data);
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(share.keep(if all.is_empty() { first } else { all.freeze() }))
 }

@@ -7,6 +7,7 @@ use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::api::Api;
+use crate::refusal::Refusal;
 use crate::socket::ClientSocket;
 
 /// The other end of one client connection.
@@ -40,6 +41,9 @@ pub(crate) struct RequestContext {
     pub(crate) stream: bool,
 }
 
+/// Longest name of a model that is looked up, told and logged, in bytes.
+const LONGEST_NAME: usize = 256;
+
 impl RequestContext {
     pub(crate) fn new(parts: &Parts, client: Client) -> Self {
         let given = parts.headers.get("x-request-id").and_then(|id| id.to_str().ok());
@@ -58,5 +62,14 @@ impl RequestContext {
             served: None,
             stream: false,
         }
+    }
+
+    /// The model that the client names.
+    pub(crate) fn asks_for(&mut self, model: Option<String>) -> Result<(), Refusal> {
+        if model.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) {
+            return Err(Refusal::LongModel(LONGEST_NAME));
+        }
+        self.model = model;
+        Ok(())
     }
 }

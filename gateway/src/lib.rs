@@ -8,6 +8,7 @@ mod activity;
 mod api;
 mod arrivals;
 mod asked;
+mod bodies;
 mod body;
 mod bucket;
 mod budget;

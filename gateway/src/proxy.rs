@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 
 use crate::api::{Api, ErrorShape};
 use crate::asked::Asked;
+use crate::bodies::Bodies;
 use crate::body::{self, Body};
 use crate::context::{Client, RequestContext};
 use crate::drain::Drain;
@@ -37,6 +38,7 @@ pub(crate) struct Proxy {
     pub(crate) routes: ArcSwap<Routes>,
     pub(crate) tenants: Arc<Tenants>,
     pub(crate) limits: ArcSwap<forebay_config::Limits>,
+    pub(crate) bodies: Bodies,
     pub(crate) drain: Drain,
 }
 
@@ -98,12 +100,18 @@ impl Proxy {
         };
         record.identified(&tenant);
         record.context.keyed = self.tenants.checks_keys();
-        let body = body::read(incoming, limit, limits.body_timeout).await?;
+        // Before the body takes any memory.
+        if let Err(refusal) = record.admit() {
+            body::discard(incoming, limit, UNWANTED).await;
+            return Err(refusal);
+        }
+        let share = self.bodies.share(limits.bodies_size.bytes());
+        let body = body::read(incoming, limit, limits.body_timeout, share).await?;
         let scan = read(api, &parts, &body)?;
-        record.context.model = scan.model.as_ref().map(|model| model.name.clone());
+        record.context.asks_for(scan.model.as_ref().map(|model| model.name.clone()))?;
         record.context.stream = scan.stream && api.streams();
         let way = self.way(record, &tenant, &parts.headers, scan.lead(&body, LEAD))?;
-        record.admit(scan.prompt_tokens(body.len()), expected_tokens(&scan, body.len()))?;
+        record.reserve(scan.prompt_tokens(body.len()), expected_tokens(&scan, body.len()))?;
         let accepted = record.context.accepted;
         let kept_alive = !heartbeat(record, &way.first.pool).is_zero();
         let gives_up = patience::told_by(&parts.headers, kept_alive).map(|it| accepted + it);

@@ -158,13 +158,13 @@ impl Proxy {
         let tenant = self.tenants.of(&parts.headers)?;
         record.identified(&tenant);
         record.context.keyed = self.tenants.checks_keys();
-        record.context.model = model(parts.uri.query().unwrap_or_default());
+        // One of its requests, for as long as it lasts. What tokens it takes is not told.
+        record.admit()?;
+        record.context.asks_for(model(parts.uri.query().unwrap_or_default()))?;
         let To { pool, served } = self.way(record, &tenant, &parts.headers, b"")?.first;
         if let Some(served) = &served {
             parts.uri = renamed(&parts.uri, served);
         }
-        // One of its requests, for as long as it lasts. What tokens it takes is not told.
-        record.admit(0, 0)?;
         let settings = pool.settings();
         let rights = Rights {
             priority: settings.allow_priority,

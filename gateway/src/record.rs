@@ -164,20 +164,25 @@ impl Record {
         self.tenant = Some(Arc::clone(tenant));
     }
 
-    /// Asks for `tokens`, `prompt` of them for the prompt, within the tenant's limits. What is
-    /// granted is held for as long as this record.
-    pub(crate) fn admit(&mut self, prompt: u64, tokens: u64) -> Result<(), Refusal> {
+    /// Counts it as one of its tenant's requests, within the limits on these, for as long as this
+    /// record. Its tokens are not known yet.
+    pub(crate) fn admit(&mut self) -> Result<(), Refusal> {
         let Some(tenant) = &self.tenant else { return Ok(()) };
         let now = Instant::now();
-        let granted = tenant.admit(tokens, now);
+        let granted = tenant.admit(now);
         self.budget = tenant.budget(now);
-        self.prompt = prompt;
-        self.grant = Some(granted.map_err(|limited| Refusal::Limited {
-            tenant: Arc::clone(&tenant.name),
-            limit: limited.limit,
-            retry_after: limited.retry_after,
-        })?);
+        self.grant = Some(granted.map_err(|limited| limited.refusal(&tenant.name))?);
         Ok(())
+    }
+
+    /// Takes `tokens`, `prompt` of them for the prompt, within the tenant's limits.
+    pub(crate) fn reserve(&mut self, prompt: u64, tokens: u64) -> Result<(), Refusal> {
+        let (Some(tenant), Some(grant)) = (&self.tenant, &mut self.grant) else { return Ok(()) };
+        let now = Instant::now();
+        self.prompt = prompt;
+        let reserved = grant.reserve(tokens, now);
+        self.budget = tenant.budget(now);
+        reserved.map_err(|limited| limited.refusal(&tenant.name))
     }
 
     pub(crate) fn routed(&mut self, pool: &Arc<Pool>) {
@@ -293,6 +298,14 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.context.accepted.elapsed();
+        // A replica had it: its prompt was read, or is being read, for nobody.
+        if self.outcome == Outcome::ClientLeft
+            && self.released.is_some()
+            && self.holding.is_none()
+            && let Some(grant) = &mut self.grant
+        {
+            grant.used_at_least(self.prompt, Instant::now());
+        }
         let aborted = match self.outcome {
             Outcome::ClientLeft if self.tries > 0 => Some(Aborter::Client),
             Outcome::Failed if self.reason == Some(Cause::Aborted.name()) => Some(Aborter::Replica),

@@ -42,6 +42,10 @@ pub(crate) enum Refusal {
     BodyTooLarge(u64),
     #[error("The request body did not arrive within {0:?}.")]
     BodyTooSlow(Duration),
+    #[error("The gateway has as many bytes of requests in memory as it may. Try again in 1 s.")]
+    BodiesFull,
+    #[error("The name in the field `model` is longer than {0} bytes.")]
+    LongModel(usize),
     #[error("The model `{model}` does not exist. Known models: {known}.")]
     UnknownModel { model: String, known: String },
     #[error("The field `model` is missing. Known models: {known}.")]
@@ -105,6 +109,7 @@ impl Refusal {
                 (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeError", None)
             }
             Self::BodyTooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "RequestTimeoutError", None),
+            Self::LongModel(_) => (StatusCode::BAD_REQUEST, "BadRequestError", Some("model")),
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "NotFoundError", Some("model")),
             Self::NoModel { .. } => (StatusCode::BAD_REQUEST, "BadRequestError", Some("model")),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "AuthenticationError", None),
@@ -117,6 +122,7 @@ impl Refusal {
             | Self::InVain { .. }
             | Self::ShuttingDown
             | Self::PoolRemoved
+            | Self::BodiesFull
             | Self::Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
             }
@@ -148,9 +154,10 @@ impl Refusal {
             Self::WrongMethod { .. } => "wrong_method",
             Self::UpgradeRequired => "upgrade_required",
             Self::TooManyHeaders(_) => "too_many_headers",
-            Self::BadBody(_) | Self::BadRequest(_) => "bad_request",
+            Self::BadBody(_) | Self::BadRequest(_) | Self::LongModel(_) => "bad_request",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::BodyTooSlow(_) => "body_too_slow",
+            Self::BodiesFull => "bodies_full",
             Self::UnknownModel { .. } => "unknown_model",
             Self::NoModel { .. } => "no_model",
             Self::NoKey => "no_key",
@@ -229,6 +236,10 @@ impl Refusal {
             Self::WrongMethod { allowed, .. } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
+            Self::BodiesFull => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             // What is left of the body is not read, so the connection can't go on.
             Self::BodyTooLarge(_) | Self::BodyTooSlow(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -261,6 +272,8 @@ mod tests {
             (Refusal::BadBody("broken".into()), 400),
             (Refusal::BodyTooLarge(1), 413),
             (Refusal::BodyTooSlow(second), 408),
+            (Refusal::BodiesFull, 503),
+            (Refusal::LongModel(256), 400),
             (Refusal::UnknownModel { model: "x".into(), known: "`a`".into() }, 404),
             (Refusal::NoModel { known: "`a`".into() }, 400),
             (Refusal::NoKey, 401),

@@ -14,6 +14,7 @@ use forebay_signals::{PoolSignals, Token};
 use tokio::time::Instant;
 
 use crate::arrivals::Recording;
+use crate::bodies::Bodies;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::follow;
@@ -133,6 +134,7 @@ impl Gateway {
         let live = Live::begin(prepared, &drain, cluster);
         let pools = live.pools.all();
         let proxy = Proxy {
+            bodies: Bodies::default(),
             routes: ArcSwap::from_pointee(Routes::new(config, pools.to_vec())),
             tenants: Arc::clone(&live.tenants),
             limits: ArcSwap::from_pointee(config.gateway.limits.clone()),

@@ -1,7 +1,8 @@
 //! A tenant's limits as they stand: requests and tokens a minute, requests at once.
 //!
-//! A request is admitted once, by an estimate of its tokens, and is a [`Grant`] from then on, which
-//! corrects the estimate while the answer comes and at its end. What is refused costs nothing.
+//! A request is admitted once, before its body is read, and is a [`Grant`] from then on. When it is
+//! known, tokens are reserved by an estimate, which is corrected while the answer comes and at its
+//! end. What a limit refuses costs nothing.
 //!
 //! Pure: callers pass `now`. Who is which tenant is in `tenants.rs`.
 
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::bucket::{Bucket, Share, Standing};
+use crate::refusal::Refusal;
 use crate::tenant::metric::Metrics;
 
 pub(crate) mod metric;
@@ -64,6 +66,13 @@ pub(crate) struct Grant {
     /// Tokens taken so far.
     taken: f64,
     used: f64,
+}
+
+impl Limited {
+    pub(crate) fn refusal(self, tenant: &Arc<str>) -> Refusal {
+        let Self { limit, retry_after } = self;
+        Refusal::Limited { tenant: Arc::clone(tenant), limit, retry_after }
+    }
 }
 
 impl Limit {
@@ -136,10 +145,10 @@ impl Tenant {
         self.settings.load().priority_class
     }
 
-    /// Admits a request of about so many tokens, or says when to come again.
-    pub(crate) fn admit(self: &Arc<Self>, tokens: u64, now: Instant) -> Result<Grant, Limited> {
+    /// Admits a request, or says when to come again.
+    pub(crate) fn admit(self: &Arc<Self>, now: Instant) -> Result<Grant, Limited> {
         let mut books = self.books.lock();
-        let limited = books.limited(&self.settings.load(), tokens, now);
+        let limited = books.limited(&self.settings.load(), now);
         if let Some(limited) = limited {
             self.metrics.limited(limited.limit);
             return Err(limited);
@@ -149,8 +158,7 @@ impl Tenant {
         if let Some(bucket) = &mut books.requests {
             bucket.take(1);
         }
-        let taken = books.tokens.as_mut().map_or(0.0, |bucket| bucket.take(tokens));
-        Ok(Grant { tenant: Arc::clone(self), taken, used: 0.0 })
+        Ok(Grant { tenant: Arc::clone(self), taken: 0.0, used: 0.0 })
     }
 
     pub(crate) fn budget(&self, now: Instant) -> Budget {
@@ -162,8 +170,8 @@ impl Tenant {
 }
 
 impl Books {
-    /// The limit that is over for longest, if any is.
-    fn limited(&mut self, settings: &Settings, tokens: u64, now: Instant) -> Option<Limited> {
+    /// The limit that is over for longest, if any is. Tokens are, where some are owed.
+    fn limited(&mut self, settings: &Settings, now: Instant) -> Option<Limited> {
         if self.most.is_some_and(|most| self.concurrent >= most) {
             let limit = Limit::Concurrent(settings.max_concurrent.unwrap_or_default());
             return Some(Limited { limit, retry_after: Duration::from_secs(1) });
@@ -174,7 +182,7 @@ impl Books {
             Limited { limit: Limit::Requests(limit.into()), retry_after }
         });
         let tokens = settings.tokens_per_minute.zip(self.tokens.as_mut()).map(|(limit, bucket)| {
-            Limited { limit: Limit::Tokens(limit), retry_after: bucket.wait(tokens, now) }
+            Limited { limit: Limit::Tokens(limit), retry_after: bucket.wait(0, now) }
         });
         let over = requests.into_iter().chain(tokens).filter(|it| !it.retry_after.is_zero());
         over.max_by_key(|it| it.retry_after)
@@ -182,6 +190,31 @@ impl Books {
 }
 
 impl Grant {
+    /// Takes so many tokens, or says when to come again. The request is not counted then.
+    pub(crate) fn reserve(&mut self, tokens: u64, now: Instant) -> Result<(), Limited> {
+        let mut books = self.tenant.books.lock();
+        let Some(bucket) = &mut books.tokens else { return Ok(()) };
+        let retry_after = bucket.wait(tokens, now);
+        if retry_after.is_zero() {
+            self.taken += bucket.take(tokens);
+            return Ok(());
+        }
+        if let Some(bucket) = &mut books.requests {
+            bucket.correct(-1.0, now);
+        }
+        let limit = self.tenant.settings.load().tokens_per_minute.unwrap_or_default();
+        let limit = Limit::Tokens(limit);
+        self.tenant.metrics.limited(limit);
+        Err(Limited { limit, retry_after })
+    }
+
+    /// Whatever is told of it, no fewer tokens than these were used.
+    pub(crate) fn used_at_least(&mut self, tokens: u64, now: Instant) {
+        if self.used < tokens as f64 {
+            self.used(tokens, now);
+        }
+    }
+
     /// So many tokens were used so far, prompt and answer. What is beyond the estimate is taken now.
     pub(crate) fn used(&mut self, tokens: u64, now: Instant) {
         self.used = tokens as f64;

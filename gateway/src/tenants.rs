@@ -264,7 +264,7 @@ mod tests {
             tenants.of(&headers).expect("known")
         };
         let (before, now) = (of("sk-a"), Instant::now());
-        let grant = before.admit(5, now).expect("no limit");
+        let grant = before.admit(now).expect("no limit");
         let mut settings = Settings::named("a");
         settings.max_concurrent = Some(1);
         let gateway = Gateway {
@@ -278,8 +278,8 @@ mod tests {
         tenants.apply(Prepared { gateway, keys }, now);
         let after = of("sk-new");
         assert!(Arc::ptr_eq(&before, &after));
-        assert!(after.admit(5, now).is_err(), "what was admitted before counts");
+        assert!(after.admit(now).is_err(), "what was admitted before counts");
         drop(grant);
-        assert!(after.admit(5, now).is_ok());
+        assert!(after.admit(now).is_ok());
     }
 }

@@ -12,6 +12,12 @@ fn tenant(requests: Option<u32>, tokens: Option<u64>, concurrent: Option<u32>) -
     Tenant::new(settings, 1, Instant::now())
 }
 
+fn admit(tenant: &Arc<Tenant>, tokens: u64, now: Instant) -> Result<Grant, Limited> {
+    let mut grant = tenant.admit(now)?;
+    grant.reserve(tokens, now)?;
+    Ok(grant)
+}
+
 fn remaining(tenant: &Tenant, now: Instant) -> (Option<u64>, Option<u64>) {
     let budget = tenant.budget(now);
     (budget.requests.map(|it| it.remaining), budget.tokens.map(|it| it.remaining))
@@ -20,9 +26,9 @@ fn remaining(tenant: &Tenant, now: Instant) -> (Option<u64>, Option<u64>) {
 #[tokio::test(start_paused = true)]
 async fn an_estimate_is_taken_at_admission_and_corrected_at_the_end() {
     let (tenant, now) = (tenant(Some(10), Some(1000), None), Instant::now());
-    let mut grant = tenant.admit(600, now).expect("within both limits");
+    let mut grant = admit(&tenant, 600, now).expect("within both limits");
     assert_eq!(remaining(&tenant, now), (Some(9), Some(400)));
-    let over = tenant.admit(600, now).err().expect("over the tokens");
+    let over = admit(&tenant, 600, now).err().expect("over the tokens");
     assert_eq!(over, Limited { limit: Limit::Tokens(1000), retry_after: Duration::from_secs(12) });
     assert_eq!(remaining(&tenant, now), (Some(9), Some(400)), "what is refused costs nothing");
     grant.used(100, now);
@@ -34,33 +40,58 @@ async fn an_estimate_is_taken_at_admission_and_corrected_at_the_end() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_longer_than_estimated_is_charged_while_it_comes() {
     let (tenant, now) = (tenant(None, Some(1000), None), Instant::now());
-    let mut grant = tenant.admit(100, now).expect("within the limit");
+    let mut grant = admit(&tenant, 100, now).expect("within the limit");
     grant.used(300, now);
     assert_eq!(remaining(&tenant, now), (None, Some(700)));
     grant.used(1500, now);
     assert_eq!(remaining(&tenant, now), (None, Some(0)));
     drop(grant);
-    let over = tenant.admit(100, now).err().expect("it owes 500");
-    assert_eq!(over.retry_after, Duration::from_secs(36));
+    let over = admit(&tenant, 100, now).err().expect("it owes 500");
+    assert_eq!(over.retry_after, Duration::from_secs(30));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_never_reached_a_replica_gets_its_tokens_back() {
     let (tenant, now) = (tenant(Some(10), Some(1000), Some(1)), Instant::now());
-    let grant = tenant.admit(900, now).expect("within the limits");
-    let over = tenant.admit(1, now).err().expect("one at once");
+    let grant = admit(&tenant, 900, now).expect("within the limits");
+    let over = admit(&tenant, 1, now).err().expect("one at once");
     assert_eq!(over.limit, Limit::Concurrent(1));
     drop(grant);
     assert_eq!(remaining(&tenant, now), (Some(9), Some(1000)));
-    assert!(tenant.admit(1, now).is_ok(), "its place is free");
+    assert!(admit(&tenant, 1, now).is_ok(), "its place is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_before_the_first_token_has_used_the_prompt() {
+    let (tenant, now) = (tenant(None, Some(1000), None), Instant::now());
+    let mut grant = admit(&tenant, 900, now).expect("within the limit");
+    grant.used_at_least(600, now);
+    drop(grant);
+    assert_eq!(remaining(&tenant, now), (None, Some(400)));
+    let mut grant = admit(&tenant, 300, now).expect("within the limit");
+    grant.used(200, now);
+    grant.used_at_least(100, now);
+    drop(grant);
+    assert_eq!(remaining(&tenant, now), (None, Some(200)), "what is known counts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_counts_before_anything_is_known_of_it() {
+    let (tenant, now) = (tenant(Some(1), None, Some(1)), Instant::now());
+    let grant = tenant.admit(now).expect("within the limits");
+    let over = tenant.admit(now).err().expect("its body may be on its way");
+    assert_eq!(over.limit, Limit::Concurrent(1));
+    drop(grant);
+    let over = tenant.admit(now).err().expect("it was one");
+    assert_eq!(over.limit, Limit::Requests(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_limit_that_lasts_longest_is_the_one_that_is_told() {
     let (tenant, now) = (tenant(Some(1), Some(100), None), Instant::now());
-    let mut grant = tenant.admit(100, now).expect("within both");
-    grant.used(200, now);
-    let over = tenant.admit(50, now).err().expect("over both");
+    let mut grant = admit(&tenant, 100, now).expect("within both");
+    grant.used(250, now);
+    let over = admit(&tenant, 50, now).err().expect("over both");
     assert_eq!(over.limit, Limit::Tokens(100));
     assert_eq!(over.retry_after, Duration::from_secs(90));
     assert_eq!(over.limit.to_string(), "100 tokens per minute");
@@ -69,16 +100,16 @@ async fn the_limit_that_lasts_longest_is_the_one_that_is_told() {
 #[tokio::test(start_paused = true)]
 async fn limits_are_shared_by_the_gateways_and_change_without_losing_what_is_admitted() {
     let (tenant, now) = (tenant(Some(100), None, Some(4)), Instant::now());
-    let grants: Vec<_> = (0..4).map(|_| tenant.admit(1, now).expect("four at once")).collect();
+    let grants: Vec<_> = (0..4).map(|_| admit(&tenant, 1, now).expect("four at once")).collect();
     tenant.share(2, now);
     assert_eq!(remaining(&tenant, now), (Some(96), None), "48 here, and as many there");
     drop(grants);
-    let two: Vec<_> = (0..3).map(|_| tenant.admit(1, now).is_ok()).collect();
+    let two: Vec<_> = (0..3).map(|_| admit(&tenant, 1, now).is_ok()).collect();
     assert_eq!(two, [true, true, true], "each ended at once");
-    let held: Vec<_> = (0..2).map(|_| tenant.admit(1, now).expect("two at once")).collect();
-    assert!(tenant.admit(1, now).is_err(), "half of four");
+    let held: Vec<_> = (0..2).map(|_| admit(&tenant, 1, now).expect("two at once")).collect();
+    assert!(admit(&tenant, 1, now).is_err(), "half of four");
     tenant.configure(Settings::named("t"), 2, now);
-    assert!(tenant.admit(1, now).is_ok(), "no limits any more");
+    assert!(admit(&tenant, 1, now).is_ok(), "no limits any more");
     assert_eq!(tenant.budget(now), Budget::default());
     drop(held);
 }
@@ -125,7 +156,7 @@ proptest! {
             let (tenant, now) = (tenant(None, Some(1_000_000), None), Instant::now());
             let (mut grants, mut used) = (Vec::new(), 0);
             for (estimate, progress) in requests {
-                let mut grant = tenant.admit(estimate, now).expect("far from the limit");
+                let mut grant = admit(&tenant, estimate, now).expect("far from the limit");
                 let mut total = 0;
                 for more in progress {
                     total += more;

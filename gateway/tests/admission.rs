@@ -1,0 +1,122 @@
+//! What is asked of a request before it takes any memory, and what it costs its tenant.
+
+use forebay_config::{ByteSize, Config, Tenant};
+use support::{ANSWER, Answer, CHAT, Upstream, config, eventually, exchange, start, status};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+mod support;
+
+fn post(body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-type: \
+         application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
+fn header<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+    let head = message.split("\r\n\r\n").next()?;
+    let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+    lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+}
+
+/// Everybody is one tenant, with these limits.
+fn limited(config: &mut Config, limit: impl FnOnce(&mut Tenant)) {
+    let mut tenant = Tenant::named("anonymous");
+    limit(&mut tenant);
+    config.gateway.tenants = vec![tenant];
+}
+
+async fn open(address: std::net::SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(bytes).await.expect("open");
+    stream
+}
+
+#[tokio::test]
+async fn bodies_of_all_clients_together_are_bounded_until_they_are_dropped() {
+    let upstream = Upstream::start(Answer::Never).await;
+    let mut config = config(Some(upstream.address));
+    config.gateway.limits.body_size = ByteSize::kib(2);
+    config.gateway.limits.bodies_size = ByteSize::kib(2);
+    let gateway = start(&config);
+    let long = CHAT.replacen('{', &format!("{{{}", " ".repeat(1500)), 1);
+    let first = open(gateway.address(), post(&long).as_bytes()).await;
+    eventually("the replica has the first", || async { upstream.requests().len() == 1 }).await;
+
+    // Not a request at all, but that is seen only when there is room to read it.
+    let other = post(&"x".repeat(1500));
+    let answer = exchange(gateway.address(), &other).await;
+    assert_eq!(status(&answer), 503, "{answer}");
+    assert_eq!(header(&answer, "retry-after"), Some("1"), "{answer}");
+    assert!(answer.contains("ServiceUnavailableError"), "{answer}");
+    assert_eq!(status(&exchange(gateway.address(), post("x")).await), 400, "a short one fits");
+
+    drop(first);
+    eventually("the first is dropped with its client", || async {
+        status(&exchange(gateway.address(), &other).await) == 400
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_on_its_way_is_one_of_its_tenants_requests() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    limited(&mut config, |tenant| tenant.max_concurrent = Some(1));
+    let gateway = start(&config);
+    let request = post(CHAT);
+    let slow = open(gateway.address(), &request.as_bytes()[..request.len() - 5]).await;
+    eventually("the first is counted while it is read", || async {
+        status(&exchange(gateway.address(), &request).await) == 429
+    })
+    .await;
+    drop(slow);
+    eventually("its place is free", || async {
+        status(&exchange(gateway.address(), &request).await) == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_first_token_pays_for_its_prompt() {
+    let upstream = Upstream::start(Answer::Never).await;
+    let mut config = config(Some(upstream.address));
+    limited(&mut config, |tenant| tenant.tokens_per_minute = Some(100_000));
+    let gateway = start(&config);
+    let remaining = |answer: &str| -> u64 {
+        header(answer, "x-ratelimit-remaining-tokens").and_then(|it| it.parse().ok()).expect("told")
+    };
+    let text = "word ".repeat(64_000);
+    let body = format!(
+        r#"{{"model":"m","max_tokens":10000,"messages":[{{"role":"user","content":"{text}"}}]}}"#
+    );
+    let client = open(gateway.address(), post(&body).as_bytes()).await;
+    eventually("the replica has it", || async { upstream.requests().len() == 1 }).await;
+    drop(client);
+    eventually("it is gone there", || async { *upstream.seen.left.lock() == 1 }).await;
+    // What it reserved for the answer comes back, about 80000 for the prompt do not.
+    eventually("the answer's tokens are back", || async {
+        remaining(&exchange(gateway.address(), post("x")).await) > 15_000
+    })
+    .await;
+    let left = remaining(&exchange(gateway.address(), post("x")).await);
+    assert!(left < 60_000, "{left}");
+}
+
+#[tokio::test]
+async fn a_name_beyond_all_measure_is_refused_and_every_name_counts_as_a_request() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    limited(&mut config, |tenant| tenant.requests_per_minute = Some(3));
+    let gateway = start(&config);
+    let of = |model: &str| post(&format!(r#"{{"model":"{model}","messages":[]}}"#));
+    let answer = exchange(gateway.address(), of(&"m".repeat(257))).await;
+    assert_eq!(status(&answer), 400, "{answer}");
+    assert!(answer.contains("longer than 256 bytes") && !answer.contains("mmm"), "{answer}");
+    let answer = exchange(gateway.address(), of(&"m".repeat(256))).await;
+    assert_eq!(status(&answer), 404, "{answer}");
+    assert_eq!(status(&exchange(gateway.address(), of("guess")).await), 404);
+    assert_eq!(status(&exchange(gateway.address(), of("guess")).await), 429);
+}
