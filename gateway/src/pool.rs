@@ -285,7 +285,9 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let mut books = self.pool.books.lock();
         books.queue.remove(self.place);
-        self.pool.tell_of_depth(&mut books);
+        let held = self.pool.tell_of_depth(&mut books);
+        drop(books);
+        self.pool.log_held(held);
     }
 }
 
@@ -332,7 +334,7 @@ impl Pool {
     /// Waits for an endpoint with room. Dropping the future leaves the queue at once.
     pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
         let started = Instant::now();
-        let (mut held, cold) = {
+        let (mut held, cold, first_held) = {
             let mut books = self.books.lock();
             if books.closed {
                 return Err(Refusal::PoolRemoved);
@@ -369,10 +371,11 @@ impl Pool {
                 let why = books.why_waiting();
                 return Err(Refusal::QueueFull { held: full.requests, retry_after, why });
             }
-            self.tell_of_depth(&mut books);
+            let first_held = self.tell_of_depth(&mut books);
             // What began while nothing was ready ends with the first that is.
-            (Held { pool: self, place, slot }, books.none_ready.is_some())
+            (Held { pool: self, place, slot }, books.none_ready.is_some(), first_held)
         };
+        self.log_held(first_held);
         // An endpoint may have become free between a failed try and this one.
         self.release();
         let longest = ticket.longest_hold(self.settings().hold.timeout);
@@ -388,8 +391,9 @@ impl Pool {
                 }
                 books.burst.0 += 1;
                 books.burst.1 = books.burst.1.max(ticket.held);
-                if books.queue.depth() == 0 {
-                    let (released, longest) = std::mem::take(&mut books.burst);
+                let burst = (books.queue.depth() == 0).then(|| std::mem::take(&mut books.burst));
+                drop(books);
+                if let Some((released, longest)) = burst {
                     let noun = if released == 1 { "request" } else { "requests" };
                     let seconds = longest.as_secs_f64();
                     tracing::info!(
@@ -449,7 +453,7 @@ impl Pool {
     /// nobody who does not.
     fn release(self: &Arc<Self>) {
         // What nobody took is given back after the lock is gone: a slot's drop takes it again.
-        let mut untaken = Vec::new();
+        let (mut untaken, mut released) = (Vec::new(), Vec::new());
         let mut books = self.books.lock();
         while books.queue.depth() > 0 {
             let Some(choice) = Choice::among(&books, &self.served) else { break };
@@ -470,34 +474,35 @@ impl Pool {
             let (Some(address), Some((place, request, waiter))) = (chosen, popped) else { break };
             let Some(mut slot) = self.occupy(&mut books, address, request.tokens) else { break };
             slot.turn = Some((place, request.answer));
-            tracing::debug!(pool = %self.name, seq = place.seq, tenant = %request.tenant, "released");
+            released.push((place.seq, request.tenant));
             if let Err(slot) = waiter.slot.send(slot) {
                 untaken.push(slot);
             }
         }
-        self.tell_of_depth(&mut books);
+        let held = self.tell_of_depth(&mut books);
         drop(books);
+        self.log_held(held);
+        for (seq, tenant) in released {
+            tracing::debug!(pool = %self.name, seq, %tenant, "released");
+        }
         drop(untaken);
     }
 
     fn give_back(self: &Arc<Self>, address: SocketAddr, tokens: u64, end: End) {
+        let (mut known, mut out) = (false, false);
         {
             let now = Instant::now();
             let mut books = self.books.lock();
             books.in_flight_tokens = books.in_flight_tokens.saturating_sub(tokens);
             let last = books.is_last(address);
             if let Some(endpoint) = books.endpoints.get_mut(&address) {
+                known = true;
                 endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
                 let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
-                match end {
+                match &end {
                     End::Complete => endpoint.completed(now),
                     End::Failed(failure) => {
-                        self.metrics.failed(failure.cause);
-                        let (kind, reason) = (failure.cause.name(), &failure.message);
-                        tracing::warn!(kind, "{}: {address} failed a request: {reason}", self.name);
-                        if endpoint.failed(&failure, last, now) {
-                            tracing::warn!("{}: {address} is out: {reason}", self.name);
-                        }
+                        out = endpoint.failed(failure, last, now);
                         self.news.notify_one();
                     }
                     End::Dropped => {}
@@ -511,23 +516,39 @@ impl Pool {
             }
             books.note_readiness(now);
         }
+        if let (End::Failed(failure), true) = (&end, known) {
+            self.metrics.failed(failure.cause);
+            let (kind, reason) = (failure.cause.name(), &failure.message);
+            tracing::warn!(kind, "{}: {address} failed a request: {reason}", self.name);
+            if out {
+                tracing::warn!("{}: {address} is out: {reason}", self.name);
+            }
+        }
         self.release();
     }
 
-    /// Leaving zero, reaching it and doubling are news for the scaler.
-    fn tell_of_depth(&self, books: &mut MutexGuard<'_, Books>) {
+    /// Leaving zero, reaching it and doubling are news for the scaler. Why the first is held is for
+    /// the log, which is written when the lock is gone.
+    #[must_use]
+    fn tell_of_depth(&self, books: &mut MutexGuard<'_, Books>) -> Option<&'static str> {
         let depth = books.queue.depth();
         let told = books.told_depth;
-        if told == 0 && depth > 0 {
+        let why = (told == 0 && depth > 0).then(|| {
             let ready = books.endpoints.values().filter(|e| e.health() == Health::Ready).count();
-            let state = if ready == 0 { "no replica is ready" } else { "every replica is full" };
-            tracing::info!("{}: request held, {state}", self.name);
-        }
+            if ready == 0 { "no replica is ready" } else { "every replica is full" }
+        });
         if (depth == 0) != (told == 0) || depth >= told.saturating_mul(2).max(1) {
             books.told_depth = depth;
             self.news.notify_one();
         } else if depth < told / 2 {
             books.told_depth = depth;
+        }
+        why
+    }
+
+    fn log_held(&self, why: Option<&'static str>) {
+        if let Some(why) = why {
+            tracing::info!("{}: request held, {why}", self.name);
         }
     }
 
@@ -636,6 +657,7 @@ impl Pool {
         ticket.tries += u32::from(failure.cause.is_try());
         ticket.errors += u32::from(failure.cause == Cause::Server);
         if ticket.deaths >= MOST_DEATHS {
+            drop(books);
             tracing::error!(
                 endpoint = %address,
                 "{}: two replicas died with the same request in flight; it is given to no third",
@@ -670,17 +692,21 @@ impl Pool {
     /// Once a second. A barrier that nobody renewed has run out: the scaler is gone, and what it
     /// wanted drained serves on, if its probe answers.
     pub(crate) fn tick(self: &Arc<Self>) {
-        {
+        let ran_out = {
             let mut books = self.books.lock();
             books.turned_away = 0;
-            if books.barrier.is_some() && !books.barrier_is_up() {
-                tracing::warn!("{}: the scaler is silent; serving with what answers", self.name);
+            let ran_out = books.barrier.is_some() && !books.barrier_is_up();
+            if ran_out {
                 books.barrier = None;
                 for endpoint in books.endpoints.values_mut() {
                     endpoint.drain(false);
                 }
                 books.note_readiness(Instant::now());
             }
+            ran_out
+        };
+        if ran_out {
+            tracing::warn!("{}: the scaler is silent; serving with what answers", self.name);
         }
         self.release();
     }

@@ -366,3 +366,78 @@ async fn an_adapter_that_one_replica_has_is_asked_of_that_one_alone() {
     let slot = pool.hold(&mut of("unheard-of")).await.expect("any, where none has told");
     drop(slot);
 }
+
+/// Sees for each log line whether the pool's lock is held.
+struct Watch {
+    pool: Arc<Pool>,
+    lines: Arc<Mutex<Vec<(String, bool)>>>,
+}
+
+impl tracing::Subscriber for Watch {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.lines.lock().push((text.0, self.pool.books.is_locked()));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_logged_while_all_others_wait() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let watch = Watch { pool: Arc::clone(&pool), lines: Arc::clone(&lines) };
+    let _watched = tracing::subscriber::set_default(watch);
+    let (mut first, mut second) = (ticket(60), ticket(60));
+    let mut held = Box::pin(pool.hold(&mut first));
+    assert!(held.as_mut().now_or_never().is_none());
+    ready(&pool, 1);
+    let slot = held.as_mut().now_or_never().expect("ready").expect("released");
+    let mut left = Box::pin(pool.hold(&mut second));
+    assert!(left.as_mut().now_or_never().is_none());
+    drop(left);
+    slot.ended(End::Failed(failure(Cause::EngineDead)));
+    drop(held);
+    for _ in 0..2 {
+        let _ = pool.try_again(&mut first, address(1), &failure(Cause::EngineDead));
+    }
+    pool.set_barrier(Some((1, Duration::ZERO)));
+    pool.tick();
+    let lines = std::mem::take(&mut *lines.lock());
+    for word in [
+        "request held",
+        "released after",
+        "released",
+        "failed a request",
+        "is out",
+        "two replicas died",
+        "the scaler is silent",
+    ] {
+        assert!(lines.iter().any(|(line, _)| line.contains(word)), "{word}: {lines:?}");
+    }
+    let locked: Vec<_> = lines.iter().filter(|(_, locked)| *locked).collect();
+    assert!(locked.is_empty(), "{locked:?}");
+}
