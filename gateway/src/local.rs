@@ -2,57 +2,35 @@
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, header};
+use http::{HeaderValue, Response, header};
 use serde_json::Value;
 
-use crate::api::Api;
 use crate::body::Body;
 use crate::models;
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
 
-/// The answer, or why there is none; `None` for a request to an inference API.
+/// The answer, or why there is none; `None` for a request to an inference API. Path and method are
+/// such as clients may use.
 pub(crate) fn answer(proxy: &Proxy, parts: &Parts) -> Option<Result<Response<Body>, Refusal>> {
-    let path = parts.uri.path();
-    let get = || -> Result<(), Refusal> {
-        if matches!(parts.method, Method::GET | Method::HEAD) {
-            return Ok(());
-        }
-        Err(wrong_method(parts, "GET"))
-    };
-    Some(match path {
-        "/health" | "/ping" => get().map(|()| Response::new(Body::full(Bytes::new()))),
-        "/version" => {
-            get().map(|()| json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")})))
-        }
-        "/v1/models" => get().and_then(|()| {
-            let tenant = proxy.tenants.of(&parts.headers)?;
-            Ok(json(&models::list(&proxy.routes.load(), &tenant)))
-        }),
-        _ => {
-            if let Some(name) = path.strip_prefix("/v1/models/") {
-                get().and_then(|()| {
-                    let tenant = proxy.tenants.of(&parts.headers)?;
-                    let model = models::one(&proxy.routes.load(), &tenant, name);
-                    model.map(|model| json(&model)).ok_or_else(|| Refusal::UnknownModel {
-                        model: name.to_owned(),
-                        known: "see /v1/models".to_owned(),
-                    })
-                })
-            } else if Api::of(path).is_none() {
-                Err(Refusal::UnknownPath(path.to_owned()))
-            } else if parts.method != Method::POST {
-                Err(wrong_method(parts, "POST"))
-            } else {
-                return None;
-            }
-        }
+    Some(match parts.uri.path() {
+        "/health" | "/ping" => Ok(Response::new(Body::full(Bytes::new()))),
+        "/version" => Ok(json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))),
+        "/v1/models" => proxy
+            .tenants
+            .of(&parts.headers)
+            .map(|tenant| json(&models::list(&proxy.routes.load(), &tenant))),
+        path => one_model(proxy, parts, path.strip_prefix("/v1/models/")?),
     })
 }
 
-fn wrong_method(parts: &Parts, allowed: &'static str) -> Refusal {
-    let (path, method) = (parts.uri.path().to_owned(), parts.method.to_string());
-    Refusal::WrongMethod { path, method, allowed }
+fn one_model(proxy: &Proxy, parts: &Parts, name: &str) -> Result<Response<Body>, Refusal> {
+    let tenant = proxy.tenants.of(&parts.headers)?;
+    let model = models::one(&proxy.routes.load(), &tenant, name);
+    model.map(|model| json(&model)).ok_or_else(|| Refusal::UnknownModel {
+        model: name.to_owned(),
+        known: "see /v1/models".to_owned(),
+    })
 }
 
 fn json(value: &Value) -> Response<Body> {
