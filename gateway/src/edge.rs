@@ -104,7 +104,7 @@ impl Edge {
         loop {
             ticks.tick().await;
             if let Some(tls) = self.tls.load_full() {
-                tls.poll();
+                let _ = tokio::task::spawn_blocking(move || tls.poll()).await;
             }
         }
     }

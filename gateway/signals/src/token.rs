@@ -5,15 +5,19 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq;
 
-/// A token that is read anew whenever it is needed: by those who send it with each connection, by
-/// the port with each request. When its file can't be read, it stays what it was.
+/// How old what was read may be.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A token whose file is read anew when it is needed, at most once a second. When that can't be
+/// read, it stays what it was.
 #[derive(Clone)]
 pub struct Token {
     file: Option<PathBuf>,
-    last: Arc<RwLock<Arc<str>>>,
+    last: Arc<RwLock<(Arc<str>, Instant)>>,
 }
 
 impl Token {
@@ -22,18 +26,29 @@ impl Token {
     /// # Errors
     /// It can't be read, or is empty.
     pub fn read(file: &Path) -> io::Result<Self> {
-        let last = Arc::new(RwLock::new(text(file)?));
+        let last = Arc::new(RwLock::new((text(file)?, Instant::now())));
         Ok(Self { file: Some(file.to_owned()), last })
     }
 
     /// The token as it is now.
     #[must_use]
     pub fn current(&self) -> Arc<str> {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> Arc<str> {
+        let fresh = |read: Instant| now.saturating_duration_since(read) < FRESH;
+        let (last, read) = self.last.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(file) = self.file.as_deref().filter(|_| !fresh(read)) else { return last };
         let mut last = self.last.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Ok(new)) = self.file.as_deref().map(text) {
-            *last = new;
+        // Somebody else may have been first.
+        if !fresh(last.1) {
+            last.1 = now;
+            if let Ok(new) = text(file) {
+                last.0 = new;
+            }
         }
-        Arc::clone(&last)
+        Arc::clone(&last.0)
     }
 
     /// Whether `sent` is the token; how long that takes tells nothing about where they differ.
@@ -62,7 +77,7 @@ impl fmt::Debug for Token {
 /// One that does not change.
 impl From<&str> for Token {
     fn from(text: &str) -> Self {
-        Self { file: None, last: Arc::new(RwLock::new(text.into())) }
+        Self { file: None, last: Arc::new(RwLock::new((text.into(), Instant::now()))) }
     }
 }
 
@@ -79,12 +94,20 @@ mod tests {
         fs::write(&file, "one\n").unwrap();
         let token = Token::read(&file).unwrap();
         assert!(token.is("one") && !token.is("two") && !token.is("on") && !token.is(""));
+        let mut now = Instant::now();
+        let mut later = || {
+            now += FRESH;
+            token.at(now)
+        };
         fs::write(&file, "two").unwrap();
-        assert!(token.is("two") && !token.is("one"));
+        assert_eq!(&*later(), "two");
+        fs::write(&file, "three").unwrap();
+        assert!(token.is("two"), "read a moment ago");
+        assert_eq!(&*later(), "three");
         fs::write(&file, "").unwrap();
-        assert!(token.is("two") && !token.is(""), "half written");
+        assert_eq!(&*later(), "three", "half written");
         fs::remove_file(&file).unwrap();
-        assert!(token.is("two"));
-        assert!(!format!("{token:?}").contains("two"));
+        assert_eq!(&*later(), "three");
+        assert!(!format!("{token:?}").contains("three"));
     }
 }
