@@ -32,6 +32,8 @@ pub(crate) struct Directory {
 #[derive(Default)]
 struct Inner {
     tasks: JoinSet<()>,
+    /// Those that are configured. Who found an endpoint may still know a pool that no longer is.
+    pools: BTreeMap<Arc<str>, Arc<Pool>>,
     known: BTreeMap<(Arc<str>, SocketAddr), Known>,
 }
 
@@ -40,9 +42,41 @@ struct Known {
     probe: AbortHandle,
 }
 
+impl Inner {
+    fn is_open(&self, pool: &Arc<Pool>) -> bool {
+        self.pools.get(&pool.name).is_some_and(|open| Arc::ptr_eq(open, pool))
+    }
+}
+
 impl Directory {
+    /// Takes endpoints of `pool` from now on.
+    pub(crate) fn open(&self, pool: &Arc<Pool>) {
+        self.inner.lock().pools.insert(Arc::clone(&pool.name), Arc::clone(pool));
+    }
+
+    /// Takes away all endpoints of `pool`, and takes no more.
+    pub(crate) fn close(&self, pool: &Arc<Pool>) {
+        let mut inner = self.inner.lock();
+        if !inner.is_open(pool) {
+            return;
+        }
+        inner.pools.remove(&pool.name);
+        inner.known.retain(|(name, address), known| {
+            let stays = *name != pool.name;
+            if !stays {
+                known.probe.abort();
+                pool.remove_endpoint(*address);
+            }
+            stays
+        });
+    }
+
+    /// Nothing, where `pool` is not open.
     pub(crate) fn add(&self, pool: &Arc<Pool>, source: Source, address: SocketAddr) {
         let mut inner = self.inner.lock();
+        if !inner.is_open(pool) {
+            return;
+        }
         let key = (Arc::clone(&pool.name), address);
         if let Some(known) = inner.known.get_mut(&key) {
             known.sources.insert(source);
@@ -56,6 +90,9 @@ impl Directory {
 
     pub(crate) fn remove(&self, pool: &Arc<Pool>, source: Source, address: SocketAddr) {
         let mut inner = self.inner.lock();
+        if !inner.is_open(pool) {
+            return;
+        }
         let key = (Arc::clone(&pool.name), address);
         let Some(known) = inner.known.get_mut(&key) else { return };
         known.sources.remove(&source);
@@ -63,18 +100,6 @@ impl Directory {
             known.probe.abort();
             inner.known.remove(&key);
             pool.remove_endpoint(address);
-        }
-    }
-
-    /// Takes away all that `source` knows of a pool.
-    pub(crate) fn remove_all(&self, pool: &Arc<Pool>, source: Source) {
-        let known: Vec<_> = {
-            let inner = self.inner.lock();
-            let own = inner.known.keys().filter(|(name, _)| *name == pool.name);
-            own.map(|(_, address)| *address).collect()
-        };
-        for address in known {
-            self.remove(pool, source, address);
         }
     }
 }

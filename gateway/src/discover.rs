@@ -7,16 +7,25 @@ use std::sync::Arc;
 use forebay_discovery::{Change, Changes, Member};
 use forebay_signals::Waiting;
 use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, Source};
 use crate::pool::Pool;
 
-/// Follows one pool's discovery for as long as the gateway runs.
-pub(crate) async fn discover(pool: Arc<Pool>, mut changes: Changes, directory: Arc<Directory>) {
+/// Follows one pool's discovery until `stop`, which takes away all that it found.
+pub(crate) async fn discover(
+    pool: Arc<Pool>,
+    mut changes: Changes,
+    directory: Arc<Directory>,
+    stop: CancellationToken,
+) {
     let mut found = Found { pool, directory, addresses: BTreeMap::new(), holders: BTreeMap::new() };
-    while let Some(change) = changes.next().await {
+    while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         found.take(change);
     }
+    // What was found stays where only the news of it ended.
+    stop.cancelled().await;
+    found.take(Change::All(Vec::new()));
 }
 
 struct Found {

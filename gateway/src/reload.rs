@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -11,6 +12,7 @@ use forebay_config::{Config, Discovery};
 use forebay_discovery::Cluster;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -53,8 +55,16 @@ pub(crate) struct Live {
 struct Now {
     config: Config,
     endpoints: BTreeMap<String, BTreeSet<SocketAddr>>,
-    /// How each pool that has one discovers, and what ends it.
-    discoveries: BTreeMap<String, (Discovery, CancellationToken)>,
+    /// Of each pool that has one.
+    discoveries: BTreeMap<String, Running>,
+}
+
+/// A pool's discovery.
+struct Running {
+    as_configured: Discovery,
+    stop: CancellationToken,
+    /// Once it does nothing any more.
+    ended: CancellationToken,
 }
 
 /// All of a configuration that had to be read, resolved or made.
@@ -118,14 +128,24 @@ impl Live {
     }
 
     /// Takes a configuration over; what can't be changed while the gateway runs is told.
-    pub(crate) fn reload(&self, edge: &Edge, config: &Config) -> Result<Vec<String>, StartError> {
-        let prepared = Prepared::new(config)?;
+    pub(crate) async fn reload(
+        &self,
+        edge: &Edge,
+        config: &Config,
+    ) -> Result<Vec<String>, StartError> {
         let before = self.now.lock().config.gateway.clone();
-        let tls = match &config.gateway.tls {
-            same if *same == before.tls => None,
-            None => Some(None),
-            Some(tls) => Some(Some(Tls::load(tls)?)),
-        };
+        let (new, served) = (config.clone(), before.tls.clone());
+        // It reads files, and asks for addresses by name.
+        let prepare = spawn_blocking(move || {
+            let tls = match &new.gateway.tls {
+                same if *same == served => None,
+                None => Some(None),
+                Some(tls) => Some(Some(Tls::load(tls)?)),
+            };
+            Ok::<_, StartError>((Prepared::new(&new)?, tls))
+        });
+        let (prepared, tls) =
+            prepare.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
         let Prepared { config, endpoints, keys, tenants } = prepared;
         let unchangeable = [
             ("gateway.listen", before.listen != config.gateway.listen),
@@ -168,7 +188,11 @@ impl Live {
                     }
                     pool
                 }
-                None => Pool::new(settings.clone(), Arc::clone(&self.news)),
+                None => {
+                    let pool = Pool::new(settings.clone(), Arc::clone(&self.news));
+                    self.directory.open(&pool);
+                    pool
+                }
             };
             pool.key.copy(keys.get(&settings.name));
             let before = now.endpoints.get(&settings.name).unwrap_or(&none);
@@ -186,12 +210,10 @@ impl Live {
         let all = self.pools.all();
         let gone: Vec<_> = all.iter().filter(|pool| !is_configured(&pool.name)).cloned().collect();
         for pool in &gone {
-            if let Some((_, stop)) = now.discoveries.remove(&*pool.name) {
-                stop.cancel();
+            if let Some(running) = now.discoveries.remove(&*pool.name) {
+                running.stop.cancel();
             }
-            for source in [Source::Fixed, Source::Found, Source::Scaler] {
-                self.directory.remove_all(pool, source);
-            }
+            self.directory.close(pool);
         }
         for pool in &pools {
             self.discover(pool, &mut now.discoveries);
@@ -204,31 +226,31 @@ impl Live {
     }
 
     /// Begins and ends a pool's discovery as it is configured.
-    fn discover(
-        &self,
-        pool: &Arc<Pool>,
-        running: &mut BTreeMap<String, (Discovery, CancellationToken)>,
-    ) {
+    fn discover(&self, pool: &Arc<Pool>, running: &mut BTreeMap<String, Running>) {
         let settings = pool.settings();
         let name = &*pool.name;
-        if running.get(name).map(|(discovery, _)| discovery) == settings.discovery.as_ref() {
+        if running.get(name).map(|it| &it.as_configured) == settings.discovery.as_ref() {
             return;
         }
-        if let Some((_, stop)) = running.remove(name) {
-            stop.cancel();
-            self.directory.remove_all(pool, Source::Found);
-        }
+        let before = running.remove(name).map(|running| {
+            running.stop.cancel();
+            running.ended
+        });
         let Some(discovery) = &settings.discovery else { return };
         let changes = forebay_discovery::discover(discovery, self.cluster.as_ref());
-        let finding = discover(Arc::clone(pool), changes, Arc::clone(&self.directory));
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let directory = Arc::clone(&self.directory);
+        let finding = discover(Arc::clone(pool), changes, directory, stop.clone());
+        let ends = ended.clone().drop_guard();
         self.drain.spawn(async move {
-            tokio::select! {
-                () = finding => {}
-                () = stopped.cancelled() => {}
+            let _ends = ends;
+            // Or the one before could take away what this one finds.
+            if let Some(before) = before {
+                before.cancelled().await;
             }
+            finding.await;
         });
-        running.insert(name.to_owned(), (discovery.clone(), stop));
+        let as_configured = discovery.clone();
+        running.insert(name.to_owned(), Running { as_configured, stop, ended });
     }
 }

@@ -171,8 +171,8 @@ impl Gateway {
     ///
     /// # Errors
     /// What can't be used, as at the start.
-    pub fn reload(&self, config: &Config) -> Result<Vec<String>, StartError> {
-        let kept = self.live.reload(&self.edge, config)?;
+    pub async fn reload(&self, config: &Config) -> Result<Vec<String>, StartError> {
+        let kept = self.live.reload(&self.edge, config).await?;
         if let Some(recording) = &self.recording {
             recording.of(&self.live.pools.all());
         }

@@ -2,14 +2,14 @@
 //! both change while requests come.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use forebay_config::{ANONYMOUS, Gateway, Tenant as Settings};
 use http::HeaderMap;
+use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::keys::{Keys, KeysError, Source, shown};
@@ -24,7 +24,9 @@ pub(crate) struct Tenants {
     known: ArcSwap<Known>,
     /// `None` where keys are not checked.
     keys: ArcSwapOption<Keys>,
-    gateways: AtomicU32,
+    /// How many gateways share the limits. Held by whoever changes anything, so that no change is
+    /// made by half of another.
+    gateways: Mutex<u32>,
 }
 
 struct Known {
@@ -58,7 +60,7 @@ impl Tenants {
         let tenants = Arc::new(Self {
             known: ArcSwap::from_pointee(nobody),
             keys: ArcSwapOption::empty(),
-            gateways: AtomicU32::new(1),
+            gateways: Mutex::new(1),
         });
         tenants.apply(prepared, now);
         tenants
@@ -67,7 +69,8 @@ impl Tenants {
     /// Takes a configuration over. A tenant that stays keeps its books.
     pub(crate) fn apply(&self, prepared: Prepared, now: Instant) {
         let Prepared { gateway, keys } = prepared;
-        let (before, gateways) = (self.known.load_full(), self.gateways.load(Ordering::Relaxed));
+        let shared = self.gateways.lock();
+        let (before, gateways) = (self.known.load_full(), *shared);
         let take = |settings: &Settings, before: Option<&Arc<Tenant>>| match before {
             Some(tenant) => {
                 tenant.configure(settings.clone(), gateways, now);
@@ -98,7 +101,8 @@ impl Tenants {
     /// How many gateways share the limits.
     pub(crate) fn set_gateways(&self, gateways: u32, now: Instant) {
         let gateways = gateways.max(1);
-        if self.gateways.swap(gateways, Ordering::Relaxed) == gateways {
+        let mut shared = self.gateways.lock();
+        if std::mem::replace(&mut *shared, gateways) == gateways {
             return;
         }
         tracing::info!("limits are shared by {gateways} gateways");
@@ -156,7 +160,7 @@ impl Tenants {
             match keys {
                 Ok(keys) => {
                     told.clear();
-                    self.replace(keys);
+                    self.replace(keys, &file);
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -169,13 +173,14 @@ impl Tenants {
         }
     }
 
-    fn replace(&self, keys: Keys) {
-        let before = self.keys.load();
-        // It may have been switched off meanwhile.
-        if let Some(before) = &*before
-            && **before != keys
+    /// Takes what was read of `file`, if that is still the one that is configured.
+    fn replace(&self, keys: Keys, file: &Path) {
+        let _changing = self.gateways.lock();
+        let (known, before) = (self.known.load(), self.keys.load());
+        if known.file.as_deref() == Some(file)
+            && before.as_deref().is_some_and(|before| *before != keys)
         {
-            tell_of(&keys, &self.known.load().by_name);
+            tell_of(&keys, &known.by_name);
             self.keys.store(Some(Arc::new(keys)));
         }
     }
@@ -281,5 +286,19 @@ mod tests {
         assert!(after.admit(now).is_err(), "what was admitted before counts");
         drop(grant);
         assert!(after.admit(now).is_ok());
+    }
+
+    #[tokio::test]
+    async fn keys_of_a_file_that_is_no_longer_configured_are_not_taken() {
+        let tenants = tenants(Some((&[("a", "sk-a")], true)), &["a"]);
+        let key = |key: &str| {
+            let sha256 = forebay_config::parse_hash(&hash_key(key)).expect("a hash");
+            let key = forebay_config::Key { tenant: "a".to_owned(), sha256, name: None };
+            Keys::new(vec![key]).expect("right")
+        };
+        tenants.replace(key("sk-old"), Path::new("before"));
+        assert_eq!(who(&tenants, &[("x-api-key", "sk-old")]), "wrong_key");
+        tenants.replace(key("sk-new"), Path::new("unread"));
+        assert_eq!(who(&tenants, &[("x-api-key", "sk-new")]), "a");
     }
 }

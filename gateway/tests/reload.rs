@@ -22,8 +22,8 @@ fn post(body: &str) -> String {
     )
 }
 
-fn reload(gateway: &Gateway, config: &Config) -> Vec<String> {
-    gateway.reload(config).unwrap_or_else(|error| panic!("{error}"))
+async fn reload(gateway: &Gateway, config: &Config) -> Vec<String> {
+    gateway.reload(config).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A request in its own task.
@@ -75,7 +75,7 @@ async fn no_request_fails_while_the_configuration_changes_again_and_again() {
             other.models = vec!["other".to_owned()];
             config.pools.push(other);
         }
-        reload(&gateway, &config);
+        reload(&gateway, &config).await;
         let more = || async { sent.load(SeqCst) > before + 20 };
         eventually("requests go on", more).await;
     }
@@ -94,10 +94,10 @@ async fn a_held_request_stays_held_and_is_released_to_a_new_endpoint() {
     let mut request = send(&gateway, CHAT);
     held(&gateway, 1).await;
     config.pools[0].hold.max_requests = 5;
-    assert!(reload(&gateway, &config).is_empty());
+    assert!(reload(&gateway, &config).await.is_empty());
     held(&gateway, 1).await;
     config.pools[0].endpoints = vec![upstream.address.to_string()];
-    reload(&gateway, &config);
+    reload(&gateway, &config).await;
     let answer = answer(&mut request).await;
     assert_eq!(status(&answer), 200, "{answer}");
 }
@@ -111,7 +111,7 @@ async fn more_room_releases_what_is_held_at_once() {
     let (_first, _second) = (send(&gateway, CHAT), send(&gateway, CHAT));
     held(&gateway, 1).await;
     config.pools[0].max_in_flight = 2;
-    reload(&gateway, &config);
+    reload(&gateway, &config).await;
     held(&gateway, 0).await;
     eventually("both are there", || async { upstream.requests().len() == 2 }).await;
 }
@@ -130,7 +130,7 @@ async fn a_removed_pool_refuses_what_it_holds_and_finishes_what_is_in_flight() {
     other.models = vec!["n".to_owned()];
     other.endpoints = config.pools[0].endpoints.clone();
     config.pools = vec![other];
-    reload(&gateway, &config);
+    reload(&gateway, &config).await;
     let refused = answer(&mut waiting).await;
     assert_eq!(status(&refused), 503, "{refused}");
     assert!(
@@ -168,7 +168,7 @@ async fn what_cannot_be_used_changes_nothing() {
     wrong.push((key, "pools: apiKeyFile of pool `p`: /nowhere/key"));
     for (mut config, told) in wrong {
         config.gateway.paths = vec!["/health".to_owned()];
-        let error = gateway.reload(&config).expect_err("wrong").to_string();
+        let error = gateway.reload(&config).await.expect_err("wrong").to_string();
         assert!(error.starts_with(told), "{error}");
         let answer = exchange(gateway.address(), post(CHAT)).await;
         assert_eq!(status(&answer), 200, "{answer}");
@@ -186,11 +186,11 @@ async fn the_client_side_follows_and_what_cannot_is_named() {
     assert_eq!(client.send_request(chat(CHAT)).await.expect("answered").status(), 200);
     config.gateway.limits.body_size = ByteSize::new(10);
     config.gateway.endpoint_header = true;
-    assert!(reload(&gateway, &config).is_empty());
+    assert!(reload(&gateway, &config).await.is_empty());
     assert_eq!(client.send_request(chat(CHAT)).await.expect("answered").status(), 413);
     config.gateway.paths = vec!["/health".to_owned()];
     config.gateway.listen.set_port(1);
     config.gateway.threads = Some(7);
-    assert_eq!(reload(&gateway, &config), ["gateway.listen", "gateway.threads"]);
+    assert_eq!(reload(&gateway, &config).await, ["gateway.listen", "gateway.threads"]);
     assert_eq!(client.send_request(chat(CHAT)).await.expect("answered").status(), 404);
 }

@@ -2,9 +2,14 @@ use super::*;
 use forebay_signals::{Health, PodPhase};
 use tokio::sync::Notify;
 
+fn pool() -> Arc<Pool> {
+    Pool::new(forebay_config::Pool::named("p"), Arc::new(Notify::new()))
+}
+
 fn found() -> Found {
-    let pool = Pool::new(forebay_config::Pool::named("p"), Arc::new(Notify::new()));
-    Found { pool, directory: Arc::default(), addresses: BTreeMap::new(), holders: BTreeMap::new() }
+    let (pool, directory) = (pool(), Arc::<Directory>::default());
+    directory.open(&pool);
+    Found { pool, directory, addresses: BTreeMap::new(), holders: BTreeMap::new() }
 }
 
 fn pod(ip: Option<u8>, phase: PodPhase, reason: &str) -> Member {
@@ -83,4 +88,45 @@ async fn one_that_kubernetes_took_out_or_deleted_gets_nothing_new() {
     assert_eq!(health(&found).0, Health::Draining);
     put(&mut found, "a", pod(Some(1), PodPhase::Starting, ""));
     assert_eq!(health(&found).0, Health::Starting);
+}
+
+#[tokio::test]
+async fn who_still_knows_a_pool_that_is_gone_neither_adds_to_its_namesake_nor_takes_from_it() {
+    let mut found = found();
+    put(&mut found, "a", pod(Some(1), PodPhase::Starting, ""));
+    found.directory.close(&found.pool);
+    assert!(found.pool.signals().endpoints.is_empty());
+    put(&mut found, "b", pod(Some(2), PodPhase::Starting, ""));
+    assert!(found.pool.signals().endpoints.is_empty(), "it came too late");
+
+    let namesake = pool();
+    found.directory.open(&namesake);
+    put(&mut found, "c", pod(Some(3), PodPhase::Starting, ""));
+    assert!(namesake.signals().endpoints.is_empty());
+    let address = SocketAddr::from(([127, 0, 0, 2], 1));
+    found.directory.add(&namesake, Source::Found, address);
+    found.take(Change::Gone("b".to_owned()));
+    found.directory.close(&found.pool);
+    assert_eq!(namesake.signals().endpoints.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_discovery_that_is_stopped_takes_along_what_it_found_and_one_whose_news_end_does_not() {
+    let Found { pool, directory, .. } = found();
+    let stop = CancellationToken::new();
+    let all = vec![
+        ("a".to_owned(), pod(Some(1), PodPhase::Starting, "")),
+        ("b".to_owned(), pod(None, PodPhase::Pulling, "")),
+    ];
+    let changes = futures_util::stream::iter([Change::All(all)]).boxed();
+    let mut finding =
+        std::pin::pin!(discover(Arc::clone(&pool), changes, Arc::clone(&directory), stop.clone()));
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), &mut finding).await;
+    assert!(ended.is_err());
+    let signals = pool.signals();
+    assert_eq!((signals.endpoints.len(), signals.waiting.len()), (1, 1));
+    stop.cancel();
+    finding.await;
+    let signals = pool.signals();
+    assert_eq!((signals.endpoints.len(), signals.waiting.len()), (0, 0));
 }
