@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -134,7 +135,7 @@ async fn follow(
         };
         let mut later = Vec::new();
         if let Some(gateway) = gateway {
-            match gateway.reload(&new) {
+            match gateway.reload(&new).await {
                 Ok(fields) => later = fields,
                 Err(error) => {
                     tracing::error!("{error}; the configuration before stays in force");
@@ -142,8 +143,11 @@ async fn follow(
                 }
             }
         }
-        if scaler.is_some() {
-            later.extend(unscaled(config, &new).map(str::to_owned));
+        if let Some(scaler) = scaler {
+            scaler.reload(Arc::clone(&new));
+            if lasting(config) != lasting(&new) {
+                later.push("scaler (all but staleAfter)".to_owned());
+            }
         }
         if config.admin != new.admin {
             later.push("admin".to_owned());
@@ -159,20 +163,9 @@ async fn follow(
     }
 }
 
-/// What of a change the scaler does not follow.
-fn unscaled<'a>(before: &'a Config, after: &'a Config) -> impl Iterator<Item = &'a str> {
-    let policy = |config: &Config| -> Vec<_> {
-        let parts = |pool: &forebay_config::Pool| {
-            (pool.name.clone(), pool.target.clone(), pool.scaling.clone())
-        };
-        config.pools.iter().map(parts).collect()
-    };
-    [
-        ("scaler", before.scaler != after.scaler),
-        ("pools[].target and scaling", policy(before) != policy(after)),
-    ]
-    .into_iter()
-    .filter_map(|(field, changed)| changed.then_some(field))
+/// Of `scaler`: what does not follow a change.
+fn lasting(config: &Config) -> forebay_config::Scaler {
+    forebay_config::Scaler { stale_after: Duration::ZERO, ..config.scaler.clone() }
 }
 
 /// Where other scalers reach this one.

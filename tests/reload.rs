@@ -58,3 +58,39 @@ fn a_changed_file_is_taken_over_and_a_wrong_one_is_told_with_its_line() {
     forebay.signal("TERM");
     assert!(forebay.wait().success());
 }
+
+#[test]
+fn the_scaler_follows_its_bounds_and_keeps_the_replicas_that_run() {
+    let folder = Folder::new();
+    let config = |least: u32, stale: &str| {
+        format!(
+            "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\n\
+             scaler: {{staleAfter: {stale}}}\npools:\n- name: p\n  models: [sim]\n  \
+             target: {{processes: {{command: ['{}', vllm-sim, --served-model-name, sim, \
+             '--port={{port}}'], ports: 19640-19647}}}}\n  \
+             scaling: {{minReplicaCount: {least}, maxReplicaCount: 3}}\n",
+            env!("CARGO_BIN_EXE_forebay")
+        )
+    };
+    let file = folder.write("forebay.yaml", &config(1, "10s"));
+    let mut forebay = Forebay::start(&["run", "--config", &file], "info");
+    eventually("one replica", || forebay.replicas().len() == 1);
+    let first = forebay.replicas()[0];
+    folder.write("forebay.yaml", &config(2, "20s"));
+    forebay.signal("HUP");
+    forebay.wait_for(IN_FORCE);
+    eventually("a second replica", || forebay.replicas().len() == 2);
+    assert!(forebay.replicas().contains(&first), "the first goes on");
+    let later = |line: &String| line.contains("at the next start only");
+    assert!(!forebay.logged().iter().any(later));
+
+    folder.write(
+        "forebay.yaml",
+        &(config(2, "20s").replace("{staleAfter", "{stateDir: /nowhere, staleAfter")),
+    );
+    forebay.signal("HUP");
+    let told = forebay.wait_for("takes effect at the next start only");
+    assert!(told.contains("scaler (all but staleAfter)"), "{told}");
+    forebay.signal("TERM");
+    assert!(forebay.wait().success());
+}

@@ -421,7 +421,11 @@ impl Loop {
             let old = self.config.pools.iter().find(|it| it.name == pool.name);
             if let Some(at) = same {
                 let mut driven = before.swap_remove(at);
-                if old != Some(pool) || self.config.prometheus != config.prometheus {
+                let last = &self.config;
+                if old != Some(pool)
+                    || last.prometheus != config.prometheus
+                    || last.scaler.stale_after != config.scaler.stale_after
+                {
                     if old.is_some_and(|old| old.target != pool.target) {
                         let name = &pool.name;
                         tracing::warn!("{name}: another target is taken with the next start");
