@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use support::{
-    Forebay, chat, connect, eventually, exchange, gateway, get, json, kill, post, status,
+    Forebay, chat, connect, eventually, exchange, gateway, gateway_with, get, json, kill, post,
+    status,
 };
 
 /// A simulated vLLM on an address of its own, that can be started again there.
@@ -452,4 +453,66 @@ fn comments_that_keep_a_connection_alive_do_not_hide_that_the_engine_hangs() {
         // One request alone proves nothing of the replicas.
         assert!(!forebay.logged().iter().any(|line| line.contains(" is out: ")));
     }
+}
+
+#[test]
+fn what_a_shutdown_does_not_wait_for_is_told_so() {
+    let sim = Sim::start(&["--decode-step-ms", "200"]);
+    let mut forebay = gateway_with(", shutdownTimeout: 2s", &[sim.address], &["sim"], "");
+    ready(&forebay, 1);
+    let address = forebay.address;
+    let ask = |stream| std::thread::spawn(move || exchange(address, &chat(stream, 500)));
+    let (stream, plain) = (ask(true), ask(false));
+    eventually("both are under way", || forebay.signals()["inFlight"] == 2);
+    eventually("the stream has begun", || {
+        let ttft = forebay.metric("forebay_ttft_seconds_count");
+        ttft.is_some_and(|count| count > 0.0)
+    });
+    forebay.signal("TERM");
+    let (stream, plain) = (stream.join().expect("no panic"), plain.join().expect("no panic"));
+    assert!(broke_off(&stream), "{stream}");
+    assert!(stream.contains("The gateway is shutting down."), "{stream}");
+    assert_eq!(status(&plain), 503, "{plain}");
+    assert_eq!(json(&plain)["error"]["message"], "The gateway is shutting down.");
+    assert!(!forebay.wait().success(), "they were cut off");
+    let told = forebay.logged().iter().filter(|line| line.contains("shutting_down")).count();
+    assert_eq!(told, 2, "the access log says why");
+}
+
+#[test]
+fn a_client_that_leaves_a_silent_stream_is_noticed_though_it_had_sent_a_next_request() {
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    // Says a token, and then nothing for as long as it is connected.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let Some(request) = one_message(&mut stream) else { return };
+                let answer = if request.starts_with("GET") {
+                    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}".to_owned()
+                } else {
+                    format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{token}")
+                };
+                let _ = stream.write_all(answer.as_bytes());
+                let _ = stream.read(&mut [0; 16]);
+            });
+        }
+    });
+    let upstream = "stallTimeout: 300s, freezeTimeout: 300s";
+    let forebay = gateway(&[address], &["sim"], upstream);
+    ready(&forebay, 1);
+    let mut client = connect(forebay.address);
+    let request =
+        String::from_utf8(chat(true, 5)).expect("text").replace("connection: close\r\n", "");
+    client.write_all(request.repeat(2).as_bytes()).expect("sent");
+    let mut answer = String::new();
+    while !answer.contains("\"content\":\"a\"") {
+        let mut buffer = [0; 4096];
+        let n = client.read(&mut buffer).expect("an answer");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+    eventually("it is in flight", || forebay.signals()["inFlight"] == 1);
+    drop(client);
+    eventually("its place is free", || forebay.signals()["inFlight"] == 0);
 }

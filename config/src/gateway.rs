@@ -41,7 +41,8 @@ pub struct Gateway {
     pub trusted_proxies: Vec<Network>,
     /// Names the replica that answered to the client, as `x-forebay-endpoint: IP:PORT`.
     pub endpoint_header: bool,
-    /// How long a shutdown waits for what is in flight and held; then it is cut off.
+    /// How long a shutdown waits for what is in flight and held. A second before, or a quarter of
+    /// a shorter time, clients are told in an error event or a 503; then all is cut off.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub shutdown_timeout: Duration,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::edit::{Edits, edit};
@@ -26,6 +27,8 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     /// Until when the client itself waits, where it says so.
     pub(crate) gives_up: Option<Instant>,
+    /// Cancelled when the gateway waits no longer.
+    pub(crate) ending: CancellationToken,
 }
 
 impl Asked {
@@ -72,6 +75,7 @@ impl Asked {
             ticket,
             record,
             strip_usage: edited.strip_usage,
+            ending: self.ending.clone(),
             pool,
         }
     }

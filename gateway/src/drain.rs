@@ -1,15 +1,20 @@
 //! One drain owns every task and counts every connection.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
+/// So long before everything is cut off, clients are told, and a quarter of a shorter patience.
+const NOTICE: Duration = Duration::from_secs(1);
+
 /// Begun once; finished when the last that it counts has gone.
 #[derive(Clone, Default)]
 pub(crate) struct Drain {
     begun: CancellationToken,
+    ending: CancellationToken,
     finished: CancellationToken,
     tasks: TaskTracker,
 }
@@ -51,11 +56,23 @@ impl Drain {
         self.tasks.wait().await;
     }
 
-    /// `Err(n)`: `n` connections were still there at `deadline`.
+    /// Cancelled when what is not finished is to end at once, with a word to its client.
+    pub(crate) fn ending(&self) -> CancellationToken {
+        self.ending.clone()
+    }
+
+    /// `Err(n)`: `n` connections were still busy shortly before `deadline`, and were ended.
     pub(crate) async fn finish(&self, deadline: Instant) -> Result<(), usize> {
         self.begin();
-        let finished = timeout_at(deadline, self.tasks.wait()).await;
+        let within = deadline.saturating_duration_since(Instant::now());
+        let notice = deadline.checked_sub(NOTICE.min(within / 4)).unwrap_or(deadline);
+        let mut finished = Ok(());
+        if timeout_at(notice, self.tasks.wait()).await.is_err() {
+            finished = Err(self.tasks.len());
+            self.ending.cancel();
+            let _ = timeout_at(deadline, self.tasks.wait()).await;
+        }
         self.finished.cancel();
-        finished.map_err(|_| self.tasks.len())
+        finished
     }
 }

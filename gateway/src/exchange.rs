@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{StatusCode, header, response};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::failure::{Cause, Failure};
@@ -26,6 +27,8 @@ pub(crate) struct Exchange {
     pub(crate) record: Record,
     /// Usage was asked for by us alone.
     pub(crate) strip_usage: bool,
+    /// Cancelled when the gateway waits no longer.
+    pub(crate) ending: CancellationToken,
 }
 
 /// An answer of which something can go out to the client.
@@ -58,7 +61,12 @@ impl Exchange {
     /// Dropping it leaves the queue or the endpoint at once.
     pub(crate) async fn run(mut self) -> Outcome {
         let deadline = self.ticket.request.deadline;
-        let result = timeout_at(deadline, self.until_committed()).await;
+        let ending = self.ending.clone();
+        let result = tokio::select! {
+            biased;
+            result = timeout_at(deadline, self.until_committed()) => result,
+            () = ending.cancelled() => Ok(Err(Refusal::ShuttingDown)),
+        };
         let too_long = Refusal::TooLong(self.pool.settings().upstream.request_timeout);
         let result = result.unwrap_or(Err(too_long));
         Outcome { result, record: self.record, pool: self.pool, deadline }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::body::Body;
@@ -21,6 +22,7 @@ use crate::pool::End;
 use crate::record::{Outcome as Ended, Record};
 use crate::refusal::Refusal;
 use crate::relay::{Broken, Form, Relay};
+use crate::watch::Watch;
 
 /// What comes of a request, whenever it comes.
 pub(crate) type Exchanging = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -31,6 +33,7 @@ pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) struct Held {
     api: Api,
     waiting: Option<(Exchanging, Gone)>,
+    ending: CancellationToken,
     every: Duration,
     next: Pin<Box<Sleep>>,
     out: Pieces,
@@ -41,8 +44,8 @@ impl Held {
     /// The answer's beginning: a stream with the headers `told`, and a first heartbeat in it.
     pub(crate) fn respond(
         api: Api,
-        exchange: Exchanging,
-        gone: Gone,
+        (exchange, gone): (Exchanging, Gone),
+        ending: CancellationToken,
         every: Duration,
         told: HeaderMap,
         accepted: Instant,
@@ -50,6 +53,7 @@ impl Held {
         let held = Self {
             api,
             waiting: Some((exchange, gone)),
+            ending,
             every,
             next: Box::pin(sleep(every)),
             out: api.heartbeat().into(),
@@ -81,8 +85,9 @@ impl Held {
             }
             let Some((exchange, gone)) = &mut self.waiting else { return Poll::Ready(None) };
             if let Poll::Ready(outcome) = exchange.as_mut().poll(cx) {
-                self.waiting = None;
-                self.answered(outcome);
+                if let Some((_, gone)) = self.waiting.take() {
+                    self.answered(outcome, gone);
+                }
                 continue;
             }
             if gone.as_mut().poll(cx).is_ready() {
@@ -95,7 +100,7 @@ impl Held {
         }
     }
 
-    fn answered(&mut self, outcome: Outcome) {
+    fn answered(&mut self, outcome: Outcome, gone: Gone) {
         let Outcome { result, mut record, pool, deadline } = outcome;
         record.committed(200);
         let committed = match result {
@@ -107,7 +112,9 @@ impl Held {
             Begun::Stream(out, upstream, stream) => {
                 let stall = pool.settings().upstream.stall_timeout;
                 let parts = (out, upstream, Form::Stream(stream));
-                self.relay = Some(Box::new(Relay::new(parts, slot, record, stall, deadline)));
+                let watch = Watch::new(gone, self.ending.clone());
+                let relay = Relay::new(parts, slot, record, (stall, deadline), watch);
+                self.relay = Some(Box::new(relay));
             }
             Begun::Refused(body) => {
                 slot.ended(End::Complete);

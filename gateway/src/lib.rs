@@ -73,6 +73,7 @@ mod tenants;
 mod tls;
 mod upstream;
 mod waiting;
+mod watch;
 
 pub use keys::{KeysError, hash_key};
 pub use metric::{BUCKETS, describe};

@@ -70,12 +70,12 @@ impl Proxy {
         tokio::select! {
             // The answer first: it is there, whatever the socket says.
             biased;
-            outcome = &mut exchange => return respond(outcome, shape),
+            outcome = &mut exchange => return respond(outcome, shape, gone, &self.drain),
             // Nobody is left to read it.
             () = &mut gone => return Refusal::ClientLeft.response(shape),
             () = tokio::time::sleep(beat), if !beat.is_zero() => {}
         }
-        Held::respond(api, exchange, gone, beat, told, accepted)
+        Held::respond(api, (exchange, gone), self.drain.ending(), beat, told, accepted)
     }
 
     async fn route(
@@ -125,7 +125,8 @@ impl Proxy {
             cost: scan.prompt_tokens(body.len()) + usual_answer(&scan),
             answer: usual_answer(&scan),
         };
-        Ok((Asked { api, parts, body, scan, request, gives_up }, way))
+        let ending = self.drain.ending();
+        Ok((Asked { api, parts, body, scan, request, gives_up, ending }, way))
     }
 
     /// Where a request for the record's model goes, if its tenant may use it. Without a name the

@@ -20,6 +20,8 @@ use crate::tenant::{Budget, Grant, Tenant};
 
 /// The reason where a request's own time ran out.
 pub(crate) const TOO_LONG: &str = "too_long";
+/// The reason of one that a shutdown did not wait for.
+pub(crate) const SHUTTING_DOWN: &str = "shutting_down";
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,7 +311,9 @@ impl Drop for Record {
         let aborted = match self.outcome {
             Outcome::ClientLeft if self.tries > 0 => Some(Aborter::Client),
             Outcome::Failed if self.reason == Some(Cause::Aborted.name()) => Some(Aborter::Replica),
-            Outcome::Failed if self.reason == Some(TOO_LONG) => Some(Aborter::Gateway),
+            Outcome::Failed if matches!(self.reason, Some(TOO_LONG | SHUTTING_DOWN)) => {
+                Some(Aborter::Gateway)
+            }
             _ => None,
         };
         let ended = Ended {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::api::{ErrorShape, anthropic_error, openai_error};
 use crate::body::Body;
 use crate::failure::{Cause, Failure};
-use crate::record::{Outcome, TOO_LONG};
+use crate::record::{Outcome, SHUTTING_DOWN, TOO_LONG};
 use crate::scan::ScanError;
 use crate::tenant::Limit;
 
@@ -172,7 +172,7 @@ impl Refusal {
             Self::Failed(_) => "replica_error",
             Self::TooLong(_) => TOO_LONG,
             Self::PoolRemoved => "pool_removed",
-            Self::ShuttingDown => "shutting_down",
+            Self::ShuttingDown => SHUTTING_DOWN,
             Self::ClientLeft => "client_left",
         }
     }

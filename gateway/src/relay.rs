@@ -13,9 +13,11 @@ use crate::failure::{Cause, Failure};
 use crate::meter::Tokens;
 use crate::pieces::Pieces;
 use crate::pool::{End, Slot};
-use crate::record::{Outcome, Record, TOO_LONG};
+use crate::record::{Outcome, Record, SHUTTING_DOWN, TOO_LONG};
+use crate::refusal::Refusal;
 use crate::stream::{AnswerStream, End as StreamEnd, Plain, PlainAnswer, Step};
 use crate::upstream;
+use crate::watch::{Cut, Watch};
 
 /// How often a long stream's ITLs reach the pool's books.
 const MERGE: Duration = Duration::from_secs(1);
@@ -47,6 +49,7 @@ pub(crate) struct Relay {
     last: Instant,
     merged: Instant,
     alarm: Pin<Box<Sleep>>,
+    watch: Watch,
 }
 
 impl Relay {
@@ -54,8 +57,8 @@ impl Relay {
         (out, upstream, form): (Pieces, upstream::Answer, Form),
         slot: Slot,
         record: Record,
-        stall: Duration,
-        deadline: Instant,
+        (stall, deadline): (Duration, Instant),
+        watch: Watch,
     ) -> Self {
         let now = Instant::now();
         let mut relay = Self {
@@ -69,6 +72,7 @@ impl Relay {
             last: now,
             merged: now,
             alarm: Box::pin(sleep_until(deadline.min(now + stall))),
+            watch,
         };
         relay.note_first_token();
         if let (Form::Stream(_), Some(slot)) = (&relay.form, &mut relay.slot) {
@@ -97,6 +101,10 @@ impl Relay {
                 Poll::Ready(Some(Err(failure))) => self.end(Some(failure))?,
                 Poll::Ready(None) => self.end(None)?,
                 Poll::Pending => {
+                    if let Poll::Ready(cut) = self.watch.poll(cx) {
+                        self.cut(cut)?;
+                        continue;
+                    }
                     ready!(self.poll_alarm(cx));
                     if Instant::now() >= self.deadline {
                         self.too_late()?;
@@ -221,14 +229,40 @@ impl Relay {
 
     /// The request's own time is over, which is no fault of the replica.
     fn too_late(&mut self) -> Result<(), Broken> {
-        const MESSAGE: &str = "The time for one request is over.";
-        if let Form::Stream(stream) = &self.form {
-            self.out.push(stream.error_event(504, "GatewayTimeoutError", MESSAGE));
+        let message = "The time for one request is over.";
+        self.break_off(504, "GatewayTimeoutError", message, TOO_LONG)
+    }
+
+    /// From outside, before its end.
+    fn cut(&mut self, cut: Cut) -> Result<(), Broken> {
+        match cut {
+            Cut::ShuttingDown => {
+                let message = Refusal::ShuttingDown.to_string();
+                self.break_off(503, "ServiceUnavailableError", &message, SHUTTING_DOWN)
+            }
+            Cut::ClientLeft => {
+                self.merge();
+                (self.upstream, self.slot, self.record) = (None, None, None);
+                Err(Broken("the client left".to_owned()))
+            }
         }
-        self.finish(End::Dropped, Outcome::Failed, Some(TOO_LONG));
+    }
+
+    /// Ends it by no fault of the replica.
+    fn break_off(
+        &mut self,
+        status: u16,
+        kind: &str,
+        message: &str,
+        reason: &'static str,
+    ) -> Result<(), Broken> {
+        if let Form::Stream(stream) = &self.form {
+            self.out.push(stream.error_event(status, kind, message));
+        }
+        self.finish(End::Dropped, Outcome::Failed, Some(reason));
         match self.form {
             Form::Stream(_) => Ok(()),
-            Form::Plain(_) => Err(Broken(MESSAGE.to_owned())),
+            Form::Plain(_) => Err(Broken(message.to_owned())),
         }
     }
 

@@ -5,15 +5,23 @@ use http::{Response, response};
 
 use crate::api::ErrorShape;
 use crate::body::Body;
+use crate::drain::Drain;
 use crate::edge::Served;
 use crate::exchange::{Begun, Committed, Outcome};
+use crate::held::Gone;
 use crate::pool::End;
 use crate::record::{Outcome as Ended, Record};
 use crate::refusal::Refusal;
 use crate::relay::{Form, Relay};
+use crate::watch::Watch;
 
 /// The answer of a replica, or why there is none.
-pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
+pub(crate) fn respond(
+    outcome: Outcome,
+    shape: ErrorShape,
+    gone: Gone,
+    drain: &Drain,
+) -> Response<Body> {
     let Outcome { result, mut record, pool, deadline } = outcome;
     let Committed { mut head, mut slot, answer } = match result {
         Ok(committed) => committed,
@@ -39,7 +47,8 @@ pub(crate) fn respond(outcome: Outcome, shape: ErrorShape) -> Response<Body> {
         Begun::Long(out, upstream, plain) => (out, upstream, Form::Plain(Some(plain))),
         Begun::Stream(out, upstream, stream) => (out, upstream, Form::Stream(stream)),
     };
-    let relay = Relay::new(relay, slot, record, stall, deadline);
+    let watch = Watch::new(gone, drain.ending());
+    let relay = Relay::new(relay, slot, record, (stall, deadline), watch);
     Response::from_parts(head, Body::Relay(Box::new(relay)))
 }
 

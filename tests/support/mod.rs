@@ -142,6 +142,16 @@ impl Drop for Forebay {
 
 /// A gateway alone before these addresses, with these lines of the pool's `upstream`.
 pub fn gateway(endpoints: &[SocketAddr], models: &[&str], upstream: &str) -> Forebay {
+    gateway_with("", endpoints, models, upstream)
+}
+
+/// The same with these fields of `gateway` as well.
+pub fn gateway_with(
+    fields: &str,
+    endpoints: &[SocketAddr],
+    models: &[&str],
+    upstream: &str,
+) -> Forebay {
     let folder = std::env::temp_dir().join("forebay-tests");
     std::fs::create_dir_all(&folder).expect("a folder");
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -149,7 +159,7 @@ pub fn gateway(endpoints: &[SocketAddr], models: &[&str], upstream: &str) -> For
     let file = folder.join(format!("gateway-{}-{n}.yaml", std::process::id()));
     let list: Vec<_> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
     let config = format!(
-        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
+        "gateway: {{listen: 127.0.0.1:0{fields}}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
          models: [{}]\n  endpoints: [{}]\n  upstream: {{{upstream}}}\n",
         models.join(", "),
         list.join(", ")
