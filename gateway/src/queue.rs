@@ -9,7 +9,7 @@
 //! A request that is tried again has had its turn, and goes before all others of its class.
 //!
 //! Invariant: what enters leaves exactly once, by [`Queue::pop_first`] or [`Queue::remove`].
-//! Pure: waiting and waking are in `pool.rs`.
+//! Pure: waiting and waking are in `pool/hold.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,6 +1,9 @@
 //! New settings for a pool that goes on, and the end of one that is no longer configured.
 
-use super::{Arc, Pool, Rules};
+use std::sync::Arc;
+
+use super::Pool;
+use crate::endpoint::Rules;
 
 impl Pool {
     /// As configured now.

@@ -1,5 +1,13 @@
+use std::net::SocketAddr;
+
+use forebay_signals::{ColdStart, Health};
+
 use super::*;
+use crate::endpoint::{Probe, Probed};
 use crate::failure::{Cause, Failure};
+use crate::queue::Request;
+use crate::refusal::Refusal;
+use crate::served::ServedModel;
 use futures_util::FutureExt;
 
 fn pool(settings: &str) -> Arc<Pool> {

@@ -1,0 +1,140 @@
+//! One request at one endpoint, from its release to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use forebay_signals::Health;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Pool;
+use crate::endpoint::{Endpoint, Pulse};
+use crate::failure::Failure;
+use crate::queue::Place;
+
+/// How a try at an endpoint ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Complete,
+    /// For a reason of the endpoint's own.
+    Failed(Failure),
+    /// By the client's leaving, or for no fault of the endpoint.
+    Dropped,
+}
+
+/// One request at one endpoint, counted while this lives. Dropped without a word it counts as one
+/// whose client left.
+#[must_use = "dropping it ends the request's accounting"]
+pub(crate) struct Slot {
+    pub(super) pool: Arc<Pool>,
+    pub(crate) address: SocketAddr,
+    pub(super) tokens: u64,
+    pub(super) end: End,
+    /// Its place in the queue, and the tokens of the answer that its tenant was counted.
+    pub(super) turn: Option<(Place, u64)>,
+    pub(super) generated: u64,
+    pub(super) pulse: Pulse,
+    pub(super) streaming: bool,
+    pub(super) eviction: CancellationToken,
+}
+
+impl Slot {
+    pub(crate) fn ended(mut self, end: End) {
+        self.end = end;
+    }
+
+    /// Ends when the endpoint is silent for so long that a request without an answer is better off
+    /// elsewhere.
+    pub(crate) async fn evicted(&self) {
+        self.eviction.cancelled().await;
+    }
+
+    /// The stream has begun: from here on it should not fall silent.
+    pub(crate) fn stream_began(&mut self) {
+        if !std::mem::replace(&mut self.streaming, true) {
+            self.pool.with_endpoint(self.address, |endpoint| endpoint.stream_began(Instant::now()));
+        }
+    }
+
+    /// Tokens of the answer so far. What goes beyond a usual one is counted for the tenant now, not
+    /// when a long answer is over.
+    pub(crate) fn generated(&mut self, tokens: u64) {
+        self.generated = tokens;
+        if let Some((place, counted)) = &mut self.turn
+            && tokens > *counted
+        {
+            let more = i64::try_from(tokens - *counted).unwrap_or(i64::MAX);
+            *counted = tokens;
+            self.pool.books.lock().queue.charge(*place, more);
+        }
+    }
+
+    /// Something came: told for every chunk, without a lock.
+    pub(crate) fn pulse(&self, now: Instant) {
+        self.pulse.beat(now);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let end = std::mem::replace(&mut self.end, End::Dropped);
+        let pool = Arc::clone(&self.pool);
+        // What failed is tried again, and is counted then.
+        if let (Some((place, counted)), false) = (self.turn, matches!(end, End::Failed(_))) {
+            let unused = i64::try_from(counted.saturating_sub(self.generated)).unwrap_or(i64::MAX);
+            pool.books.lock().queue.charge(place, -unused);
+        }
+        // A stream that stalled is judged together with those that are silent beside it.
+        pool.give_back(self.address, self.tokens, end);
+        if self.streaming {
+            pool.with_endpoint(self.address, Endpoint::stream_ended);
+        }
+    }
+}
+
+impl Pool {
+    pub(super) fn give_back(self: &Arc<Self>, address: SocketAddr, tokens: u64, end: End) {
+        let (mut known, mut out) = (false, false);
+        {
+            let now = Instant::now();
+            let mut books = self.books.lock();
+            books.in_flight_tokens = books.in_flight_tokens.saturating_sub(tokens);
+            let last = books.is_last(address);
+            if let Some(endpoint) = books.endpoints.get_mut(&address) {
+                known = true;
+                endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
+                let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
+                match &end {
+                    End::Complete => endpoint.completed(now),
+                    End::Failed(failure) => {
+                        out = endpoint.failed(failure, last, now);
+                        self.news.notify_one();
+                    }
+                    End::Dropped => {}
+                }
+                if drained {
+                    self.news.notify_one();
+                    if endpoint.is_gone() {
+                        books.endpoints.remove(&address);
+                    }
+                }
+            }
+            books.note_readiness(now);
+        }
+        if let (End::Failed(failure), true) = (&end, known) {
+            self.metrics.failed(failure.cause);
+            let (kind, reason) = (failure.cause.name(), &failure.message);
+            tracing::warn!(kind, "{}: {address} failed a request: {reason}", self.name);
+            if out {
+                tracing::warn!("{}: {address} is out: {reason}", self.name);
+            }
+        }
+        self.release();
+    }
+
+    pub(super) fn with_endpoint(&self, address: SocketAddr, change: impl FnOnce(&mut Endpoint)) {
+        if let Some(endpoint) = self.books.lock().endpoints.get_mut(&address) {
+            change(endpoint);
+        }
+    }
+}
