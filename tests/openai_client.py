@@ -4,9 +4,12 @@ usage: openai_client.py FOREBAY_BINARY          starts `forebay dev` and its sim
        openai_client.py BASE_URL MODEL [EMBED]  uses what runs there (for a real vLLM)
 """
 
+import hashlib
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 
 import openai
@@ -75,6 +78,60 @@ def run(base_url, model, embeddings):
             check(name, error.body["message"] and error.code is not None)
 
 
+def started(command):
+    """The process, and the base URL that it tells."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    base = None
+    for line in process.stderr:
+        if found := re.search(r"listening on (http://\S+)", line):
+            base = found[1] + "/v1"
+            break
+    # Nobody else reads it, and a full pipe would stop the gateway.
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    return process, base
+
+
+KEYED = """
+gateway:
+  listen: 127.0.0.1:0
+  keys: {{file: {keys}, required: true}}
+  tenants: [{{name: a, models: [sim, gone], requestsPerMinute: 2}}, {{name: b, models: [other]}}]
+admin: {{listen: 127.0.0.1:0}}
+pools:
+- name: p
+  models: [sim, other]
+  target: {{processes: {{command: ['{binary}', vllm-sim, --served-model-name, sim, other, '--port={{port}}']}}}}
+"""
+
+
+def run_with_keys(binary):
+    with tempfile.TemporaryDirectory() as folder:
+        keys, file = pathlib.Path(folder, "keys.yaml"), pathlib.Path(folder, "forebay.yaml")
+        sha256 = lambda key: hashlib.sha256(key.encode()).hexdigest()
+        keys.write_text("".join(f"- {{tenant: {it}, sha256: {sha256('sk-' + it)}}}\n" for it in "ab"))
+        file.write_text(KEYED.format(keys=keys, binary=pathlib.Path(binary).resolve()))
+        process, base = started([binary, "run", "--config", file])
+        try:
+            for name, kind, key, model in [
+                ("right key", None, "sk-a", "sim"),
+                ("wrong key", openai.AuthenticationError, "sk-x", "sim"),
+                ("another's model", openai.PermissionDeniedError, "sk-b", "sim"),
+                ("no such model", openai.NotFoundError, "sk-a", "gone"),
+                ("right key again", None, "sk-a", "sim"),
+                ("over the limit", openai.RateLimitError, "sk-a", "sim"),
+            ]:
+                client = openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=60)
+                messages = [{"role": "user", "content": "hello"}]
+                try:
+                    client.chat.completions.create(model=model, messages=messages, max_tokens=2)
+                    check(name, kind is None)
+                except openai.APIStatusError as error:
+                    check(f"{name}: {error}", kind and type(error) is kind and error.body["message"])
+        finally:
+            process.terminate()
+            check("exit status", process.wait(timeout=60) == 0)
+
+
 def main():
     if not sys.argv[1].startswith("http"):
         binary = sys.argv[1]
@@ -82,15 +139,8 @@ def main():
             sim = [binary, "vllm-sim", "--host", "127.0.0.1", "--port", "{port}", "--cold-start", "1s"]
             sim += ["--served-model-name", "sim", *runner]
             command = [binary, "dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--model", "sim", "--", *sim]
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            process, base = started(command)
             try:
-                base = None
-                for line in process.stderr:
-                    if found := re.search(r"listening on (http://\S+)", line):
-                        base = found[1] + "/v1"
-                        break
-                # Nobody else reads it, and a full pipe would stop the gateway.
-                threading.Thread(target=process.stderr.read, daemon=True).start()
                 if pooling:
                     client = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
                     vectors = client.embeddings.create(model="sim", input=["hello", "world"]).data
@@ -100,6 +150,7 @@ def main():
             finally:
                 process.terminate()
                 check("exit status", process.wait(timeout=60) == 0)
+        run_with_keys(binary)
     else:
         run(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
 
