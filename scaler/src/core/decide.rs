@@ -18,6 +18,9 @@ use super::policy::Policy;
 use super::proposal::Proposal;
 use super::window::Window;
 
+/// A start that takes less is never given up.
+const STUCK_AFTER_MS: u64 = 30 * 60_000;
+
 /// What the next decision needs of the last ones.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -36,6 +39,8 @@ pub struct State {
     pub(crate) panic_until_ms: u64,
     busy_ms: u64,
     ready_ms: u64,
+    /// More were asked for then.
+    raised_ms: u64,
     /// The first decision.
     pub(crate) since_ms: u64,
     /// Replicas that ran before this process were taken over then.
@@ -117,6 +122,9 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now_ms: u
         state.history.changed(rules, from, desired, now_ms);
     }
     state.desired = desired;
+    if desired > from {
+        state.raised_ms = now_ms;
+    }
     Decision {
         from,
         desired,
@@ -172,6 +180,14 @@ impl State {
         self.capacity.observe(load, counts.ready, self.ready_ms, now_ms);
     }
 
+    /// What is under way takes so much longer than ever that it may never come: a node without a
+    /// GPU, a volume that can't be mounted. It keeps the others up no longer.
+    fn is_stuck(&self, now_ms: u64) -> bool {
+        let expected_ms = (self.cold_starts.expected_seconds() * 1_000.0) as u64;
+        let patience_ms = STUCK_AFTER_MS.max(expected_ms.saturating_mul(10));
+        now_ms.saturating_sub(self.raised_ms.max(self.ready_ms)) >= patience_ms
+    }
+
     /// Up as asked for, down only where nothing forbids it.
     #[allow(clippy::too_many_arguments, reason = "the gates look at everything")]
     fn wish(
@@ -200,7 +216,7 @@ impl State {
             Wish(from, Why::Unread { name: trigger.name.clone() })
         } else if adopted {
             Wish(from, Why::Learning)
-        } else if counts.known() < from {
+        } else if counts.known() < from && !self.is_stuck(now_ms) {
             // An impatient client's leaving does not end a start.
             Wish(from, Why::Starting)
         } else if idle.over && !inputs.load.stale {

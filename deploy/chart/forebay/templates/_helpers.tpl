@@ -56,6 +56,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if include "forebay.hasTarget" (dict "pools" .Values.pools "kind" "keda") -}}
 {{- $_ := set $made.scaler "keda" (dict "listen" "0.0.0.0:9910") -}}
 {{- end -}}
+{{- if dig "scaler" "leaderElection" dict .Values.config -}}
+{{- fail "config.scaler.leaderElection: the chart sets it, since its Roles name the Lease" -}}
+{{- end -}}
+{{- if hasKey .Values.config "pools" -}}
+{{- fail "config.pools: write them as `pools`, from which the Roles are made" -}}
+{{- end -}}
 {{- mergeOverwrite $made .Values.config | toYaml -}}
 {{- end -}}
 
@@ -63,6 +69,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
+# A Secret's files belong to root and to this group.
+fsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 

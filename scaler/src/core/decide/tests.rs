@@ -89,6 +89,18 @@ fn a_start_under_way_is_raised_at_every_push_and_not_ended_by_a_client_that_leav
 }
 
 #[test]
+fn a_start_that_will_never_end_does_not_keep_idle_replicas_up() {
+    let (mut state, policy) = (State::default(), policy());
+    assert_eq!(step(&mut state, inputs(30, 0, 0), &policy, 1_000).desired, 3);
+    // Two of three become ready; nowhere is a GPU for the third.
+    step(&mut state, inputs(0, 0, 2), &policy, 60_000);
+    let soon = step(&mut state, inputs(0, 0, 2), &policy, 600_000);
+    assert_eq!((soon.desired, soon.why), (3, Why::Starting));
+    let late = step(&mut state, inputs(0, 0, 2), &policy, 60_000 + STUCK_AFTER_MS);
+    assert_eq!(late.desired, 0, "{}", late.sentence());
+}
+
+#[test]
 fn goes_to_zero_after_the_idle_time_which_begins_when_a_replica_became_ready() {
     let (mut state, policy) = (State::default(), policy());
     step(&mut state, inputs(1, 0, 0), &policy, 1_000);
