@@ -17,7 +17,7 @@ use crate::core::cold_start::Phases;
 use crate::core::snapshot;
 use crate::core::{
     Decision, Inputs, Ledger, Override, Policy, Reading, ReplicaFacts, Replicas, Standing, State,
-    Triggers, Wanted, Word, decide,
+    Triggers, Wanted, Why, Word, decide,
 };
 use crate::keda::Figures;
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
@@ -252,7 +252,7 @@ impl PoolLoop {
         let words = heard
             .iter()
             .map(|heard| (heard.gateway, heard.lost_ms.map_or(Word::Now, Word::Silent)));
-        let load = self.ledger.load(words, self.stale_after_ms);
+        let mut load = self.ledger.load(words, self.stale_after_ms);
         let mut facts: Vec<_> =
             alive.iter().filter(staying).map(|status| self.facts(status)).collect();
         if target.drains() == Drains::All && facts.iter().any(|it| it.ready_ms.is_some()) {
@@ -268,12 +268,18 @@ impl PoolLoop {
         let ready = facts.iter().filter(|it| it.standing == Standing::Ready).count() as u32;
         let replicas = Replicas { current: self.state.desired(), ready };
         let proposals = &self.triggers.propose(&load, readings, replicas, now_ms);
-        let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
         self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
+        // Where no gateway speaks, nothing is known of the load, which is not to be without any.
+        load.missing |= !self.known() || heard.is_empty();
+        let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
         if let Some(figures) = &mut self.figures {
             figures.observe(&load, proposals, now_ms);
         }
-        let decision = decide(&mut self.state, &inputs, &self.policy, now_ms);
+        let decision = if self.known() {
+            decide(&mut self.state, &inputs, &self.policy, now_ms)
+        } else {
+            self.hold(&inputs, now_ms)
+        };
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
         }
@@ -285,7 +291,7 @@ impl PoolLoop {
         let staying = staying.saturating_sub(target.surplus());
         self.reconcile(decision.desired, staying, &alive, heard, target, now_ms);
         let drained = self.drained(heard, &alive);
-        self.closed = decision.desired == 0 && drained.len() == alive.len();
+        self.closed = self.known() && decision.desired == 0 && drained.len() == alive.len();
         // Those whom somebody else stops stay drained until they are gone.
         if target.drains() != Drains::All {
             for id in drained {
@@ -322,17 +328,31 @@ impl PoolLoop {
         }
     }
 
+    /// Decides before any gateway was heard: never less than there is, and nothing is learned.
+    fn hold(&mut self, inputs: &Inputs<'_>, now_ms: u64) -> Decision {
+        let decision = decide(&mut self.state.clone(), inputs, &self.policy, now_ms);
+        let from = self.state.desired();
+        if decision.desired < from {
+            return Decision { desired: from, why: Why::Unheard, ..decision };
+        }
+        self.state.adopt(decision.desired, now_ms);
+        decision
+    }
+
     /// Takes over the replicas that were there before this process. Where gateways alone know of
     /// them, they have just begun to look.
     fn adopt(&mut self, heard: &[Heard<'_>], alive: u32, drains: Drains, now_ms: u64) {
         let first = self.heard_ms.is_none();
         if first && heard.iter().all(|heard| heard.signals.is_none()) {
-            return;
+            return self.state.adopt(alive, now_ms);
         }
         let heard_ms = *self.heard_ms.get_or_insert(now_ms);
         let looking = drains == Drains::All && now_ms < heard_ms + self.stale_after_ms;
         if first || looking {
             self.state.adopt(alive, now_ms);
+        }
+        if first {
+            self.state.heard(now_ms);
         }
     }
 
@@ -455,6 +475,10 @@ impl PoolLoop {
 
     /// Draining replicas of which every gateway says that nothing is left there.
     fn drained(&self, heard: &[Heard<'_>], alive: &[ReplicaStatus]) -> Vec<String> {
+        // Nobody's silence is no word of theirs.
+        if heard.is_empty() || !self.known() {
+            return Vec::new();
+        }
         let done = |status: &&ReplicaStatus| {
             self.draining.contains(&status.id)
                 && heard.iter().all(|heard| {

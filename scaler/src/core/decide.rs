@@ -76,6 +76,13 @@ impl State {
         }
     }
 
+    /// A gateway was heard for the first time: what was taken over until then is seen from now on.
+    pub(crate) fn heard(&mut self, now_ms: u64) {
+        if self.adopted_ms > 0 {
+            self.adopted_ms = now_ms;
+        }
+    }
+
     /// The count that was decided last.
     #[must_use]
     pub fn desired(&self) -> u32 {

@@ -8,10 +8,12 @@ struct Fake {
     statuses: RefCell<BTreeMap<String, ReplicaStatus>>,
     stops: RefCell<Vec<String>>,
     drains: Option<Drains>,
+    ensured: std::cell::Cell<u32>,
 }
 
 impl Target for Fake {
     fn ensure(&self, count: u32) {
+        self.ensured.set(count);
         let mut statuses = self.statuses.borrow_mut();
         while (statuses.len() as u32) < count {
             let n = statuses.len() as u16 + 1;
@@ -388,4 +390,64 @@ fn a_replica_that_another_never_started_does_not_keep_the_pool_awake() {
     }
     let idle = step(&mut pool, &fake(&target), &[one(0)], 300_000);
     assert_eq!(idle.decision.desired, 0, "{}", idle.decision.sentence());
+}
+
+#[test]
+fn before_a_gateway_is_heard_nothing_goes_and_too_few_are_raised() {
+    for (min, there, want) in [(0, 4, 4), (0, 0, 0), (1, 4, 4), (1, 6, 6), (3, 1, 3)] {
+        for listed in [false, true] {
+            let case = format!("min {min}, {there} there, gateways listed: {listed}");
+            let settings = serde_json::json!({"name": "p", "scaling": {
+                "minReplicaCount": min, "maxReplicaCount": 4, "cooldownPeriod": "30s"
+            }});
+            let settings = serde_json::from_value(settings).expect("a pool");
+            let prometheus = forebay_config::Prometheus::default();
+            let mut pool = PoolLoop::new(&settings, &prometheus, 10_000);
+            let target = Fake::default();
+            target.ensure(there);
+            // Those that are there may end with the process before, or be told of late.
+            for now in [0, 100, 15_000, 400_000, 401_000] {
+                let silent = listed.then(|| heard(0, None, Some(now)));
+                let statuses = target.statuses.borrow().clone();
+                let silent: Vec<_> = silent.into_iter().collect();
+                let step = pool.step(&silent, &statuses, &[], &target, 1_000 + now);
+                let told = &step.replicas;
+                assert_eq!((told.desired, told.barrier, told.active), (want, None, true), "{case}");
+                let leaves = |it: &Replica| it.state == ReplicaState::Draining;
+                assert!(!told.replicas.values().flatten().any(leaves), "{case}");
+            }
+            assert!(target.stops.borrow().is_empty(), "{case}");
+            assert_eq!(target.statuses.borrow().len() as u32, want.max(there), "{case}");
+            assert_eq!(target.ensured.get(), want, "{case}");
+        }
+    }
+}
+
+#[test]
+fn what_ran_before_a_gateway_was_heard_is_seen_for_a_whole_window_from_then_on() {
+    let (mut pool, target) = (pool(), Fake::default());
+    target.ensure(3);
+    for now in [1_000, 400_000] {
+        step(&mut pool, &target, &[], now);
+    }
+    let (a, b, c) = ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3");
+    let idle = signals(0, &[(a, Health::Ready, 0), (b, Health::Ready, 0), (c, Health::Ready, 0)]);
+    for now in [401_000, 402_000, 425_000] {
+        let kept = step(&mut pool, &target, std::slice::from_ref(&idle), now);
+        assert_eq!(kept.decision.desired, 3, "at {now}: {}", kept.decision.sentence());
+    }
+    let over = step(&mut pool, &target, &[idle], 900_000);
+    assert_eq!(over.decision.desired, 0, "{}", over.decision.sentence());
+}
+
+#[test]
+fn when_every_gateway_is_gone_nothing_is_drained() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 1)])], 2_000);
+    for now in [3_000, 400_000, 401_000] {
+        let alone = step(&mut pool, &target, &[], now);
+        assert_eq!((alone.decision.desired, alone.replicas.barrier), (1, None));
+    }
+    assert!(target.stops.borrow().is_empty());
 }

@@ -60,12 +60,15 @@ impl Driver {
         }
     }
 
-    /// The replicas now; `None` as long as they have not been read once.
+    /// The replicas now; `None` as long as they have not been read once, or where only gateways
+    /// could tell and none does.
     pub(crate) fn statuses(&self, heard: &[Heard<'_>]) -> Option<Replicas> {
         match self {
             Self::Processes(it) => Some(Arc::clone(&it.replicas().borrow())),
             Self::Kubernetes(it) => it.statuses(),
-            Self::Keda(_) | Self::Observe => Some(Arc::new(observed(heard))),
+            Self::Keda(_) | Self::Observe => {
+                heard.iter().any(|it| it.signals.is_some()).then(|| Arc::new(observed(heard)))
+            }
         }
     }
 
