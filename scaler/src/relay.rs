@@ -50,13 +50,15 @@ impl Relay {
     }
 }
 
-/// The same with every barrier lifted: what drained under it serves on.
+/// The same with every barrier lifted: what drained under it serves on, and whoever else scales is
+/// not to take it away.
 pub(crate) fn without_barriers(
     pools: &BTreeMap<String, PoolReplicas>,
 ) -> BTreeMap<String, PoolReplicas> {
     let lift = |pool: &PoolReplicas| {
         let mut pool = pool.clone();
         if pool.barrier.take().is_some() {
+            pool.active = true;
             for replica in pool.replicas.values_mut().flatten() {
                 if replica.state == ReplicaState::Draining {
                     replica.state = ReplicaState::Starting;
@@ -82,6 +84,7 @@ mod tests {
         };
         let closing = PoolReplicas {
             desired: 0,
+            active: false,
             barrier: Some(Barrier { epoch: 1, lease_millis: 9_000 }),
             replicas: [("a".to_owned(), Some(draining))].into(),
             ..PoolReplicas::default()
@@ -92,5 +95,7 @@ mod tests {
         let state = |pool: &str| told[pool].replicas["a"].as_ref().expect("there").state;
         assert_eq!((told["zero"].barrier, state("zero")), (None, ReplicaState::Starting));
         assert_eq!(state("fewer"), ReplicaState::Draining, "others serve in its place");
+        assert!(told["zero"].active, "KEDA may not take away what serves");
+        assert!(!told["fewer"].active);
     }
 }
