@@ -80,6 +80,9 @@ impl Target for KedaTarget {
         self.want(|wanted| wanted.waking = false);
     }
     fn stop(&self, _id: &str) {}
+    fn rest(&self) {
+        self.want(|wanted| *wanted = Wanted::default());
+    }
     fn drains(&self) -> Drains {
         Drains::All
     }
@@ -217,6 +220,18 @@ mod tests {
         }}});
         assert_eq!(scaled(&object(set), "models").expect("named").kind, "LeaderWorkerSet");
         assert!(scaled(&object(json!({"spec": {}})), "models").is_err());
+    }
+
+    #[tokio::test]
+    async fn one_that_no_longer_leads_wants_nothing() {
+        let (wanted, given) = watch::channel(Wanted::default());
+        let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
+        let target = KedaTarget { boost: Some(Boost { wanted, _task: task }) };
+        target.ensure(0);
+        target.ensure(3);
+        assert_eq!(*given.borrow(), Wanted { count: 3, waking: true });
+        target.rest();
+        assert_eq!(*given.borrow(), Wanted::default());
     }
 
     #[test]
