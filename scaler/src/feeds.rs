@@ -56,6 +56,8 @@ pub(crate) struct Feeds {
 struct Gateway {
     url: String,
     fixed: bool,
+    /// It is fixed, or among those that were found last.
+    listed: bool,
     view: Option<Arc<View<PoolSignals>>>,
     /// Since when it is silent; from the beginning, until it is heard.
     lost: Option<Instant>,
@@ -90,6 +92,7 @@ impl Feeds {
         if self.heard.values().any(|gateway| gateway.url == url) {
             return;
         }
+        let listed = true;
         let at = self.next;
         self.next += 1;
         let feed = follow::<PoolSignals>(format!("{url}/signals"), self.token.clone());
@@ -97,13 +100,23 @@ impl Feeds {
         let feed = Abortable::new(feed, registration).map(move |event| News::Feed(at, event));
         self.streams.push(feed.boxed());
         let (view, lost) = (None, Some(Instant::now()));
-        self.heard.insert(at, Gateway { url, fixed, view, lost, told: false, gone: false, end });
+        let (told, gone) = (false, false);
+        self.heard.insert(at, Gateway { url, fixed, listed, view, lost, told, gone, end });
     }
 
-    /// One that is no longer listed is dropped at once: it can't be waited for.
     fn keep(&mut self, urls: &BTreeSet<&String>) {
+        for gateway in self.heard.values_mut() {
+            gateway.listed = gateway.fixed || urls.contains(&gateway.url);
+        }
+        self.prune();
+    }
+
+    /// One that is no longer listed counts for as long as it speaks: it may have streams to finish.
+    /// After that it can't be waited for.
+    fn prune(&mut self) {
         self.heard.retain(|_, gateway| {
-            let stays = gateway.fixed || urls.contains(&gateway.url);
+            let speaks = gateway.lost.is_none() && !gateway.gone;
+            let stays = gateway.listed || speaks;
             if !stays {
                 gateway.end.abort();
                 tracing::debug!("the gateway at {} is no longer listed", gateway.url);
@@ -170,6 +183,7 @@ impl Feeds {
             Event::Goodbye => {
                 gateway.view = None;
                 gateway.gone = true;
+                self.prune();
             }
             Event::Lost { .. } if gateway.gone => {}
             Event::Lost { error } => {
@@ -179,6 +193,7 @@ impl Feeds {
                     let url = &gateway.url;
                     tracing::warn!("the gateway at {url} is silent ({error}): nothing scales down");
                 }
+                self.prune();
             }
         }
     }
@@ -239,6 +254,27 @@ mod tests {
         let (name, member) = at(3);
         feeds.take(News::List(Change::Put(name, member)));
         assert_eq!(urls(&feeds).len(), 3);
+    }
+
+    #[test]
+    fn one_that_is_no_longer_listed_counts_until_it_is_silent() {
+        for end in [Event::Goodbye, Event::Lost { error: "closed".to_owned() }] {
+            let mut feeds = feeds(&[]);
+            let (name, member) = at(1);
+            feeds.take(News::List(Change::All(vec![(name.clone(), member.clone())])));
+            let (sender, pools) = ("a".to_owned(), BTreeMap::new());
+            let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
+            feeds.take(News::Feed(0, Event::Update { view, touched: Vec::new() }));
+            feeds.take(News::List(Change::Gone(name.clone())));
+            assert_eq!(feeds.words("p").len(), 1, "it has streams to finish");
+            assert!(!feeds.heard[&0].end.is_aborted());
+            feeds.take(News::List(Change::Put(name.clone(), member)));
+            assert_eq!(feeds.heard.len(), 1, "listed anew, it is the same");
+            feeds.take(News::List(Change::Gone(name)));
+            let ended = feeds.heard[&0].end.clone();
+            feeds.take(News::Feed(0, end));
+            assert!(feeds.heard.is_empty() && ended.is_aborted());
+        }
     }
 
     #[test]
