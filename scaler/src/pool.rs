@@ -465,7 +465,9 @@ impl PoolLoop {
                 self.draining.insert(status.id.clone());
             }
         }
-        let barrier = desired == 0 && !self.draining.is_empty();
+        // Until the last is gone: a process that takes over from here has nothing else to go by.
+        let going = !self.draining.is_empty() || !self.stopped.is_empty();
+        let barrier = desired == 0 && going;
         if barrier && !self.barrier {
             // Also above those of a scaler that ran before this one.
             self.epoch = now_ms.max(self.epoch + 1);

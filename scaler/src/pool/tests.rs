@@ -451,3 +451,19 @@ fn when_every_gateway_is_gone_nothing_is_drained() {
     }
     assert!(target.stops.borrow().is_empty());
 }
+
+#[test]
+fn the_barrier_stands_until_the_last_replica_that_was_stopped_is_gone() {
+    let (mut pool, target, zero) = going_to_zero();
+    let barrier = zero.replicas.barrier.expect("raised");
+    let zero_epoch = Some(barrier.epoch);
+    let closed = PoolSignals { zero_epoch, ..signals(0, &[(ONE, Health::Draining, 0)]) };
+    for now in [40_100, 41_100] {
+        let held = step(&mut pool, &target, std::slice::from_ref(&closed), now);
+        assert_eq!(*target.stops.borrow(), ["p-1"]);
+        assert_eq!(held.replicas.barrier, Some(barrier), "it is still on its way out");
+    }
+    target.statuses.borrow_mut().clear();
+    let gone = step(&mut pool, &target, &[PoolSignals { zero_epoch, ..signals(0, &[]) }], 42_000);
+    assert_eq!(gone.replicas.barrier, None);
+}
