@@ -27,6 +27,9 @@ use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 const LEASE_MS: u64 = 9_000;
 /// A pod that was to stop and has not for so long was not meant.
 const ASKED_MS: u64 = 3_600_000;
+/// For how long requests wait for the orders that a store does not tell. Nothing scales down before
+/// they are known, however long that takes.
+const ORDERS_MS: u64 = 30_000;
 
 /// One gateway's last word on this pool.
 pub(crate) struct Heard<'a> {
@@ -49,7 +52,13 @@ pub(crate) struct PoolLoop {
     state: State,
     ledger: Ledger,
     /// A person's order.
-    pub(crate) order: Override,
+    order: Override,
+    /// What was kept is not read yet: a person's order may be in it.
+    unread: bool,
+    /// A person gave an order here.
+    ordered: bool,
+    /// Since when decisions go without it.
+    unread_ms: Option<u64>,
     draining: BTreeSet<String>,
     stopped: BTreeSet<String>,
     ready: BTreeSet<String>,
@@ -112,6 +121,9 @@ impl PoolLoop {
             state: State::default(),
             ledger: Ledger::default(),
             order: Override::None,
+            unread: false,
+            ordered: false,
+            unread_ms: None,
             draining: BTreeSet::new(),
             stopped: BTreeSet::new(),
             ready: BTreeSet::new(),
@@ -145,10 +157,24 @@ impl PoolLoop {
         snapshot::save(&self.state, self.order)
     }
 
-    /// Takes over what was learned before.
-    pub(crate) fn restore(&mut self, text: &str) {
+    /// A person's order, which comes before one that was kept.
+    pub(crate) fn order(&mut self, order: Override) {
+        self.order = order;
+        (self.unread, self.ordered) = (false, true);
+    }
+
+    /// What was learned before can't be read yet.
+    pub(crate) fn await_restore(&mut self) {
+        self.unread = true;
+    }
+
+    /// Takes over what was learned before, if anything was.
+    pub(crate) fn restore(&mut self, text: Option<&str>) {
+        self.unread = false;
+        let Some(text) = text else { return };
         match snapshot::restore(&mut self.state, text) {
-            Ok(order) => self.order = order,
+            Ok(order) if !self.ordered => self.order = order,
+            Ok(_) => {}
             Err(why) => {
                 let name = &self.name;
                 tracing::warn!("{name}: what was learned before is not used, {why}");
@@ -264,13 +290,18 @@ impl PoolLoop {
         }
         let staying = count(&|_| true);
         let alive: Vec<_> = alive.into_iter().cloned().collect();
-        let order = if self.order == Override::None { target.order() } else { self.order };
+        let waits = self.unread.then(|| now_ms - *self.unread_ms.get_or_insert(now_ms));
+        let order = match self.order {
+            Override::None if waits.is_some_and(|ms| ms < ORDERS_MS) => Override::Paused,
+            Override::None => target.order(),
+            order => order,
+        };
         let ready = facts.iter().filter(|it| it.standing == Standing::Ready).count() as u32;
         let replicas = Replicas { current: self.state.desired(), ready };
         let proposals = &self.triggers.propose(&load, readings, replicas, now_ms);
         self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
         // Where no gateway speaks, nothing is known of the load, which is not to be without any.
-        load.missing |= !self.known() || heard.is_empty();
+        load.missing |= !self.known() || heard.is_empty() || self.unread;
         let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
         if let Some(figures) = &mut self.figures {
             figures.observe(&load, proposals, now_ms);

@@ -31,7 +31,7 @@ use crate::leader::{Election, Leadership};
 use crate::metric::Metrics;
 use crate::orders::{self, Order, Refused};
 use crate::pool::{Heard, PoolLoop, Step};
-use crate::relay::{Relay, Words};
+use crate::relay::{Relay, Words, without_barriers};
 use crate::sources::{Client, Sources};
 use crate::store::{self, Folder, Pace, Saver, SnapshotStore, Snapshots};
 use crate::targets::{Driver, Target};
@@ -149,6 +149,7 @@ impl Scaler {
             orders,
             store,
             saver: None,
+            loading: None,
             pace: Pace::new(),
             leaving: JoinSet::new(),
             restore: true,
@@ -249,6 +250,8 @@ struct Loop {
     orders: mpsc::Receiver<Order>,
     store: Option<Arc<dyn SnapshotStore>>,
     saver: Option<Saver>,
+    /// What was kept, while it can't be read.
+    loading: Option<AbortOnDropHandle<Snapshots>>,
     pace: Pace,
     /// Targets of pools that are no longer configured, until they are empty.
     leaving: JoinSet<()>,
@@ -295,6 +298,10 @@ impl Loop {
                         watch(&mut watchers, &self.pools[added], &changed);
                     }
                 }
+                known = loaded(&mut self.loading) => {
+                    tracing::info!("what was learned before is read at last");
+                    self.restored(known);
+                }
                 Some(order) = self.orders.recv() => {
                     self.order(order);
                     self.all_touched = true;
@@ -327,8 +334,11 @@ impl Loop {
                 self.relay = None;
                 let stale_after_ms = self.config.scaler.stale_after.as_millis() as u64;
                 // What was decided long ago, if anything, is no beginning.
-                for (driven, pool) in self.pools.iter_mut().zip(&self.config.pools) {
-                    driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
+                for driven in &mut self.pools {
+                    let same = |it: &&forebay_config::Pool| it.name == driven.pool.name;
+                    if let Some(pool) = self.config.pools.iter().find(same) {
+                        driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
+                    }
                 }
                 self.restore = true;
                 self.all_touched = true;
@@ -342,9 +352,16 @@ impl Loop {
             Leadership::Unknown => {}
         }
         self.waiting.clear();
+        self.loading = None;
         for driven in &self.pools {
             driven.target.rest();
         }
+        // Nobody here can lift a barrier any more.
+        self.last = without_barriers(&self.last);
+        if let Some(keda) = &self.keda {
+            keda.publish(&self.last);
+        }
+        self.publisher.publish(self.last.clone());
     }
 
     /// Tells what the leader told.
@@ -365,14 +382,33 @@ impl Loop {
     /// Takes over what was learned before, by this scaler or by one that led.
     async fn restore(&mut self) {
         self.restore = false;
+        self.saver = None;
+        self.loading = None;
         let Some(store) = &self.store else { return };
-        let known = store::load(&**store).await;
-        for driven in &mut self.pools {
-            if let Some(text) = known.get(&driven.pool.name) {
-                driven.pool.restore(text);
+        match store::load(&**store).await {
+            Ok(known) => self.restored(known),
+            Err(error) => {
+                tracing::warn!(
+                    "what was learned before can't be read, and nothing scales down until it is: \
+                     {error}"
+                );
+                self.pools.iter_mut().for_each(|driven| driven.pool.await_restore());
+                let load = store::load_at_last(Arc::clone(store));
+                self.loading = Some(AbortOnDropHandle::new(tokio::spawn(load)));
             }
         }
-        self.saver = Some(Saver::start(Arc::clone(store), known));
+    }
+
+    fn restored(&mut self, known: Snapshots) {
+        self.loading = None;
+        for driven in &mut self.pools {
+            driven.pool.restore(known.get(&driven.pool.name).map(String::as_str));
+        }
+        // Only now: what was not read would be written over.
+        let store = self.store.iter().cloned();
+        self.saver = store.map(|store| Saver::start(store, known.clone())).next();
+        self.pace.hurry();
+        self.all_touched = true;
     }
 
     /// Keeps what was learned.
@@ -400,7 +436,7 @@ impl Loop {
                     Err(Refused::TooMany(driven.pool.most()))
                 }
                 order => {
-                    driven.pool.order = order;
+                    driven.pool.order(order);
                     let sentence = order.sentence();
                     tracing::info!("{pool}: {sentence}");
                     Ok(sentence)
@@ -444,7 +480,10 @@ impl Loop {
                     continue;
                 }
             };
-            let decides = PoolLoop::new(pool, &config.prometheus, stale_after_ms);
+            let mut decides = PoolLoop::new(pool, &config.prometheus, stale_after_ms);
+            if self.loading.is_some() {
+                decides.await_restore();
+            }
             let sources = Sources::start(pool, decides.wanted(), &self.client, self.clock);
             let (metrics, unread) = (Metrics::register(&pool.name), BTreeSet::new());
             added.push(self.pools.len());
@@ -542,6 +581,16 @@ async fn turn(leadership: &mut Option<watch::Receiver<Leadership>>) {
     std::future::pending().await
 }
 
+/// What was kept, as soon as it can be read. Cancel-safe.
+async fn loaded(loading: &mut Option<AbortOnDropHandle<Snapshots>>) -> Snapshots {
+    if let Some(loading) = loading
+        && let Ok(known) = loading.await
+    {
+        return known;
+    }
+    std::future::pending().await
+}
+
 /// The leader's next words. Cancel-safe.
 async fn hear(relay: &mut Option<Relay>, last: &BTreeMap<String, PoolReplicas>) -> Option<Words> {
     match relay {
@@ -617,3 +666,6 @@ fn watch(watchers: &mut JoinSet<()>, driven: &Driven, changed: &Arc<Notify>) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

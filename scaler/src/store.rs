@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Texts by pool.
@@ -156,18 +156,24 @@ impl Pace {
     }
 }
 
-/// Every snapshot of the store; none, with a warning, where it does not answer.
-pub(crate) async fn load(store: &dyn SnapshotStore) -> Snapshots {
+/// Every snapshot of the store; or why it can't be read.
+pub(crate) async fn load(store: &dyn SnapshotStore) -> Result<Snapshots, String> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let error = tokio::select! {
-        loaded = store.load() => match loaded {
-            Ok(snapshots) => return snapshots,
-            Err(error) => error.to_string(),
-        },
-        () = sleep_until(Instant::now() + PATIENCE) => "no answer".to_owned(),
-    };
-    tracing::warn!("what was learned before can't be read, and is learned anew: {error}");
-    Snapshots::new()
+    match timeout(PATIENCE, store.load()).await {
+        Ok(loaded) => loaded.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer".to_owned()),
+    }
+}
+
+/// The same, tried until it can be read.
+pub(crate) async fn load_at_last(store: Arc<dyn SnapshotStore>) -> Snapshots {
+    const RETRY: Duration = Duration::from_secs(1);
+    loop {
+        sleep(RETRY).await;
+        if let Ok(snapshots) = load(&*store).await {
+            return snapshots;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -178,13 +184,13 @@ mod tests {
     async fn what_is_saved_is_loaded_and_no_half_file_is_left() {
         let folder = std::env::temp_dir().join(format!("forebay-store-{}", std::process::id()));
         let store = Arc::new(Folder::new(&folder));
-        assert_eq!(load(&*store).await, Snapshots::new(), "nothing there yet");
+        assert_eq!(load(&*store).await, Ok(Snapshots::new()), "nothing there yet");
         let texts = |one: &str| Snapshots::from([("a.b-1".to_owned(), one.to_owned())]);
         let saver = Saver::start(Arc::clone(&store) as Arc<dyn SnapshotStore>, Snapshots::new());
         saver.save(texts("1"));
         saver.save(texts("2"));
         saver.finish().await;
-        assert_eq!(load(&*store).await, texts("2"));
+        assert_eq!(load(&*store).await, Ok(texts("2")));
         let names: Vec<_> = std::fs::read_dir(&folder).expect("there").flatten().collect();
         assert_eq!(names.len(), 1, "{names:?}");
         std::fs::remove_dir_all(&folder).expect("removed");

@@ -467,3 +467,46 @@ fn the_barrier_stands_until_the_last_replica_that_was_stopped_is_gone() {
     let gone = step(&mut pool, &target, &[PoolSignals { zero_epoch, ..signals(0, &[]) }], 42_000);
     assert_eq!(gone.replicas.barrier, None);
 }
+
+#[test]
+fn until_what_was_kept_is_read_the_count_is_held_and_an_order_in_it_is_not_forgotten() {
+    let mut before = pool();
+    before.order(Override::Paused);
+    let kept = before.snapshot();
+    let (mut pool, target) = (pool(), Fake::default());
+    pool.await_restore();
+    step(&mut pool, &target, &[signals(25, &[])], 1_000);
+    let held = step(&mut pool, &target, &[signals(25, &[])], 20_000);
+    assert_eq!(held.decision.desired, 0, "a person may have said so");
+    pool.restore(Some(&kept));
+    let paused = step(&mut pool, &target, &[signals(25, &[])], 21_000);
+    assert_eq!(paused.decision.desired, 0, "{}", paused.decision.sentence());
+}
+
+#[test]
+fn where_what_was_kept_can_not_be_read_requests_are_served_and_nothing_scales_down() {
+    let (mut pool, target) = (pool(), Fake::default());
+    pool.await_restore();
+    step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    let up = step(&mut pool, &target, &[signals(1, &[])], 31_000);
+    assert_eq!(up.decision.desired, 1);
+    for now in [32_000, 33_000, 900_000] {
+        let kept = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 0)])], now);
+        assert_eq!(kept.decision.desired, 1, "at {now}");
+    }
+    pool.restore(None);
+    let idle = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 0)])], 901_000);
+    assert_eq!(idle.decision.desired, 0, "nothing was kept");
+}
+
+#[test]
+fn an_order_comes_before_one_that_was_kept_and_is_read_later() {
+    let mut before = pool();
+    before.order(Override::Paused);
+    let (mut pool, target) = (pool(), Fake::default());
+    pool.await_restore();
+    pool.order(Override::None);
+    pool.restore(Some(&before.snapshot()));
+    let step = step(&mut pool, &target, &[signals(1, &[])], 1_000);
+    assert_eq!(step.decision.desired, 1);
+}

@@ -1,0 +1,138 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use forebay_signals::Barrier;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::store::Snapshots;
+
+/// A store that fails so many times before it answers.
+#[derive(Default)]
+struct Flaky {
+    failures: AtomicU32,
+    kept: Mutex<Snapshots>,
+    loads: AtomicU32,
+}
+
+impl SnapshotStore for Flaky {
+    fn load(&self) -> BoxFuture<'_, io::Result<Snapshots>> {
+        Box::pin(async {
+            let nth = self.loads.fetch_add(1, Ordering::Relaxed);
+            if nth < self.failures.load(Ordering::Relaxed) {
+                return Err(io::Error::other("away"));
+            }
+            Ok(self.kept.lock().clone())
+        })
+    }
+
+    fn save(&self, snapshots: Snapshots) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            self.kept.lock().extend(snapshots);
+            Ok(())
+        })
+    }
+}
+
+fn config(pools: &[(&str, u32)]) -> Arc<Config> {
+    let pool = |(name, most): &(&str, u32)| serde_json::json!({"name": name, "scaling": {"maxReplicaCount": most}});
+    let pools: Vec<_> = pools.iter().map(pool).collect();
+    Arc::new(serde_json::from_value(serde_json::json!({"pools": pools})).expect("a config"))
+}
+
+fn driven(config: &Config, client: &Client, clock: Clock) -> Vec<Driven> {
+    let driven = |pool: &forebay_config::Pool| {
+        let decides = PoolLoop::new(pool, &config.prometheus, 10_000);
+        Driven {
+            sources: Sources::start(pool, decides.wanted(), client, clock),
+            metrics: Metrics::register(&pool.name),
+            target: Driver::start(pool, None).expect("it only watches"),
+            pool: decides,
+            unread: BTreeSet::new(),
+        }
+    };
+    config.pools.iter().map(driven).collect()
+}
+
+/// A loop that hears nobody, with a hand on who leads.
+fn work(
+    config: Arc<Config>,
+    store: Option<Arc<dyn SnapshotStore>>,
+) -> (Loop, watch::Sender<Leadership>) {
+    let (lead, leadership) = watch::channel(Leadership::Ours);
+    let client = Client::new(None).expect("a client");
+    let clock = Clock::start();
+    let work = Loop {
+        feeds: Feeds::new(Gateways { fixed: Vec::new(), found: None, token: None }),
+        pools: driven(&config, &client, clock),
+        publisher: Publisher::new(),
+        decisions: Arc::default(),
+        last: BTreeMap::new(),
+        clock,
+        keda: None,
+        leadership: Some(leadership),
+        relay: None,
+        token: None,
+        asks: mpsc::channel(1).1,
+        waiting: Vec::new(),
+        configs: watch::channel(Arc::clone(&config)).1,
+        config,
+        cluster: None,
+        client,
+        orders: mpsc::channel(1).1,
+        store,
+        saver: None,
+        loading: None,
+        pace: Pace::new(),
+        leaving: JoinSet::new(),
+        restore: true,
+        touched: BTreeSet::new(),
+        all_touched: true,
+        turn: 0,
+    };
+    (work, lead)
+}
+
+#[tokio::test]
+async fn one_that_stops_leading_leaves_no_barrier_behind() {
+    for next in [Leadership::Unknown, Leadership::Theirs("http://127.0.0.1:1".to_owned())] {
+        let (mut work, lead) = work(config(&[("p", 4)]), None);
+        let barrier = Some(Barrier { epoch: 1, lease_millis: 9_000 });
+        let closing = PoolReplicas { barrier, active: false, ..PoolReplicas::default() };
+        work.last.insert("p".to_owned(), closing);
+        lead.send_replace(next);
+        work.elected();
+        assert_eq!((work.last["p"].barrier, work.last["p"].active), (None, true));
+    }
+}
+
+#[tokio::test]
+async fn one_that_begins_to_lead_takes_each_pools_own_rules() {
+    let config = config(&[("a", 1), ("skipped", 2), ("b", 3)]);
+    let (mut work, _lead) = work(config, None);
+    work.pools.remove(1);
+    work.elected();
+    let most: Vec<_> = work.pools.iter().map(|it| (&*it.pool.name, it.pool.most())).collect();
+    assert_eq!(most, [("a", 1), ("b", 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_can_not_be_read_at_once_is_not_written_over() {
+    let (mut before, _lead) = work(config(&[("p", 4)]), None);
+    before.pools[0].pool.order(Override::Paused);
+    let paused = before.pools[0].pool.snapshot();
+    let store = Arc::new(Flaky::default());
+    store.kept.lock().insert("p".to_owned(), paused.clone());
+    store.failures.store(3, Ordering::Relaxed);
+    let kept: Arc<dyn SnapshotStore> = Arc::clone(&store) as _;
+    let (mut work, _lead) = work(config(&[("p", 4)]), Some(kept));
+    work.restore().await;
+    work.keep();
+    assert!(work.saver.is_none(), "nothing is written before it is read");
+    let known = loaded(&mut work.loading).await;
+    assert_eq!(store.loads.load(Ordering::Relaxed), 4);
+    work.restored(known);
+    work.keep();
+    work.saver.take().expect("now it is kept").finish().await;
+    assert_eq!(store.kept.lock()["p"], paused);
+}
