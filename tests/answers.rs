@@ -327,7 +327,10 @@ fn what_fails_before_anything_went_out_is_answered_by_another_replica() {
         assert_eq!(bodies[0], sound.received()[0].text(), "{case}: the body is the same again");
         eventually(&format!("{case}: the failure is counted"), || {
             let series = format!(r#"forebay_failures_total{{pool="p",cause="{cause}"}}"#);
-            forebay.metric(&series) == Some(1.0) && forebay.signals()["totals"]["retries"] == 1
+            // One abort does not take it out, so that the second request may meet it too.
+            let retries = forebay.signals()["totals"]["retries"].as_u64();
+            forebay.metric(&series).is_some_and(|count| (1.0..=2.0).contains(&count))
+                && retries.is_some_and(|count| (1..=2).contains(&count))
         });
     }
 }
