@@ -16,6 +16,8 @@ pub(crate) struct Drain {
     begun: CancellationToken,
     ending: CancellationToken,
     finished: CancellationToken,
+    connections: TaskTracker,
+    /// What serves connections, as long as there are any.
     tasks: TaskTracker,
 }
 
@@ -24,7 +26,7 @@ impl Drain {
     /// has finished.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let finished = self.finished.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             tokio::select! {
                 () = finished.cancelled() => {}
                 () = task => {}
@@ -34,12 +36,12 @@ impl Drain {
 
     /// Counts a connection until the token is dropped.
     pub(crate) fn count(&self) -> TaskTrackerToken {
-        self.tasks.token()
+        self.connections.token()
     }
 
     pub(crate) fn begin(&self) {
         self.begun.cancel();
-        self.tasks.close();
+        self.connections.close();
     }
 
     pub(crate) fn has_begun(&self) -> bool {
@@ -53,7 +55,7 @@ impl Drain {
     /// Until no connection is left, once it has begun.
     pub(crate) async fn idle(&self) {
         self.begun().await;
-        self.tasks.wait().await;
+        self.connections.wait().await;
     }
 
     /// Cancelled when what is not finished is to end at once, with a word to its client.
@@ -67,12 +69,14 @@ impl Drain {
         let within = deadline.saturating_duration_since(Instant::now());
         let notice = deadline.checked_sub(NOTICE.min(within / 4)).unwrap_or(deadline);
         let mut finished = Ok(());
-        if timeout_at(notice, self.tasks.wait()).await.is_err() {
-            finished = Err(self.tasks.len());
+        if timeout_at(notice, self.connections.wait()).await.is_err() {
+            finished = Err(self.connections.len());
             self.ending.cancel();
-            let _ = timeout_at(deadline, self.tasks.wait()).await;
+            let _ = timeout_at(deadline, self.connections.wait()).await;
         }
         self.finished.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
         finished
     }
 }

@@ -29,6 +29,7 @@ mod failure;
 mod figures;
 mod follow;
 mod forwarded;
+mod frames;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;

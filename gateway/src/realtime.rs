@@ -32,6 +32,7 @@ use crate::body::Body;
 use crate::context::{Client, RequestContext};
 use crate::edge::Served;
 use crate::failure::{Cause, Failure};
+use crate::frames::Frames;
 use crate::outgoing::{Outgoing, Rights, strip_hop_by_hop};
 use crate::pieces::Pieces;
 use crate::pool::{End, Pool, Slot, Ticket};
@@ -41,9 +42,12 @@ use crate::record::{Outcome, Record};
 use crate::refusal::Refusal;
 use crate::respond::refuse;
 use crate::route::To;
+use crate::scan::ScanError;
 
 /// Longest refusal of a replica that is passed on.
 const MAX_REFUSAL: usize = 64 << 10;
+/// The query's member that names it.
+const MODEL: &str = "model";
 const BUFFER: usize = 16 << 10;
 
 /// Sessions that go on where their connection's HTTP has ended, driven by its task.
@@ -135,13 +139,22 @@ impl Proxy {
         record.tell(response.headers_mut());
         sessions.0.lock().push(Box::pin(async move {
             let Ok(client) = wish.upgrade.await else { return };
-            let reason = tokio::select! {
-                reason = relay(client, upstream, &limits) => reason,
-                // It answers nothing any more, not even a probe.
-                () = slot.evicted() => Some("replica_evicted"),
+            let ended = tokio::select! {
+                ended = relay(client, upstream, &limits) => Ok(ended),
+                () = slot.evicted() => {
+                    Err((Cause::Stalled, "The replica answers nothing, not even a probe."))
+                }
             };
-            slot.ended(End::Complete);
-            record.ended(Outcome::Completed, reason);
+            let (end, outcome, reason) = match ended {
+                Ok(Ended::Complete) => (End::Complete, Outcome::Completed, None),
+                Ok(Ended::Limit(limit)) => (End::Complete, Outcome::Completed, Some(limit)),
+                Ok(Ended::Broken) => {
+                    failed(Cause::Connection, "The session ended without a close.")
+                }
+                Err((cause, message)) => failed(cause, message),
+            };
+            slot.ended(end);
+            record.ended(outcome, reason);
         }));
         response
     }
@@ -160,7 +173,7 @@ impl Proxy {
         record.context.keyed = self.tenants.checks_keys();
         // One of its requests, for as long as it lasts. What tokens it takes is not told.
         record.admit()?;
-        record.context.asks_for(model(parts.uri.query().unwrap_or_default()))?;
+        record.context.asks_for(model(parts.uri.query().unwrap_or_default())?)?;
         let To { pool, served } = self.way(record, &tenant, &parts.headers, b"")?.first;
         if let Some(served) = &served {
             parts.uri = renamed(&parts.uri, served);
@@ -204,16 +217,25 @@ impl Proxy {
     }
 }
 
+/// A session's end by the replica's fault.
+fn failed(cause: Cause, message: &str) -> (End, Outcome, Option<&'static str>) {
+    (End::Failed(Failure::new(cause, message)), Outcome::Failed, Some(cause.name()))
+}
+
 /// The same address with another model in its query.
 fn renamed(uri: &Uri, model: &str) -> Uri {
     let model = utf8_percent_encode(model, NON_ALPHANUMERIC);
     let pairs = uri.query().unwrap_or_default().split('&').map(|pair| match pair {
-        pair if pair.starts_with("model=") => format!("model={model}"),
+        pair if names_model(pair) => format!("{MODEL}={model}"),
         pair => pair.to_owned(),
     });
     let query: Vec<_> = pairs.collect();
     let text = format!("{}?{}", uri.path(), query.join("&"));
     text.parse().unwrap_or_else(|_| uri.clone())
+}
+
+fn names_model(pair: &str) -> bool {
+    form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == MODEL)
 }
 
 /// One handshake with one endpoint, on a connection of its own.
@@ -284,30 +306,31 @@ fn upgrade(headers: &mut HeaderMap) {
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// `model` of a query, percent signs resolved.
-fn model(query: &str) -> Option<String> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("model="))?;
-    let mut text = Vec::with_capacity(value.len());
-    let mut bytes = value.bytes();
-    while let Some(byte) = bytes.next() {
-        text.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let mut digit = || (bytes.next()? as char).to_digit(16);
-                let (high, low) = (digit()?, digit()?);
-                u8::try_from(high * 16 + low).ok()?
-            }
-            byte => byte,
-        });
+/// `model` of a query. Two of them are an error: what is checked must be what the replica sees.
+fn model(query: &str) -> Result<Option<String>, ScanError> {
+    let mut named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == MODEL);
+    let model = named.next().map(|(_, value)| value.into_owned());
+    if named.next().is_some() {
+        return Err(ScanError::Duplicate(MODEL));
     }
-    String::from_utf8(text).ok()
+    Ok(model)
 }
 
-/// Bytes both ways until either side closes or a limit is met; the reason, where it was a limit.
-/// Never half: what one side can no longer say, the other need not hear.
-async fn relay(client: Upgraded, upstream: Upgraded, limits: &Limits) -> Option<&'static str> {
-    let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
-    let (from_upstream, to_upstream) = tokio::io::split(TokioIo::new(upstream));
+/// How a session ended.
+enum Ended {
+    /// By a close or by the client's leaving.
+    Complete,
+    /// By a limit of ours.
+    Limit(&'static str),
+    /// The replica's side ended without a close.
+    Broken,
+}
+
+/// Bytes both ways until either side closes or a limit is met. Never half: what one side can no
+/// longer say, the other need not hear.
+async fn relay(client: Upgraded, upstream: Upgraded, limits: &Limits) -> Ended {
+    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
+    let (mut from_upstream, mut to_upstream) = tokio::io::split(TokioIo::new(upstream));
     let started = Instant::now();
     let last = AtomicU64::new(0);
     let idle = async {
@@ -319,28 +342,45 @@ async fn relay(client: Upgraded, upstream: Upgraded, limits: &Limits) -> Option<
             sleep_until(started + quiet).await;
         }
     };
-    tokio::select! {
-        () = pump(from_client, to_upstream, started, &last) => None,
-        () = pump(from_upstream, to_client, started, &last) => None,
-        () = idle => Some("session_idle"),
-        () = sleep_until(started + limits.session_timeout) => Some("session_too_long"),
-    }
+    let (mut asked, mut said) = (Frames::default(), Frames::default());
+    let broken = tokio::select! {
+        side = pump(&mut from_client, &mut to_upstream, &mut asked, started, &last) => side == Side::To,
+        side = pump(&mut from_upstream, &mut to_client, &mut said, started, &last) => {
+            side == Side::From
+        }
+        () = idle => return Ended::Limit("session_idle"),
+        () = sleep_until(started + limits.session_timeout) => {
+            return Ended::Limit("session_too_long");
+        }
+    };
+    // Who was told goodbye, or said it, may go.
+    if broken && !asked.closed() && !said.closed() { Ended::Broken } else { Ended::Complete }
+}
+
+/// The side of a pump that ended.
+#[derive(PartialEq, Eq)]
+enum Side {
+    From,
+    To,
 }
 
 async fn pump(
-    mut from: ReadHalf<TokioIo<Upgraded>>,
-    mut to: WriteHalf<TokioIo<Upgraded>>,
+    from: &mut ReadHalf<TokioIo<Upgraded>>,
+    to: &mut WriteHalf<TokioIo<Upgraded>>,
+    frames: &mut Frames,
     started: Instant,
     last: &AtomicU64,
-) {
+) -> Side {
     let mut buffer = vec![0; BUFFER];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let now = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         last.store(now, Relaxed);
+        frames.feed(&buffer[..count]);
         if to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
-            break;
+            return Side::To;
         }
     }
+    Side::From
 }
 
 #[cfg(test)]
@@ -351,6 +391,8 @@ mod tests {
     fn an_alias_is_replaced_in_the_query_and_nothing_else() {
         let uri = Uri::from_static("/v1/realtime?a=1&model=gpt-4o&model_x=2");
         assert_eq!(renamed(&uri, "org/one"), "/v1/realtime?a=1&model=org%2Fone&model_x=2");
+        let escaped = Uri::from_static("/v1/realtime?mod%65l=a");
+        assert_eq!(renamed(&escaped, "b"), "/v1/realtime?model=b");
     }
 
     #[test]
@@ -362,11 +404,16 @@ mod tests {
             ("model=a+b%20c", Some("a b c")),
             ("model=", Some("")),
             ("xmodel=m", None),
-            ("model=%", None),
-            ("model=%zz", None),
-            ("model=%ff", None),
+            ("mod%65l=m", Some("m")),
+            // As vLLM's own reader takes them: no such model, and so a 404.
+            ("model=%", Some("%")),
+            ("model=%zz", Some("%zz")),
+            ("model=%ff", Some("\u{fffd}")),
         ] {
-            assert_eq!(model(query).as_deref(), want, "{query}");
+            assert_eq!(model(query).expect("one at most").as_deref(), want, "{query}");
+        }
+        for query in ["model=a&model=b", "model=a&mod%65l=a", "model=&model="] {
+            assert_eq!(model(query), Err(ScanError::Duplicate("model")), "{query}");
         }
     }
 }

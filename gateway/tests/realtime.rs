@@ -15,7 +15,7 @@ use tokio::time::timeout;
 mod support;
 
 /// A replica that agrees to a WebSocket, says `hello` at once, and then repeats what it hears; at
-/// `bye` it closes.
+/// `bye` it closes, at `die` it is gone without a close.
 struct Echo {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
@@ -62,7 +62,15 @@ async fn echo(
         }
         let mut bytes = [0; 1024];
         while let Ok(count @ 1..) = stream.read(&mut bytes).await {
-            if &bytes[..count] == b"bye" || stream.write_all(&bytes[..count]).await.is_err() {
+            let said = match &bytes[..count] {
+                b"die" => break,
+                b"bye" => {
+                    let _ = stream.write_all(CLOSE).await;
+                    break;
+                }
+                said => said,
+            };
+            if stream.write_all(said).await.is_err() {
                 break;
             }
         }
@@ -72,7 +80,10 @@ async fn echo(
 }
 
 const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\
-                      \r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nhello";
+                      \r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x01\x05hello";
+/// The first frame of a text.
+const HELLO: &str = "\x01\x05hello";
+const CLOSE: &[u8] = &[0x88, 2, 3, 232];
 
 /// A client's handshake, and what it is answered up to the head's end.
 async fn shake(gateway: &Gateway, query: &str) -> (TcpStream, String) {
@@ -125,7 +136,7 @@ async fn a_session_goes_both_ways_and_is_in_flight_until_its_client_leaves() {
     ] {
         assert!(lower.contains(line), "{line} in {head}");
     }
-    hear(&mut stream, "hello").await;
+    hear(&mut stream, HELLO).await;
     for words in ["one", "two and three"] {
         stream.write_all(words.as_bytes()).await.expect("open");
         hear(&mut stream, words).await;
@@ -155,7 +166,7 @@ async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
     config.pools[0].max_in_flight = 1;
     let gateway = Arc::new(start(&config));
     let (mut first, _) = shake(&gateway, "").await;
-    hear(&mut first, "hello").await;
+    hear(&mut first, HELLO).await;
     let mut waiting = JoinSet::new();
     let other = Arc::clone(&gateway);
     waiting.spawn(async move { shake(&other, "?model=m").await });
@@ -164,7 +175,7 @@ async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
     ended(&mut first).await;
     let (mut second, head) = waiting.join_next().await.expect("one").expect("no panic");
     assert_eq!(status(&head), 101, "{head}");
-    hear(&mut second, "hello").await;
+    hear(&mut second, HELLO).await;
     // One that leaves while it is held leaves the queue.
     let other = Arc::clone(&gateway);
     waiting.spawn(async move { shake(&other, "?model=m").await });
@@ -175,13 +186,39 @@ async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
 }
 
 #[tokio::test]
+async fn a_session_whose_replica_dies_has_failed_and_one_that_it_closes_has_not() {
+    for (word, completed, failed) in [("bye", 1, 0), ("die", 0, 1)] {
+        let echo = Echo::start(AGREED).await;
+        let gateway = start(&config(Some(echo.address)));
+        let (mut stream, _) = shake(&gateway, "?model=m").await;
+        hear(&mut stream, HELLO).await;
+        stream.write_all(word.as_bytes()).await.expect("open");
+        ended(&mut stream).await;
+        eventually(word, || async {
+            let totals = signals(&gateway, "p").await["totals"].clone();
+            totals["completed"] == completed && totals["failed"] == failed
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_is_named_twice_is_refused() {
+    let echo = Echo::start(AGREED).await;
+    let gateway = start(&config(Some(echo.address)));
+    let (_, head) = shake(&gateway, "?model=m&mod%65l=m").await;
+    assert_eq!(status(&head), 400, "{head}");
+    assert!(echo.heads.lock().is_empty(), "no replica hears of it");
+}
+
+#[tokio::test]
 async fn a_session_that_is_silent_or_too_long_is_ended() {
     let echo = Echo::start(AGREED).await;
     let mut config = config(Some(echo.address));
     config.gateway.limits.session_idle_timeout = Duration::from_millis(200);
     let gateway = start(&config);
     let (mut stream, _) = shake(&gateway, "").await;
-    hear(&mut stream, "hello").await;
+    hear(&mut stream, HELLO).await;
     ended(&mut stream).await;
     config.gateway.limits.session_idle_timeout = Duration::from_secs(300);
     config.gateway.limits.session_timeout = Duration::from_millis(200);
@@ -239,7 +276,7 @@ async fn a_replicas_refusal_is_passed_on_and_its_failure_is_tried_elsewhere() {
     for _ in 0..2 {
         let (mut stream, head) = shake(&gateway, "").await;
         assert_eq!(status(&head), 101, "{head}");
-        hear(&mut stream, "hello").await;
+        hear(&mut stream, HELLO).await;
     }
     assert!(!failing.heads.lock().is_empty() || agreeing.heads.lock().len() == 2);
 }

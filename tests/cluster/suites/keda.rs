@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -173,7 +172,8 @@ pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     // The operator that comes back finds the pool asleep, and is told of the next request.
     cluster.plane.kill("keda-operator").await;
     let clients = setup.serve(2, 20).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    eventually("they are held", async || setup.gateway.log().matches("request held").count() >= 2)
+        .await;
     cluster.plane.start_keda_operator().await;
     all_answered(clients).await;
     setup.asleep(&cluster).await;
