@@ -3,6 +3,10 @@
 //! One task for all pools. It wakes at every push of a gateway and every change of a target, decides
 //! at once, and once a second in any case: leases are renewed, windows move on.
 
+mod driven;
+mod leading;
+mod reload;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -12,7 +16,7 @@ use axum::Router;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
-use forebay_signals::{Health, PoolReplicas, ReplicaState, Token};
+use forebay_signals::{PoolReplicas, Token};
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -22,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
 use crate::config_map::StateMap;
-use crate::core::{Override, Problem, Proposal};
+use crate::core::Override;
 use crate::decisions::Decisions;
 use crate::drains::{self, Ask};
 use crate::feeds::{Feeds, Gateways, Touched};
@@ -30,11 +34,14 @@ use crate::keda::{KedaServer, ServeError};
 use crate::leader::{Election, Leadership};
 use crate::metric::Metrics;
 use crate::orders::{self, Order, Refused};
-use crate::pool::{Heard, PoolLoop, Step};
-use crate::relay::{Relay, Words, without_barriers};
+use crate::pool::{Heard, PoolLoop};
+use crate::relay::Relay;
 use crate::sources::{Client, Sources};
-use crate::store::{self, Folder, Pace, Saver, SnapshotStore, Snapshots};
-use crate::targets::{Driver, Target};
+use crate::store::{Folder, Pace, Saver, SnapshotStore, Snapshots};
+use crate::targets::Driver;
+
+use driven::{Driven, leaving, note, ready, watch};
+use leading::{hear, loaded, turn};
 
 /// Drains and orders that wait to be heard.
 const ASKS: usize = 64;
@@ -73,16 +80,6 @@ pub enum StartError {
     /// KEDA can't be answered.
     #[error(transparent)]
     Keda(#[from] ServeError),
-}
-
-/// A pool with what it drives.
-struct Driven {
-    pool: PoolLoop,
-    target: Driver,
-    sources: Sources,
-    metrics: Metrics,
-    /// Triggers that could not be read last time.
-    unread: BTreeSet<String>,
 }
 
 impl Scaler {
@@ -215,18 +212,6 @@ fn store_of(config: &Config, cluster: Option<&Cluster>) -> Option<Arc<dyn Snapsh
     Some(Arc::new(StateMap::new(election, cluster?)))
 }
 
-fn leaving(pools: &[Driven]) -> BTreeMap<String, PoolReplicas> {
-    let told = |driven: &Driven| {
-        let statuses = driven.target.statuses(&[])?;
-        Some((driven.pool.name.clone(), driven.pool.leaving(&statuses)))
-    };
-    pools
-        .iter()
-        .filter(|driven| driven.target.takes_its_replicas_along())
-        .filter_map(told)
-        .collect()
-}
-
 struct Loop {
     feeds: Feeds,
     pools: Vec<Driven>,
@@ -321,104 +306,6 @@ impl Loop {
         }
     }
 
-    fn leads(&self) -> bool {
-        self.leadership.as_ref().is_none_or(|it| *it.borrow() == Leadership::Ours)
-    }
-
-    /// Begins to lead, or to relay another's words.
-    fn elected(&mut self) {
-        let Some(leadership) = &mut self.leadership else { return };
-        let leadership = leadership.borrow_and_update().clone();
-        match leadership {
-            Leadership::Ours => {
-                self.relay = None;
-                let stale_after_ms = self.config.scaler.stale_after.as_millis() as u64;
-                // What was decided long ago, if anything, is no beginning.
-                for driven in &mut self.pools {
-                    let same = |it: &&forebay_config::Pool| it.name == driven.pool.name;
-                    if let Some(pool) = self.config.pools.iter().find(same) {
-                        driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
-                    }
-                }
-                self.restore = true;
-                self.all_touched = true;
-                return;
-            }
-            Leadership::Theirs(url) => {
-                if self.relay.as_ref().is_none_or(|relay| relay.url != url) {
-                    self.relay = Some(Relay::new(url, self.token.clone()));
-                }
-            }
-            Leadership::Unknown => {}
-        }
-        self.waiting.clear();
-        self.loading = None;
-        for driven in &self.pools {
-            driven.target.rest();
-        }
-        // Nobody here can lift a barrier any more.
-        self.last = without_barriers(&self.last);
-        if let Some(keda) = &self.keda {
-            keda.publish(&self.last);
-        }
-        self.publisher.publish(self.last.clone());
-    }
-
-    /// Tells what the leader told.
-    fn repeat(&mut self, words: Words) {
-        if self.leads() {
-            return;
-        }
-        if let Some(gateways) = words.gateways {
-            self.publisher.set_gateways(gateways);
-        }
-        if let Some(keda) = &self.keda {
-            keda.publish(&words.pools);
-        }
-        self.publisher.publish(words.pools.clone());
-        self.last = words.pools;
-    }
-
-    /// Takes over what was learned before, by this scaler or by one that led.
-    async fn restore(&mut self) {
-        self.restore = false;
-        self.saver = None;
-        self.loading = None;
-        let Some(store) = &self.store else { return };
-        match store::load(&**store).await {
-            Ok(known) => self.restored(known),
-            Err(error) => {
-                tracing::warn!(
-                    "what was learned before can't be read, and nothing scales down until it is: \
-                     {error}"
-                );
-                self.pools.iter_mut().for_each(|driven| driven.pool.await_restore());
-                let load = store::load_at_last(Arc::clone(store));
-                self.loading = Some(AbortOnDropHandle::new(tokio::spawn(load)));
-            }
-        }
-    }
-
-    fn restored(&mut self, known: Snapshots) {
-        self.loading = None;
-        for driven in &mut self.pools {
-            driven.pool.restore(known.get(&driven.pool.name).map(String::as_str));
-        }
-        // Only now: what was not read would be written over.
-        let store = self.store.iter().cloned();
-        self.saver = store.map(|store| Saver::start(store, known.clone())).next();
-        self.pace.hurry();
-        self.all_touched = true;
-    }
-
-    /// Keeps what was learned.
-    fn keep(&self) {
-        if let Some(saver) = self.saver.as_ref().filter(|_| self.leads()) {
-            let text = |driven: &Driven| (driven.pool.name.clone(), driven.pool.snapshot());
-            saver.save(self.pools.iter().map(text).collect::<Snapshots>());
-        }
-    }
-
     /// A person's order for one pool.
     fn order(&mut self, Order { pool, order, done }: Order) {
         let driven = self.pools.iter_mut().find(|driven| driven.pool.name == pool);
@@ -445,61 +332,6 @@ impl Loop {
         };
         self.pace.hurry();
         let _ = done.send(outcome);
-    }
-
-    /// Goes on by another configuration; returns the places of new pools.
-    fn reload(&mut self, config: Arc<Config>) -> Vec<usize> {
-        let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
-        let mut before = std::mem::take(&mut self.pools);
-        let mut added = Vec::new();
-        for pool in &config.pools {
-            let same = before.iter().position(|driven| driven.pool.name == pool.name);
-            let old = self.config.pools.iter().find(|it| it.name == pool.name);
-            if let Some(at) = same {
-                let mut driven = before.swap_remove(at);
-                let last = &self.config;
-                if old != Some(pool)
-                    || last.prometheus != config.prometheus
-                    || last.scaler.stale_after != config.scaler.stale_after
-                {
-                    if old.is_some_and(|old| old.target != pool.target) {
-                        let name = &pool.name;
-                        tracing::warn!("{name}: another target is taken with the next start");
-                    }
-                    driven.pool.reload(pool, &config.prometheus, stale_after_ms);
-                    let wanted = driven.pool.wanted();
-                    driven.sources = Sources::start(pool, wanted, &self.client, self.clock);
-                }
-                self.pools.push(driven);
-                continue;
-            }
-            let target = match Driver::start(pool, self.cluster.as_ref()) {
-                Ok(target) => target,
-                Err(error) => {
-                    tracing::error!("pools: target of pool `{}`: {error}", pool.name);
-                    continue;
-                }
-            };
-            let mut decides = PoolLoop::new(pool, &config.prometheus, stale_after_ms);
-            if self.loading.is_some() {
-                decides.await_restore();
-            }
-            let sources = Sources::start(pool, decides.wanted(), &self.client, self.clock);
-            let (metrics, unread) = (Metrics::register(&pool.name), BTreeSet::new());
-            added.push(self.pools.len());
-            self.pools.push(Driven { pool: decides, target, sources, metrics, unread });
-        }
-        for gone in before {
-            let name = gone.pool.name.clone();
-            tracing::info!("{name}: no longer configured, its replicas are stopped");
-            self.leaving.spawn(async move { gone.target.shutdown().await });
-        }
-        self.config = config;
-        let names: BTreeSet<_> = self.pools.iter().map(|it| it.pool.name.clone()).collect();
-        self.last.retain(|name, _| names.contains(name));
-        self.publisher.publish(self.last.clone());
-        self.all_touched = true;
-        added
     }
 
     fn ask(&mut self, ask: Ask, now_ms: u64) {
@@ -569,102 +401,6 @@ impl Loop {
             let _ = ask.done.send(());
         }
     }
-}
-
-/// The leadership's next turn. Cancel-safe.
-async fn turn(leadership: &mut Option<watch::Receiver<Leadership>>) {
-    if let Some(leadership) = leadership
-        && leadership.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
-}
-
-/// What was kept, as soon as it can be read. Cancel-safe.
-async fn loaded(loading: &mut Option<AbortOnDropHandle<Snapshots>>) -> Snapshots {
-    if let Some(loading) = loading
-        && let Ok(known) = loading.await
-    {
-        return known;
-    }
-    std::future::pending().await
-}
-
-/// The leader's next words. Cancel-safe.
-async fn hear(relay: &mut Option<Relay>, last: &BTreeMap<String, PoolReplicas>) -> Option<Words> {
-    match relay {
-        Some(relay) => relay.next(last).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Endpoints that take requests, as any gateway sees them.
-fn ready(heard: &[Heard<'_>]) -> impl Iterator<Item = String> {
-    let endpoints = heard.iter().filter_map(|heard| heard.signals).flat_map(|it| &it.endpoints);
-    let ready = endpoints.filter(|(_, endpoint)| {
-        endpoint.as_ref().is_some_and(|endpoint| endpoint.health == Health::Ready)
-    });
-    ready.map(|(address, _)| address.clone()).collect::<BTreeSet<_>>().into_iter()
-}
-
-/// Tells of each trigger's figures, and when one can't be read any more or can again.
-fn triggers(driven: &mut Driven, proposals: &[Proposal]) {
-    let pool = &driven.pool.name;
-    for proposal in proposals {
-        driven.metrics.trigger(proposal);
-        // A first-hand figure is missing as long as nobody asks, and one that is read elsewhere until
-        // it is read for the first time.
-        let told = match &proposal.problem {
-            Some(Problem::Unreadable(_)) => proposal.age_ms.is_some(),
-            Some(Problem::Misconfigured(_)) => true,
-            None => false,
-        };
-        match &proposal.problem {
-            Some(problem) if told && driven.unread.insert(proposal.name.clone()) => {
-                tracing::warn!("{pool}: trigger {} {problem}", proposal.name);
-            }
-            None if driven.unread.remove(&proposal.name) => {
-                tracing::info!("{pool}: trigger {} can be read again", proposal.name);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Tells log, metrics and `/decisions`.
-fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Decisions) {
-    let Step { decision, replicas, cold_starts } = step;
-    for seconds in cold_starts {
-        driven.metrics.cold_start.record(*seconds);
-    }
-    let count = |state| {
-        replicas.replicas.values().flatten().filter(|replica| replica.state == state).count() as u32
-    };
-    driven.metrics.replicas(
-        [
-            ReplicaState::Pending,
-            ReplicaState::Starting,
-            ReplicaState::Ready,
-            ReplicaState::Draining,
-            ReplicaState::Failed,
-        ]
-        .map(count),
-    );
-    driven.metrics.decided(decision);
-    triggers(driven, &decision.proposals);
-    decisions.note(&driven.pool.name, decision, driven.pool.phases(), now_ms);
-}
-
-/// Tells the loop of the target's changes.
-fn watch(watchers: &mut JoinSet<()>, driven: &Driven, changed: &Arc<Notify>) {
-    let Some(mut replicas) = driven.target.replicas() else { return };
-    let changed = Arc::clone(changed);
-    watchers.spawn(async move {
-        while replicas.changed().await.is_ok() {
-            changed.notify_one();
-        }
-    });
 }
 
 #[cfg(test)]

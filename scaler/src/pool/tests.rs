@@ -2,6 +2,8 @@ use super::*;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
+use forebay_signals::{Replica, ReplicaState};
+
 /// What the target was told, and the replicas it has.
 #[derive(Default)]
 struct Fake {

@@ -1,0 +1,58 @@
+//! What gateways are told of a pool.
+
+use std::collections::BTreeMap;
+
+use forebay_signals::{Barrier, PoolReplicas, Replica, ReplicaState};
+
+use super::PoolLoop;
+use crate::targets::{Phase, ReplicaStatus};
+
+/// How long gateways hold for zero without hearing from us.
+/// Longer than a silent gateway's word is trusted: its lease ends after we have stopped to.
+const LEASE_MS: u64 = 9_000;
+
+impl PoolLoop {
+    /// What gateways are told while the target stops everything.
+    pub(crate) fn leaving(&self, statuses: &BTreeMap<String, ReplicaStatus>) -> PoolReplicas {
+        let mut told = self.published(0, statuses);
+        for replica in told.replicas.values_mut().flatten() {
+            replica.state = ReplicaState::Draining;
+        }
+        PoolReplicas { why: "shutting down".to_owned(), barrier: None, ..told }
+    }
+
+    pub(super) fn published(
+        &self,
+        desired: u32,
+        statuses: &BTreeMap<String, ReplicaStatus>,
+    ) -> PoolReplicas {
+        let replica = |status: &ReplicaStatus| {
+            let leaving = self.draining.contains(&status.id) || self.stopped.contains(&status.id);
+            let state = match status.phase {
+                _ if leaving => ReplicaState::Draining,
+                Phase::Stopping => ReplicaState::Draining,
+                Phase::Failed => ReplicaState::Failed,
+                _ if self.ready.contains(&status.id) => ReplicaState::Ready,
+                Phase::Pending => ReplicaState::Pending,
+                Phase::Running => ReplicaState::Starting,
+            };
+            let address = status.address.map(|address| address.to_string());
+            Replica { address, state, reason: status.reason.clone() }
+        };
+        let replicas =
+            statuses.iter().map(|(id, status)| (id.clone(), Some(replica(status)))).collect();
+        PoolReplicas {
+            desired,
+            why: match &self.trouble {
+                Some(trouble) => format!("{}, but: {trouble}", self.why),
+                None => self.why.clone(),
+            },
+            active: !self.closed,
+            figures: self.figures.as_ref().map(|it| it.known().clone()).unwrap_or_default(),
+            target_concurrency: Some(f64::from(self.policy.target_concurrency)),
+            cold_start: self.state.cold_starts().quantiles(),
+            barrier: self.barrier.then_some(Barrier { epoch: self.epoch, lease_millis: LEASE_MS }),
+            replicas,
+        }
+    }
+}
