@@ -181,6 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn hashes_are_the_same_by_every_byte() {
+        let one = [7; 32];
+        assert_eq!(KeyHash(one), KeyHash(one));
+        for at in 0..32 {
+            let mut other = one;
+            other[at] ^= 1;
+            assert_ne!(KeyHash(one), KeyHash(other), "byte {at}");
+        }
+    }
+
+    #[test]
     fn a_key_is_found_by_its_hash() {
         let keys = Keys::new(vec![key("a", "sk-1"), key("a", "sk-2"), key("b", "sk-3")]);
         let keys = keys.expect("right");
