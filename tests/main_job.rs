@@ -15,9 +15,12 @@ fn a_held_stream_is_answered_and_the_pool_goes_back_to_zero() {
     assert_eq!(status(&answer), 200, "{answer}");
     assert!(answer.contains("text/event-stream"), "{answer}");
     assert!(answer.contains("data: [DONE]\n\n"), "{answer}");
-    forebay.wait_for("request held, no replica is ready");
-    forebay.wait_for("scaling 0 → 1 because 1 request is held");
-    forebay.wait_for("ready after");
+    // The gateway and the scaler tell of one moment in either order.
+    forebay.wait_for_all(&[
+        "request held, no replica is ready",
+        "scaling 0 → 1 because 1 request is held",
+        "ready after",
+    ]);
     forebay.wait_for("s, scaling 1 → 0");
     eventually("no replica is left", || forebay.replicas().is_empty());
 

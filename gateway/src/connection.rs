@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::activity::{Activity, Over, Watched};
+use crate::alarm::poll_alarm;
 use crate::context::Client;
 use crate::edge::{Edge, Peer};
 use crate::realtime::Sessions;
@@ -225,7 +226,7 @@ async fn drive(
             alarm.as_mut().reset(activity.due(&limits).0);
         }
         loop {
-            ready!(alarm.as_mut().poll(cx));
+            ready!(poll_alarm(alarm.as_mut(), cx));
             let (now, (due, over)) = (Instant::now(), activity.due(&limits));
             if ending {
                 return Poll::Ready(Err("did not end in time".into()));

@@ -5,6 +5,7 @@
 //! short lock.
 
 mod activity;
+mod alarm;
 mod api;
 mod arrivals;
 mod asked;

@@ -1,6 +1,5 @@
 //! A committed answer on its way to the client: each chunk passed on when it came, metered inline.
 
-use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use bytes::Bytes;
 use http_body::SizeHint;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::alarm::poll_alarm;
 use crate::failure::{Cause, Failure};
 use crate::meter::Tokens;
 use crate::pieces::Pieces;
@@ -120,7 +120,7 @@ impl Relay {
     /// One timer a stream, moved only when it rings: a chunk costs no timer operation.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            ready!(self.alarm.as_mut().poll(cx));
+            ready!(poll_alarm(self.alarm.as_mut(), cx));
             let due = self.deadline.min(self.last + self.stall);
             if Instant::now() >= due {
                 return Poll::Ready(());

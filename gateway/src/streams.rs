@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::activity::Flight;
+use crate::alarm::poll_alarm;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -96,7 +97,7 @@ impl Future for Timed {
         }
         let this = &mut *self;
         let Some((flight, alarm)) = &mut this.watch else { return Poll::Pending };
-        while alarm.as_mut().poll(cx).is_ready() {
+        while poll_alarm(alarm.as_mut(), cx).is_ready() {
             let now = Instant::now();
             let due = flight.due(now, &this.limits);
             if due <= now {

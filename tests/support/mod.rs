@@ -86,6 +86,15 @@ impl Forebay {
         }
     }
 
+    /// Waits until each of these was in some line from now on, in whatever order.
+    pub fn wait_for_all(&mut self, texts: &[&str]) {
+        let mut left = texts.to_vec();
+        while !left.is_empty() {
+            let line = self.wait_for("");
+            left.retain(|text| !line.contains(text));
+        }
+    }
+
     /// Everything logged so far.
     pub fn logged(&mut self) -> &[String] {
         self.log.extend(self.lines.try_iter());
