@@ -1,7 +1,8 @@
 //! One leader of several scalers, by a Lease.
 //!
 //! Another scaler's clock is never read: a lease is over when its record has not changed for its
-//! duration by our own. A leader that can't renew stops leading before another may begin.
+//! duration by our own. A leader that can't renew stops leading before another may begin, in the
+//! middle of a call too. A conflict is no loss: whose the record is, is read again.
 
 use std::time::Duration;
 
@@ -14,12 +15,15 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::PostParams;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Where a leader's admin port is, on its Lease.
 const ADDRESS: &str = "forebay.io/admin-url";
+
+/// Conflicts in a row, in one turn.
+const CONFLICTS: u32 = 4;
 
 /// Who decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,13 +93,30 @@ impl Candidate {
         let mut ticks = interval(self.period());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let ours_until = self.ours_until();
+            let over = async {
+                match ours_until {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = over => {
+                    self.renewed = None;
+                    self.tell();
+                    continue;
+                }
                 _ = ticks.tick() => {}
             }
             let began = Instant::now();
             // A call that hangs must not outlast what we hold.
-            let tried = timeout(self.period() * 2, self.turn()).await;
+            let patience = began + self.period() * 2;
+            let until = ours_until.map_or(patience, |at| at.min(patience));
+            let tried = tokio::select! {
+                () = stop.cancelled() => break,
+                tried = timeout_at(until, self.turn()) => tried,
+            };
             match tried.unwrap_or_else(|_| Err("the API server does not answer".to_owned())) {
                 Ok(true) => {
                     self.renewed = Some(began);
@@ -124,9 +145,13 @@ impl Candidate {
         self.settings.lease_duration / 5
     }
 
-    /// Less than the lease's duration: at its end the next one may begin.
+    /// Until when we lead. Less than the lease's duration: at its end the next one may begin.
+    fn ours_until(&self) -> Option<Instant> {
+        self.renewed.map(|at| at + self.settings.lease_duration * 4 / 5)
+    }
+
     fn leads(&self) -> bool {
-        self.renewed.is_some_and(|at| at.elapsed() < self.settings.lease_duration * 4 / 5)
+        self.ours_until().is_some_and(|at| Instant::now() < at)
     }
 
     fn tell(&self) {
@@ -154,14 +179,33 @@ impl Candidate {
 
     /// One look at the Lease, and a write if it is ours or free. Whether it is ours now.
     async fn turn(&mut self) -> Result<bool, String> {
-        let lease = match self.api.get_opt(&self.settings.lease).await {
-            Ok(Some(lease)) => lease,
-            Ok(None) => {
+        for _ in 0..CONFLICTS {
+            let Some(lease) = self.read().await? else {
                 let new = self.record(Lease::default());
                 let created = self.api.create(&PostParams::default(), &new).await;
-                return self.wrote(created, "create");
+                if self.wrote(created, "create")? {
+                    return Ok(true);
+                }
+                continue;
+            };
+            if !self.is_free(&lease) {
+                return Ok(false);
             }
-            Err(error) => return Err(self.explain(&error, "get")),
+            let new = self.record(lease);
+            let replaced =
+                self.api.replace(&self.settings.lease, &PostParams::default(), &new).await;
+            if self.wrote(replaced, "update")? {
+                return Ok(true);
+            }
+        }
+        Err(format!("somebody writes the Lease {} again and again", self.settings.lease))
+    }
+
+    /// The Lease now, and since when it has been so.
+    async fn read(&mut self) -> Result<Option<Lease>, String> {
+        let found = self.api.get_opt(&self.settings.lease).await;
+        let Some(lease) = found.map_err(|error| self.explain(&error, "get"))? else {
+            return Ok(None);
         };
         let same = |(seen, _): &(Lease, Instant)| {
             seen.spec == lease.spec && seen.metadata.annotations == lease.metadata.annotations
@@ -171,28 +215,27 @@ impl Candidate {
             _ => Instant::now(),
         };
         self.seen = Some((lease.clone(), since));
-        let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
-        let duration = Duration::from_secs(seconds.max(0).unsigned_abs().into());
-        let free = match holder_of(&lease) {
-            None => true,
-            Some(holder) if holder == self.identity => true,
-            Some(_) => since.elapsed() >= duration,
-        };
-        if !free {
-            return Ok(false);
-        }
-        let new = self.record(lease);
-        let replaced = self.api.replace(&self.settings.lease, &PostParams::default(), &new).await;
-        self.wrote(replaced, "update")
+        Ok(Some(lease))
     }
 
+    /// Whether nobody holds it, or we do, or whoever did has not been seen to renew it in time.
+    fn is_free(&self, lease: &Lease) -> bool {
+        let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
+        let duration = Duration::from_secs(seconds.max(0).unsigned_abs().into());
+        match holder_of(lease) {
+            None => true,
+            Some(holder) if holder == self.identity => true,
+            Some(_) => self.seen.as_ref().is_some_and(|(_, since)| since.elapsed() >= duration),
+        }
+    }
+
+    /// Whether it was written; not if somebody else was quicker.
     fn wrote(&mut self, wrote: kube::Result<Lease>, verb: &str) -> Result<bool, String> {
         match wrote {
             Ok(lease) => {
                 self.seen = Some((lease, Instant::now()));
                 Ok(true)
             }
-            // Somebody else was quicker.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(self.explain(&error, verb)),
         }
@@ -233,17 +276,29 @@ impl Candidate {
         }
     }
 
+    /// Gives it back, if it still is ours.
     async fn release(&mut self) -> Result<(), String> {
-        let Some((lease, _)) = &self.seen else { return Ok(()) };
-        let mut free = lease.clone();
-        if let Some(spec) = &mut free.spec {
-            spec.holder_identity = Some(String::new());
+        for _ in 0..CONFLICTS {
+            let Some(mut lease) = self.read().await? else { return Ok(()) };
+            if holder_of(&lease) != Some(&self.identity) {
+                return Ok(());
+            }
+            if let Some(spec) = &mut lease.spec {
+                spec.holder_identity = Some(String::new());
+            }
+            let params = PostParams::default();
+            let replaced = self.api.replace(&self.settings.lease, &params, &lease).await;
+            if self.wrote(replaced, "update")? {
+                return Ok(());
+            }
         }
-        let replaced = self.api.replace(&self.settings.lease, &PostParams::default(), &free).await;
-        replaced.map(|_| ()).map_err(|error| self.explain(&error, "update"))
+        Ok(())
     }
 }
 
 fn holder_of(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

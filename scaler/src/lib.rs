@@ -8,6 +8,8 @@ mod config_map;
 pub mod core;
 mod decisions;
 mod drains;
+#[cfg(test)]
+mod fake_api;
 mod feeds;
 pub mod keda;
 mod leader;
