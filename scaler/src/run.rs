@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
-use crate::config_map::StateMap;
+use crate::config_map::StateMaps;
 use crate::core::Override;
 use crate::decisions::Decisions;
 use crate::drains::{self, Ask};
@@ -203,13 +203,13 @@ impl Scaler {
     }
 }
 
-/// The folder that is configured, or else, where leaders take over from each other, a ConfigMap.
+/// The folder that is configured, or else, where leaders take over from each other, ConfigMaps.
 fn store_of(config: &Config, cluster: Option<&Cluster>) -> Option<Arc<dyn SnapshotStore>> {
     if let Some(path) = &config.scaler.state_dir {
         return Some(Arc::new(Folder::new(path)));
     }
     let election = config.scaler.leader_election.as_ref()?;
-    Some(Arc::new(StateMap::new(election, cluster?)))
+    Some(Arc::new(StateMaps::new(election, cluster?)))
 }
 
 struct Loop {

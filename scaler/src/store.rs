@@ -14,6 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 /// Texts by pool.
 pub(crate) type Snapshots = BTreeMap<String, String>;
 
+/// How long the last save may take when this process ends.
+const LAST: Duration = Duration::from_secs(5);
 /// Written no more often: what is learned changes slowly.
 const PACE: Duration = Duration::from_secs(60);
 
@@ -126,10 +128,15 @@ impl Saver {
         });
     }
 
-    /// Returns when the last is written.
+    /// Returns when the last is written, or when that takes too long: nobody waits for this process
+    /// to end because an API server or a disk does not answer.
     pub(crate) async fn finish(self) {
         drop(self.latest);
-        let _ = self.task.await;
+        if timeout(LAST, self.task).await.is_err() {
+            tracing::warn!(
+                "what was learned since the last save is not kept: no answer within {LAST:?}"
+            );
+        }
     }
 }
 
@@ -179,6 +186,27 @@ pub(crate) async fn load_at_last(store: Arc<dyn SnapshotStore>) -> Snapshots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A store that never answers.
+    struct Silent;
+
+    impl SnapshotStore for Silent {
+        fn load(&self) -> BoxFuture<'_, io::Result<Snapshots>> {
+            Box::pin(std::future::pending())
+        }
+        fn save(&self, _: Snapshots) -> BoxFuture<'_, io::Result<()>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_not_waited_for_longer_than_a_few_seconds() {
+        let saver = Saver::start(Arc::new(Silent), Snapshots::new());
+        saver.save(Snapshots::from([("a".to_owned(), "1".to_owned())]));
+        let began = Instant::now();
+        timeout(LAST * 2, saver.finish()).await.expect("it ends");
+        assert_eq!(began.elapsed().as_secs(), LAST.as_secs());
+    }
 
     #[tokio::test]
     async fn what_is_saved_is_loaded_and_no_half_file_is_left() {

@@ -332,15 +332,8 @@ pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
     eventually("zero, by the new leader", async || setup.replicas(&cluster).await.0 == 0).await;
     // What it learned is left for the next one.
     assert_eq!(setup.scalers[other].stop().await, 0);
-    let kept = [
-        "-n",
-        &setup.namespace,
-        "get",
-        "configmap",
-        "forebay-scaler-state",
-        "-o",
-        "jsonpath={.data.llama}",
-    ];
+    let kept =
+        ["-n", &setup.namespace, "get", "configmaps", "-o", "jsonpath={.items[*].data.llama}"];
     let kept = cluster.plane.kubectl(&kept).await;
     assert!(kept.starts_with('{'), "{kept}");
     let leases = [
