@@ -176,6 +176,13 @@ impl PoolLoop {
         }
     }
 
+    /// Goes on from what a leader before told.
+    pub(crate) fn follow(&mut self, told: &PoolReplicas) {
+        if let Some(figures) = &mut self.figures {
+            figures.follow(&told.figures);
+        }
+    }
+
     /// How long starts take, by phase.
     pub(crate) fn phases(&self) -> Phases {
         self.state.cold_starts().phases()

@@ -1,6 +1,6 @@
 //! What KEDA is told of a pool, computed from the pool's state. Pure.
 
-use forebay_signals::PoolReplicas;
+use forebay_signals::{Figure, PoolReplicas};
 
 use super::metadata::{Ask, Question};
 use super::proto::{MetricSpec, MetricValue};
@@ -44,17 +44,35 @@ pub(crate) fn spec(question: &Question, pool: &PoolReplicas) -> Option<MetricSpe
     })
 }
 
-/// The metric's value. `None`: nothing is known of it, and it is not zero either.
+/// The metric's value. `None`: nothing measures it.
 pub(crate) fn value(question: &Question, pool: &PoolReplicas) -> Option<MetricValue> {
     let value = match question.ask {
         Ask::Desired { tolerance } => seen_by_hpa(pool.desired, current(pool), tolerance),
-        Ask::Signal { figure, .. } => *pool.figures.get(&figure)?,
+        Ask::Signal { figure, has_source, .. } => match pool.figures.get(&figure) {
+            Some(value) => *value,
+            None if has_source => unmeasured(question, figure, pool)?,
+            None => return None,
+        },
     };
     Some(MetricValue {
         metric_name: name(&question.ask).to_owned(),
         metric_value: whole(value),
         // Left at zero for zero: KEDA reads the float only where it is more.
         metric_value_float: value.max(0.0),
+    })
+}
+
+/// What is told of a signal that nothing was measured of yet, such as the TTFT of requests of which
+/// none has been answered: that with which the HPA leaves the count as it is. Zero would speak for
+/// fewer replicas, and an error would keep the HPA from scaling down by any other metric.
+fn unmeasured(question: &Question, figure: Figure, pool: &PoolReplicas) -> Option<f64> {
+    let threshold = spec(question, pool)?.target_size_float;
+    Some(match figure {
+        Figure::Ttft | Figure::Itl | Figure::KvCache | Figure::GpuUtilization => threshold,
+        // The HPA divides these by the replicas.
+        Figure::QueueDepth | Figure::Concurrency | Figure::TokensPerSecond => {
+            threshold * f64::from(current(pool).max(1))
+        }
     })
 }
 

@@ -69,6 +69,13 @@ impl Figures {
         }
     }
 
+    /// Goes on from what a leader before told, where nothing newer is known.
+    pub(crate) fn follow(&mut self, told: &BTreeMap<Figure, f64>) {
+        for (figure, value) in told {
+            self.known.entry(*figure).or_insert(*value);
+        }
+    }
+
     pub(crate) fn known(&self) -> &BTreeMap<Figure, f64> {
         &self.known
     }
@@ -95,6 +102,18 @@ mod tests {
         figures.observe(&slow, &[], 2_000);
         assert!(figures.known()[&Figure::Ttft] > 1.0, "{:?}", figures.known());
         assert_eq!(figures.known()[&Figure::Concurrency], 3.0);
+    }
+
+    #[test]
+    fn what_a_leader_before_told_stands_until_it_is_measured_anew() {
+        let mut figures = Figures::default();
+        figures.follow(&[(Figure::Ttft, 1.5), (Figure::QueueDepth, 9.0)].into());
+        let missing = Load { missing: true, ..load(1, 0) };
+        figures.observe(&missing, &[], 0);
+        assert_eq!(figures.known()[&Figure::QueueDepth], 9.0, "not every gateway is heard yet");
+        figures.observe(&load(1, 0), &[], 1_000);
+        assert_eq!(figures.known()[&Figure::QueueDepth], 1.0);
+        assert_eq!(figures.known()[&Figure::Ttft], 1.5, "nobody was answered since");
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) enum Ask {
         threshold: Option<f64>,
         /// Active when the figure is more than this.
         activation: f64,
+        /// Something measures it, though maybe not yet.
+        has_source: bool,
     },
 }
 
@@ -94,7 +96,8 @@ pub(crate) fn understand(object: &ScaledObjectRef, config: &Config) -> Result<Qu
         return Err(Mistake::NoThreshold { metric: figure.name() });
     }
     let activation = number(metadata, "activationThreshold", 0.0)?.unwrap_or(0.0);
-    Ok(Question { pool, ask: Ask::Signal { figure, threshold, activation } })
+    let has_source = has_source(figure, &pool, config);
+    Ok(Question { pool, ask: Ask::Signal { figure, threshold, activation, has_source } })
 }
 
 fn pool(object: &ScaledObjectRef, named: Option<&str>, config: &Config) -> Result<String, Mistake> {
@@ -124,6 +127,16 @@ fn pool(object: &ScaledObjectRef, named: Option<&str>, config: &Config) -> Resul
     let found = driven.clone().find(|(_, keda)| fits(keda));
     let found = found.map(|(pool, _)| pool.name.clone());
     found.ok_or_else(|| Mistake::NoPool { object: object.name.clone(), known: known() })
+}
+
+/// Gateways measure all but these two, which a trigger of the pool's own reads.
+fn has_source(figure: Figure, pool: &str, config: &Config) -> bool {
+    let second_hand = matches!(figure, Figure::KvCache | Figure::GpuUtilization);
+    let pool = config.pools.iter().find(|it| it.name == pool);
+    !second_hand
+        || pool.is_some_and(|pool| {
+            pool.scaling.triggers.iter().any(|trigger| trigger.kind == figure.name())
+        })
 }
 
 fn number(

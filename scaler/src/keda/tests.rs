@@ -112,14 +112,36 @@ async fn signals_are_metrics_of_their_own() {
     assert_eq!(spec.metric_name, "ttft");
     assert_eq!((spec.target_size, spec.target_size_float), (1, 0.5));
 
-    let unmeasured = [("metric", "gpuUtilization"), ("threshold", "80")];
-    let refused = value(&mut client, &unmeasured).await.expect_err("nothing measures it");
+    let without = [("metric", "gpuUtilization"), ("threshold", "80")];
+    let refused = value(&mut client, &without).await.expect_err("nothing measures it");
     assert!(refused.message().contains("gpuUtilization"), "{refused}");
 
     // Without a threshold, the pool's own.
     let concurrency = object(&[("metric", "concurrency")]);
     let spec = client.get_metric_spec(concurrency).await.expect("known").into_inner();
     assert_eq!(spec.metric_specs[0].target_size, 103);
+}
+
+#[tokio::test]
+async fn a_signal_that_was_not_measured_yet_leaves_the_hpas_count_as_it_is() {
+    let mut config = Config::clone(&config(None));
+    let trigger = serde_json::json!({"type": "kvCache", "metadata": {"threshold": "0.7"}});
+    config.pools[0].scaling.triggers = vec![serde_json::from_value(trigger).expect("a trigger")];
+    let server = KedaServer::start(&Arc::new(config)).expect("free port").expect("a keda target");
+    let channel = Endpoint::from_shared(format!("http://{}", server.address())).expect("a URL");
+    let mut client = ExternalScalerClient::new(channel.connect().await.expect("it listens"));
+    // Three replicas, requests held, and none of them answered so far.
+    publish(&server, state(true, 3, 3));
+    for (metric, threshold, want) in [
+        ("ttft", "0.5", 0.5),
+        ("itl", "0.05", 0.05),
+        ("kvCache", "0.8", 0.8),
+        ("tokensPerSecond", "100", 300.0),
+    ] {
+        let metadata = [("metric", metric), ("threshold", threshold)];
+        let (_, told) = value(&mut client, &metadata).await.expect("no error, and no zero");
+        assert!((told - want).abs() < 1e-9, "{metric}: {told}");
+    }
 }
 
 #[tokio::test]

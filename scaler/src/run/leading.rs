@@ -34,6 +34,9 @@ impl Loop {
                     if let Some(pool) = self.config.pools.iter().find(same) {
                         driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
                     }
+                    if let Some(told) = self.last.get(&driven.pool.name) {
+                        driven.pool.follow(told);
+                    }
                 }
                 self.restore = true;
                 self.all_touched = true;

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use forebay_signals::Barrier;
+use forebay_signals::{Barrier, Figure, PoolSignals};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
@@ -135,4 +135,24 @@ async fn an_order_that_can_not_be_read_at_once_is_not_written_over() {
     work.keep();
     work.saver.take().expect("now it is kept").finish().await;
     assert_eq!(store.kept.lock()["p"], paused);
+}
+
+#[tokio::test]
+async fn one_that_begins_to_lead_goes_on_from_the_figures_that_were_relayed() {
+    let config = serde_json::json!({"pools": [
+        {"name": "p", "target": {"keda": {"scaledObject": "p"}}},
+    ]});
+    let (mut work, _lead) = work(Arc::new(serde_json::from_value(config).expect("valid")), None);
+    let figures = [(Figure::Ttft, 1.5), (Figure::Itl, 0.05), (Figure::TokensPerSecond, 400.0)];
+    let told = PoolReplicas { figures: figures.into(), ..PoolReplicas::default() };
+    work.last.insert("p".to_owned(), told);
+    work.elected();
+    let waiting = PoolSignals { queue_depth: 3, ..PoolSignals::default() };
+    let heard = Heard { gateway: 0, sender: "a", signals: Some(&waiting), lost_ms: None };
+    let Driven { pool, target, .. } = &mut work.pools[0];
+    let told = pool.step(&[heard], &BTreeMap::new(), &[], target, 1_000).replicas.figures;
+    for (figure, value) in figures {
+        assert_eq!(told.get(&figure), Some(&value), "{figure:?}");
+    }
+    assert_eq!(told[&Figure::QueueDepth], 3.0);
 }
