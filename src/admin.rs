@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
 use forebay_gateway::Draining;
+use forebay_scaler::Readiness;
 use forebay_signals::Token;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
@@ -51,19 +52,21 @@ pub(crate) struct Access {
 /// What of the gateway the port can change and tell; `None` where no gateway runs.
 pub(crate) type Drain = Option<Draining>;
 
-/// Serves until dropped.
+/// Serves until dropped. `scaler` is there where nothing but a scaler runs: a gateway's readiness
+/// does not depend on one.
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Router,
     metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
     access: Access,
     drain: Drain,
+    scaler: Option<Readiness>,
 ) {
     // Events are small and each is waited for.
     let listener = listener.tap_io(|stream| {
         let _ = stream.set_nodelay(true);
     });
-    let app = router(routes, metrics, access, drain);
+    let app = router(routes, metrics, access, drain, scaler);
     if let Err(error) =
         axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await
     {
@@ -76,6 +79,7 @@ fn router(
     metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
     access: Access,
     drain: Drain,
+    scaler: Option<Readiness>,
 ) -> Router {
     let metrics = get(move || {
         let text = metrics();
@@ -84,12 +88,13 @@ fn router(
     let ready = {
         let drain = drain.clone();
         get(move || {
-            let draining = drain.as_ref().is_some_and(Draining::has_begun);
+            let draining =
+                drain.as_ref().filter(|it| it.has_begun()).map(|_| "draining".to_owned());
+            let lack = draining.or_else(|| scaler.as_ref()?.lack());
             async move {
-                if draining {
-                    (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-                } else {
-                    (StatusCode::OK, "ok\n")
+                match lack {
+                    Some(lack) => (StatusCode::SERVICE_UNAVAILABLE, format!("{lack}\n")),
+                    None => (StatusCode::OK, "ok\n".to_owned()),
                 }
             }
         })

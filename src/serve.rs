@@ -83,7 +83,9 @@ pub(crate) async fn serve(
         move || registered.render() + &endpoints.as_ref().map_or_else(String::new, |it| it());
     let loopback = admin_address.ip().to_canonical().is_loopback();
     let draining = gateway.as_ref().map(Gateway::draining);
-    tasks.spawn(admin::serve(listener, routes, text, Access { token, loopback }, draining));
+    let alone = scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness);
+    let access = Access { token, loopback };
+    tasks.spawn(admin::serve(listener, routes, text, access, draining, alone));
     tasks.spawn(admin::upkeep(metrics));
     announce(&config, gateway.as_ref(), &own);
 

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// A pod on the wire, without what nobody reads.
 pub(crate) type Wire = Object<NotUsed, Status>;
 
+/// The annotation by which a ReplicaSet picks among pods that are all ready: the lowest go first.
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
 /// What a role must allow to watch pods.
 pub const VERBS: &[&str] = &["get", "list", "watch"];
 
@@ -96,6 +99,8 @@ pub struct Pod {
     pub scheduled: bool,
     /// Its containers have ended for good: only the object is left.
     pub ended: bool,
+    /// Its [`DELETION_COST`], where one is written.
+    pub deletion_cost: Option<i32>,
 }
 
 /// Names one start of a pod's containers.
@@ -159,6 +164,7 @@ impl Pod {
             ordinal: ordinal(wire),
             scheduled,
             ended,
+            deletion_cost: deletion_cost(wire),
         }
     }
 }
@@ -216,6 +222,10 @@ fn seconds(time: &Time) -> i64 {
 fn ordinal(wire: &Wire) -> Option<u32> {
     let labels = wire.metadata.labels.as_ref()?;
     ORDINALS.iter().find_map(|label| labels.get(*label)?.parse().ok())
+}
+
+fn deletion_cost(wire: &Wire) -> Option<i32> {
+    wire.metadata.annotations.as_ref()?.get(DELETION_COST)?.parse().ok()
 }
 
 #[cfg(test)]

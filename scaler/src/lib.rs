@@ -16,6 +16,7 @@ mod leader;
 mod metric;
 mod orders;
 mod pool;
+mod readiness;
 mod relay;
 mod run;
 mod sources;
@@ -25,4 +26,5 @@ pub mod targets;
 
 pub use feeds::Gateways;
 pub use metric::{BUCKETS, describe};
+pub use readiness::Readiness;
 pub use run::{Scaler, StartError};

@@ -262,7 +262,9 @@ impl PoolLoop {
         let ready = facts.iter().filter(|it| it.standing == Standing::Ready).count() as u32;
         let replicas = Replicas { current: self.state.desired(), ready };
         let proposals = &self.triggers.propose(&load, readings, replicas, now_ms);
-        self.adopt(heard, alive.len() as u32, target.drains(), now_ms);
+        // What a rollout has on top is not ours, now or later.
+        let ours = (alive.len() as u32).saturating_sub(target.surplus());
+        self.adopt(heard, ours, target.drains(), now_ms);
         // Where no gateway speaks, nothing is known of the load, which is not to be without any.
         load.missing |= !self.known() || heard.is_empty() || self.unread;
         let inputs = Inputs { load: &load, replicas: &facts, proposals, order };
@@ -361,6 +363,7 @@ impl PoolLoop {
         self.starts.retain(|id, _| statuses.contains_key(id));
         self.stopped.retain(|id| statuses.contains_key(id));
         self.draining.retain(|id| statuses.contains_key(id));
+        self.keep_spared(statuses, target);
         let mut took = Vec::new();
         let mut ready = BTreeSet::new();
         for (id, status) in statuses {

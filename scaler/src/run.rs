@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use forebay_config::Config;
+use forebay_config::{Config, Target};
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolReplicas, Token};
@@ -35,6 +35,7 @@ use crate::leader::{Election, Leadership};
 use crate::metric::Metrics;
 use crate::orders::{self, Order, Refused};
 use crate::pool::{Heard, PoolLoop};
+use crate::readiness::Readiness;
 use crate::relay::Relay;
 use crate::sources::{Client, Sources};
 use crate::store::{Folder, Pace, Saver, SnapshotStore, Snapshots};
@@ -61,6 +62,7 @@ pub struct Scaler {
     keda: Option<Arc<KedaServer>>,
     election: Option<Election>,
     desk: Router,
+    readiness: Readiness,
 }
 
 /// Why a scaler does not start.
@@ -126,6 +128,7 @@ impl Scaler {
         let desk = desk.merge(orders::route(ordered));
         let (latest, configs) = watch::channel(Arc::clone(&config));
         let store = store_of(&config, cluster);
+        let readiness = Readiness::new();
         let work = Loop {
             feeds: Feeds::new(gateways),
             pools,
@@ -153,10 +156,18 @@ impl Scaler {
             touched: BTreeSet::new(),
             all_touched: true,
             turn: 0,
+            readiness: readiness.clone(),
         };
         let keda = work.keda.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
-        Ok(Self { publisher, decisions, config: latest, stop, task, keda, election, desk })
+        let config = latest;
+        Ok(Self { publisher, decisions, config, stop, task, keda, election, desk, readiness })
+    }
+
+    /// Whether it can answer what it is asked.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
     }
 
     /// `GET /replicas`, `GET /decisions`, `POST /drain` and `POST /pools/NAME/override`.
@@ -247,6 +258,7 @@ struct Loop {
     all_touched: bool,
     /// Ticks.
     turn: usize,
+    readiness: Readiness,
 }
 
 impl Loop {
@@ -303,7 +315,27 @@ impl Loop {
                 // Readers take a silent sender for one that is gone.
                 self.publisher.publish(self.last.clone());
             }
+            self.readiness.look(|| self.lack());
         }
+    }
+
+    /// What it can't answer yet, if anything.
+    fn lack(&self) -> Option<String> {
+        let unseen = self.pools.iter().find(|driven| !driven.target.was_asked_for());
+        if let Some(driven) = unseen {
+            let pool = &driven.pool.name;
+            return Some(format!(
+                "pool `{pool}`: the API server was not asked for its workload yet"
+            ));
+        }
+        let keda = self.keda.as_ref()?;
+        let mut asked = self.config.pools.iter().filter(|pool| {
+            let is_driven = |it: &Driven| it.pool.name == pool.name;
+            matches!(pool.target, Some(Target::Keda(_))) && self.pools.iter().any(is_driven)
+        });
+        let unknown = asked.find(|pool| !keda.knows(&pool.name))?;
+        let pool = &unknown.name;
+        Some(format!("pool `{pool}`: no decision is known, so KEDA can't be answered"))
     }
 
     /// A person's order for one pool.

@@ -117,3 +117,16 @@ fn a_replicas_number_is_its_workloads() {
         assert_eq!(Pod::read(&pod, None).ordinal, Some(3), "{label}");
     }
 }
+
+#[test]
+fn a_deletion_cost_is_read_where_it_is_a_number() {
+    let status = with(&running(), None);
+    let costing = |cost: &str| {
+        let mut pod = wire(status.clone());
+        pod.metadata.annotations = Some([(DELETION_COST.to_owned(), cost.to_owned())].into());
+        Pod::read(&pod, None).deletion_cost
+    };
+    assert_eq!(costing("-1000000"), Some(-1_000_000));
+    assert_eq!(costing("cheap"), None);
+    assert_eq!(read(status.clone()).deletion_cost, None);
+}

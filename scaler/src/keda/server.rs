@@ -121,6 +121,11 @@ impl KedaServer {
         });
     }
 
+    /// Whether there is an answer on this pool.
+    pub(crate) fn knows(&self, pool: &str) -> bool {
+        self.known.borrow().contains_key(pool)
+    }
+
     /// Ends every stream with OK, and then the connections.
     pub async fn shutdown(&self) {
         self.stop.cancel();

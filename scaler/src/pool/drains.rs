@@ -51,6 +51,18 @@ impl PoolLoop {
         Cow::Owned(statuses)
     }
 
+    /// Those that were stopped and that the target left alone for another: they serve again.
+    pub(super) fn keep_spared(
+        &mut self,
+        statuses: &BTreeMap<String, ReplicaStatus>,
+        target: &impl Target,
+    ) {
+        let spared = |id: &String| statuses.get(id).is_some_and(|status| status.spared);
+        for id in self.stopped.extract_if(.., |id| spared(id) && target.recall(id)) {
+            tracing::info!("{}: replica {id} is kept: another one was taken", self.name);
+        }
+    }
+
     pub(super) fn reconcile(
         &mut self,
         desired: u32,

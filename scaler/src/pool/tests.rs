@@ -10,6 +10,8 @@ struct Fake {
     statuses: RefCell<BTreeMap<String, ReplicaStatus>>,
     stops: RefCell<Vec<String>>,
     drains: Option<Drains>,
+    surplus: std::cell::Cell<u32>,
+    recalls: RefCell<Vec<String>>,
     ensured: std::cell::Cell<u32>,
 }
 
@@ -28,6 +30,7 @@ impl Target for Fake {
                 inherited: false,
                 scheduled_ms: None,
                 started_ms: 1_000,
+                spared: false,
                 rank: 0,
             };
             statuses.insert(status.id.clone(), status);
@@ -36,6 +39,13 @@ impl Target for Fake {
     fn ready(&self, _: &str) {}
     fn stop(&self, id: &str) {
         self.stops.borrow_mut().push(id.to_owned());
+    }
+    fn recall(&self, id: &str) -> bool {
+        self.recalls.borrow_mut().push(id.to_owned());
+        self.statuses.borrow().contains_key(id)
+    }
+    fn surplus(&self) -> u32 {
+        self.surplus.get()
     }
     fn drains(&self) -> Drains {
         self.drains.unwrap_or(Drains::Each)
@@ -511,4 +521,40 @@ fn an_order_comes_before_one_that_was_kept_and_is_read_later() {
     pool.restore(Some(&before.snapshot()));
     let step = step(&mut pool, &target, &[signals(1, &[])], 1_000);
     assert_eq!(step.decision.desired, 1);
+}
+
+#[test]
+fn a_rollouts_extra_replica_is_not_taken_over_as_one_of_the_pools() {
+    let (mut pool, target) = (pool(), Fake::default());
+    target.ensure(3);
+    target.surplus.set(1);
+    let (a, b, c) = ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3");
+    let all = signals(0, &[(a, Health::Ready, 1), (b, Health::Ready, 1), (c, Health::Ready, 1)]);
+    for now in [1_000, 2_000] {
+        let first = step(&mut pool, &target, std::slice::from_ref(&all), now);
+        assert_eq!((first.decision.desired, target.ensured.get()), (2, 2));
+    }
+}
+
+#[test]
+fn a_stopped_replica_that_the_target_spared_serves_again() {
+    let (mut pool, target) = (pool(), Fake::default());
+    step(&mut pool, &target, &[signals(15, &[])], 1_000);
+    let (a, b) = ("127.0.0.1:1", "127.0.0.1:2");
+    let both = |health, x, y| signals(0, &[(a, Health::Ready, x), (b, health, y)]);
+    step(&mut pool, &target, &[both(Health::Ready, 8, 7)], 2_000);
+    for now in [3_000, 130_000, 130_050] {
+        step(&mut pool, &target, &[both(Health::Draining, 3, 0)], now);
+    }
+    assert_eq!(*target.stops.borrow(), ["p-2"]);
+    assert_eq!(target.ensured.get(), 1);
+    // Its controller took the other one.
+    target.statuses.borrow_mut().remove("p-1");
+    target.statuses.borrow_mut().get_mut("p-2").expect("there").spared = true;
+    let left = signals(0, &[(b, Health::Draining, 0)]);
+    let kept = step(&mut pool, &target, &[left], 131_000);
+    assert_eq!(*target.recalls.borrow(), ["p-2"]);
+    assert_eq!((kept.decision.desired, target.ensured.get()), (1, 1), "and no other is waited for");
+    let state = kept.replicas.replicas["p-2"].as_ref().expect("there").state;
+    assert_ne!(state, ReplicaState::Draining, "gateways use it again");
 }

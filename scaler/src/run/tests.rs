@@ -5,6 +5,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::relay::Words;
 use crate::store::Snapshots;
 
 /// A store that fails so many times before it answers.
@@ -89,6 +90,7 @@ fn work(
         touched: BTreeSet::new(),
         all_touched: true,
         turn: 0,
+        readiness: Readiness::new(),
     };
     (work, lead)
 }
@@ -155,4 +157,34 @@ async fn one_that_begins_to_lead_goes_on_from_the_figures_that_were_relayed() {
         assert_eq!(told.get(&figure), Some(&value), "{figure:?}");
     }
     assert_eq!(told[&Figure::QueueDepth], 3.0);
+}
+
+#[tokio::test]
+async fn it_is_ready_when_it_can_answer_keda_and_stays_so_whoever_leads() {
+    let config = serde_json::json!({
+        "scaler": {"keda": {"listen": "127.0.0.1:0"}},
+        "pools": [{"name": "p", "target": {"keda": {"scaledObject": "p"}}}, {"name": "other"}],
+    });
+    let config: Arc<Config> = Arc::new(serde_json::from_value(config).expect("valid"));
+    let (mut work, lead) = work(Arc::clone(&config), None);
+    work.keda = KedaServer::start(&config).expect("a free port").map(Arc::new);
+    let look = |work: &Loop| {
+        work.readiness.look(|| work.lack());
+        work.readiness.lack()
+    };
+    work.step(1_000, true);
+    let lack = look(&work).expect("no gateway is heard");
+    assert!(lack.contains("pool `p`: no decision is known"), "{lack}");
+
+    lead.send_replace(Leadership::Theirs("http://127.0.0.1:1".to_owned()));
+    work.elected();
+    let told = [("p".to_owned(), PoolReplicas { active: true, ..PoolReplicas::default() })];
+    work.repeat(Words { pools: told.into(), gateways: Some(1) });
+    assert_eq!(look(&work), None, "one that does not lead answers with the leader's words");
+    for next in [Leadership::Unknown, Leadership::Ours] {
+        lead.send_replace(next);
+        work.elected();
+        work.step(2_000, true);
+        assert_eq!(look(&work), None);
+    }
 }

@@ -72,6 +72,14 @@ impl Driver {
         }
     }
 
+    /// Whether what it scales has been looked for, where that is elsewhere.
+    pub(crate) fn was_asked_for(&self) -> bool {
+        match self {
+            Self::Kubernetes(it) => it.was_asked_for(),
+            Self::Processes(_) | Self::Keda(_) | Self::Observe => true,
+        }
+    }
+
     /// Lets go of what ends with this process.
     pub(crate) async fn shutdown(&self) {
         match self {
@@ -149,6 +157,7 @@ fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
         inherited: false,
         scheduled_ms: None,
         started_ms: 0,
+        spared: false,
         rank: 0,
     };
     let mut all = BTreeMap::new();

@@ -135,7 +135,8 @@ async fn raise(
     let most = object.data["spec"]["maxReplicaCount"].as_u64().unwrap_or(100);
     let count = count.min(u32::try_from(most).unwrap_or(u32::MAX));
     let scaled = scaled(&object, namespace)?;
-    let workload = Workload::find(cluster.client.clone(), namespace, &scaled).await?;
+    let workload = Workload::find(cluster.client.clone(), namespace, &scaled).await;
+    let workload = workload.map_err(|error| error.to_string())?;
     // KEDA writes its one in the same moment.
     for _ in 0..5 {
         let now = workload.read().await?;

@@ -83,6 +83,8 @@ pub struct ReplicaStatus {
     pub scheduled_ms: Option<u64>,
     /// When it was last started, in milliseconds since the epoch; 0 before.
     pub started_ms: u64,
+    /// It was told to stop, and is there for good all the same: another one was taken in its place.
+    pub spared: bool,
     /// The target's own order of stopping: those with the highest go first, and among equals the
     /// idlest.
     pub rank: u32,

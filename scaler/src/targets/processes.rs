@@ -113,6 +113,7 @@ impl Processes {
                 inherited: false,
                 scheduled_ms: None,
                 started_ms: 0,
+                spared: false,
                 rank: 0,
             });
             tasks.spawn_on(replica::run(self.shared.clone(), id, log, given), &self.runtime);

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use forebay_config as config;
 use forebay_discovery::Cluster;
@@ -25,10 +26,14 @@ pub(super) mod workload;
 /// A workload that is scaled. Dropping it ends the task, and leaves everything as it is.
 pub(crate) struct Kubernetes {
     orders: watch::Sender<Orders>,
+    /// The orders as they grow within one step of the loop. They are given whole: a count without
+    /// those that were drained for it would let the controller take others.
+    next: Mutex<Orders>,
     seen: watch::Receiver<Seen>,
     /// What the loop is shown changes only together with this.
     replicas: watch::Receiver<Replicas>,
     trouble: Arc<Mutex<Option<String>>>,
+    answered: Arc<AtomicBool>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -70,16 +75,21 @@ impl Kubernetes {
         let (orders, given) = watch::channel(Orders::default());
         let (told, seen) = watch::channel(Seen::default());
         let (shown, replicas) = watch::channel(Replicas::default());
-        let trouble = Arc::new(Mutex::new(None));
+        let (trouble, answered) = (Arc::default(), Arc::<AtomicBool>::default());
         let worker = worker::Worker::new(
             pool,
             settings,
             cluster,
-            worker::Told { seen: told, replicas: shown, trouble: Arc::clone(&trouble) },
+            worker::Told {
+                seen: told,
+                replicas: shown,
+                trouble: Arc::clone(&trouble),
+                answered: Arc::clone(&answered),
+            },
             given,
         );
         let task = AbortOnDropHandle::new(tokio::spawn(worker.run()));
-        Ok(Self { orders, seen, replicas, trouble, _task: task })
+        Ok(Self { orders, next: Mutex::default(), seen, replicas, trouble, answered, _task: task })
     }
 
     /// Its replicas as they change. What was asked for and has no pod yet is among them.
@@ -92,11 +102,19 @@ impl Kubernetes {
         self.seen.borrow().known.then(|| Arc::clone(&self.replicas.borrow()))
     }
 
-    fn give(&self, change: impl FnOnce(&mut Orders)) {
+    /// The API server was asked for the workload and has answered, be it that it is not there or not
+    /// to be seen: more is not to be waited for.
+    pub(crate) fn was_asked_for(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    fn give(&self, next: &Orders) {
         self.orders.send_if_modified(|orders| {
-            let before = orders.clone();
-            change(orders);
-            *orders != before
+            let new = orders != next;
+            if new {
+                orders.clone_from(next);
+            }
+            new
         });
     }
 }
@@ -104,24 +122,20 @@ impl Kubernetes {
 impl Target for Kubernetes {
     fn ensure(&self, count: u32) {
         let there = Arc::clone(&self.replicas.borrow());
-        self.give(|orders| {
-            orders.count = Some(count);
-            orders.stopping.retain(|id| there.contains_key(id));
-        });
+        let mut next = self.next.lock();
+        next.count = Some(count);
+        next.stopping.retain(|id| there.contains_key(id));
+        self.give(&next);
     }
 
     fn stop(&self, id: &str) {
-        self.give(|orders| {
-            orders.stopping.insert(id.to_owned());
-        });
+        self.next.lock().stopping.insert(id.to_owned());
     }
 
     fn recall(&self, id: &str) -> bool {
         let there = self.replicas.borrow().get(id).is_some_and(pods::is_going_on);
         if there {
-            self.give(|orders| {
-                orders.stopping.remove(id);
-            });
+            self.next.lock().stopping.remove(id);
         }
         there
     }
@@ -140,14 +154,19 @@ impl Target for Kubernetes {
     }
 
     fn rest(&self) {
-        self.give(|orders| *orders = Orders::default());
+        let mut next = self.next.lock();
+        *next = Orders::default();
+        self.give(&next);
     }
 
     fn decided(&self, sentence: &str) {
-        self.give(|orders| orders.why = sentence.to_owned());
+        sentence.clone_into(&mut self.next.lock().why);
     }
 
     fn trouble(&self) -> Option<String> {
         self.trouble.lock().clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,10 +49,12 @@ pub(super) fn statuses(
     replicas: u32,
     port: u16,
     stopping: &BTreeSet<String>,
+    spared: &BTreeSet<String>,
 ) -> BTreeMap<String, ReplicaStatus> {
     let status = |(name, pod): (&String, &Pod)| {
         let times = times.get(name).copied().unwrap_or_default();
-        (name.clone(), status(name, pod, times, port))
+        let spared = spared.contains(name);
+        (name.clone(), ReplicaStatus { spared, ..status(name, pod, times, port) })
     };
     let mut all: BTreeMap<_, _> = pods.iter().map(status).collect();
     let going_on = going_on(pods, stopping);
@@ -67,6 +69,7 @@ pub(super) fn statuses(
             inherited: false,
             scheduled_ms: None,
             started_ms: 0,
+            spared: false,
             // It is the first to go, before any pod.
             rank: u32::MAX,
         };
@@ -82,6 +85,29 @@ pub(super) fn surplus(
     stopping: &BTreeSet<String>,
 ) -> u32 {
     going_on(pods, stopping).saturating_sub(replicas)
+}
+
+/// How many pods were not deleted.
+pub(super) fn left(pods: &BTreeMap<String, Pod>) -> u32 {
+    going_on(pods, &BTreeSet::new())
+}
+
+/// Those of `stopping` that are there for good, once `replicas` are what is wanted and what is
+/// written: when no more pods are left than that, the workload's controller takes none any more. It
+/// took others: such as were not ready in that moment, or that a node's drain deleted.
+pub(super) fn spared(
+    pods: &BTreeMap<String, Pod>,
+    replicas: u32,
+    stopping: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    if left(pods) > replicas {
+        return BTreeSet::new();
+    }
+    // By number, who goes is certain.
+    let stays = |pod: &Pod| {
+        pod.phase != PodPhase::Draining && pod.ordinal.is_none_or(|ordinal| ordinal < replicas)
+    };
+    stopping.iter().filter(|name| pods.get(*name).is_some_and(stays)).cloned().collect()
 }
 
 fn going_on(pods: &BTreeMap<String, Pod>, stopping: &BTreeSet<String>) -> u32 {
@@ -113,6 +139,7 @@ fn status(name: &str, pod: &Pod, times: Times, port: u16) -> ReplicaStatus {
         inherited: times.inherited,
         scheduled_ms: times.scheduled_ms,
         started_ms: times.started.map_or(0, |(_, ms)| ms),
+        spared: false,
         rank: rank(pod),
     }
 }
@@ -147,6 +174,7 @@ mod tests {
             ordinal: None,
             scheduled: true,
             ended: false,
+            deletion_cost: None,
         }
     }
 
@@ -158,7 +186,7 @@ mod tests {
     fn what_has_no_pod_yet_is_pending_and_what_leaves_does_not_count() {
         let pods = named(&[("a", pod(PodPhase::Healthy)), ("b", pod(PodPhase::Draining))]);
         let none = BTreeSet::new();
-        let all = statuses("p", &pods, &BTreeMap::new(), 3, 8000, &none);
+        let all = statuses("p", &pods, &BTreeMap::new(), 3, 8000, &none, &none);
         let phases: Vec<_> = all.values().map(|status| status.phase).collect();
         assert_eq!(phases, [Phase::Running, Phase::Stopping, Phase::Pending, Phase::Pending]);
         assert_eq!(all["a"].address, "10.0.0.1:8000".parse().ok());
@@ -173,6 +201,23 @@ mod tests {
         let going: BTreeSet<_> = ["c".to_owned()].into();
         assert_eq!(surplus(&pods, 2, &going), 0);
         assert_eq!(surplus(&pods, 3, &going), 0, "and it is not replaced before it is written off");
+    }
+
+    #[test]
+    fn a_drained_pod_is_spared_once_no_more_pods_are_left_than_replicas() {
+        let healthy = || pod(PodPhase::Healthy);
+        let numbered = |n| Pod { ordinal: Some(n), ..healthy() };
+        let going: BTreeSet<_> = ["b".to_owned()].into();
+        for (case, pods, replicas, want) in [
+            ("the controller has not acted yet", [("a", healthy()), ("b", healthy())], 1, 0),
+            ("it took another", [("a", pod(PodPhase::Draining)), ("b", healthy())], 1, 1),
+            ("it took this one", [("a", healthy()), ("b", pod(PodPhase::Draining))], 1, 0),
+            ("and this one, of two", [("a", pod(PodPhase::Draining)), ("b", healthy())], 0, 0),
+            ("by number it is next", [("a", pod(PodPhase::Draining)), ("b", numbered(1))], 1, 0),
+            ("by number it stays", [("a", pod(PodPhase::Draining)), ("b", numbered(0))], 1, 1),
+        ] {
+            assert_eq!(spared(&named(&pods), replicas, &going).len(), want, "{case}");
+        }
     }
 
     #[test]

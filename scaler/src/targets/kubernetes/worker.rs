@@ -3,9 +3,12 @@
 //! While the API server is away, what is known stays and nothing is decided anew from less; the
 //! write that is due is tried again and again.
 
+mod writing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_config as config;
@@ -25,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::events::{Events, Told as Noted};
 use super::pods::{self, Times};
-use super::workload::{Failed, Scaled, Workload, order};
+use super::workload::{FIRST_TO_GO, Scaled, Unfound, Workload, order};
 use super::{Orders, Seen};
 use crate::core::Override;
 use crate::targets::backoff::Backoff;
@@ -33,13 +36,20 @@ use crate::targets::{Replicas, epoch_ms};
 
 /// How often the scale is read without a sign that it changed.
 const REREAD: Duration = Duration::from_secs(10);
-/// Conflicts in a row that are tried again at once.
-const CONFLICTS: u32 = 5;
-const RETRY: Duration = Duration::from_millis(500);
 
-type Metadata = PartialObjectMeta<DynamicObject>;
-type Changes = Pin<Box<dyn Stream<Item = watcher::Result<Event<Metadata>>> + Send>>;
+type Changes =
+    Pin<Box<dyn Stream<Item = watcher::Result<Event<PartialObjectMeta<DynamicObject>>>> + Send>>;
 type Pods = Pin<Box<dyn Stream<Item = PodChange> + Send>>;
+
+/// What its watch has shown of the workload itself.
+#[derive(Debug, PartialEq, Eq)]
+enum Metadata {
+    /// Nothing yet: a person's annotations may be there.
+    Unseen,
+    Absent,
+    /// Its generation and annotations.
+    There(Option<i64>, BTreeMap<String, String>),
+}
 
 /// What can be in trouble, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +66,8 @@ pub(super) struct Told {
     pub(super) seen: watch::Sender<Seen>,
     pub(super) replicas: watch::Sender<Replicas>,
     pub(super) trouble: Arc<Mutex<Option<String>>>,
+    /// The API server was asked for the workload and has answered, whatever it said.
+    pub(super) answered: Arc<AtomicBool>,
 }
 
 pub(super) struct Worker {
@@ -125,10 +137,16 @@ impl Worker {
         let mut selector = String::new();
         let mut reread = interval(REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut metadata = None;
+        let (mut metadata, mut listed) = (Metadata::Unseen, false);
         let (mut backoff, mut rng) = (Backoff::default(), SmallRng::from_os_rng());
+        // After an error the watch rests; meanwhile orders and pods are heard.
+        let mut rests_until = Instant::now();
         loop {
             let retry = self.retry;
+            let change = async {
+                sleep_until(rests_until).await;
+                changes.next().await
+            };
             tokio::select! {
                 changed = self.orders.changed() => {
                     if changed.is_err() {
@@ -140,30 +158,37 @@ impl Worker {
                     self.take(change);
                     self.tell();
                 }
-                Some(change) = changes.next() => match change {
+                Some(change) = change => match change {
+                    Ok(Event::Init) => listed = false,
                     Ok(Event::Apply(it) | Event::InitApply(it)) => {
+                        listed = true;
                         backoff.reset();
                         self.calm(About::Watch);
-                        let stands = (it.metadata.generation, it.annotations().clone());
-                        if metadata.as_ref() != Some(&stands) {
-                            self.read(&workload, &events, &stands.1).await;
-                            metadata = Some(stands);
+                        let annotations = it.annotations().clone();
+                        let now = Metadata::There(it.metadata.generation, annotations);
+                        if now != metadata {
+                            metadata = now;
+                            self.read(&workload, &events, &metadata).await;
                         }
                     }
-                    Ok(Event::Delete(_)) => metadata = None,
-                    Ok(_) => {}
+                    Ok(Event::InitDone) if listed => self.answered(),
+                    Ok(Event::InitDone | Event::Delete(_)) => {
+                        self.answered();
+                        metadata = Metadata::Absent;
+                        self.read(&workload, &events, &metadata).await;
+                    }
                     Err(error) => {
+                        if is_an_answer(&error) {
+                            self.answered();
+                        }
                         if !matches!(&error, watcher::Error::WatchError(it) if it.code == 410) {
                             self.complain(About::Watch, explain_watch(&error, &workload.watch_rule()));
                         }
-                        // The watch is tried again; meanwhile orders and pods are heard.
-                        let rest = stream::once(sleep(backoff.next(&mut rng))).filter_map(async |()| None);
-                        changes = rest.chain(changes).boxed();
+                        rests_until = Instant::now() + backoff.next(&mut rng);
                     }
                 },
-                _ = reread.tick() => {
-                    let annotations = metadata.as_ref().map(|(_, it)| it.clone()).unwrap_or_default();
-                    self.read(&workload, &events, &annotations).await;
+                _ = reread.tick(), if metadata != Metadata::Unseen => {
+                    self.read(&workload, &events, &metadata).await;
                 }
                 () = async { sleep_until(retry.unwrap_or_else(Instant::now)).await }, if retry.is_some() => {
                     self.retry = None;
@@ -191,10 +216,19 @@ impl Worker {
                     self.calm(About::Scale);
                     return workload;
                 }
-                Err(why) => self.complain(About::Scale, why),
+                Err(unfound) => {
+                    if matches!(unfound, Unfound::Told(_)) {
+                        self.answered();
+                    }
+                    self.complain(About::Scale, unfound.to_string());
+                }
             }
             sleep(backoff.next(&mut rng)).await;
         }
+    }
+
+    fn answered(&self) {
+        self.told.answered.store(true, Ordering::Relaxed);
     }
 
     fn take(&mut self, change: PodChange) {
@@ -220,6 +254,10 @@ impl Worker {
         self.marked.retain(|name| self.pods.contains_key(name));
         for (name, pod) in &self.pods {
             self.times.entry(name.clone()).or_default().see(pod, now_ms);
+            // Also those of a leader before this one.
+            if pod.deletion_cost == Some(FIRST_TO_GO) {
+                self.marked.insert(name.clone());
+            }
         }
     }
 
@@ -229,12 +267,7 @@ impl Worker {
     }
 
     /// Reads the scale, and notices what somebody else did.
-    async fn read(
-        &mut self,
-        workload: &Workload,
-        events: &Events,
-        annotations: &BTreeMap<String, String>,
-    ) {
+    async fn read(&mut self, workload: &Workload, events: &Events, metadata: &Metadata) {
         let scaled = match workload.read().await {
             Ok(scaled) => scaled,
             Err(why) => return self.complain(About::Scale, why),
@@ -246,7 +279,11 @@ impl Worker {
                 self.settings.kind
             ));
         }
-        match order(|key| annotations.get(key).cloned(), scaled.replicas) {
+        let annotation = |key: &str| match metadata {
+            Metadata::There(_, annotations) => annotations.get(key).cloned(),
+            Metadata::Unseen | Metadata::Absent => None,
+        };
+        match order(annotation, scaled.replicas) {
             Ok(order) if order != self.order => {
                 let pool = &self.pool;
                 match order {
@@ -281,116 +318,24 @@ impl Worker {
         self.tell();
     }
 
-    /// Writes the count if it is not the one that is wanted.
-    async fn write(&mut self, workload: &Workload, events: &Events) {
-        for _ in 0..CONFLICTS {
-            let orders = self.orders.borrow().clone();
-            let (Some(count), Some(scaled)) = (orders.count, self.scaled.clone()) else { return };
-            if scaled.replicas == count {
-                return self.unmark(workload, &orders.stopping).await;
-            }
-            // Who is in charge by an annotation also writes, unless a number stands there.
-            let theirs = matches!(self.order, Override::Fixed(it) if it != count);
-            if theirs {
-                return;
-            }
-            if count < scaled.replicas {
-                self.mark(workload, &orders.stopping).await;
-            }
-            match workload.write(count, &scaled.version).await {
-                Ok(now) => {
-                    self.calm(About::Scale);
-                    let up = count > scaled.replicas;
-                    tracing::debug!(
-                        "{}: replicas written: {} → {count}",
-                        self.pool,
-                        scaled.replicas
-                    );
-                    let from = scaled.replicas;
-                    let note = match orders.why.as_str() {
-                        "" => format!("scaling {from} → {count}"),
-                        why => why.to_owned(),
-                    };
-                    events.tell(Noted {
-                        regarding: workload.reference(now.uid.clone()),
-                        reason: if up { "ScaledUp" } else { "ScaledDown" },
-                        warning: false,
-                        note,
-                    });
-                    self.written = Some(count);
-                    // The answer to a write may lack the status.
-                    let selector =
-                        if now.selector.is_empty() { scaled.selector } else { now.selector };
-                    self.scaled = Some(Scaled { selector, ..now });
-                    self.tell();
-                    return;
-                }
-                Err(Failed::Conflict) => match workload.read().await {
-                    // Only its status changed in most cases. A count that somebody else set is
-                    // noticed with the watch, which tells of the annotations too.
-                    Ok(now) if now.replicas == scaled.replicas => self.scaled = Some(now),
-                    Ok(now) => {
-                        self.scaled = Some(now);
-                        return self.retry_later();
-                    }
-                    Err(why) => {
-                        self.complain(About::Scale, why);
-                        return self.retry_later();
-                    }
-                },
-                Err(Failed::For(why)) => {
-                    self.complain(About::Scale, why);
-                    return self.retry_later();
-                }
-            }
-        }
-        self.retry_later();
-    }
-
-    fn retry_later(&mut self) {
-        self.retry = Some(Instant::now() + RETRY);
-    }
-
-    /// Just before a scale-down, and only on those that are to go.
-    async fn mark(&mut self, workload: &Workload, stopping: &BTreeSet<String>) {
-        let by_number = self.pods.values().any(|pod| pod.ordinal.is_some());
-        if by_number {
-            return;
-        }
-        let mut new: Vec<_> = stopping.difference(&self.marked).cloned().collect();
-        new.retain(|name| self.pods.contains_key(name));
-        for name in new {
-            match workload.mark(&name, true).await {
-                Ok(()) => {
-                    self.marked.insert(name);
-                    self.calm(About::Mark);
-                }
-                Err(why) => self.complain(About::Mark, why),
-            }
-        }
-    }
-
-    /// Those that are kept after all.
-    async fn unmark(&mut self, workload: &Workload, stopping: &BTreeSet<String>) {
-        let kept: Vec<_> = self.marked.difference(stopping).cloned().collect();
-        for name in kept {
-            match workload.mark(&name, false).await {
-                Ok(()) => {
-                    self.marked.remove(&name);
-                }
-                Err(why) => return self.complain(About::Mark, why),
-            }
-        }
-    }
-
     /// Shows the loop what is known.
     fn tell(&mut self) {
         let Some(scaled) = &self.scaled else { return };
         if !self.listed {
             return;
         }
-        let stopping = self.orders.borrow_and_update().stopping.clone();
         let replicas = scaled.replicas;
+        let (mut stopping, spared) = {
+            let orders = self.orders.borrow_and_update();
+            let spared = match orders.count {
+                Some(count) if count == replicas => {
+                    pods::spared(&self.pods, replicas, &orders.stopping)
+                }
+                _ => BTreeSet::new(),
+            };
+            (orders.stopping.clone(), spared)
+        };
+        stopping.retain(|name| !spared.contains(name));
         let seen = Seen {
             known: true,
             replicas,
@@ -398,8 +343,15 @@ impl Worker {
             order: self.order,
         };
         self.told.seen.send_replace(seen);
-        let statuses =
-            pods::statuses(&self.pool, &self.pods, &self.times, replicas, self.port, &stopping);
+        let statuses = pods::statuses(
+            &self.pool,
+            &self.pods,
+            &self.times,
+            replicas,
+            self.port,
+            &stopping,
+            &spared,
+        );
         self.told.replicas.send_if_modified(|told| {
             let new = **told != statuses;
             if new {
@@ -422,5 +374,15 @@ impl Worker {
         if self.troubles.remove(&of).is_some() {
             *self.told.trouble.lock() = self.troubles.values().next().cloned();
         }
+    }
+}
+
+/// Whether the API server itself refused.
+fn is_an_answer(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => matches!(error, kube::Error::Api(_)),
+        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use forebay_config as config;
 use forebay_discovery::error::{Rule, explain};
+use forebay_discovery::pod::DELETION_COST;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{DynamicObject, Patch, PatchParams};
@@ -18,9 +19,8 @@ use crate::core::Override;
 pub(super) const PAUSED_REPLICAS: &str = "forebay.io/paused-replicas";
 /// Set to `true`: the count is somebody else's, until it is taken away.
 pub(super) const PAUSED: &str = "forebay.io/paused";
-/// Of pods: those with the lowest go first.
-const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
-const FIRST_TO_GO: &str = "-1000000";
+/// The [`DELETION_COST`] of those that are to go.
+pub(super) const FIRST_TO_GO: i32 = -1_000_000;
 const PATIENCE: Duration = Duration::from_secs(5);
 const FIELD_MANAGER: &str = "forebay-scaler";
 
@@ -45,6 +45,17 @@ pub(in crate::targets) struct Scaled {
     pub(super) selector: String,
 }
 
+/// Why a workload was not found.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::targets) enum Unfound {
+    /// The API server says so.
+    #[error("{0}")]
+    Told(String),
+    /// Nobody could be asked.
+    #[error("{0}")]
+    Unasked(String),
+}
+
 /// Why a call did not do what it should.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::targets) enum Failed {
@@ -60,27 +71,31 @@ impl Workload {
         client: Client,
         namespace: &str,
         settings: &config::Kubernetes,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Unfound> {
         let (group, version) =
             settings.api_version.rsplit_once('/').unwrap_or(("", &settings.api_version));
         let gvk = GroupVersionKind::gvk(group, version, &settings.kind);
         let found = timeout(PATIENCE, discovery::pinned_kind(&client, &gvk)).await;
-        let found = found.map_err(|_| "the API server does not answer".to_owned())?;
-        let (resource, capabilities) = found.map_err(|error| match error {
-            kube::Error::Discovery(_) => {
-                format!("the cluster knows no {} in {}", settings.kind, settings.api_version)
-            }
+        let found =
+            found.map_err(|_| Unfound::Unasked("the API server does not answer".to_owned()))?;
+        let (resource, capabilities) = found.map_err(|error| match &error {
+            kube::Error::Discovery(_) => Unfound::Told(format!(
+                "the cluster knows no {} in {}",
+                settings.kind, settings.api_version
+            )),
             kube::Error::Api(status) if status.code == 404 => {
-                format!("the cluster knows no {}", settings.api_version)
+                Unfound::Told(format!("the cluster knows no {}", settings.api_version))
             }
             error => {
                 let rule = Rule { group, resource: "", verbs: &["get"], namespace };
-                explain(&error, &rule)
+                let why = explain(error, &rule);
+                let told = matches!(error, kube::Error::Api(_));
+                if told { Unfound::Told(why) } else { Unfound::Unasked(why) }
             }
         })?;
         let scales = capabilities.subresources.iter().any(|(it, _)| it.plural == "scale");
         if !scales {
-            return Err(format!("{} has no /scale subresource", settings.kind));
+            return Err(Unfound::Told(format!("{} has no /scale subresource", settings.kind)));
         }
         Ok(Self {
             api: Api::namespaced_with(client.clone(), namespace, &resource),
@@ -171,7 +186,7 @@ impl Workload {
 
     /// Makes a pod the first that its controller takes, or takes that back.
     pub(super) async fn mark(&self, pod: &str, first: bool) -> Result<(), String> {
-        let cost = first.then_some(FIRST_TO_GO);
+        let cost = first.then(|| FIRST_TO_GO.to_string());
         let patch = json!({"metadata": {"annotations": {DELETION_COST: cost}}});
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
         let called = timeout(PATIENCE, self.pods.patch_metadata(pod, &params, &patch)).await;

@@ -44,6 +44,7 @@ pub(super) async fn run(
         inherited: false,
         scheduled_ms: None,
         started_ms: 0,
+        spared: false,
         rank: 0,
     };
     let mut replica = Replica { shared, log, given, orders, status };

@@ -1,0 +1,36 @@
+//! Whether a scaler can answer what it is asked: KEDA with a decision, gateways with what was seen of
+//! the workloads.
+//!
+//! Once it can, it stays so until its end, whoever leads: it has a last good answer from then on.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// What still keeps a scaler from being ready, as it was seen last.
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<Mutex<Option<String>>>);
+
+impl Readiness {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some("it has just started".to_owned()))))
+    }
+
+    /// Looks again, unless it is ready already.
+    pub(crate) fn look(&self, lack: impl FnOnce() -> Option<String>) {
+        let mut known = self.0.lock();
+        if known.is_none() {
+            return;
+        }
+        *known = lack();
+        if known.is_none() {
+            tracing::info!("the scaler is ready");
+        }
+    }
+
+    /// Why it is not ready, in words; `None` when it is.
+    #[must_use]
+    pub fn lack(&self) -> Option<String> {
+        self.0.lock().clone()
+    }
+}
