@@ -432,3 +432,16 @@ fn a_keda_target_names_a_scaled_object_of_its_own() {
         assert!(problems.to_string().contains(want), "{case}: {problems}");
     }
 }
+
+#[test]
+fn no_leader_is_elected_over_processes_of_one_machine() {
+    let pools = "pools:\n  - name: a\n    target:\n      ";
+    let with = |target: &str| told(&format!("scaler: {{leaderElection: {{}}}}\n{pools}{target}\n"));
+    assert_eq!(
+        with("processes: {command: ['{port}']}"),
+        "f.yaml:5: pools[0].target.processes: replicas on this machine can't be another scaler's; \
+         leave out scaler.leaderElection, or scale them by kubernetes or keda"
+    );
+    let told = with("kubernetes: {name: a}");
+    assert!(told.starts_with("is valid"), "{told}");
+}

@@ -324,6 +324,35 @@ fn our_own_examples_are_told_nothing() {
 }
 
 #[test]
+fn the_examples_scale_what_is_among_them_and_every_workload_drains_itself() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let both = [folder.clone(), folder.join("keda")];
+    let files = both.iter().flat_map(|it| fs::read_dir(it).expect("a folder").flatten());
+    let texts: Vec<_> = files
+        .filter(|file| file.path().extension().is_some_and(|it| it == "yaml"))
+        .map(|file| fs::read_to_string(file.path()).expect("readable"))
+        .collect();
+    let documents = || texts.iter().flat_map(|text| text.split("\n---\n"));
+    let of =
+        |kind: &'static str| documents().filter(move |it| it.contains(&format!("kind: {kind}\n")));
+    let workloads: Vec<_> = of("Deployment").collect();
+    for workload in &workloads {
+        assert!(workload.contains(":9900/drain?endpoint="), "no preStop hook: {workload}");
+        assert!(workload.contains("fieldPath: status.podIP"), "{workload}");
+        assert!(workload.contains("terminationGracePeriodSeconds: "), "{workload}");
+    }
+    let objects: Vec<_> = of("ScaledObject").collect();
+    for object in &objects {
+        let after = object.split_once("scaleTargetRef:").expect("a target").1;
+        let name = after.split_once("name: ").expect("a name").1;
+        let name: String = name.chars().take_while(|it| it.is_ascii_alphanumeric()).collect();
+        let named = format!("kind: Deployment\nmetadata:\n  name: {name}\n");
+        assert!(workloads.iter().any(|it| it.contains(&named)), "no Deployment {name}: {object}");
+    }
+    assert!(workloads.len() >= 3 && objects.len() >= 4, "{workloads:?} {objects:?}");
+}
+
+#[test]
 fn bare_numbers_are_told_where_keda_takes_text_alone() {
     let told = told(
         "triggers:\n  - type: prometheus\n    metadata: {serverAddress: 'http://p:1', query: sum(a), threshold: 5}\n",

@@ -14,6 +14,7 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     ports(config, &pools, found);
     gpus(config, &pools, found);
     keda(config, &pools, found);
+    election(config, &pools, found);
     for (at, pool) in config.pools.iter().enumerate() {
         let limit = config.gateway.limits.body_size;
         let max = pool.hold.max_bytes;
@@ -129,6 +130,19 @@ fn keda(config: &Config, pools: &Path, found: &mut Findings) {
                 format!("port {} is the one of {name} ({other}); give each its own", listen.port());
             found.error(path, message);
         }
+    }
+}
+
+/// Processes belong to one machine: a scaler elsewhere could not start them when it leads, nor would
+/// those of one that no longer leads be stopped.
+fn election(config: &Config, pools: &Path, found: &mut Findings) {
+    if config.scaler.leader_election.is_none() {
+        return;
+    }
+    for (at, ..) in targets(config) {
+        let message = "replicas on this machine can't be another scaler's; leave out \
+                       scaler.leaderElection, or scale them by kubernetes or keda";
+        found.error(pools.index(at).key("target").key("processes"), message);
     }
 }
 

@@ -81,7 +81,7 @@ async fn is_valid(cluster: &Cluster, rendered: &str) {
 
 /// Every example that Kubernetes alone understands.
 pub async fn examples_are_accepted(cluster: Arc<Cluster>) {
-    apply(&cluster, "examples", &["vllm.yaml", "dev.yaml"]).await;
+    apply(&cluster, "examples", &["vllm.yaml", "llama.yaml", "dev.yaml"]).await;
 }
 
 /// The one with KEDA's own kinds besides.

@@ -6,6 +6,7 @@ mod keda;
 mod measure;
 mod node;
 mod rbac;
+mod roles;
 pub mod workload;
 
 use std::future::Future;
@@ -74,6 +75,10 @@ pub fn all() -> Vec<Suite> {
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
         Suite::new("measure_directly", measure::directly).measuring(),
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
+        Suite::new(
+            "deploy_the_chart_gives_rights_only_where_pools_are",
+            roles::the_chart_gives_rights_only_where_pools_are,
+        ),
         Suite::new("deploy_the_chart_is_accepted", deploy::the_chart_is_accepted),
         Suite::new("deploy_examples_are_accepted", deploy::examples_are_accepted),
         Suite::new("deploy_the_dcgm_example_is_accepted", deploy::the_dcgm_example_is_accepted)
