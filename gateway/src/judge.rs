@@ -454,7 +454,7 @@ fn raw<'a>(cursor: &mut Cursor<'a>) -> Result<Option<&'a [u8]>, Broken> {
 }
 
 /// Usage in the words of any of the APIs; `None` for `null`.
-fn usage(cursor: &mut Cursor<'_>) -> Result<Option<Usage>, Broken> {
+pub(crate) fn usage(cursor: &mut Cursor<'_>) -> Result<Option<Usage>, Broken> {
     let (mut usage, mut first) = (Usage::default(), true);
     let mut beside = 0;
     if !cursor.enter_object()? {
@@ -466,7 +466,7 @@ fn usage(cursor: &mut Cursor<'_>) -> Result<Option<Usage>, Broken> {
             b"completion_tokens" | b"output_tokens" => {
                 usage.generated = cursor.count()?.unwrap_or(0);
             }
-            b"prompt_tokens_details" | b"input_tokens_details" => {
+            b"prompt_tokens_details" | b"input_tokens_details" | b"input_token_details" => {
                 usage.cached = cached(cursor)?.or(usage.cached);
             }
             // Anthropic counts cached tokens beside the others, not among them.

@@ -30,7 +30,6 @@ mod failure;
 mod figures;
 mod follow;
 mod forwarded;
-mod frames;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;

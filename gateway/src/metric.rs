@@ -14,10 +14,12 @@ use crate::record::{Aborter, Ended, Outcome};
 
 mod edge;
 mod endpoint;
+mod session;
 
 use crate::tenant::metric as tenant;
 pub(crate) use edge::{connections, refused_connections, reload};
 pub(crate) use endpoint::endpoints_text;
+pub(crate) use session::Sessions;
 
 const QUEUE_DEPTH: &str = "forebay_queue_depth";
 const IN_FLIGHT: &str = "forebay_in_flight";
@@ -50,6 +52,8 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (tenant::TTFT, LATENCY),
     (tenant::ITL, GAPS),
     (tenant::END_TO_END, WHOLE),
+    (session::SECONDS, session::LENGTHS),
+    (session::TENANT_SECONDS, session::LENGTHS),
 ];
 const HOLDS: &[f64] =
     &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
@@ -63,6 +67,7 @@ const WHOLE: &[f64] = &[0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 
 pub fn describe() {
     edge::describe();
     endpoint::describe();
+    session::describe();
     describe_gauge!(QUEUE_DEPTH, "Requests held now, by pool");
     describe_gauge!(IN_FLIGHT, "Requests at endpoints now, by pool");
     describe_counter!(REQUESTS, "Requests ended, by pool and outcome");
@@ -116,6 +121,7 @@ pub(crate) struct Metrics {
     upstream_ttft: metrics::Histogram,
     itl: metrics::Histogram,
     end_to_end: metrics::Histogram,
+    sessions: Sessions,
 }
 
 impl Metrics {
@@ -146,6 +152,7 @@ impl Metrics {
             upstream_ttft: time(UPSTREAM_TTFT),
             itl: time(ITL),
             end_to_end: time(END_TO_END),
+            sessions: Sessions::of_pool(&pool),
             pool,
         }
     }
@@ -200,7 +207,10 @@ impl Metrics {
         if let Some(held) = ended.held {
             self.hold.record(held);
         }
-        self.end_to_end.record(ended.took);
+        match ended.session {
+            Some((lasted, traffic)) => self.sessions.ended(lasted, traffic),
+            None => self.end_to_end.record(ended.took),
+        }
         self.prompt_tokens.increment(ended.tokens.prompt.unwrap_or(0));
         self.cached_tokens.increment(ended.tokens.cached.unwrap_or(0));
         self.generated_tokens.increment(ended.tokens.generated);

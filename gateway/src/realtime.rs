@@ -1,15 +1,14 @@
 //! WebSocket sessions (`/v1/realtime`): held and given to an endpoint like any request, then bytes
-//! both ways until either side closes.
+//! both ways (`relay`) until either side closes.
 //!
 //! The model is known from the query, since nothing else is said before the upgrade. What is tried
-//! again is the handshake alone.
+//! again is the handshake alone. No extension is agreed on: compressed, a replica's messages could
+//! not be metered (`usage`).
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_config::Limits;
@@ -23,32 +22,37 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 use crate::api::ErrorShape;
 use crate::body::Body;
 use crate::context::{Client, RequestContext};
 use crate::edge::Served;
 use crate::failure::{Cause, Failure};
-use crate::frames::Frames;
 use crate::outgoing::{Outgoing, Rights, strip_hop_by_hop};
 use crate::pieces::Pieces;
 use crate::pool::{End, Pool, Slot, Ticket};
 use crate::proxy::{Proxy, client_left};
 use crate::queue;
-use crate::record::{Outcome, Record};
+use crate::record::{Outcome, Record, SHUTTING_DOWN};
 use crate::refusal::Refusal;
 use crate::respond::refuse;
 use crate::route::To;
 use crate::scan::ScanError;
 
+mod frames;
+mod relay;
+mod usage;
+
+pub(crate) use relay::{Carried, Traffic};
+use relay::{Ended, relay};
+use usage::Tally;
+
 /// Longest refusal of a replica that is passed on.
 const MAX_REFUSAL: usize = 64 << 10;
 /// The query's member that names it.
 const MODEL: &str = "model";
-const BUFFER: usize = 16 << 10;
 
 /// Sessions that go on where their connection's HTTP has ended, driven by its task.
 #[derive(Clone, Default)]
@@ -112,12 +116,14 @@ impl Proxy {
         let Some(wish) = wish else {
             return refuse(&Refusal::UpgradeRequired, record, ErrorShape::OpenAi);
         };
+        let ending = self.drain.ending();
         let begun = tokio::select! {
             biased;
             begun = self.shake(parts, &mut record) => begun,
             () = client_left(client) => Err(Refusal::ClientLeft),
+            () = ending.cancelled() => Err(Refusal::ShuttingDown),
         };
-        let (shaken, slot) = match begun {
+        let (shaken, mut slot) = match begun {
             Ok(begun) => begun,
             Err(refusal) => return refuse(&refusal, record, ErrorShape::OpenAi),
         };
@@ -137,22 +143,20 @@ impl Proxy {
         response.extensions_mut().insert(Served(address));
         record.committed(101);
         record.tell(response.headers_mut());
+        let drain = self.drain.clone();
         sessions.0.lock().push(Box::pin(async move {
             let Ok(client) = wish.upgrade.await else { return };
-            let ended = tokio::select! {
-                ended = relay(client, upstream, &limits) => Ok(ended),
-                () = slot.evicted() => {
-                    Err((Cause::Stalled, "The replica answers nothing, not even a probe."))
+            let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+            let (traffic, mut tally) = (record.carries(), Tally::default());
+            let hear = |text: &[u8]| {
+                if tally.hear(text) {
+                    record.tokens(tally.tokens(), None);
                 }
             };
-            let (end, outcome, reason) = match ended {
-                Ok(Ended::Complete) => (End::Complete, Outcome::Completed, None),
-                Ok(Ended::Limit(limit)) => (End::Complete, Outcome::Completed, Some(limit)),
-                Ok(Ended::Broken) => {
-                    failed(Cause::Connection, "The session ended without a close.")
-                }
-                Err((cause, message)) => failed(cause, message),
-            };
+            let around = (&*limits, &drain, &*traffic);
+            let ended = relay(client, upstream, around, hear, slot.evicted()).await;
+            slot.generated(tally.tokens().generated);
+            let (end, outcome, reason) = books(ended);
             slot.ended(end);
             record.ended(outcome, reason);
         }));
@@ -171,13 +175,14 @@ impl Proxy {
         let tenant = self.tenants.of(&parts.headers)?;
         record.identified(&tenant);
         record.context.keyed = self.tenants.checks_keys();
-        // One of its requests, for as long as it lasts. What tokens it takes is not told.
+        // One of its requests, for as long as it lasts. What tokens it takes is told on the way.
         record.admit()?;
         record.context.asks_for(model(parts.uri.query().unwrap_or_default())?)?;
         let To { pool, served } = self.way(record, &tenant, &parts.headers, b"")?.first;
         if let Some(served) = &served {
             parts.uri = renamed(&parts.uri, served);
         }
+        parts.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
         let settings = pool.settings();
         let rights = Rights {
             priority: settings.allow_priority,
@@ -217,9 +222,20 @@ impl Proxy {
     }
 }
 
-/// A session's end by the replica's fault.
-fn failed(cause: Cause, message: &str) -> (End, Outcome, Option<&'static str>) {
-    (End::Failed(Failure::new(cause, message)), Outcome::Failed, Some(cause.name()))
+/// What a session's end is to its endpoint, and to its client.
+fn books(ended: Ended) -> (End, Outcome, Option<&'static str>) {
+    let failed = |cause: Cause, message: &str| {
+        (End::Failed(Failure::new(cause, message)), Outcome::Failed, Some(cause.name()))
+    };
+    match ended {
+        Ended::Closed => (End::Complete, Outcome::Completed, None),
+        Ended::Idle => (End::Complete, Outcome::Completed, Some("session_idle")),
+        Ended::TooLong => (End::Complete, Outcome::Completed, Some("session_too_long")),
+        Ended::Drained => (End::Complete, Outcome::Completed, Some(SHUTTING_DOWN)),
+        Ended::CutOff => (End::Dropped, Outcome::Failed, Some(SHUTTING_DOWN)),
+        Ended::Broken => failed(Cause::Connection, "The session ended without a close."),
+        Ended::Lost => failed(Cause::Stalled, "The replica answers nothing, not even a probe."),
+    }
 }
 
 /// The same address with another model in its query.
@@ -314,73 +330,6 @@ fn model(query: &str) -> Result<Option<String>, ScanError> {
         return Err(ScanError::Duplicate(MODEL));
     }
     Ok(model)
-}
-
-/// How a session ended.
-enum Ended {
-    /// By a close or by the client's leaving.
-    Complete,
-    /// By a limit of ours.
-    Limit(&'static str),
-    /// The replica's side ended without a close.
-    Broken,
-}
-
-/// Bytes both ways until either side closes or a limit is met. Never half: what one side can no
-/// longer say, the other need not hear.
-async fn relay(client: Upgraded, upstream: Upgraded, limits: &Limits) -> Ended {
-    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
-    let (mut from_upstream, mut to_upstream) = tokio::io::split(TokioIo::new(upstream));
-    let started = Instant::now();
-    let last = AtomicU64::new(0);
-    let idle = async {
-        loop {
-            let quiet = Duration::from_millis(last.load(Relaxed)) + limits.session_idle_timeout;
-            if started.elapsed() >= quiet {
-                return;
-            }
-            sleep_until(started + quiet).await;
-        }
-    };
-    let (mut asked, mut said) = (Frames::default(), Frames::default());
-    let broken = tokio::select! {
-        side = pump(&mut from_client, &mut to_upstream, &mut asked, started, &last) => side == Side::To,
-        side = pump(&mut from_upstream, &mut to_client, &mut said, started, &last) => {
-            side == Side::From
-        }
-        () = idle => return Ended::Limit("session_idle"),
-        () = sleep_until(started + limits.session_timeout) => {
-            return Ended::Limit("session_too_long");
-        }
-    };
-    // Who was told goodbye, or said it, may go.
-    if broken && !asked.closed() && !said.closed() { Ended::Broken } else { Ended::Complete }
-}
-
-/// The side of a pump that ended.
-#[derive(PartialEq, Eq)]
-enum Side {
-    From,
-    To,
-}
-
-async fn pump(
-    from: &mut ReadHalf<TokioIo<Upgraded>>,
-    to: &mut WriteHalf<TokioIo<Upgraded>>,
-    frames: &mut Frames,
-    started: Instant,
-    last: &AtomicU64,
-) -> Side {
-    let mut buffer = vec![0; BUFFER];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let now = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        last.store(now, Relaxed);
-        frames.feed(&buffer[..count]);
-        if to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
-            return Side::To;
-        }
-    }
-    Side::From
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::judge::Finish;
 use crate::meter::Tokens;
 use crate::metric;
 use crate::pool::{Pool, Ticket};
+use crate::realtime::Traffic;
 use crate::refusal::Refusal;
 use crate::tenant::{Budget, Grant, Tenant};
 
@@ -72,6 +73,8 @@ pub(crate) struct Ended<'a> {
     pub(crate) took: Duration,
     pub(crate) tries: u32,
     pub(crate) tokens: &'a Tokens,
+    /// Of a WebSocket session: how long it was open, and what it carried.
+    pub(crate) session: Option<(Duration, &'a Traffic)>,
 }
 
 /// Dropped without a word, its client left.
@@ -99,6 +102,7 @@ pub(crate) struct Record {
     tokens: Tokens,
     /// The mean time for each token after the first.
     per_token: Option<Duration>,
+    session: Option<Arc<Traffic>>,
     outcome: Outcome,
     status: Option<u16>,
     /// Why it was refused or failed.
@@ -154,6 +158,7 @@ impl Record {
             first_token: None,
             tokens: Tokens::default(),
             per_token: None,
+            session: None,
             outcome: Outcome::ClientLeft,
             status: None,
             reason: None,
@@ -218,6 +223,11 @@ impl Record {
     pub(crate) fn committed(&mut self, status: u16) {
         self.status = Some(status);
         self.committed = Some(Instant::now());
+    }
+
+    /// It is a session from now on, which carries what is counted in this.
+    pub(crate) fn carries(&mut self) -> Arc<Traffic> {
+        Arc::clone(self.session.get_or_insert_default())
     }
 
     /// The first event of a stream that carries a token.
@@ -325,6 +335,9 @@ impl Drop for Record {
             took,
             tries: self.tries,
             tokens: &self.tokens,
+            session: self.session.as_deref().map(|traffic| {
+                (self.committed.map_or(Duration::ZERO, |since| since.elapsed()), traffic)
+            }),
         };
         match &self.pool {
             Some(pool) => pool.ended(&ended),
@@ -339,7 +352,7 @@ impl Drop for Record {
         let ms = |time: Duration| time.as_millis() as u64;
         let since =
             |from: Instant| self.first_token.map(|at| ms(at.saturating_duration_since(from)));
-        let context = &self.context;
+        let (context, session) = (&self.context, self.session.as_deref());
         let finishes: Vec<_> =
             self.tokens.finishes.iter().map(|finish| Finish::name(*finish)).collect();
         tracing::info!(
@@ -367,6 +380,10 @@ impl Drop for Record {
             cached_tokens = self.tokens.cached,
             generated_tokens = self.tokens.generated,
             finish = (!finishes.is_empty()).then(|| finishes.join(",")),
+            client_messages = session.map(|it| it.client.messages()),
+            client_bytes = session.map(|it| it.client.bytes()),
+            replica_messages = session.map(|it| it.replica.messages()),
+            replica_bytes = session.map(|it| it.replica.bytes()),
         );
     }
 }

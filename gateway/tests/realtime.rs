@@ -91,7 +91,8 @@ async fn shake(gateway: &Gateway, query: &str) -> (TcpStream, String) {
     let request = format!(
         "GET /v1/realtime{query} HTTP/1.1\r\nhost: g.example\r\nConnection: keep-alive, Upgrade\r\n\
          Upgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: \
-         dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: realtime\r\n\r\n"
+         dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: realtime\r\n\
+         sec-websocket-extensions: permessage-deflate\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.expect("open");
     let mut head = Vec::new();
@@ -154,6 +155,7 @@ async fn a_session_goes_both_ways_and_is_in_flight_until_its_client_leaves() {
     ] {
         assert_eq!(sent.matches(line).count(), 1, "{line} in {sent}");
     }
+    assert!(!sent.contains("extensions"), "what is compressed can't be metered: {sent}");
     drop(stream);
     eventually("the replica hears of it", || async { *echo.ended.lock() == 1 }).await;
     in_flight(&gateway, 0).await;
@@ -200,6 +202,33 @@ async fn a_session_whose_replica_dies_has_failed_and_one_that_it_closes_has_not(
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_never_stops_sending_hears_that_the_gateway_goes() {
+    let echo = Echo::start(AGREED).await;
+    let gateway = start(&config(Some(echo.address)));
+    let (mut stream, _) = shake(&gateway, "?model=m").await;
+    hear(&mut stream, HELLO).await;
+    let (mut reading, mut writing) = stream.into_split();
+    let frame = [&[0x82, 0xfe, 0x20, 0, 0, 0, 0, 0][..], &[b'x'; 0x2000]].concat();
+    let mut talking = JoinSet::new();
+    talking.spawn(async move {
+        while writing.write_all(&frame).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let stopping = tokio::spawn(gateway.shutdown(Duration::from_secs(4)));
+    let close = [&[0x88, 31, 3, 233][..], b"The gateway is shutting down."].concat();
+    let mut heard = Vec::new();
+    while !heard.ends_with(&close) {
+        let read = timeout(PATIENCE, reading.read_buf(&mut heard)).await.expect("something");
+        assert_ne!(read.expect("no reset"), 0, "an end without a close");
+    }
+    talking.shutdown().await;
+    drop(reading);
+    assert_eq!(stopping.await.expect("no panic"), Err(1), "it was busy to the last");
+    eventually("the replica hears of it", || async { *echo.ended.lock() == 1 }).await;
 }
 
 #[tokio::test]

@@ -123,7 +123,10 @@ impl Pool {
         if let Some(held) = ended.held {
             books.hold.record(held.as_secs_f64());
         }
-        books.end_to_end.record(ended.took.as_secs_f64());
+        // A session lasts for as long as its client likes.
+        if ended.session.is_none() {
+            books.end_to_end.record(ended.took.as_secs_f64());
+        }
         books.totals.retries += u64::from(ended.tries.saturating_sub(1));
         books.totals.prompt_tokens += ended.tokens.prompt.unwrap_or(0);
         books.totals.generated_tokens += ended.tokens.generated;

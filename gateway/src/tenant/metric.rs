@@ -7,6 +7,7 @@ use metrics::{
     gauge, histogram,
 };
 
+use crate::metric::Sessions;
 use crate::record::{Ended, Outcome};
 use crate::tenant::Limit;
 
@@ -50,6 +51,7 @@ pub(crate) struct Metrics {
     ttft: Histogram,
     itl: Histogram,
     end_to_end: Histogram,
+    sessions: Sessions,
 }
 
 impl Metrics {
@@ -74,6 +76,7 @@ impl Metrics {
             hold: histogram!(HOLD, "tenant" => tenant.clone()),
             ttft: histogram!(TTFT, "tenant" => tenant.clone()),
             itl: histogram!(ITL, "tenant" => tenant.clone()),
+            sessions: Sessions::of_tenant(&tenant),
             end_to_end: histogram!(END_TO_END, "tenant" => tenant),
         }
     }
@@ -101,6 +104,9 @@ impl Metrics {
         self.generated_tokens.increment(ended.tokens.generated);
         ended.held.into_iter().for_each(|hold| self.hold.record(hold));
         ttft.into_iter().for_each(|ttft| self.ttft.record(ttft));
-        self.end_to_end.record(ended.took);
+        match ended.session {
+            Some((lasted, traffic)) => self.sessions.ended(lasted, traffic),
+            None => self.end_to_end.record(ended.took),
+        }
     }
 }
