@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::discover::at_length;
 use crate::ejection::Ejection;
 use crate::failure::{Cause, Failure};
+use crate::fingerprint::Fingerprint;
 
 use crate::figures::Figures;
 
@@ -54,6 +55,8 @@ pub(crate) struct Endpoint {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) figures: Figures,
+    /// What its streams end with, as it told last.
+    pub(crate) fingerprint: Option<Fingerprint>,
 }
 
 /// What discovery says of it.
@@ -170,6 +173,7 @@ impl Endpoint {
             completed: 0,
             failed: 0,
             figures: Figures::default(),
+            fingerprint: None,
         }
     }
 
@@ -231,6 +235,7 @@ impl Endpoint {
                 // The process is gone: one that comes in its place starts with a clean slate.
                 (self.standing, self.reason) = (Standing::Down, reason);
                 self.failures = 0;
+                self.fingerprint = None;
             }
             // Under load `/health` may be late; what comes meanwhile says more.
             (Probe::Health, Probed::Failed(_) | Probed::Silent(_), Standing::Up)

@@ -112,7 +112,7 @@ impl Exchange {
             // One time for all of it: a server keeps a connection alive also while its engine
             // hangs. Where nobody expected a stream, it begins with the head.
             let since = if self.record.context.stream { dispatched } else { Instant::now() };
-            self.stream(upstream, since + stall).await?
+            self.stream(upstream, address, since + stall).await?
         } else {
             self.plain(head.status, upstream).await?
         };
@@ -153,8 +153,14 @@ impl Exchange {
     }
 
     /// The first event that is one decides, if it is there when `due`.
-    async fn stream(&self, mut upstream: Answer, due: Instant) -> Result<Begun, Failure> {
-        let mut stream = AnswerStream::new(self.api, self.strip_usage);
+    async fn stream(
+        &self,
+        mut upstream: Answer,
+        address: SocketAddr,
+        due: Instant,
+    ) -> Result<Begun, Failure> {
+        let known = self.strip_usage.then(|| self.pool.fingerprint(address)).flatten();
+        let mut stream = AnswerStream::new(self.api, self.strip_usage, known);
         loop {
             let data = timeout_at(due, upstream.data()).await.map_err(|_| self.stalled())?;
             let Some(bytes) = data.transpose()? else {

@@ -66,7 +66,7 @@ struct Went {
 }
 
 fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> Went {
-    let (mut answer, now) = (AnswerStream::new(api, strip), Instant::now());
+    let (mut answer, now) = (AnswerStream::new(api, strip, None), Instant::now());
     let mut out = Vec::new();
     let mut end = None;
     for piece in pieces {

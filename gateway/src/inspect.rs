@@ -28,7 +28,7 @@ pub fn form(body: &[u8]) -> bool {
 /// `None` where there is no such API.
 #[must_use]
 pub fn stream(path: &str, pieces: impl IntoIterator<Item = Bytes>) -> Option<(usize, u64)> {
-    let mut answer = AnswerStream::new(Api::of(path)?, true);
+    let mut answer = AnswerStream::new(Api::of(path)?, true, None);
     let (mut out, now) = (0, Instant::now());
     for piece in pieces {
         match answer.feed(piece, now) {

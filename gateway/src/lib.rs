@@ -28,6 +28,7 @@ mod exchange;
 mod exposed;
 mod failure;
 mod figures;
+mod fingerprint;
 mod follow;
 mod forwarded;
 #[cfg(fuzzing)]

@@ -256,7 +256,8 @@ impl Relay {
         message: &str,
         reason: &'static str,
     ) -> Result<(), Broken> {
-        if let Form::Stream(stream) = &self.form {
+        if let Form::Stream(stream) = &mut self.form {
+            stream.take_last(&mut self.out);
             self.out.push(stream.error_event(status, kind, message));
         }
         self.finish(End::Dropped, Outcome::Failed, Some(reason));
@@ -284,6 +285,11 @@ impl Relay {
         self.upstream = None;
         self.merge();
         if let Some(slot) = self.slot.take() {
+            if let Form::Stream(stream) = &self.form
+                && let Some(fingerprint) = stream.fingerprint()
+            {
+                slot.known_by(fingerprint);
+            }
             slot.ended(end);
         }
         if let Some(record) = self.record.take() {

@@ -3,8 +3,10 @@
 //! Only whole events go out, so that an error event never lands in the middle of another one.
 //! Nothing goes out before an event has shown that the answer is one; a failure until then can be
 //! tried elsewhere. Bytes are passed on as they came, but for a usage chunk that nobody but us
-//! asked for. Taking it out leaves the stream that an unasked server sends, except that
-//! `system_fingerprint`, which vLLM puts into its last chunk, goes with it.
+//! asked for. What goes out is what an unasked server sends, to the byte: vLLM puts its
+//! `system_fingerprint` into the chunks that end a choice, or into that of the usage where there is
+//! one. So a choice's last chunk waits for the next event, which nearly always is the usage and
+//! comes at once, and is given the fingerprint from there.
 //!
 //! Pure: bytes and times come in as arguments.
 
@@ -13,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::failure::{Cause, Failure};
+use crate::fingerprint::{self, Fingerprint};
 use crate::judge::{Facts, Verdict, judge_event, judge_plain, usage_in_tail};
 use crate::meter::{Meter, Tokens};
 use crate::pieces::Pieces;
@@ -50,6 +53,10 @@ pub(crate) struct AnswerStream {
     splitter: Splitter,
     pub(crate) meter: Meter,
     strip_usage: bool,
+    /// The server's own word for what it is, where it is known.
+    fingerprint: Option<Fingerprint>,
+    /// The last chunk of a choice, which waits for its fingerprint.
+    last: Option<Bytes>,
     held: Vec<Bytes>,
     held_len: usize,
     committed: bool,
@@ -65,18 +72,23 @@ pub(crate) struct AnswerStream {
 /// What to do about one event.
 enum Next {
     Keep,
+    /// Wait with it for the next one.
+    Wait,
     Drop,
     Stop,
 }
 
 impl AnswerStream {
-    /// `strip_usage`: take out the usage chunk that only we asked for.
-    pub(crate) fn new(api: Api, strip_usage: bool) -> Self {
+    /// `strip_usage`: take out the usage chunk that only we asked for. `fingerprint` is what the
+    /// server was last known by.
+    pub(crate) fn new(api: Api, strip_usage: bool, fingerprint: Option<Fingerprint>) -> Self {
         Self {
             api,
             splitter: Splitter::default(),
             meter: Meter::default(),
             strip_usage,
+            fingerprint,
+            last: None,
             held: Vec::new(),
             held_len: 0,
             committed: false,
@@ -97,6 +109,20 @@ impl AnswerStream {
     /// Why it can't go on, once it can't.
     pub(crate) fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
+    }
+
+    /// What the server is known by, where a usage chunk told.
+    pub(crate) fn fingerprint(&self) -> Option<&Fingerprint> {
+        self.fingerprint.as_ref()
+    }
+
+    /// The chunk that waits, to go out now.
+    pub(crate) fn take_last(&mut self, out: &mut Pieces) {
+        let Some(last) = self.last.take() else { return };
+        match &self.fingerprint {
+            Some(fingerprint) => fingerprint.stamp(last, out),
+            None => out.push(last),
+        }
     }
 
     /// Whether what was fed last had more in it than comments and announcements, which a server
@@ -128,10 +154,24 @@ impl AnswerStream {
                     let message =
                         format!("The replica sent an event of more than {MAX_EVENT} bytes.");
                     self.failure = Some(Failure::new(Cause::EventTooLong, &message));
+                    out.push(frame.slice(std::mem::take(&mut run)));
+                    self.take_last(&mut out);
                     break;
                 }
             };
-            match self.event(&event, now) {
+            let waited = self.last.take();
+            let next = self.event(&event, now);
+            if waited.is_some() {
+                out.push(frame.slice(std::mem::take(&mut run)));
+                self.last = waited;
+                self.take_last(&mut out);
+            }
+            match next {
+                Next::Wait => {
+                    // Not to go out with the next one's neighbours.
+                    out.push(frame.slice(std::mem::take(&mut run)));
+                    self.last = Some(event);
+                }
                 Next::Keep if joined => out.push(event),
                 Next::Keep if run.end == before && !run.is_empty() => run.end = after,
                 Next::Keep => {
@@ -154,9 +194,15 @@ impl AnswerStream {
         self.progressed |= facts.verdict != Verdict::Hold;
         match facts.verdict {
             Verdict::Hold => {}
-            Verdict::Output => self.committed = true,
+            Verdict::Output => {
+                self.committed = true;
+                if self.strips() && fingerprint::belongs(raw, &facts) {
+                    return Next::Wait;
+                }
+            }
             Verdict::UsageOnly => {
-                if self.strip_usage && !self.meter.continuous() {
+                if self.strips() {
+                    self.fingerprint = Fingerprint::read(raw);
                     return Next::Drop;
                 }
             }
@@ -176,6 +222,11 @@ impl AnswerStream {
             }
         }
         Next::Keep
+    }
+
+    /// Whether the usage is ours to take out: a server that reports it all along does so for all.
+    fn strips(&self) -> bool {
+        self.strip_usage && !self.meter.continuous()
     }
 
     fn step(&mut self, out: Pieces) -> Step {
@@ -210,6 +261,7 @@ impl AnswerStream {
     /// a failed end can be tried elsewhere.
     pub(crate) fn end(&mut self, now: Instant) -> (Pieces, End) {
         let mut out = Pieces::default();
+        self.take_last(&mut out);
         // An end mark counts also without the blank line; half an event is thrown away.
         let rest = self.splitter.rest();
         let last = Event::read(&rest);

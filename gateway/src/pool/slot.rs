@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Pool;
 use crate::endpoint::{Endpoint, Pulse};
 use crate::failure::Failure;
+use crate::fingerprint::Fingerprint;
 use crate::queue::Place;
 
 /// How a try at an endpoint ended.
@@ -67,6 +68,15 @@ impl Slot {
             *counted = tokens;
             self.pool.books.lock().queue.charge(*place, more);
         }
+    }
+
+    /// The replica said what it is to be known by.
+    pub(crate) fn known_by(&self, fingerprint: &Fingerprint) {
+        self.pool.with_endpoint(self.address, |endpoint| {
+            if endpoint.fingerprint.as_ref() != Some(fingerprint) {
+                endpoint.fingerprint = Some(fingerprint.clone());
+            }
+        });
     }
 
     /// Something came: told for every chunk, without a lock.
@@ -130,6 +140,11 @@ impl Pool {
             }
         }
         self.release();
+    }
+
+    /// What the replica there is known by, if it told.
+    pub(crate) fn fingerprint(&self, address: SocketAddr) -> Option<Fingerprint> {
+        self.books.lock().endpoints.get(&address)?.fingerprint.clone()
     }
 
     pub(super) fn with_endpoint(&self, address: SocketAddr, change: impl FnOnce(&mut Endpoint)) {

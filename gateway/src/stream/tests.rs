@@ -101,7 +101,8 @@ struct Outcome {
 }
 
 fn relay(api: Api, strip: bool, pieces: impl IntoIterator<Item = Bytes>) -> Outcome {
-    let (mut answer, now, mut out) = (AnswerStream::new(api, strip), Instant::now(), Vec::new());
+    let (mut answer, now, mut out) =
+        (AnswerStream::new(api, strip, None), Instant::now(), Vec::new());
     let mut went = None;
     for piece in pieces {
         match answer.feed(piece, now) {
@@ -259,12 +260,19 @@ fn tokens_are_the_servers_own_wherever_it_reports_them() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The stream without its usage chunk, made in another way than the relay makes it.
-fn without_usage(body: &[u8]) -> Vec<u8> {
+/// What an unasked server would have sent: no usage chunk, and its fingerprint with the last chunk of
+/// the last choice. Made in another way than the relay makes it.
+fn unasked(body: &[u8]) -> Vec<u8> {
     let text = String::from_utf8(body.to_vec()).expect("text");
-    let kept =
-        text.split_inclusive("\n\n").filter(|event| !event.contains("\"choices\":[],\"usage\":{"));
-    kept.collect::<String>().into_bytes()
+    let mut events: Vec<String> = text.split_inclusive("\n\n").map(str::to_owned).collect();
+    if let Some(at) = events.iter().position(|it| it.contains("\"choices\":[],\"usage\":{")) {
+        let usage = events.remove(at);
+        let stamp = usage.split(",\"system_fingerprint\":").nth(1).expect("its fingerprint");
+        let stamp = stamp.split(['}', ',']).next().expect("a text");
+        let last = &mut events[at - 1];
+        *last = last.replace("}]}\n\n", &format!("}}],\"system_fingerprint\":{stamp}}}\n\n"));
+    }
+    events.concat().into_bytes()
 }
 
 #[test]
@@ -278,7 +286,7 @@ fn the_usage_chunk_is_taken_out_to_the_byte_and_only_where_we_caused_it() {
             assert_eq!(kept.out, recorded.body, "{}", recorded.name);
             // Usage all along is what this server, or this client's request, gives anyway.
             let forced = memchr::memmem::find(&recorded.body, b"}],\"usage\":{").is_some();
-            let want = if forced { kept.out } else { without_usage(&recorded.body) };
+            let want = if forced { kept.out } else { unasked(&recorded.body) };
             stripped += u32::from(want.len() < recorded.body.len());
             assert_eq!(cut.out, want, "{}", recorded.name);
         }
@@ -287,9 +295,78 @@ fn the_usage_chunk_is_taken_out_to_the_byte_and_only_where_we_caused_it() {
 }
 
 #[test]
+fn an_answer_to_which_usage_was_asked_becomes_the_one_to_which_it_was_not() {
+    let all: BTreeMap<_, _> =
+        recorded().into_iter().map(|recorded| (recorded.name.clone(), recorded)).collect();
+    // Each was recorded twice, with the same seed: the ids and the seconds differ.
+    let parts = |body: &[u8]| {
+        let text = String::from_utf8(body.to_vec()).expect("text");
+        let of = |key: &str, end: char| {
+            let rest = &text[text.find(key).expect("a first chunk") + key.len()..];
+            rest[..rest.find(end).expect("its end")].to_owned()
+        };
+        (of("\"id\":\"", '"'), of("\"created\":", ','), text)
+    };
+    for (asked, unasked) in [
+        ("a-default/chat_stream_usage", "a-default/chat_stream"),
+        ("a-default/completion_stream_usage", "a-default/completion_stream"),
+    ] {
+        let (asked, unasked) = (&all[asked], &all[unasked]);
+        let out = relay(asked.api, true, [asked.body.clone()]).out;
+        let ((id, created, out), (other, then, want)) = (parts(&out), parts(&unasked.body));
+        let out = out.replace(&id, &other).replace(&created, &then);
+        assert_eq!(out, want, "{}", asked.name);
+    }
+}
+
+#[test]
+fn choices_that_end_apart_have_the_fingerprint_that_the_server_is_known_by() {
+    let all = recorded();
+    let find = |name: &str| all.iter().find(|recorded| recorded.name == name).expect("recorded");
+    let unasked = find("a-default/completion_stream_n2");
+    let text = String::from_utf8(unasked.body.to_vec()).expect("text");
+    let stamp = ",\"system_fingerprint\":\"vllm-0.32.0-bb9e77f2\"";
+    assert_eq!(text.matches(stamp).count(), 2, "one for each choice");
+    let usage = format!("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":6}}{stamp}}}\n\n");
+    let asked = text.replace(stamp, "").replace("data: [DONE]", &format!("{usage}data: [DONE]"));
+    let relayed = |known: Option<Fingerprint>| {
+        let mut answer = AnswerStream::new(Api::Completions, true, known);
+        let Step::Pass(out) = answer.feed(asked.clone().into(), Instant::now()) else { panic!() };
+        (out.flatten().collect::<Vec<u8>>(), answer.fingerprint().cloned())
+    };
+    let (first, learned) = relayed(None);
+    assert_eq!(first, text.replacen(stamp, "", 1).into_bytes(), "nobody can know it so early");
+    assert_eq!(relayed(learned).0, unasked.body);
+}
+
+#[test]
+fn the_last_chunk_of_a_choice_goes_out_whatever_comes_after_it() {
+    let last = "data: {\"choices\":[{\"text\":\"a\",\"finish_reason\":\"stop\"}]}\n\n";
+    let error = "data: {\"error\":{\"message\":\"no\",\"code\":500}}\n\n";
+    let stamped =
+        "data: {\"choices\":[{\"finish_reason\":\"stop\"}],\"system_fingerprint\":\"a\"}\n\n";
+    for (case, after, want) in [
+        ("the end", "data: [DONE]\n\n", [last, "data: [DONE]\n\n"].concat()),
+        ("nothing", "", last.to_owned()),
+        ("half an event", "data: {\"choi", last.to_owned()),
+        ("an error", error, last.to_owned()),
+        ("another choice", last, last.repeat(2)),
+        ("one that has it already", stamped, [last, stamped].concat()),
+    ] {
+        let outcome = relay(Api::Completions, true, [last.into(), Bytes::from(after)]);
+        assert_eq!(outcome.out, want.as_bytes(), "{case}");
+    }
+    let mut answer = AnswerStream::new(Api::Completions, true, None);
+    assert_eq!(answer.feed(last.into(), Instant::now()), Step::Pass(Pieces::default()));
+    let mut out = Pieces::default();
+    answer.take_last(&mut out);
+    assert_eq!(out.flatten().collect::<Vec<u8>>(), last.as_bytes());
+}
+
+#[test]
 fn whole_frames_go_through_without_a_copy() {
     let hello = Bytes::from_static(b"data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
-    let (mut answer, now) = (AnswerStream::new(Api::Completions, true), Instant::now());
+    let (mut answer, now) = (AnswerStream::new(Api::Completions, true, None), Instant::now());
     for _ in 0..2 {
         let Step::Pass(pieces) = answer.feed(hello.clone(), now) else { panic!("committed") };
         let pieces: Vec<_> = pieces.into_iter().collect();
@@ -300,7 +377,7 @@ fn whole_frames_go_through_without_a_copy() {
 #[test]
 fn nothing_goes_out_before_the_answer_is_one() {
     let now = Instant::now();
-    let mut answer = AnswerStream::new(Api::Messages, false);
+    let mut answer = AnswerStream::new(Api::Messages, false, None);
     let opening =
         "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{}}\n\n: ping\n\n";
     assert_eq!(answer.feed(opening.into(), now), Step::Hold);
@@ -321,7 +398,7 @@ fn a_failure_after_commit_keeps_what_came_before_it() {
     let text = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n";
     let error =
         "data: {\"error\": {\"message\": \"EngineCore\", \"code\": 500}}\n\ndata: [DONE]\n\n";
-    let mut answer = AnswerStream::new(Api::Completions, false);
+    let mut answer = AnswerStream::new(Api::Completions, false, None);
     let step = answer.feed(format!("{text}{error}").into(), Instant::now());
     let Step::Failed(pieces, failure) = step else { panic!("{step:?}") };
     assert_eq!(pieces.into_iter().collect::<Vec<_>>(), [text]);
@@ -346,7 +423,7 @@ fn an_end_mark_counts_without_its_blank_line() {
 
 #[test]
 fn error_events_of_responses_go_on_counting() {
-    let mut answer = AnswerStream::new(Api::Responses, false);
+    let mut answer = AnswerStream::new(Api::Responses, false, None);
     let events = "event: response.created\ndata: {}\n\n: c\n\nevent: x.delta\ndata: {}\n\n";
     answer.feed(events.into(), Instant::now());
     let event = answer.error_event(500, "InternalServerError", "broke off");
@@ -371,7 +448,7 @@ fn a_plain_answer_too_long_to_keep_still_tells_its_usage() {
 fn times_are_those_of_the_events() {
     let start = Instant::now();
     let text = Bytes::from_static(b"data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
-    let mut answer = AnswerStream::new(Api::Completions, false);
+    let mut answer = AnswerStream::new(Api::Completions, false, None);
     answer.feed(Bytes::from_static(b": keep-alive\n\n"), start);
     for ms in [100, 120, 150] {
         answer.feed(text.clone(), start + Duration::from_millis(ms));
