@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ pub(crate) struct Activity {
     head: AtomicU64,
     /// Where there is a request on a serial connection: since when.
     request: AtomicU64,
+    /// Something came of a request that is not read to its end: of a body that nobody wants, or of
+    /// a head that is none.
+    unread: AtomicBool,
 }
 
 /// Why a connection is to end.
@@ -54,6 +57,7 @@ impl Activity {
             idle: AtomicU64::new(1),
             head: AtomicU64::new(if serial { 1 } else { NEVER }),
             request: AtomicU64::new(NEVER),
+            unread: AtomicBool::new(false),
         })
     }
 
@@ -69,9 +73,22 @@ impl Activity {
 
     /// Bytes came.
     pub(crate) fn received(&self, now: Instant) {
-        if self.serial && self.requests.load(Relaxed) == 0 && self.head.load(Relaxed) == NEVER {
-            self.head.store(self.moment(now), Relaxed);
+        if self.serial && self.requests.load(Relaxed) == 0 {
+            self.unread.store(true, Relaxed);
+            if self.head.load(Relaxed) == NEVER {
+                self.head.store(self.moment(now), Relaxed);
+            }
         }
+    }
+
+    /// A request's body was given up before its end.
+    pub(crate) fn left_unread(&self) {
+        self.unread.store(self.serial, Relaxed);
+    }
+
+    /// Whether the client may be sending what nobody reads.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.unread.load(Relaxed)
     }
 
     /// A head is complete, and with it there is a request.
@@ -79,6 +96,7 @@ impl Activity {
         let moment = self.moment(now);
         self.requests.fetch_add(1, Relaxed);
         self.head.store(NEVER, Relaxed);
+        self.unread.store(false, Relaxed);
         self.request.store(moment, Relaxed);
         let blocked = AtomicU64::new(NEVER);
         Arc::new(Flight { activity: Arc::clone(self), begun: moment, blocked })

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::bodies::Share;
@@ -15,6 +14,7 @@ use crate::held::Held;
 use crate::pieces::Pieces;
 use crate::refusal::Refusal;
 use crate::relay::Relay;
+use crate::upload::Upload;
 
 /// What a client is sent.
 pub(crate) enum Body {
@@ -67,7 +67,7 @@ impl HttpBody for Body {
 /// Reads a request's body whole, counted as its `share` of all. One that came in one frame is not
 /// copied.
 pub(crate) async fn read(
-    body: Incoming,
+    body: Upload,
     limit: u64,
     within: Duration,
     share: Share,
@@ -81,7 +81,7 @@ pub(crate) async fn read(
 
 /// Takes what comes of a body that is not wanted, keeping none of it: a client that still sends
 /// would not see an answer on a connection that is closed meanwhile.
-pub(crate) async fn discard(mut body: Incoming, limit: u64, within: Duration) {
+pub(crate) async fn discard(mut body: Upload, limit: u64, within: Duration) {
     let all = async {
         let mut size = 0;
         while let Some(Ok(frame)) = body.frame().await {
@@ -95,7 +95,7 @@ pub(crate) async fn discard(mut body: Incoming, limit: u64, within: Duration) {
     let _ = timeout(within, all).await;
 }
 
-async fn collect(mut body: Incoming, limit: u64, mut share: Share) -> Result<Bytes, Refusal> {
+async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes, Refusal> {
     let expected = body.size_hint().exact();
     let (mut first, mut all) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {

@@ -11,6 +11,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,9 +27,11 @@ use crate::activity::{Activity, Over, Watched};
 use crate::alarm::poll_alarm;
 use crate::context::Client;
 use crate::edge::{Edge, Peer};
+use crate::linger::Linger;
 use crate::realtime::Sessions;
 use crate::socket::ClientSocket;
 use crate::streams::{Running, Streams};
+use crate::upload::Upload;
 
 /// What an HTTP/2 client with prior knowledge begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -56,7 +60,7 @@ async fn plain(mut stream: Stream, client: Client, edge: Arc<Edge>) -> Result<()
         return Err("nothing came".into());
     };
     let Sniffed { read, http2 } = sniffed?;
-    let io = ClientIo { io: Io::Plain(stream), read, activity: None };
+    let io = ClientIo::new(Io::Plain(stream), read);
     serve_http(io, http2, Peer { client, encrypted: false }, edge).await
 }
 
@@ -72,7 +76,7 @@ async fn secure(
         .map_err(|_| "the TLS handshake took too long")?
         .map_err(|error| format!("TLS: {error}"))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = ClientIo { io: Io::Tls(Box::new(stream)), read: Bytes::new(), activity: None };
+    let io = ClientIo::new(Io::Tls(Box::new(stream)), Bytes::new());
     serve_http(io, http2, Peer { client, encrypted: true }, edge).await
 }
 
@@ -118,7 +122,8 @@ async fn serve_http(
     let service = {
         let (edge, activity, streams) = (Arc::clone(&edge), Arc::clone(&activity), streams.clone());
         let sessions = sessions.clone();
-        service_fn(move |request| {
+        service_fn(move |request: Request<Incoming>| {
+            let request = request.map(|body| Upload::new(body, Arc::clone(&activity)));
             let flight = activity.begin(Instant::now());
             if http2 {
                 streams.announce(&flight);
@@ -262,6 +267,14 @@ struct ClientIo {
     io: Io,
     read: Bytes,
     activity: Option<Arc<Activity>>,
+    /// Our side is closed, and the client's is not yet.
+    linger: Option<Linger>,
+}
+
+impl ClientIo {
+    fn new(io: Io, read: Bytes) -> Self {
+        Self { io, read, activity: None, linger: None }
+    }
 }
 
 impl AsyncRead for ClientIo {
@@ -329,9 +342,21 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(match &mut this.io {
+                Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
+                Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            })?;
+            if !this.activity.as_ref().is_some_and(|activity| activity.is_unread()) {
+                return Poll::Ready(Ok(()));
+            }
         }
+        let linger = this.linger.get_or_insert_with(|| Linger::new(Instant::now()));
+        ready!(match &mut this.io {
+            Io::Plain(io) => linger.poll(cx, Pin::new(io)),
+            Io::Tls(io) => linger.poll(cx, Pin::new(io)),
+        });
+        Poll::Ready(Ok(()))
     }
 }

@@ -9,7 +9,6 @@ use forebay_config::{Config, Gateway, Limits, Network};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -31,6 +30,7 @@ use crate::refusal::Refusal;
 use crate::respond::{local_response, refuse};
 use crate::route::Routes;
 use crate::tls::{self, Tls};
+use crate::upload::Upload;
 
 /// How much of a body that nobody wants is taken all the same, and for how long.
 const UNWANTED: u64 = 1 << 20;
@@ -120,7 +120,7 @@ impl Edge {
     /// Answers one request, whatever it is.
     pub(crate) async fn serve(
         &self,
-        request: Request<Incoming>,
+        request: Request<Upload>,
         peer: &Peer,
         sessions: &Sessions,
     ) -> Response<Body> {

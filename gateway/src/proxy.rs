@@ -8,7 +8,6 @@ use bytes::Bytes;
 use forebay_config::SplitBy;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, header};
-use hyper::body::Incoming;
 
 use crate::api::{Api, ErrorShape};
 use crate::asked::Asked;
@@ -29,6 +28,7 @@ use crate::route::{Routes, Way};
 use crate::scan::{Scan, scan};
 use crate::tenant::Tenant;
 use crate::tenants::Tenants;
+use crate::upload::Upload;
 
 /// Tokens expected of an answer whose request sets no limit.
 const ANSWER_TOKENS: u64 = 256;
@@ -44,7 +44,7 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Answers one request, whatever it is.
-    pub(crate) async fn serve(&self, request: Request<Incoming>, client: Client) -> Response<Body> {
+    pub(crate) async fn serve(&self, request: Request<Upload>, client: Client) -> Response<Body> {
         let (parts, incoming) = request.into_parts();
         let mut record = Record::begin(RequestContext::new(&parts, client));
         let shape = record.context.api.map_or(ErrorShape::OpenAi, Api::errors);
@@ -81,7 +81,7 @@ impl Proxy {
     async fn route(
         &self,
         parts: Parts,
-        incoming: Incoming,
+        incoming: Upload,
         record: &mut Record,
     ) -> Result<(Asked, Way), Refusal> {
         if self.drain.has_begun() {

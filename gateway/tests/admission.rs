@@ -1,9 +1,13 @@
 //! What is asked of a request before it takes any memory, and what it costs its tenant.
 
 use forebay_config::{ByteSize, Config, Tenant};
-use support::{ANSWER, Answer, CHAT, Upstream, config, eventually, exchange, start, status};
-use tokio::io::AsyncWriteExt;
+use support::{
+    ANSWER, Answer, CHAT, PATIENCE, Upstream, config, eventually, exchange, start, status,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 mod support;
 
@@ -119,4 +123,53 @@ async fn a_name_beyond_all_measure_is_refused_and_every_name_counts_as_a_request
     assert_eq!(status(&answer), 404, "{answer}");
     assert_eq!(status(&exchange(gateway.address(), of("guess")).await), 404);
     assert_eq!(status(&exchange(gateway.address(), of("guess")).await), 429);
+}
+
+/// More than all buffers between two sockets take.
+const HUGE: usize = 24 << 20;
+
+/// What a client hears that reads nothing before it has sent everything.
+async fn deaf(address: std::net::SocketAddr, head: String, body: Vec<u8>) -> String {
+    let mut stream = open(address, head.as_bytes()).await;
+    let sent = timeout(PATIENCE, stream.write_all(&body)).await.expect("it is taken");
+    let mut answer = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+    let told = String::from_utf8_lossy(&answer).into_owned();
+    assert!(sent.is_ok() && read.is_ok(), "{sent:?}, then {read:?} after {told:?}");
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    config.gateway.limits.body_size = ByteSize::kib(1);
+    let small = start(&config);
+    config.gateway.limits.body_size = ByteSize::mib(64);
+    config.gateway.limits.bodies_size = ByteSize::kib(1);
+    let full = start(&config);
+    let head =
+        |path: &str, framing: &str| format!("POST {path} HTTP/1.1\r\nhost: g\r\n{framing}\r\n\r\n");
+    let sized = format!("content-length: {HUGE}");
+    let (chat, chunks) = ("/v1/chat/completions", "transfer-encoding: chunked");
+    let plain = vec![b' '; HUGE];
+    let chunked = [format!("{HUGE:x}\r\n").as_bytes(), &plain, b"\r\n0\r\n\r\n"].concat();
+    let long = "x: y\r\n".repeat(HUGE / 6).into_bytes();
+    let endless = format!("POST {chat} HTTP/1.1\r\nhost: g\r\n");
+    for (case, gateway, head, body, want) in [
+        ("too long by its length", &small, head(chat, &sized), &plain, 413),
+        ("too long as it comes", &small, head(chat, chunks), &chunked, 413),
+        ("no memory left", &full, head(chat, &sized), &plain, 503),
+        ("no such path", &small, head("/v1/none", &sized), &plain, 404),
+        ("a head without an end", &small, endless, &long, 431),
+    ] {
+        let mut clients = JoinSet::new();
+        for _ in 0..8 {
+            clients.spawn(deaf(gateway.address(), head.clone(), body.clone()));
+        }
+        while let Some(answer) = clients.join_next().await {
+            let answer = answer.expect("no panic");
+            assert_eq!(status(&answer), want, "{case}: {answer}");
+        }
+    }
 }
