@@ -87,7 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => {
             logging::for_people();
-            runtime()?.block_on(serve::serve(args.config()?, serve::Parts::Both, None))
+            block_on(serve::serve(args.config()?, serve::Parts::Both, None))
         }
         Command::Run(file) => from_file(&file, serve::Parts::Both),
         Command::Gateway(file) => from_file(&file, serve::Parts::Gateway),
@@ -103,7 +103,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::VllmSim(args) => {
-            runtime()?.block_on(forebay_loadtests::sim::run(args))?;
+            block_on(forebay_loadtests::sim::run(args))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Supervise(_) => unreachable!("run before any runtime"),
@@ -119,14 +119,18 @@ fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
     for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }
-    runtime()?.block_on(async {
+    block_on(async {
         let file = reload::ConfigFile::new(file.config.clone(), text)?;
         serve::serve(config, parts, Some(file)).await
     })
 }
 
-/// For everything but clients, whom threads of the gateway's own serve.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+/// Runs it on a runtime for everything but clients, whom threads of the gateway's own serve. What
+/// still reads a file then is not waited for: it may be on a volume that hangs.
+fn block_on<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the async runtime")
+    let runtime = runtime.context("cannot start the async runtime")?;
+    let outcome = runtime.block_on(main);
+    runtime.shutdown_background();
+    outcome
 }

@@ -1,6 +1,7 @@
 //! The configuration file, followed while Forebay runs: read again when its content changes, and at
 //! SIGHUP. A file with a mistake changes nothing and is told of once.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub(crate) struct ConfigFile {
     seen: String,
     hangup: Signal,
     ticks: Interval,
+    /// Somebody wants to know how it is, and was not told yet.
+    asked: bool,
 }
 
 impl ConfigFile {
@@ -26,25 +29,30 @@ impl ConfigFile {
         let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { path, seen: text, hangup, ticks })
+        Ok(Self { path, seen: text, hangup, ticks, asked: false })
     }
 
     /// The next configuration that is right. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Config {
         loop {
-            let asked = tokio::select! {
-                _ = self.hangup.recv() => true,
-                _ = self.ticks.tick() => false,
-            };
-            if let Some(config) = self.look(asked) {
+            tokio::select! {
+                _ = self.hangup.recv() => self.asked = true,
+                _ = self.ticks.tick() => {}
+            }
+            // A file may lie on a volume that hangs, and requests go on meanwhile.
+            let path = self.path.clone();
+            let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
+            let read = read.unwrap_or_else(|error| Err(error.into()));
+            if let Some(config) = self.look(read) {
                 return config;
             }
         }
     }
 
-    fn look(&mut self, asked: bool) -> Option<Config> {
+    fn look(&mut self, read: io::Result<String>) -> Option<Config> {
+        let asked = std::mem::take(&mut self.asked);
         let name = self.path.display().to_string();
-        let text = match std::fs::read_to_string(&self.path) {
+        let text = match read {
             Ok(text) => text,
             // It may be on its way: who asked is told, and the next look finds it.
             Err(error) => {

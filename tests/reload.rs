@@ -2,6 +2,9 @@
 
 #![allow(missing_docs)]
 
+use std::fs::OpenOptions;
+use std::process::Command;
+
 use support::sims::{Folder, Sim};
 use support::{Forebay, chat, eventually, exchange, get, status};
 
@@ -91,6 +94,30 @@ fn the_scaler_follows_its_bounds_and_keeps_the_replicas_that_run() {
     forebay.signal("HUP");
     let told = forebay.wait_for("takes effect at the next start only");
     assert!(told.contains("scaler (all but staleAfter)"), "{told}");
+    forebay.signal("TERM");
+    assert!(forebay.wait().success());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_to_its_end_holds_nothing_up() {
+    use std::os::unix::fs::OpenOptionsExt;
+    const O_NONBLOCK: i32 = 0o4000;
+
+    let sim = Sim::start(&["--served-model-name", "sim"]);
+    let folder = Folder::new();
+    let file = folder.write("forebay.yaml", &config(&[&sim], ""));
+    let mut forebay = Forebay::start(&["gateway", "--config", &file], "info");
+    // In its place a pipe that nobody writes into.
+    let pipe = format!("{file}.pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    std::fs::rename(&pipe, &file).expect("moved");
+    let mut writer = None;
+    eventually("it is being read", || {
+        writer = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&file).ok();
+        writer.is_some()
+    });
+    assert_eq!(status(&get(forebay.admin, "/readyz")), 200);
+    assert_eq!(status(&exchange(forebay.address, &chat(false, 2))), 200);
     forebay.signal("TERM");
     assert!(forebay.wait().success());
 }
