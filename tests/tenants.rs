@@ -3,10 +3,11 @@
 mod support;
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 
 use support::sims::{Folder, Sim};
-use support::{Forebay, eventually, exchange, json, status};
+use support::{Forebay, connect, eventually, exchange, json, status};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -212,6 +213,82 @@ fn limits_are_told_with_every_answer_and_refuse_in_the_apis_own_shape() {
         forebay.metric(r#"forebay_tenant_limited_total{tenant="few",limit="requests"}"#)
             == Some(1.0)
     );
+}
+
+/// `forebay scaler` alone, which goes with it.
+struct Scaler(Child);
+
+impl Scaler {
+    fn start(folder: &Folder, config: &str) -> Self {
+        let file = folder.write("scaler.yaml", config);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args(["scaler", "--config", &file]).stdin(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().expect("the binary starts"))
+    }
+}
+
+impl Drop for Scaler {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn gateways_share_a_limit_and_the_one_that_stays_has_all_of_it() {
+    let slow = ["--decode-step-ms", "200", "--api-key", "sk-upstream"];
+    let sim = Sim::start(&[&["m", "--served-model-name", "m", "other"][..], &slow].concat());
+    let folder = Folder::new();
+    let file = folder.write("keys.yaml", &keys(&[("busy", "sk-busy"), ("few", "sk-few")]));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let admin = listener.local_addr().expect("bound");
+    drop(listener);
+    let text = config(
+        &folder,
+        &sim,
+        &format!(
+            "  scaler: {admin}\n  keys: {{file: {file}}}\n  tenants: [{{name: busy, maxConcurrent: 2}}, \
+             {{name: few, requestsPerMinute: 2}}]"
+        ),
+    );
+    let (one, other) = (folder.gateway(&text), folder.gateway(&text));
+    ready(&one);
+    ready(&other);
+
+    // One of its two requests is under way at each for as long as the test takes.
+    let busy = |forebay: &Forebay| {
+        let body = r#"{"model":"m","stream":true,"max_tokens":1500,"ignore_eos":true,"messages":[{"role":"user","content":"hello"}]}"#;
+        let mut stream = connect(forebay.address);
+        let key = [("authorization", "Bearer sk-busy")];
+        stream.write_all(&request("POST", CHAT, &key, body)).expect("open");
+        eventually("it is under way", || forebay.signals()["inFlight"] == 1);
+        stream
+    };
+    let (under_way, _stays) = (busy(&one), busy(&other));
+    let second = |forebay: &Forebay| status(&chat(forebay, "sk-busy", "m", 1));
+    for forebay in [&one, &other] {
+        assert_eq!(second(forebay), 200, "nobody knows of another gateway");
+    }
+    let gateways = [one.admin, other.admin];
+    let scaler = Scaler::start(
+        &folder,
+        &format!(
+            "scaler: {{gateways: ['{}', '{}']}}\nadmin: {{listen: '{admin}'}}\npools:\n  - name: p\n    \
+             models: [m, other]\n    endpoints: ['{}']\n",
+            gateways[0], gateways[1], sim.address
+        ),
+    );
+    for forebay in [&one, &other] {
+        eventually("each has one of the two", || second(forebay) == 429);
+        let few = || status(&chat(forebay, "sk-few", "m", 1));
+        assert_eq!([few(), few()], [200, 429], "one a minute is its share of two");
+    }
+
+    drop(under_way);
+    one.signal("TERM");
+    eventually("the other has both", || second(&other) == 200);
+    drop(scaler);
+    assert_eq!(second(&other), 200, "what the scaler said last stays");
 }
 
 #[test]
