@@ -16,7 +16,7 @@ go build -o "$cache/h2spec" github.com/summerwind/h2spec/cmd/h2spec
 
 work=$(mktemp -d)
 : >"$work/log"
-"$forebay" dev --listen 127.0.0.1:0 --admin 127.0.0.1:0 2>"$work/log" &
+FOREBAY_LOG=info "$forebay" dev --listen 127.0.0.1:0 --admin 127.0.0.1:0 2>"$work/log" &
 forebay_pid=$!
 trap 'kill "$forebay_pid" 2>/dev/null; wait "$forebay_pid" 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 100); do
@@ -26,10 +26,13 @@ for _ in $(seq 100); do
 done
 [ -n "$port" ] || { cat "$work/log"; echo "h2spec: forebay did not start"; exit 1; }
 
-# The path is one whose requests are read to their end, their bodies included, before they are
-# answered; its answer has a body, which the cases of flow control need.
-"$cache/h2spec" --host 127.0.0.1 --port "$port" --path / --timeout 5 \
+# A path whose bodies are read as all are, and judged: what is posted there is no JSON, and a 400. Its
+# answers have bodies, which the cases of flow control need.
+path=/v1/chat/completions
+"$cache/h2spec" --host 127.0.0.1 --port "$port" --path "$path" --timeout 5 \
   --junit-report "$work/report.xml" generic http2 >"$work/out" 2>&1 || true
+read=$(grep -c "method=POST path=$path .*status=400" "$work/log" || true)
+[ "$read" -ge 5 ] || { echo "h2spec: the bodies of $read requests were read"; exit 1; }
 
 python3 - "$work/report.xml" "$known" <<'PY' || { tail -40 "$work/out"; exit 1; }
 import sys, xml.etree.ElementTree as tree
