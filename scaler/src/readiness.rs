@@ -34,3 +34,19 @@ impl Readiness {
         self.0.lock().clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_ready_when_nothing_is_lacking_for_the_first_time_and_stays_so() {
+        let readiness = Readiness::new();
+        assert!(readiness.lack().is_some(), "nobody has looked yet");
+        readiness.look(|| Some("the API server".to_owned()));
+        assert_eq!(readiness.lack().as_deref(), Some("the API server"));
+        readiness.look(|| None);
+        readiness.look(|| Some("a leader".to_owned()));
+        assert_eq!(readiness.lack(), None);
+    }
+}

@@ -47,7 +47,8 @@ impl Forebay {
             if let Some(code) = process.ended() {
                 panic!("{name} ended with {code}:\n{}", process.tail(30));
             }
-            status(&get(admin, "/readyz").await) == 200
+            // Not ready: a scaler is that only when it has heard a gateway.
+            status(&get(admin, "/healthz").await) == 200
         })
         .await;
         Self { admin, process }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::process::Command;
 
 use crate::Cluster;
-use crate::forebay::{Forebay, chat, is_whole};
+use crate::forebay::{Forebay, chat, get, is_whole, status};
 use crate::plane::{eventually, free_ports};
 use crate::suites::workload::{Workload, namespace, replicas};
 
@@ -76,7 +76,12 @@ async fn parts(cluster: &Cluster, namespace: &str, target: &str) -> Parts {
         Forebay::start(part, part, &config(admin), admin, &rights, &folder).await
     };
     let scaler = start("scaler", scaler_admin).await;
+    let ready = async || status(&get(scaler_admin, "/readyz").await);
+    if target.contains("keda") {
+        assert_eq!(ready().await, 503, "it knows of no decision, since no gateway is there");
+    }
     let gateway = start("gateway", gateway_admin).await;
+    eventually("the scaler can answer", async || ready().await == 200).await;
     Parts { clients, gateway, scaler, keda }
 }
 
