@@ -4,15 +4,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use forebay_config::{Config, Tls, TlsVersion};
+use forebay_config::{ByteSize, Config, Tls, TlsVersion};
 use forebay_gateway::Gateway;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
-use support::{ANSWER, Answer, CHAT, Tasks, Upstream, chat, config, eventually, http2_over, start};
+use support::{
+    ANSWER, Answer, CHAT, PATIENCE, Tasks, Upstream, chat, config, eventually, http2_over, start,
+    status,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -228,4 +232,26 @@ async fn plain_text_on_a_tls_port_is_closed_without_a_word() {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused() {
+    const HUGE: usize = 24 << 20;
+    let mut config = config(None);
+    let folder = Folder::new("refused");
+    folder.settings(&mut config).renew();
+    config.gateway.limits.body_size = ByteSize::kib(1);
+    let gateway = start(&config);
+    for version in BOTH {
+        let mut stream = folder.client(&[], &[*version]).connect(&gateway).await.expect("TLS");
+        let head =
+            format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {HUGE}\r\n");
+        stream.write_all(format!("{head}\r\n").as_bytes()).await.expect("open");
+        let sent = timeout(PATIENCE, stream.write_all(&vec![b' '; HUGE])).await.expect("taken");
+        let mut answer = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(sent.is_ok() && read.is_ok(), "{version:?}: {sent:?}, {read:?} after {answer:?}");
+        assert_eq!(status(&answer), 413, "{version:?}: {answer}");
+    }
 }
