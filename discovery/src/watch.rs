@@ -138,6 +138,7 @@ impl Watch {
     /// Told once as long as the reason is the same. Expiry is no trouble: the list follows.
     fn trouble(&mut self, error: &watcher::Error) -> Option<PodChange> {
         if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+            tracing::debug!("the watch of pods has expired in namespace {}", self.namespace);
             return None;
         }
         let rule = Rule { group: "", resource: "pods", verbs: VERBS, namespace: &self.namespace };
