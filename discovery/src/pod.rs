@@ -17,7 +17,7 @@ pub(crate) type Wire = Object<NotUsed, Status>;
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// What a role must allow to watch pods.
-pub const VERBS: &[&str] = &["get", "list", "watch"];
+pub const VERBS: &[&str] = &["list", "watch"];
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

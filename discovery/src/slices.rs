@@ -75,7 +75,7 @@ impl Watch {
                 let rule = Rule {
                     group: "discovery.k8s.io",
                     resource: "endpointslices",
-                    verbs: &["get", "list", "watch"],
+                    verbs: &["list", "watch"],
                     namespace: &self.namespace,
                 };
                 let why = explain_watch(&error, &rule);

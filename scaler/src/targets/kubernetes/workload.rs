@@ -121,7 +121,7 @@ impl Workload {
         Rule {
             group: &self.resource.group,
             resource: &self.resource.plural,
-            verbs: &["get", "list", "watch"],
+            verbs: &["list", "watch"],
             namespace: &self.namespace,
         }
     }
