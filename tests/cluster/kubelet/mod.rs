@@ -9,7 +9,7 @@ mod pod;
 mod status;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -50,6 +50,7 @@ pub(crate) struct Shared {
     /// `forebay`, whose `vllm-sim` plays vLLM.
     pub(crate) program: PathBuf,
     pub(crate) logs: PathBuf,
+    gpus: u32,
     /// Of 127.x.y.z: x and y.
     net: (u8, u8),
     next: AtomicU8,
@@ -72,13 +73,14 @@ impl Kubelet {
             client,
             program,
             logs,
+            gpus,
             // Another run of these tests beside this one has other addresses.
             net: (rand::random_range(10..250), rand::random_range(1..250)),
             next: AtomicU8::new(10),
             dead: CancellationToken::new(),
             silent: AtomicBool::new(false),
         });
-        node.register(gpus).await;
+        node.register().await;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(heartbeat(Arc::clone(&node), stop.clone()));
@@ -106,7 +108,7 @@ impl Kubelet {
 }
 
 impl Shared {
-    async fn register(&self, gpus: u32) {
+    async fn register(&self) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let node = json!({
             "apiVersion": "v1", "kind": "Node",
@@ -125,21 +127,19 @@ impl Shared {
         });
         let lease = serde_json::from_value(lease).expect("a Lease");
         let _ = leases.create(&PostParams::default(), &lease).await;
-        self.beat(gpus).await;
+        self.beat().await;
     }
 
-    /// Says that the node is well, with what it has.
-    async fn beat(&self, gpus: u32) {
+    /// Says that the node is well, with what it has. Again and again: the node controller writes
+    /// there too, when it has not heard of the node.
+    async fn beat(&self) {
         let now = jiff::Timestamp::now();
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
         let renewed = json!({"spec": {"renewTime": format!("{now:.6}")}});
         let _ = leases.patch(&self.name, &PatchParams::default(), &Patch::Merge(renewed)).await;
-        if gpus == 0 {
-            return;
-        }
         let resources = json!({
             "cpu": "64", "memory": "512Gi", "pods": "200", "ephemeral-storage": "1Ti",
-            "nvidia.com/gpu": gpus.to_string(),
+            "nvidia.com/gpu": self.gpus.to_string(),
         });
         let ready = json!({
             "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
@@ -185,7 +185,7 @@ async fn heartbeat(node: Arc<Shared>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         if !node.silent.load(Ordering::Relaxed) {
-            node.beat(0).await;
+            node.beat().await;
         }
     }
 }
@@ -244,4 +244,15 @@ async fn run(node: Arc<Shared>, stop: CancellationToken) {
     // Dropping the senders tells the pods to end.
     drop(running);
     tasks.shutdown().await;
+}
+
+/// This machine's own address, which pods in its network have; `None` where it has none but
+/// loopback and link-local ones. EndpointSlices refuse these.
+pub fn host_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: it only chooses the way.
+    socket.connect("192.0.2.1:9").ok()?;
+    let IpAddr::V4(address) = socket.local_addr().ok()?.ip() else { return None };
+    let usable = !(address.is_loopback() || address.is_unspecified() || address.is_link_local());
+    usable.then_some(address)
 }

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::status::{Container, Ended, Status};
-use super::{Shared, told};
+use super::{Shared, host_address, told};
 use crate::process::Process;
 
 /// The kubelet's own is 10 s doubling; tests wait less.
@@ -37,6 +37,8 @@ struct Runner {
     pod: Pod,
     spec: Spec,
     port: u16,
+    /// The machine's address, for a pod in its network.
+    host: Option<Ipv4Addr>,
     status: Status,
     reports: watch::Sender<Status>,
 }
@@ -48,10 +50,12 @@ pub(super) async fn run(node: Arc<Shared>, latest: Latest) {
     };
     let port = spec.ports.as_ref().and_then(|ports| ports.first());
     let port = port.map_or(8000, |port| port.container_port as u16);
-    let status = Status::new(node.address(1));
+    let in_host_network = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+    let host = if in_host_network { host_address() } else { None };
+    let status = Status::new(host.unwrap_or_else(|| node.address(1)));
     let (reports, receiver) = watch::channel(status.clone());
     let reporter = tokio::spawn(report(Arc::clone(&node), pod.clone(), receiver));
-    let mut runner = Runner { node, latest, pod, spec, port, status, reports };
+    let mut runner = Runner { node, latest, pod, spec, port, host, status, reports };
     runner.live().await;
     runner.remove(reporter).await;
 }
@@ -125,7 +129,7 @@ impl Runner {
 
     async fn start_and_restart(&mut self) -> Result<(), End> {
         // The sandbox first, so an address; then the image.
-        let address = self.node.lease_address(self.port);
+        let address = self.host.unwrap_or_else(|| self.node.lease_address(self.port));
         self.status.address = Some(address);
         self.tell();
         self.pull().await?;
