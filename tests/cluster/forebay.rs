@@ -1,5 +1,6 @@
 //! The real binary, as gateway or scaler, and its clients.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -7,12 +8,19 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::plane::{PATIENCE, eventually};
 use crate::process::Process;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_forebay");
+
+/// The admin port's, where one is asked for.
+pub const TOKEN: &str = "for-operators-only";
+
+const LOG: &str = "info,forebay_gateway=debug,forebay_scaler=debug,forebay_discovery=debug";
 
 /// A running gateway or scaler.
 pub struct Forebay {
@@ -30,17 +38,26 @@ impl Forebay {
         kubeconfig: &Path,
         folder: &Path,
     ) -> Self {
+        let program = Command::new(BINARY);
+        Self::start_by(program, part, name, config, admin, kubeconfig, folder).await
+    }
+
+    /// The same by a command that runs the program with the arguments that are added to it.
+    pub async fn start_by(
+        mut command: Command,
+        part: &str,
+        name: &str,
+        config: &str,
+        admin: SocketAddr,
+        kubeconfig: &Path,
+        folder: &Path,
+    ) -> Self {
         let file: PathBuf = folder.join(format!("{name}.yaml"));
         std::fs::create_dir_all(folder).expect("a folder");
         std::fs::write(&file, config).expect("written");
-        let mut command = Command::new(BINARY);
         command.arg(part).arg("--config").arg(&file).env("KUBECONFIG", kubeconfig);
         command.env("POD_NAME", name).env("POD_IP", admin.ip().to_string());
-        command.env(
-            "FOREBAY_LOG",
-            std::env::var("FOREBAY_LOG")
-                .unwrap_or_else(|_| "info,forebay_gateway=debug,forebay_scaler=debug".to_owned()),
-        );
+        command.env("FOREBAY_LOG", std::env::var("FOREBAY_LOG").unwrap_or_else(|_| LOG.to_owned()));
         let mut process = Process::start(name, &folder.join("log"), command);
         eventually(&format!("{name} is up"), async || {
             // One that gave up is not waited for.
@@ -76,6 +93,14 @@ impl Forebay {
         frame["pools"][pool].clone()
     }
 
+    /// A gateway's endpoints of `pool` by address, with their health.
+    pub async fn endpoints(&self, pool: &str) -> BTreeMap<String, String> {
+        let signals = self.pool("/signals", pool).await;
+        let endpoints = signals["endpoints"].as_object().cloned().unwrap_or_default();
+        let health = |it: serde_json::Value| it["health"].as_str().unwrap_or_default().to_owned();
+        endpoints.into_iter().map(|(address, it)| (address, health(it))).collect()
+    }
+
     /// A gauge or counter of `/metrics`.
     pub async fn metric(&self, series: &str) -> Option<f64> {
         let text = get(self.admin, "/metrics").await;
@@ -98,21 +123,75 @@ pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {
 }
 
 pub async fn get(address: SocketAddr, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+         authorization: Bearer {TOKEN}\r\n\r\n"
+    );
     exchange(address, request.as_bytes()).await
 }
 
 /// A chat of so many tokens.
 pub async fn chat(gateway: SocketAddr, model: &str, stream: bool, tokens: u32) -> String {
+    exchange(gateway, asked(model, stream, tokens).as_bytes()).await
+}
+
+fn asked(model: &str, stream: bool, tokens: u32) -> String {
     let body = format!(
         r#"{{"model":"{model}","stream":{stream},"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
     );
-    let request = format!(
+    format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
-    );
-    exchange(gateway, request.as_bytes()).await
+    )
+}
+
+/// A stream that has begun and goes on until this is dropped, in which case the client leaves.
+pub struct Streaming {
+    /// Where it is served, by a gateway that tells.
+    pub endpoint: String,
+    received: watch::Receiver<Received>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct Received {
+    text: String,
+    ended: bool,
+}
+
+impl Streaming {
+    /// Waits, held or not, until the first token is there.
+    pub async fn begin(gateway: SocketAddr, model: &str, tokens: u32) -> Self {
+        let request = asked(model, true, tokens);
+        let (sender, mut received) = watch::channel(Received::default());
+        let task = tokio::spawn(async move {
+            let mut buffer = vec![0; 16 * 1024];
+            if let Ok(mut stream) = TcpStream::connect(gateway).await {
+                let _ = stream.write_all(request.as_bytes()).await;
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    let text = String::from_utf8_lossy(&buffer[..count]);
+                    sender.send_modify(|received| received.text.push_str(&text));
+                }
+            }
+            sender.send_modify(|received| received.ended = true);
+        });
+        let begun = |it: &Received| it.ended || it.text.contains("data: {");
+        let head = timeout(PATIENCE, received.wait_for(begun)).await.expect("it begins");
+        let head = head.expect("read").text.clone();
+        assert_eq!(status(&head), 200, "{head}");
+        let header = head.lines().find_map(|line| line.strip_prefix("x-forebay-endpoint: "));
+        let endpoint = header.unwrap_or_default().trim().to_owned();
+        Self { endpoint, received, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// That it still goes on: more comes, and no end.
+    pub async fn goes_on(&mut self) {
+        let had = self.received.borrow().text.len();
+        let more = self.received.wait_for(|it| it.ended || it.text.len() > had + 1000);
+        let now = timeout(PATIENCE, more).await.expect("more comes").expect("read");
+        assert!(!now.ended, "it ended: {}", now.text.get(now.text.len() - 500..).unwrap_or(""));
+    }
 }
 
 pub fn status(answer: &str) -> u16 {

@@ -14,6 +14,7 @@
 mod binaries;
 mod forebay;
 mod kubelet;
+mod link;
 mod pki;
 mod plane;
 mod process;
@@ -38,6 +39,8 @@ pub struct Cluster {
     pub client: kube::Client,
     pub node: Kubelet,
     pub folder: PathBuf,
+    /// Whether KEDA runs.
+    pub keda: bool,
 }
 
 fn main() -> ExitCode {
@@ -84,8 +87,8 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool, keep: bo
     let began = Instant::now();
     let plane = Plane::start(source, &folder, settings).await;
     let client = plane.client().await;
-    let keda = plane.has_keda();
-    if keda && (keep || suites.iter().any(|suite| suite.needs_keda)) {
+    let keda = plane.has_keda() && (keep || suites.iter().any(|suite| suite.uses_keda));
+    if keda {
         plane.start_keda().await;
     }
     let node = Kubelet::start(
@@ -102,7 +105,7 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool, keep: bo
         folder.display()
     );
 
-    let cluster = Arc::new(Cluster { plane, client, node, folder: folder.clone() });
+    let cluster = Arc::new(Cluster { plane, client, node, folder: folder.clone(), keda });
     if keep {
         println!("export KUBECONFIG={}", cluster.plane.kubeconfig.display());
         println!("node: {}; Ctrl-C ends it", cluster.node.name());

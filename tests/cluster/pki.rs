@@ -68,29 +68,11 @@ impl Pki {
         self.write(&format!("{user}.kubeconfig"), &text)
     }
 
-    /// A kubeconfig for the bearer of `token`, in `namespace`.
-    pub fn token_kubeconfig(
-        &self,
-        name: &str,
-        server: &str,
-        token: &str,
-        namespace: &str,
-    ) -> PathBuf {
-        let folder = self.folder.display();
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters: [{{name: test, cluster: {{server: \"{server}\", certificate-authority: \"{folder}/ca.crt\"}}}}]\n\
-             users: [{{name: {name}, user: {{token: \"{token}\"}}}}]\n\
-             contexts: [{{name: test, context: {{cluster: test, user: {name}, namespace: {namespace}}}}}]\n"
-        );
-        self.write(&format!("{name}.kubeconfig"), &text)
-    }
-
     pub fn path(&self, file: &str) -> String {
         self.folder.join(file).display().to_string()
     }
 
-    fn write(&self, file: &str, text: &str) -> PathBuf {
+    pub fn write(&self, file: &str, text: &str) -> PathBuf {
         let path = self.folder.join(file);
         std::fs::create_dir_all(path.parent().expect("in the folder")).expect("a folder");
         std::fs::write(&path, text).expect("written");

@@ -1,68 +1,100 @@
 //! Scaled by us, through `/scale`: a Deployment, its rollouts, its troubles.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::Cluster;
-use crate::forebay::{Forebay, chat, is_whole};
+use crate::forebay::{BINARY, Forebay, TOKEN, chat, is_whole};
+use crate::link::Link;
 use crate::plane::{eventually, free_ports};
+use crate::suites::load::Load;
 use crate::suites::workload::{Workload, namespace, replicas};
 
-const POOL: &str = "llama";
-const TOKEN: &str = "for-operators-only";
+pub(super) const POOL: &str = "llama";
 
 /// Gateways and scalers in front of a Deployment.
 pub struct Setup {
     pub namespace: String,
     pub clients: [SocketAddr; 2],
-    gateways: Vec<Forebay>,
-    scalers: Vec<Forebay>,
+    pub(super) gateways: Vec<Forebay>,
+    pub(super) scalers: Vec<Forebay>,
     workload: Workload,
-    _service: JoinSet<()>,
+    _service: Link,
+    started: Vec<Start>,
 }
 
-/// What a Service does: one address for whoever answers.
-async fn service_of(backends: Vec<SocketAddr>, tasks: &mut JoinSet<()>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((mut client, _)) = listener.accept().await {
-            let backends = backends.clone();
-            connections.spawn(async move {
-                for backend in backends {
-                    if let Ok(mut server) = TcpStream::connect(backend).await {
-                        let _ = copy_bidirectional(&mut client, &mut server).await;
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    address
+/// How a scaler is started, and started again.
+struct Start {
+    name: String,
+    config: String,
+    admin: SocketAddr,
+    kubeconfig: PathBuf,
+    folder: PathBuf,
+    clock: &'static str,
+}
+
+impl Start {
+    async fn scaler(&self) -> Forebay {
+        let Self { name, config, admin, kubeconfig, folder, clock } = self;
+        let program = at_clock(clock);
+        Forebay::start_by(program, "scaler", name, config, *admin, kubeconfig, folder).await
+    }
+}
+
+/// How often it began to lead, in all its runs.
+fn led(scaler: &Forebay) -> usize {
+    scaler.log().matches("this scaler leads").count()
+}
+
+/// Our program on a machine whose clock is off by so much.
+fn at_clock(off: &str) -> Command {
+    if off.is_empty() {
+        return Command::new(BINARY);
+    }
+    let mut command = Command::new("faketime");
+    // Time goes by as it does everywhere.
+    command.args(["-f", off, BINARY]).env("DONT_FAKE_MONOTONIC", "1");
+    command
 }
 
 pub struct Options {
-    gateways: usize,
-    scalers: usize,
-    min: u32,
-    cold_start: &'static str,
+    pub(super) gateways: usize,
+    pub(super) scalers: usize,
+    pub(super) min: u32,
+    pub(super) cold_start: &'static str,
+    /// Milliseconds for a token.
+    pub(super) decode_step: &'static str,
     /// Pods ask to be drained before they stop.
-    hook: bool,
-    /// Deployment, or StatefulSet.
-    kind: &'static str,
+    pub(super) hook: bool,
+    /// Deployment, StatefulSet, or LeaderWorkerSet.
+    pub(super) kind: &'static str,
+    /// Of the Lease, with two scalers.
+    pub(super) lease: &'static str,
+    /// How far each scaler's clock is off, in faketime's words; empty for not at all.
+    pub(super) clocks: [&'static str; 2],
+    /// With which gateways and scalers know the API server; the tests' own unless given.
+    pub(super) kubeconfig: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gateways: 1, scalers: 1, min: 0, cold_start: "1s", hook: false, kind: "Deployment" }
+        Self {
+            gateways: 1,
+            scalers: 1,
+            min: 0,
+            cold_start: "1s",
+            decode_step: "8",
+            hook: false,
+            kind: "Deployment",
+            lease: "3s",
+            clocks: ["", ""],
+            kubeconfig: None,
+        }
     }
 }
 
@@ -82,59 +114,78 @@ impl Setup {
             "curl -fsS --interface $POD_IP -X POST 'http://{one}/drain?endpoint='$POD_IP:8000"
         );
         let workload = Workload {
-            args: vec!["--cold-start".into(), options.cold_start.into()],
+            args: ["--cold-start", options.cold_start, "--decode-step-ms", options.decode_step]
+                .map(str::to_owned)
+                .to_vec(),
             pre_stop: options.hook.then(|| vec!["sh".into(), "-c".into(), hook]),
             ..Workload::named(POOL, cluster.node.name())
         };
-        let mut yaml: serde_json::Value =
-            serde_json::from_str(&workload.yaml(&namespace)).expect("JSON");
-        yaml["kind"] = options.kind.into();
-        if options.kind == "StatefulSet" {
-            yaml["spec"]["podManagementPolicy"] = "Parallel".into();
-        }
+        let yaml = workload.of_kind(options.kind, &namespace);
         cluster.plane.apply(&yaml.to_string()).await;
         let listed: Vec<_> =
             gateway_admins[..options.gateways].iter().map(|it| format!("\"{it}\"")).collect();
         let election = if options.scalers > 1 {
-            format!("  leaderElection: {{namespace: {namespace}, leaseDuration: 3s}}\n")
+            format!(
+                "  leaderElection: {{namespace: {namespace}, leaseDuration: {}}}\n",
+                options.lease
+            )
         } else {
             String::new()
         };
         let config = |admin: SocketAddr, clients: SocketAddr, scaler: SocketAddr| {
             format!(
-                "gateway: {{listen: \"{clients}\", scaler: \"{scaler}\"}}\n\
+                "gateway: {{listen: \"{clients}\", scaler: \"{scaler}\", endpointHeader: true}}\n\
                  admin: {{listen: \"{admin}\", tokenFile: {}}}\n\
                  scaler:\n  gateways: [{}]\n{election}\
                  pools:\n- name: {POOL}\n  models: [{POOL}]\n  maxInFlight: 8\n  \
                  discovery: {{pods: {{namespace: {namespace}, selector: app={POOL}, port: 8000}}}}\n  \
-                 target: {{kubernetes: {{kind: {}, name: {POOL}, namespace: {namespace}}}}}\n  \
+                 target: {{kubernetes: {{apiVersion: {}, kind: {}, name: {POOL}, \
+                 namespace: {namespace}}}}}\n  \
                  scaling: {{minReplicaCount: {}, maxReplicaCount: 5, targetConcurrency: 8, \
                  stableWindow: 6s, cooldownPeriod: 6s}}\n",
                 token.display(),
                 listed.join(", "),
+                yaml["apiVersion"].as_str().expect("it has one"),
                 options.kind,
                 options.min,
             )
         };
-        let kubeconfig = &cluster.plane.kubeconfig;
-        let (mut scalers, mut gateways) = (Vec::new(), Vec::new());
+        let kubeconfig = options.kubeconfig.as_ref().unwrap_or(&cluster.plane.kubeconfig);
+        let (mut scalers, mut gateways, mut started) = (Vec::new(), Vec::new(), Vec::new());
         for (n, admin) in scaler_admins.into_iter().enumerate().take(options.scalers) {
-            let (name, config) = (format!("scaler-{n}"), config(admin, a, admin));
-            scalers
-                .push(Forebay::start("scaler", &name, &config, admin, kubeconfig, &folder).await);
+            let start = Start {
+                name: format!("scaler-{n}"),
+                config: config(admin, a, admin),
+                admin,
+                kubeconfig: kubeconfig.clone(),
+                folder: folder.clone(),
+                clock: options.clocks[n],
+            };
+            let scaler = start.scaler().await;
+            if n == 0 && options.scalers > 1 {
+                // The one that comes first, always.
+                eventually("the first leads", async || led(&scaler) == 1).await;
+            }
+            scalers.push(scaler);
+            started.push(start);
         }
-        let mut service = JoinSet::new();
-        let scaler = service_of(scaler_admins.to_vec(), &mut service).await;
+        let service = Link::to(scaler_admins.to_vec()).await;
+        let scaler = service.address;
         for (n, admin) in gateway_admins.into_iter().enumerate().take(options.gateways) {
             let (name, config) = (format!("gateway-{n}"), config(admin, clients[n], scaler));
             let gateway = Forebay::start("gateway", &name, &config, admin, kubeconfig, &folder);
             gateways.push(gateway.await);
         }
-        Self { namespace, clients, gateways, scalers, workload, _service: service }
+        Self { namespace, clients, gateways, scalers, workload, _service: service, started }
+    }
+
+    /// The scaler that was killed, once more.
+    async fn restart_scaler(&mut self, n: usize) {
+        self.scalers[n] = self.started[n].scaler().await;
     }
 
     /// So many chats at once, over all gateways by turns.
-    fn chats(&self, count: usize, stream: bool, tokens: u32) -> JoinSet<(bool, String)> {
+    pub(super) fn chats(&self, count: usize, stream: bool, tokens: u32) -> JoinSet<(bool, String)> {
         let mut chats = JoinSet::new();
         for n in 0..count {
             let gateway = self.clients[n % self.gateways.len()];
@@ -146,11 +197,11 @@ impl Setup {
         chats
     }
 
-    async fn replicas(&self, cluster: &Cluster) -> (u32, u32) {
+    pub(super) async fn replicas(&self, cluster: &Cluster) -> (u32, u32) {
         replicas(cluster, &self.namespace, POOL).await
     }
 
-    async fn events(&self, cluster: &Cluster) -> String {
+    pub(super) async fn events(&self, cluster: &Cluster) -> String {
         let namespace = self.namespace.as_str();
         let template = "jsonpath={range .items[*]}{.reason}: {.note}{\"\\n\"}{end}";
         cluster
@@ -167,7 +218,7 @@ impl Setup {
     }
 }
 
-async fn all_whole(mut chats: JoinSet<(bool, String)>) -> usize {
+pub(super) async fn all_whole(mut chats: JoinSet<(bool, String)>) -> usize {
     let mut count = 0;
     while let Some(chat) = chats.join_next().await {
         let (whole, answer) = chat.expect("no panic");
@@ -204,33 +255,6 @@ pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     assert!(events.contains("held"), "with the reason: {events}");
     // And again from zero, with what is known now.
     assert_eq!(all_whole(setup.chats(1, true, 4)).await, 1);
-    setup.end(&cluster).await;
-}
-
-/// A StatefulSet's controller takes the highest number, so that is the one that is drained.
-pub async fn a_stateful_set_shrinks_from_its_end(cluster: Arc<Cluster>) {
-    let options = Options { kind: "StatefulSet", min: 1, ..Options::default() };
-    let setup = Setup::new(&cluster, "stateful", options).await;
-    let namespace = setup.namespace.as_str();
-    let count = ["-n", namespace, "get", "statefulset", POOL, "-o", "jsonpath={.spec.replicas}"];
-    let ready =
-        ["-n", namespace, "get", "statefulset", POOL, "-o", "jsonpath={.status.readyReplicas}"];
-    eventually("one is ready", async || cluster.plane.kubectl(&ready).await == "1").await;
-    let chats = setup.chats(24, true, 60);
-    eventually("several are asked for", async || {
-        cluster.plane.kubectl(&count).await.parse().is_ok_and(|count: u32| count >= 3)
-    })
-    .await;
-    assert_eq!(all_whole(chats).await, 24);
-    // Streams at whoever is there, while all but the first go.
-    let streams = setup.chats(4, true, 600);
-    eventually("one is asked for", async || cluster.plane.kubectl(&count).await == "1").await;
-    assert_eq!(all_whole(streams).await, 4);
-    let pods = ["-n", namespace, "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"];
-    eventually("the first is left", async || {
-        cluster.plane.kubectl(&pods).await == format!("{POOL}-0")
-    })
-    .await;
     setup.end(&cluster).await;
 }
 
@@ -277,21 +301,7 @@ pub async fn a_rolling_update_under_load_fails_no_request(cluster: Arc<Cluster>)
     let options = Options { min: 2, hook: true, ..Options::default() };
     let setup = Setup::new(&cluster, "rolling", options).await;
     eventually("both are ready", async || setup.replicas(&cluster).await == (2, 2)).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut clients = JoinSet::new();
-    for n in 0..4 {
-        let (gateway, stop) = (setup.clients[0], Arc::clone(&stop));
-        clients.spawn(async move {
-            let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let stream = (n + count) % 2 == 0;
-                let answer = chat(gateway, POOL, stream, 20).await;
-                assert!(is_whole(&answer, stream), "not whole: {answer}");
-                count += 1;
-            }
-            count
-        });
-    }
+    let load = Load::start(setup.clients[0]);
     let updated = Workload { version: 2, replicas: 2, ..setup.workload.clone() };
     cluster.plane.apply(&updated.yaml(&setup.namespace)).await;
     let namespace = setup.namespace.as_str();
@@ -304,11 +314,7 @@ pub async fn a_rolling_update_under_load_fails_no_request(cluster: Arc<Cluster>)
         cluster.plane.kubectl(&pods).await.lines().count() == 2
     })
     .await;
-    stop.store(true, Ordering::Relaxed);
-    let mut served = 0;
-    while let Some(count) = clients.join_next().await {
-        served += count.unwrap_or_else(|error| panic!("{error}\n{}", setup.gateways[0].log()));
-    }
+    let served = load.end().await;
     assert!(served > 20, "only {served} requests: no load");
     setup.end(&cluster).await;
 }
@@ -349,27 +355,30 @@ pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
     setup.end(&cluster).await;
 }
 
-/// The API server is away for 30 s: requests are answered, and nothing scales down.
-pub async fn traffic_flows_while_the_api_server_is_away(cluster: Arc<Cluster>) {
-    let options = Options { gateways: 2, scalers: 2, ..Options::default() };
-    let setup = Setup::new(&cluster, "away", options).await;
-    assert_eq!(all_whole(setup.chats(20, false, 8)).await, 20);
-    let load = setup.chats(12, true, 200);
-    eventually("several replicas", async || setup.replicas(&cluster).await.1 >= 2).await;
-    let before = setup.replicas(&cluster).await.0;
-    cluster.plane.kill("kube-apiserver").await;
-    let until = Instant::now() + Duration::from_secs(30);
-    let mut served = 0;
-    // Enough that the load alone would not ask for fewer replicas, and nobody is held up.
-    while Instant::now() < until {
-        served += all_whole(setup.chats(16, served % 32 == 0, 40)).await;
+/// The clock of one scaler's machine is an hour ahead of the other's. Neither takes a lease for
+/// over that is not, or for good that is over; whoever leads serves.
+pub async fn clocks_are_not_compared(cluster: Arc<Cluster>) {
+    if Command::new("faketime").arg("--version").output().await.is_err() {
+        println!("  skipped: there is no faketime; apt install faketime");
+        return;
     }
-    all_whole(load).await;
-    assert!(served >= 100, "{served} requests in 30 s");
-    cluster.plane.start_api_server().await;
-    let after = setup.replicas(&cluster).await.0;
-    assert!(after >= before.min(2), "{before} replicas before, {after} right after");
-    assert_eq!(all_whole(setup.chats(30, false, 8)).await, 30);
-    eventually("it decides again", async || setup.replicas(&cluster).await.0 == 0).await;
+    // One that is not lost because this machine is busy.
+    let options = Options { scalers: 2, lease: "6s", clocks: ["", "+1h"], ..Options::default() };
+    let mut setup = Setup::new(&cluster, "skew", options).await;
+    assert_eq!(all_whole(setup.chats(2, false, 8)).await, 2);
+    eventually("it is followed", async || setup.scalers[1].log().contains("leads")).await;
+    assert_eq!(led(&setup.scalers[1]), 0, "the lease was taken, though it was not over");
+
+    setup.scalers[0].kill().await;
+    eventually("the one ahead leads", async || led(&setup.scalers[1]) == 1).await;
+    setup.restart_scaler(0).await;
+    eventually("zero, by its word", async || setup.replicas(&cluster).await == (0, 0)).await;
+    assert_eq!(all_whole(setup.chats(2, false, 8)).await, 2);
+    assert_eq!(led(&setup.scalers[0]), 1, "the lease was taken, though it was not over");
+
+    // Its last renewal is an hour away for the other.
+    setup.scalers[1].kill().await;
+    eventually("the first leads again", async || led(&setup.scalers[0]) == 2).await;
+    assert_eq!(all_whole(setup.chats(2, false, 8)).await, 2);
     setup.end(&cluster).await;
 }

@@ -7,18 +7,21 @@ use tokio::task::JoinSet;
 
 use crate::Cluster;
 use crate::forebay::{Forebay, chat, is_whole};
+use crate::link::Link;
 use crate::plane::{eventually, free_ports};
 use crate::suites::workload::{Workload, namespace, replicas};
 
 pub const POOL: &str = "llama";
 
-/// Gateway, scaler, Deployment and ScaledObject.
+/// Gateway, scalers, Deployment and ScaledObject.
 pub struct Setup {
     pub namespace: String,
     pub clients: SocketAddr,
     pub gateway: Forebay,
-    pub scaler: Forebay,
+    pub scalers: Vec<Forebay>,
+    /// Where KEDA asks: whichever scaler takes the connection.
     pub keda: SocketAddr,
+    _services: [Link; 2],
 }
 
 /// What differs between the suites.
@@ -28,54 +31,93 @@ pub struct Options {
     pub metadata: &'static str,
     /// `metricType` of our trigger.
     pub metric_type: &'static str,
+    /// More of our trigger, after its metadata.
+    pub authentication: &'static str,
+    /// More of `scaler.keda` in the configuration.
+    pub tls: String,
     pub cold_start: &'static str,
+    /// Milliseconds for a token.
+    pub decode_step: &'static str,
+    /// 1 or 2.
+    pub scalers: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { boost: false, metadata: "", metric_type: "AverageValue", cold_start: "1s" }
+        Self {
+            boost: false,
+            metadata: "",
+            metric_type: "AverageValue",
+            authentication: "",
+            tls: String::new(),
+            cold_start: "1s",
+            decode_step: "8",
+            scalers: 1,
+        }
     }
 }
 
 impl Setup {
     pub async fn new(cluster: &Cluster, suite: &str, options: &Options) -> Self {
+        let setup = Self::without_object(cluster, suite, options).await;
+        cluster.plane.apply(&setup.scaled_object(options)).await;
+        setup.until_ready(cluster).await;
+        setup
+    }
+
+    /// All but the ScaledObject.
+    pub async fn without_object(cluster: &Cluster, suite: &str, options: &Options) -> Self {
         let namespace = namespace(cluster, suite).await;
         let workload = Workload {
-            args: vec!["--cold-start".into(), options.cold_start.into()],
+            args: ["--cold-start", options.cold_start, "--decode-step-ms", options.decode_step]
+                .map(str::to_owned)
+                .to_vec(),
             ..Workload::named(POOL, cluster.node.name())
         };
         cluster.plane.apply(&workload.yaml(&namespace)).await;
-        let [clients, gateway_admin, scaler_admin, keda] =
+        let [clients, gateway_admin, admin_0, admin_1, keda_0, keda_1] =
             free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let config = |admin| {
+        let election = match options.scalers {
+            1 => String::new(),
+            _ => format!("  leaderElection: {{namespace: {namespace}, leaseDuration: 3s}}\n"),
+        };
+        let services =
+            [Link::to(vec![admin_0, admin_1]).await, Link::to(vec![keda_0, keda_1]).await];
+        let [scaler, service] = services.each_ref().map(|it| it.address);
+        let config = |admin: SocketAddr, keda: SocketAddr| {
             format!(
-                "gateway: {{listen: \"{clients}\", scaler: \"{scaler_admin}\"}}\n\
+                "gateway: {{listen: \"{clients}\", scaler: \"{scaler}\"}}\n\
                  admin: {{listen: \"{admin}\"}}\n\
-                 scaler:\n  gateways: [\"{gateway_admin}\"]\n  keda: {{listen: \"{keda}\"}}\n\
+                 scaler:\n  gateways: [\"{gateway_admin}\"]\n  \
+                 keda: {{listen: \"{keda}\"{}}}\n{election}\
                  pools:\n\
                  - name: {POOL}\n  models: [{POOL}]\n  maxInFlight: 8\n  \
                  discovery: {{pods: {{namespace: {namespace}, selector: app={POOL}, port: 8000}}}}\n  \
                  target: {{keda: {{scaledObject: {POOL}, namespace: {namespace}, boost: {}}}}}\n  \
                  scaling: {{maxReplicaCount: 5, targetConcurrency: 8, stableWindow: 6s, \
                  cooldownPeriod: 5s}}\n",
-                options.boost
+                options.tls, options.boost
             )
         };
         let kubeconfig = &cluster.plane.kubeconfig;
         let folder = cluster.folder.join(suite);
-        let start = async |part, admin: SocketAddr| {
-            Forebay::start(part, part, &config(admin), admin, kubeconfig, &folder).await
+        let start = async |part, name: &str, admin: SocketAddr, keda: SocketAddr| {
+            let config = config(admin, keda);
+            Forebay::start(part, name, &config, admin, kubeconfig, &folder).await
         };
-        let gateway = start("gateway", gateway_admin).await;
-        let scaler = start("scaler", scaler_admin).await;
-        let setup = Self { namespace, clients, gateway, scaler, keda };
-        cluster.plane.apply(&setup.scaled_object(options)).await;
-        setup.until_ready(cluster).await;
-        setup
+        let gateway = start("gateway", "gateway", gateway_admin, keda_0).await;
+        let mut scalers = Vec::new();
+        for (n, (admin, keda)) in [(admin_0, keda_0), (admin_1, keda_1)].into_iter().enumerate() {
+            if n < options.scalers {
+                scalers.push(start("scaler", &format!("scaler-{n}"), admin, keda).await);
+            }
+        }
+        let keda = if options.scalers > 1 { service } else { keda_0 };
+        Self { namespace, clients, gateway, scalers, keda, _services: services }
     }
 
-    fn scaled_object(&self, options: &Options) -> String {
-        let Options { metadata, metric_type, .. } = options;
+    pub fn scaled_object(&self, options: &Options) -> String {
+        let Options { metadata, metric_type, authentication, .. } = options;
         let (namespace, keda) = (&self.namespace, self.keda);
         format!(
             "apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\n\
@@ -87,13 +129,13 @@ impl Setup {
              scaleDown: {{stabilizationWindowSeconds: 5, policies: [{{type: Percent, value: 100, periodSeconds: 15}}]}}\n  \
              triggers:\n  \
              - type: external-push\n    metricType: {metric_type}\n    \
-             metadata: {{scalerAddress: \"{keda}\", pool: {POOL}{metadata}}}\n  \
+             metadata: {{scalerAddress: \"{keda}\", pool: {POOL}{metadata}}}\n{authentication}  \
              - type: cron\n    \
              metadata: {{timezone: Etc/UTC, start: \"0 0 1 1 *\", end: \"1 0 1 1 *\", desiredReplicas: \"2\"}}\n"
         )
     }
 
-    async fn until_ready(&self, cluster: &Cluster) {
+    pub async fn until_ready(&self, cluster: &Cluster) {
         let namespace = &self.namespace;
         let wait = [
             "-n",
@@ -142,7 +184,9 @@ impl Setup {
     pub async fn end(mut self, cluster: &Cluster) {
         let delete = ["delete", "namespace", &self.namespace, "--wait=false"];
         cluster.plane.kubectl(&delete).await;
-        assert_eq!(self.scaler.stop().await, 0, "{}", self.scaler.log());
+        for scaler in &mut self.scalers {
+            assert_eq!(scaler.stop().await, 0, "{}", scaler.log());
+        }
         assert_eq!(self.gateway.stop().await, 0, "{}", self.gateway.log());
     }
 }
@@ -187,7 +231,7 @@ pub async fn boost_wakes_all_at_once(cluster: Arc<Cluster>) {
     let setup = Setup::new(&cluster, "boost", &options).await;
     let clients = setup.serve(30, 100).await;
     eventually("the scaler has written the count itself", async || {
-        let log = setup.scaler.log();
+        let log = setup.scalers[0].log();
         log.contains("replicas, beside KEDA") && setup.replicas(&cluster).await.0 >= 4
     })
     .await;

@@ -1,12 +1,22 @@
 //! What is shown against the real thing. Each suite has a namespace of its own.
 
+mod away;
 mod deploy;
 mod direct;
+mod discovery;
+mod dns;
+mod existing;
+mod expiry;
 mod keda;
+mod keda_failover;
+mod keda_tls;
+mod leader_worker_set;
+mod load;
 mod measure;
 mod node;
 mod rbac;
 mod roles;
+mod shrink;
 pub mod workload;
 
 use std::future::Future;
@@ -20,6 +30,8 @@ pub struct Suite {
     pub name: &'static str,
     pub run: Run,
     pub needs_keda: bool,
+    /// It shows more where there is KEDA.
+    pub uses_keda: bool,
     /// It kills parts of the control plane.
     pub breaks_plane: bool,
     /// It prints figures instead of showing behaviour.
@@ -34,11 +46,22 @@ impl Suite {
         F: Future<Output = ()> + 'static,
     {
         let run: Run = Box::new(move |cluster| Box::pin(run(cluster)));
-        Self { name, run, needs_keda: false, breaks_plane: false, measures: false }
+        Self {
+            name,
+            run,
+            needs_keda: false,
+            uses_keda: false,
+            breaks_plane: false,
+            measures: false,
+        }
     }
 
     fn with_keda(self) -> Self {
-        Self { needs_keda: true, ..self }
+        Self { needs_keda: true, uses_keda: true, ..self }
+    }
+
+    fn beside_keda(self) -> Self {
+        Self { uses_keda: true, ..self }
     }
 
     fn breaking(self) -> Self {
@@ -62,13 +85,16 @@ pub fn all() -> Vec<Suite> {
         Suite::new("keda_wakes_serves_and_sleeps", keda::wakes_serves_and_sleeps).with_keda(),
         Suite::new("keda_with_boost_wakes_all_at_once", keda::boost_wakes_all_at_once).with_keda(),
         Suite::new("keda_scales_by_raw_signals", keda::scales_by_raw_signals).with_keda(),
+        Suite::new("keda_wakes_by_mutual_tls", keda_tls::wakes_by_mutual_tls).with_keda(),
+        Suite::new("keda_another_scaler_answers", keda_failover::another_scaler_answers_keda)
+            .with_keda(),
         Suite::new(
-            "rbac_the_charts_roles_are_enough_for_direct_mode",
-            rbac::the_charts_roles_are_enough_for_direct_mode,
+            "rbac_the_charts_roles_are_what_direct_mode_needs",
+            rbac::the_charts_roles_are_what_direct_mode_needs,
         ),
         Suite::new(
-            "rbac_the_charts_roles_are_enough_for_the_boost",
-            rbac::the_charts_roles_are_enough_for_the_boost,
+            "rbac_the_charts_roles_are_what_the_boost_needs",
+            rbac::the_charts_roles_are_what_the_boost_needs,
         )
         .with_keda(),
         Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
@@ -84,10 +110,21 @@ pub fn all() -> Vec<Suite> {
         Suite::new("deploy_the_dcgm_example_is_accepted", deploy::the_dcgm_example_is_accepted)
             .with_keda(),
         Suite::new("direct_wakes_serves_and_sleeps", direct::wakes_serves_and_sleeps),
+        Suite::new("shrink_the_busy_replica_stays", shrink::the_busy_replica_stays),
         Suite::new(
-            "direct_a_stateful_set_shrinks_from_its_end",
-            direct::a_stateful_set_shrinks_from_its_end,
+            "shrink_a_stateful_set_from_its_end",
+            shrink::a_stateful_set_shrinks_from_its_end,
         ),
+        Suite::new(
+            "shrink_a_leader_worker_set_from_its_end",
+            shrink::a_leader_worker_set_shrinks_from_its_end,
+        ),
+        Suite::new(
+            "discovery_by_service_and_by_endpoint_slices",
+            discovery::by_service_and_by_endpoint_slices,
+        ),
+        Suite::new("discovery_by_dns", dns::by_dns),
+        Suite::new("discovery_a_scaler_finds_the_gateways", discovery::a_scaler_finds_the_gateways),
         Suite::new(
             "direct_foreign_counts_are_corrected_or_respected",
             direct::foreign_counts_are_corrected_or_respected,
@@ -100,10 +137,19 @@ pub fn all() -> Vec<Suite> {
             "direct_another_scaler_takes_over_in_a_cold_start",
             direct::another_scaler_takes_over_in_a_cold_start,
         ),
+        Suite::new("direct_clocks_are_not_compared", direct::clocks_are_not_compared),
+        // It breaks nothing; it is of no use where the cluster is not our own.
         Suite::new(
-            "direct_traffic_flows_while_the_api_server_is_away",
-            direct::traffic_flows_while_the_api_server_is_away,
+            "an_existing_cluster_is_used_by_its_kubeconfig",
+            existing::runs_against_an_existing_cluster,
         )
+        .breaking(),
+        Suite::new("expired_watches_list_anew", expiry::expired_watches_list_anew).breaking(),
+        Suite::new(
+            "traffic_flows_while_the_api_server_is_away",
+            away::traffic_flows_while_the_api_server_is_away,
+        )
+        .beside_keda()
         .breaking(),
     ]
 }

@@ -1,23 +1,28 @@
 //! With the chart's own Roles and nothing more: each part as its ServiceAccount, by a token.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::Cluster;
 use crate::forebay::{Forebay, chat, get, is_whole, status};
+use crate::plane::audit::Right;
 use crate::plane::{eventually, free_ports};
 use crate::suites::workload::{Workload, namespace, replicas};
 
 const POOL: &str = "llama";
+const ACCOUNTS: [&str; 2] = ["forebay-gateway", "forebay-scaler"];
 
 /// What the chart makes of this kind in a release of these pools.
-async fn rendered(cluster: &Cluster, namespace: &str, pools: &str, kinds: &[&str]) -> String {
+async fn rendered(cluster: &Cluster, namespace: &str, pools: &Value, kinds: &[&str]) -> String {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/forebay");
     let output = Command::new(cluster.plane.helm())
-        .args(["template", "forebay", chart, "--namespace", namespace, "--set-json", pools])
+        .args(["template", "forebay", chart, "--namespace", namespace, "--set-json"])
+        .arg(format!("pools={pools}"))
         .output()
         .await
         .expect("helm runs");
@@ -33,7 +38,54 @@ async fn rendered(cluster: &Cluster, namespace: &str, pools: &str, kinds: &[&str
 async fn as_account(cluster: &Cluster, namespace: &str, account: &str) -> PathBuf {
     let token = ["-n", namespace, "create", "token", account, "--duration=1h"];
     let token = cluster.plane.kubectl(&token).await;
-    cluster.plane.token_kubeconfig(&format!("{namespace}-{account}"), token.trim(), namespace)
+    let name = format!("{namespace}-{account}");
+    cluster.plane.token_kubeconfig(&name, token.trim(), namespace).await
+}
+
+/// The pool that is scaled, and two more that are only found, each in another way.
+fn pools(target: &Value) -> Value {
+    json!([
+        {
+            "name": POOL, "models": [POOL], "maxInFlight": 8, "target": target,
+            "discovery": {"pods": {"selector": format!("app={POOL}"), "port": 8000}},
+            "scaling": {
+                "maxReplicaCount": 4, "targetConcurrency": 8, "stableWindow": "6s",
+                "cooldownPeriod": "4s",
+            },
+        },
+        {
+            "name": "by-service", "models": ["by-service"],
+            "discovery": {"pods": {"service": "others", "port": 8000}},
+        },
+        {
+            "name": "by-slices", "models": ["by-slices"],
+            "discovery": {"endpointSlices": {"service": "others"}},
+        },
+    ])
+}
+
+/// The chart's Roles for these pools, and what of the cluster the pools are made of.
+async fn prepare(cluster: &Cluster, namespace: &str, target: &Value) {
+    let workload = Workload {
+        args: vec!["--cold-start".into(), "2s".into()],
+        ..Workload::named(POOL, cluster.node.name())
+    };
+    cluster.plane.apply(&workload.yaml(namespace)).await;
+    let others = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "others", "namespace": namespace},
+        "spec": {"selector": {"app": "others"}, "ports": [{"port": 8000}]},
+    });
+    cluster.plane.apply(&others.to_string()).await;
+    grant(cluster, namespace, target).await;
+}
+
+async fn grant(cluster: &Cluster, namespace: &str, target: &Value) {
+    let kinds = ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount"];
+    let rights = rendered(cluster, namespace, &pools(target), &kinds).await;
+    assert!(rights.contains("kind: Role\n"), "{rights}");
+    let apply = ["-n", namespace, "apply", "-f", "-"];
+    cluster.plane.try_kubectl(&apply, &rights).await.unwrap_or_else(|error| panic!("{error}"));
 }
 
 struct Parts {
@@ -43,50 +95,38 @@ struct Parts {
     keda: SocketAddr,
 }
 
-/// Gateway and scaler, each with its own rights.
-async fn parts(cluster: &Cluster, namespace: &str, target: &str) -> Parts {
-    let pools = format!(
-        r#"pools=[{{"name":"{POOL}","discovery":{{"pods":{{"selector":"app={POOL}","port":8000}}}},"target":{target}}}]"#
-    );
-    let kinds = ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount"];
-    let rights = rendered(cluster, namespace, &pools, &kinds).await;
-    assert!(rights.contains("kind: Role\n"), "{rights}");
-    let apply = ["-n", namespace, "apply", "-f", "-"];
-    cluster.plane.try_kubectl(&apply, &rights).await.unwrap_or_else(|error| panic!("{error}"));
-
-    let [clients, gateway_admin, scaler_admin, keda] =
-        free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    let config = |admin| {
-        format!(
-            "gateway: {{listen: \"{clients}\", scaler: \"{scaler_admin}\"}}\n\
-             admin: {{listen: \"{admin}\"}}\n\
-             scaler:\n  gateways: [\"{gateway_admin}\"]\n  keda: {{listen: \"{keda}\"}}\n  \
-             leaderElection: {{}}\n  \
-             gatewayDiscovery: {{pods: {{selector: app=other, port: 9900}}}}\n\
-             pools:\n- name: {POOL}\n  models: [{POOL}]\n  maxInFlight: 8\n  \
-             discovery: {{pods: {{selector: app={POOL}, port: 8000}}}}\n  \
-             target: {target}\n  \
-             scaling: {{maxReplicaCount: 4, targetConcurrency: 8, stableWindow: 6s, \
-             cooldownPeriod: 4s}}\n"
-        )
-    };
-    let folder = cluster.folder.join(namespace);
-    let start = async |part: &str, admin: SocketAddr| {
-        let rights = as_account(cluster, namespace, &format!("forebay-{part}")).await;
-        Forebay::start(part, part, &config(admin), admin, &rights, &folder).await
-    };
-    let scaler = start("scaler", scaler_admin).await;
-    let ready = async || status(&get(scaler_admin, "/readyz").await);
-    if target.contains("keda") {
-        assert_eq!(ready().await, 503, "it knows of no decision, since no gateway is there");
-    }
-    let gateway = start("gateway", gateway_admin).await;
-    eventually("the scaler can answer", async || ready().await == 200).await;
-    Parts { clients, gateway, scaler, keda }
-}
-
 impl Parts {
-    /// Sixteen held requests at zero, answered; nothing was refused on the way.
+    /// Gateway and scaler, each with its own rights.
+    async fn start(cluster: &Cluster, namespace: &str, target: &Value) -> Self {
+        let [clients, gateway_admin, scaler_admin, keda] =
+            free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let config = |admin| {
+            format!(
+                "gateway: {{listen: \"{clients}\", scaler: \"{scaler_admin}\"}}\n\
+                 admin: {{listen: \"{admin}\"}}\n\
+                 scaler:\n  gateways: [\"{gateway_admin}\"]\n  keda: {{listen: \"{keda}\"}}\n  \
+                 leaderElection: {{}}\n  \
+                 gatewayDiscovery: {{pods: {{selector: app=other, port: 9900}}}}\n\
+                 pools: {}\n",
+                pools(target)
+            )
+        };
+        let folder = cluster.folder.join(namespace);
+        let start = async |part: &str, admin: SocketAddr| {
+            let rights = as_account(cluster, namespace, &format!("forebay-{part}")).await;
+            Forebay::start(part, part, &config(admin), admin, &rights, &folder).await
+        };
+        let scaler = start("scaler", scaler_admin).await;
+        let ready = async || status(&get(scaler_admin, "/readyz").await);
+        if target.get("keda").is_some() {
+            assert_eq!(ready().await, 503, "it knows of no decision, since no gateway is there");
+        }
+        let gateway = start("gateway", gateway_admin).await;
+        eventually("the scaler can answer", async || ready().await == 200).await;
+        Self { clients, gateway, scaler, keda }
+    }
+
+    /// Sixteen held requests at zero, answered.
     async fn serve_from_zero(&self) {
         let answers = (0..16).map(|_| chat(self.clients, POOL, false, 8));
         for answer in futures_util::future::join_all(answers).await {
@@ -94,23 +134,66 @@ impl Parts {
         }
     }
 
+    /// Nothing was refused, and nothing that is granted was not needed.
     async fn end(mut self, cluster: &Cluster, namespace: &str) {
         for part in [&mut self.gateway, &mut self.scaler] {
             assert_eq!(part.stop().await, 0);
             let log = part.log();
             assert!(!log.contains("not allowed to"), "a right is missing: {log}");
         }
+        if cluster.plane.is_own() {
+            for account in ACCOUNTS {
+                let calls = cluster.plane.calls(namespace, account);
+                assert!(calls.denied.is_empty(), "{account} was refused {:?}", calls.denied);
+                let granted = granted(cluster, namespace, account).await;
+                let unused: Vec<_> = granted.difference(&calls.allowed).collect();
+                assert!(unused.is_empty(), "{account} never used {unused:?} of {granted:?}");
+            }
+        }
         cluster.plane.kubectl(&["delete", "namespace", namespace, "--wait=false"]).await;
     }
 }
 
+/// What the Roles of a namespace grant to an account.
+async fn granted(cluster: &Cluster, namespace: &str, account: &str) -> BTreeSet<Right> {
+    let get = async |kind: &str| -> Vec<Value> {
+        let text = cluster.plane.kubectl(&["-n", namespace, "get", kind, "-o", "json"]).await;
+        let mut list: Value = serde_json::from_str(&text).expect("JSON");
+        serde_json::from_value(list["items"].take()).expect("a list")
+    };
+    let names = |list: &Value| -> Vec<String> {
+        serde_json::from_value(list.clone()).expect("a list of texts")
+    };
+    let bindings = get("rolebindings").await;
+    let bound = |role: &Value| {
+        bindings.iter().any(|binding| {
+            let subjects = binding["subjects"].as_array().into_iter().flatten();
+            binding["roleRef"]["name"] == role["metadata"]["name"]
+                && subjects.into_iter().any(|subject| subject["name"] == account)
+        })
+    };
+    let mut granted = BTreeSet::new();
+    for role in get("roles").await.iter().filter(|role| bound(role)) {
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            for group in names(&rule["apiGroups"]) {
+                for resource in names(&rule["resources"]) {
+                    let right =
+                        |verb| Right { group: group.clone(), resource: resource.clone(), verb };
+                    granted.extend(names(&rule["verbs"]).into_iter().map(right));
+                }
+            }
+        }
+    }
+    assert!(!granted.is_empty(), "{account} has no Role");
+    granted
+}
+
 /// Scaled by ourselves: find, scale, mark, tell, elect.
-pub async fn the_charts_roles_are_enough_for_direct_mode(cluster: Arc<Cluster>) {
+pub async fn the_charts_roles_are_what_direct_mode_needs(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "rbac").await;
-    let workload = Workload::named(POOL, cluster.node.name());
-    cluster.plane.apply(&workload.yaml(&namespace)).await;
-    let target = format!(r#"{{"kubernetes":{{"name":"{POOL}"}}}}"#);
-    let parts = parts(&cluster, &namespace, &target).await;
+    let target = json!({"kubernetes": {"name": POOL}});
+    prepare(&cluster, &namespace, &target).await;
+    let parts = Parts::start(&cluster, &namespace, &target).await;
     parts.serve_from_zero().await;
     eventually("zero", async || replicas(&cluster, &namespace, POOL).await == (0, 0)).await;
     let events =
@@ -123,15 +206,11 @@ pub async fn the_charts_roles_are_enough_for_direct_mode(cluster: Arc<Cluster>) 
 }
 
 /// Scaled by KEDA, with the boost.
-pub async fn the_charts_roles_are_enough_for_the_boost(cluster: Arc<Cluster>) {
+pub async fn the_charts_roles_are_what_the_boost_needs(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "rbac-boost").await;
-    let workload = Workload {
-        args: vec!["--cold-start".into(), "2s".into()],
-        ..Workload::named(POOL, cluster.node.name())
-    };
-    cluster.plane.apply(&workload.yaml(&namespace)).await;
-    let target = format!(r#"{{"keda":{{"scaledObject":"{POOL}","boost":true}}}}"#);
-    let parts = parts(&cluster, &namespace, &target).await;
+    let target = json!({"keda": {"scaledObject": POOL, "boost": true}});
+    prepare(&cluster, &namespace, &target).await;
+    let parts = Parts::start(&cluster, &namespace, &target).await;
     let example = include_str!("../../../deploy/examples/keda/desired-replicas.yaml");
     // Office hours would wake it before the requests do.
     let object = example
@@ -148,20 +227,44 @@ pub async fn the_charts_roles_are_enough_for_the_boost(cluster: Arc<Cluster>) {
     parts.end(&cluster, &namespace).await;
 }
 
-/// Without a right, the log names the rule that is missing.
+/// Without a right, the rule that is missing is named, where it is missed; once it is granted,
+/// everything goes on by itself.
 pub async fn a_missing_right_is_named(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "no-rbac").await;
-    let workload = Workload::named(POOL, cluster.node.name());
-    cluster.plane.apply(&workload.yaml(&namespace)).await;
-    let target = format!(r#"{{"kubernetes":{{"name":"{POOL}"}}}}"#);
-    let parts = parts(&cluster, &namespace, &target).await;
-    cluster.plane.kubectl(&["-n", &namespace, "delete", "rolebinding", "forebay-scaler"]).await;
-    let answer = tokio::spawn(chat(parts.clients, POOL, false, 1));
-    eventually("the rule is named", async || {
-        parts.scaler.log().contains("add to a Role there: apiGroups: [\\\"apps\\\"]")
+    let target = json!({"kubernetes": {"name": POOL}});
+    prepare(&cluster, &namespace, &target).await;
+    let revoke = async |binding: &str| {
+        cluster.plane.kubectl(&["-n", &namespace, "delete", "rolebinding", binding]).await
+    };
+    // A watch that runs is not ended with the right to it, so that one never had it.
+    revoke("forebay-gateway").await;
+    let parts = Parts::start(&cluster, &namespace, &target).await;
+    let named = async |part: &Forebay, verbs: &str, group: &str, resource: &str| {
+        let what = format!(
+            "not allowed to {verbs} {resource} in namespace {namespace}; add to a Role there: \
+             apiGroups: [\\\"{group}\\\"], resources: [{resource}], verbs: [{verbs}]"
+        );
+        eventually(&format!("{verbs} {resource} is named"), async || part.log().contains(&what))
+            .await;
+    };
+    named(&parts.gateway, "list, watch", "", "pods").await;
+    named(&parts.gateway, "get", "", "services").await;
+    named(&parts.gateway, "list, watch", "discovery.k8s.io", "endpointslices").await;
+
+    revoke("forebay-scaler").await;
+    let held = tokio::spawn(chat(parts.clients, POOL, false, 1));
+    named(&parts.scaler, "get", "apps", "deployments/scale").await;
+    eventually("it is in the feed too", async || {
+        let pool = parts.scaler.pool("/replicas", POOL).await;
+        pool["why"].as_str().is_some_and(|why| why.contains("deployments/scale in namespace"))
     })
     .await;
-    answer.abort();
+    revoke("forebay-scaler-own").await;
+    named(&parts.scaler, "get", "coordination.k8s.io", "leases").await;
+
+    grant(&cluster, &namespace, &target).await;
+    let answer = held.await.expect("no panic");
+    assert!(is_whole(&answer, false), "{answer}");
     let Parts { mut gateway, mut scaler, .. } = parts;
     gateway.kill().await;
     scaler.kill().await;

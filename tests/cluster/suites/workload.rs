@@ -1,8 +1,11 @@
 //! The Deployment that the suites scale, and the namespaces they have it in.
 
-use serde_json::json;
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
 
 use crate::Cluster;
+use crate::suites::leader_worker_set;
 
 /// A Deployment of simulated vLLM servers on the tests' own node.
 #[derive(Clone)]
@@ -31,6 +34,22 @@ impl Workload {
             grace_seconds: 30,
             version: 1,
         }
+    }
+
+    /// The same as a kind other than a Deployment.
+    pub fn of_kind(&self, kind: &str, namespace: &str) -> Value {
+        let mut yaml: Value = serde_json::from_str(&self.yaml(namespace)).expect("JSON");
+        yaml["kind"] = kind.into();
+        match kind {
+            "StatefulSet" => yaml["spec"]["podManagementPolicy"] = "Parallel".into(),
+            "LeaderWorkerSet" => {
+                let template = yaml["spec"]["template"].clone();
+                yaml["apiVersion"] = leader_worker_set::API_VERSION.into();
+                yaml["spec"] = leader_worker_set::spec(self.replicas, template);
+            }
+            _ => {}
+        }
+        yaml
     }
 
     pub fn yaml(&self, namespace: &str) -> String {
@@ -90,8 +109,29 @@ pub async fn namespace(cluster: &Cluster, suite: &str) -> String {
 pub async fn replicas(cluster: &Cluster, namespace: &str, name: &str) -> (u32, u32) {
     use k8s_openapi::api::apps::v1::Deployment;
     let api: kube::Api<Deployment> = kube::Api::namespaced(cluster.client.clone(), namespace);
-    let Ok(deployment) = api.get(name).await else { return (0, 0) };
+    let mut found = None;
+    // A failure would look as if there were none.
+    crate::plane::eventually("the API server answers", async || match api.get_opt(name).await {
+        Ok(deployment) => {
+            found = deployment;
+            true
+        }
+        Err(_) => false,
+    })
+    .await;
+    let Some(deployment) = found else { return (0, 0) };
     let asked = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
     let ready = deployment.status.as_ref().and_then(|it| it.ready_replicas).unwrap_or(0);
     (asked as u32, ready as u32)
+}
+
+/// Where the pods of `app` serve that are not on their way out: `IP:8000`.
+pub async fn addresses(cluster: &Cluster, namespace: &str, app: &str) -> BTreeSet<String> {
+    use k8s_openapi::api::core::v1::Pod;
+    let api: kube::Api<Pod> = kube::Api::namespaced(cluster.client.clone(), namespace);
+    let labelled = kube::api::ListParams::default().labels(&format!("app={app}"));
+    let Ok(pods) = api.list(&labelled).await else { return BTreeSet::new() };
+    let stays = pods.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let address = |pod: Pod| Some(format!("{}:8000", pod.status?.pod_ip?));
+    stays.filter_map(address).collect()
 }

@@ -1,6 +1,9 @@
 //! A control plane on loopback: etcd, API server, controllers, scheduler, and KEDA.
 
-use std::net::TcpListener;
+pub mod audit;
+mod keda;
+
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,6 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::binaries::{Binaries, Source};
+use crate::forebay::exchange;
 use crate::pki::Pki;
 use crate::process::Process;
 
@@ -101,6 +105,7 @@ impl Plane {
         pki.issue("front-proxy", "front-proxy", None);
         pki.issue("keda/tls", "keda", None);
         std::fs::copy(pki.path("ca.crt"), pki.path("keda/ca.crt")).expect("copied");
+        pki.write("audit-policy.yaml", audit::POLICY);
         let server = format!("https://127.0.0.1:{api}");
         for (user, name, organization) in [
             ("admin", "admin", Some("system:masters")),
@@ -122,6 +127,11 @@ impl Plane {
 
     fn own(&self) -> &Own {
         self.own.as_ref().expect("only for a control plane of our own")
+    }
+
+    /// What signs for a control plane of our own.
+    pub fn pki(&self) -> Option<&Pki> {
+        self.own.as_ref().map(|own| &own.pki)
     }
 
     /// The path of helm.
@@ -167,6 +177,18 @@ impl Plane {
         self.spawn("etcd", "etcd", &flags, &[]).await;
     }
 
+    /// Throws away all history: whoever asks for what came after an older revision is told that it
+    /// is gone. An API server that is started after this has no history either.
+    pub async fn compact(&self) {
+        let etcd = SocketAddr::from(([127, 0, 0, 1], self.own().ports.etcd));
+        // A key that nobody has; the answer's header has the revision.
+        let range = post(etcd, "/v3/kv/range", r#"{"key": "bm9ib2R5"}"#).await;
+        let revision = range["header"]["revision"].as_str().expect("a revision").to_owned();
+        let body = format!(r#"{{"revision": "{revision}", "physical": true}}"#);
+        let done = post(etcd, "/v3/kv/compaction", &body).await;
+        assert!(done["header"]["revision"].is_string(), "{done}");
+    }
+
     /// Starts the API server, also after [`Plane::kill`] has ended it.
     pub async fn start_api_server(&self) {
         let Ports { api, etcd, .. } = self.own().ports;
@@ -184,6 +206,8 @@ impl Plane {
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
             "--allow-privileged".into(),
+            "--audit-policy-file=audit-policy.yaml".into(),
+            format!("--audit-log-path={}", self.audit_log().display()),
             // Without these the adapter does not believe who calls it through the API server.
             "--requestheader-client-ca-file=ca.crt".into(),
             "--requestheader-allowed-names=front-proxy".into(),
@@ -226,85 +250,6 @@ impl Plane {
             .await;
     }
 
-    /// Starts KEDA's operator and its metrics adapter.
-    pub async fn start_keda(&self) {
-        let (own, Ports { adapter, .. }) = (self.own(), self.own().ports);
-        self.kubectl(&["create", "namespace", "keda"]).await;
-        let crds = own.binaries.get("keda-crds").expect("found before").display().to_string();
-        self.kubectl(&["apply", "--server-side", "-f", &crds]).await;
-        let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
-        self.kubectl(&established).await;
-        // The adapter is a local process: by an ExternalName the API server reaches it.
-        self.apply(&format!(
-            "apiVersion: v1\nkind: Service\n\
-             metadata: {{name: keda-metrics-apiserver, namespace: keda}}\n\
-             spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {adapter}}}]}}\n\
-             ---\n\
-             apiVersion: apiregistration.k8s.io/v1\nkind: APIService\n\
-             metadata: {{name: v1beta1.external.metrics.k8s.io}}\n\
-             spec:\n  group: external.metrics.k8s.io\n  version: v1beta1\n  groupPriorityMinimum: 100\n  \
-             versionPriority: 100\n  insecureSkipTLSVerify: true\n  \
-             service: {{name: keda-metrics-apiserver, namespace: keda, port: {adapter}}}\n"
-        ))
-        .await;
-        self.start_keda_operator().await;
-        let admin = self.kubeconfig.display();
-        let Ports { adapter_metrics, operator_grpc, .. } = own.ports;
-        let flags = [
-            format!("--secure-port={adapter}"),
-            "--bind-address=127.0.0.1".into(),
-            format!("--port={adapter_metrics}"),
-            "--tls-cert-file=keda/tls.crt".into(),
-            "--tls-private-key-file=keda/tls.key".into(),
-            "--client-ca-file=ca.crt".into(),
-            format!("--cert-dir={}", own.pki.path("keda")),
-            format!("--metrics-service-address=localhost:{operator_grpc}"),
-            "--metrics-service-grpc-authority=localhost".into(),
-            format!("--lister-kubeconfig={admin}"),
-            format!("--authentication-kubeconfig={admin}"),
-            format!("--authorization-kubeconfig={admin}"),
-        ];
-        self.spawn("keda-adapter", "keda-adapter", &flags, &self.keda_environment()).await;
-        self.until(
-            "KEDA's metrics are served",
-            &["get", "--raw", "/apis/external.metrics.k8s.io/v1beta1"],
-        )
-        .await;
-    }
-
-    /// Starts the operator, also after [`Plane::kill`] has ended it.
-    pub async fn start_keda_operator(&self) {
-        let own = self.own();
-        let Ports { operator_grpc, operator_metrics, operator_probe, .. } = own.ports;
-        let flags = [
-            "--zap-log-level=info".into(),
-            "--zap-encoder=console".into(),
-            format!("--cert-dir={}", own.pki.path("keda")),
-            "--enable-webhook-patching=false".into(),
-            "--enable-apiservice-patching=false".into(),
-            format!("--metrics-bind-address=127.0.0.1:{operator_metrics}"),
-            format!("--health-probe-bind-address=127.0.0.1:{operator_probe}"),
-            format!("--metrics-service-bind-address=127.0.0.1:{operator_grpc}"),
-        ];
-        self.spawn("keda-operator", "keda-operator", &flags, &self.keda_environment()).await;
-        let url = format!("http://127.0.0.1:{operator_probe}/readyz");
-        eventually("KEDA's operator is ready", async || {
-            let mut command = Command::new("curl");
-            command.args(["-fsS", &url]).stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().await.is_ok_and(|status| status.success())
-        })
-        .await;
-    }
-
-    fn keda_environment(&self) -> [(&'static str, &str); 4] {
-        [
-            ("WATCH_NAMESPACE", ""),
-            ("POD_NAMESPACE", "keda"),
-            ("KEDA_CLUSTER_OBJECT_NAMESPACE", "keda"),
-            ("KUBECONFIG", self.kubeconfig.to_str().expect("a plain path")),
-        ]
-    }
-
     /// SIGKILL for one of the processes.
     pub async fn kill(&self, name: &str) {
         let mut processes = self.own().processes.lock().await;
@@ -320,11 +265,36 @@ impl Plane {
         processes.iter().map(tail).collect()
     }
 
+    /// Where the API server of our own listens.
+    pub fn api_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.own().ports.api))
+    }
+
+    /// A kubeconfig with all rights by way of another address, which leads to the API server.
+    pub async fn kubeconfig_by(&self, way: SocketAddr) -> PathBuf {
+        let mut config = self.own_kubeconfig().await;
+        config["clusters"][0]["cluster"]["server"] = format!("https://{way}").into();
+        self.write(&format!("by-{}.kubeconfig", way.port()), &config.to_string())
+    }
+
     /// A kubeconfig that has a token and nothing else.
-    pub fn token_kubeconfig(&self, name: &str, token: &str, namespace: &str) -> PathBuf {
-        let own = self.own();
-        let server = format!("https://127.0.0.1:{}", own.ports.api);
-        own.pki.token_kubeconfig(name, &server, token, namespace)
+    pub async fn token_kubeconfig(&self, name: &str, token: &str, namespace: &str) -> PathBuf {
+        let mut config = self.own_kubeconfig().await;
+        config["users"][0]["user"] = serde_json::json!({"token": token});
+        config["contexts"][0]["context"]["namespace"] = namespace.into();
+        self.write(&format!("{name}.kubeconfig"), &config.to_string())
+    }
+
+    /// The one that the tests have, with nothing but what is in use.
+    async fn own_kubeconfig(&self) -> serde_json::Value {
+        let view = ["config", "view", "--minify", "--flatten", "--raw", "-o", "json"];
+        serde_json::from_str(&self.kubectl(&view).await).expect("JSON")
+    }
+
+    fn write(&self, file: &str, text: &str) -> PathBuf {
+        let path = self.folder.join(file);
+        std::fs::write(&path, text).expect("written");
+        path
     }
 
     /// A client with all rights.
@@ -332,7 +302,10 @@ impl Plane {
         let text = std::fs::read_to_string(&self.kubeconfig).expect("a kubeconfig");
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).expect("well-formed");
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
-        kube::Client::try_from(config.expect("complete")).expect("usable")
+        let mut config = config.expect("complete");
+        // Or heartbeats of nodes would come late after the API server was away.
+        config.default_retry = false;
+        kube::Client::try_from(config).expect("usable")
     }
 
     /// Runs kubectl and returns what it printed.
@@ -405,4 +378,16 @@ pub async fn within(patience: Duration, what: &str, mut condition: impl AsyncFnM
         assert!(began.elapsed() < patience, "not within {patience:?}: {what}");
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What a JSON endpoint answers.
+async fn post(address: SocketAddr, path: &str, body: &str) -> serde_json::Value {
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = exchange(address, request.as_bytes()).await;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
 }
