@@ -64,7 +64,7 @@ async fn echo(
         while let Ok(count @ 1..) = stream.read(&mut bytes).await {
             let said = match &bytes[..count] {
                 b"die" => break,
-                b"bye" => {
+                [b'b', b'y', b'e', ..] => {
                     let _ = stream.write_all(CLOSE).await;
                     break;
                 }
@@ -201,6 +201,28 @@ async fn a_session_whose_replica_dies_has_failed_and_one_that_it_closes_has_not(
             totals["completed"] == completed && totals["failed"] == failed
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_never_stops_sending_hears_all_that_its_replica_said() {
+    let echo = Echo::start(AGREED).await;
+    let gateway = start(&config(Some(echo.address)));
+    for _ in 0..8 {
+        let (stream, _) = shake(&gateway, "?model=m").await;
+        let (mut reading, mut writing) = stream.into_split();
+        let mut talking = JoinSet::new();
+        talking.spawn(async move {
+            let mut said = writing.write_all(b"bye").await;
+            while said.is_ok() {
+                said = writing.write_all(&[b'a'; 0x2000]).await;
+            }
+        });
+        let mut heard = Vec::new();
+        let read = timeout(PATIENCE, reading.read_to_end(&mut heard)).await.expect("an end");
+        assert!(read.is_ok(), "{read:?} after {heard:?}");
+        assert_eq!(heard, [HELLO.as_bytes(), CLOSE].concat());
+        talking.shutdown().await;
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) async fn relay(
         clock.quiet(PAUSE).await;
     };
     let ending = drain.ending();
-    let side = tokio::select! {
+    let hung_up = tokio::select! {
         side = asked.run(&mut from_client, &mut to_replica, |_| {}) => Ok(side == Side::To),
         side = told.run(&mut from_replica, &mut to_client, &mut hear) => Ok(side == Side::From),
         () = clock.quiet(limits.session_idle_timeout) => Err(Ended::Idle),
@@ -107,27 +107,33 @@ pub(super) async fn relay(
         () = ending.cancelled() => Err(Ended::CutOff),
         () = lost => Err(Ended::Lost),
     };
-    let ended = match side {
+    if hung_up == Ok(true) {
+        // Perhaps known by its taking nothing more: what it said before is still to be passed on.
+        let rest = told.run(&mut from_replica, &mut to_client, &mut hear);
+        let _ = timeout(FAREWELL, rest).await;
+    }
+    let ended = match hung_up {
         // Who was told goodbye, or said it, may go.
         Ok(true) if !asked.frames.closed() && !told.frames.closed() => Ended::Broken,
         Ok(_) => Ended::Closed,
         Err(ended) => ended,
     };
-    if let Some((code, reason)) = ended.goodbye()
-        && !told.frames.closed()
-    {
-        let farewell = async {
+    let goodbye = ended.goodbye().filter(|_| !told.frames.closed());
+    let farewell = async {
+        if goodbye.is_some() {
             told.end_frame(&mut from_replica, &mut to_client, &mut hear).await?;
-            drop((from_replica, to_replica));
+        }
+        drop((from_replica, to_replica));
+        if let Some((code, reason)) = goodbye {
             to_client.write_all(&frames::close(code, reason)).await?;
             to_client.flush().await?;
-            // Closed with something unread, the connection would be reset, and the close lost.
             while !asked.frames.closed() && asked.fill(&mut from_client, |_| {}).await {}
-            to_client.shutdown().await
-        };
-        // Who does not take it in time goes without.
-        let _ = timeout(FAREWELL, farewell).await;
-    }
+        }
+        // Dropped with something unread, the connection would be reset, and what was said last lost.
+        to_client.shutdown().await
+    };
+    // Who does not take it in time goes without.
+    let _ = timeout(FAREWELL, farewell).await;
     ended
 }
 

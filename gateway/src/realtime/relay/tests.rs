@@ -143,6 +143,28 @@ async fn every_end_but_a_sides_own_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_replica_said_before_it_hung_up_is_passed_on() {
+    let (mut client, near) = duplex(1 << 16);
+    let (mut replica, said) = duplex(1 << 16);
+    let hung_up = duplex(1).0;
+    let (limits, drain, traffic) = (Limits::default(), Drain::default(), Traffic::default());
+    let heard = async {
+        client.write_all(&text(b"more")).await.expect("open");
+        sleep(Duration::from_millis(10)).await;
+        let last = [text(b"last"), frames::close(1000, "")].concat();
+        replica.write_all(&last).await.expect("open");
+        drop(replica);
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.expect("an end");
+        assert_eq!(heard, last);
+    };
+    let far = tokio::io::join(said, hung_up);
+    let around = (&limits, &drain, &traffic);
+    let (ended, ()) = tokio::join!(relay(near, far, around, |_| {}, std::future::pending()), heard);
+    assert_eq!(ended, Ended::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_does_not_answer_a_close_is_waited_for_a_second() {
     let session = session(Limits { session_idle_timeout: PAUSE, ..Limits::default() });
     let start = Instant::now();
