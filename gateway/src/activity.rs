@@ -86,6 +86,12 @@ impl Activity {
         self.unread.store(self.serial, Relaxed);
     }
 
+    /// Our side is closed: what comes from now on begins nothing.
+    pub(crate) fn closed(&self, now: Instant) {
+        self.head.store(NEVER, Relaxed);
+        self.idle.store(self.moment(now), Relaxed);
+    }
+
     /// Whether the client may be sending what nobody reads.
     pub(crate) fn is_unread(&self) -> bool {
         self.unread.load(Relaxed)
@@ -219,6 +225,9 @@ mod tests {
         tokio::time::advance(70 * second).await;
         activity.received(Instant::now());
         assert_eq!(due(), (85, Over::Head));
+        tokio::time::advance(5 * second).await;
+        activity.closed(Instant::now());
+        assert_eq!(due(), (155, Over::Idle), "a head that was refused is not waited for");
     }
 
     #[tokio::test(start_paused = true)]

@@ -348,9 +348,10 @@ impl AsyncWrite for ClientIo {
                 Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
                 Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
             })?;
-            if !this.activity.as_ref().is_some_and(|activity| activity.is_unread()) {
+            let Some(activity) = this.activity.as_ref().filter(|it| it.is_unread()) else {
                 return Poll::Ready(Ok(()));
-            }
+            };
+            activity.closed(Instant::now());
         }
         let linger = this.linger.get_or_insert_with(|| Linger::new(Instant::now()));
         ready!(match &mut this.io {
