@@ -240,7 +240,8 @@ fn gateways_share_a_limit_and_the_one_that_stays_has_all_of_it() {
     let sim = Sim::start(&[&["m", "--served-model-name", "m", "other"][..], &slow].concat());
     let folder = Folder::new();
     let file = folder.write("keys.yaml", &keys(&[("busy", "sk-busy"), ("few", "sk-few")]));
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    // On an address that nothing else takes ports of until the scaler binds it.
+    let listener = TcpListener::bind("127.77.0.1:0").expect("a free port");
     let admin = listener.local_addr().expect("bound");
     drop(listener);
     let text = config(

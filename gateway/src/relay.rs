@@ -21,6 +21,9 @@ use crate::watch::{Cut, Watch};
 
 /// How often a long stream's ITLs reach the pool's books.
 const MERGE: Duration = Duration::from_secs(1);
+/// A choice's last chunk goes out without the event that it waits for if that takes longer: it comes
+/// in the same breath, or its server hangs.
+const LAST_WAITS: Duration = Duration::from_secs(1);
 
 /// The answer broke off after it had begun, in a form that has no error event: the connection to
 /// the client is cut, so that nobody takes a part for the whole.
@@ -106,6 +109,10 @@ impl Relay {
                         continue;
                     }
                     ready!(self.poll_alarm(cx));
+                    if self.waits() {
+                        self.take_last();
+                        continue;
+                    }
                     if Instant::now() >= self.deadline {
                         self.too_late()?;
                     } else {
@@ -117,11 +124,16 @@ impl Relay {
         }
     }
 
-    /// One timer a stream, moved only when it rings: a chunk costs no timer operation.
+    /// One timer a stream, moved only when it rings or a last chunk waits: others cost no timer
+    /// operation.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = if self.waits() { self.stall.min(LAST_WAITS) } else { self.stall };
+        let due = self.deadline.min(self.last + patience);
+        if due < self.alarm.deadline() {
+            self.alarm.as_mut().reset(due);
+        }
         loop {
             ready!(poll_alarm(self.alarm.as_mut(), cx));
-            let due = self.deadline.min(self.last + self.stall);
             if Instant::now() >= due {
                 return Poll::Ready(());
             }
@@ -158,6 +170,17 @@ impl Relay {
         if now - self.merged >= MERGE {
             self.merged = now;
             self.merge();
+        }
+    }
+
+    /// Whether a choice's last chunk is kept back.
+    fn waits(&self) -> bool {
+        matches!(&self.form, Form::Stream(stream) if stream.waits())
+    }
+
+    fn take_last(&mut self) {
+        if let Form::Stream(stream) = &mut self.form {
+            stream.take_last(&mut self.out);
         }
     }
 
@@ -256,8 +279,8 @@ impl Relay {
         message: &str,
         reason: &'static str,
     ) -> Result<(), Broken> {
-        if let Form::Stream(stream) = &mut self.form {
-            stream.take_last(&mut self.out);
+        self.take_last();
+        if let Form::Stream(stream) = &self.form {
             self.out.push(stream.error_event(status, kind, message));
         }
         self.finish(End::Dropped, Outcome::Failed, Some(reason));

@@ -6,7 +6,7 @@
 //! asked for. What goes out is what an unasked server sends, to the byte: vLLM puts its
 //! `system_fingerprint` into the chunks that end a choice, or into that of the usage where there is
 //! one. So a choice's last chunk waits for the next event, which nearly always is the usage and
-//! comes at once, and is given the fingerprint from there.
+//! comes at once, and is given the fingerprint from there; the relay sees that it waits briefly.
 //!
 //! Pure: bytes and times come in as arguments.
 
@@ -114,6 +114,11 @@ impl AnswerStream {
     /// What the server is known by, where a usage chunk told.
     pub(crate) fn fingerprint(&self) -> Option<&Fingerprint> {
         self.fingerprint.as_ref()
+    }
+
+    /// Whether a choice's last chunk waits for the next event.
+    pub(crate) fn waits(&self) -> bool {
+        self.last.is_some()
     }
 
     /// The chunk that waits, to go out now.

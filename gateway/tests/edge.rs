@@ -4,10 +4,12 @@ use forebay_config::Cors;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use support::{
-    ANSWER, Answer, CHAT, Tasks, Upstream, chat, config, exchange, http2, start, status,
+    ANSWER, Answer, CHAT, CHAT_STREAM, PATIENCE, Tasks, Upstream, chat, config, exchange, http2,
+    start, status,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 mod support;
 
@@ -293,4 +295,25 @@ async fn a_request_without_its_host_is_refused() {
     let request = chat("{");
     let response = client.send_request(request).await.expect("answered");
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_streams_last_chunk_does_not_wait_for_a_usage_that_never_comes() {
+    let event = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\
+                 \"finish_reason\":\"stop\"}]}\n\n";
+    let raw = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
+         {:x}\r\n{event}\r\n",
+        event.len()
+    );
+    let upstream = Upstream::start(Answer::Raw(raw.leak().as_bytes())).await;
+    let gateway = start(&config(Some(upstream.address)));
+    let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
+    let request = post("/v1/chat/completions", "", CHAT_STREAM);
+    stream.write_all(request.as_bytes()).await.expect("open");
+    let mut heard = Vec::new();
+    while !String::from_utf8_lossy(&heard).contains(event) {
+        let read = timeout(PATIENCE, stream.read_buf(&mut heard)).await.expect("it goes on");
+        assert_ne!(read.expect("open"), 0, "{}", String::from_utf8_lossy(&heard));
+    }
 }
