@@ -213,7 +213,7 @@ impl State {
             return Wish(demand.up, demand.up_why);
         }
         if from <= least || !(idle.over || demand.down < from) {
-            return Wish(from, Why::Steady);
+            return Wish(from, stays(demand, from, least, policy));
         }
         let unread = triggers.iter().find(|trigger| trigger.unreadable());
         let adopted = self.adopted_ms > 0 && now_ms < self.adopted_ms + policy.stable_window_ms;
@@ -232,7 +232,7 @@ impl State {
             Wish(from, Why::Panic)
         } else if from == 1 {
             // The last one goes by the idle time alone, and by the word of every gateway.
-            Wish(1, if inputs.load.stale { Why::Unheard } else { Why::Steady })
+            Wish(1, if inputs.load.stale { Why::Unheard } else { Why::Last })
         } else {
             Wish(demand.down.clamp(1, from), demand.down_why)
         }
@@ -270,12 +270,24 @@ impl State {
     }
 }
 
+/// Why a count stays as it is.
+fn stays(demand: Demand, from: u32, least: u32, policy: &Policy) -> Why {
+    if from == 0 {
+        Why::Steady
+    } else if demand.up >= from {
+        demand.up_why
+    } else if from <= least {
+        Why::Minimum
+    } else {
+        Why::Kept { for_ms: policy.stable_window_ms }
+    }
+}
+
 /// A person's order comes before everything.
 fn ordered(Wish(desired, why): Wish, order: Override, from: u32, policy: &Policy) -> Wish {
     match order {
         Override::Paused => Wish(from, Why::Paused),
         Override::Fixed(count) => Wish(count.min(policy.max), Why::Fixed),
-        Override::None if desired == from && !why.holds_back() => Wish(desired, Why::Steady),
         Override::None => Wish(desired, why),
     }
 }

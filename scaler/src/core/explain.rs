@@ -58,6 +58,13 @@ pub struct Figures {
 pub enum Why {
     /// Nothing to do.
     Steady,
+    /// So many were needed a moment ago.
+    Kept {
+        /// How long a moment is.
+        for_ms: u64,
+    },
+    /// The last replica goes when the pool is idle.
+    Last,
     /// `minReplicaCount`.
     Minimum,
     /// `maxReplicaCount`.
@@ -160,6 +167,8 @@ impl Why {
     pub fn rule(&self) -> &'static str {
         match self {
             Self::Steady => "steady",
+            Self::Kept { .. } => "kept",
+            Self::Last => "last",
             Self::Minimum => "minimum",
             Self::Maximum { .. } => "maximum",
             Self::Held { .. } => "held",
@@ -205,6 +214,10 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Steady => f.write_str("the load asks for no other count"),
+            Self::Kept { for_ms } => {
+                write!(f, "so many were needed within the last {} s", for_ms / 1000)
+            }
+            Self::Last => f.write_str("the last replica stays until the pool is idle"),
             Self::Minimum => f.write_str("minReplicaCount asks for it"),
             Self::Maximum { wanted } => write!(f, "maxReplicaCount allows no {wanted}"),
             Self::Held { held: 1, in_flight: 0, .. } => f.write_str("1 request is held"),

@@ -63,6 +63,7 @@ impl Loop {
         self.config = config;
         let names: BTreeSet<_> = self.pools.iter().map(|it| it.pool.name.clone()).collect();
         self.last.retain(|name, _| names.contains(name));
+        self.decisions.keep(|name| names.contains(name));
         self.publisher.publish(self.last.clone());
         self.all_touched = true;
         added

@@ -128,6 +128,35 @@ fn a_falling_load_is_averaged_and_the_last_replica_stays_until_idle() {
 }
 
 #[test]
+fn a_count_that_stays_tells_what_it_stays_for() {
+    let (mut state, policy) = (State::default(), Policy { cooldown_ms: 200_000, ..policy() });
+    step(&mut state, inputs(25, 0, 0), &policy, 1_000);
+    for (case, at, held, in_flight, want) in [
+        ("it is all needed", 2_000, 0, 25, "staying at 3: 25.0 requests are in the system"),
+        ("it is not at once", 9_000, 0, 4, "staying at 3: "),
+        (
+            "the window is not over",
+            40_000,
+            0,
+            4,
+            "staying at 3: so many were needed within the last",
+        ),
+        ("one is left", 200_000, 0, 1, "scaling 3 → 1 because"),
+        ("and stays", 201_000, 0, 0, "staying at 1: "),
+        ("its window over too", 290_000, 0, 0, "staying at 1: the last replica stays until"),
+        ("nobody", 402_000, 0, 0, "idle for"),
+        ("nobody still", 403_000, 0, 0, "staying at 0: the load asks for no other count"),
+    ] {
+        let ready = state.desired();
+        let sentence = step(&mut state, inputs(held, in_flight, ready), &policy, at).sentence();
+        assert!(sentence.starts_with(want), "{case}: {sentence}");
+    }
+    let policy = Policy { min: 2, ..policy };
+    let least = step(&mut State::default(), inputs(0, 1, 0), &policy, 1_000);
+    assert_eq!(least.why.rule(), "minimum");
+}
+
+#[test]
 fn missing_data_forbids_scaling_down_and_allows_scaling_up() {
     let (mut state, policy) = (State::default(), policy());
     step(&mut state, inputs(30, 0, 0), &policy, 1_000);
