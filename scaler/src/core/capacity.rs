@@ -25,7 +25,7 @@ const PRIOR_WEIGHT: f64 = 0.1;
 /// No throughput is believed that is so many times the best that was seen.
 const BELIEVED: f64 = 3.0;
 /// A sample's shortest and longest time, and what a new replica is given to warm up.
-const SAMPLE_MS: (u64, u64) = (10_000, 60_000);
+const SAMPLE_SECONDS: (f64, f64) = (10.0, 60.0);
 const WARM_UP_MS: u64 = 10_000;
 /// Answers for each replica that make a sample good before its longest time is over.
 const ENOUGH: f64 = 5.0;
@@ -42,7 +42,7 @@ pub struct Capacity {
     buckets: Vec<Bucket>,
     mix: Mix,
     #[serde(skip)]
-    sample: Option<Sample>,
+    sample: Sample,
     #[serde(skip)]
     last: Option<Last>,
     #[serde(skip)]
@@ -72,15 +72,18 @@ struct Mix {
     generated: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What one replica did, in the mean over those that were ready. It goes on where some of them go:
+/// else nothing is learned from a burst that is over while the count still falls.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Sample {
-    since_ms: u64,
-    replicas: u32,
-    /// Requests × seconds at replicas, and the same weighted by how many there were at the time.
+    /// Time that counts.
+    seconds: f64,
+    /// Requests × seconds, and the same weighted by how many there were at the time.
     area: f64,
     square: f64,
     work: f64,
     answers: f64,
+    /// Sum and count, of all replicas.
     ttft: (f64, f64),
 }
 
@@ -88,8 +91,11 @@ struct Sample {
 struct Last {
     at_ms: u64,
     in_flight: u32,
+    ready: u32,
     totals: Totals,
     ttft: (f64, f64),
+    /// A gateway was not heard.
+    silent: bool,
 }
 
 /// Two straight lines over concurrency, in units of a mean request.
@@ -147,50 +153,43 @@ impl Capacity {
         let now = Last {
             at_ms: now_ms,
             in_flight: load.in_flight,
+            ready,
             totals: load.totals,
             ttft: (ttft.sum(), ttft.count() as f64),
+            silent: load.missing || load.stale,
         };
         let Some(last) = self.last.replace(now) else { return };
         let new = load.totals.since(&last.totals);
         self.mix.add(&new);
         self.warm_ms = self.warm_ms.max(newest_ms + WARM_UP_MS);
-        if ready == 0 || now_ms < self.warm_ms || load.missing || load.stale {
-            self.sample = None;
+        if ready > last.ready {
+            // What is held goes to the new one first: until it is as full, the mean tells nothing.
+            self.sample = Sample::default();
+        }
+        // What is told after a silence did not all happen since it ended.
+        if last.ready == 0 || now_ms < self.warm_ms || now.silent || last.silent {
             return;
         }
-        let fresh = Sample {
-            since_ms: now_ms,
-            replicas: ready,
-            area: 0.0,
-            square: 0.0,
-            work: 0.0,
-            answers: 0.0,
-            ttft: (0.0, 0.0),
-        };
-        let sample = match &mut self.sample {
-            Some(sample) if sample.replicas == ready => sample,
-            other => {
-                *other = Some(fresh);
-                return;
-            }
-        };
-        let seconds = now_ms.saturating_sub(last.at_ms) as f64 / 1000.0;
-        let each = f64::from(last.in_flight) / f64::from(ready);
+        let seconds = now_ms.saturating_sub(last.at_ms.max(self.warm_ms)) as f64 / 1000.0;
+        let replicas = f64::from(last.ready);
+        let each = f64::from(last.in_flight) / replicas;
+        let work = new.prompt_tokens as f64 + OUTPUT_WEIGHT * new.generated_tokens as f64;
+        let sample = &mut self.sample;
+        sample.seconds += seconds;
         sample.area += each * seconds;
         sample.square += each * each * seconds;
-        sample.work += new.prompt_tokens as f64 + OUTPUT_WEIGHT * new.generated_tokens as f64;
-        sample.answers += new.completed as f64;
+        sample.work += work / replicas;
+        sample.answers += new.completed as f64 / replicas;
         sample.ttft.0 += (now.ttft.0 - last.ttft.0).max(0.0);
         sample.ttft.1 += (now.ttft.1 - last.ttft.1).max(0.0);
-        let length_ms = now_ms - sample.since_ms;
-        let enough = sample.answers >= ENOUGH * f64::from(ready);
-        if length_ms >= SAMPLE_MS.1 || (length_ms >= SAMPLE_MS.0 && enough) {
-            let sample = std::mem::replace(sample, fresh);
-            self.take(sample, length_ms as f64 / 1000.0);
+        let enough = sample.answers >= ENOUGH;
+        if sample.seconds >= SAMPLE_SECONDS.1 || (sample.seconds >= SAMPLE_SECONDS.0 && enough) {
+            let sample = std::mem::take(sample);
+            self.take(sample);
         }
     }
 
-    fn take(&mut self, sample: Sample, seconds: f64) {
+    fn take(&mut self, sample: Sample) {
         if sample.work <= 0.0 || sample.area <= 0.0 {
             return;
         }
@@ -198,10 +197,10 @@ impl Capacity {
         let concurrency = (sample.square / sample.area).max(1.0);
         // A time with requests alone tells of them; one without tells nothing.
         let busy = sample.area / concurrency;
-        let work_per_second = sample.work / f64::from(sample.replicas) / busy;
+        let work_per_second = sample.work / busy;
         let ttft_seconds = (sample.ttft.1 > 0.0).then(|| sample.ttft.0 / sample.ttft.1);
         let step = (concurrency.log2() * 2.0).round() as i32;
-        let busy = busy.min(seconds);
+        let busy = busy.min(sample.seconds);
         let new = Bucket { step, concurrency, work_per_second, ttft_seconds, seconds: busy };
         match self.buckets.binary_search_by_key(&step, |bucket| bucket.step) {
             Ok(at) => self.buckets[at].merge(new),

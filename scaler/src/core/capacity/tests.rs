@@ -72,6 +72,24 @@ fn what_a_replica_does_while_it_warms_up_is_left_out() {
 }
 
 #[test]
+fn a_count_that_falls_every_few_seconds_does_not_keep_it_from_learning() {
+    let (mut capacity, mut totals) = (Capacity::default(), Totals::default());
+    let mut ready = 5;
+    for second in 1..20 {
+        // Of eight at once, two end each second, at each of so many replicas.
+        totals.completed += 2 * u64::from(ready);
+        totals.prompt_tokens += 1600 * u64::from(ready);
+        totals.generated_tokens += 100 * u64::from(ready);
+        ready = 5 - (second / 4) as u32;
+        let load = Load { in_flight: 8 * ready, totals, ..Load::default() };
+        capacity.observe(&load, ready, 0, 1_000_000 + second * 1000);
+    }
+    let curve = capacity.curve(8);
+    assert!(curve.learned);
+    assert!((curve.full_rate() / 2.0 - 1.0).abs() < 0.1, "{curve:?}");
+}
+
+#[test]
 fn silence_teaches_nothing() {
     let mut capacity = Capacity::default();
     let mut replica = Replica::new(1.0, 0.1);
