@@ -96,12 +96,13 @@ pub fn worth(
     best
 }
 
-/// The fewest replicas to ask for now, so that with `queue` in the system and `rate` more coming in
-/// each second, a request that comes `recovery` seconds after they are ready is in time.
+/// The fewest replicas to ask for now, so that with `queue` in the system a request that comes
+/// `recovery` seconds after they are ready is in time. `coming` is how many more come in each
+/// second, until they are ready and from then on.
 #[must_use]
 pub fn enough_ahead(
     queue: f64,
-    rate: f64,
+    coming: [f64; 2],
     fleet: &Fleet,
     curve: &Curve,
     objective: f64,
@@ -113,12 +114,13 @@ pub fn enough_ahead(
     let recovers = |wanted: u32| {
         let (mut left, mut at) = (queue, 0.0);
         while at < horizon {
+            let rate = coming[usize::from(at >= fleet.cold_seconds)];
             left = step(left, rate * dt, fleet.at(at, wanted), curve, dt);
             at += dt;
         }
         left <= f64::from(wanted) * curve.room(objective)
     };
-    if queue + rate <= 0.0 { 0 } else { fewest(1, most, recovers) }
+    if queue + coming[0] + coming[1] <= 0.0 { 0 } else { fewest(1, most, recovers) }
 }
 
 /// The smallest of `least..=most` that will do, supposing that more never does worse; `most` if none.

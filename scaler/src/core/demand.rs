@@ -8,6 +8,7 @@ use super::backlog::{Fleet, enough_ahead, worth};
 use super::behavior::Rules;
 use super::decide::{Counts, State};
 use super::explain::{Figures, Why};
+use super::forecast::trend;
 use super::inputs::{Inputs, Standing};
 use super::policy::Policy;
 use super::proposal::{Proposal, round_up};
@@ -119,7 +120,9 @@ impl State {
         // While nothing serves, everybody is late: then the sooner the better.
         let slow = if counts.ready == 0 { 0.0 } else { RECOVERY * cold };
         let recovery = objective.max(slow);
-        let ahead = enough_ahead(queue, rate, &fleet, &curve, objective, recovery, policy.max);
+        let expected = |after, span| (rate + trend(arrivals, cold, after, span)).max(0.0);
+        let coming = [expected(0.0, cold), expected(cold, recovery)];
+        let ahead = enough_ahead(queue, coming, &fleet, &curve, objective, recovery, policy.max);
         let usual = self.season.rate(now_ms + (cold * 1000.0) as u64);
         // At least one request is to be expected while a replica starts and settles.
         let usual = usual.filter(|rate| rate * cold >= 0.5).unwrap_or(0.0);

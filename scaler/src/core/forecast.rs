@@ -1,4 +1,4 @@
-//! What came, second by second, and what is to be expected.
+//! What came, second by second, and what is to be expected: in a moment, and at a time of day.
 
 use std::collections::VecDeque;
 
@@ -61,6 +61,41 @@ impl Arrivals {
     pub fn since_ms(&self) -> u64 {
         self.since_ms
     }
+}
+
+/// Steps in which a window of arrivals is moved, for each that it is long.
+const STEPS: usize = 4;
+/// Windows without a trend that weigh against those that were seen.
+const PRIOR_WINDOWS: f64 = 2.0;
+
+/// How much more came some time after a rate was seen, in the mean over the last minutes: requests a
+/// second. Little is believed of what was seen for a short time.
+///
+/// Of arrivals (seconds ago, mean requests; oldest first): rates over `window` seconds, against what
+/// came in the `span` seconds that began `after` seconds later.
+#[must_use]
+pub fn trend(arrivals: &[(u64, f64)], window: f64, after: f64, span: f64) -> f64 {
+    let step = (window / STEPS as f64).max(1.0);
+    let steps = |seconds: f64| (seconds / step).round() as usize;
+    let (window, skip, span) = (steps(window).max(1), steps(after), steps(span).max(1));
+    let Some((oldest, _)) = arrivals.first() else { return 0.0 };
+    // Sums up to each step, from the first arrival to now.
+    let count = (*oldest as f64 / step) as usize + 1;
+    let mut sums = vec![0.0; count + 1];
+    for (ago, requests) in arrivals {
+        sums[count - (*ago as f64 / step) as usize] += requests;
+    }
+    for at in 1..=count {
+        sums[at] += sums[at - 1];
+    }
+    let rate = |from: usize, to: usize| (sums[to] - sums[from]) / ((to - from) as f64 * step);
+    let (mut rise, mut n) = (0.0, 0.0);
+    for at in window..=count.saturating_sub(skip + span) {
+        rise += rate(at + skip, at + skip + span) - rate(at - window, at);
+        n += 1.0;
+    }
+    // Windows that overlap say the same again.
+    rise / (n + PRIOR_WINDOWS * window as f64)
 }
 
 const SLOTS: usize = 96;
@@ -126,6 +161,7 @@ fn index(at_ms: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn arrivals_are_counted_by_the_second_and_forgotten() {
@@ -137,6 +173,38 @@ mod tests {
         assert_eq!(seen, [(3, 3.0, 300.0), (1, 1.0, 100.0)]);
         arrivals.observe(9, 900, 60_000, 62_500);
         assert_eq!(arrivals.recent(60_000, 62_500).count(), 1);
+    }
+
+    /// So many a second, `seconds` ago to now.
+    fn rates(seconds: u64, rate: impl Fn(u64) -> f64) -> Vec<(u64, f64)> {
+        (0..seconds).map(|at| (seconds - 1 - at, rate(at))).filter(|(_, n)| *n > 0.0).collect()
+    }
+
+    #[test]
+    fn a_load_that_climbs_is_expected_to_climb_on_and_no_other() {
+        let bursts = |at: u64| if at % 130 < 30 { 12.0 } else { 0.2 };
+        // The last minute's mean is that of half a minute ago; what comes is 105 s later.
+        for (case, seconds, rate, want) in [
+            ("it has just begun", 100, &(|at: u64| at as f64) as &dyn Fn(u64) -> f64, 0.0..=0.0),
+            ("it climbs", 1200, &|at| at as f64 / 100.0, 0.8..=1.05),
+            ("it falls", 1200, &|at| 12.0 - at as f64 / 100.0, -1.05..=-0.8),
+            ("steady", 1200, &|_| 5.0, -0.01..=0.01),
+            ("bursts that pass", 1200, &bursts, -0.4..=0.4),
+        ] {
+            let got = trend(&rates(seconds, rate), 60.0, 60.0, 30.0);
+            assert!(want.contains(&got), "{case}: {got}");
+        }
+        assert_eq!(trend(&[], 60.0, 60.0, 30.0), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_trend_is_no_steeper_than_what_was_seen(
+            load in prop::collection::vec(0.0..20.0f64, 1..600), cold in 1.0..120.0f64,
+        ) {
+            let got = trend(&rates(load.len() as u64, |at| load[at as usize]), cold, cold, cold / 2.0);
+            prop_assert!((-20.0..=20.0).contains(&got), "{got}");
+        }
     }
 
     #[test]

@@ -44,11 +44,11 @@ fn a_rare_burst_is_not_worth_a_replica_all_the_time_and_a_frequent_one_is() {
 #[test]
 fn replicas_on_their_way_count_from_when_they_are_expected() {
     let fleet = |coming: &[f64]| Fleet { ready: 0, coming: coming.to_vec(), cold_seconds: 60.0 };
-    let ask = |fleet: &Fleet| enough_ahead(100.0, 1.0, fleet, &curve(), 5.0, 10.0, 20);
+    let ask = |fleet: &Fleet| enough_ahead(100.0, [1.0; 2], fleet, &curve(), 5.0, 10.0, 20);
     let (none, soon) = (ask(&fleet(&[])), ask(&fleet(&[10.0; 4])));
     assert_eq!(none, 5, "100 and 60 more, of which each takes 38 in time");
     assert!(soon <= 4, "those four will have done it: {soon}");
-    assert_eq!(enough_ahead(0.0, 0.0, &fleet(&[]), &curve(), 5.0, 10.0, 20), 0);
+    assert_eq!(enough_ahead(0.0, [0.0; 2], &fleet(&[]), &curve(), 5.0, 10.0, 20), 0);
 }
 
 proptest! {
@@ -68,7 +68,7 @@ proptest! {
         ready in 0..8u32, cold in 1.0..300.0f64,
     ) {
         let fleet = Fleet { ready, coming: vec![cold / 2.0], cold_seconds: cold };
-        let ask = |queue, rate| enough_ahead(queue, rate, &fleet, &curve(), 5.0, cold / 2.0, 50);
+        let ask = |queue, rate| enough_ahead(queue, [rate; 2], &fleet, &curve(), 5.0, cold / 2.0, 50);
         prop_assert!(ask(queue, rate) <= ask(queue + more, rate));
         prop_assert!(ask(queue, rate) <= ask(queue, rate + more / 10.0));
     }
