@@ -4,8 +4,9 @@
 //! usage: cargo bench -p forebay-loadtests --bench rehearsal -- --forebay $PWD/target/release/forebay
 //!
 //! Plays three minutes of bursts through `forebay run` while it records the arrivals, then rehearses
-//! its own recording with the same configuration. Fails where GPU-hours or the 95th percentile of
-//! TTFT are further apart than stated below.
+//! its own recording with the same configuration. Fails where GPU-hours or the 50th or 95th
+//! percentile of TTFT are further apart than stated below. Both are told over time, five seconds a
+//! line, so that it is seen where they part.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -66,8 +67,17 @@ fn configuration(forebay: &str, folder: &Path) -> String {
 }
 
 struct Live {
-    ttft: Vec<f64>,
-    gpu_hours: f64,
+    /// Seconds from the first arrival to each, and from there to its first token.
+    ttft: Vec<(f64, f64)>,
+    replicas: Watched,
+}
+
+/// Replicas over time, from the first arrival on.
+#[derive(Default)]
+struct Watched {
+    replica_seconds: f64,
+    /// Seconds, replicas in every state, those that were ready.
+    samples: Vec<(f64, u32, u32)>,
 }
 
 fn check(forebay: &str) {
@@ -87,13 +97,14 @@ fn check(forebay: &str) {
     let results: serde_json::Value = serde_json::from_slice(&rehearsed.stdout).expect("JSON");
     let ours = &results["contestants"][0];
     assert_eq!(ours["requests"], live.ttft.len(), "all were recorded");
-    let mut sorted = live.ttft.clone();
+    over_time(&live, &ours["series"]);
+    let mut sorted: Vec<_> = live.ttft.iter().map(|(_, ttft)| *ttft).collect();
     sorted.sort_by(f64::total_cmp);
     let at = |q: f64| sorted[((q * sorted.len() as f64).ceil() as usize).max(1) - 1];
     let figure = |path: &str| ours.pointer(path).and_then(serde_json::Value::as_f64).expect("told");
     let mut good = true;
     for (name, live, told, share, slack) in [
-        ("GPU-hours", live.gpu_hours, figure("/gpuHours"), GPU_HOURS, 0.0),
+        ("GPU-hours", live.replicas.replica_seconds / 3600.0, figure("/gpuHours"), GPU_HOURS, 0.0),
         ("TTFT p50, s", at(0.5), figure("/ttftSeconds/p50"), TTFT, SLACK),
         ("TTFT p95, s", at(0.95), figure("/ttftSeconds/p95"), TTFT, SLACK),
     ] {
@@ -107,6 +118,31 @@ fn check(forebay: &str) {
     }
     assert!(good, "the files are in {}", folder.display());
     let _ = std::fs::remove_dir_all(folder);
+}
+
+/// What was there and who waited longest, five seconds a line.
+fn over_time(live: &Live, series: &serde_json::Value) {
+    let told = |name: &str| series[name].as_array().expect("a series");
+    let (at, all, ready) = (told("atSeconds"), told("replicas"), told("ready"));
+    let waited = told("ttftSeconds");
+    let end = live.ttft.iter().map(|(at, _)| *at).fold(0.0, f64::max);
+    println!("  second   replicas (ready)          longest TTFT, s");
+    println!("           live      rehearsed       live  rehearsed");
+    for from in (0..=end as u32).step_by(5).map(f64::from) {
+        let within = |at: f64| (from..from + 5.0).contains(&at);
+        let (_, there, ready_then) =
+            *live.replicas.samples.iter().rfind(|(at, ..)| *at <= from).unwrap_or(&(0.0, 0, 0));
+        let points = || (0..at.len()).filter(|i| at[*i].as_f64().is_some_and(within));
+        let first = points().next().unwrap_or(0);
+        let longest = |it: &mut dyn Iterator<Item = f64>| it.fold(0.0, f64::max);
+        println!(
+            "  {from:>6}   {there} ({ready_then})     {} ({})       {:>10.2} {:>10.2}",
+            all[first],
+            ready[first],
+            longest(&mut live.ttft.iter().filter(|(at, _)| within(*at)).map(|(_, ttft)| *ttft)),
+            longest(&mut points().filter_map(|i| waited[i].as_f64())),
+        );
+    }
 }
 
 /// A child that ends with us.
@@ -142,9 +178,9 @@ fn live(forebay: &str, file: &Path) -> Live {
     let done = Arc::new(AtomicBool::new(false));
     let load = load();
     let first = Instant::now() + Duration::from_secs_f64(load[0].0);
-    let watch = {
+    let watcher = {
         let done = Arc::clone(&done);
-        std::thread::spawn(move || replica_seconds(admin, first, &done))
+        std::thread::spawn(move || watch(admin, first, &done))
     };
     let start = Instant::now();
     let requests: Vec<_> = load
@@ -154,7 +190,8 @@ fn live(forebay: &str, file: &Path) -> Live {
             std::thread::spawn(move || {
                 let due = start + Duration::from_secs_f64(at);
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                ask(clients, i, prompt)
+                let since = Instant::now().saturating_duration_since(first).as_secs_f64();
+                (since, ask(clients, i, prompt))
             })
         })
         .collect();
@@ -162,27 +199,32 @@ fn live(forebay: &str, file: &Path) -> Live {
     let ttft: Vec<_> = requests.into_iter().map(|it| it.join().expect("answered")).collect();
     eprintln!("{count} requests answered in {:.0} s", start.elapsed().as_secs_f64());
     done.store(true, Ordering::Relaxed);
-    let seconds = watch.join().expect("watched");
+    let replicas = watcher.join().expect("watched");
     drop(child);
-    Live { ttft, gpu_hours: seconds / 3600.0 }
+    Live { ttft, replicas }
 }
 
-/// Replicas of every state, summed over time from the first request on.
-fn replica_seconds(admin: SocketAddr, from: Instant, done: &AtomicBool) -> f64 {
-    let (mut sum, mut last, mut count) = (0.0, from, 0);
+/// Replicas of every state, looked at twenty times a second.
+fn watch(admin: SocketAddr, from: Instant, done: &AtomicBool) -> Watched {
+    let (mut watched, mut last, mut count) = (Watched::default(), from, 0);
     while !done.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
         let now = Instant::now();
-        sum += now.saturating_duration_since(last).as_secs_f64() * f64::from(count);
+        let passed = now.saturating_duration_since(last).as_secs_f64();
+        watched.replica_seconds += passed * f64::from(count);
         last = now.max(last);
         let mut feed = TcpStream::connect(admin).expect("admin port");
-        feed.write_all(b"GET /replicas HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            .expect("sent");
+        let ask = format!("GET /replicas HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+        feed.write_all(ask.as_bytes()).expect("sent");
         let mut text = String::new();
         feed.read_to_string(&mut text).expect("read");
+        assert!(text.contains(" 200 "), "{text}");
         count = text.matches("\"state\":").count() as u32;
+        let ready = text.matches("\"state\":\"ready\"").count() as u32;
+        let at = now.saturating_duration_since(from).as_secs_f64();
+        watched.samples.push((at, count, ready));
     }
-    sum
+    watched
 }
 
 /// Streams one completion; seconds to its first event.

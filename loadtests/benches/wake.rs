@@ -103,8 +103,9 @@ fn measure(forebay: &str) {
     // Every change of the count, as a reader of the feed sees it.
     let (sender, changes) = channel();
     let mut feed = TcpStream::connect(admin).expect("admin port");
-    feed.write_all(b"GET /replicas HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n")
-        .expect("sent");
+    let ask =
+        format!("GET /replicas HTTP/1.1\r\nhost: {admin}\r\naccept: text/event-stream\r\n\r\n");
+    feed.write_all(ask.as_bytes()).expect("sent");
     std::thread::spawn(move || {
         let mut last = None;
         for line in BufReader::new(feed).lines().map_while(Result::ok) {
