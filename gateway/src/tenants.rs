@@ -91,11 +91,13 @@ impl Tenants {
         let anonymous = take(&anonymous, Some(&before.anonymous));
         let (file, required) = gateway.keys.map(|keys| (keys.file, keys.required)).unzip();
         let required = required.unwrap_or(false);
-        if let Some(keys) = &keys {
-            tell_of(keys, &by_name);
+        let (keys, known) =
+            (keys.map(Arc::new), Arc::new(Known { file, required, by_name, anonymous }));
+        self.known.store(Arc::clone(&known));
+        self.keys.store(keys.clone());
+        if let Some(keys) = keys {
+            tell_of(&keys, &known.by_name);
         }
-        self.known.store(Arc::new(Known { file, required, by_name, anonymous }));
-        self.keys.store(keys.map(Arc::new));
     }
 
     /// How many gateways share the limits.
@@ -180,12 +182,14 @@ impl Tenants {
         if known.file.as_deref() == Some(file)
             && before.as_deref().is_some_and(|before| *before != keys)
         {
+            let keys = Arc::new(keys);
+            self.keys.store(Some(Arc::clone(&keys)));
             tell_of(&keys, &known.by_name);
-            self.keys.store(Some(Arc::new(keys)));
         }
     }
 }
 
+/// Of keys that are in force: who reads it may rely on it.
 fn tell_of(keys: &Keys, tenants: &HashMap<Arc<str>, Arc<Tenant>>) {
     let mut unknown: Vec<_> = keys.tenants().filter(|name| !tenants.contains_key(*name)).collect();
     unknown.sort_unstable();
