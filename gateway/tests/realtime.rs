@@ -326,6 +326,13 @@ async fn a_replicas_refusal_is_passed_on_and_its_failure_is_tried_elsewhere() {
     let mut config = config(Some(failing.address));
     config.pools[0].endpoints.push(agreeing.address.to_string());
     let gateway = start(&config);
+    // The failing one alone would be asked twice.
+    eventually("both are ready", || async {
+        let endpoints = signals(&gateway, "p").await["endpoints"].clone();
+        let ready = |it: &serde_json::Value| it["health"] == "ready";
+        endpoints.as_object().is_some_and(|all| all.len() == 2 && all.values().all(ready))
+    })
+    .await;
     // Whichever is asked first.
     for _ in 0..2 {
         let (mut stream, head) = shake(&gateway, "").await;
