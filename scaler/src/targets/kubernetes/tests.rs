@@ -159,6 +159,63 @@ async fn marks_that_a_leader_before_left_are_taken_back_by_the_one_that_leads() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_is_wanted_again_while_it_is_marked_is_not_scaled_away() {
+    let api = api(2, &json!({}));
+    pod(&api, "a", None);
+    pod(&api, "b", None);
+    let target = Arc::new(start(&api));
+    eventually("both pods are seen", || running(&target) == 2).await;
+    api.calls();
+    let again = Arc::clone(&target);
+    api.judge(move |call| {
+        if marks(call) && again.recall("b") {
+            again.ensure(2);
+        }
+        None
+    });
+    target.stop("b");
+    target.ensure(1);
+    sleep(LONG).await;
+    let calls = api.calls();
+    assert!(calls.iter().any(marks), "it had begun");
+    let written = |call: &&Call| call.method == http::Method::PATCH && call.path == SCALE;
+    assert_eq!(calls.iter().filter(written).count(), 0);
+    assert_eq!((spec(&api), cost(&api, "b")), (2, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_was_taken_away_is_set_anew_before_a_scale_down() {
+    let api = api(2, &json!({}));
+    for name in ["a", "b", "rollout"] {
+        pod(&api, name, (name == "b").then_some("-1000000"));
+    }
+    let target = start(&api);
+    eventually("all pods are seen", || running(&target) == 3).await;
+    pod(&api, "b", None);
+    sleep(LONG).await;
+    target.stop("b");
+    target.ensure(1);
+    eventually("scaled down", || spec(&api) == 1).await;
+    assert_eq!(cost(&api, "b").as_deref(), Some("-1000000"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_could_not_be_taken_back_is_no_trouble_once_it_is() {
+    let api = api(2, &json!({}));
+    pod(&api, "a", Some("-1000000"));
+    pod(&api, "b", None);
+    let target = start(&api);
+    eventually("both pods are seen", || running(&target) == 2).await;
+    api.judge(|call| marks(call).then_some(Fault::Status(500)));
+    target.ensure(2);
+    eventually("it is told", || target.trouble().is_some()).await;
+    api.judge(|_| None);
+    eventually("the mark is gone", || cost(&api, "a").is_none()).await;
+    sleep(LONG).await;
+    assert_eq!(target.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_decided_before_a_persons_annotations_are_seen() {
     let api = api(2, &json!({"forebay.io/paused": "true"}));
     let failures = AtomicU32::new(0);

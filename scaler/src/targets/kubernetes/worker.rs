@@ -254,9 +254,11 @@ impl Worker {
         self.marked.retain(|name| self.pods.contains_key(name));
         for (name, pod) in &self.pods {
             self.times.entry(name.clone()).or_default().see(pod, now_ms);
-            // Also those of a leader before this one.
+            // Also those of a leader before this one. One that lost its mark since is to get it anew.
             if pod.deletion_cost == Some(FIRST_TO_GO) {
                 self.marked.insert(name.clone());
+            } else {
+                self.marked.remove(name);
             }
         }
     }

@@ -23,8 +23,9 @@ impl Worker {
             let (Some(count), Some(scaled)) = (orders.count, self.scaled.clone()) else { return };
             if scaled.replicas == count {
                 // As long as there are more pods than that, a mark may be needed yet.
-                if pods::left(&self.pods) <= count {
-                    self.unmark(workload, &orders.stopping).await;
+                if pods::left(&self.pods) <= count && self.unmark(workload, &orders.stopping).await
+                {
+                    self.calm(About::Mark);
                 }
                 return;
             }
@@ -36,6 +37,10 @@ impl Worker {
             // Without its marks the controller would take any, with what streams there.
             if count < scaled.replicas && !self.mark(workload, &orders.stopping).await {
                 return self.retry_later();
+            }
+            // One of them may be wanted again by now, or another scaler may lead.
+            if *self.orders.borrow() != orders {
+                continue;
             }
             match workload.write(count, &scaled.version).await {
                 Ok(now) => {
