@@ -18,6 +18,10 @@ pub(crate) type Snapshots = BTreeMap<String, String>;
 const LAST: Duration = Duration::from_secs(5);
 /// Written no more often: what is learned changes slowly.
 const PACE: Duration = Duration::from_secs(60);
+/// How long one save may take: a call that hangs must not keep the later ones waiting.
+const LONGEST: Duration = Duration::from_secs(30);
+/// After a save that failed, though nothing changed since: an order may be in it.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// A place for snapshots, a text for each pool.
 pub(crate) trait SnapshotStore: Send + Sync {
@@ -94,8 +98,12 @@ impl Saver {
         let (latest, mut changes) = watch::channel(known.clone());
         let task = tokio::spawn(async move {
             let mut written = known;
+            let mut failed = false;
             loop {
-                let more = changes.changed().await.is_ok();
+                let more = tokio::select! {
+                    changed = changes.changed() => changed.is_ok(),
+                    () = sleep(AGAIN), if failed => true,
+                };
                 let now = changes.borrow_and_update().clone();
                 let changed = |(pool, text): &(&String, &String)| written.get(*pool) != Some(*text);
                 let new: Snapshots = now
@@ -103,10 +111,15 @@ impl Saver {
                     .filter(changed)
                     .map(|(pool, text)| (pool.clone(), text.clone()))
                     .collect();
+                failed = false;
                 if !new.is_empty() {
-                    match store.save(new).await {
+                    let saved = timeout(LONGEST, store.save(new)).await;
+                    match saved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                         Ok(()) => written = now,
-                        Err(error) => tracing::warn!("what was learned can't be kept: {error}"),
+                        Err(error) => {
+                            tracing::warn!("what was learned can't be kept: {error}");
+                            failed = true;
+                        }
                     }
                 }
                 if !more {
@@ -185,6 +198,8 @@ pub(crate) async fn load_at_last(store: Arc<dyn SnapshotStore>) -> Snapshots {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
 
     /// A store that never answers.
@@ -206,6 +221,40 @@ mod tests {
         let began = Instant::now();
         timeout(LAST * 2, saver.finish()).await.expect("it ends");
         assert_eq!(began.elapsed().as_secs(), LAST.as_secs());
+    }
+
+    /// A store that does not answer once, then fails once.
+    #[derive(Default)]
+    struct Moody(Mutex<(u32, Snapshots)>);
+
+    impl SnapshotStore for Moody {
+        fn load(&self) -> BoxFuture<'_, io::Result<Snapshots>> {
+            Box::pin(async { Ok(self.0.lock().1.clone()) })
+        }
+        fn save(&self, snapshots: Snapshots) -> BoxFuture<'_, io::Result<()>> {
+            let mut state = self.0.lock();
+            state.0 += 1;
+            match state.0 {
+                1 => Box::pin(std::future::pending()),
+                2 => Box::pin(async { Err(io::ErrorKind::NotConnected.into()) }),
+                _ => {
+                    state.1 = snapshots;
+                    Box::pin(async { Ok(()) })
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_saved_is_tried_again_though_nothing_changed_since() {
+        let store = Arc::new(Moody::default());
+        let saver = Saver::start(Arc::clone(&store) as Arc<dyn SnapshotStore>, Snapshots::new());
+        let order = Snapshots::from([("a".to_owned(), "1".to_owned())]);
+        saver.save(order.clone());
+        sleep(LONGEST + AGAIN * 3).await;
+        assert_eq!(load(&*store).await, Ok(order));
+        sleep(AGAIN * 10).await;
+        assert_eq!(store.0.lock().0, 3, "and not once more");
     }
 
     #[tokio::test]

@@ -51,6 +51,8 @@ impl Loop {
         }
         self.waiting.clear();
         self.loading = None;
+        // What is still to be saved would be written over what the next leader keeps.
+        self.saver = None;
         for driven in &self.pools {
             driven.target.rest();
         }

@@ -109,6 +109,18 @@ async fn one_that_stops_leading_leaves_no_barrier_behind() {
 }
 
 #[tokio::test]
+async fn one_that_stops_leading_does_not_write_over_what_the_next_leader_keeps() {
+    for next in [Leadership::Unknown, Leadership::Theirs("http://127.0.0.1:1".to_owned())] {
+        let (mut work, lead) = work(config(&[("p", 4)]), Some(Arc::new(Flaky::default())));
+        work.restore().await;
+        assert!(work.saver.is_some());
+        lead.send_replace(next);
+        work.elected();
+        assert!(work.saver.is_none(), "a save that failed would be tried again");
+    }
+}
+
+#[tokio::test]
 async fn one_that_begins_to_lead_takes_each_pools_own_rules() {
     let config = config(&[("a", 1), ("skipped", 2), ("b", 3)]);
     let (mut work, _lead) = work(config, None);
