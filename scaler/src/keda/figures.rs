@@ -4,8 +4,9 @@
 //! the last minute. A trigger of the same type in the pool's configuration replaces that with its
 //! own quantile, window or source; `kvCache` and `gpuUtilization` come from there alone.
 //!
-//! What is not known now keeps its last value. While a gateway is missing, load is not taken for
-//! less than it was.
+//! What is not known now keeps its last value, a latency for one window: longer, an HPA would multiply
+//! by it again and again while long answers alone go on. While a gateway is missing, load is not taken
+//! for less than it was.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,8 @@ pub(crate) struct Figures {
     itl: Latencies,
     tokens: Rate,
     known: BTreeMap<Figure, f64>,
+    /// When each was measured last, or taken over.
+    measured_ms: BTreeMap<Figure, u64>,
 }
 
 impl Default for Figures {
@@ -33,6 +36,7 @@ impl Default for Figures {
             itl: Latencies::over(WINDOW_MS),
             tokens: Rate::over(WINDOW_MS),
             known: BTreeMap::new(),
+            measured_ms: BTreeMap::new(),
         }
     }
 }
@@ -54,7 +58,16 @@ impl Figures {
             (Figure::TokensPerSecond, self.tokens.per_second()),
         ];
         for (figure, now) in first_hand {
-            let Some(now) = now else { continue };
+            let Some(now) = now else {
+                let since_ms = *self.measured_ms.entry(figure).or_insert(now_ms);
+                // Whoever is held waits for an answer: for them it is no better than it was.
+                let waits = held > 0 || load.missing;
+                if !waits && now_ms >= since_ms + WINDOW_MS {
+                    self.known.remove(&figure);
+                }
+                continue;
+            };
+            self.measured_ms.insert(figure, now_ms);
             let last = self.known.get(&figure).copied().filter(|_| load.missing);
             self.known.insert(figure, last.map_or(now, |last| now.max(last)));
         }
@@ -114,6 +127,28 @@ mod tests {
         figures.observe(&load(1, 0), &[], 1_000);
         assert_eq!(figures.known()[&Figure::QueueDepth], 1.0);
         assert_eq!(figures.known()[&Figure::Ttft], 1.5, "nobody was answered since");
+    }
+
+    #[test]
+    fn a_latency_that_nobody_measures_any_more_is_not_known_for_ever() {
+        let mut busy = load(0, 3);
+        let mut figures = Figures::default();
+        figures.observe(&busy, &[], 0);
+        busy.latencies.warm_ttft.record(20.0);
+        figures.observe(&busy, &[], 1_000);
+        assert!(figures.known()[&Figure::Ttft] > 10.0);
+        let held = Load { held: 1, ..busy.clone() };
+        let missing = Load { missing: true, ..busy.clone() };
+        for (case, load, minutes, known) in [
+            ("it is in the window", &busy, 1, true),
+            ("somebody waits for an answer", &held, 9, true),
+            ("a gateway is missing", &missing, 10, true),
+            ("long answers alone go on", &busy, 11, false),
+            ("and somebody waits", &held, 12, false),
+        ] {
+            figures.observe(load, &[], minutes * 60_000);
+            assert_eq!(figures.known().contains_key(&Figure::Ttft), known, "{case}");
+        }
     }
 
     #[test]
