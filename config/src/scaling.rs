@@ -31,7 +31,8 @@ pub struct Scaler {
     #[schemars(with = "units::duration::Text")]
     pub stale_after: Duration,
     /// Folder where what was learned of cold starts, capacities and times of day is kept over a
-    /// restart. Left out, nothing is kept.
+    /// restart. Left out, ConfigMaps beside the Lease keep it where a leader is elected, and else
+    /// nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
     /// Where KEDA's operator asks, for pools whose target is `keda`.
