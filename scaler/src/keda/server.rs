@@ -27,6 +27,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// What the operator calls.
 pub struct KedaServer {
     address: SocketAddr,
+    config: watch::Sender<Arc<Config>>,
     known: watch::Sender<Known>,
     stop: CancellationToken,
     task: Mutex<Option<AbortOnDropHandle<()>>>,
@@ -84,8 +85,8 @@ impl KedaServer {
         }
         let (known, receiver) = watch::channel(Known::default());
         let stop = CancellationToken::new();
-        let service =
-            Service { config: Arc::clone(config), known: receiver.clone(), stop: stop.clone() };
+        let (config, configs) = watch::channel(Arc::clone(config));
+        let service = Service { config: configs, known: receiver.clone(), stop: stop.clone() };
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = server.add_service(ExternalScalerServer::new(service)).add_service(health);
         let stopped = stop.clone();
@@ -97,13 +98,29 @@ impl KedaServer {
             }
         }));
         tracing::info!("KEDA is answered on {address}");
-        Ok(Some(Self { address, known, stop, task: Mutex::new(Some(task)) }))
+        Ok(Some(Self { address, config, known, stop, task: Mutex::new(Some(task)) }))
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Understands triggers by another configuration from now on. A pool that is driven otherwise
+    /// than it says is asked for as it is driven.
+    pub(crate) fn reload(&self, config: &Config, is_driven: impl Fn(&str) -> bool) {
+        let mut config = config.clone();
+        self.config.send_modify(|known| {
+            for pool in &mut config.pools {
+                let is_asked = matches!(pool.target, Some(Target::Keda(_)));
+                if is_asked != is_driven(&pool.name) {
+                    let before = known.pools.iter().find(|it| it.name == pool.name);
+                    pool.target = before.and_then(|it| it.target.clone()).filter(|_| !is_asked);
+                }
+            }
+            *known = Arc::new(config);
+        });
     }
 
     /// What is answered from now on: the leader's decisions, whoever leads. Pools that are not in
@@ -119,6 +136,13 @@ impl KedaServer {
             Arc::make_mut(known).extend(new);
             true
         });
+    }
+
+    /// The pools that triggers may ask for.
+    #[cfg(test)]
+    pub(crate) fn pools(&self) -> Vec<String> {
+        let asked = |pool: &&forebay_config::Pool| matches!(pool.target, Some(Target::Keda(_)));
+        self.config.borrow().pools.iter().filter(asked).map(|it| it.name.clone()).collect()
     }
 
     /// Whether there is an answer on this pool.

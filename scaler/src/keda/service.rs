@@ -37,7 +37,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 const REMINDER: Duration = Duration::from_secs(2);
 
 pub(crate) struct Service {
-    pub(crate) config: Arc<Config>,
+    pub(crate) config: watch::Receiver<Arc<Config>>,
     pub(crate) known: watch::Receiver<Known>,
     pub(crate) stop: CancellationToken,
 }
@@ -46,7 +46,8 @@ type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     fn question(&self, object: &ScaledObjectRef) -> Result<Question, Status> {
-        understand(object, &self.config).map_err(|mistake| {
+        let config = Arc::clone(&self.config.borrow());
+        understand(object, &config).map_err(|mistake| {
             let (namespace, name) = (&object.namespace, &object.name);
             tracing::warn!("ScaledObject {namespace}/{name}: {mistake}");
             Status::invalid_argument(format!("forebay: {mistake}"))

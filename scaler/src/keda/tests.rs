@@ -303,10 +303,9 @@ async fn the_last_decision_stays_when_no_other_comes_and_the_first_is_waited_for
 
 #[tokio::test(start_paused = true)]
 async fn without_any_decision_the_answer_is_no_zero() {
-    let config = config(None);
     let (_known, receiver) = tokio::sync::watch::channel(super::service::Known::default());
     let service = super::service::Service {
-        config,
+        config: tokio::sync::watch::channel(config(None)).1,
         known: receiver,
         stop: tokio_util::sync::CancellationToken::new(),
     };

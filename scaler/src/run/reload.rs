@@ -61,6 +61,14 @@ impl Loop {
             self.leaving.spawn(async move { gone.target.shutdown().await });
         }
         self.config = config;
+        if let Some(keda) = &self.keda {
+            let by_keda = |it: &Driven| matches!(it.target, Driver::Keda(_));
+            let asked =
+                |name: &str| self.pools.iter().any(|it| it.pool.name == name && by_keda(it));
+            keda.reload(&self.config, asked);
+        } else if self.pools.iter().any(|it| matches!(it.target, Driver::Keda(_))) {
+            tracing::warn!("KEDA is answered from the next start on: no pool had it as a target");
+        }
         let names: BTreeSet<_> = self.pools.iter().map(|it| it.pool.name.clone()).collect();
         self.last.retain(|name, _| names.contains(name));
         self.decisions.keep(|name| names.contains(name));

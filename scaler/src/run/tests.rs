@@ -200,3 +200,28 @@ async fn it_is_ready_when_it_can_answer_keda_and_stays_so_whoever_leads() {
         assert_eq!(look(&work), None);
     }
 }
+
+#[tokio::test]
+async fn keda_is_answered_on_pools_that_came_with_another_configuration() {
+    let config = |pools: serde_json::Value| -> Arc<Config> {
+        let keda = serde_json::json!({"listen": "127.0.0.1:0"});
+        let config = serde_json::json!({"scaler": {"keda": keda}, "pools": pools});
+        Arc::new(serde_json::from_value(config).expect("valid"))
+    };
+    let keda =
+        |name: &str| serde_json::json!({"name": name, "target": {"keda": {"scaledObject": name}}});
+    let plain = |name: &str| serde_json::json!({"name": name});
+    let first = config(serde_json::json!([keda("stays"), keda("leaves"), plain("joins")]));
+    let (mut work, _lead) = work(Arc::clone(&first), None);
+    work.keda = KedaServer::start(&first).expect("a free port").map(Arc::new);
+    let answered = |work: &Loop| work.keda.as_ref().expect("started").pools();
+    assert_eq!(answered(&work), ["stays", "leaves"]);
+    // A target that is another than before is taken with the next start.
+    let next = [keda("stays"), plain("leaves"), keda("joins"), keda("new")];
+    for _ in 0..2 {
+        work.reload(config(serde_json::json!(next)));
+        assert_eq!(answered(&work), ["stays", "leaves", "new"]);
+    }
+    work.reload(config(serde_json::json!([keda("new")])));
+    assert_eq!(answered(&work), ["new"]);
+}
