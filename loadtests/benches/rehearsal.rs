@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How far live and rehearsal may be apart, as a share of the live figure.
-const GPU_HOURS: f64 = 0.10;
+const GPU_HOURS: f64 = 0.15;
 const TTFT: f64 = 0.15;
 /// And what two clocks and a busy machine add to a time in any case.
 const SLACK: f64 = 0.25;
@@ -168,7 +168,11 @@ fn live(forebay: &str, file: &Path) -> Live {
     let line = lines
         .find_map(|line| line.ok().filter(|line| line.contains("listening on")))
         .expect("it listens");
-    std::thread::spawn(move || lines.for_each(drop));
+    // Kept, so that the decisions can be read where the two part.
+    let mut log = std::fs::File::create(file.with_extension("log")).expect("a file");
+    std::thread::spawn(move || {
+        lines.map_while(Result::ok).for_each(|line| drop(writeln!(log, "{line}")));
+    });
     let address = |after: &str| -> SocketAddr {
         let rest = &line[line.find(after).expect("announced") + after.len()..];
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
