@@ -60,6 +60,13 @@ pub async fn the_chart_is_accepted(cluster: Arc<Cluster>) {
         helm(&cluster, &["uninstall", "forebay", "-n", &namespace]).await;
         cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
     }
+    // Keys with nothing under them, as comments leave them.
+    let file = cluster.folder.join("empty.yaml");
+    std::fs::write(&file, "config:\n  gateway:\n  scaler:\n").expect("written");
+    let rendered = ["template", "forebay", &chart, "-f", &file.display().to_string()];
+    let rendered = helm(&cluster, &rendered).await;
+    is_valid(&cluster, &rendered).await;
+    assert!(rendered.contains("leaderElection:"), "{rendered}");
 }
 
 /// The configuration that the chart makes, by our own checker.

@@ -38,6 +38,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- range .pools }}{{ if and .target (hasKey .target $kind) }}yes{{ end }}{{ end -}}
 {{- end -}}
 
+{{/* What `config` gives. A key with nothing under it, as is left by a comment, gives nothing. */}}
+{{- define "forebay.given" -}}
+{{- $given := dict -}}
+{{- range $key, $value := .Values.config -}}
+{{- if not (kindIs "invalid" $value) }}{{ $_ := set $given $key $value }}{{ end -}}
+{{- end -}}
+{{- $given | toYaml -}}
+{{- end -}}
+
 {{/* The configuration file, for both parts. */}}
 {{- define "forebay.config" -}}
 {{- $name := include "forebay.fullname" . -}}
@@ -56,13 +65,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if include "forebay.hasTarget" (dict "pools" .Values.pools "kind" "keda") -}}
 {{- $_ := set $made.scaler "keda" (dict "listen" "0.0.0.0:9910") -}}
 {{- end -}}
-{{- if dig "scaler" "leaderElection" dict .Values.config -}}
+{{- $given := include "forebay.given" . | fromYaml -}}
+{{- if dig "scaler" "leaderElection" dict $given -}}
 {{- fail "config.scaler.leaderElection: the chart sets it, since its Roles name the Lease" -}}
 {{- end -}}
-{{- if hasKey .Values.config "pools" -}}
+{{- if hasKey $given "pools" -}}
 {{- fail "config.pools: write them as `pools`, from which the Roles are made" -}}
 {{- end -}}
-{{- mergeOverwrite $made .Values.config | toYaml -}}
+{{- mergeOverwrite $made $given | toYaml -}}
 {{- end -}}
 
 {{- define "forebay.podSecurity" -}}
