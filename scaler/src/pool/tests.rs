@@ -22,16 +22,10 @@ impl Target for Fake {
         while (statuses.len() as u32) < count {
             let n = statuses.len() as u16 + 1;
             let status = ReplicaStatus {
-                id: format!("p-{n}"),
                 address: Some(SocketAddr::from(([127, 0, 0, 1], n))),
                 phase: Phase::Running,
-                reason: String::new(),
-                asked_ms: None,
-                inherited: false,
-                scheduled_ms: None,
                 started_ms: 1_000,
-                spared: false,
-                rank: 0,
+                ..ReplicaStatus::asked_for(format!("p-{n}"))
             };
             statuses.insert(status.id.clone(), status);
         }

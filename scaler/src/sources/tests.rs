@@ -197,6 +197,17 @@ async fn reading(sources: &Sources, wants: impl Fn(&Reading) -> bool) -> Reading
     panic!("not read in 10 s: {:?}", sources.readings());
 }
 
+/// Until the server was asked so many times, within bounds.
+async fn asked_times(asked: &AtomicUsize, times: usize) {
+    for _ in 0..1000 {
+        if asked.load(Ordering::Relaxed) >= times {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not asked {times} times in 10 s");
+}
+
 #[tokio::test]
 async fn a_source_goes_on_over_a_slow_server_and_keeps_what_it_last_read() {
     /// Answers at once, then never again.
@@ -218,15 +229,11 @@ async fn a_source_goes_on_over_a_slow_server_and_keeps_what_it_last_read() {
     let first = reading(&sources, |_| true).await;
     assert_eq!(first.value, Ok(Some(7.0)));
     // While the second is under way the first stands, with its time.
-    while asked.load(Ordering::Relaxed) < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    asked_times(&asked, 2).await;
     let late = reading(&sources, |reading| reading.value.is_err()).await;
     assert_eq!(late.value, Err("no answer within 500ms".into()));
     assert!(late.at_ms > first.at_ms);
-    while asked.load(Ordering::Relaxed) < 3 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    asked_times(&asked, 3).await;
 }
 
 #[tokio::test]

@@ -149,16 +149,10 @@ impl Target for Driver {
 /// The replicas that gateways know of, where the target can't list its own.
 fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
     let status = |id: &String, address, phase, reason: &String| ReplicaStatus {
-        id: id.clone(),
         address,
         phase,
         reason: reason.clone(),
-        asked_ms: None,
-        inherited: false,
-        scheduled_ms: None,
-        started_ms: 0,
-        spared: false,
-        rank: 0,
+        ..ReplicaStatus::asked_for(id)
     };
     let mut all = BTreeMap::new();
     for signals in heard.iter().filter_map(|heard| heard.signals) {

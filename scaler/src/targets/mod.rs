@@ -90,6 +90,24 @@ pub struct ReplicaStatus {
     pub rank: u32,
 }
 
+impl ReplicaStatus {
+    /// One of which nothing more is known than that it was asked for.
+    pub fn asked_for(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            address: None,
+            phase: Phase::Pending,
+            reason: "asked for".to_owned(),
+            asked_ms: None,
+            inherited: false,
+            scheduled_ms: None,
+            started_ms: 0,
+            spared: false,
+            rank: 0,
+        }
+    }
+}
+
 /// Where a replica is on its way, as far as its target can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

@@ -104,18 +104,7 @@ impl Processes {
             let (id, log) = self.shared.output.next_replica();
             let given = watch::Sender::new(Orders::default());
             orders.insert(id.clone(), given.clone());
-            self.shared.set(ReplicaStatus {
-                id: id.clone(),
-                address: None,
-                phase: Phase::Pending,
-                reason: "asked for".into(),
-                asked_ms: None,
-                inherited: false,
-                scheduled_ms: None,
-                started_ms: 0,
-                spared: false,
-                rank: 0,
-            });
+            self.shared.set(ReplicaStatus::asked_for(&id));
             tasks.spawn_on(replica::run(self.shared.clone(), id, log, given), &self.runtime);
         }
     }

@@ -61,17 +61,10 @@ pub(super) fn statuses(
     for n in going_on..replicas {
         let id = format!("{pool}-unborn-{n}");
         let status = ReplicaStatus {
-            id: id.clone(),
-            address: None,
-            phase: Phase::Pending,
             reason: "asked for; it has no pod yet".to_owned(),
-            asked_ms: None,
-            inherited: false,
-            scheduled_ms: None,
-            started_ms: 0,
-            spared: false,
             // It is the first to go, before any pod.
             rank: u32::MAX,
+            ..ReplicaStatus::asked_for(&id)
         };
         all.insert(id, status);
     }

@@ -295,16 +295,8 @@ async fn a_step_of_the_loop_is_given_to_the_worker_as_a_whole() {
     let (orders, mut given) = watch::channel(Orders::default());
     let (_told, seen) = watch::channel(Seen::default());
     let b = super::super::ReplicaStatus {
-        id: "b".to_owned(),
-        address: None,
         phase: crate::targets::Phase::Running,
-        reason: String::new(),
-        asked_ms: None,
-        inherited: false,
-        scheduled_ms: None,
-        started_ms: 0,
-        spared: false,
-        rank: 0,
+        ..super::super::ReplicaStatus::asked_for("b")
     };
     let (_shown, replicas) = watch::channel(Replicas::new([("b".to_owned(), b)].into()));
     let target = Kubernetes {

@@ -35,18 +35,7 @@ pub(super) async fn run(
     given: watch::Sender<Orders>,
 ) {
     let orders = given.subscribe();
-    let status = ReplicaStatus {
-        id,
-        address: None,
-        phase: Phase::Pending,
-        reason: String::new(),
-        asked_ms: None,
-        inherited: false,
-        scheduled_ms: None,
-        started_ms: 0,
-        spared: false,
-        rank: 0,
-    };
+    let status = ReplicaStatus { reason: String::new(), ..ReplicaStatus::asked_for(id) };
     let mut replica = Replica { shared, log, given, orders, status };
     replica.shared.output.prune();
     replica.until_stopped().await;
