@@ -61,7 +61,10 @@ mod tests {
                 "data: {\"choices\":[{}]}\n\n",
                 "data: {\"choices\":[{}],\"system_fingerprint\":\"vllm-0.32.0-b\\\"b\"}\n\n",
             ),
-            ("data: {}\r\n\r\n", "data: {,\"system_fingerprint\":\"vllm-0.32.0-b\\\"b\"}\r\n\r\n"),
+            (
+                "data: {\"choices\":[]}\r\n\r\n",
+                "data: {\"choices\":[],\"system_fingerprint\":\"vllm-0.32.0-b\\\"b\"}\r\n\r\n",
+            ),
             ("data: {}\nid: 1\n\n", "data: {}\nid: 1\n\n"),
             ("data: 1\n\n", "data: 1\n\n"),
         ] {
