@@ -14,8 +14,6 @@ use forebay_config::Limits;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
-use crate::body::Body;
-
 /// No such moment. Moments are counted from 1.
 const NEVER: u64 = 0;
 
@@ -152,20 +150,20 @@ impl Drop for Flight {
 }
 
 /// An answer's body that notes whether the client takes it.
-pub(crate) struct Watched {
-    body: Body,
+pub(crate) struct Watched<B> {
+    body: B,
     flight: Arc<Flight>,
 }
 
-impl Watched {
-    pub(crate) fn new(body: Body, flight: Arc<Flight>) -> Self {
+impl<B> Watched<B> {
+    pub(crate) fn new(body: B, flight: Arc<Flight>) -> Self {
         Self { body, flight }
     }
 }
 
-impl HttpBody for Watched {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Watched<B> {
     type Data = Bytes;
-    type Error = <Body as HttpBody>::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -232,14 +230,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_known_by_what_waits() {
-        use http_body_util::BodyExt;
+        use http_body_util::{BodyExt, Full};
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let activity = Activity::new(start, false);
         let flight = activity.begin(start);
         let due = |flight: &Flight| (flight.due(Instant::now(), &limits()) - start).as_secs();
         tokio::time::advance(1000 * second).await;
         assert_eq!(due(&flight), 1120, "waiting for the answer is not the client's fault");
-        let mut body = Watched::new(Body::full("x".into()), Arc::clone(&flight));
+        let mut body = Watched::new(Full::from("x"), Arc::clone(&flight));
         body.frame().await.expect("a frame").expect("right");
         tokio::time::advance(100 * second).await;
         assert_eq!(due(&flight), 1120, "what was given has not gone out for so long");

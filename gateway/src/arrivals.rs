@@ -13,8 +13,6 @@ use std::time::{Duration, SystemTime};
 
 use forebay_config::RecordArrivals;
 
-use crate::pool::Pool;
-
 const HEADER: &str = "time,pool,promptTokens,generatedTokens\n";
 /// Requests that may wait to be written.
 const WAITING: usize = 8192;
@@ -65,11 +63,9 @@ impl Recording {
         Ok(Self { recorder: Recorder(sender), thread })
     }
 
-    /// Records these pools from now on; those that are recorded already stay so.
-    pub(crate) fn of(&self, pools: &[Arc<Pool>]) {
-        for pool in pools {
-            let _ = pool.recorder.set(self.recorder.clone());
-        }
+    /// Where pools report their requests.
+    pub(crate) fn recorder(&self) -> Recorder {
+        self.recorder.clone()
     }
 
     /// Writes what was told so far, and ends.

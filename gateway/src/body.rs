@@ -1,68 +1,15 @@
-//! Bodies: reading a client's whole, and the one type that goes back to it.
+//! Reads a request's body whole.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use crate::bodies::Share;
-use crate::held::Held;
-use crate::pieces::Pieces;
 use crate::refusal::Refusal;
-use crate::relay::Relay;
 use crate::upload::Upload;
-
-/// What a client is sent.
-pub(crate) enum Body {
-    /// All there is.
-    Whole(Pieces),
-    /// A replica's answer as it comes.
-    Relay(Box<Relay>),
-    /// A stream of which nothing has come yet.
-    Held(Box<Held>),
-}
-
-impl Body {
-    pub(crate) fn full(bytes: Bytes) -> Self {
-        Self::Whole(bytes.into())
-    }
-
-    pub(crate) fn whole(pieces: Pieces) -> Self {
-        Self::Whole(pieces)
-    }
-}
-
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = crate::relay::Broken;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match self.get_mut() {
-            Self::Whole(pieces) => Poll::Ready(pieces.pop().map(|piece| Ok(Frame::data(piece)))),
-            Self::Relay(relay) => relay.poll_frame(cx).map(|next| Some(next?.map(Frame::data))),
-            Self::Held(held) => held.poll_frame(cx).map(|next| Some(next?.map(Frame::data))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(pieces) if pieces.is_empty())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(pieces) => SizeHint::with_exact(pieces.len() as u64),
-            Self::Relay(relay) => relay.size_hint(),
-            Self::Held(_) => SizeHint::new(),
-        }
-    }
-}
 
 /// Reads a request's body whole, counted as its `share` of all. One that came in one frame is not
 /// copied.

@@ -4,7 +4,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request};
 
-use crate::body::Body;
+use crate::answer_body::Body;
 
 /// `gateway.cors`, as headers.
 pub(crate) struct Cors {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, Source};
 use crate::pool::Pool;
+use crate::waiting::at_length;
 
 /// Follows one pool's discovery until `stop`, which takes away all that it found.
 pub(crate) async fn discover(
@@ -93,15 +94,6 @@ impl Found {
             self.holders.remove(&address);
             self.directory.remove(&self.pool, Source::Found, address);
         }
-    }
-}
-
-/// Kubernetes' word with its explanation.
-pub(crate) fn at_length(member: &Member) -> String {
-    match (member.reason.as_str(), member.message.as_str()) {
-        (reason, "") => reason.to_owned(),
-        ("", message) => message.to_owned(),
-        (reason, message) => format!("{reason}: {message}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is done for every request of a client before and after its own way.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ use http::{Method, Request, Response, StatusCode, Version};
 use rustls::ServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::answer_body::Body;
+use crate::answered_by::AnsweredBy;
 use crate::api::{Api, ErrorShape};
-use crate::body::{self, Body};
+use crate::body;
 use crate::clients::Clients;
 use crate::context::{Client, RequestContext};
 use crate::cors::{self, Cors};
@@ -60,10 +62,6 @@ pub(crate) struct Peer {
     pub(crate) client: Client,
     pub(crate) encrypted: bool,
 }
-
-/// In an answer's extensions: the replica that gave it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Served(pub(crate) SocketAddr);
 
 impl Edge {
     pub(crate) fn new(
@@ -212,12 +210,12 @@ impl Settings {
 
     /// What every answer has, whoever gave it.
     fn finish(&self, response: &mut Response<Body>, id: HeaderValue, origin: Option<&HeaderValue>) {
-        let served = response.extensions().get::<Served>().copied();
+        let answered_by = response.extensions().get::<AnsweredBy>().copied();
         let headers = response.headers_mut();
         headers.insert(identity::REQUEST_ID, id);
         headers.remove(ENDPOINT);
         if self.endpoint_header
-            && let Some(Served(address)) = served
+            && let Some(AnsweredBy(address)) = answered_by
             && let Ok(address) = HeaderValue::from_str(&address.to_string())
         {
             headers.insert(ENDPOINT, address);

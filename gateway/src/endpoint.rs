@@ -16,10 +16,10 @@ use forebay_signals::{EndpointSignals, Health, PodPhase};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::discover::at_length;
 use crate::ejection::Ejection;
 use crate::failure::{Cause, Failure};
 use crate::fingerprint::Fingerprint;
+use crate::waiting::at_length;
 
 use crate::figures::Figures;
 

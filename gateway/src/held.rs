@@ -13,13 +13,14 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::answer_body::Body;
 use crate::api::Api;
-use crate::body::Body;
 use crate::exchange::{Begun, Outcome};
 use crate::failure::{Cause, Failure};
+use crate::outcome::Outcome as Ended;
 use crate::pieces::Pieces;
 use crate::pool::End;
-use crate::record::{Outcome as Ended, Record};
+use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::relay::{Broken, Form, Relay};
 use crate::watch::Watch;

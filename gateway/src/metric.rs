@@ -10,13 +10,13 @@ use metrics::{
 
 use crate::failure::Cause;
 use crate::judge::Finish;
-use crate::record::{Aborter, Ended, Outcome};
+use crate::outcome::{Aborter, Ended, Outcome};
 
 mod edge;
 mod endpoint;
 mod session;
+pub(crate) mod tenant;
 
-use crate::tenant::metric as tenant;
 pub(crate) use edge::{connections, refused_connections, reload};
 pub(crate) use endpoint::endpoints_text;
 pub(crate) use session::Sessions;

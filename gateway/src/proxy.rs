@@ -9,10 +9,11 @@ use forebay_config::SplitBy;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, header};
 
+use crate::answer_body::Body;
 use crate::api::{Api, ErrorShape};
 use crate::asked::Asked;
 use crate::bodies::Bodies;
-use crate::body::{self, Body};
+use crate::body;
 use crate::context::{Client, RequestContext};
 use crate::drain::Drain;
 use crate::held::{Exchanging, Gone, Held};
@@ -48,9 +49,9 @@ impl Proxy {
         let (parts, incoming) = request.into_parts();
         let mut record = Record::begin(RequestContext::new(&parts, client));
         let shape = record.context.api.map_or(ErrorShape::OpenAi, Api::errors);
-        if let Some(answer) = local::answer(self, &parts) {
+        if let Some(answer) = local::answer(&self.routes.load(), &self.tenants, &parts) {
             return match answer {
-                Ok(response) => local_response(response, record),
+                Ok(response) => local_response(response.map(Body::full), record),
                 Err(refusal) => refuse(&refusal, record, shape),
             };
         }
@@ -72,7 +73,7 @@ impl Proxy {
             biased;
             outcome = &mut exchange => return respond(outcome, shape, gone, &self.drain),
             // Nobody is left to read it.
-            () = &mut gone => return Refusal::ClientLeft.response(shape),
+            () = &mut gone => return Refusal::ClientLeft.response(shape).map(Body::full),
             () = tokio::time::sleep(beat), if !beat.is_zero() => {}
         }
         Held::respond(api, (exchange, gone), self.drain.ending(), beat, told, accepted)

@@ -25,17 +25,18 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 
+use crate::answer_body::Body;
+use crate::answered_by::AnsweredBy;
 use crate::api::ErrorShape;
-use crate::body::Body;
 use crate::context::{Client, RequestContext};
-use crate::edge::Served;
 use crate::failure::{Cause, Failure};
+use crate::outcome::{Outcome, SHUTTING_DOWN};
 use crate::outgoing::{Outgoing, Rights, strip_hop_by_hop};
 use crate::pieces::Pieces;
 use crate::pool::{End, Pool, Slot, Ticket};
 use crate::proxy::{Proxy, client_left};
 use crate::queue;
-use crate::record::{Outcome, Record, SHUTTING_DOWN};
+use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::respond::refuse;
 use crate::route::To;
@@ -45,7 +46,6 @@ mod frames;
 mod relay;
 mod usage;
 
-pub(crate) use relay::{Carried, Traffic};
 use relay::{Ended, relay};
 use usage::Tally;
 
@@ -140,7 +140,7 @@ impl Proxy {
         let mut response = Response::new(Body::full(Bytes::new()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = head;
-        response.extensions_mut().insert(Served(address));
+        response.extensions_mut().insert(AnsweredBy(address));
         record.committed(101);
         record.tell(response.headers_mut());
         let drain = self.drain.clone();

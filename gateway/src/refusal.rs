@@ -8,11 +8,9 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::Value;
 
 use crate::api::{ErrorShape, anthropic_error, openai_error};
-use crate::body::Body;
 use crate::failure::{Cause, Failure};
-use crate::record::{Outcome, SHUTTING_DOWN, TOO_LONG};
-use crate::scan::ScanError;
-use crate::tenant::Limit;
+use crate::limit::Limit;
+use crate::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 
 /// Why a request is not answered by a replica.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -36,8 +34,8 @@ pub(crate) enum Refusal {
     TooManyHeaders(u16),
     #[error("{0}")]
     BadBody(String),
-    #[error(transparent)]
-    BadRequest(#[from] ScanError),
+    #[error("{message}")]
+    BadRequest { message: String, param: Option<&'static str> },
     #[error("The request body is larger than the limit of {0} bytes.")]
     BodyTooLarge(u64),
     #[error("The request body did not arrive within {0:?}.")]
@@ -104,7 +102,7 @@ impl Refusal {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "BadRequestError", None)
             }
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
-            Self::BadRequest(error) => (StatusCode::BAD_REQUEST, "BadRequestError", error.param()),
+            Self::BadRequest { param, .. } => (StatusCode::BAD_REQUEST, "BadRequestError", *param),
             Self::BodyTooLarge(_) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeError", None)
             }
@@ -154,7 +152,7 @@ impl Refusal {
             Self::WrongMethod { .. } => "wrong_method",
             Self::UpgradeRequired => "upgrade_required",
             Self::TooManyHeaders(_) => "too_many_headers",
-            Self::BadBody(_) | Self::BadRequest(_) | Self::LongModel(_) => "bad_request",
+            Self::BadBody(_) | Self::BadRequest { .. } | Self::LongModel(_) => "bad_request",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::BodyTooSlow(_) => "body_too_slow",
             Self::BodiesFull => "bodies_full",
@@ -202,10 +200,10 @@ impl Refusal {
     }
 
     /// The whole answer.
-    pub(crate) fn response(&self, shape: ErrorShape) -> Response<Body> {
+    pub(crate) fn response(&self, shape: ErrorShape) -> Response<Bytes> {
         let (status, ..) = self.kind();
         let body = Bytes::from(self.body(shape).to_string());
-        let mut response = Response::new(Body::full(body));
+        let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -290,7 +288,7 @@ mod tests {
             (Refusal::QueueFull { held: 1, retry_after: second, why: String::new() }, 429),
             (Refusal::HoldExpired { waited: second, retry_after: second, why: String::new() }, 503),
             (Refusal::InVain { retry_after: second }, 503),
-            (Refusal::BadRequest(ScanError::Duplicate("model")), 400),
+            (Refusal::BadRequest { message: "twice".into(), param: Some("model") }, 400),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::Connect, "reset") }, 502),
             (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::QueueFull, "full") }, 503),
             (Refusal::Failed(Failure::of(500, "a bug".into())), 500),

@@ -3,14 +3,15 @@
 use http::header::{self, HeaderMap};
 use http::{Response, response};
 
+use crate::answer_body::Body;
+use crate::answered_by::AnsweredBy;
 use crate::api::ErrorShape;
-use crate::body::Body;
 use crate::drain::Drain;
-use crate::edge::Served;
 use crate::exchange::{Begun, Committed, Outcome};
 use crate::held::Gone;
+use crate::outcome::Outcome as Ended;
 use crate::pool::End;
-use crate::record::{Outcome as Ended, Record};
+use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::relay::{Form, Relay};
 use crate::watch::Watch;
@@ -27,7 +28,7 @@ pub(crate) fn respond(
         Ok(committed) => committed,
         Err(refusal) => return refuse(&refusal, record, shape),
     };
-    head.extensions.insert(Served(slot.address));
+    head.extensions.insert(AnsweredBy(slot.address));
     record.committed(head.status.as_u16());
     record.tell(&mut head.headers);
     let stall = pool.settings().upstream.stall_timeout;
@@ -60,7 +61,7 @@ fn whole(mut head: response::Parts, body: Body) -> Response<Body> {
 
 /// What the gateway itself has to say.
 pub(crate) fn refuse(refusal: &Refusal, record: Record, shape: ErrorShape) -> Response<Body> {
-    let mut response = refusal.response(shape);
+    let mut response = refusal.response(shape).map(Body::full);
     record.tell(response.headers_mut());
     record.refused(refusal);
     response

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use crate::json::{Broken, Cursor, Key, Kind};
+use crate::refusal::Refusal;
 
 /// What the gateway reads of a request's body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +93,12 @@ pub(crate) enum ScanError {
     WrongType { field: &'static str, want: &'static str },
     #[error("The form could not be read: {0}.")]
     BadForm(&'static str),
+}
+
+impl From<ScanError> for Refusal {
+    fn from(error: ScanError) -> Self {
+        Self::BadRequest { message: error.to_string(), param: error.param() }
+    }
 }
 
 impl ScanError {

@@ -13,7 +13,7 @@ use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
 use tokio::time::Instant;
 
-use crate::arrivals::Recording;
+use crate::arrivals::{Recorder, Recording};
 use crate::bodies::Bodies;
 use crate::drain::Drain;
 use crate::edge::Edge;
@@ -174,7 +174,7 @@ impl Gateway {
     pub async fn reload(&self, config: &Config) -> Result<Vec<String>, StartError> {
         let kept = self.live.reload(&self.edge, config).await?;
         if let Some(recording) = &self.recording {
-            recording.of(&self.live.pools.all());
+            record_arrivals(&recording.recorder(), &self.live.pools.all());
         }
         Ok(kept)
     }
@@ -231,8 +231,15 @@ fn record(config: &Config, pools: &[Arc<Pool>]) -> Result<Option<Recording>, Sta
     let Some(settings) = &config.gateway.record_arrivals else { return Ok(None) };
     let recording = Recording::start(settings)
         .map_err(|source| StartError::Arrivals { file: settings.file.clone(), source })?;
-    recording.of(pools);
+    record_arrivals(&recording.recorder(), pools);
     Ok(Some(recording))
+}
+
+/// Records these pools from now on; those that are recorded already stay so.
+fn record_arrivals(recorder: &Recorder, pools: &[Arc<Pool>]) {
+    for pool in pools {
+        let _ = pool.recorder.set(recorder.clone());
+    }
 }
 
 pub(crate) fn resolve(endpoint: &str) -> Result<SocketAddr, String> {

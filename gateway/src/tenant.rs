@@ -16,10 +16,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::bucket::{Bucket, Share, Standing};
+use crate::limit::Limit;
+use crate::metric::tenant::Metrics;
 use crate::refusal::Refusal;
-use crate::tenant::metric::Metrics;
-
-pub(crate) mod metric;
 
 /// One tenant, for as long as it is configured.
 pub(crate) struct Tenant {
@@ -35,14 +34,6 @@ struct Books {
     tokens: Option<Bucket>,
     most: Option<u32>,
     concurrent: u32,
-}
-
-/// A limit that a request is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
-    Requests(u64),
-    Tokens(u64),
-    Concurrent(u32),
 }
 
 /// Why a request is not admitted now.
@@ -72,27 +63,6 @@ impl Limited {
     pub(crate) fn refusal(self, tenant: &Arc<str>) -> Refusal {
         let Self { limit, retry_after } = self;
         Refusal::Limited { tenant: Arc::clone(tenant), limit, retry_after }
-    }
-}
-
-impl Limit {
-    /// The word for it in figures.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Requests(_) => "requests",
-            Self::Tokens(_) => "tokens",
-            Self::Concurrent(_) => "concurrent",
-        }
-    }
-}
-
-impl std::fmt::Display for Limit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Requests(limit) => write!(f, "{limit} requests per minute"),
-            Self::Tokens(limit) => write!(f, "{limit} tokens per minute"),
-            Self::Concurrent(limit) => write!(f, "{limit} requests at once"),
-        }
     }
 }
 

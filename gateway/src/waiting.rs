@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use forebay_discovery::Member;
 use forebay_signals::PodPhase;
 
 /// `: 2 replicas are waiting for a node (Unschedulable), 1 is pulling the image`; empty for none.
@@ -29,6 +30,15 @@ pub(crate) fn why<'a>(replicas: impl IntoIterator<Item = (PodPhase, &'a str)>) -
         }
     }
     text
+}
+
+/// Kubernetes' word with its explanation.
+pub(crate) fn at_length(member: &Member) -> String {
+    match (member.reason.as_str(), member.message.as_str()) {
+        (reason, "") => reason.to_owned(),
+        ("", message) => message.to_owned(),
+        (reason, message) => format!("{reason}: {message}"),
+    }
 }
 
 #[cfg(test)]

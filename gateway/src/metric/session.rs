@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
 
-use crate::realtime::{Carried, Traffic};
+use crate::traffic::{Carried, Traffic};
 
 pub(super) const SECONDS: &str = "forebay_session_seconds";
 const MESSAGES: &str = "forebay_session_messages_total";

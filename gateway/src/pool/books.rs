@@ -11,9 +11,9 @@ use super::hold::Waiter;
 use super::{Pool, discovered};
 use crate::budget::RetryBudget;
 use crate::endpoint::Endpoint;
+use crate::outcome::{Ended, FirstToken, Outcome};
 use crate::patience::Cold;
 use crate::queue::Queue;
-use crate::record::{Ended, FirstToken, Outcome};
 
 pub(super) struct Books {
     pub(super) queue: Queue<Waiter>,

@@ -12,40 +12,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::{self, Frames};
 use crate::drain::Drain;
+use crate::traffic::{Carried, Traffic};
 
 const BUFFER: usize = 16 << 10;
 /// While the gateway drains, a session ends once nothing was said for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// So long the replica has to end its frame, and the client to answer our close.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// What a session has carried so far.
-#[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    /// From the client.
-    pub(crate) client: Carried,
-    /// From the replica.
-    pub(crate) replica: Carried,
-}
-
-/// What came from one side.
-#[derive(Debug, Default)]
-pub(crate) struct Carried {
-    /// Complete ones.
-    messages: AtomicU64,
-    /// Of frames, heads included.
-    bytes: AtomicU64,
-}
-
-impl Carried {
-    pub(crate) fn messages(&self) -> u64 {
-        self.messages.load(Relaxed)
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
-    }
-}
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,8 +188,7 @@ impl<'a> Way<'a> {
         let Ok(count @ 1..) = from.read(&mut self.buffer).await else { return false };
         (self.at, self.have) = (0, count);
         self.whole = self.frames.feed(&self.buffer[..count], hear);
-        self.carried.bytes.fetch_add(count as u64, Relaxed);
-        self.carried.messages.store(self.frames.messages(), Relaxed);
+        self.carried.add(count as u64, self.frames.messages());
         self.clock.touch();
         true
     }

@@ -7,9 +7,9 @@ use metrics::{
     gauge, histogram,
 };
 
+use crate::limit::Limit;
 use crate::metric::Sessions;
-use crate::record::{Ended, Outcome};
-use crate::tenant::Limit;
+use crate::outcome::{Ended, Outcome};
 
 const REQUESTS: &str = "forebay_tenant_requests_total";
 const LIMITED: &str = "forebay_tenant_limited_total";
