@@ -13,7 +13,6 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::answer_body::Body;
 use crate::api::Api;
 use crate::exchange::{Begun, Outcome};
 use crate::failure::{Cause, Failure};
@@ -23,12 +22,10 @@ use crate::pool::End;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::relay::{Broken, Form, Relay};
-use crate::watch::Watch;
+use crate::watch::{Gone, Watch};
 
 /// What comes of a request, whenever it comes.
 pub(crate) type Exchanging = Pin<Box<dyn Future<Output = Outcome> + Send>>;
-/// The client's leaving.
-pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Dropped, the client left: the request leaves the queue or the endpoint at once.
 pub(crate) struct Held {
@@ -50,7 +47,7 @@ impl Held {
         every: Duration,
         told: HeaderMap,
         accepted: Instant,
-    ) -> Response<Body> {
+    ) -> Response<Self> {
         let held = Self {
             api,
             waiting: Some((exchange, gone)),
@@ -60,7 +57,7 @@ impl Held {
             out: api.heartbeat().into(),
             relay: None,
         };
-        let mut response = Response::new(Body::Held(Box::new(held)));
+        let mut response = Response::new(held);
         let headers = response.headers_mut();
         *headers = told;
         let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");

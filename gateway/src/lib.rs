@@ -73,6 +73,7 @@ mod served;
 mod server;
 mod socket;
 mod sse;
+mod start_error;
 mod stream;
 mod streams;
 mod tenant;
@@ -86,5 +87,6 @@ mod watch;
 
 pub use keys::{KeysError, hash_key};
 pub use metric::{BUCKETS, describe};
-pub use server::{Draining, Gateway, StartError};
+pub use server::{Draining, Gateway};
+pub use start_error::StartError;
 pub use tls::TlsError;

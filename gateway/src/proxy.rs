@@ -16,7 +16,7 @@ use crate::bodies::Bodies;
 use crate::body;
 use crate::context::{Client, RequestContext};
 use crate::drain::Drain;
-use crate::held::{Exchanging, Gone, Held};
+use crate::held::{Exchanging, Held};
 use crate::local;
 use crate::multipart::scan_form;
 use crate::patience;
@@ -30,6 +30,7 @@ use crate::scan::{Scan, scan};
 use crate::tenant::Tenant;
 use crate::tenants::Tenants;
 use crate::upload::Upload;
+use crate::watch::Gone;
 
 /// Tokens expected of an answer whose request sets no limit.
 const ANSWER_TOKENS: u64 = 256;
@@ -77,6 +78,7 @@ impl Proxy {
             () = tokio::time::sleep(beat), if !beat.is_zero() => {}
         }
         Held::respond(api, (exchange, gone), self.drain.ending(), beat, told, accepted)
+            .map(|held| Body::Held(Box::new(held)))
     }
 
     async fn route(

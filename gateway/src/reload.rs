@@ -22,7 +22,7 @@ use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::key::UpstreamKey;
 use crate::pool::Pool;
-use crate::server::{StartError, resolve};
+use crate::start_error::{StartError, resolve};
 use crate::tenants::Tenants;
 use crate::tls::Tls;
 

@@ -8,13 +8,12 @@ use crate::answered_by::AnsweredBy;
 use crate::api::ErrorShape;
 use crate::drain::Drain;
 use crate::exchange::{Begun, Committed, Outcome};
-use crate::held::Gone;
 use crate::outcome::Outcome as Ended;
 use crate::pool::End;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::relay::{Form, Relay};
-use crate::watch::Watch;
+use crate::watch::{Gone, Watch};
 
 /// The answer of a replica, or why there is none.
 pub(crate) fn respond(

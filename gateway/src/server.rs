@@ -1,7 +1,6 @@
 //! The gateway as one thing to start and to stop.
 
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,6 @@ use crate::bodies::Bodies;
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::follow;
-use crate::keys::KeysError;
 use crate::listen::Listeners;
 use crate::metric::endpoints_text;
 use crate::pool::Pool;
@@ -26,7 +24,8 @@ use crate::proxy::Proxy;
 use crate::reload::{Live, Prepared};
 use crate::report::report;
 use crate::route::Routes;
-use crate::tls::{Tls, TlsError};
+use crate::start_error::StartError;
+use crate::tls::Tls;
 
 /// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
 /// by threads of its own.
@@ -60,53 +59,6 @@ impl Draining {
     pub async fn idle(&self) {
         self.0.idle().await;
     }
-}
-
-/// Why a gateway does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Mostly: the port is taken.
-    #[error("gateway.listen: cannot listen on {address}: {source}")]
-    Listen {
-        /// As configured.
-        address: SocketAddr,
-        /// The system's word.
-        source: io::Error,
-    },
-    /// The files of `gateway.tls` can't be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The file with the replicas' key is not there, or holds none.
-    #[error("pools: apiKeyFile of pool `{pool}`: {}: {source}", file.display())]
-    Key {
-        /// Its pool.
-        pool: String,
-        /// As configured.
-        file: std::path::PathBuf,
-        /// What is wrong with it.
-        source: io::Error,
-    },
-    /// The file for arrivals can't be written.
-    #[error("gateway.recordArrivals.file: {}: {source}", file.display())]
-    Arrivals {
-        /// As configured.
-        file: std::path::PathBuf,
-        /// What is wrong with it.
-        source: io::Error,
-    },
-    /// The API keys' file can't be read, or is wrong.
-    #[error("gateway.keys.file: {0}")]
-    Keys(KeysError),
-    /// Not an address, or a name that does not resolve.
-    #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
-    Endpoint {
-        /// Its pool.
-        pool: String,
-        /// As configured.
-        endpoint: String,
-        /// What is wrong with it.
-        reason: String,
-    },
 }
 
 impl Gateway {
@@ -240,10 +192,4 @@ fn record_arrivals(recorder: &Recorder, pools: &[Arc<Pool>]) {
     for pool in pools {
         let _ = pool.recorder.set(recorder.clone());
     }
-}
-
-pub(crate) fn resolve(endpoint: &str) -> Result<SocketAddr, String> {
-    let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/');
-    let mut addresses = bare.to_socket_addrs().map_err(|error| error.to_string())?;
-    addresses.next().ok_or_else(|| "no address".to_owned())
 }

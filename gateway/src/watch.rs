@@ -8,7 +8,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use crate::held::Gone;
+/// The client's leaving.
+pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Why an answer ends now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

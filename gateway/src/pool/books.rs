@@ -5,15 +5,23 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_signals::{ColdStart, EndpointSignals, Health, Histogram, PoolSignals, Totals};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::hold::Waiter;
+use super::slot::Slot;
+use super::ticket::Wants;
 use super::{Pool, discovered};
 use crate::budget::RetryBudget;
 use crate::endpoint::Endpoint;
 use crate::outcome::{Ended, FirstToken, Outcome};
 use crate::patience::Cold;
 use crate::queue::Queue;
+
+/// A held request's way to be released.
+pub(super) struct Waiter {
+    pub(super) slot: oneshot::Sender<Slot>,
+    pub(super) wants: Wants,
+}
 
 pub(super) struct Books {
     pub(super) queue: Queue<Waiter>,

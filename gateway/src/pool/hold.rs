@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Pool;
-use super::books::Books;
+use super::books::{Books, Waiter};
 use super::slot::{End, Slot};
 use super::ticket::{Ticket, Wants};
 use crate::endpoint::Endpoint;
@@ -19,12 +19,6 @@ use crate::patience::Patience;
 use crate::queue::Place;
 use crate::refusal::Refusal;
 use crate::served::{Served, Who};
-
-/// A held request's way to be released.
-pub(super) struct Waiter {
-    slot: oneshot::Sender<Slot>,
-    wants: Wants,
-}
 
 /// What every choice of an endpoint at one moment goes by.
 struct Choice {
