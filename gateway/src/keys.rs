@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use forebay_config::{Key, Problems, parse_key_lines, parse_keys};
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -87,12 +87,8 @@ impl Keys {
 /// The keys that a client shows: `authorization: Bearer`, as OpenAI's do, and `x-api-key`, as
 /// Anthropic's.
 pub(crate) fn shown(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let bearer = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
-    });
     let plain = headers.get_all("x-api-key").iter().map(|value| value.as_bytes().trim_ascii());
-    bearer.chain(plain).filter(|key| !key.is_empty())
+    forebay_signals::bearers(headers).chain(plain).filter(|key| !key.is_empty())
 }
 
 /// What is on the disk, as it is. Two readings that are equal need no second look.

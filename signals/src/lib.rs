@@ -19,4 +19,4 @@ pub use feed::{Delta, Frame, SCHEMA, View};
 pub use histogram::Histogram;
 pub use replicas::{Barrier, ColdStart, Figure, PoolReplicas, Replica, ReplicaState};
 pub use signals::{EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting};
-pub use token::Token;
+pub use token::{Token, bearers};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
@@ -22,6 +22,8 @@ use crate::feed::{Delta, Frame, SCHEMA};
 
 /// How many events a reader may lag behind.
 const BACKLOG: usize = 256;
+/// How many readers a feed's stream may have: the other half, the console, a few people.
+const READERS: usize = 256;
 
 /// One feed's sending side.
 pub struct Publisher<P> {
@@ -149,19 +151,25 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         get(serve::<P>).with_state(Arc::clone(self))
     }
 
-    /// The stream's events, the snapshot first.
-    fn events(&self) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + use<P> {
+    /// The stream's events, the snapshot first; `None` where there are too many readers.
+    fn events(
+        &self,
+    ) -> Option<impl futures_util::Stream<Item = Result<Bytes, Infallible>> + use<P>> {
         let (first, events) = {
             let inner = self.inner.lock();
+            if inner.events.receiver_count() >= READERS {
+                return None;
+            }
             (event(&self.snapshot(&inner)), inner.events.subscribe())
         };
         // Lagging behind, like the sender's end, ends the stream.
-        stream::unfold((Some(first), events), |(first, mut events)| async move {
+        let events = stream::unfold((Some(first), events), |(first, mut events)| async move {
             match first {
                 Some(first) => Some((Ok(first), (None, events))),
                 None => events.recv().await.ok().map(|event| (Ok(event), (None, events))),
             }
-        })
+        });
+        Some(events)
     }
 }
 
@@ -174,9 +182,14 @@ async fn serve<P: Delta + Serialize + Send + 'static>(
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/event-stream"));
     if accepts_stream {
+        let Some(events) = publisher.events() else {
+            let why = format!("{READERS} readers follow this feed already; try again later\n");
+            return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], why)
+                .into_response();
+        };
         let headers =
             [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
-        (headers, Body::from_stream(publisher.events())).into_response()
+        (headers, Body::from_stream(events)).into_response()
     } else {
         let frame = publisher.snapshot(&publisher.inner.lock());
         axum::Json(frame).into_response()
@@ -190,4 +203,20 @@ fn event<P: Serialize>(frame: &Frame<P>) -> Bytes {
     event.extend_from_slice(&json);
     event.extend_from_slice(b"\n\n");
     event.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PoolReplicas;
+
+    #[test]
+    fn readers_of_the_stream_are_bounded_and_one_that_leaves_makes_room() {
+        let publisher = Publisher::<PoolReplicas>::new();
+        let mut readers: Vec<_> = (0..READERS).map_while(|_| publisher.events()).collect();
+        assert_eq!(readers.len(), READERS);
+        assert!(publisher.events().is_none());
+        readers.pop();
+        assert!(publisher.events().is_some());
+    }
 }

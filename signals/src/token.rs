@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
@@ -52,11 +54,25 @@ impl Token {
         Arc::clone(&last.0)
     }
 
+    /// Whether a request with these headers shows the token.
+    #[must_use]
+    pub fn is_in(&self, headers: &HeaderMap) -> bool {
+        bearers(headers).any(|sent| self.is(sent))
+    }
+
     /// Whether `sent` is the token; how long that takes tells nothing about where they differ.
     #[must_use]
-    pub fn is(&self, sent: &str) -> bool {
-        self.current().as_bytes().ct_eq(sent.as_bytes()).into()
+    pub fn is(&self, sent: impl AsRef<[u8]>) -> bool {
+        self.current().as_bytes().ct_eq(sent.as_ref()).into()
     }
+}
+
+/// What is sent as `authorization: Bearer`; the scheme's name in any case, as HTTP has it.
+pub fn bearers(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(AUTHORIZATION).iter().filter_map(|value| {
+        let (scheme, sent) = value.as_bytes().split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| sent.trim_ascii())
+    })
 }
 
 fn text(file: &Path) -> io::Result<Arc<str>> {
@@ -85,6 +101,26 @@ impl From<&str> for Token {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_sent_as_bearer_in_any_case() {
+        let token = Token::from("secret");
+        for (sent, want) in [
+            ("Bearer secret", true),
+            ("bearer secret", true),
+            ("BEARER   secret ", true),
+            ("Bearer Secret", false),
+            ("Bearersecret", false),
+            ("Basic secret", false),
+            ("secret", false),
+            ("Bearer ", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, sent.parse().unwrap())]);
+            assert_eq!(token.is_in(&headers), want, "{sent:?}");
+        }
+        assert!(!token.is_in(&HeaderMap::new()));
+    }
 
     #[test]
     fn a_token_changes_with_its_file_and_stays_when_that_is_gone() {
