@@ -1,23 +1,20 @@
 //! Records when requests came and how long they were, for `forebay replay`. No content.
 //!
-//! One line for each request, written at its end by a thread of its own: whoever serves clients
-//! only puts it into a bounded channel, and passes it over when the disk is too slow for that.
+//! One line for each request, written at its end on the side ([`Output`]): whoever serves clients
+//! never waits for the disk.
 
-use std::fs::{File, OpenOptions, rename};
-use std::io::{self, BufWriter, Write};
+use std::fs::{OpenOptions, rename};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use forebay_bounds::{Lines, Output, Sink};
 use forebay_config::RecordArrivals;
 
 const HEADER: &str = "time,pool,promptTokens,generatedTokens\n";
-/// Requests that may wait to be written.
-const WAITING: usize = 8192;
-/// Longest time that a line stays in memory.
-const FLUSH: Duration = Duration::from_secs(1);
+/// How long the last lines may take when the gateway ends.
+const LAST: Duration = Duration::from_secs(1);
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -28,74 +25,45 @@ pub(crate) struct Arrival {
     pub(crate) generated_tokens: u64,
 }
 
-enum Note {
-    Arrival(Arrival),
-    End,
-}
-
-/// Where requests are told.
-#[derive(Clone, Debug)]
-pub(crate) struct Recorder(SyncSender<Note>);
-
-impl Recorder {
-    /// Never waits.
-    pub(crate) fn tell(&self, arrival: Arrival) {
-        if self.0.try_send(Note::Arrival(arrival)).is_err() {
-            tracing::debug!("an arrival was not recorded: the file can't be written fast enough");
-        }
+impl Arrival {
+    fn line(&self) -> String {
+        let since = self.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let at = jiff::Timestamp::from_millisecond(since.as_millis() as i64).unwrap_or_default();
+        let Self { pool, prompt_tokens, generated_tokens, .. } = self;
+        format!("{at:.3},{pool},{prompt_tokens},{generated_tokens}\n")
     }
 }
 
-/// The thread that writes.
-pub(crate) struct Recording {
-    recorder: Recorder,
-    thread: JoinHandle<()>,
+/// Where requests are recorded.
+#[derive(Clone)]
+pub(crate) struct Recorder(Output);
+
+impl Recorder {
+    /// Never waits.
+    pub(crate) fn tell(&self, arrival: &Arrival) {
+        self.0.write(arrival.line().as_bytes());
+    }
 }
+
+/// The record of every pool.
+pub(crate) struct Recording(Recorder);
 
 impl Recording {
     /// Opens the file, or makes it.
     pub(crate) fn start(settings: &RecordArrivals) -> io::Result<Self> {
-        let mut log = Log::open(&settings.file, settings.max_size.bytes())?;
-        let (sender, notes) = sync_channel(WAITING);
-        let thread = std::thread::Builder::new()
-            .name("arrivals".to_owned())
-            .spawn(move || write_all(&notes, &mut log))?;
-        Ok(Self { recorder: Recorder(sender), thread })
+        let log = Log::open(&settings.file, settings.max_size.bytes())?;
+        Ok(Self(Recorder(Output::start("arrivals", log)?)))
     }
 
     /// Where pools report their requests.
     pub(crate) fn recorder(&self) -> Recorder {
-        self.recorder.clone()
+        self.0.clone()
     }
 
-    /// Writes what was told so far, and ends.
+    /// Writes what was recorded so far, and ends; at once where nothing can be written.
     pub(crate) fn finish(self) {
-        // Where the thread has ended, there is nobody to tell.
-        let _ = self.recorder.0.send(Note::End);
-        let _ = self.thread.join();
-    }
-}
-
-fn write_all(notes: &Receiver<Note>, log: &mut Log) {
-    let mut failed = false;
-    loop {
-        let done = match notes.recv_timeout(FLUSH) {
-            Ok(Note::Arrival(arrival)) => log.write(&arrival),
-            Ok(Note::End) | Err(RecvTimeoutError::Disconnected) => {
-                if let Err(error) = log.file.flush() {
-                    tracing::warn!("the last arrivals can't be recorded: {error}");
-                }
-                return;
-            }
-            Err(RecvTimeoutError::Timeout) => log.file.flush(),
-        };
-        match done {
-            Ok(()) => failed = false,
-            Err(error) => {
-                if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!("arrivals can't be recorded in {}: {error}", log.path.display());
-                }
-            }
+        if !self.0.0.finish(LAST) {
+            tracing::warn!("the last arrivals are not recorded: the file takes nothing");
         }
     }
 }
@@ -105,43 +73,50 @@ struct Log {
     path: PathBuf,
     most: u64,
     size: u64,
-    file: BufWriter<File>,
+    lines: Lines,
+    /// What is not a file, such as a pipe, has no other beside it.
+    turns: bool,
 }
 
 impl Log {
     fn open(path: &Path, most: u64) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        let size = file.metadata()?.len();
-        let mut log = Self { path: path.to_owned(), most, size, file: BufWriter::new(file) };
-        if size == 0 {
-            log.put(HEADER)?;
-        }
-        Ok(log)
+        let (size, turns) = (file.metadata()?.len(), file.metadata()?.is_file());
+        Ok(Self { path: path.to_owned(), most, size, lines: Lines::new(file), turns })
     }
 
-    fn put(&mut self, text: &str) -> io::Result<()> {
+    fn put(&mut self, text: &[u8]) -> io::Result<()> {
+        self.lines.write(text)?;
         self.size += text.len() as u64;
-        self.file.write_all(text.as_bytes())
-    }
-
-    fn write(&mut self, arrival: &Arrival) -> io::Result<()> {
-        let since = arrival.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let at = jiff::Timestamp::from_millisecond(since.as_millis() as i64).unwrap_or_default();
-        let Arrival { pool, prompt_tokens, generated_tokens, .. } = arrival;
-        let line = format!("{at:.3},{pool},{prompt_tokens},{generated_tokens}\n");
-        if self.size + line.len() as u64 > self.most && self.size > HEADER.len() as u64 {
-            self.turn()?;
-        }
-        self.put(&line)
+        Ok(())
     }
 
     /// The file becomes the one before; a new one is begun.
     fn turn(&mut self) -> io::Result<()> {
-        self.file.flush()?;
         let mut before = self.path.clone().into_os_string();
         before.push(".1");
-        rename(&self.path, before)?;
+        match rename(&self.path, before) {
+            // Somebody took it away, or only the new one could not be made the last time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         *self = Self::open(&self.path, self.most)?;
+        Ok(())
+    }
+}
+
+impl Sink for Log {
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let full = self.size + line.len() as u64 > self.most;
+            if full && self.turns && self.size > HEADER.len() as u64 {
+                self.turn()?;
+            }
+            if self.size == 0 {
+                self.put(HEADER.as_bytes())?;
+            }
+            self.put(line)?;
+        }
         Ok(())
     }
 }
@@ -170,7 +145,7 @@ mod tests {
         let settings = RecordArrivals { file: file.clone(), ..RecordArrivals::default() };
         for second in [1_767_571_200, 1_767_571_201] {
             let recording = Recording::start(&settings).expect("writable");
-            recording.recorder.tell(arrival(second, 12));
+            recording.0.tell(&arrival(second, 12));
             recording.finish();
         }
         let text = std::fs::read_to_string(&file).expect("written");
@@ -188,9 +163,8 @@ mod tests {
         let most = 200;
         let mut log = Log::open(&file, most).expect("writable");
         for second in 0..20 {
-            log.write(&arrival(second, 1)).expect("written");
+            log.write(arrival(second, 1).line().as_bytes()).expect("written");
         }
-        log.file.flush().expect("written");
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect(name);
         for name in ["arrivals.csv", "arrivals.csv.1"] {
             let text = read(name);
@@ -199,6 +173,21 @@ mod tests {
         }
         assert!(read("arrivals.csv").contains("1970-01-01T00:00:19.250Z"), "the last one is there");
         assert_eq!(std::fs::read_dir(&folder).expect("ours").count(), 2);
+        std::fs::remove_file(&file).expect("ours");
+        for second in 20..30 {
+            log.write(arrival(second, 1).line().as_bytes()).expect("written");
+        }
+        assert!(read("arrivals.csv").contains("1970-01-01T00:00:29.250Z"), "begun anew");
         std::fs::remove_dir_all(folder).expect("ours");
+    }
+
+    #[test]
+    fn what_is_not_a_file_is_never_renamed() {
+        let mut log = Log::open(Path::new("/dev/null"), 200).expect("writable");
+        assert!(!log.turns);
+        for second in 0..20 {
+            log.write(arrival(second, 1).line().as_bytes()).expect("written");
+        }
+        assert!(log.size > 200);
     }
 }

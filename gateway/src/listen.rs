@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use forebay_bounds::Heartbeats;
 use parking_lot::Mutex;
 use pingora_core::apps::ServerApp;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
@@ -21,6 +22,7 @@ use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::connection;
 use crate::edge::Edge;
@@ -34,8 +36,13 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Binds and begins to serve.
-    pub(crate) fn start(address: SocketAddr, threads: usize, edge: Arc<Edge>) -> io::Result<Self> {
+    /// Binds and begins to serve, on threads whose hearts beat in `heartbeats`.
+    pub(crate) fn start(
+        address: SocketAddr,
+        threads: usize,
+        edge: Arc<Edge>,
+        heartbeats: &Heartbeats,
+    ) -> io::Result<Self> {
         let patience = edge.limits().write_timeout;
         let probe = bind(address, None)?;
         let address = probe.local_addr()?;
@@ -50,9 +57,10 @@ impl Listeners {
             .map(|(i, socket)| {
                 let (edge, accepting, stopped) =
                     (Arc::clone(&edge), accepting.clone(), stopped.clone());
-                std::thread::Builder::new()
-                    .name(format!("gateway-{i}"))
-                    .spawn(move || serve(socket, address, edge, accepting, stopped))
+                let name = format!("gateway-{i}");
+                let beat = heartbeats.beat(&name);
+                let serve = move || serve(socket, address, edge, beat, accepting, stopped);
+                std::thread::Builder::new().name(name).spawn(serve)
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { address, stop_accepting, stop, threads })
@@ -96,6 +104,7 @@ fn serve(
     socket: TcpListener,
     address: SocketAddr,
     edge: Arc<Edge>,
+    beat: impl Future<Output = ()> + Send + 'static,
     accepting: watch::Receiver<bool>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -107,6 +116,7 @@ fn serve(
         }
     };
     runtime.block_on(async move {
+        let _beating = AbortOnDropHandle::new(tokio::spawn(beat));
         let mut fds = Fds::new();
         fds.add(address.to_string(), socket.into_raw_fd());
         let mut service = Service::new("gateway".to_owned(), App { edge });

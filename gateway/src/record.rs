@@ -198,7 +198,7 @@ impl Record {
     fn arrived(&self, took: Duration) {
         let Some(pool) = &self.pool else { return };
         let Some(recorder) = pool.recorder.get() else { return };
-        recorder.tell(Arrival {
+        recorder.tell(&Arrival {
             at: SystemTime::now() - took,
             pool: Arc::clone(&pool.name),
             prompt_tokens: self.tokens.prompt.unwrap_or(self.estimated),

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use forebay_bounds::Heartbeats;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::arrivals::{Recorder, Recording};
 use crate::bodies::Bodies;
@@ -27,6 +28,9 @@ use crate::route::Routes;
 use crate::start_error::StartError;
 use crate::tls::Tls;
 
+/// How long threads that have nothing left to do may take to end.
+const STOP: Duration = Duration::from_secs(5);
+
 /// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
 /// by threads of its own.
 pub struct Gateway {
@@ -34,6 +38,7 @@ pub struct Gateway {
     drain: Drain,
     publisher: Arc<Publisher<PoolSignals>>,
     edge: Arc<Edge>,
+    heartbeats: Heartbeats,
     /// Probes end with it.
     live: Live,
     recording: Option<Recording>,
@@ -98,7 +103,8 @@ impl Gateway {
             usize::from,
         );
         let address = config.gateway.listen;
-        let listeners = Listeners::start(address, threads.max(1), Arc::clone(&edge))
+        let heartbeats = Heartbeats::default();
+        let listeners = Listeners::start(address, threads.max(1), Arc::clone(&edge), &heartbeats)
             .map_err(|source| StartError::Listen { address, source })?;
         let recording = record(config, &pools)?;
         let publisher = Publisher::new();
@@ -112,7 +118,7 @@ impl Gateway {
             let (tenants, directory) = (Arc::clone(&live.tenants), Arc::clone(&live.directory));
             drain.spawn(follow::replicas(url, token, live.pools.clone(), tenants, directory));
         }
-        Ok(Self { listeners, drain, publisher, edge, live, recording })
+        Ok(Self { listeners, drain, publisher, edge, heartbeats, live, recording })
     }
 
     /// Takes a new configuration over without dropping a request, or leaves all as it is.
@@ -146,6 +152,12 @@ impl Gateway {
         }
     }
 
+    /// Those of the threads that serve clients.
+    #[must_use]
+    pub fn heartbeats(&self) -> Heartbeats {
+        self.heartbeats.clone()
+    }
+
     /// To drain it from elsewhere.
     #[must_use]
     pub fn draining(&self) -> Draining {
@@ -167,13 +179,15 @@ impl Gateway {
         self.publisher.goodbye();
         let listeners = self.listeners;
         let recording = self.recording;
-        let _ = tokio::task::spawn_blocking(move || {
+        let stopped = tokio::task::spawn_blocking(move || {
             listeners.stop();
             if let Some(recording) = recording {
                 recording.finish();
             }
-        })
-        .await;
+        });
+        if timeout(STOP, stopped).await.is_err() {
+            tracing::warn!("a thread for clients does not end; it is left alone");
+        }
         finished
     }
 }
