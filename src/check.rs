@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use forebay_bounds::print;
 use forebay_config::Problems;
 
 /// What to check.
@@ -44,17 +45,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (config, warnings) = match checked {
         Ok(checked) => checked,
         Err(problems) => {
-            eprintln!("{problems}");
+            print::err(problems);
             return Ok(ExitCode::FAILURE);
         }
     };
     for warning in warnings.iter() {
-        eprintln!("warning: {warning}");
+        print::err(format_args!("warning: {warning}"));
     }
     let refused = args.strict && !warnings.is_empty();
     match config.filter(|_| args.print) {
-        Some(config) => print!("{}", forebay_config::print(&config)),
-        None => println!("{}: {}", name(file), verdict(&warnings, args.strict)),
+        Some(config) => print::out(forebay_config::print(&config))?,
+        None => {
+            let verdict = verdict(&warnings, args.strict);
+            print::out(format_args!("{}: {verdict}\n", name(file)))?;
+        }
     }
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

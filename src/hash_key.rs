@@ -1,9 +1,10 @@
 //! `forebay hash-key`: from an API key to what the keys' file has of it.
 
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
+use forebay_bounds::print;
 
 /// Flags of `forebay hash-key`.
 #[derive(clap::Args)]
@@ -35,8 +36,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let key = if args.new { made()? } else { given()? };
     let hash = forebay_gateway::hash_key(&key);
     match &args.tenant {
-        Some(tenant) => println!("- tenant: {tenant}\n  sha256: {hash}"),
-        None => println!("{hash}"),
+        Some(tenant) => print::out(format_args!("- tenant: {tenant}\n  sha256: {hash}\n"))?,
+        None => print::out(format_args!("{hash}\n"))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -47,14 +48,14 @@ fn made() -> anyhow::Result<String> {
     source.read_exact(&mut random).context("/dev/urandom")?;
     let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let key = format!("sk-{digits}");
-    eprintln!("{key}");
+    writeln!(std::io::stderr(), "{key}").context("the new key cannot be shown")?;
     Ok(key)
 }
 
 fn given() -> anyhow::Result<String> {
     let mut input = std::io::stdin();
     if input.is_terminal() {
-        eprintln!("Type the key, then Enter and Ctrl-D.");
+        print::err("Type the key, then Enter and Ctrl-D.");
     }
     let mut key = String::new();
     input.read_to_string(&mut key).context("the key")?;

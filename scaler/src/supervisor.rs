@@ -23,6 +23,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use forebay_bounds::print;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -63,7 +64,7 @@ pub fn run(args: Args) -> ExitCode {
     match supervise(&args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("forebay: cannot supervise: {error}");
+            print::err(format_args!("forebay: cannot supervise: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -86,7 +87,7 @@ fn supervise(args: &Args) -> io::Result<u8> {
         Ok(child) => Pid::from_raw(child.id().cast_signed()),
         Err(error) => {
             let why = format!("{}: {}", program.to_string_lossy(), reason(&error));
-            eprintln!("forebay: cannot start {why}");
+            print::err(format_args!("forebay: cannot start {why}"));
             tell(&mut tether, &Report::NotStarted(why));
             return Ok(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
         }

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use forebay_bounds::print;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::contestants::fixed::Schedule;
@@ -77,7 +78,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     scenario.model.seed = args.seed.unwrap_or(scenario.model.seed);
     if !scenario.left_out.is_empty() {
         let names = scenario.left_out.join(", ");
-        eprintln!("warning: left out, as no rehearsal can know what they read: {names}");
+        print::err(format_args!(
+            "warning: left out, as no rehearsal can know what they read: {names}"
+        ));
     }
     let trace = Trace::read(&args.trace, &scenario.pool.name, scenario.model.seed)?;
     let trace = trace.faster(args.speed_up)?;
@@ -87,11 +90,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .with_context(|| format!("cannot write into {}", folder.display()))?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        let results = serde_json::to_string_pretty(&results)?;
+        print::out(format_args!("{results}\n"))?;
     } else {
-        print!("{}", report::table(&results));
+        print::out(report::table(&results))?;
         if let Some(folder) = &args.out {
-            println!("\nwritten: {0}/report.html, {0}/results.json", folder.display());
+            let folder = folder.display();
+            print::out(format_args!("\nwritten: {folder}/report.html, {folder}/results.json\n"))?;
         }
     }
     Ok(())

@@ -31,6 +31,7 @@ pub use args::{Args, LoraModule, Runner, SigtermOutcome};
 
 use anyhow::Context as _;
 use engine::State;
+use forebay_bounds::print;
 use shared::{Shared, Stop};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -146,11 +147,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let pid = std::process::id();
-    eprintln!("INFO:     Simulated vLLM {} ({:?} runner)", shared::VERSION, args.runner);
-    eprintln!("INFO:     Serving {} as {}", args.names().join(", "), args.host);
+    print::err(format_args!(
+        "INFO:     Simulated vLLM {} ({:?} runner)",
+        shared::VERSION,
+        args.runner
+    ));
+    print::err(format_args!("INFO:     Serving {} as {}", args.names().join(", "), args.host));
     let mut sim = Sim::start(args).await?;
-    eprintln!("INFO:     Started server process [{pid}]");
-    eprintln!("INFO:     Waiting for application startup.");
+    print::err(format_args!("INFO:     Started server process [{pid}]"));
+    print::err("INFO:     Waiting for application startup.");
     let url = sim.base_url();
     let mut listening = sim.listening.clone();
     let mut told = false;
@@ -159,20 +164,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             ready = listening.wait_for(|listens| *listens), if !told => {
                 told = true;
                 if ready.is_ok() {
-                    eprintln!("INFO:     Application startup complete.");
-                    eprintln!("INFO:     Uvicorn running on {url} (Press CTRL+C to quit)");
+                    print::err("INFO:     Application startup complete.");
+                    print::err(format_args!("INFO:     Uvicorn running on {url} (Press CTRL+C to quit)"));
                 }
             }
             _ = terminate.recv() => {
-                eprintln!("INFO:     Shutting down");
+                print::err("INFO:     Shutting down");
                 sim.terminate();
             }
             _ = interrupt.recv() => {
-                eprintln!("INFO:     Shutting down");
+                print::err("INFO:     Shutting down");
                 sim.terminate();
             }
             ended = sim.ended() => {
-                eprintln!("INFO:     Finished server process [{pid}]");
+                print::err(format_args!("INFO:     Finished server process [{pid}]"));
                 return ended;
             }
         }

@@ -42,7 +42,7 @@ impl Output {
     }
 
     /// The next replica's name and file. The file is made here, so that another Forebay in the
-    /// same folder takes another number; where it can't be, the start will say so.
+    /// same folder takes another number; where it can't be, the start says so.
     pub(super) fn next_replica(&self) -> (String, PathBuf) {
         loop {
             let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
@@ -69,6 +69,11 @@ pub(super) fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
         io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
     })
+}
+
+/// Where nothing is kept.
+pub(super) fn nowhere() -> io::Result<File> {
+    OpenOptions::new().append(true).open("/dev/null")
 }
 
 /// The last lines written since the file was `from` bytes long, each after a newline.

@@ -134,7 +134,12 @@ impl Replica {
         let shared = &*self.shared;
         let gpu = shared.gpus.lease()?;
         let (port, ours, theirs) = shared.ports.lease()?;
-        let output = output::append(&self.log)?;
+        // A replica that can't be heard serves all the same.
+        let output = output::append(&self.log).or_else(|error| {
+            let (pool, replica) = (&shared.pool, &self.status.id);
+            warn!(pool, replica, "{error}; what this replica says is lost");
+            output::nowhere()
+        })?;
         let log_from = output.metadata()?.len();
         let mark = format!("{:032x}", rand::random::<u128>());
         ours.set_nonblocking(true)?;
