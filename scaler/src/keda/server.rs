@@ -1,18 +1,20 @@
 //! The listener for KEDA's operator: HTTP/2, plain or with TLS, and the gRPC health service.
 
+use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_bounds::{Bounds, CountedLayer, Listener};
 use forebay_config::{Config, KedaTls, Target};
 use forebay_signals::PoolReplicas;
+use futures_util::stream;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 
@@ -23,6 +25,18 @@ use super::service::{Known, Service};
 const GRACE: Duration = Duration::from_secs(3);
 /// A client that answers no ping for so long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// KEDA has one connection, or a few; whoever says nothing is not waited for.
+const BOUNDS: Bounds = Bounds {
+    connections: 128,
+    head: Duration::from_secs(10),
+    idle: None,
+    write: Duration::from_secs(30),
+    multiplexed: true,
+};
+/// Calls at once on a connection: each ScaledObject has a stream and a few short calls.
+const CALLS: u32 = 4096;
+/// Bytes of a call's metadata.
+const HEAD_SIZE: u32 = 32 << 10;
 
 /// What the operator calls.
 pub struct KedaServer {
@@ -73,13 +87,19 @@ impl KedaServer {
         let settings = &config.scaler.keda;
         let address = settings.listen;
         let failed = |source| ServeError::Listen { address, source };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let socket = forebay_bounds::bind(address, &BOUNDS).map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        let listener = Listener::new("keda", socket, BOUNDS).map_err(failed)?;
+        let incoming = stream::unfold(listener, |mut listener| async {
+            Some((Ok::<_, Infallible>(listener.accept().await), listener))
+        });
 
-        let mut server = Server::builder().http2_keepalive_interval(Some(KEEP_ALIVE));
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .max_concurrent_streams(CALLS)
+            .http2_max_header_list_size(HEAD_SIZE)
+            .layer(CountedLayer);
         if let Some(files) = &settings.tls {
             server = server.tls_config(tls(files)?).map_err(ServeError::Tls)?;
         }

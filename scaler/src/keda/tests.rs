@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use forebay_config::{Config, Keda, KedaTls, Pool, Target};
 use forebay_signals::{Figure, PoolReplicas, Replica, ReplicaState};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request};
@@ -78,6 +80,33 @@ async fn value(
     let answer = client.get_metrics(request).await?.into_inner();
     let value = &answer.metric_values[0];
     Ok((value.metric_value, value.metric_value_float))
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_are_closed_and_keep_keda_out_of_nothing() {
+    let (server, mut client) = start().await;
+    publish(&server, state(true, 3, 1));
+    let mut told = client.stream_is_active(object(&[])).await.expect("known").into_inner();
+    assert!(told.message().await.expect("told").expect("a word").result);
+    let mut silent = Vec::new();
+    for n in 0..300 {
+        let mut stream = TcpStream::connect(server.address()).await.expect("it listens");
+        let begun: &[u8] = if n % 2 == 0 { b"" } else { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" };
+        // It may have made way already.
+        let _ = stream.write_all(begun).await;
+        silent.push(stream);
+    }
+    let (_, mut another) = (value(&mut client, &[]).await.expect("known"), {
+        let channel = Endpoint::from_shared(format!("http://{}", server.address()));
+        ExternalScalerClient::new(channel.expect("a URL").connect().await.expect("room"))
+    });
+    assert_eq!(value(&mut another, &[]).await.expect("known"), (3, 3.0));
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("closed").ok();
+    }
+    publish(&server, state(false, 0, 0));
+    assert!(!told.message().await.expect("told").expect("a word").result, "its stream goes on");
 }
 
 #[tokio::test]
