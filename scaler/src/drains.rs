@@ -1,13 +1,16 @@
 //! `POST /drain?endpoint=IP:PORT`: for a `preStop` hook, which waits here until every gateway has
 //! nothing in flight at the pod that is about to stop.
+//!
+//! A pod needs no token for itself. Its address is its proof, so what it may do ends with it: only
+//! a pod that Kubernetes told of is drained so, and only for as long as it is there.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
+use axum::{Extension, Router};
 use forebay_signals::Token;
 use http::Request;
 use http_body_util::Empty;
@@ -22,11 +25,21 @@ use crate::leader::Leadership;
 /// As long as nobody says otherwise: the kubelet ends a hook with the grace period.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// In the extensions of a request without the token: its sender has the endpoint's address.
+#[derive(Clone, Copy, Debug)]
+pub struct ByItself;
+
 /// One replica to drain; `done` is dropped or told when it is.
 pub(crate) struct Ask {
     pub(crate) endpoint: SocketAddr,
-    pub(crate) done: oneshot::Sender<()>,
+    /// Nothing else than its address allows it.
+    pub(crate) by_itself: bool,
+    pub(crate) done: oneshot::Sender<Result<(), NotAPod>>,
 }
+
+/// The endpoint is not a pod's, or not one that Kubernetes told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotAPod;
 
 #[derive(Clone)]
 struct Desk {
@@ -38,6 +51,9 @@ struct Desk {
 #[derive(Deserialize)]
 struct Asked {
     endpoint: Option<String>,
+    /// One who does not lead passes on what a pod asked for itself.
+    #[serde(default)]
+    by_itself: bool,
 }
 
 type Answer = (StatusCode, String);
@@ -51,7 +67,13 @@ pub(crate) fn route(
     Router::new().route("/drain", post(drain)).with_state(Desk { asks, leadership, token })
 }
 
-async fn drain(State(desk): State<Desk>, Query(asked): Query<Asked>, headers: HeaderMap) -> Answer {
+async fn drain(
+    State(desk): State<Desk>,
+    Query(asked): Query<Asked>,
+    by_itself: Option<Extension<ByItself>>,
+    headers: HeaderMap,
+) -> Answer {
+    let by_itself = by_itself.is_some() || asked.by_itself;
     let endpoint = asked.endpoint.as_deref().and_then(|it| it.parse::<SocketAddr>().ok());
     let Some(endpoint) = endpoint else {
         let usage = "which one? POST /drain?endpoint=IP:PORT\n".to_owned();
@@ -62,7 +84,8 @@ async fn drain(State(desk): State<Desk>, Query(asked): Query<Asked>, headers: He
     let passed = headers.contains_key(header::VIA);
     match leadership {
         Some(Leadership::Theirs(url)) if !passed => {
-            let passed = timeout(PATIENCE, pass_on(&url, endpoint, desk.token.as_ref())).await;
+            let passed = pass_on(&url, endpoint, by_itself, desk.token.as_ref());
+            let passed = timeout(PATIENCE, passed).await;
             return match passed {
                 Ok(Ok(status)) if status.is_success() => (StatusCode::OK, "drained\n".to_owned()),
                 Ok(Ok(status)) => (status, format!("the leader answered {status}\n")),
@@ -77,11 +100,15 @@ async fn drain(State(desk): State<Desk>, Query(asked): Query<Asked>, headers: He
         Some(Leadership::Ours) | None => {}
     }
     let (done, drained) = oneshot::channel();
-    if desk.asks.send(Ask { endpoint, done }).await.is_err() {
+    if desk.asks.send(Ask { endpoint, by_itself, done }).await.is_err() {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned());
     }
     match timeout(PATIENCE, drained).await {
-        Ok(Ok(())) => (StatusCode::OK, "drained\n".to_owned()),
+        Ok(Ok(Ok(()))) => (StatusCode::OK, "drained\n".to_owned()),
+        Ok(Ok(Err(NotAPod))) => {
+            let why = "only a pod may drain itself without the token of admin.tokenFile\n";
+            (StatusCode::FORBIDDEN, why.to_owned())
+        }
         Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "no longer the leader\n".to_owned()),
         Err(_) => (StatusCode::GATEWAY_TIMEOUT, "not drained in time\n".to_owned()),
     }
@@ -90,6 +117,7 @@ async fn drain(State(desk): State<Desk>, Query(asked): Query<Asked>, headers: He
 async fn pass_on(
     url: &str,
     endpoint: SocketAddr,
+    by_itself: bool,
     token: Option<&Token>,
 ) -> Result<StatusCode, String> {
     let authority = url.strip_prefix("http://").unwrap_or(url);
@@ -97,7 +125,7 @@ async fn pass_on(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
-    let mut request = Request::post(format!("/drain?endpoint={endpoint}"))
+    let mut request = Request::post(format!("/drain?endpoint={endpoint}&by_itself={by_itself}"))
         .header(header::HOST, authority)
         .header(header::VIA, "1.1 forebay");
     if let Some(token) = token {

@@ -24,6 +24,7 @@ mod store;
 pub mod supervisor;
 pub mod targets;
 
+pub use drains::ByItself;
 pub use feeds::Gateways;
 pub use metric::{BUCKETS, describe};
 pub use readiness::Readiness;

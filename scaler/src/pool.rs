@@ -59,8 +59,8 @@ pub(crate) struct PoolLoop {
     starts: BTreeMap<String, Start>,
     epoch: u64,
     barrier: bool,
-    /// Endpoints whose pods are about to stop, with when that was said.
-    asked: BTreeMap<SocketAddr, u64>,
+    /// Endpoints whose pods are about to stop.
+    asked: BTreeMap<SocketAddr, Asked>,
     why: String,
     /// What keeps the target from doing what it is told.
     trouble: Option<String>,
@@ -70,6 +70,13 @@ pub(crate) struct PoolLoop {
     closed: bool,
     /// What KEDA may ask for.
     figures: Option<Figures>,
+}
+
+/// A replica that is to drain.
+struct Asked {
+    at_ms: u64,
+    /// The one that was there: what comes to its address later was not meant.
+    id: Option<String>,
 }
 
 /// A replica's present start.

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::config_map::StateMaps;
 use crate::core::Override;
 use crate::decisions::Decisions;
-use crate::drains::{self, Ask};
+use crate::drains::{self, Ask, NotAPod};
 use crate::feeds::{Feeds, Gateways, Touched};
 use crate::keda::{KedaServer, ServeError};
 use crate::leader::{Election, Leadership};
@@ -367,8 +367,18 @@ impl Loop {
     }
 
     fn ask(&mut self, ask: Ask, now_ms: u64) {
+        let mut refused = false;
         for driven in &mut self.pools {
-            driven.pool.ask_to_drain(ask.endpoint, now_ms);
+            let heard = self.feeds.words(&driven.pool.name);
+            if !ask.by_itself || driven.target.has_pod(&heard, ask.endpoint) {
+                driven.pool.ask_to_drain(ask.endpoint, now_ms);
+            } else {
+                refused |= driven.target.has_replica(&heard, ask.endpoint);
+            }
+        }
+        if refused {
+            let _ = ask.done.send(Err(NotAPod));
+            return;
         }
         self.waiting.push(ask);
         self.all_touched = true;
@@ -430,7 +440,7 @@ impl Loop {
                 })
         };
         for ask in self.waiting.extract_if(.., drained) {
-            let _ = ask.done.send(());
+            let _ = ask.done.send(Ok(()));
         }
     }
 }

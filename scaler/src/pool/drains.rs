@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use forebay_signals::{Health, PoolSignals};
 
-use super::{Heard, PoolLoop, endpoints};
+use super::{Asked, Heard, PoolLoop, endpoints};
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
 
 /// A pod that was to stop and has not for so long was not meant.
@@ -17,7 +17,7 @@ const ASKED_MS: u64 = 3_600_000;
 impl PoolLoop {
     /// Its pod is about to stop: it gets nothing new, and counts no more.
     pub(crate) fn ask_to_drain(&mut self, endpoint: SocketAddr, now_ms: u64) {
-        self.asked.insert(endpoint, now_ms);
+        self.asked.insert(endpoint, Asked { at_ms: now_ms, id: None });
     }
 
     /// Whether every gateway has nothing in flight there, and gives it nothing new.
@@ -37,8 +37,13 @@ impl PoolLoop {
         statuses: &'a BTreeMap<String, ReplicaStatus>,
         now_ms: u64,
     ) -> Cow<'a, BTreeMap<String, ReplicaStatus>> {
-        let there = |address: &SocketAddr| statuses.values().any(|it| it.address == Some(*address));
-        self.asked.retain(|address, asked| there(address) && now_ms < *asked + ASKED_MS);
+        self.asked.retain(|address, asked| {
+            let there = statuses.values().find(|it| {
+                it.address == Some(*address) && asked.id.as_ref().is_none_or(|id| *id == it.id)
+            });
+            asked.id = there.map(|it| it.id.clone());
+            asked.id.is_some() && now_ms < asked.at_ms + ASKED_MS
+        });
         if self.asked.is_empty() {
             return Cow::Borrowed(statuses);
         }

@@ -238,6 +238,31 @@ fn a_pod_that_is_about_to_stop_is_drained_and_replaced_and_waited_for() {
 }
 
 #[test]
+fn a_drain_that_was_asked_for_ends_with_its_replica_or_after_an_hour() {
+    let at = ONE.parse().expect("an address");
+    let ready = signals(0, &[(ONE, Health::Ready, 1)]);
+    let asked = || {
+        let (mut pool, target) = (pool(), Fake::default());
+        step(&mut pool, &target, &[signals(1, &[])], 1_000);
+        step(&mut pool, &target, std::slice::from_ref(&ready), 2_000);
+        pool.ask_to_drain(at, 3_000);
+        step(&mut pool, &target, std::slice::from_ref(&ready), 3_000);
+        assert!(pool.asked.contains_key(&at));
+        (pool, target)
+    };
+    let (mut pool, target) = asked();
+    step(&mut pool, &target, std::slice::from_ref(&ready), 3_000 + 3_600_000);
+    assert!(pool.asked.is_empty(), "it was not meant");
+    let (mut pool, target) = asked();
+    let mut statuses = target.statuses.borrow().clone();
+    let mut next = statuses.remove("p-1").expect("there");
+    next.id = "p-9".to_owned();
+    statuses.insert("p-9".to_owned(), next);
+    pool.step(&[], &statuses, &[], &target, 4_000);
+    assert!(pool.asked.is_empty(), "another one came to its address");
+}
+
+#[test]
 fn the_idlest_is_the_one_to_go() {
     let (mut pool, target) = (pool(), Fake::default());
     let at = |n| format!("127.0.0.1:{n}");

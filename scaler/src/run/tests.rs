@@ -1,10 +1,15 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use forebay_signals::{Barrier, Figure, PoolSignals};
+use forebay_discovery::Change;
+use forebay_signals::follower::Event;
+use forebay_signals::{
+    Barrier, EndpointSignals, Figure, PodPhase, PoolSignals, ReplicaState, View,
+};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::feeds::News;
 use crate::relay::Words;
 use crate::store::Snapshots;
 
@@ -93,6 +98,41 @@ fn work(
         readiness: Readiness::new(),
     };
     (work, lead)
+}
+
+#[tokio::test]
+async fn a_pod_may_drain_itself_and_an_endpoint_that_is_none_may_not() {
+    let (mut work, _lead) = work(config(&[("p", 4)]), None);
+    let gateway = forebay_discovery::Member::at(([10, 0, 0, 9], 9900).into());
+    work.feeds.take(News::List(Change::All(vec![("gateway-1".to_owned(), gateway)])));
+    let endpoint = |phase| Some(EndpointSignals { phase, ..EndpointSignals::default() });
+    let endpoints = [
+        ("10.0.0.1:8000".to_owned(), endpoint(Some(PodPhase::Healthy))),
+        ("10.0.0.2:8000".to_owned(), endpoint(None)),
+    ];
+    let signals = PoolSignals { endpoints: endpoints.into(), ..PoolSignals::default() };
+    let (sender, pools) = ("a".to_owned(), [("p".to_owned(), Arc::new(signals))].into());
+    let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
+    work.feeds.take(News::Feed(0, Event::Update { view, touched: Vec::new() }));
+    for (endpoint, by_itself, refused, drains) in [
+        ("10.0.0.1:8000", true, false, true),
+        ("10.0.0.2:8000", true, true, false),
+        ("10.0.0.3:8000", true, false, false),
+        ("10.0.0.2:8000", false, false, true),
+    ] {
+        let at = endpoint.parse().expect("an address");
+        let (done, mut told) = tokio::sync::oneshot::channel();
+        work.ask(Ask { endpoint: at, by_itself, done }, 1_000);
+        let case = format!("{endpoint}, by itself: {by_itself}");
+        assert_eq!(told.try_recv().is_ok_and(|it| it == Err(NotAPod)), refused, "{case}");
+        work.step(1_000, true);
+        let state = work.last["p"].replicas.get(endpoint).and_then(|it| it.as_ref());
+        let is_draining = state.is_some_and(|it| it.state == ReplicaState::Draining);
+        assert_eq!(is_draining, drains, "{case}");
+        if !drains && !refused {
+            assert_eq!(told.try_recv(), Ok(Ok(())), "{case}: nothing is there");
+        }
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use forebay_config::{Pool, Target as TargetConfig};
@@ -70,6 +71,24 @@ impl Driver {
                 heard.iter().any(|it| it.signals.is_some()).then(|| Arc::new(observed(heard)))
             }
         }
+    }
+
+    /// Whether Kubernetes told of a pod at this address.
+    pub(crate) fn has_pod(&self, heard: &[Heard<'_>], address: SocketAddr) -> bool {
+        match self {
+            Self::Processes(_) => false,
+            Self::Kubernetes(it) => it.statuses().is_some_and(|all| is_among(&all, address)),
+            Self::Keda(_) | Self::Observe => {
+                let key = address.to_string();
+                let endpoint = |it: &Heard<'_>| it.signals?.endpoints.get(&key)?.as_ref()?.phase;
+                heard.iter().any(|it| endpoint(it).is_some())
+            }
+        }
+    }
+
+    /// Whether a replica of it is known to be at this address.
+    pub(crate) fn has_replica(&self, heard: &[Heard<'_>], address: SocketAddr) -> bool {
+        self.statuses(heard).is_some_and(|all| is_among(&all, address))
     }
 
     /// Whether what it scales has been looked for, where that is elsewhere.
@@ -146,6 +165,10 @@ impl Target for Driver {
     }
 }
 
+fn is_among(replicas: &Replicas, address: SocketAddr) -> bool {
+    replicas.values().any(|replica| replica.address == Some(address))
+}
+
 /// The replicas that gateways know of, where the target can't list its own.
 fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
     let status = |id: &String, address, phase, reason: &String| ReplicaStatus {
@@ -178,4 +201,37 @@ fn observed(heard: &[Heard<'_>]) -> BTreeMap<String, ReplicaStatus> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_signals::{EndpointSignals, PoolSignals};
+
+    use super::*;
+
+    #[test]
+    fn a_pod_is_what_kubernetes_told_of_and_nothing_else() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let endpoint = |phase| Some(EndpointSignals { phase, ..EndpointSignals::default() });
+        let signals = PoolSignals {
+            endpoints: [
+                ("10.0.0.1:8000".to_owned(), endpoint(Some(PodPhase::Draining))),
+                ("10.0.0.2:8000".to_owned(), endpoint(None)),
+            ]
+            .into(),
+            ..PoolSignals::default()
+        };
+        let heard = [Heard { gateway: 0, sender: "a", signals: Some(&signals), lost_ms: None }];
+        let driver = Driver::Observe;
+        for (at, replica, pod) in [
+            ("10.0.0.1:8000", true, true),
+            ("10.0.0.2:8000", true, false),
+            ("10.0.0.1:8001", false, false),
+        ] {
+            let at = address(at);
+            assert_eq!(driver.has_replica(&heard, at), replica, "{at}");
+            assert_eq!(driver.has_pod(&heard, at), pod, "{at}");
+        }
+        assert!(!driver.has_pod(&[], address("10.0.0.1:8000")), "nobody has told of it");
+    }
 }

@@ -109,9 +109,11 @@ impl Setup {
         let [a, b, first, second, one, two] =
             ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let (clients, gateway_admins, scaler_admins) = ([a, b], [first, second], [one, two]);
-        // As its own address, without a token: no model's pod holds one.
+        // With the token: the addresses of this kubelet's pods are on loopback, where everybody
+        // has them. A real pod needs none.
         let hook = format!(
-            "curl -fsS --interface $POD_IP -X POST 'http://{one}/drain?endpoint='$POD_IP:8000"
+            "curl -fsS -H 'authorization: bearer {TOKEN}' -X POST \
+             'http://{one}/drain?endpoint='$POD_IP:8000"
         );
         let workload = Workload {
             args: ["--cold-start", options.cold_start, "--decode-step-ms", options.decode_step]
