@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use forebay_bounds::print;
 
 mod admin;
 mod check;
@@ -76,7 +77,7 @@ fn main() -> ExitCode {
         command => match run(command) {
             Ok(code) => code,
             Err(error) => {
-                eprintln!("forebay: {error:#}");
+                print::err(format_args!("forebay: {error:#}"));
                 ExitCode::FAILURE
             }
         },
@@ -86,15 +87,17 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => {
-            logging::for_people();
-            block_on(serve::serve(args.config()?, serve::Parts::Both, None))
+            let config = args.config()?;
+            let log = logging::for_people()?;
+            block_on(serve::serve(config, serve::Parts::Both, None, &log))
         }
         Command::Run(file) => from_file(&file, serve::Parts::Both),
         Command::Gateway(file) => from_file(&file, serve::Parts::Gateway),
         Command::Scaler(file) => from_file(&file, serve::Parts::Scaler),
         Command::Check(args) => check::run(&args),
         Command::Schema => {
-            println!("{}", serde_json::to_string_pretty(&forebay_config::schema())?);
+            let schema = serde_json::to_string_pretty(&forebay_config::schema())?;
+            print::out(format_args!("{schema}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::HashKey(args) => hash_key::run(&args),
@@ -115,13 +118,13 @@ fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
     let text =
         std::fs::read_to_string(&file.config).with_context(|| format!("cannot read {name}"))?;
     let (config, warnings) = forebay_config::inspect(&text, &name)?;
-    logging::for_machines(&config.logging);
+    let log = logging::for_machines(&config.logging)?;
     for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }
     block_on(async {
         let file = reload::ConfigFile::new(file.config.clone(), text)?;
-        serve::serve(config, parts, Some(file)).await
+        serve::serve(config, parts, Some(file), &log).await
     })
 }
 

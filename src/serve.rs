@@ -11,11 +11,11 @@ use forebay_discovery::Cluster;
 use forebay_gateway::Gateway;
 use forebay_scaler::{Gateways, Scaler};
 use forebay_signals::Token;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::admin::{self, Access};
+use crate::admin::{self, Access, Port, Scrape};
+use crate::logging::Log;
 use crate::reload::ConfigFile;
 
 /// What runs in this process.
@@ -31,6 +31,7 @@ pub(crate) async fn serve(
     config: Config,
     parts: Parts,
     file: Option<ConfigFile>,
+    log: &Log,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut config = Arc::new(config);
@@ -41,7 +42,8 @@ pub(crate) async fn serve(
     let token = token.transpose()?;
     let cluster = if needs_cluster(&config) { Some(Cluster::infer().await?) } else { None };
     let metrics = admin::install_metrics()?;
-    let listener = TcpListener::bind(config.admin.listen).await.with_context(|| {
+    log.show();
+    let listener = admin::bind(config.admin.listen).with_context(|| {
         format!(
             "admin.listen: cannot listen on {}; is Forebay running already?",
             config.admin.listen
@@ -76,17 +78,22 @@ pub(crate) async fn serve(
         routes = routes.merge(scaler.routes());
         Some(scaler)
     };
-    let mut tasks = JoinSet::new();
     let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);
-    let registered = metrics.clone();
-    let text =
-        move || registered.render() + &endpoints.as_ref().map_or_else(String::new, |it| it());
+    let scrape =
+        Scrape::new(metrics, move || endpoints.as_ref().map_or_else(String::new, |it| it()));
     let loopback = admin_address.ip().to_canonical().is_loopback();
-    let draining = gateway.as_ref().map(Gateway::draining);
-    let alone = scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness);
-    let access = Access { token, loopback };
-    tasks.spawn(admin::serve(listener, routes, text, access, draining, alone));
-    tasks.spawn(admin::upkeep(metrics));
+    let heartbeats = gateway.as_ref().map(Gateway::heartbeats).unwrap_or_default();
+    let _beating = AbortOnDropHandle::new(tokio::spawn(heartbeats.beat("main")));
+    let router = admin::router(admin::Parts {
+        routes,
+        scrape: scrape.clone(),
+        access: Access { token, loopback },
+        drain: gateway.as_ref().map(Gateway::draining),
+        scaler: scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness),
+        heartbeats: heartbeats.clone(),
+    });
+    // Served until the end: what is stopping says so.
+    let _port = Port::serve(listener, router, scrape, heartbeats).context("the admin port")?;
     announce(&config, gateway.as_ref(), &own);
 
     follow(&mut config, file, &mut signals, gateway.as_ref(), scaler.as_ref()).await;
@@ -113,6 +120,7 @@ pub(crate) async fn serve(
         code = orderly => code,
         () = signals.next() => {
             tracing::warn!("left at once");
+            log.finish();
             // Supervisors end the replicas: their pipe ends with this process.
             std::process::exit(1);
         }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use support::sims::{Folder, Sim};
 use support::{Forebay, chat, connect, eventually, exchange, get, status};
@@ -38,6 +38,9 @@ fn loopback_is_open_to_this_machine_and_closed_to_pages_of_other_sites() {
         }
     }
     assert_eq!(status(&ask(admin, "POST", "/drain", &[("origin", "https://evil.example")])), 403);
+    let linked = [("sec-fetch-site", "cross-site")];
+    assert_eq!(status(&ask(admin, "POST", "/drain", &linked)), 403, "also without an origin");
+    assert_eq!(status(&ask(admin, "GET", "/healthz", &linked)), 200, "a link from elsewhere");
     assert_eq!(status(&ask(admin, "GET", "/drain", &[])), 405, "it changes something");
     assert_eq!(status(&ask(admin, "GET", "/readyz", &[])), 200, "none of these drained it");
     assert_eq!(status(&ask(admin, "GET", "/nope", &[])), 404);
@@ -72,12 +75,64 @@ fn elsewhere_all_but_metrics_and_health_needs_the_token_as_it_is_now() {
         }
     }
     assert_eq!(with("GET", "/signals", "first"), 200);
+    for scheme in ["bearer", "BEARER"] {
+        let sent = format!("{scheme} first");
+        assert_eq!(status(&ask(admin, "GET", "/signals", &[("authorization", &sent)])), 200);
+    }
     folder.write("token", "second\n");
     eventually("the new token is read", || with("GET", "/signals", "second") == 200);
     assert_eq!(with("GET", "/signals", "first"), 401);
     folder.write("token", "\n");
     assert_eq!((with("GET", "/signals", ""), with("GET", "/signals", "second")), (401, 200));
     assert_eq!(with("GET", "/readyz", ""), 200, "nobody drained it");
+}
+
+/// An address of this machine that is not on loopback, if it has one.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the system only says where it would go out.
+    socket.connect("192.0.2.1:9").ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
+}
+
+#[test]
+fn an_address_stands_for_the_token_only_where_it_is_a_pods() {
+    let own = own_address();
+    let ip = own.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+    let (local, there) = (Sim::start(&["sim"]), Sim::start(&["sim", "--host", "0.0.0.0"]));
+    let there = SocketAddr::new(ip, there.address.port());
+    let folder = Folder::new();
+    let token = folder.write("token", "secret\n");
+    let file = folder.write(
+        "config.yaml",
+        &format!(
+            "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 0.0.0.0:0, tokenFile: {token}}}\n\
+             pools: [{{name: p, models: [m], endpoints: ['{}', '{there}']}}]\n",
+            local.address
+        ),
+    );
+    let forebay = Forebay::start(&["run", "--config", &file], "info");
+    let port = forebay.admin.port();
+    let admin = |ip: IpAddr| SocketAddr::new(ip, port);
+    let drain = |endpoint: SocketAddr, headers: &[(&str, &str)]| {
+        let path = format!("/drain?endpoint={endpoint}");
+        status(&ask(admin(endpoint.ip()), "POST", &path, headers))
+    };
+    let with_token = [("authorization", "Bearer secret")];
+    let ready = || {
+        let answer = ask(admin(local.address.ip()), "GET", "/signals", &with_token);
+        answer.matches(r#""health":"ready""#).count()
+    };
+    eventually("both are ready", || ready() == 2);
+    let page = [("origin", "https://evil.example")];
+    assert_eq!((drain(local.address, &[]), drain(local.address, &page)), (401, 401), "loopback");
+    if own.is_some() {
+        assert_eq!((drain(there, &[]), drain(there, &page)), (403, 401), "a static endpoint");
+    }
+    assert_eq!(ready(), 2, "none of these drained anything");
+    assert_eq!(drain(local.address, &with_token), 200);
+    assert_eq!(ready(), 1);
 }
 
 #[test]

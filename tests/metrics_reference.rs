@@ -60,9 +60,12 @@ fn table(describe: fn()) -> String {
 fn the_metrics_page_lists_every_figure_as_the_code_describes_it() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
     let mut page = std::fs::read_to_string(&path).expect("docs/metrics.md");
-    let halves: [(&str, fn()); 2] =
-        [("gateway", forebay_gateway::describe), ("scaler", forebay_scaler::describe)];
-    for (part, describe) in halves {
+    let parts: [(&str, fn()); 3] = [
+        ("gateway", forebay_gateway::describe),
+        ("scaler", forebay_scaler::describe),
+        ("process", forebay_bounds::describe),
+    ];
+    for (part, describe) in parts {
         let begin = format!(
             "<!-- {part}: written by `UPDATE_DOCS=1 cargo test --test metrics_reference` -->\n"
         );

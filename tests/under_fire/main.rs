@@ -6,5 +6,8 @@
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, reason = "a test's own")]
 
+mod half_open;
+mod log;
+
 #[path = "../support/mod.rs"]
 mod support;
