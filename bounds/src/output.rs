@@ -238,13 +238,13 @@ mod tests {
     /// Nothing here takes as long, however busy the machine is.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Tells what it is given, and does with it what it is told.
-    struct Told {
+    /// Hands on what it is given, and answers as the test says.
+    struct Scripted {
         given: Sender<Vec<u8>>,
         outcomes: Receiver<io::Result<()>>,
     }
 
-    impl Sink for Told {
+    impl Sink for Scripted {
         fn write(&mut self, lines: &[u8]) -> io::Result<()> {
             let _ = self.given.send(lines.to_vec());
             self.outcomes.recv().unwrap_or(Ok(()))
@@ -255,7 +255,7 @@ mod tests {
     fn a_sink_that_hangs_holds_up_nobody_and_what_finds_no_place_is_counted() {
         let (given, written) = channel();
         let (tell, outcomes) = channel();
-        let output = Output::start("lines", Told { given, outcomes }).expect("a thread");
+        let output = Output::start("lines", Scripted { given, outcomes }).expect("a thread");
         output.write(b"first\n");
         assert_eq!(written.recv_timeout(PATIENCE).as_deref(), Ok(&b"first\n"[..]));
         // It hangs in the first.
@@ -282,7 +282,7 @@ mod tests {
     fn what_can_not_be_written_is_counted_until_it_can() {
         let (given, written) = channel();
         let (tell, outcomes) = channel();
-        let output = Output::start("lines", Told { given, outcomes }).expect("a thread");
+        let output = Output::start("lines", Scripted { given, outcomes }).expect("a thread");
         for n in 0..3 {
             output.write(b"one\ntwo\n");
             written.recv_timeout(PATIENCE).expect("tried");

@@ -2,7 +2,7 @@
 //! nothing in flight at the pod that is about to stop.
 //!
 //! A pod needs no token for itself. Its address is its proof, so what it may do ends with it: only
-//! a pod that Kubernetes told of is drained so, and only for as long as it is there.
+//! a pod that Kubernetes reported is drained so, and only for as long as it is there.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(crate) struct Ask {
     pub(crate) done: oneshot::Sender<Result<(), NotAPod>>,
 }
 
-/// The endpoint is not a pod's, or not one that Kubernetes told of.
+/// The endpoint is not a pod's, or not one that Kubernetes reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotAPod;
 
@@ -51,7 +51,7 @@ struct Desk {
 #[derive(Deserialize)]
 struct Asked {
     endpoint: Option<String>,
-    /// One who does not lead passes on what a pod asked for itself.
+    /// Set where a scaler that does not lead passes on what a pod asked for itself.
     #[serde(default)]
     by_itself: bool,
 }

@@ -73,7 +73,7 @@ impl Driver {
         }
     }
 
-    /// Whether Kubernetes told of a pod at this address.
+    /// Whether Kubernetes reported a pod at this address.
     pub(crate) fn has_pod(&self, heard: &[Heard<'_>], address: SocketAddr) -> bool {
         match self {
             Self::Processes(_) => false,
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_what_kubernetes_told_of_and_nothing_else() {
+    fn a_pod_is_what_kubernetes_reported_and_nothing_else() {
         let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
         let endpoint = |phase| Some(EndpointSignals { phase, ..EndpointSignals::default() });
         let signals = PoolSignals {
@@ -232,6 +232,6 @@ mod tests {
             assert_eq!(driver.has_replica(&heard, at), replica, "{at}");
             assert_eq!(driver.has_pod(&heard, at), pod, "{at}");
         }
-        assert!(!driver.has_pod(&[], address("10.0.0.1:8000")), "nobody has told of it");
+        assert!(!driver.has_pod(&[], address("10.0.0.1:8000")), "no gateway reports it");
     }
 }
