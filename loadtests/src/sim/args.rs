@@ -132,6 +132,8 @@ pub enum SigtermOutcome {
     Abort,
     /// One of the two, by the seed.
     Seeded,
+    /// Nothing: the listener closes, and connections stay open in silence until their clients leave.
+    Mute,
 }
 
 /// A LoRA adapter: the model name it is asked for by, and where it came from.

@@ -3,7 +3,7 @@
 //! The port is bound from the start, but connections are refused until the cold start is over, as
 //! with the real one. How it ends depends on what it was told: see [`end`].
 
-use super::args::Args;
+use super::args::{Args, SigtermOutcome};
 use super::engine::{Event, State};
 use super::reply::ConnState;
 use super::route;
@@ -106,6 +106,8 @@ async fn misfortunes(shared: Arc<Shared>) {
 /// - With one: in-flight requests go on, /health stays 200, new work gets 500. If they all end in
 ///   time the server ends; if not, the engine stops and the listener closes, and the open
 ///   connections stay open without a word until their clients leave.
+/// - Sometimes the first goes wrong: the listener closes, and the open connections stay open without
+///   a word until their clients leave.
 /// - A dead engine: as the first, always failing.
 async fn end(server: &mut Server, how: Stop) {
     let shared = Arc::clone(&server.shared);
@@ -119,6 +121,11 @@ async fn end(server: &mut Server, how: Stop) {
         } else {
             shared.engine.set(State::Hung);
         }
+        server.close().await;
+        return;
+    }
+    if how == Stop::Terminate && shared.args.sigterm_outcome == SigtermOutcome::Mute {
+        shared.engine.set(State::Hung);
         server.close().await;
         return;
     }

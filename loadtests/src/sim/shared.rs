@@ -1,6 +1,6 @@
 //! What all connections share: names, phase, counters, the metrics page.
 
-use super::args::{Args, LoraModule, Runner};
+use super::args::{Args, LoraModule, Runner, SigtermOutcome};
 use super::engine::{Engine, Setup, State};
 use super::fault::Fault;
 use super::metrics::{Figures, Page, Setup as PageSetup};
@@ -106,9 +106,9 @@ impl Shared {
     /// Which of the two ways an abort by SIGTERM shows this time.
     pub(crate) fn fails_on_sigterm(&self) -> bool {
         match self.args.sigterm_outcome {
-            super::args::SigtermOutcome::Error => true,
-            super::args::SigtermOutcome::Abort => false,
-            super::args::SigtermOutcome::Seeded => unit(mix(self.args.seed, 15)) < 0.5,
+            SigtermOutcome::Error => true,
+            SigtermOutcome::Abort | SigtermOutcome::Mute => false,
+            SigtermOutcome::Seeded => unit(mix(self.args.seed, 15)) < 0.5,
         }
     }
 
