@@ -37,6 +37,8 @@ pub struct Member {
     pub message: String,
     /// It was ready and is not any more, though it runs: it gets nothing new.
     pub withdrawn: bool,
+    /// How a container of it ended last, where that is known.
+    pub last_end: Option<pod::End>,
 }
 
 /// What changed in what is found.
@@ -65,6 +67,7 @@ impl Member {
             reason: String::new(),
             message: String::new(),
             withdrawn: false,
+            last_end: None,
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use forebay_signals::PodPhase;
+use forebay_signals::{PodPhase, ProcessEnd};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::{NotUsed, Object};
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,7 @@ struct Condition {
 struct Container {
     restart_count: i32,
     state: State,
+    last_state: State,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -76,6 +77,7 @@ struct Running {
 struct Terminated {
     exit_code: i32,
     reason: String,
+    finished_at: Option<Time>,
 }
 
 /// A pod as its conditions tell.
@@ -95,6 +97,8 @@ pub struct Pod {
     pub start: Start,
     /// Its number in a StatefulSet, or its group's in a LeaderWorkerSet.
     pub ordinal: Option<u32>,
+    /// How a container of it ended last.
+    pub last_end: Option<End>,
     /// It has a node.
     pub scheduled: bool,
     /// Its containers have ended for good: only the object is left.
@@ -109,6 +113,15 @@ pub struct Start {
     /// How often they were started anew, all told.
     pub restarts: u32,
     /// When the last of them began to run, in seconds since the epoch by its node's clock; 0 before.
+    pub at: i64,
+}
+
+/// One end of a pod's container, where that tells whether it was ordered to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// By an order or not.
+    pub how: ProcessEnd,
+    /// In seconds since the epoch by its node's clock.
     pub at: i64,
 }
 
@@ -161,6 +174,7 @@ impl Pod {
             message,
             withdrawn,
             start,
+            last_end: last_end(status),
             ordinal: ordinal(wire),
             scheduled,
             ended,
@@ -209,6 +223,16 @@ fn phase(status: &Status) -> (PodPhase, String, String) {
         Some(ready) if ready.status == "True" => told(PodPhase::Healthy, "", ""),
         _ => told(PodPhase::Starting, "", ""),
     }
+}
+
+fn last_end(status: &Status) -> Option<End> {
+    let states = status.container_statuses.iter().flat_map(|it| [&it.state, &it.last_state]);
+    let end = |ended: &Terminated| {
+        let crashed = (ended.reason == "OOMKilled").then_some(ProcessEnd::Crashed);
+        let how = crashed.or_else(|| ProcessEnd::of_status(ended.exit_code))?;
+        Some(End { how, at: ended.finished_at.as_ref().map_or(0, seconds) })
+    };
+    states.filter_map(|it| end(it.terminated.as_ref()?)).max_by_key(|end| end.at)
 }
 
 fn condition<'a>(status: &'a Status, kind: &str) -> Option<&'a Condition> {

@@ -198,6 +198,7 @@ fn member(pod: Pod, port: u16) -> Member {
         reason: pod.reason,
         message: pod.message,
         withdrawn: pod.withdrawn,
+        last_end: pod.last_end,
     }
 }
 

@@ -81,6 +81,7 @@ mod tests {
             address: Some("127.0.0.1:1".into()),
             state: ReplicaState::Draining,
             reason: String::new(),
+            last_end: None,
         };
         let closing = PoolReplicas {
             desired: 0,

@@ -17,6 +17,8 @@ mod token;
 
 pub use feed::{Delta, Frame, SCHEMA, View};
 pub use histogram::Histogram;
-pub use replicas::{Barrier, ColdStart, Figure, PoolReplicas, Replica, ReplicaState};
+pub use replicas::{
+    Barrier, ColdStart, Figure, LastEnd, PoolReplicas, ProcessEnd, Replica, ReplicaState,
+};
 pub use signals::{EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting};
 pub use token::{Token, bearers};

@@ -92,6 +92,42 @@ pub struct Replica {
     /// What a person should know about that state ("exited with status 1, again in 4 s").
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// How its last process ended, where the scaler saw that and has not started the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_end: Option<LastEnd>,
+}
+
+/// The end of a replica's process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastEnd {
+    /// Where it listened, `IP:PORT`.
+    pub address: String,
+    /// By an order or not.
+    pub how: ProcessEnd,
+}
+
+/// How a process ended. The requests that it had are suspected of a crash alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProcessEnd {
+    /// By an order: SIGTERM or SIGINT.
+    Stopped,
+    /// By itself, or by SIGKILL, as the kernel ends it when memory runs out.
+    Crashed,
+}
+
+impl ProcessEnd {
+    /// By its exit status, 128 + N after signal N. 0 is not an order by itself: a server also ends in
+    /// good order when its engine has died.
+    #[must_use]
+    pub fn of_status(status: i32) -> Option<Self> {
+        match status {
+            0 => None,
+            130 | 143 => Some(Self::Stopped),
+            _ => Some(Self::Crashed),
+        }
+    }
 }
 
 /// A replica's state. `Ready` is the gateways' judgement, which the scaler repeats.

@@ -104,6 +104,31 @@ fn turning_from_ready_to_not_ready_is_told_from_not_being_ready_yet() {
 }
 
 #[test]
+fn how_a_container_ended_last_is_told_where_that_says_whether_it_was_ordered() {
+    let ended = |code: i32, reason: &str, at: &str| json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": at}});
+    let (early, late) = ("2026-01-01T00:05:00Z", "2026-01-01T00:06:00Z");
+    for (case, code, reason, how) in [
+        ("SIGTERM", 143, "Error", Some(ProcessEnd::Stopped)),
+        ("SIGINT", 130, "Error", Some(ProcessEnd::Stopped)),
+        ("by itself, for whatever reason", 0, "Completed", None),
+        ("SIGSEGV", 139, "Error", Some(ProcessEnd::Crashed)),
+        ("an exception", 1, "Error", Some(ProcessEnd::Crashed)),
+        ("out of memory", 137, "OOMKilled", Some(ProcessEnd::Crashed)),
+        ("a child out of memory", 0, "OOMKilled", Some(ProcessEnd::Crashed)),
+    ] {
+        let pod = read(with(&ended(code, reason, early), None));
+        assert_eq!(pod.last_end.map(|end| end.how), how, "{case}");
+        let mut again = with(&running(), None);
+        again["containerStatuses"][0]["lastState"] = ended(code, reason, early);
+        assert_eq!(read(again).last_end, pod.last_end, "{case}: started again");
+    }
+    let mut twice = with(&ended(1, "Error", late), None);
+    twice["containerStatuses"][0]["lastState"] = ended(143, "Error", early);
+    assert_eq!(read(twice).last_end.map(|end| end.how), Some(ProcessEnd::Crashed), "the last one");
+    assert_eq!(read(with(&running(), None)).last_end, None);
+}
+
+#[test]
 fn a_pod_that_has_ended_has_no_address_any_more() {
     let pod = read(json!({"phase": "Failed", "podIP": "10.0.0.7"}));
     assert_eq!(pod.ip, None, "another may have it by now");

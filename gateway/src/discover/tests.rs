@@ -21,6 +21,7 @@ fn pod(ip: Option<u8>, phase: PodPhase, reason: &str) -> Member {
         reason: reason.to_owned(),
         message: String::new(),
         withdrawn: false,
+        last_end: None,
     }
 }
 

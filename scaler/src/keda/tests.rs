@@ -38,7 +38,12 @@ fn config(tls: Option<KedaTls>) -> Arc<Config> {
 /// A pool of so many ready replicas.
 fn state(active: bool, desired: u32, there: u32) -> PoolReplicas {
     let replica = |n| {
-        let replica = Replica { address: None, state: ReplicaState::Ready, reason: String::new() };
+        let replica = Replica {
+            address: None,
+            state: ReplicaState::Ready,
+            reason: String::new(),
+            last_end: None,
+        };
         (format!("r{n}"), Some(replica))
     };
     PoolReplicas {

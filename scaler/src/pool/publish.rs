@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use forebay_signals::{Barrier, PoolReplicas, Replica, ReplicaState};
+use forebay_signals::{Barrier, LastEnd, PoolReplicas, Replica, ReplicaState};
 
 use super::PoolLoop;
 use crate::targets::{Phase, ReplicaStatus};
@@ -37,7 +37,9 @@ impl PoolLoop {
                 Phase::Running => ReplicaState::Starting,
             };
             let address = status.address.map(|address| address.to_string());
-            Replica { address, state, reason: status.reason.clone() }
+            let last_end =
+                status.ended.map(|(address, how)| LastEnd { address: address.to_string(), how });
+            Replica { address, state, reason: status.reason.clone(), last_end }
         };
         let replicas =
             statuses.iter().map(|(id, status)| (id.clone(), Some(replica(status)))).collect();

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use forebay_signals::ProcessEnd;
 use nix::sys::signal::Signal;
 
 /// One line on the tether.
@@ -19,6 +20,15 @@ pub(crate) enum Report {
 }
 
 impl Report {
+    /// How COMMAND ended, where that tells whether it was ordered to.
+    pub(crate) fn end(&self) -> Option<ProcessEnd> {
+        match self {
+            Self::Started(_) | Self::NotStarted(_) => None,
+            Self::Exited(code) => ProcessEnd::of_status(*code),
+            Self::Killed(signal) => ProcessEnd::of_status(128 + signal),
+        }
+    }
+
     /// The report as the predicate of a sentence about the replica.
     pub(crate) fn sentence(&self) -> String {
         match self {
@@ -80,6 +90,25 @@ mod tests {
     fn what_is_no_report_is_refused() {
         for line in ["", "started", "started x", "exited ", "else 1"] {
             assert_eq!(line.parse::<Report>(), Err(()), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn an_end_by_sigterm_or_sigint_is_an_order_and_others_are_crashes() {
+        let (stopped, crashed) = (Some(ProcessEnd::Stopped), Some(ProcessEnd::Crashed));
+        for (report, end) in [
+            (Report::Killed(Signal::SIGTERM as i32), stopped),
+            (Report::Killed(Signal::SIGINT as i32), stopped),
+            (Report::Exited(143), stopped),
+            (Report::Killed(Signal::SIGSEGV as i32), crashed),
+            (Report::Killed(Signal::SIGABRT as i32), crashed),
+            (Report::Killed(Signal::SIGKILL as i32), crashed),
+            (Report::Exited(137), crashed),
+            (Report::Exited(1), crashed),
+            (Report::Exited(0), None),
+            (Report::Started(7), None),
+        ] {
+            assert_eq!(report.end(), end, "{report}");
         }
     }
 

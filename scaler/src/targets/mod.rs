@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use forebay_signals::ProcessEnd;
+
 use crate::core::Override;
 
 mod backoff;
@@ -74,6 +76,8 @@ pub struct ReplicaStatus {
     pub phase: Phase,
     /// What a person should know about that ("exited with status 1, again in 4 s").
     pub reason: String,
+    /// How its last process ended and where that listened, as long as no other one is started.
+    pub ended: Option<(SocketAddr, ProcessEnd)>,
     /// When it was asked for, in milliseconds since the epoch, where the target knows that better
     /// than from when it is shown.
     pub asked_ms: Option<u64>,
@@ -98,6 +102,7 @@ impl ReplicaStatus {
             address: None,
             phase: Phase::Pending,
             reason: "asked for".to_owned(),
+            ended: None,
             asked_ms: None,
             inherited: false,
             scheduled_ms: None,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_signals::ProcessEnd;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rand::SeedableRng as _;
@@ -118,6 +119,12 @@ impl Replica {
         if self.orders.borrow().stop {
             return Ended::Stopped;
         }
+        let end = match &said {
+            _ if timed_out => Some(ProcessEnd::Stopped),
+            Some(said) if settled => said.end(),
+            _ => Some(ProcessEnd::Crashed),
+        };
+        self.status.ended = self.status.address.zip(end);
         let why = if timed_out {
             let limit = self.shared.settings.start_timeout.as_secs_f64();
             format!("was not healthy within {limit} s")
@@ -157,7 +164,7 @@ impl Replica {
         })?;
         let pid = child.id().ok_or(io::ErrorKind::NotFound)?.cast_signed();
         let remnants = Remnants::of(pid, &mark);
-        self.status.address = Some(port.address());
+        (self.status.address, self.status.ended) = (Some(port.address()), None);
         self.status.started_ms = epoch_ms();
         self.set(Phase::Pending, "is being started".into());
         info!(
