@@ -5,65 +5,15 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use support::sims::Sim;
 use support::{
-    Forebay, chat, connect, eventually, exchange, gateway, gateway_with, get, json, kill, post,
-    status,
+    Forebay, chat, connect, eventually, exchange, gateway, gateway_with, get, json, post, status,
 };
-
-/// A simulated vLLM on an address of its own, that can be started again there.
-struct Sim {
-    address: SocketAddr,
-    flags: Vec<String>,
-    child: Child,
-}
-
-impl Sim {
-    fn start(flags: &[&str]) -> Self {
-        let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = socket.local_addr().expect("bound");
-        drop(socket);
-        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let child = Self::spawn(address, &flags);
-        Self { address, flags, child }
-    }
-
-    fn spawn(address: SocketAddr, flags: &[String]) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .args(["vllm-sim", "sim", "--stop-delay", "100ms"])
-            .args(["--port", &address.port().to_string()])
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the simulator starts")
-    }
-
-    fn signal(&self, signal: &str) {
-        kill(self.child.id(), signal);
-    }
-
-    fn ended(&mut self) {
-        eventually("the replica ends", || self.child.try_wait().expect("our child").is_some());
-    }
-
-    fn again(&mut self) {
-        self.child = Self::spawn(self.address, &self.flags);
-    }
-}
-
-impl Drop for Sim {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Also after what has just happened to them: not before the gateway has looked again.
 fn ready(forebay: &Forebay, count: usize) {
@@ -266,7 +216,7 @@ impl Fake {
 }
 
 #[test]
-fn a_request_that_two_replicas_died_of_is_not_given_to_a_third() {
+fn a_request_that_three_replicas_died_of_is_not_given_to_another() {
     let fakes: Vec<_> = (0..4).map(|_| Fake::start("")).collect();
     let addresses: Vec<_> = fakes.iter().map(|fake| fake.address).collect();
     let mut forebay = gateway(&addresses, &["sim"], "");
@@ -275,9 +225,11 @@ fn a_request_that_two_replicas_died_of_is_not_given_to_a_third() {
         let before: usize = fakes.iter().map(Fake::seen).sum();
         let answer = exchange(forebay.address, &chat(stream, 5));
         assert_eq!(status(&answer), 500, "{answer}");
-        assert!(json(&answer)["error"]["message"].as_str().expect("text").contains("two replicas"));
-        assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>() - before, 2);
-        forebay.wait_for("two replicas died");
+        assert!(
+            json(&answer)["error"]["message"].as_str().expect("text").contains("three replicas")
+        );
+        assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>() - before, 3);
+        forebay.wait_for("three replicas died");
         eventually("they were looked at again", || forebay.signals()["totals"]["failed"] != 0);
         ready(&forebay, 4);
     }
@@ -384,14 +336,14 @@ fn one_message(stream: &mut TcpStream) -> Option<String> {
 }
 
 #[test]
-fn a_request_that_kills_replicas_on_connections_kept_alive_is_not_given_to_a_third() {
+fn a_request_that_kills_replicas_on_connections_kept_alive_is_not_given_to_a_fourth() {
     // At once it looks like a connection gone stale, until nobody is there for the next.
     for work in [Duration::ZERO, Duration::from_millis(200)] {
-        two_die_of_it(work);
+        three_die_of_it(work);
     }
 }
 
-fn two_die_of_it(work: Duration) {
+fn three_die_of_it(work: Duration) {
     let mortals: Vec<_> = (0..4).map(|_| Mortal::start(work)).collect();
     let addresses: Vec<_> = mortals.iter().map(|mortal| mortal.address).collect();
     let forebay = gateway(&addresses, &["sim"], "");
@@ -416,7 +368,7 @@ fn two_die_of_it(work: Duration) {
     let answer = ask("poison");
     assert_eq!(status(&answer), 500, "{answer}");
     let deaths: u32 = mortals.iter().map(|mortal| mortal.deaths.load(Ordering::Relaxed)).sum();
-    assert_eq!(deaths, 2, "{work:?}: {answer}");
+    assert_eq!(deaths, 3, "{work:?}: {answer}");
 }
 
 /// Answers probes, and every other request with a stream that begins like this and then has only

@@ -118,8 +118,10 @@ pub struct Upstream {
     /// one token.
     #[schemars(range(min = 1))]
     pub eject_after: u32,
-    /// When all streams of an endpoint were silent for so long, it is asked for one token; one that
-    /// does not answer is out, and what has no answer from it yet is tried elsewhere.
+    /// When an endpoint has work, of whatever kind, and produces nothing for this long, it is asked
+    /// for one token and gets nothing new meanwhile; one that does not answer is out, and what has
+    /// no answer from it yet is tried elsewhere. Where no connection can be made any more, what has
+    /// no answer is tried elsewhere at once, and a stream ends after this much silence.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub freeze_timeout: Duration,

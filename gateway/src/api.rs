@@ -91,6 +91,11 @@ impl Api {
         self.end_mark().is_some()
     }
 
+    /// Whether an answer takes the engine. The server in front of it counts tokens by itself.
+    pub(crate) fn takes_engine(self) -> bool {
+        !matches!(self, Self::CountTokens | Self::Tokenize | Self::Detokenize)
+    }
+
     /// Whether its streams report usage only where `stream_options.include_usage` asks for it.
     pub(crate) fn usage_on_request(self) -> bool {
         matches!(self, Self::ChatCompletions | Self::Completions)

@@ -35,6 +35,9 @@ struct Inner {
     /// Those that are configured. Who found an endpoint may still know a pool that no longer is.
     pools: BTreeMap<Arc<str>, Arc<Pool>>,
     known: BTreeMap<(Arc<str>, SocketAddr), Known>,
+    /// Probes of endpoints that are known no longer and have requests in flight: these should not
+    /// wait for a replica that is gone.
+    leaving: BTreeMap<(Arc<str>, SocketAddr), AbortHandle>,
 }
 
 struct Known {
@@ -45,6 +48,17 @@ struct Known {
 impl Inner {
     fn is_open(&self, pool: &Arc<Pool>) -> bool {
         self.pools.get(&pool.name).is_some_and(|open| Arc::ptr_eq(open, pool))
+    }
+
+    /// No source has it any more.
+    fn forget(&mut self, pool: &Pool, key: (Arc<str>, SocketAddr)) {
+        let Some(known) = self.known.remove(&key) else { return };
+        self.leaving.retain(|_, probe| !probe.is_finished());
+        if pool.remove_endpoint(key.1) {
+            self.leaving.insert(key, known.probe);
+        } else {
+            known.probe.abort();
+        }
     }
 }
 
@@ -61,14 +75,11 @@ impl Directory {
             return;
         }
         inner.pools.remove(&pool.name);
-        inner.known.retain(|(name, address), known| {
-            let stays = *name != pool.name;
-            if !stays {
-                known.probe.abort();
-                pool.remove_endpoint(*address);
-            }
-            stays
-        });
+        let mine = |(name, _): &(Arc<str>, SocketAddr)| *name == pool.name;
+        let keys: Vec<_> = inner.known.keys().filter(|key| mine(key)).cloned().collect();
+        for key in keys {
+            inner.forget(pool, key);
+        }
     }
 
     /// Nothing, where `pool` is not open.
@@ -81,6 +92,9 @@ impl Directory {
         if let Some(known) = inner.known.get_mut(&key) {
             known.sources.insert(source);
             return;
+        }
+        if let Some(probe) = inner.leaving.remove(&key) {
+            probe.abort();
         }
         pool.add_endpoint(address);
         let probe = inner.tasks.spawn(probe(Arc::clone(pool), address));
@@ -97,9 +111,7 @@ impl Directory {
         let Some(known) = inner.known.get_mut(&key) else { return };
         known.sources.remove(&source);
         if known.sources.is_empty() {
-            known.probe.abort();
-            inner.known.remove(&key);
-            pool.remove_endpoint(address);
+            inner.forget(pool, key);
         }
     }
 }

@@ -24,6 +24,7 @@ impl Cause {
             | Self::Connection
             | Self::Truncated
             | Self::EngineDead
+            | Self::Unreachable
             | Self::ShuttingDown => Ejection::AtOnce,
         }
     }
@@ -34,9 +35,14 @@ impl Cause {
         !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull)
     }
 
-    /// Whether the replica died with the request in it, perhaps of it. One that was told to stop
-    /// says so or aborts.
+    /// Whether the replica died with the request in it, perhaps of it. An answer that makes no sense
+    /// is not a death: somebody wrote it.
     pub(crate) fn is_death(self) -> bool {
-        matches!(self, Self::Connection | Self::Truncated | Self::EngineDead)
+        matches!(self, Self::Connection | Self::EngineDead)
+    }
+
+    /// Whether the replica's process ends, be it by an order.
+    pub(crate) fn is_end(self) -> bool {
+        self.is_death() || matches!(self, Self::Aborted | Self::ShuttingDown | Self::Unreachable)
     }
 }

@@ -3,31 +3,37 @@
 //! Behaviour counts more than `/health`, which vLLM answers with 200 while it drains, hangs or
 //! sleeps. What its behaviour took out comes back by answering a real one-token request. Failures
 //! that are only counted never take out the last one that is ready. A death, or a probe's word, does;
-//! the last one is then asked at once, and no later for each time it fails.
+//! the last one is then asked at once, and no later for each time it fails. What its silence means is
+//! in `silence.rs`.
 //!
 //! Pure: callers pass `now`; the probes are in `probe.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use forebay_discovery::Member;
-use forebay_signals::{EndpointSignals, Health, PodPhase};
+use forebay_signals::{EndpointSignals, Health};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::ejection::Ejection;
 use crate::failure::{Cause, Failure};
-use crate::fingerprint::Fingerprint;
-use crate::waiting::at_length;
-
 use crate::figures::Figures;
+use crate::fingerprint::Fingerprint;
+
+pub(crate) use life::Life;
+use pod::Pod;
+pub(crate) use silence::{Evictions, Pulse};
+
+mod life;
+mod pod;
+mod silence;
 
 const FIRST_EJECTION: Duration = Duration::from_millis(250);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
 /// How long a full one gets nothing, unless something ends there before.
 const FULL_FOR: Duration = Duration::from_secs(1);
+/// vLLM that is told to stop aborts some of its requests and fails others, within moments.
+const STOPS_WITHIN: Duration = Duration::from_secs(5);
 
 /// One endpoint in the pool's books.
 #[derive(Clone, Debug)]
@@ -44,12 +50,24 @@ pub(crate) struct Endpoint {
     full_until: Option<Instant>,
     probed_at: Option<Instant>,
     pulse: Pulse,
-    /// Probes in a row that brought nothing at all.
+    /// When it was given the first request since it last produced something.
+    asked: Option<Instant>,
+    /// Health probes in a row that brought nothing at all.
     silent: u32,
-    /// Cancelled, and made anew, when what waits there should look elsewhere.
-    eviction: CancellationToken,
-    /// Streams that have begun, and so should go on.
-    streams: u32,
+    /// Since when no connection can be made.
+    unreachable: Option<Instant>,
+    /// Each cancelled, and made anew, when it is time.
+    evictions: Evictions,
+    life: Arc<Life>,
+    /// What answers next is another process.
+    ended: bool,
+    /// When its process answered for the first time.
+    up_since: Instant,
+    /// When it last aborted a request, and when one last died there.
+    aborted_at: Option<Instant>,
+    died_at: Option<Instant>,
+    /// Sessions, of those in flight.
+    sessions: u32,
     pub(crate) in_flight: u32,
     rules: Rules,
     pub(crate) completed: u64,
@@ -59,22 +77,6 @@ pub(crate) struct Endpoint {
     pub(crate) fingerprint: Option<Fingerprint>,
 }
 
-/// What discovery says of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Pod {
-    phase: Option<PodPhase>,
-    /// Kubernetes' word on why it is not further.
-    word: String,
-    /// The same at length.
-    reason: String,
-    /// It was ready by Kubernetes' own probe, and is not any more.
-    withdrawn: bool,
-    /// It was deleted.
-    leaving: bool,
-    /// Nobody lists it any more; it stays for what is in flight.
-    gone: bool,
-}
-
 /// What a pool's configuration says of its endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
@@ -82,7 +84,7 @@ pub(crate) struct Rules {
     pub(crate) limit: u32,
     /// Failures in a row that take it out.
     pub(crate) eject_after: u32,
-    /// When streams were silent together for so long, a one-token request asks why.
+    /// How long it may have work and produce nothing before a one-token request asks why.
     pub(crate) freeze: Duration,
 }
 
@@ -104,6 +106,8 @@ enum Standing {
     /// Taken out by its behaviour until it answers a one-token request, not asked before `until`.
     Out {
         until: Instant,
+        /// It had work and did not answer that request in time.
+        hung: bool,
     },
 }
 
@@ -128,30 +132,6 @@ pub(crate) enum Probed {
     Silent(String),
 }
 
-/// When an endpoint last sent something: told by streams for every chunk, without a lock.
-#[derive(Clone, Debug)]
-pub(crate) struct Pulse {
-    since: Instant,
-    millis: Arc<AtomicU64>,
-}
-
-impl Pulse {
-    fn new(now: Instant) -> Self {
-        Self { since: now, millis: Arc::default() }
-    }
-
-    /// Something came.
-    pub(crate) fn beat(&self, now: Instant) {
-        let millis = now.saturating_duration_since(self.since).as_millis() as u64;
-        self.millis.fetch_max(millis, Ordering::Relaxed);
-    }
-
-    fn silent(&self, now: Instant) -> Duration {
-        let last = Duration::from_millis(self.millis.load(Ordering::Relaxed));
-        now.saturating_duration_since(self.since).saturating_sub(last)
-    }
-}
-
 impl Endpoint {
     pub(crate) fn new(rules: Rules, now: Instant) -> Self {
         Self {
@@ -165,9 +145,16 @@ impl Endpoint {
             full_until: None,
             probed_at: None,
             pulse: Pulse::new(now),
+            asked: None,
             silent: 0,
-            eviction: CancellationToken::new(),
-            streams: 0,
+            unreachable: None,
+            evictions: Evictions::default(),
+            life: Life::new(),
+            ended: false,
+            up_since: now,
+            aborted_at: None,
+            died_at: None,
+            sessions: 0,
             in_flight: 0,
             rules,
             completed: 0,
@@ -181,13 +168,14 @@ impl Endpoint {
         self.rules = rules;
     }
 
-    pub(crate) fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    /// The process that answers there, or that did last.
+    pub(crate) fn life(&self) -> &Arc<Life> {
+        &self.life
     }
 
-    /// Cancelled when what waits there without an answer should look elsewhere.
-    pub(crate) fn eviction(&self) -> CancellationToken {
-        self.eviction.clone()
+    /// When the process that answers there did so for the first time.
+    pub(crate) fn up_since(&self) -> Instant {
+        self.up_since
     }
 
     // === probes ===
@@ -198,8 +186,13 @@ impl Endpoint {
             |rest| self.probed_at.is_none_or(|at| now.saturating_duration_since(at) >= rest);
         let due = match self.standing {
             Standing::Down => Some(Probe::Health),
-            Standing::Out { until } => (now >= until).then_some(Probe::Token),
-            Standing::Up if self.frozen(now) => Some(Probe::Token),
+            Standing::Out { until, .. } if now >= until => Some(Probe::Token),
+            // What waits there should not wait for the end of a long back-off.
+            Standing::Out { .. } if self.in_flight > 0 => {
+                rested(HEALTH_EVERY).then_some(Probe::Health)
+            }
+            Standing::Out { .. } => None,
+            Standing::Up if self.is_suspect(now) => Some(Probe::Token),
             Standing::Up => rested(HEALTH_EVERY).then_some(Probe::Health),
         };
         if due.is_some() {
@@ -208,15 +201,18 @@ impl Endpoint {
         due
     }
 
-    /// Streams that had begun are silent, all of them together.
-    fn frozen(&self, now: Instant) -> bool {
-        self.streams > 0 && self.pulse.silent(now) >= self.rules.freeze
-    }
-
     /// The probe's word; true if how it stands changed. `last`: no other is ready.
     pub(crate) fn probed(&mut self, probe: Probe, word: Probed, last: bool, now: Instant) -> bool {
         let before = self.health();
-        self.silent = if matches!(word, Probed::Silent(_)) { self.silent + 1 } else { 0 };
+        match (probe, &word) {
+            (Probe::Health, Probed::Silent(_)) => self.silent += 1,
+            (Probe::Token, Probed::Silent(_)) => {}
+            _ => self.silent = 0,
+        }
+        self.unreachable = match &word {
+            Probed::Unreachable(_) => self.unreachable.or(Some(now)),
+            _ => None,
+        };
         match (probe, word, self.standing) {
             // Its `/health` proves nothing for one that was taken out.
             (Probe::Health, Probed::Answered, Standing::Out { .. }) => {}
@@ -228,6 +224,10 @@ impl Endpoint {
                     self.failures = 0;
                     self.reason.clear();
                 }
+                if std::mem::take(&mut self.ended) {
+                    (self.life, self.up_since) = (Life::new(), now);
+                    (self.aborted_at, self.died_at) = (None, None);
+                }
                 self.standing = Standing::Up;
                 self.once_ready = true;
             }
@@ -236,6 +236,7 @@ impl Endpoint {
                 (self.standing, self.reason) = (Standing::Down, reason);
                 self.failures = 0;
                 self.fingerprint = None;
+                self.ended = true;
             }
             // Under load `/health` may be late; what comes meanwhile says more.
             (Probe::Health, Probed::Failed(_) | Probed::Silent(_), Standing::Up)
@@ -244,21 +245,18 @@ impl Endpoint {
             (Probe::Health, Probed::Failed(reason) | Probed::Silent(reason), _) => {
                 (self.standing, self.reason) = (Standing::Down, reason);
             }
-            // Its streams went on meanwhile: it is slow, and works.
-            (Probe::Token, Probed::Silent(_), Standing::Up) if !self.frozen(now) => {}
-            (Probe::Token, Probed::Failed(reason) | Probed::Silent(reason), _) => {
+            // Something came meanwhile: it is slow, and works.
+            (Probe::Token, Probed::Silent(_), Standing::Up) if !self.is_suspect(now) => {}
+            (Probe::Token, word, _) => {
+                let hung = matches!(word, Probed::Silent(_)) && self.is_suspect(now);
                 let back_off = if last { FIRST_EJECTION } else { self.back_off() };
-                self.eject(reason, back_off, now);
+                self.standing = Standing::Out { until: now + back_off, hung };
+                if let Probed::Failed(reason) | Probed::Silent(reason) = word {
+                    self.reason = reason;
+                }
             }
         }
-        // Connected, and for long nothing but silence: what has no answer yet is better off
-        // elsewhere. What has begun may go on when it wakes.
-        if self.standing != Standing::Up
-            && self.silent >= 2
-            && self.pulse.silent(now) >= self.rules.freeze
-        {
-            std::mem::take(&mut self.eviction).cancel();
-        }
+        self.evict(now);
         before != self.health()
     }
 
@@ -271,6 +269,7 @@ impl Endpoint {
             return false;
         }
         self.failed += 1;
+        self.note_end(failure.cause, now);
         // All that failed together is one failure.
         if self.standing != Standing::Up {
             return false;
@@ -283,15 +282,39 @@ impl Endpoint {
         let out = match failure.cause.ejection() {
             Ejection::No => false,
             Ejection::Counted => {
-                !last && (self.failures >= self.rules.eject_after || self.frozen(now))
+                let hangs = failure.cause == Cause::Stalled && self.is_suspect(now);
+                !last && (self.failures >= self.rules.eject_after || hangs)
             }
             Ejection::AtOnce => true,
         };
         if out {
             let back_off = if last { Duration::ZERO } else { self.back_off() };
-            self.eject(failure.message.clone(), back_off, now);
+            self.standing = Standing::Out { until: now + back_off, hung: false };
+            self.reason.clone_from(&failure.message);
         }
         out
+    }
+
+    /// What a failure tells of the process's end: whether that was ordered.
+    fn note_end(&mut self, cause: Cause, now: Instant) {
+        match cause {
+            Cause::ShuttingDown => {
+                self.life.stopped();
+                self.ended = true;
+            }
+            Cause::Aborted => self.aborted_at = Some(now),
+            cause if cause.is_death() => {
+                self.died_at = Some(now);
+                // A connection alone may break for another reason.
+                self.ended |= cause == Cause::EngineDead;
+            }
+            _ => {}
+        }
+        if let (Some(aborted), Some(died)) = (self.aborted_at, self.died_at)
+            && aborted.max(died).saturating_duration_since(aborted.min(died)) <= STOPS_WITHIN
+        {
+            self.life.stopped();
+        }
     }
 
     /// Twice as long each time.
@@ -301,13 +324,11 @@ impl Endpoint {
         back_off.min(LONGEST_EJECTION)
     }
 
-    fn eject(&mut self, reason: String, back_off: Duration, now: Instant) {
-        self.standing = Standing::Out { until: now + back_off };
-        self.reason = reason;
-    }
-
-    pub(crate) fn completed(&mut self, now: Instant) {
-        self.pulse.beat(now);
+    /// It answered a request to the end. `engine`: with what only its engine could produce.
+    pub(crate) fn completed(&mut self, engine: bool, now: Instant) {
+        if engine {
+            self.pulse.beat(now);
+        }
         self.completed += 1;
         self.failures = 0;
         self.full_until = None;
@@ -316,77 +337,12 @@ impl Endpoint {
         }
     }
 
-    /// A stream there has begun.
-    pub(crate) fn stream_began(&mut self, now: Instant) {
-        self.pulse.beat(now);
-        self.streams += 1;
-    }
-
-    pub(crate) fn stream_ended(&mut self) {
-        self.streams = self.streams.saturating_sub(1);
-    }
-
     pub(crate) fn drain(&mut self, draining: bool) -> bool {
         std::mem::replace(&mut self.draining, draining) != draining
     }
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining || self.pod.leaving || self.pod.gone
-    }
-
-    // === discovery ===
-
-    /// Discovery's word; true if that is news.
-    pub(crate) fn found(&mut self, member: &Member) -> bool {
-        let pod = Pod {
-            phase: member.phase,
-            word: member.reason.clone(),
-            reason: at_length(member),
-            withdrawn: member.withdrawn,
-            leaving: member.is_draining(),
-            gone: false,
-        };
-        std::mem::replace(&mut self.pod, pod.clone()) != pod
-    }
-
-    /// It is no longer listed. Whether it stays for what is in flight there.
-    pub(crate) fn leave(&mut self) -> bool {
-        self.pod.gone = self.in_flight > 0;
-        self.pod.gone
-    }
-
-    pub(crate) fn is_gone(&self) -> bool {
-        self.pod.gone
-    }
-
-    /// It is listed again, with what is still in flight there. Whether the same replica is there is
-    /// not known, so that it has to answer first.
-    pub(crate) fn come_back(&mut self, rules: Rules) {
-        (self.standing, self.once_ready, self.draining) = (Standing::Down, false, false);
-        (self.failures, self.ejections, self.silent) = (0, 0, 0);
-        (self.full_until, self.probed_at) = (None, None);
-        "not probed yet".clone_into(&mut self.reason);
-        self.pod = Pod::default();
-        self.rules = rules;
-    }
-
-    /// Its pod's phase with Kubernetes' word on it.
-    pub(crate) fn on_its_way(&self) -> Option<(PodPhase, &str)> {
-        Some((self.pod.phase?, &self.pod.word))
-    }
-
-    /// Why it takes nothing: its pod's reason, where that says more than that nobody answers.
-    fn why(&self) -> String {
-        let stuck = matches!(
-            self.pod.phase,
-            Some(PodPhase::Unscheduled | PodPhase::Pulling | PodPhase::Failed)
-        );
-        let tells = (stuck && self.standing != Standing::Up) || self.pod.withdrawn;
-        match self.pod.phase {
-            Some(phase) if tells && self.pod.reason.is_empty() => phase.words().to_owned(),
-            _ if tells => self.pod.reason.clone(),
-            _ => self.reason.clone(),
-        }
     }
 
     // === figures ===

@@ -75,16 +75,16 @@ impl Exchange {
     async fn until_committed(&mut self) -> Result<Committed, Refusal> {
         loop {
             self.record.holds();
-            let slot = self.pool.hold(&mut self.ticket).await?;
+            let mut slot = self.pool.hold(&mut self.ticket).await?;
+            if !self.api.takes_engine() {
+                slot.without_engine();
+            }
             self.record.released(&self.ticket, slot.address);
             let attempt = async {
                 tokio::select! {
                     biased;
                     answer = self.attempt(slot.address) => answer,
-                    () = slot.evicted() => {
-                        let message = "The replica answers nothing, not even a probe.";
-                        Err(Failure::new(Cause::Stalled, message))
-                    }
+                    failure = slot.evicted() => Err(failure),
                 }
             };
             match attempt.await {
@@ -92,7 +92,7 @@ impl Exchange {
                 Err(failure) => {
                     let (pool, endpoint) = (&self.pool.name, slot.address);
                     tracing::debug!(%pool, %endpoint, cause = failure.cause.name(), %failure, "try failed");
-                    let again = self.pool.try_again(&mut self.ticket, slot.address, &failure);
+                    let again = self.pool.try_again(&mut self.ticket, &slot, &failure);
                     slot.ended(End::Failed(failure));
                     again?;
                 }

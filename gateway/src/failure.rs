@@ -20,6 +20,8 @@ pub(crate) enum Cause {
     Connection,
     /// Nothing came for longer than the stall limit.
     Stalled,
+    /// Nothing came, and no new connection can be made.
+    Unreachable,
     /// It has more waiting than it allows: busy, and sound.
     QueueFull,
     /// It is shutting down and takes no new work.
@@ -37,10 +39,11 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Connect,
         Self::Connection,
         Self::Stalled,
+        Self::Unreachable,
         Self::QueueFull,
         Self::ShuttingDown,
         Self::EngineDead,
@@ -56,6 +59,7 @@ impl Cause {
             Self::Connect => "connect",
             Self::Connection => "connection",
             Self::Stalled => "stalled",
+            Self::Unreachable => "unreachable",
             Self::QueueFull => "queue_full",
             Self::ShuttingDown => "shutting_down",
             Self::EngineDead => "engine_dead",
@@ -78,12 +82,22 @@ impl Failure {
     /// would be; what happened on the way to it is 502.
     pub(crate) fn new(cause: Cause, message: impl Into<String>) -> Self {
         let status = match cause {
-            Cause::Connect | Cause::Connection | Cause::Truncated | Cause::EventTooLong => 502,
+            Cause::Connect
+            | Cause::Connection
+            | Cause::Unreachable
+            | Cause::Truncated
+            | Cause::EventTooLong => 502,
             Cause::QueueFull | Cause::ShuttingDown => 503,
             Cause::Stalled => 504,
             Cause::EngineDead | Cause::Aborted | Cause::Server => 500,
         };
         Self { cause, status, message: message.into() }
+    }
+
+    /// Of an endpoint that can't be reached and left its connections open.
+    pub(crate) fn unreachable() -> Self {
+        let message = "The replica can't be reached any more, and nothing comes from it.";
+        Self::new(Cause::Unreachable, message)
     }
 
     pub(crate) fn aborted() -> Self {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_signals::follower::{Event, follow};
-use forebay_signals::{PoolReplicas, ReplicaState, Token, View};
+use forebay_signals::{LastEnd, PoolReplicas, ReplicaState, Token, View};
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
@@ -27,7 +27,7 @@ pub(crate) async fn replicas(
 ) {
     let mut feed = follow::<PoolReplicas>(format!("{url}/replicas"), token);
     // Addresses that came from the scaler, which alone it can take away.
-    let mut theirs: BTreeMap<Arc<str>, BTreeSet<SocketAddr>> = BTreeMap::new();
+    let mut theirs: BTreeMap<Arc<str>, Known> = BTreeMap::new();
     let mut connected = false;
     while let Some(event) = feed.next().await {
         match event {
@@ -53,26 +53,38 @@ pub(crate) async fn replicas(
     }
 }
 
-fn apply(
-    pool: &Arc<Pool>,
-    view: &View<PoolReplicas>,
-    known: &mut BTreeSet<SocketAddr>,
-    directory: &Directory,
-) {
+/// What the scaler said last of one pool.
+#[derive(Default)]
+struct Known {
+    addresses: BTreeSet<SocketAddr>,
+    ends: BTreeMap<String, LastEnd>,
+}
+
+fn apply(pool: &Arc<Pool>, view: &View<PoolReplicas>, known: &mut Known, directory: &Directory) {
     let Some(told) = view.pools.get(&*pool.name) else { return };
-    let mut now = BTreeSet::new();
-    for replica in told.replicas.values().flatten() {
+    let mut now = Known::default();
+    for (name, replica) in &told.replicas {
+        let Some(replica) = replica else { continue };
+        // Before the endpoint goes: what failed there looks at it.
+        if let Some(end) = &replica.last_end {
+            if known.ends.get(name) != Some(end)
+                && let Ok(address) = end.address.parse()
+            {
+                pool.process_ended(address, end.how);
+            }
+            now.ends.insert(name.clone(), end.clone());
+        }
         let Some(address) = replica.address.as_deref().and_then(|a| a.parse().ok()) else {
             continue;
         };
         if pool.settings().scaler_lists_replicas() {
-            now.insert(address);
+            now.addresses.insert(address);
             // One that failed has no process: its address is probed anew when it is started again.
             directory.add(pool, Source::Scaler, address);
         }
         pool.drain_endpoint(address, replica.state == ReplicaState::Draining);
     }
-    for gone in known.difference(&now) {
+    for gone in known.addresses.difference(&now.addresses) {
         directory.remove(pool, Source::Scaler, *gone);
     }
     *known = now;

@@ -105,16 +105,17 @@ impl Held {
             Ok(committed) => committed,
             Err(refusal) => return self.refused(&refusal, record),
         };
-        let slot = committed.slot;
+        let mut slot = committed.slot;
         match committed.answer {
             Begun::Stream(out, upstream, stream) => {
                 let stall = pool.settings().upstream.stall_timeout;
                 let parts = (out, upstream, Form::Stream(stream));
-                let watch = Watch::new(gone, self.ending.clone());
+                let watch = Watch::new(gone, slot.lost(), self.ending.clone());
                 let relay = Relay::new(parts, slot, record, (stall, deadline), watch);
                 self.relay = Some(Box::new(relay));
             }
             Begun::Refused(body) => {
+                slot.without_engine();
                 slot.ended(End::Complete);
                 record.ended(Ended::ClientError, None);
                 let body: Vec<u8> = body.flatten().collect();

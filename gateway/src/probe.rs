@@ -28,14 +28,15 @@ const TOKEN_PATIENCE: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 const MAX_ANSWER: usize = 4 << 20;
 
-/// Probes one endpoint until it is dropped.
+/// Probes one endpoint until it is dropped, or the pool has it no longer.
 pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(Instant, Vec<ServedModel>)> = None;
     loop {
         ticks.tick().await;
-        let Some(probe) = pool.probe_due(address) else { continue };
+        let Some(due) = pool.probe_due(address) else { return };
+        let Some(probe) = due else { continue };
         let replica = Replica { address, key: pool.key.get() };
         let word = match probe {
             Probe::Health => health(&replica).await,
@@ -72,12 +73,46 @@ async fn health(replica: &Replica) -> Probed {
     })
 }
 
-/// One token of whatever the replica makes: text, or an embedding. One that knows neither, or asks
-/// for more than we know, has only its health to show.
+/// Whether the engine works: one token of whatever it makes. Where many requests wait, that one
+/// waits its turn; an engine whose own counters go on meanwhile works all the same.
 async fn token(replica: &Replica, model: Option<&String>) -> Probed {
+    let (before, answer) = tokio::join!(progress(replica), one_token(replica, model));
+    match (before, answer) {
+        (Some(before), Probed::Silent(reason)) => match progress(replica).await {
+            Some(after) if after != before => Probed::Answered,
+            _ => Probed::Silent(reason),
+        },
+        (_, answer) => answer,
+    }
+}
+
+/// What only an engine that works changes in vLLM's `/metrics`. Its server shows them frozen while
+/// the engine hangs.
+const PROGRESS: [&[u8]; 4] = [
+    b"vllm:generation_tokens_total",
+    b"vllm:prompt_tokens_total",
+    b"vllm:kv_cache_usage_perc",
+    b"vllm:num_requests_running",
+];
+
+/// How far the engine has come by its server's own figures; `None` where it shows none.
+async fn progress(replica: &Replica) -> Option<Vec<Bytes>> {
+    let (_, page) = replica.ask(get("/metrics"), HEALTH_PATIENCE).await.ok()?;
+    let lines = page.split(|byte| *byte == b'\n');
+    let told = lines.filter(|line| PROGRESS.iter().any(|series| line.starts_with(series)));
+    let told: Vec<_> = told.map(|line| page.slice_ref(line)).collect();
+    (!told.is_empty()).then_some(told)
+}
+
+/// Text, an embedding, a score, a class. One that knows none of these, or asks for more than we know,
+/// has only its health to show.
+async fn one_token(replica: &Replica, model: Option<&String>) -> Probed {
     let requests = [
         ("/v1/completions", json!({"model": model, "prompt": "a", "max_tokens": 1})),
         ("/v1/embeddings", json!({"model": model, "input": "a"})),
+        ("/v1/score", json!({"model": model, "text_1": "a", "text_2": "a"})),
+        ("/classify", json!({"model": model, "input": "a"})),
+        ("/pooling", json!({"model": model, "input": "a"})),
     ];
     for (path, body) in requests {
         let answer = replica.ask(post(path, &body), TOKEN_PATIENCE).await;

@@ -22,7 +22,6 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 
 use crate::answer_body::Body;
@@ -41,6 +40,7 @@ use crate::refusal::Refusal;
 use crate::respond::refuse;
 use crate::route::To;
 use crate::scan::ScanError;
+use crate::upstream::connect;
 
 mod frames;
 mod relay;
@@ -143,6 +143,7 @@ impl Proxy {
         response.extensions_mut().insert(AnsweredBy(address));
         record.committed(101);
         record.tell(response.headers_mut());
+        slot.session_began();
         let drain = self.drain.clone();
         sessions.0.lock().push(Box::pin(async move {
             let Ok(client) = wish.upgrade.await else { return };
@@ -154,7 +155,7 @@ impl Proxy {
                 }
             };
             let around = (&*limits, &drain, &*traffic);
-            let ended = relay(client, upstream, around, hear, slot.evicted()).await;
+            let ended = relay(client, upstream, around, hear, slot.given_up()).await;
             slot.generated(tally.tokens().generated);
             let (end, outcome, reason) = books(ended);
             slot.ended(end);
@@ -208,12 +209,19 @@ impl Proxy {
             record.released(&ticket, slot.address);
             let mut request = outgoing.to(slot.address).map(|_| Full::default());
             upgrade(request.headers_mut());
-            let asked = timeout_at(deadline, ask(&pool, slot.address, request)).await;
+            let asked = async {
+                tokio::select! {
+                    biased;
+                    shaken = ask(&pool, slot.address, request) => shaken,
+                    failure = slot.evicted() => Err(failure),
+                }
+            };
+            let asked = timeout_at(deadline, asked).await;
             let too_long = || Refusal::TooLong(settings.upstream.request_timeout);
             match asked.map_err(|_| too_long())? {
                 Ok(shaken) => return Ok((shaken, slot)),
                 Err(failure) => {
-                    let again = pool.try_again(&mut ticket, slot.address, &failure);
+                    let again = pool.try_again(&mut ticket, &slot, &failure);
                     slot.ended(End::Failed(failure));
                     again?;
                 }
@@ -264,11 +272,7 @@ async fn ask(
     let settings = &settings.upstream;
     let failed =
         |cause: Cause| move |error: &dyn std::fmt::Display| Failure::new(cause, error.to_string());
-    let connect = timeout(settings.connect_timeout, TcpStream::connect(address)).await;
-    let stream = connect
-        .map_err(|_| failed(Cause::Connect)(&"no connection in time"))?
-        .map_err(|error| failed(Cause::Connect)(&error))?;
-    stream.set_nodelay(true).map_err(|error| failed(Cause::Connect)(&error))?;
+    let stream = connect(address, settings.connect_timeout).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| failed(Cause::Connect)(&error))?;

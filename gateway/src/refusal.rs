@@ -70,7 +70,7 @@ pub(crate) enum Refusal {
     InVain { retry_after: Duration },
     #[error("The request failed {tries} times; the last time: {last}")]
     Exhausted { tries: u32, last: Failure },
-    #[error("The request was in flight when two replicas died. It is not given to a third.")]
+    #[error("The request was in flight when three replicas died. It is not given to another.")]
     Poison,
     /// The replicas' own error.
     #[error("{0}")]

@@ -79,9 +79,7 @@ impl Relay {
             watch,
         };
         relay.note_first_token();
-        if let (Form::Stream(_), Some(slot)) = (&relay.form, &mut relay.slot) {
-            slot.stream_began();
-        }
+        relay.progressed(now);
         // It may have failed in the same breath in which it began.
         if let Form::Stream(stream) = &relay.form
             && let Some(failure) = stream.failure()
@@ -264,6 +262,7 @@ impl Relay {
                 let message = Refusal::ShuttingDown.to_string();
                 self.break_off(503, "ServiceUnavailableError", &message, SHUTTING_DOWN)
             }
+            Cut::Lost => self.end(Some(Failure::unreachable())),
             Cut::ClientLeft => {
                 self.merge();
                 (self.upstream, self.slot, self.record) = (None, None, None);

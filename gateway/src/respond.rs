@@ -40,6 +40,7 @@ pub(crate) fn respond(
             return whole(head, Body::whole(body));
         }
         Begun::Refused(body) => {
+            slot.without_engine();
             slot.ended(End::Complete);
             record.ended(Ended::ClientError, None);
             return whole(head, Body::whole(body));
@@ -47,7 +48,7 @@ pub(crate) fn respond(
         Begun::Long(out, upstream, plain) => (out, upstream, Form::Plain(Some(plain))),
         Begun::Stream(out, upstream, stream) => (out, upstream, Form::Stream(stream)),
     };
-    let watch = Watch::new(gone, drain.ending());
+    let watch = Watch::new(gone, slot.lost(), drain.ending());
     let relay = Relay::new(relay, slot, record, (stall, deadline), watch);
     Response::from_parts(head, Body::Relay(Box::new(relay)))
 }

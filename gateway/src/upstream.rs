@@ -18,6 +18,7 @@ use http_body::Body as _;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -29,6 +30,15 @@ const IDLE: Duration = Duration::from_millis(4500);
 const IDLE_PER_ENDPOINT: usize = 128;
 /// A keep-alive gone stale shows at once. What breaks later broke while the replica worked.
 const STALE_WITHIN: Duration = Duration::from_millis(50);
+
+/// The probes of the other end's kernel, which answers for a process that is busy or stopped. A
+/// node that lost its power answers nothing, and one that was restarted resets the connection.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(10))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+/// How long what was sent may go without the other kernel's receipt.
+const UNANSWERED: Duration = Duration::from_secs(30);
 
 type Driver = http1::Connection<TokioIo<TcpStream>, Pieces>;
 
@@ -64,18 +74,11 @@ impl Connection {
         if !fresh && let Some(connection) = take_idle(address) {
             return Ok(connection);
         }
-        let failure = |reason: String| NoAnswer {
-            failure: Failure::new(Cause::Connect, reason),
-            stale: false,
-        };
-        let stream = timeout(connect_timeout, TcpStream::connect(address))
-            .await
-            .map_err(|_| failure(format!("no connection within {connect_timeout:?}")))?
-            .map_err(|error| failure(format!("connect: {error}")))?;
-        stream.set_nodelay(true).map_err(|error| failure(error.to_string()))?;
+        let no_answer = |failure| NoAnswer { failure, stale: false };
+        let stream = connect(address, connect_timeout).await.map_err(no_answer)?;
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| failure(error.to_string()))?;
+            .map_err(|error| no_answer(Failure::new(Cause::Connect, error.to_string())))?;
         Ok(Self { address, sender, driver: Some(Box::pin(driver)), reused: false })
     }
 
@@ -123,6 +126,26 @@ impl Connection {
             }
         });
     }
+}
+
+/// Connects to a replica, by a socket that notices when its other end is gone without a word.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    connect_timeout: Duration,
+) -> Result<TcpStream, Failure> {
+    let failure = |reason: String| Failure::new(Cause::Connect, reason);
+    let stream = timeout(connect_timeout, TcpStream::connect(address))
+        .await
+        .map_err(|_| failure(format!("no connection within {connect_timeout:?}")))?
+        .map_err(|error| failure(format!("connect: {error}")))?;
+    let socket = SockRef::from(&stream);
+    let set = || {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&KEEPALIVE)?;
+        socket.set_tcp_user_timeout(Some(UNANSWERED))
+    };
+    set().map_err(|error| failure(error.to_string()))?;
+    Ok(stream)
 }
 
 /// Ends in `None` once the connection is over, whose reason the sender or the body tells.

@@ -1,4 +1,5 @@
-//! What ends an answer before its own end: its client's leaving, or the end of a shutdown's patience.
+//! What ends an answer before its own end: its client's leaving, its replica's, or the end of a
+//! shutdown's patience.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,6 +16,8 @@ pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     ClientLeft,
+    /// Nothing more will come from the replica.
+    Lost,
     ShuttingDown,
 }
 
@@ -23,11 +26,15 @@ pub(crate) enum Cut {
 pub(crate) struct Watch(FuturesUnordered<Pin<Box<dyn Future<Output = Cut> + Send>>>);
 
 impl Watch {
-    pub(crate) fn new(gone: Gone, ending: CancellationToken) -> Self {
+    pub(crate) fn new(gone: Gone, lost: CancellationToken, ending: CancellationToken) -> Self {
         let all = FuturesUnordered::<Pin<Box<dyn Future<Output = Cut> + Send>>>::new();
         all.push(Box::pin(async move {
             gone.await;
             Cut::ClientLeft
+        }));
+        all.push(Box::pin(async move {
+            lost.cancelled_owned().await;
+            Cut::Lost
         }));
         all.push(Box::pin(async move {
             ending.cancelled_owned().await;

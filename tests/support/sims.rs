@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Forebay, eventually};
+use super::{Forebay, eventually, kill};
 
-const FAST: &[&str] = &["--decode-step-ms", "1"];
-
-/// One `forebay vllm-sim`.
+/// One `forebay vllm-sim`, on an address of its own, that can be started again there.
 pub struct Sim {
     child: Child,
+    arguments: Vec<String>,
     pub address: SocketAddr,
 }
 
@@ -19,19 +18,46 @@ impl Sim {
     pub fn start(arguments: &[&str]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
         let address = port.expect("a free port");
-        let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let arguments: Vec<_> = arguments.iter().map(|it| (*it).to_owned()).collect();
+        let child = Self::spawn(address, &arguments);
+        let sim = Self { child, arguments, address };
+        sim.listens();
+        sim
+    }
+
+    fn spawn(address: SocketAddr, arguments: &[String]) -> Child {
+        let given = |flag: &str| arguments.iter().any(|it| it == flag);
+        let own = |flags: &'static [&str]| if given(flags[0]) { &[][..] } else { flags };
+        Command::new(env!("CARGO_BIN_EXE_forebay"))
             .args(["vllm-sim", "--port", &address.port().to_string()])
-            .args(["--prefill-tokens-per-second", "0"])
-            .args(if arguments.contains(&"--decode-step-ms") { &[][..] } else { FAST })
+            .args(["--stop-delay", "100ms"])
+            .args(own(&["--prefill-tokens-per-second", "0"]))
+            .args(own(&["--decode-step-ms", "1"]))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("the binary starts");
-        let sim = Self { child, address };
+            .expect("the binary starts")
+    }
+
+    fn listens(&self) {
+        let address = self.address;
         eventually("the simulated server listens", || TcpStream::connect(address).is_ok());
-        sim
+    }
+
+    pub fn signal(&self, signal: &str) {
+        kill(self.child.id(), signal);
+    }
+
+    pub fn ended(&mut self) {
+        eventually("the replica ends", || self.child.try_wait().expect("our child").is_some());
+    }
+
+    /// The next one there, once this one has ended.
+    pub fn again(&mut self) {
+        self.child = Self::spawn(self.address, &self.arguments);
+        self.listens();
     }
 }
 

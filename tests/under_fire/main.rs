@@ -6,8 +6,13 @@
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, reason = "a test's own")]
 
+mod clients;
+mod engine_stopped;
 mod half_open;
 mod log;
+mod node_gone;
+mod replica_mute;
+mod restarts;
 
 #[path = "../support/mod.rs"]
 mod support;

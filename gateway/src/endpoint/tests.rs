@@ -80,7 +80,7 @@ async fn counted_failures_take_out_only_in_a_row_and_never_the_last() {
     let mut endpoint = ready(now);
     assert!(!endpoint.failed(&error, false, now));
     assert!(!endpoint.failed(&error, false, now));
-    endpoint.completed(now);
+    endpoint.completed(true, now);
     assert!(!endpoint.failed(&error, false, now), "a success between them");
     assert!(!endpoint.failed(&error, false, now));
     assert!(endpoint.failed(&error, false, now), "three in a row");
@@ -94,14 +94,15 @@ async fn counted_failures_take_out_only_in_a_row_and_never_the_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_stalls_is_out_at_once_only_where_its_streams_are_silent_too() {
+async fn one_that_stalls_is_out_at_once_only_where_all_else_there_is_silent_too() {
     let start = Instant::now();
     let mut alone = ready(start);
     let now = start + RULES.freeze;
     assert!(!alone.failed(&fault(Cause::Stalled), false, now), "one long prompt");
     let mut frozen = ready(start);
-    frozen.stream_began(start);
+    frozen.given(start);
     assert!(!frozen.failed(&fault(Cause::Stalled), true, now), "never the last");
+    assert!(!frozen.failed(&fault(Cause::Server), false, now), "it answers, if with an error");
     assert!(frozen.failed(&fault(Cause::Stalled), false, now));
 }
 
@@ -149,38 +150,81 @@ async fn a_full_one_is_sound_and_gets_nothing_until_something_ends_there() {
     assert!(!endpoint.failed(&fault(Cause::QueueFull), false, now));
     assert_eq!((endpoint.health(), endpoint.room(now)), (Health::Ready, 0));
     assert_eq!(endpoint.room(now + FULL_FOR), 4);
-    endpoint.completed(now);
+    endpoint.completed(true, now);
     assert_eq!(endpoint.room(now), 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_fall_silent_together_are_asked_after_and_a_hung_engine_is_taken_out() {
+async fn one_with_work_and_without_a_sign_of_it_is_asked_and_out_if_it_hangs() {
     let start = Instant::now();
     let mut endpoint = ready(start);
-    endpoint.stream_began(start);
-    let pulse = endpoint.pulse();
+    // Whatever it is: a stream that has begun, one that has not, a plain answer.
+    endpoint.given(start);
     let now = start + RULES.freeze;
-    pulse.beat(now - Duration::from_secs(1));
+    endpoint.pulse().beat(now - Duration::from_secs(1));
+    assert!(!endpoint.is_suspect(now));
     assert_eq!(endpoint.due(now), Some(Probe::Health), "something came a second ago");
     let now = now + RULES.freeze;
+    assert!(endpoint.is_suspect(now));
     assert_eq!(endpoint.due(now), Some(Probe::Token));
     assert!(endpoint.probed(Probe::Token, silent(), false, now), "neither does a new request");
     assert_eq!(endpoint.health(), Health::Ejected);
+    assert!(endpoint.hangs());
 
     let mut slow = ready(start);
-    slow.stream_began(start);
+    slow.given(start);
     assert_eq!(slow.due(now), Some(Probe::Token));
     slow.pulse().beat(now);
-    assert!(!slow.probed(Probe::Token, silent(), false, now), "its streams went on meanwhile");
-    slow.stream_ended();
-    assert_eq!(slow.due(now + RULES.freeze), Some(Probe::Health), "nothing to be silent");
+    assert!(!slow.probed(Probe::Token, silent(), false, now), "something came meanwhile");
+    let later = now + RULES.freeze;
+    assert_eq!(slow.due(later), Some(Probe::Token));
+    slow.probed(Probe::Token, Probed::Answered, false, later);
+    assert!(!slow.is_suspect(later), "a long answer, and a working engine");
+    slow.in_flight = 0;
+    assert_eq!(slow.due(later + RULES.freeze), Some(Probe::Health), "nothing to be silent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_measured_from_the_first_request_that_it_owes_an_answer() {
+    let start = Instant::now();
+    let mut endpoint = ready(start);
+    let mut now = start + RULES.freeze * 100;
+    endpoint.given(now);
+    assert!(!endpoint.is_suspect(now), "it was idle");
+    // Clients that give up sooner than `freezeTimeout`, one after the other.
+    for _ in 0..10 {
+        endpoint.in_flight = 0;
+        now += RULES.freeze / 10;
+        endpoint.given(now);
+    }
+    assert!(endpoint.is_suspect(now));
+    // The server in front of the engine counts tokens and refuses nonsense by itself.
+    endpoint.completed(false, now);
+    assert!(endpoint.is_suspect(now));
+    endpoint.completed(true, now);
+    assert!(!endpoint.is_suspect(now));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_may_be_silent() {
+    let start = Instant::now();
+    let mut endpoint = ready(start);
+    endpoint.given(start);
+    endpoint.session_began(start);
+    let now = start + RULES.freeze * 2;
+    assert!(!endpoint.is_suspect(now));
+    endpoint.given(now);
+    assert!(!endpoint.is_suspect(now), "the session is no debt");
+    endpoint.session_ended();
+    endpoint.in_flight -= 1;
+    assert_eq!(endpoint.due(now + RULES.freeze), Some(Probe::Token));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_at_a_silent_endpoint_is_sent_elsewhere_and_what_it_fails_is_not() {
     let start = Instant::now();
     let mut stopped = ready(start);
-    let eviction = stopped.eviction();
+    let eviction = stopped.evictions().unanswered;
     let mut now = start;
     while now < start + RULES.freeze {
         assert!(!eviction.is_cancelled());
@@ -189,14 +233,112 @@ async fn what_waits_at_a_silent_endpoint_is_sent_elsewhere_and_what_it_fails_is_
     }
     stopped.probed(Probe::Health, silent(), false, now);
     assert!(eviction.is_cancelled());
-    assert!(!stopped.eviction().is_cancelled(), "what comes later waits anew");
+    assert!(!stopped.evictions().unanswered.is_cancelled(), "what comes later waits anew");
+    assert!(!stopped.evictions().begun.is_cancelled(), "it may wake");
 
     let mut failing = ready(start);
-    let eviction = failing.eviction();
+    let eviction = failing.evictions().unanswered;
     failing.failed(&fault(Cause::EngineDead), false, start);
     failing.probed(Probe::Token, failed(), false, now);
     failing.probed(Probe::Token, failed(), false, now);
     assert!(!eviction.is_cancelled(), "it answers for itself");
+}
+
+fn unreachable() -> Probed {
+    Probed::Unreachable("connection refused".into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_where_nothing_listens_goes_at_once_and_what_has_begun_ends_in_time() {
+    let start = Instant::now();
+    let mut gone = ready(start);
+    gone.given(start);
+    let (waiting, begun) = (gone.evictions().unanswered, gone.evictions().begun);
+    let mut now = start + Duration::from_secs(3);
+    gone.probed(Probe::Health, unreachable(), true, now);
+    assert!(waiting.is_cancelled(), "also from the last one");
+    let until = now + RULES.freeze;
+    while now < until {
+        assert!(!begun.is_cancelled());
+        gone.probed(Probe::Health, unreachable(), true, now);
+        now += Duration::from_secs(1);
+    }
+    gone.probed(Probe::Health, unreachable(), true, now);
+    assert!(begun.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_closed_its_listener_and_still_sends_finishes_its_work() {
+    let start = Instant::now();
+    let mut draining = ready(start);
+    draining.given(start);
+    let evictions = draining.evictions();
+    let mut now = start;
+    while now < start + RULES.freeze * 3 {
+        now += Duration::from_secs(1);
+        draining.pulse().beat(now - Duration::from_millis(200));
+        draining.probed(Probe::Health, unreachable(), false, now);
+    }
+    assert!(!evictions.unanswered.is_cancelled() && !evictions.begun.is_cancelled());
+    draining.probed(Probe::Health, unreachable(), false, now + Duration::from_secs(1));
+    assert!(evictions.unanswered.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_out_for_long_and_has_work_is_looked_after_meanwhile() {
+    let mut now = Instant::now();
+    let mut out = ready(now);
+    out.given(now);
+    out.failed(&fault(Cause::EngineDead), false, now);
+    for _ in 0..8 {
+        now += LONGEST_EJECTION;
+        assert_eq!(out.due(now), Some(Probe::Token));
+        out.probed(Probe::Token, failed(), false, now);
+    }
+    assert_eq!(out.due(now + HEALTH_EVERY), Some(Probe::Health), "not in 30 s");
+    let eviction = out.evictions().unanswered;
+    out.probed(Probe::Health, unreachable(), false, now + HEALTH_EVERY);
+    assert!(eviction.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_process_has_a_life_of_its_own_whose_end_by_an_order_shows() {
+    let now = Instant::now();
+    let mut endpoint = ready(now);
+    let first = Arc::clone(endpoint.life());
+    endpoint.failed(&fault(Cause::Connection), false, now);
+    endpoint.probed(Probe::Token, Probed::Answered, false, now);
+    assert_eq!(endpoint.life().id(), first.id(), "a connection broke, no more is known");
+    let later = now + Duration::from_secs(1);
+    endpoint.probed(Probe::Health, unreachable(), false, later);
+    endpoint.probed(Probe::Health, Probed::Answered, false, later);
+    assert_ne!(endpoint.life().id(), first.id());
+    assert_eq!(endpoint.up_since(), later);
+    assert!(!first.was_stopped());
+    let second = Arc::clone(endpoint.life());
+    endpoint.failed(&fault(Cause::EngineDead), false, later);
+    endpoint.probed(Probe::Token, Probed::Answered, false, later);
+    assert_ne!(endpoint.life().id(), second.id(), "started again between two probes");
+
+    for (case, causes, stopped) in [
+        ("a crash", vec![Cause::EngineDead, Cause::Connection], false),
+        ("it said so", vec![Cause::ShuttingDown, Cause::Connection], true),
+        ("some aborted, some failed", vec![Cause::EngineDead, Cause::Aborted], true),
+        ("an abort alone", vec![Cause::Aborted], false),
+    ] {
+        let mut endpoint = ready(now);
+        for cause in causes {
+            endpoint.failed(&fault(cause), false, now);
+        }
+        assert_eq!(endpoint.life().was_stopped(), stopped, "{case}");
+    }
+    let mut endpoint = ready(now);
+    endpoint.failed(&fault(Cause::Aborted), false, now);
+    endpoint.failed(&fault(Cause::Connection), false, now + STOPS_WITHIN * 2);
+    assert!(!endpoint.life().was_stopped(), "two things");
+    endpoint.life().stopped();
+    endpoint.life().crashed();
+    assert!(!endpoint.life().was_stopped(), "its own supervisor knows better");
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,7 +365,7 @@ proptest! {
                 0 => { let _ = endpoint.failed(&fault(Cause::Connection), false, now); },
                 1 => { let _ = endpoint.failed(&fault(Cause::Server), false, now); },
                 2 => { let _ = endpoint.failed(&fault(Cause::QueueFull), false, now); },
-                3 => endpoint.completed(now),
+                3 => endpoint.completed(true, now),
                 kind => if let Some(probe) = endpoint.due(now) {
                     let word = match kind {
                         4 => Probed::Answered,

@@ -68,6 +68,18 @@ impl Books {
         !self.endpoints.iter().any(ready)
     }
 
+    /// What waits for engines that hang goes elsewhere, once there is an elsewhere.
+    pub(super) fn relieve_hung(&mut self) {
+        if self.endpoints.values().any(Endpoint::hangs)
+            && self.endpoints.values().any(|endpoint| endpoint.health() == Health::Ready)
+        {
+            self.endpoints
+                .values_mut()
+                .filter(|it| it.hangs())
+                .for_each(Endpoint::evict_unanswered);
+        }
+    }
+
     pub(super) fn set_budget(&mut self, limit: u32) {
         let count = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
         self.budget.set_capacity(limit.saturating_mul(count));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_signals::ColdStart;
+use forebay_signals::{ColdStart, ProcessEnd};
 use tokio::time::Instant;
 
 use super::Pool;
@@ -31,18 +31,19 @@ impl Pool {
         new
     }
 
-    pub(crate) fn remove_endpoint(&self, address: SocketAddr) {
+    /// Whether it stays for what is in flight there, and is to be probed until that has ended.
+    pub(crate) fn remove_endpoint(&self, address: SocketAddr) -> bool {
         let mut books = self.books.lock();
         // Streams there go on as long as they do.
-        if let Some(endpoint) = books.endpoints.get_mut(&address)
-            && !endpoint.leave()
-        {
+        let stays = books.endpoints.get_mut(&address).is_some_and(Endpoint::leave);
+        if !stays {
             books.endpoints.remove(&address);
         }
         self.served.gone(address);
         books.set_budget(self.settings().max_in_flight);
         books.note_readiness(Instant::now());
         self.news.notify_one();
+        stays
     }
 
     pub(crate) fn drain_endpoint(self: &Arc<Self>, address: SocketAddr, draining: bool) {
@@ -56,6 +57,11 @@ impl Pool {
             self.news.notify_one();
             self.release();
         }
+    }
+
+    /// The scaler saw an endpoint's process end.
+    pub(crate) fn process_ended(&self, address: SocketAddr, how: ProcessEnd) {
+        self.with_endpoint(address, |endpoint| endpoint.process_ended(how));
     }
 
     /// The probe's word on one endpoint; true if that changed how it stands.
@@ -72,10 +78,14 @@ impl Pool {
             let endpoint = books.endpoints.get_mut(&address);
             let changed = endpoint.is_some_and(|it| it.probed(probe, word, last, now));
             books.note_readiness(now);
+            books.relieve_hung();
             changed
         };
-        if changed {
+        // One that only was suspected takes requests again.
+        if changed || probe == Probe::Token {
             self.release();
+        }
+        if changed {
             self.news.notify_one();
         }
         changed
@@ -88,10 +98,10 @@ impl Pool {
         }
     }
 
-    /// What to ask an endpoint now.
-    pub(crate) fn probe_due(&self, address: SocketAddr) -> Option<Probe> {
+    /// What to ask an endpoint now; `None` once there is no such endpoint.
+    pub(crate) fn probe_due(&self, address: SocketAddr) -> Option<Option<Probe>> {
         let mut books = self.books.lock();
-        books.endpoints.get_mut(&address).and_then(|endpoint| endpoint.due(Instant::now()))
+        books.endpoints.get_mut(&address).map(|endpoint| endpoint.due(Instant::now()))
     }
 
     /// Holds everything for a barrier, or lifts it.

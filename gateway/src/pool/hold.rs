@@ -35,25 +35,29 @@ impl Choice {
         room.then(|| Self { who: served.who(), turn, now })
     }
 
-    /// The least loaded endpoint with room that knows the model; one that failed this request only
-    /// where no other is ready, be it full.
+    /// The least loaded endpoint with room that knows the model; one that failed this request, or
+    /// whose engine may hang, only where no other is ready, be it full.
     fn of(&self, endpoints: &BTreeMap<SocketAddr, Endpoint>, wants: &Wants) -> Option<SocketAddr> {
         let Self { who, turn, now } = self;
         let knows = |address: &SocketAddr| who.knows(*address, wants.model.as_deref());
+        let last_resort = |endpoint: &Endpoint| {
+            wants.avoid.contains(&endpoint.life().id()) || endpoint.is_suspect(*now)
+        };
         let others = endpoints.iter().any(|(address, endpoint)| {
-            endpoint.health() == Health::Ready && !wants.avoid.contains(address) && knows(address)
+            endpoint.health() == Health::Ready && !last_resort(endpoint) && knows(address)
         });
+        let restarted =
+            |endpoint: &Endpoint| wants.ended_at.is_none_or(|ended| endpoint.up_since() > ended);
         endpoints
             .iter()
             .enumerate()
             .filter(|(_, (address, endpoint))| {
-                endpoint.room(*now) > 0
-                    && !(others && wants.avoid.contains(address))
-                    && knows(address)
+                endpoint.room(*now) > 0 && !(others && last_resort(endpoint)) && knows(address)
             })
             // Equals take turns.
             .min_by_key(|(i, (_, endpoint))| {
-                (endpoint.in_flight, i.wrapping_add(*turn) % endpoints.len())
+                let turn = i.wrapping_add(*turn) % endpoints.len();
+                (!restarted(endpoint), endpoint.in_flight, turn)
             })
             .map(|(_, (address, _))| *address)
     }
@@ -186,13 +190,25 @@ impl Pool {
     ) -> Option<Slot> {
         books.turn = books.turn.wrapping_add(1);
         let endpoint = books.endpoints.get_mut(&address)?;
-        endpoint.in_flight += 1;
-        let (pulse, eviction) = (endpoint.pulse(), endpoint.eviction());
+        endpoint.given(Instant::now());
+        let (pulse, evictions) = (endpoint.pulse(), endpoint.evictions());
+        let life = Arc::clone(endpoint.life());
         books.in_flight_tokens += tokens;
         books.totals.released += 1;
         let (pool, end) = (Arc::clone(self), End::Dropped);
-        let (turn, generated, streaming) = (None, 0, false);
-        Some(Slot { pool, address, tokens, end, turn, generated, pulse, streaming, eviction })
+        Some(Slot {
+            pool,
+            address,
+            tokens,
+            end,
+            turn: None,
+            generated: 0,
+            pulse,
+            engine: true,
+            session: false,
+            evictions,
+            life,
+        })
     }
 
     /// Gives endpoints with room to those held longest. Who waits for one that is full holds up

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Pool;
-use crate::endpoint::{Endpoint, Pulse};
-use crate::failure::Failure;
+use crate::endpoint::{Endpoint, Evictions, Life, Pulse};
+use crate::failure::{Cause, Failure};
 use crate::fingerprint::Fingerprint;
 use crate::queue::Place;
 
@@ -35,8 +35,12 @@ pub(crate) struct Slot {
     pub(super) turn: Option<(Place, u64)>,
     pub(super) generated: u64,
     pub(super) pulse: Pulse,
-    pub(super) streaming: bool,
-    pub(super) eviction: CancellationToken,
+    /// Whether its answer shows that the engine works.
+    pub(super) engine: bool,
+    pub(super) session: bool,
+    pub(super) evictions: Evictions,
+    /// The process that has it.
+    pub(super) life: Arc<Life>,
 }
 
 impl Slot {
@@ -44,17 +48,45 @@ impl Slot {
         self.end = end;
     }
 
-    /// Ends when the endpoint is silent for so long that a request without an answer is better off
-    /// elsewhere.
-    pub(crate) async fn evicted(&self) {
-        self.eviction.cancelled().await;
+    /// Its answer is no sign of the engine: the server in front of it gives that by itself.
+    pub(crate) fn without_engine(&mut self) {
+        self.engine = false;
     }
 
-    /// The stream has begun: from here on it should not fall silent.
-    pub(crate) fn stream_began(&mut self) {
-        if !std::mem::replace(&mut self.streaming, true) {
-            self.pool.with_endpoint(self.address, |endpoint| endpoint.stream_began(Instant::now()));
+    /// It is a session from now on, which may be silent.
+    pub(crate) fn session_began(&mut self) {
+        if !std::mem::replace(&mut self.session, true) {
+            let began = |endpoint: &mut Endpoint| endpoint.session_began(Instant::now());
+            self.pool.with_endpoint(self.address, began);
         }
+    }
+
+    /// Ends when a request without an answer is better off elsewhere, with the reason.
+    pub(crate) async fn evicted(&self) -> Failure {
+        self.evictions.unanswered.cancelled().await;
+        if self.unreachable() {
+            return Failure::unreachable();
+        }
+        let message = "The replica has work, and answers nothing, not even a probe.";
+        Failure::new(Cause::Stalled, message)
+    }
+
+    /// Cancelled when an answer that has begun will not go on.
+    pub(crate) fn lost(&self) -> CancellationToken {
+        self.evictions.begun.clone()
+    }
+
+    /// Ends when a session, which may be silent, should not wait any more.
+    pub(crate) async fn given_up(&self) {
+        self.evictions.unanswered.cancelled().await;
+        if self.unreachable() {
+            self.evictions.begun.cancelled().await;
+        }
+    }
+
+    fn unreachable(&self) -> bool {
+        let books = self.pool.books.lock();
+        books.endpoints.get(&self.address).is_some_and(Endpoint::is_unreachable)
     }
 
     /// Tokens of the answer so far. What goes beyond a usual one is counted for the tenant now, not
@@ -94,16 +126,21 @@ impl Drop for Slot {
             let unused = i64::try_from(counted.saturating_sub(self.generated)).unwrap_or(i64::MAX);
             pool.books.lock().queue.charge(place, -unused);
         }
-        // A stream that stalled is judged together with those that are silent beside it.
-        pool.give_back(self.address, self.tokens, end);
-        if self.streaming {
-            pool.with_endpoint(self.address, Endpoint::stream_ended);
+        if self.session {
+            pool.with_endpoint(self.address, Endpoint::session_ended);
         }
+        pool.give_back(self.address, self.tokens, end, self.engine);
     }
 }
 
 impl Pool {
-    pub(super) fn give_back(self: &Arc<Self>, address: SocketAddr, tokens: u64, end: End) {
+    pub(super) fn give_back(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        tokens: u64,
+        end: End,
+        engine: bool,
+    ) {
         let (mut known, mut out) = (false, false);
         {
             let now = Instant::now();
@@ -115,7 +152,7 @@ impl Pool {
                 endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
                 let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
                 match &end {
-                    End::Complete => endpoint.completed(now),
+                    End::Complete => endpoint.completed(engine, now),
                     End::Failed(failure) => {
                         out = endpoint.failed(failure, last, now);
                         self.news.notify_one();

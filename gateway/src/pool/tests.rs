@@ -105,7 +105,7 @@ async fn an_endpoint_that_failed_is_out_and_the_request_goes_elsewhere() {
     let mut ticket = ticket(60);
     let slot = pool.hold(&mut ticket).await.expect("ready");
     let failed = slot.address;
-    ticket.wants.avoid.insert(failed);
+    ticket.wants.avoid.insert(slot.life.id());
     slot.ended(End::Failed(Failure::new(Cause::Connection, "reset")));
     let again = pool.hold(&mut ticket).await.expect("the other is ready");
     assert_ne!(again.address, failed);
@@ -225,25 +225,34 @@ fn failure(cause: Cause) -> Failure {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_tried_again_as_its_failures_allow() {
-    use Cause::{Aborted, Connect, Connection, EngineDead, QueueFull, Server, ShuttingDown};
-    let (poison, error) = ("two replicas died", "what it said");
+    use Cause::{
+        Aborted, Connect, Connection, EngineDead, QueueFull, Server, ShuttingDown, Truncated,
+        Unreachable,
+    };
+    let (poison, error) = ("three replicas died", "what it said");
     for (case, causes, draining, want) in [
         ("busy ones are no tries", vec![QueueFull; 50], false, None),
         ("nor are those that take nothing", [Connect, ShuttingDown].repeat(20), false, None),
-        ("one death", vec![Connection], false, None),
-        ("two deaths", vec![Connection, EngineDead], false, Some(poison)),
-        ("two announced deaths", vec![Connection, EngineDead], true, None),
+        ("two deaths", vec![Connection, EngineDead], false, None),
+        ("three deaths", vec![Connection, EngineDead, Connection], false, Some(poison)),
+        ("three announced deaths", vec![Connection, EngineDead, Connection], true, None),
         ("told to stop", vec![Aborted; 4], false, None),
+        ("gone without a word", vec![Unreachable; 4], false, None),
+        ("answers that make no sense", vec![Truncated; 4], false, None),
         ("five tries", vec![Aborted; 5], false, Some("failed 5 times")),
         ("two errors", vec![Server; 2], false, Some(error)),
     ] {
         let pool = pool(r#"{"name": "p"}"#);
-        ready(&pool, 1);
-        pool.drain_endpoint(address(1), draining);
         let mut ticket = ticket(60);
-        let outcome = causes
-            .iter()
-            .try_for_each(|cause| pool.try_again(&mut ticket, address(1), &failure(*cause)));
+        let mut slots = Vec::new();
+        let outcome = (1..).zip(&causes).try_for_each(|(port, cause)| {
+            ready(&pool, port);
+            let slot = pool.hold(&mut ticket).now_or_never().expect("ready").expect("released");
+            pool.drain_endpoint(slot.address, draining);
+            let outcome = pool.try_again(&mut ticket, &slot, &failure(*cause));
+            slots.push(slot);
+            outcome
+        });
         let told = outcome.err().map(|refusal| refusal.to_string());
         match want {
             None => assert_eq!(told, None, "{case}"),
@@ -256,13 +265,105 @@ async fn a_request_is_tried_again_as_its_failures_allow() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_death_counts_once_and_not_at_all_when_an_order_explains_it_later() {
+    let pool = pool(r#"{"name": "p", "upstream": {"maxTries": 50}}"#);
+    let mut ticket = ticket(60);
+    let mut die = |port: u16, times: u32| {
+        ready(&pool, port);
+        let slot = pool.hold(&mut ticket).now_or_never().expect("ready").expect("released");
+        let mut outcome = Ok(());
+        for _ in 0..times {
+            outcome = pool.try_again(&mut ticket, &slot, &failure(Cause::Connection));
+        }
+        let life = Arc::clone(&slot.life);
+        slot.ended(End::Failed(failure(Cause::Connection)));
+        (outcome.map_err(|refusal| refusal.to_string()), life)
+    };
+    let (outcome, first) = die(1, 5);
+    assert_eq!(outcome, Ok(()), "one death, however often it shows");
+    assert_eq!(die(2, 1).0, Ok(()));
+    first.stopped();
+    assert_eq!(die(3, 1).0, Ok(()), "two that nothing explains");
+    assert!(die(4, 1).0.is_err_and(|told| told.contains("three replicas died")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lost_its_replica_prefers_one_that_was_started_since() {
+    let pool = pool(r#"{"name": "p"}"#);
+    (1..=3).for_each(|port| ready(&pool, port));
+    let mut ticket = ticket(60);
+    let slot = pool.hold(&mut ticket).await.expect("ready");
+    let ended = slot.address;
+    assert!(pool.try_again(&mut ticket, &slot, &failure(Cause::EngineDead)).is_ok());
+    slot.ended(End::Failed(failure(Cause::EngineDead)));
+    pool.probed(ended, Probe::Token, Probed::Unreachable("refused".into()));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    pool.probed(ended, Probe::Health, Probed::Answered);
+    for _ in 0..5 {
+        let slot = pool.hold(&mut ticket).await.expect("ready");
+        assert_eq!(slot.address, ended, "its restart is behind it");
+        std::mem::forget(slot);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_whose_engine_may_hang_gets_nothing_new_while_another_is_ready() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 2, "upstream": {"freezeTimeout": "10s"}}"#);
+    ready(&pool, 1);
+    let mut stuck = ticket(60);
+    let stuck_slot = pool.hold(&mut stuck).await.expect("ready");
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let mut only = ticket(60);
+    let slot = pool.hold(&mut only).now_or_never().expect("the last one takes it all the same");
+    drop(slot);
+    ready(&pool, 2);
+    let (mut a, mut b, mut c) = (ticket(60), ticket(60), ticket(60));
+    let a = pool.hold(&mut a).await.expect("ready");
+    let b = pool.hold(&mut b).await.expect("ready");
+    assert_eq!([a.address, b.address], [address(2); 2]);
+    let mut held = Box::pin(pool.hold(&mut c));
+    assert!(held.as_mut().now_or_never().is_none(), "the other one is full");
+    let evicted = stuck_slot.evictions.unanswered.clone();
+    pool.probed(address(1), Probe::Token, Probed::Answered);
+    let slot = held.as_mut().now_or_never().expect("it works").expect("released");
+    assert_eq!(slot.address, address(1));
+    assert!(!evicted.is_cancelled());
+    drop(slot);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    pool.probed(address(1), Probe::Token, Probed::Silent("nothing".into()));
+    assert!(evicted.is_cancelled(), "it hangs, and another is ready");
+    drop((a, b, stuck_slot));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_one_keeps_what_it_has_though_its_engine_hangs_until_another_is_ready() {
+    let pool = pool(r#"{"name": "p", "upstream": {"freezeTimeout": "10s"}}"#);
+    ready(&pool, 1);
+    let mut stuck = ticket(60);
+    let slot = pool.hold(&mut stuck).await.expect("ready");
+    tokio::time::advance(Duration::from_secs(10)).await;
+    pool.probed(address(1), Probe::Token, Probed::Silent("nothing".into()));
+    let health = |port: u16| {
+        pool.signals().endpoints[&address(port).to_string()].as_ref().expect("there").health
+    };
+    assert_eq!(health(1), Health::Ejected, "the scaler may replace it");
+    assert!(!slot.evictions.unanswered.is_cancelled());
+    ready(&pool, 2);
+    assert!(slot.evictions.unanswered.is_cancelled());
+    drop(slot);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_that_fails_everything_is_not_sent_several_times_its_load() {
     let pool = pool(r#"{"name": "p", "maxInFlight": 1, "hold": {"maxRequests": 0}}"#);
+    ready(&pool, 1);
+    let mut first = ticket(60);
+    let slot = pool.hold(&mut first).await.expect("room");
     let mut again = 0;
     for _ in 0..1_000 {
         let mut ticket = ticket(60);
         let _ = pool.hold(&mut ticket).now_or_never();
-        while pool.try_again(&mut ticket, address(1), &failure(Cause::Aborted)).is_ok() {
+        while pool.try_again(&mut ticket, &slot, &failure(Cause::Aborted)).is_ok() {
             again += 1;
         }
     }
@@ -330,7 +431,7 @@ async fn a_retry_that_waits_for_another_endpoint_holds_up_nobody() {
     let slot = pool.hold(&mut failed).await.expect("room");
     ready(&pool, 2);
     let long = pool.hold(&mut long).await.expect("room at the other");
-    failed.wants.avoid.insert(slot.address);
+    failed.wants.avoid.insert(slot.life.id());
     slot.ended(End::Failed(failure(Cause::Server)));
     let mut again = Box::pin(pool.hold(&mut failed));
     assert!(again.as_mut().now_or_never().is_none(), "the one that did not fail it is full");
@@ -429,8 +530,11 @@ async fn nothing_is_logged_while_all_others_wait() {
     drop(left);
     slot.ended(End::Failed(failure(Cause::EngineDead)));
     drop(held);
-    for _ in 0..2 {
-        let _ = pool.try_again(&mut first, address(1), &failure(Cause::EngineDead));
+    for port in 2..=4 {
+        ready(&pool, port);
+        let slot = pool.hold(&mut first).await.expect("ready");
+        let _ = pool.try_again(&mut first, &slot, &failure(Cause::EngineDead));
+        slot.ended(End::Failed(failure(Cause::EngineDead)));
     }
     pool.set_barrier(Some((1, Duration::ZERO)));
     pool.tick();
@@ -441,7 +545,7 @@ async fn nothing_is_logged_while_all_others_wait() {
         "released",
         "failed a request",
         "is out",
-        "two replicas died",
+        "three replicas died",
         "the scaler is silent",
     ] {
         assert!(lines.iter().any(|(line, _)| line.contains(word)), "{word}: {lines:?}");

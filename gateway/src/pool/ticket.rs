@@ -1,20 +1,21 @@
 //! One request's way through its pool: what it asks for, and what it may still be tried for.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Pool;
-use crate::endpoint::Endpoint;
+use super::{Pool, Slot};
+use crate::endpoint::Life;
 use crate::failure::{Cause, Failure};
 use crate::queue::{Place, Request};
 use crate::refusal::Refusal;
 
-/// A request that was in flight at so many unannounced deaths of replicas is not given to another.
-const MOST_DEATHS: u32 = 2;
+/// A request that was in flight at so many deaths of replicas that no order explains is not given to
+/// another. Restarts in turn can look like two such deaths: the one that it was at, and the one that
+/// it was moved to. The third try goes to a replica that was started since, where there is one.
+const MOST_DEATHS: usize = 3;
 
 /// A request to which so many replicas answered with an error of their own has its answer.
 const MOST_ERRORS: u32 = 2;
@@ -24,8 +25,11 @@ const MOST_ERRORS: u32 = 2;
 pub(crate) struct Wants {
     /// The model, by the name that is sent.
     pub(crate) model: Option<Arc<str>>,
-    /// Endpoints that failed it.
-    pub(crate) avoid: BTreeSet<SocketAddr>,
+    /// Lives of endpoints that failed it.
+    pub(crate) avoid: BTreeSet<u64>,
+    /// When a replica's end first cost it a try. Where replicas are restarted in turn, one that was
+    /// started since has its restart behind it.
+    pub(crate) ended_at: Option<Instant>,
 }
 
 /// Where a request is in the queue's order, and what it brings.
@@ -35,8 +39,8 @@ pub(crate) struct Ticket {
     pub(crate) wants: Wants,
     /// Tries at which a replica may have worked on it.
     pub(super) tries: u32,
-    /// Unannounced deaths of replicas that had it.
-    pub(super) deaths: u32,
+    /// Lives that ended with it in flight, each once.
+    pub(super) deaths: Vec<Arc<Life>>,
     /// Replicas' own errors about it.
     pub(super) errors: u32,
     /// Time held while nothing was ready.
@@ -55,7 +59,7 @@ impl Ticket {
             place: None,
             wants: Wants::default(),
             tries: 0,
-            deaths: 0,
+            deaths: Vec::new(),
             errors: 0,
             cold: Duration::ZERO,
             held: Duration::ZERO,
@@ -92,24 +96,36 @@ impl Ticket {
 
 impl Pool {
     /// Whether a request that an endpoint failed may be tried again: within its number of tries and
-    /// the pool's retry budget, and not when two replicas have died with it.
+    /// the pool's retry budget, and not when three replicas have died with it.
     pub(crate) fn try_again(
         &self,
         ticket: &mut Ticket,
-        address: SocketAddr,
+        slot: &Slot,
         failure: &Failure,
     ) -> Result<(), Refusal> {
-        ticket.wants.avoid.insert(address);
+        let (life, now) = (&slot.life, Instant::now());
+        ticket.wants.avoid.insert(life.id());
         let mut books = self.books.lock();
-        let announced = books.endpoints.get(&address).is_none_or(Endpoint::is_draining);
-        ticket.deaths += u32::from(failure.cause.is_death() && !announced);
+        // Deleted, to be drained, or no longer listed. Of a local replica that is no longer listed since
+        // it crashed, its supervisor says so, which outranks this.
+        if books.endpoints.get(&slot.address).is_none_or(|endpoint| endpoint.is_draining()) {
+            life.stopped();
+        }
+        if failure.cause.is_end() {
+            ticket.wants.ended_at.get_or_insert(now);
+        }
+        if failure.cause.is_death() && ticket.deaths.iter().all(|death| death.id() != life.id()) {
+            ticket.deaths.push(Arc::clone(life));
+        }
         ticket.tries += u32::from(failure.cause.is_try());
         ticket.errors += u32::from(failure.cause == Cause::Server);
-        if ticket.deaths >= MOST_DEATHS {
+        // What explains an end may have become known since.
+        let unexplained = ticket.deaths.iter().filter(|death| !death.was_stopped()).count();
+        if unexplained >= MOST_DEATHS {
             drop(books);
             tracing::error!(
-                endpoint = %address,
-                "{}: two replicas died with the same request in flight; it is given to no third",
+                endpoint = %slot.address,
+                "{}: three replicas died with the same request in flight; it is given to no other",
                 self.name,
             );
             return Err(Refusal::Poison);
@@ -121,7 +137,7 @@ impl Pool {
         if ticket.tries >= self.settings().upstream.max_tries {
             return Err(refused());
         }
-        let free = !failure.cause.is_try() || books.budget.withdraw(Instant::now());
+        let free = !failure.cause.is_try() || books.budget.withdraw(now);
         free.then_some(()).ok_or_else(refused)
     }
 }
