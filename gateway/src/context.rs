@@ -64,12 +64,12 @@ impl RequestContext {
         }
     }
 
-    /// The model that the client names.
+    /// The model that the client names; an empty name is none, as it is for vLLM.
     pub(crate) fn asks_for(&mut self, model: Option<String>) -> Result<(), Refusal> {
         if model.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) {
             return Err(Refusal::LongModel(LONGEST_NAME));
         }
-        self.model = model;
+        self.model = model.filter(|name| !name.is_empty());
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::json::Lax;
 use crate::pieces::Pieces;
 use crate::scan::{Layout, Scan, StreamOptions};
 
@@ -68,7 +69,12 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
     match &scan.stream_options {
         StreamOptions::Absent => patches.push((open..open, inserted(OPTIONS, left))),
         StreamOptions::Null(at) => patches.push((at.clone(), format!("{{{USAGE}}}").into())),
-        StreamOptions::Object { include_usage: Some(flag), .. } if flag.is_true() => return false,
+        // There already, or the server's to refuse.
+        StreamOptions::Object { include_usage: Some(flag), .. }
+            if matches!(flag.value, Lax::Value(true) | Lax::Invalid) =>
+        {
+            return false;
+        }
         StreamOptions::Object { open, members, include_usage, continuous } => {
             match include_usage {
                 Some(flag) => patches.push((flag.at.clone(), "true".into())),

@@ -5,6 +5,7 @@
 
 use memchr::memmem;
 
+use crate::json::{boolean, count};
 use crate::scan::{Layout, Model, Scan, ScanError};
 
 /// Whether a `content-type` names a form.
@@ -56,8 +57,8 @@ pub(crate) fn scan_form(body: &[u8], content_type: &str) -> Result<Scan, ScanErr
             ("model", Some(name)) if !file => {
                 scan.model = Some(Model { name: name.to_owned(), at: start..end });
             }
-            ("stream", Some(value)) if !file => scan.stream = flag(value)?,
-            ("max_completion_tokens", Some(value)) => scan.max_tokens = value.trim().parse().ok(),
+            ("stream", Some(value)) if !file => scan.stream = boolean(value) == Some(true),
+            ("max_completion_tokens", Some(value)) => scan.max_tokens = count(value),
             (field, _) => return Err(ScanError::WrongType { field, want: "text" }),
         }
     }
@@ -66,15 +67,6 @@ pub(crate) fn scan_form(body: &[u8], content_type: &str) -> Result<Scan, ScanErr
 
 fn bad(why: &'static str) -> ScanError {
     ScanError::BadForm(why)
-}
-
-/// As pydantic reads a boolean out of text.
-fn flag(value: &str) -> Result<bool, ScanError> {
-    match value.to_ascii_lowercase().as_str() {
-        "true" | "t" | "1" | "yes" | "y" | "on" => Ok(true),
-        "false" | "f" | "0" | "no" | "n" | "off" | "" => Ok(false),
-        _ => Err(ScanError::WrongType { field: "stream", want: "true or false" }),
-    }
 }
 
 fn boundary(content_type: &str) -> Result<&str, ScanError> {

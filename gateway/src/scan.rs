@@ -3,11 +3,12 @@
 //! The body is passed over once and never copied or rebuilt, so unknown fields and the order of
 //! keys survive; `edit` changes single places by the ranges found here. What is read must be what
 //! vLLM reads: escaped keys are decoded, and a field of ours that occurs twice is refused, since
-//! of two readers one takes the first and the other the last.
+//! of two readers one takes the first and the other the last. Values that vLLM refuses are its own
+//! to refuse, but for a model's name that is not one, for which there is no replica to ask.
 
 use std::ops::Range;
 
-use crate::json::{Broken, Cursor, Key, Kind};
+use crate::json::{Broken, Cursor, Key, Kind, Lax};
 use crate::refusal::Refusal;
 
 /// What the gateway reads of a request's body.
@@ -72,8 +73,7 @@ pub(crate) enum StreamOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Flag {
     pub(crate) at: Range<usize>,
-    /// `None` for `null`; values of other types are the server's to judge and count as true.
-    pub(crate) value: Option<bool>,
+    pub(crate) value: Lax<bool>,
 }
 
 /// Why a body is refused.
@@ -137,7 +137,7 @@ impl Scan {
 
 impl Flag {
     pub(crate) fn is_true(&self) -> bool {
-        self.value == Some(true)
+        self.value == Lax::Value(true)
     }
 }
 
@@ -208,11 +208,7 @@ impl Fields {
         let Some(name) = key.text.decode() else { return Ok(cursor.skip()?) };
         match &*name {
             "model" => self.model.set("model", model(cursor)?),
-            "stream" => {
-                let want = ScanError::WrongType { field: "stream", want: "true or false" };
-                let flag = flag(cursor)?;
-                self.stream.set("stream", flag.map_err(|()| want)?.value)
-            }
+            "stream" => self.stream.set("stream", Some(flag(cursor)?.is_true())),
             "stream_options" => {
                 self.stream_options.set("stream_options", Some(stream_options(cursor)?))
             }
@@ -279,16 +275,11 @@ fn model(cursor: &mut Cursor<'_>) -> Result<Option<Model>, ScanError> {
     }
 }
 
-/// `Err(())` for a value of another type.
-fn flag(cursor: &mut Cursor<'_>) -> Result<Result<Flag, ()>, Broken> {
-    let kind = cursor.kind()?;
-    let at = range(cursor)?;
-    Ok(match kind {
-        Kind::True => Ok(Flag { at, value: Some(true) }),
-        Kind::False => Ok(Flag { at, value: Some(false) }),
-        Kind::Null => Ok(Flag { at, value: None }),
-        _ => Err(()),
-    })
+fn flag(cursor: &mut Cursor<'_>) -> Result<Flag, Broken> {
+    cursor.kind()?;
+    let start = cursor.at();
+    let value = cursor.simple()?.boolean();
+    Ok(Flag { at: start..cursor.at(), value })
 }
 
 fn stream_options(cursor: &mut Cursor<'_>) -> Result<StreamOptions, ScanError> {
@@ -316,11 +307,7 @@ fn stream_options(cursor: &mut Cursor<'_>) -> Result<StreamOptions, ScanError> {
                 continue;
             }
         };
-        cursor.kind()?;
-        let start = cursor.at();
-        let flag = flag(cursor)?;
-        let other = |()| Flag { at: start..cursor.at(), value: Some(true) };
-        seen.set(field, Some(flag.unwrap_or_else(other)))?;
+        seen.set(field, Some(flag(cursor)?))?;
     }
     let (include_usage, continuous) = (include_usage.get(), continuous.get());
     Ok(StreamOptions::Object { open, members, include_usage, continuous })

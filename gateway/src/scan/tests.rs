@@ -2,6 +2,8 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod verdicts;
+
 fn text<'a>(body: &'a str, range: &Option<Range<usize>>) -> Option<&'a str> {
     range.clone().map(|range| &body[range])
 }
@@ -85,8 +87,6 @@ fn refuses_what_two_readers_could_read_differently() {
         ),
         (r#"{"model":1}"#, wrong("model", "a string")),
         (r#"{"model":"\ud800"}"#, wrong("model", "a string")),
-        (r#"{"stream":"true"}"#, wrong("stream", "true or false")),
-        (r#"{"stream":1}"#, wrong("stream", "true or false")),
         ("[1]", ScanError::NotAnObject),
         ("7", ScanError::NotAnObject),
         ("", ScanError::Empty),
@@ -150,14 +150,15 @@ proptest! {
     fn reads_what_serde_reads(request in requests(), pretty: bool) {
         let write = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
         let body = write(&request).expect("plain data");
-        let sound = matches!(request["model"], Value::Null | Value::String(_))
-            && matches!(request["stream"], Value::Null | Value::Bool(_));
+        let sound = matches!(request["model"], Value::Null | Value::String(_));
         match scan(&body) {
             Ok(read) => {
                 prop_assert!(sound);
                 let model = read.model.map(|model| model.name);
                 prop_assert_eq!(model.as_deref(), request["model"].as_str());
-                prop_assert_eq!(read.stream, request["stream"].as_bool().unwrap_or(false));
+                if let Value::Null | Value::Bool(_) = request["stream"] {
+                    prop_assert_eq!(read.stream, request["stream"].as_bool().unwrap_or(false));
+                }
                 if request["n"].is_u64() {
                     prop_assert_eq!(read.n, request["n"].as_u64());
                 }
