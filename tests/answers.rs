@@ -199,7 +199,7 @@ fn parse_request(recorded: &[u8], name: &str) -> Vec<u8> {
     let headers: String = kept.map(|line| format!("{line}\r\n")).collect();
     let body = &recorded[end + 4..];
     let mut request = format!(
-        "{line}\r\nhost: x\r\nconnection: close\r\nx-fixture: {name}\r\n{headers}content-length: {}\r\n\r\n",
+        "{line}\r\nhost: localhost\r\nconnection: close\r\nx-fixture: {name}\r\n{headers}content-length: {}\r\n\r\n",
         body.len()
     )
     .into_bytes();

@@ -8,11 +8,14 @@ use std::io::{Read, Write};
 use support::{Forebay, connect, exchange, get, json, post, status};
 
 const CHAT: &str = "/v1/chat/completions";
+const JSON: &str = "content-type: application/json\r\n";
 
 #[test]
 fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
     let forebay = Forebay::dev(&["--cold-start", "200ms"]);
-    let huge = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n");
+    let huge = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{JSON}content-length: 999999999\r\n\r\n"
+    );
     for (case, request, want, says) in [
         ("broken JSON", post(CHAT, r#"{"model":"#), 400, "not valid JSON"),
         ("no object", post(CHAT, "[]"), 400, "must be a JSON object"),
@@ -24,7 +27,8 @@ fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
         ("body over the limit", huge.into_bytes(), 413, "larger than the limit"),
         (
             "wrong method",
-            format!("DELETE {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").into_bytes(),
+            format!("DELETE {CHAT} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                .into_bytes(),
             405,
             "takes POST",
         ),
@@ -47,7 +51,7 @@ fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
 fn a_megabyte_of_headers_is_refused_and_the_next_request_works() {
     let forebay = Forebay::dev(&[]);
     let mut request =
-        format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n", "a".repeat(1 << 20));
+        format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: {}\r\n", "a".repeat(1 << 20));
     request.push_str("\r\n");
     let answer = exchange(forebay.address, request.as_bytes());
     // The reset of a connection that still sends may overtake the answer.
@@ -59,7 +63,8 @@ fn a_megabyte_of_headers_is_refused_and_the_next_request_works() {
 fn a_body_that_never_ends_does_not_hold_others_up() {
     let forebay = Forebay::dev(&["--cold-start", "200ms"]);
     let mut slow = connect(forebay.address);
-    write!(slow, "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{").expect("sent");
+    write!(slow, "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{JSON}content-length: 100\r\n\r\n{{")
+        .expect("sent");
     let answer = exchange(forebay.address, &support::chat(false, 2));
     assert_eq!(status(&answer), 200, "{answer}");
     let mut garbage = connect(forebay.address);

@@ -355,7 +355,8 @@ fn three_die_of_it(work: Duration) {
             r#"{{"model":"sim","max_tokens":1,"messages":[{{"role":"user","content":"{content}"}}]}}"#
         );
         let request = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         client.write_all(request.as_bytes()).expect("sent");

@@ -26,9 +26,9 @@ for _ in $(seq 100); do
 done
 [ -n "$port" ] || { cat "$work/log"; echo "h2spec: forebay did not start"; exit 1; }
 
-# A path whose bodies are read as all are, and judged: what is posted there is no JSON, and a 400. Its
-# answers have bodies, which the cases of flow control need.
-path=/v1/chat/completions
+# A path whose bodies are read as all are, and judged: what is posted there is not a form, and a 400.
+# Its answers have bodies, which the cases of flow control need.
+path=/v1/audio/transcriptions
 "$cache/h2spec" --host 127.0.0.1 --port "$port" --path "$path" --timeout 5 \
   --junit-report "$work/report.xml" generic http2 >"$work/out" 2>&1 || true
 read=$(grep -c "method=POST path=$path .*status=400" "$work/log" || true)

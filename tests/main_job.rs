@@ -108,7 +108,7 @@ fn a_client_that_leaves_while_held_leaves_the_queue_also_when_bytes_followed() {
     let forebay = Forebay::dev(&["--cold-start", "10m"]);
     let held = || forebay.signals()["queueDepth"].as_u64().expect("a number");
     for (case, extra) in
-        [("alone", ""), ("pipelined", "GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")]
+        [("alone", ""), ("pipelined", "GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")]
     {
         let mut client = connect(forebay.address);
         let mut request = chat(true, 5);

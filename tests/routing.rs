@@ -91,7 +91,7 @@ fn aliases_adapters_and_names_with_slashes_lead_to_their_pool_and_are_listed() {
     }
     assert_eq!(status(&get(forebay.address, "/v1/models/nope")), 404);
     for (path, want) in [("/v1/models/two", 200), ("/v1/models/nope", 404), ("/v1/models", 200)] {
-        let head = format!("HEAD {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let head = format!("HEAD {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         let answer = exchange(forebay.address, head.as_bytes());
         assert_eq!(status(&answer), want, "HEAD {path}");
         assert!(answer.ends_with("\r\n\r\n"), "no body: {answer}");
@@ -114,7 +114,7 @@ fn a_split_sends_each_pool_its_part_and_a_session_always_to_the_same() {
             r#"{{"model":"chat","max_tokens":1,"messages":[{{"role":"user","content":"{text}"}}]}}"#
         );
         let head = format!(
-            "POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-session-id: {session}\r\n\
+            "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-session-id: {session}\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );

@@ -34,7 +34,8 @@ fn a_head_that_does_not_end_is_closed_and_a_body_that_does_not_is_a_408() {
     assert!(matches!(status(&rest), 0 | 408), "{rest}");
 
     let mut body = connect(forebay.address);
-    let request = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    let request = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n\
+                   content-type: application/json\r\ncontent-length: 100\r\n\r\n{";
     body.write_all(request.as_bytes()).expect("sent");
     let mut answer = String::new();
     let _ = body.read_to_string(&mut answer);
@@ -73,7 +74,8 @@ fn a_chunked_body_over_the_limit_is_a_413() {
     let forebay = start("chunked");
     let chunk = format!("400\r\n{}\r\n", "a".repeat(0x400)).repeat(3);
     let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         transfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"
     );
     let answer = support::exchange(forebay.address, request.as_bytes());
     assert_eq!(status(&answer), 413, "{answer}");

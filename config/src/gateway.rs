@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::edge::{Cors, PATHS, Tls};
+use crate::host::HostPattern;
 use crate::network::Network;
 use crate::route::Route;
 use crate::tenant::{Keys, Tenant};
@@ -36,6 +37,10 @@ pub struct Gateway {
     /// What browsers' pages of other origins may do. Left out: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
+    /// Hosts that clients may call the gateway by, besides loopback's and the machine's addresses,
+    /// where there are no `keys`: `forebay.example.com`, `*.example.com` for every name under it,
+    /// an address, a network, or `*` for any. With keys any host is served.
+    pub allowed_hosts: Vec<HostPattern>,
     /// Networks, `10.0.0.0/8` or one address, of the proxies in front whose `x-forwarded-for`,
     /// `-proto` and `-host` are believed. From anybody else these are written anew.
     pub trusted_proxies: Vec<Network>,
@@ -160,6 +165,7 @@ impl Default for Gateway {
             limits: Limits::default(),
             paths: PATHS.iter().map(|path| (*path).to_owned()).collect(),
             cors: None,
+            allowed_hosts: Vec::new(),
             trusted_proxies: Vec::new(),
             endpoint_header: false,
             shutdown_timeout: Duration::from_secs(30),

@@ -17,6 +17,7 @@ pub mod command;
 mod discovery;
 mod edge;
 mod gateway;
+mod host;
 mod keys;
 mod lint;
 mod load;
@@ -43,6 +44,7 @@ pub use behavior::{
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use edge::{Cors, PATHS, Tls, TlsVersion};
 pub use gateway::{Admin, Gateway, Limits, RecordArrivals};
+pub use host::{HostPattern, is_name};
 pub use keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
 pub use load::{inspect, load, parse};
 pub use logging::{LogFormat, Logging};

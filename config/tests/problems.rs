@@ -64,6 +64,11 @@ fn wrong_fields_and_values_are_told_with_the_fix() {
              fd00::/8, or a single address",
         ),
         (
+            "gateway:\n  allowedHosts:\n    - http://a.example:80\n",
+            "f.yaml:3: gateway.allowedHosts[0]: `http://a.example:80` is not a host; write a name \
+             or an address without scheme and port, *.example.com, 10.0.0.0/8, or * for any",
+        ),
+        (
             "gateway:\n  shutdownTimeout: 30sec\n",
             "f.yaml:2: gateway.shutdownTimeout: `30sec` is not a duration: unit `sec` is not \
              known; use d, h, m, s or ms",

@@ -13,6 +13,10 @@ use forebay_config::{
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample::subsequence;
+
+/// Hosts of every kind.
+const HOSTS: [&str; 5] = ["*", "forebay.ns.svc", "*.example.com", "192.168.1.5", "fd00::/8"];
 
 /// Longer than nothing, to the millisecond.
 fn duration() -> impl Strategy<Value = Duration> {
@@ -80,7 +84,7 @@ prop_compose! {
         shutdown_timeout in duration(), limits in limits(), tls in option::of(tls()),
         cors in option::of(cors()), scaler in option::of(Just("scaler:9900".to_owned())),
         exposed in 1..PATHS.len(), networks in vec((any::<u32>(), 0..33_u8), 0..3),
-        endpoint_header: bool,
+        endpoint_header: bool, hosts in subsequence(&HOSTS, 0..=HOSTS.len()),
     ) -> Gateway {
         let ip = if v6 { "[::1]" } else { "0.0.0.0" };
         let listen: SocketAddr = format!("{ip}:{port}").parse().expect("an address");
@@ -88,9 +92,10 @@ prop_compose! {
         let network = |(address, bits)| format!("{}/{bits}", std::net::Ipv4Addr::from_bits(address));
         let trusted_proxies =
             networks.into_iter().map(|it| network(it).parse().expect("a network")).collect();
+        let allowed_hosts = hosts.iter().map(|host| host.parse().expect("a host")).collect();
         Gateway {
-            listen, threads, tls, limits, paths, cors, trusted_proxies, endpoint_header,
-            shutdown_timeout, scaler, ..Gateway::default()
+            listen, threads, tls, limits, paths, cors, allowed_hosts, trusted_proxies,
+            endpoint_header, shutdown_timeout, scaler, ..Gateway::default()
         }
     }
 }

@@ -43,9 +43,12 @@ const PENDING_RESETS: usize = 64;
 /// Serves a connection until it ends.
 pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) {
     let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address.ip()) };
+    let digest = stream.get_socket_digest();
+    let local = digest.and_then(|digest| Some(digest.local_addr()?.as_inet()?.ip()));
+    let peer = Peer { client, local, encrypted: false };
     let outcome = match edge.tls() {
-        None => plain(stream, client, edge).await,
-        Some(tls) => secure(stream, tls, client, edge).await,
+        None => plain(stream, peer, edge).await,
+        Some(tls) => secure(stream, tls, Peer { encrypted: true, ..peer }, edge).await,
     };
     if let Err(error) = outcome {
         tracing::debug!(%address, "connection: {error}");
@@ -54,20 +57,20 @@ pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) 
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-async fn plain(mut stream: Stream, client: Client, edge: Arc<Edge>) -> Result<(), Error> {
+async fn plain(mut stream: Stream, peer: Peer, edge: Arc<Edge>) -> Result<(), Error> {
     let limit = edge.limits().header_timeout;
     let Ok(sniffed) = timeout(limit, sniff(&mut stream)).await else {
         return Err("nothing came".into());
     };
     let Sniffed { read, http2 } = sniffed?;
     let io = ClientIo::new(Io::Plain(stream), read);
-    serve_http(io, http2, Peer { client, encrypted: false }, edge).await
+    serve_http(io, http2, peer, edge).await
 }
 
 async fn secure(
     stream: Stream,
     tls: Arc<ServerConfig>,
-    client: Client,
+    peer: Peer,
     edge: Arc<Edge>,
 ) -> Result<(), Error> {
     let limit = edge.limits().header_timeout;
@@ -77,7 +80,7 @@ async fn secure(
         .map_err(|error| format!("TLS: {error}"))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = ClientIo::new(Io::Tls(Box::new(stream)), Bytes::new());
-    serve_http(io, http2, Peer { client, encrypted: true }, edge).await
+    serve_http(io, http2, peer, edge).await
 }
 
 /// The first bytes, as far as they were needed to know the version.

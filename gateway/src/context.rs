@@ -7,6 +7,7 @@ use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::api::Api;
+use crate::identity;
 use crate::refusal::Refusal;
 use crate::socket::ClientSocket;
 
@@ -24,7 +25,7 @@ pub(crate) struct RequestContext {
     /// When its head had been read.
     pub(crate) accepted: Instant,
     pub(crate) client: Client,
-    /// The client's own `x-request-id`, or one made here.
+    /// Its `x-request-id`, the client's own or one made at the edge.
     pub(crate) id: Arc<str>,
     pub(crate) method: http::Method,
     pub(crate) path: String,
@@ -46,13 +47,11 @@ const LONGEST_NAME: usize = 256;
 
 impl RequestContext {
     pub(crate) fn new(parts: &Parts, client: Client) -> Self {
-        let given = parts.headers.get("x-request-id").and_then(|id| id.to_str().ok());
-        let given = given.filter(|id| (1..=128).contains(&id.len()));
-        let id = given.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
+        let id = parts.headers.get(identity::REQUEST_ID).and_then(|id| id.to_str().ok());
         Self {
             accepted: Instant::now(),
             client,
-            id: id.into(),
+            id: id.unwrap_or_default().into(),
             method: parts.method.clone(),
             path: parts.uri.path().to_owned(),
             api: Api::of(parts.uri.path()),

@@ -35,6 +35,11 @@ impl Cors {
         }
     }
 
+    /// Whether pages of this origin may send requests.
+    pub(crate) fn allows(&self, origin: &HeaderValue) -> bool {
+        self.any_origin || self.origins.contains(origin)
+    }
+
     /// The answer to a preflight; `None` for what is none. To an origin that is not allowed it
     /// allows nothing.
     pub(crate) fn preflight(&self, parts: &request::Parts) -> Option<Response<Body>> {
@@ -78,13 +83,11 @@ impl Cors {
             vary(headers, header::ORIGIN);
         }
         let Some(origin) = origin else { return false };
-        let allowed = if self.any_origin {
-            HeaderValue::from_static("*")
-        } else if self.origins.contains(origin) {
-            origin.clone()
-        } else {
+        if !self.allows(origin) {
             return false;
-        };
+        }
+        let any = HeaderValue::from_static("*");
+        let allowed = if self.any_origin { any } else { origin.clone() };
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         if self.credentials {
             let yes = HeaderValue::from_static("true");

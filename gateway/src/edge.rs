@@ -1,12 +1,12 @@
 //! What is done for every request of a client before and after its own way.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use forebay_config::{Config, Gateway, Limits, Network};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use rustls::ServerConfig;
@@ -22,6 +22,8 @@ use crate::cors::{self, Cors};
 use crate::drain::Drain;
 use crate::exposed::{self, Door, Exposed};
 use crate::forwarded::{self, Hop};
+use crate::guard::{self, Guard, Places};
+use crate::head;
 use crate::identity;
 use crate::outgoing::strip_hop_by_hop;
 use crate::pool::Pool;
@@ -53,6 +55,8 @@ struct Settings {
     limits: Arc<Limits>,
     exposed: Exposed,
     cors: Option<Cors>,
+    /// `None` where keys are checked.
+    guard: Option<Guard>,
     trusted: Vec<Network>,
     endpoint_header: bool,
 }
@@ -60,7 +64,19 @@ struct Settings {
 /// The other end of a connection.
 pub(crate) struct Peer {
     pub(crate) client: Client,
+    /// The address that it connected to.
+    pub(crate) local: Option<IpAddr>,
     pub(crate) encrypted: bool,
+}
+
+impl Peer {
+    fn address(&self) -> IpAddr {
+        self.client.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+
+    fn is_at(&self, address: IpAddr) -> bool {
+        self.local.is_some_and(|local| local.to_canonical() == address)
+    }
 }
 
 impl Edge {
@@ -124,17 +140,17 @@ impl Edge {
     ) -> Response<Body> {
         let settings = self.settings.load_full();
         let (mut parts, body) = request.into_parts();
-        let id = identity::request_id(&mut parts.headers);
         let head = parts.method == Method::HEAD;
         let origin = parts.headers.get(header::ORIGIN).cloned();
         let mut client = peer.client;
-        let checked = check(&parts, settings.limits.header_count);
+        let own = settings.own_answer(&parts, peer).transpose();
         let wish = Wish::take(&mut parts);
-        client.address = Some(settings.prepare(&mut parts, peer));
-        let own = match checked {
-            Err(refusal) => Some(Err(refusal)),
-            Ok(()) => settings.own_answer(&parts),
-        };
+        // Before anything of ours is written, or a client could have it taken out by naming it in
+        // `connection`.
+        strip_hop_by_hop(&mut parts.headers);
+        let id = identity::request_id(&mut parts.headers);
+        identity::trace(&mut parts.headers);
+        client.address = Some(settings.forward(&mut parts, peer));
         let realtime = parts.uri.path() == exposed::REALTIME;
         let mut response = match own {
             None if realtime => {
@@ -168,16 +184,14 @@ impl Settings {
             limits: Arc::new(gateway.limits.clone()),
             exposed: Exposed::new(&gateway.paths),
             cors: gateway.cors.as_ref().map(Cors::new),
+            guard: gateway.keys.is_none().then(|| Guard::new(&gateway.allowed_hosts)),
             trusted: gateway.trusted_proxies.clone(),
             endpoint_header: gateway.endpoint_header,
         }
     }
 
-    /// Makes a request's headers such as may go on; the address is the client's own.
-    fn prepare(&self, parts: &mut Parts, peer: &Peer) -> IpAddr {
-        // First, or a client could have ours taken out by naming them in `connection`.
-        strip_hop_by_hop(&mut parts.headers);
-        identity::trace(&mut parts.headers);
+    /// Writes a request's way here into its headers; the address is the client's own.
+    fn forward(&self, parts: &mut Parts, peer: &Peer) -> IpAddr {
         let host = match parts.uri.authority() {
             Some(authority) => Some(authority.as_str().to_owned()),
             None => parts
@@ -185,27 +199,37 @@ impl Settings {
                 .get(header::HOST)
                 .and_then(|host| Some(host.to_str().ok()?.to_owned())),
         };
-        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let address = peer.client.address.unwrap_or(unknown);
-        let hop = Hop { peer: address, encrypted: peer.encrypted, host: host.as_deref() };
+        let hop = Hop { peer: peer.address(), encrypted: peer.encrypted, host: host.as_deref() };
         forwarded::forward(&mut parts.headers, &hop, &self.trusted)
     }
 
-    /// What is answered before anything else is looked at; `None` for what is to go on.
-    fn own_answer(&self, parts: &Parts) -> Option<Result<Response<Body>, Refusal>> {
+    /// What is answered before anything else is looked at, to a head as it came; `None` for what is
+    /// to go on.
+    fn own_answer(&self, parts: &Parts, peer: &Peer) -> Result<Option<Response<Body>>, Refusal> {
+        let host = head::check(parts, self.limits.header_count)?;
+        if let Some(guard) = &self.guard {
+            let forwarded = forwarded::host(&parts.headers, peer.address(), &self.trusted);
+            let places = Places { host: host.as_ref(), forwarded };
+            let own = |address| peer.is_at(address) || is_bindable(address);
+            guard.check(&places, &parts.headers, self.cors.as_ref(), own)?;
+        }
         if let Some(preflight) = self.cors.as_ref().and_then(|cors| cors.preflight(parts)) {
-            return Some(Ok(preflight));
+            return Ok(Some(preflight));
         }
-        match self.exposed.door(parts.uri.path(), &parts.method) {
-            Ok(Door::Open) => None,
-            Ok(Door::Methods(methods)) => {
-                let mut response = Response::new(Body::full(bytes::Bytes::new()));
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
-                Some(Ok(response))
+        let path = parts.uri.path();
+        if let Door::Methods(methods) = self.exposed.door(path, &parts.method)? {
+            let mut response = Response::new(Body::full(bytes::Bytes::new()));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+            return Ok(Some(response));
+        }
+        if let Some(api) = Api::of(path) {
+            head::uncompressed(&parts.headers)?;
+            if self.guard.is_some() && !api.multipart() {
+                guard::says_json(&parts.headers)?;
             }
-            Err(refusal) => Some(Err(refusal)),
         }
+        Ok(None)
     }
 
     /// What every answer has, whoever gave it.
@@ -229,25 +253,9 @@ impl Settings {
     }
 }
 
-/// What no request may be, whatever it asks for.
-fn check(parts: &Parts, most_headers: u16) -> Result<(), Refusal> {
-    let headers: &HeaderMap = &parts.headers;
-    if headers.len() > usize::from(most_headers) {
-        return Err(Refusal::TooManyHeaders(most_headers));
-    }
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let (host, more) = (hosts.next(), hosts.next());
-    if more.is_some() {
-        return Err(Refusal::BadHead("it has more than one `host`"));
-    }
-    if host.is_none() && parts.version == Version::HTTP_11 {
-        return Err(Refusal::BadHead("it has no `host`"));
-    }
-    let continues = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    if !headers.get_all(header::EXPECT).iter().all(continues) {
-        return Err(Refusal::Expectation);
-    }
-    Ok(())
+/// Whether an address is one of this machine's: only to those can a socket be bound.
+fn is_bindable(address: IpAddr) -> bool {
+    !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// To HEAD: the head that GET would have.

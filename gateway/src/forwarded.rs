@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use forebay_config::Network;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::host::Host;
+
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -22,6 +24,22 @@ pub(crate) struct Hop<'a> {
     pub(crate) encrypted: bool,
     /// As the client named it: the authority of HTTP/2, or the `host` header.
     pub(crate) host: Option<&'a str>,
+}
+
+/// What a known proxy in front was called by, if it says so and names one host.
+pub(crate) fn host(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> Option<Host> {
+    let believed = trusted.iter().any(|network| network.contains(peer));
+    believed.then(|| Host::parse(headers.get(&HOST)?.to_str().ok()?)).flatten()
+}
+
+/// Whether every host of a chain of proxies is one.
+fn are_hosts(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(&HOST).iter().peekable();
+    let host = |value: &HeaderValue| {
+        let text = value.to_str().unwrap_or_default();
+        text.len() <= MAX_CHAIN && text.split(',').all(|host| Host::parse(host.trim()).is_some())
+    };
+    hosts.peek().is_some() && hosts.all(host)
 }
 
 /// Writes where a request came from; the address is the client's own, or the first that no known
@@ -62,10 +80,10 @@ pub(crate) fn forward(headers: &mut HeaderMap, hop: &Hop<'_>, trusted: &[Network
     if !believed {
         headers.remove(PORT);
     }
-    if !(believed && headers.contains_key(&HOST)) {
+    if !(believed && are_hosts(headers)) {
         match hop.host {
-            Some(host) => set(headers, HOST, host),
-            None => drop(headers.remove(HOST)),
+            Some(host) if Host::parse(host).is_some() => set(headers, HOST, host),
+            Some(_) | None => drop(headers.remove(HOST)),
         }
     }
     client

@@ -36,7 +36,10 @@ mod forwarded;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guard;
+mod head;
 mod held;
+mod host;
 mod identity;
 #[doc(hidden)]
 pub mod inspect;

@@ -26,6 +26,23 @@ pub(crate) enum Refusal {
     WrongMethod { path: String, method: String, allowed: &'static str },
     #[error("The request's head is not valid: {0}.")]
     BadHead(&'static str),
+    #[error(
+        "The host `{0}` is not this machine's, and `gateway.allowedHosts` of the configuration does \
+         not list it. Without API keys the gateway serves only requests for hosts that are its own."
+    )]
+    ForeignHost(String),
+    #[error(
+        "The origin `{0}` is not this gateway's own, and `gateway.cors` of the configuration does not \
+         list it. Without API keys, pages of other sites may not send requests."
+    )]
+    ForeignOrigin(String),
+    #[error("The request body must be JSON that says so: send `content-type: application/json`.")]
+    NotJson,
+    #[error(
+        "The request body is compressed (`content-encoding: {0}`), which the gateway does not read. \
+         Send it uncompressed."
+    )]
+    Compressed(String),
     #[error("The only expectation that can be met is `100-continue`.")]
     Expectation,
     #[error("This path is a WebSocket: it takes an HTTP/1.1 request with `upgrade: websocket`.")]
@@ -95,7 +112,13 @@ impl Refusal {
             Self::WrongMethod { .. } => {
                 (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedError", None)
             }
-            Self::BadHead(_) => (StatusCode::BAD_REQUEST, "BadRequestError", None),
+            Self::BadHead(_) | Self::NotJson => (StatusCode::BAD_REQUEST, "BadRequestError", None),
+            Self::ForeignHost(_) | Self::ForeignOrigin(_) => {
+                (StatusCode::FORBIDDEN, "PermissionDeniedError", None)
+            }
+            Self::Compressed(_) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaTypeError", None)
+            }
             Self::Expectation => (StatusCode::EXPECTATION_FAILED, "BadRequestError", None),
             Self::UpgradeRequired => (StatusCode::UPGRADE_REQUIRED, "BadRequestError", None),
             Self::TooManyHeaders(_) => {
@@ -148,6 +171,10 @@ impl Refusal {
             Self::UnknownPath(_) => "unknown_path",
             Self::NotExposed { .. } => "not_exposed",
             Self::BadHead(_) => "bad_head",
+            Self::ForeignHost(_) => "foreign_host",
+            Self::ForeignOrigin(_) => "foreign_origin",
+            Self::NotJson => "not_json",
+            Self::Compressed(_) => "compressed",
             Self::Expectation => "expectation",
             Self::WrongMethod { .. } => "wrong_method",
             Self::UpgradeRequired => "upgrade_required",
@@ -238,8 +265,12 @@ impl Refusal {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            // What is left of the body is not read, so the connection can't go on.
-            Self::BodyTooLarge(_) | Self::BodyTooSlow(_) => {
+            Self::Compressed(_) => {
+                headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            }
+            // What is left of the body is not read, or where it ends is not sure, so the connection
+            // can't go on.
+            Self::BadHead(_) | Self::BodyTooLarge(_) | Self::BodyTooSlow(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -264,6 +295,10 @@ mod tests {
             (Refusal::UnknownPath("/x".into()), 404),
             (Refusal::NotExposed { path: "/x".into(), exposed: "/y".into() }, 404),
             (Refusal::BadHead("no host"), 400),
+            (Refusal::ForeignHost("evil.example".into()), 403),
+            (Refusal::ForeignOrigin("null".into()), 403),
+            (Refusal::NotJson, 400),
+            (Refusal::Compressed("gzip".into()), 415),
             (Refusal::Expectation, 417),
             (Refusal::UpgradeRequired, 426),
             (Refusal::TooManyHeaders(100), 431),

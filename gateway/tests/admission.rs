@@ -127,6 +127,7 @@ async fn a_name_beyond_all_measure_is_refused_and_every_name_counts_as_a_request
 
 /// More than all buffers between two sockets take.
 const HUGE: usize = 24 << 20;
+const JSON: &str = "content-type: application/json\r\n";
 
 /// What a client hears that reads nothing before it has sent everything.
 async fn deaf(address: std::net::SocketAddr, head: String, body: Vec<u8>) -> String {
@@ -148,14 +149,15 @@ async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused()
     config.gateway.limits.body_size = ByteSize::mib(64);
     config.gateway.limits.bodies_size = ByteSize::kib(1);
     let full = start(&config);
-    let head =
-        |path: &str, framing: &str| format!("POST {path} HTTP/1.1\r\nhost: g\r\n{framing}\r\n\r\n");
+    let head = |path: &str, framing: &str| {
+        format!("POST {path} HTTP/1.1\r\nhost: g\r\n{JSON}{framing}\r\n\r\n")
+    };
     let sized = format!("content-length: {HUGE}");
     let (chat, chunks) = ("/v1/chat/completions", "transfer-encoding: chunked");
     let plain = vec![b' '; HUGE];
     let chunked = [format!("{HUGE:x}\r\n").as_bytes(), &plain, b"\r\n0\r\n\r\n"].concat();
     let long = "x: y\r\n".repeat(HUGE / 6).into_bytes();
-    let endless = format!("POST {chat} HTTP/1.1\r\nhost: g\r\n");
+    let endless = format!("POST {chat} HTTP/1.1\r\nhost: g\r\n{JSON}");
     for (case, gateway, head, body, want) in [
         ("too long by its length", &small, head(chat, &sized), &plain, 413),
         ("too long as it comes", &small, head(chat, chunks), &chunked, 413),

@@ -200,7 +200,8 @@ async fn an_idle_connection_is_closed_and_one_that_is_used_or_waits_is_not() {
 
 fn post(body: &str) -> String {
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
         body.len()
     )
 }

@@ -73,6 +73,97 @@ async fn a_request_goes_on_with_its_id_its_trace_and_its_way_and_nothing_of_its_
 }
 
 #[tokio::test]
+async fn one_id_is_known_to_all_even_if_the_client_calls_it_its_connections_own() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&config(Some(upstream.address)));
+    for headers in
+        ["x-request-id: r-1\r\nconnection: x-request-id\r\n", "connection: X-Request-Id\r\n", ""]
+    {
+        upstream.seen.requests.lock().clear();
+        let request = post("/v1/chat/completions", headers, CHAT).replace("close", "close, x");
+        let answer = exchange(gateway.address(), request).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        let id = header(&answer, "x-request-id").expect("an id");
+        let sent = upstream.request();
+        assert_eq!(header(&sent, "x-request-id"), Some(id), "{headers:?}: {sent}");
+        assert_eq!(id.len(), 32, "{headers:?}: the client's stays on its connection");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_none_is_refused_and_a_proxys_is_not_passed_on() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    config.gateway.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    let gateway = start(&config);
+    for host in ["user@g", "g/x", "g,h", "g h", "g:99999", "[::1", ""] {
+        let request = get("GET", "/health", "").replace("host: g", &format!("host: {host}"));
+        assert_eq!(status(&exchange(gateway.address(), request).await), 400, "{host}");
+    }
+    for (told, want) in [
+        ("chat.example, proxy:8080", "chat.example, proxy:8080"),
+        ("chat.example/x", "g.example"),
+        ("user@chat.example", "g.example"),
+        ("chat.example, a b", "g.example"),
+    ] {
+        upstream.seen.requests.lock().clear();
+        let headers = format!("x-forwarded-host: {told}\r\n");
+        exchange(gateway.address(), post("/v1/chat/completions", &headers, CHAT)).await;
+        assert_eq!(header(&upstream.request(), "x-forwarded-host"), Some(want), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_with_what_is_read() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&config(Some(upstream.address)));
+    let (chat_path, form) = ("/v1/chat/completions", "/v1/audio/transcriptions");
+    for (path, encoding, code) in [
+        (chat_path, "gzip", 415),
+        (chat_path, "x-gzip", 415),
+        (chat_path, "deflate", 415),
+        (chat_path, "br", 415),
+        (chat_path, "zstd", 415),
+        (chat_path, "GZIP", 415),
+        (chat_path, "gzip, br", 415),
+        (chat_path, "identity, gzip", 415),
+        (chat_path, "identity\r\ncontent-encoding: gzip", 415),
+        (chat_path, "gzip\r\nconnection: content-encoding", 415),
+        (chat_path, "aws-chunked", 415),
+        (chat_path, "nonsense", 415),
+        (form, "gzip", 415),
+        (chat_path, "identity", 200),
+        (chat_path, "", 200),
+    ] {
+        let headers = format!("content-encoding: {encoding}\r\n");
+        let answer = exchange(gateway.address(), post(path, &headers, CHAT)).await;
+        assert_eq!(status(&answer), code, "{encoding}: {answer}");
+        if code == 415 {
+            assert_eq!(header(&answer, "accept-encoding"), Some("identity"), "{answer}");
+            let told: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+            let message = told["error"]["message"].as_str().expect("text");
+            assert!(message.contains("`content-encoding: "), "{message}");
+            assert_eq!(told["error"]["code"], 415);
+        }
+    }
+    assert_eq!(upstream.requests().len(), 2, "what is compressed reaches no replica");
+    let told = post("/v1/messages", "content-encoding: br\r\n", CHAT);
+    let told = exchange(gateway.address(), told).await;
+    let told: serde_json::Value = serde_json::from_str(body(&told)).expect("JSON");
+    assert_eq!(told["type"], "error", "in the shape of its API");
+
+    let tasks = Tasks::default();
+    let mut client = http2(gateway.address(), &tasks).await;
+    let mut request = chat(CHAT);
+    request.headers_mut().insert("content-encoding", "gzip".parse().expect("a value"));
+    let response = client.send_request(request).await.expect("answered");
+    assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(response.headers()["accept-encoding"], "identity");
+    let response = client.send_request(chat(CHAT)).await.expect("the connection goes on");
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn an_id_that_cannot_be_logged_is_made_anew_for_everybody() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let gateway = start(&config(Some(upstream.address)));
@@ -95,7 +186,7 @@ async fn what_a_replica_says_of_its_connection_and_of_other_origins_stays_there(
     let upstream = Upstream::start(Answer::Raw(raw.leak().as_bytes())).await;
     let mut config = config(Some(upstream.address));
     let gateway = start(&config);
-    let request = post("/v1/chat/completions", "x-request-id: ours\r\norigin: http://a\r\n", CHAT);
+    let request = post("/v1/chat/completions", "x-request-id: ours\r\norigin: http://g.example\r\n", CHAT);
     let answer = exchange(gateway.address(), &request).await;
     assert_eq!(status(&answer), 200, "{answer}");
     for (name, value) in [
@@ -248,7 +339,8 @@ async fn a_client_that_waits_for_leave_to_send_its_body_gets_it_unless_it_is_ref
     let gateway = start(&config);
     let head = |path: &str, expect: &str, length: usize| {
         format!(
-            "POST {path} HTTP/1.1\r\nhost: g\r\nexpect: {expect}\r\ncontent-length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n\
+             expect: {expect}\r\ncontent-length: {length}\r\n\r\n"
         )
     };
     let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");

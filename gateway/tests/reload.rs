@@ -16,7 +16,8 @@ mod support;
 
 fn post(body: &str) -> String {
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: {}\
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\
          \r\n\r\n{body}",
         body.len()
     )

@@ -244,8 +244,10 @@ async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused()
     let gateway = start(&config);
     for version in BOTH {
         let mut stream = folder.client(&[], &[*version]).connect(&gateway).await.expect("TLS");
-        let head =
-            format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {HUGE}\r\n");
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n\
+             content-length: {HUGE}\r\n"
+        );
         stream.write_all(format!("{head}\r\n").as_bytes()).await.expect("open");
         let sent = timeout(PATIENCE, stream.write_all(&vec![b' '; HUGE])).await.expect("taken");
         let mut answer = Vec::new();

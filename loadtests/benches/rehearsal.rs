@@ -244,7 +244,7 @@ fn ask(address: SocketAddr, i: usize, prompt: usize) -> f64 {
     let begun = Instant::now();
     let mut client = TcpStream::connect(address).expect("clients' port");
     let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );

@@ -129,7 +129,7 @@ fn measure(forebay: &str) {
         while changes.try_recv().is_ok() {}
         let body = r#"{"model":"m"}"#;
         let request = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         let mut client = TcpStream::connect(clients).expect("clients' port");

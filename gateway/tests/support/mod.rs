@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_config::{Config, Pool};
+use forebay_config::{Config, HostPattern, Pool};
 use forebay_gateway::Gateway;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -166,6 +166,8 @@ pub fn config(endpoint: Option<SocketAddr>) -> Config {
     let mut config = Config::default();
     config.gateway.listen = ([127, 0, 0, 1], 0).into();
     config.gateway.threads = Some(1);
+    // `trust` is about who may call it what.
+    config.gateway.allowed_hosts = vec![HostPattern::Any];
     let mut pool = Pool::named("p");
     pool.models = vec!["m".to_owned()];
     pool.endpoints = endpoint.iter().map(ToString::to_string).collect();

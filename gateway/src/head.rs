@@ -1,0 +1,64 @@
+//! A request's head: what none may have, whatever it asks for. Pure.
+
+use http::Version;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+
+use crate::guard::shown;
+use crate::host::Host;
+use crate::refusal::Refusal;
+
+/// Checks a head as it came. The host is `None` where HTTP/1.0 names none.
+pub(crate) fn check(parts: &Parts, most_headers: u16) -> Result<Option<Host>, Refusal> {
+    let headers = &parts.headers;
+    if headers.len() > usize::from(most_headers) {
+        return Err(Refusal::TooManyHeaders(most_headers));
+    }
+    let host = host(parts)?;
+    // Any coding within would be the body's, which is framed anew without it.
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked =
+        |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some_and(|coding| !chunked(coding)) || codings.next().is_some() {
+        return Err(Refusal::BadHead("its `transfer-encoding` is not `chunked` alone"));
+    }
+    let continues = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !headers.get_all(header::EXPECT).iter().all(continues) {
+        return Err(Refusal::Expectation);
+    }
+    Ok(host)
+}
+
+/// The one host that the head names, by its target and by `host`.
+fn host(parts: &Parts) -> Result<Option<Host>, Refusal> {
+    const INVALID: Refusal = Refusal::BadHead("its `host` is not a host");
+    let read = |text: &str| Host::parse(text).ok_or(INVALID);
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err(Refusal::BadHead("it has more than one `host`"));
+    }
+    if host.is_none() && parts.version == Version::HTTP_11 {
+        return Err(Refusal::BadHead("it has no `host`"));
+    }
+    let host = host.map(|host| read(host.to_str().map_err(|_| INVALID)?)).transpose()?;
+    let target = parts.uri.authority().map(|authority| read(authority.as_str())).transpose()?;
+    if let (Some(host), Some(target)) = (&host, &target)
+        && host != target
+    {
+        return Err(Refusal::BadHead("its `host` is not its target's"));
+    }
+    Ok(target.or(host))
+}
+
+/// Refuses a body that is compressed.
+pub(crate) fn uncompressed(headers: &HeaderMap) -> Result<(), Refusal> {
+    let coded = |value: &&HeaderValue| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        !codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+    };
+    match headers.get_all(header::CONTENT_ENCODING).iter().find(coded) {
+        Some(coding) => Err(Refusal::Compressed(shown(coding))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,192 @@
+//! A host as clients name it, `NAME[:PORT]`. Pure.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use forebay_config::{HostPattern, is_name};
+
+/// Who a request is for, or which site a page is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) name: HostName,
+    pub(crate) port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum HostName {
+    Address(IpAddr),
+    /// In lower case, without a point at its end.
+    Name(String),
+}
+
+impl Host {
+    /// `None` for what is not a host: a user before it, a path behind it, a port that is none,
+    /// characters that no host has.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (name, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (address, port) = rest.split_once(']')?;
+                (HostName::Address(address.parse::<Ipv6Addr>().ok()?.to_canonical()), port)
+            }
+            None => {
+                let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+                let name = name.strip_suffix('.').unwrap_or(name);
+                let name = match name.parse() {
+                    Ok(address) => HostName::Address(IpAddr::V4(address)),
+                    Err(_) if is_name(name) => HostName::Name(name.to_ascii_lowercase()),
+                    Err(_) => return None,
+                };
+                (name, port)
+            }
+        };
+        // A port may be left out behind its colon.
+        let port = match port.strip_prefix(':') {
+            None if port.is_empty() => None,
+            Some("") => None,
+            Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(port.parse().ok()?)
+            }
+            None | Some(_) => return None,
+        };
+        Some(Self { name, port })
+    }
+
+    /// A page's site as `origin` has it; `None` for one that no page of HTTP is of.
+    pub(crate) fn of_origin(origin: &str) -> Option<Self> {
+        let (scheme, rest) = origin.split_once("://")?;
+        let default = match scheme {
+            "http" => 80,
+            "https" => 443,
+            _ => return None,
+        };
+        let host = Self::parse(rest)?;
+        Some(Self { port: host.port.or(Some(default)), ..host })
+    }
+
+    /// Whether both are the same place, if `default` is the port of one that names none.
+    pub(crate) fn is(&self, other: &Self, default: u16) -> bool {
+        let port = |host: &Self| host.port.unwrap_or(default);
+        self.name == other.name && port(self) == port(other)
+    }
+}
+
+impl HostName {
+    /// Whether it is this machine's wherever it is used: `localhost` and what is under it,
+    /// loopback's addresses, and the address that stands for all of the machine's own.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self {
+            Self::Address(address) => address.is_loopback() || address.is_unspecified(),
+            Self::Name(name) => name == "localhost" || name.ends_with(".localhost"),
+        }
+    }
+
+    pub(crate) fn matches(&self, pattern: &HostPattern) -> bool {
+        match self {
+            Self::Address(address) => pattern.has_address(*address),
+            Self::Name(name) => pattern.has_name(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_read_with_its_port() {
+        let name = |name: &str| HostName::Name(name.to_owned());
+        let address = |address: &str| HostName::Address(address.parse().expect("an address"));
+        for (text, want, port) in [
+            ("Forebay.Example", name("forebay.example"), None),
+            ("forebay.example.:8080", name("forebay.example"), Some(8080)),
+            ("my_service", name("my_service"), None),
+            ("a:", name("a"), None),
+            ("a:080", name("a"), Some(80)),
+            ("127.0.0.1:1", address("127.0.0.1"), Some(1)),
+            ("[::1]", address("::1"), None),
+            ("[::ffff:127.0.0.1]:80", address("127.0.0.1"), Some(80)),
+        ] {
+            assert_eq!(Host::parse(text), Some(Host { name: want, port }), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_host_is_none() {
+        for text in [
+            "",
+            ":80",
+            ".",
+            "..",
+            "a..b",
+            "user@a",
+            "a b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a,b",
+            "a:b",
+            "a:-1",
+            "a:+1",
+            "a:65536",
+            "a:1:2",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[::1]:x",
+            "[a]",
+            "[]",
+            "é.example",
+            "a\tb",
+            "http://a",
+            "a%2eb",
+            "*",
+            "a\\b",
+        ] {
+            assert_eq!(Host::parse(text), None, "{text}");
+        }
+        assert_eq!(Host::parse(&"a".repeat(64)), None, "a label has 63 bytes at most");
+    }
+
+    #[test]
+    fn only_this_machines_own_names_are_loopback() {
+        for (text, want) in [
+            ("localhost", true),
+            ("LOCALHOST:1", true),
+            ("app.localhost", true),
+            ("127.0.0.1", true),
+            ("127.255.0.9:80", true),
+            ("[::1]", true),
+            ("0.0.0.0:8080", true),
+            ("[::]", true),
+            ("localhost.evil.example", false),
+            ("evillocalhost", false),
+            ("127.0.0.1.evil.example", false),
+            ("128.0.0.1", false),
+            ("[fe80::1]", false),
+        ] {
+            assert_eq!(Host::parse(text).expect(text).name.is_loopback(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_the_same_place_by_host_and_port() {
+        for (origin, host, same) in [
+            ("http://a.example", "a.example", true),
+            ("http://a.example", "A.example:80", true),
+            ("https://a.example", "a.example", true),
+            ("https://a.example:443", "a.example", true),
+            ("http://localhost:8080", "localhost:8080", true),
+            ("http://localhost:3000", "localhost:8080", false),
+            ("http://localhost:8080", "127.0.0.1:8080", false),
+            ("http://a.example", "b.example", false),
+            ("https://a.example", "a.example:80", false),
+        ] {
+            let page = Host::of_origin(origin).expect(origin);
+            let host = Host::parse(host).expect(host);
+            let default = page.port.expect("always there");
+            assert_eq!(page.is(&host, default), same, "{origin} {host:?}");
+        }
+        for origin in ["null", "", "file://", "chrome-extension://a", "http://a/b", "a.example"] {
+            assert_eq!(Host::of_origin(origin), None, "{origin}");
+        }
+    }
+}

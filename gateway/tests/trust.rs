@@ -1,0 +1,205 @@
+//! Without keys whoever reaches the gateway is a client, and so would be every page that a browser
+//! near it opens: what gives such a page away is refused, and nothing of it reaches a replica.
+
+use std::net::{IpAddr, UdpSocket};
+
+use forebay_config::{Config, Cors, Keys};
+use forebay_gateway::Gateway;
+use http::StatusCode;
+use support::{
+    ANSWER, Answer, CHAT, Tasks, Upstream, chat, config, exchange, http2, start, status,
+};
+
+mod support;
+
+const JSON: &str = "content-type: application/json\r\n";
+const PATH: &str = "/v1/chat/completions";
+
+/// As `forebay dev` and a configuration without anything of this have it.
+fn plain(upstream: &Upstream) -> Config {
+    let mut config = config(Some(upstream.address));
+    config.gateway.allowed_hosts.clear();
+    config
+}
+
+fn post(host: &str, headers: &str) -> String {
+    format!(
+        "POST {PATH} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}content-length: \
+         {}\r\n\r\n{CHAT}",
+        CHAT.len()
+    )
+}
+
+/// The status, and the message of a refusal.
+async fn ask(gateway: &Gateway, request: &str) -> (u16, String) {
+    let answer = exchange(gateway.address(), request).await;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let json: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    (status(&answer), json["error"]["message"].as_str().unwrap_or_default().to_owned())
+}
+
+/// An address of this machine that is not loopback's.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    // Nothing is sent: this only asks for the route.
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}
+
+#[tokio::test]
+async fn a_host_is_this_machines_or_listed() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = plain(&upstream);
+    let gateway = start(&config);
+    let own = own_address().map(|address| format!("{address}:8080"));
+    let local =
+        ["localhost", "LocalHost:8080", "app.localhost", "127.0.0.1", "127.8.8.8:1", "[::1]:9"];
+    for host in local.into_iter().chain(own.as_deref()) {
+        assert_eq!(ask(&gateway, &post(host, JSON)).await.0, 200, "{host}");
+    }
+    let foreign = [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example:8080",
+        "203.0.113.9",
+        "[2001:db8::1]",
+        "forebay.ns.svc",
+        "224.0.0.1",
+    ];
+    upstream.seen.requests.lock().clear();
+    for host in foreign {
+        let (status, message) = ask(&gateway, &post(host, JSON)).await;
+        assert_eq!(status, 403, "{host}");
+        assert!(message.contains("`gateway.allowedHosts`"), "{message}");
+        // Nothing is told to such a page, not even that.
+        let get = format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        assert_eq!(ask(&gateway, &get).await.0, 403, "{host}");
+    }
+    assert!(upstream.requests().is_empty());
+    config.gateway.allowed_hosts =
+        ["*.ns.svc", "203.0.113.0/24"].map(|host| host.parse().expect("a host")).to_vec();
+    let gateway = start(&config);
+    for (host, code) in [("forebay.ns.svc", 200), ("203.0.113.9:80", 200), ("evil.example", 403)] {
+        assert_eq!(ask(&gateway, &post(host, JSON)).await.0, code, "{host}");
+    }
+    config.gateway.allowed_hosts = vec!["*".parse().expect("any")];
+    assert_eq!(ask(&start(&config), &post("evil.example", JSON)).await.0, 200);
+}
+
+#[tokio::test]
+async fn http2_names_its_host_by_authority() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&plain(&upstream));
+    let tasks = Tasks::default();
+    let mut client = http2(gateway.address(), &tasks).await;
+    for (host, code) in
+        [("localhost:8080", StatusCode::OK), ("evil.example", StatusCode::FORBIDDEN)]
+    {
+        let mut request = chat(CHAT);
+        *request.uri_mut() = format!("http://{host}{PATH}").parse().expect("valid");
+        let response = client.send_request(request).await.expect("answered");
+        assert_eq!(response.status(), code, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_of_http_1_0_may_name_no_host_as_no_browser_does() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&plain(&upstream));
+    for (request, code) in [
+        ("GET /health HTTP/1.0\r\n\r\n", 200),
+        ("GET /health HTTP/1.0\r\nhost: evil.example\r\n\r\n", 403),
+        ("GET /health HTTP/1.0\r\norigin: http://localhost\r\n\r\n", 403),
+        ("GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+    ] {
+        assert_eq!(ask(&gateway, request).await.0, code, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_needs_cors() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = plain(&upstream);
+    let gateway = start(&config);
+    let from = |origin: &str| post("localhost:8080", &format!("{JSON}origin: {origin}\r\n"));
+    assert_eq!(ask(&gateway, &from("http://localhost:8080")).await.0, 200);
+    upstream.seen.requests.lock().clear();
+    let foreign = [
+        "https://evil.example",
+        "null",
+        "http://localhost:3000",
+        "https://localhost:8081",
+        "file://",
+    ];
+    for origin in foreign {
+        let (status, message) = ask(&gateway, &from(origin)).await;
+        assert_eq!(status, 403, "{origin}");
+        assert!(message.contains("`gateway.cors`") && message.contains(origin), "{message}");
+    }
+    let session = |origin: &str| {
+        format!(
+            "GET /v1/realtime?model=m HTTP/1.1\r\nhost: localhost:8080\r\nconnection: upgrade, close\r\n\
+             upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: \
+             AAAAAAAAAAAAAAAAAAAAAA==\r\norigin: {origin}\r\n\r\n"
+        )
+    };
+    assert_eq!(ask(&gateway, &session("https://evil.example")).await.0, 403);
+    assert!(upstream.requests().is_empty());
+    let cors = |origin: &str| -> Cors {
+        serde_json::from_value(serde_json::json!({"origins": [origin]})).expect("valid")
+    };
+    config.gateway.cors = Some(cors("https://ui.example"));
+    let gateway = start(&config);
+    for (origin, code) in [("https://ui.example", 200), ("https://evil.example", 403)] {
+        assert_eq!(ask(&gateway, &from(origin)).await.0, code, "{origin}");
+    }
+    config.gateway.cors = Some(cors("*"));
+    assert_eq!(ask(&start(&config), &from("null")).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_proxys_name_is_the_pages_own_where_the_proxy_is_known() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = plain(&upstream);
+    let request = post(
+        "127.0.0.1:8080",
+        &format!("{JSON}origin: https://chat.example\r\nx-forwarded-host: chat.example\r\n"),
+    );
+    assert_eq!(ask(&start(&config), &request).await.0, 403, "anybody can say so");
+    config.gateway.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    assert_eq!(ask(&start(&config), &request).await.0, 200);
+}
+
+#[tokio::test]
+async fn json_must_say_that_it_is_json() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let gateway = start(&plain(&upstream));
+    for (kind, code) in [
+        ("content-type: application/json; charset=utf-8\r\n", 200),
+        ("content-type: application/vnd.api+json\r\n", 200),
+        ("content-type: text/plain\r\n", 400),
+        ("content-type: application/x-www-form-urlencoded\r\n", 400),
+        ("content-type: multipart/form-data; boundary=X\r\n", 400),
+        ("", 400),
+    ] {
+        upstream.seen.requests.lock().clear();
+        let (status, message) = ask(&gateway, &post("localhost", kind)).await;
+        assert_eq!(status, code, "{kind}");
+        assert_eq!(upstream.requests().is_empty(), code == 400, "{kind}");
+        assert!(code == 200 || message.contains("content-type: application/json"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn with_keys_a_key_is_what_counts() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = plain(&upstream);
+    let file = std::env::temp_dir().join(format!("forebay-trust-{}.keys", std::process::id()));
+    std::fs::write(&file, "[]\n").expect("written");
+    config.gateway.keys = Some(Keys { file: file.clone(), required: false });
+    let gateway = start(&config);
+    let request =
+        post("evil.example", "origin: https://evil.example\r\ncontent-type: text/plain\r\n");
+    assert_eq!(ask(&gateway, &request).await.0, 200);
+    let _ = std::fs::remove_file(file);
+}
