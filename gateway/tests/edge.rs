@@ -186,7 +186,8 @@ async fn what_a_replica_says_of_its_connection_and_of_other_origins_stays_there(
     let upstream = Upstream::start(Answer::Raw(raw.leak().as_bytes())).await;
     let mut config = config(Some(upstream.address));
     let gateway = start(&config);
-    let request = post("/v1/chat/completions", "x-request-id: ours\r\norigin: http://g.example\r\n", CHAT);
+    let request =
+        post("/v1/chat/completions", "x-request-id: ours\r\norigin: http://g.example\r\n", CHAT);
     let answer = exchange(gateway.address(), &request).await;
     assert_eq!(status(&answer), 200, "{answer}");
     for (name, value) in [

@@ -140,7 +140,7 @@ fn asked(model: &str, stream: bool, tokens: u32) -> String {
         r#"{{"model":"{model}","stream":{stream},"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
     );
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )

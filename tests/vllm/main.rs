@@ -1,0 +1,66 @@
+//! The gateway before a real vLLM: a client cannot tell the two apart, but for what
+//! docs/conformance.md lists.
+//!
+//! Skipped, and said so, where none is installed (`tests/vllm/setup`); with `FOREBAY_REQUIRE_VLLM`
+//! set that is a failure. `FOREBAY_VLLM=IP:PORT` names one that runs and serves a model as `tiny`.
+
+#[path = "../../loadtests/tests/common/mod.rs"]
+mod common;
+#[path = "../support/conformance.rs"]
+mod list;
+mod product;
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use server::{Server, home};
+
+/// Whether there is a vLLM to ask.
+fn installed() -> bool {
+    let there = home().join("venv/bin/vllm").exists() && home().join("model/config.json").exists();
+    if !there {
+        assert!(
+            std::env::var_os("FOREBAY_REQUIRE_VLLM").is_none(),
+            "no vLLM in {}, and FOREBAY_REQUIRE_VLLM is set; run tests/vllm/setup",
+            home().display()
+        );
+        eprintln!("skipped: no vLLM in {}; run tests/vllm/setup", home().display());
+    }
+    there
+}
+
+fn here() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vllm"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cannot_tell_the_gateway_from_a_real_vllm() {
+    let named = std::env::var("FOREBAY_VLLM").ok();
+    if named.is_none() && !installed() {
+        return;
+    }
+    let (_server, address) = match named {
+        Some(address) => (None, address.parse().expect("FOREBAY_VLLM is IP:PORT")),
+        None => {
+            let server = Server::start();
+            let address = server.address;
+            (Some(server), address)
+        }
+    };
+    list::compare(address, &list::ASKED[0], true).await;
+    product::compare(address).await;
+}
+
+#[test]
+fn the_recorded_verdicts_are_those_of_the_installed_vllm() {
+    if !installed() {
+        return;
+    }
+    let mut check = Command::new(home().join("venv/bin/python"));
+    check.arg(here().join("verdicts.py")).arg("--check");
+    let output = check.output().expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
