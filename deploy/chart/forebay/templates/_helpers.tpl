@@ -47,12 +47,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $given | toYaml -}}
 {{- end -}}
 
+{{/* The names of the clients' Service, and what `gateway.hosts` adds. */}}
+{{- define "forebay.hosts" -}}
+{{- $name := include "forebay.fullname" . -}}
+{{- $space := printf "%s.%s" $name .Release.Namespace -}}
+{{- $own := list $name $space (printf "%s.svc" $space) (printf "%s.svc.%s" $space .Values.gateway.clusterDomain) -}}
+{{- concat $own .Values.gateway.hosts | uniq | toJson -}}
+{{- end -}}
+
 {{/* The configuration file, for both parts. */}}
 {{- define "forebay.config" -}}
 {{- $name := include "forebay.fullname" . -}}
 {{- $made := dict
   "gateway" (dict
     "listen" "0.0.0.0:8080"
+    "allowedHosts" (include "forebay.hosts" . | fromJsonArray)
     "scaler" (printf "%s-scaler:9900" $name)
     "shutdownTimeout" .Values.gateway.shutdownTimeout)
   "admin" (dict "listen" "0.0.0.0:9900" "tokenFile" "/etc/forebay-admin/token")
