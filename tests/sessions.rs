@@ -31,7 +31,7 @@ fn transcriber() -> Upstream {
 /// A session that has heard all that the replica says.
 fn open(forebay: &Forebay) -> TcpStream {
     let mut stream = connect(forebay.address);
-    let request = "GET /v1/realtime?model=sim HTTP/1.1\r\nhost: g\r\nconnection: upgrade\r\nupgrade: \
+    let request = "GET /v1/realtime?model=sim HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: \
                    websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: \
                    dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     stream.write_all(request.as_bytes()).expect("open");

@@ -17,6 +17,10 @@ use std::path::Path;
 use std::process::Command;
 
 use server::{Server, home};
+use tokio::sync::Mutex;
+
+/// Either test keeps all cores busy for a minute.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// Whether there is a vLLM to ask.
 fn installed() -> bool {
@@ -42,6 +46,7 @@ async fn a_client_cannot_tell_the_gateway_from_a_real_vllm() {
     if named.is_none() && !installed() {
         return;
     }
+    let _alone = ALONE.lock().await;
     let (_server, address) = match named {
         Some(address) => (None, address.parse().expect("FOREBAY_VLLM is IP:PORT")),
         None => {
@@ -59,6 +64,7 @@ fn the_recorded_verdicts_are_those_of_the_installed_vllm() {
     if !installed() {
         return;
     }
+    let _alone = ALONE.blocking_lock();
     let mut check = Command::new(home().join("venv/bin/python"));
     check.arg(here().join("verdicts.py")).arg("--check");
     let output = check.output().expect("Python runs");
