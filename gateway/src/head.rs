@@ -38,11 +38,17 @@ fn host(parts: &Parts) -> Result<Option<Host>, Refusal> {
     if more.is_some() {
         return Err(Refusal::BadHead("it has more than one `host`"));
     }
-    if host.is_none() && parts.version == Version::HTTP_11 {
+    let target = parts.uri.authority();
+    let named = match parts.version {
+        Version::HTTP_09 | Version::HTTP_10 => true,
+        Version::HTTP_11 => host.is_some(),
+        _ => host.is_some() || target.is_some(),
+    };
+    if !named {
         return Err(Refusal::BadHead("it has no `host`"));
     }
     let host = host.map(|host| read(host.to_str().map_err(|_| INVALID)?)).transpose()?;
-    let target = parts.uri.authority().map(|authority| read(authority.as_str())).transpose()?;
+    let target = target.map(|target| read(target.as_str())).transpose()?;
     if let (Some(host), Some(target)) = (&host, &target)
         && host != target
     {

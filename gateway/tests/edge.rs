@@ -114,6 +114,32 @@ async fn a_host_that_is_none_is_refused_and_a_proxys_is_not_passed_on() {
 }
 
 #[tokio::test]
+async fn an_empty_model_is_the_one_there_is() {
+    let upstream = Upstream::start(Answer::Json(ANSWER)).await;
+    let mut config = config(Some(upstream.address));
+    let gateway = start(&config);
+    let json = CHAT.replace(r#""model":"m""#, r#""model":"""#);
+    let form = "--X\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\n\r\n--X--\r\n";
+    let forms = post("/v1/audio/transcriptions", "", form)
+        .replace("application/json", "multipart/form-data; boundary=X");
+    for (request, sent) in
+        [(post("/v1/chat/completions", "", &json), &*json), (forms.clone(), form)]
+    {
+        upstream.seen.requests.lock().clear();
+        let answer = exchange(gateway.address(), &request).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert_eq!(body(&upstream.request()), sent, "as the client wrote it");
+    }
+    // Of several there is none to take.
+    let mut other = forebay_config::Pool::named("q");
+    other.models = vec!["n".to_owned()];
+    other.endpoints = vec![upstream.address.to_string()];
+    config.pools.push(other);
+    let answer = exchange(start(&config).address(), &forms).await;
+    assert!(status(&answer) == 400 && answer.contains("`model` is missing"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_compressed_body_is_refused_with_what_is_read() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let gateway = start(&config(Some(upstream.address)));

@@ -374,6 +374,8 @@ async fn http2_requests_that_would_be_others_in_http1() {
         pairs.push((name, value));
         pairs
     };
+    let without =
+        |name: &str| plain.iter().copied().filter(|(known, _)| *known != name).collect::<Vec<_>>();
     let long = CHAT.len().to_string();
     let mut right_length = plain.to_vec();
     right_length.push(("content-length", &long));
@@ -413,6 +415,7 @@ async fn http2_requests_that_would_be_others_in_http1() {
         ("an unknown pseudo header", with(":smuggled", "1"), Refused),
         ("another host", with("host", "smuggled"), Refused),
         ("the same host", with("host", "g"), One),
+        ("no host at all", without(":authority"), Refused),
     ] {
         let (upstream, gateway) = gateway().await;
         let ok = over_http2(gateway.address(), &pairs, CHAT).await;
