@@ -159,15 +159,31 @@ impl Check {
     }
 
     pub(crate) fn flag(&mut self, body: &Map<String, Value>, field: &str) -> bool {
-        match body.get(field) {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(flag)) => *flag,
-            Some(Value::String(text)) if text == "true" || text == "false" => text == "true",
-            Some(value) => {
+        let Some(value) = body.get(field).filter(|value| !value.is_null()) else { return false };
+        let read = match value {
+            Value::Bool(flag) => Some(*flag),
+            Value::String(text) => match text.to_ascii_lowercase().as_str() {
+                "1" | "true" | "t" | "yes" | "y" | "on" => Some(true),
+                "0" | "false" | "f" | "no" | "n" | "off" => Some(false),
+                _ => None,
+            },
+            Value::Number(number) => match number.as_f64() {
+                Some(1.0) => Some(true),
+                Some(0.0) => Some(false),
+                _ => None,
+            },
+            _ => None,
+        };
+        read.unwrap_or_else(|| {
+            let whole = value.as_f64().is_some_and(|number| number.fract() == 0.0);
+            if whole || value.is_string() {
+                let message = "Input should be a valid boolean, unable to interpret input";
+                self.wrong(field, "bool_parsing", message, value);
+            } else {
                 self.wrong(field, "bool_type", "Input should be a valid boolean", value);
-                false
             }
-        }
+            false
+        })
     }
 
     pub(crate) fn text(&mut self, body: &Map<String, Value>, field: &str) -> Option<String> {
@@ -230,6 +246,23 @@ mod tests {
         let fault = check.ok().expect_err("two problems");
         assert!(fault.message.starts_with("2 validation errors:\n  {'type': 'int_parsing'"));
         assert_eq!(fault.param.as_deref(), Some("body.d"));
+    }
+
+    #[test]
+    fn flags_are_read_in_every_spelling() {
+        let body = object(
+            br#"{"a": "YES", "b": 1, "c": 1.0, "d": "off", "e": 0, "f": null, "g": "maybe", "h": 2,
+                "i": [true]}"#,
+        );
+        let (body, mut check) = (body.expect("valid"), Check::new());
+        let read: Vec<_> =
+            ["a", "b", "c", "d", "e", "f"].iter().map(|field| check.flag(&body, field)).collect();
+        assert_eq!(read, [true, true, true, false, false, false]);
+        for (field, kind) in [("g", "bool_parsing"), ("h", "bool_parsing"), ("i", "bool_type")] {
+            let mut check = Check::new();
+            assert!(!check.flag(&body, field));
+            assert!(check.ok().expect_err(field).message.contains(kind), "{field}");
+        }
     }
 
     #[test]
