@@ -1,12 +1,11 @@
 //! The HPA's `behavior`: stabilization windows and rate policies, rule for rule as its controller
-//! (`pkg/controller/podautoscaler/horizontal.go`) applies them.
+//! (`pkg/controller/podautoscaler/horizontal.go`) applies them. The tolerance is the triggers' own
+//! ([`super::triggers`]).
 
 use std::collections::VecDeque;
 
 use forebay_config::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
 
-/// A difference of this share is not followed, unless another is given.
-const TOLERANCE: f64 = 0.1;
 /// Down to no less than the most that was asked for in so many seconds.
 const STABILIZE_DOWN_SECONDS: u32 = 300;
 
@@ -22,7 +21,6 @@ struct Direction {
     window_ms: u64,
     select: SelectPolicy,
     policies: Vec<ScalingPolicy>,
-    tolerance: f64,
 }
 
 /// What was asked for and what was changed before.
@@ -57,17 +55,6 @@ impl Rules {
         let mut rules = Self::of(&Behavior::default());
         rules.up.policies = free;
         rules
-    }
-
-    /// Whether a need of `needed` is too near to `current` replicas to be followed.
-    #[must_use]
-    pub fn tolerates(&self, needed: f64, current: u32) -> bool {
-        if current == 0 {
-            return false;
-        }
-        let ratio = needed / f64::from(current);
-        let tolerance = if ratio > 1.0 { self.up.tolerance } else { self.down.tolerance };
-        (ratio - 1.0).abs() <= tolerance + 1e-12
     }
 
     /// What is allowed of `desired` now, with `current` replicas.
@@ -142,7 +129,6 @@ impl Direction {
             window_ms: u64::from(window) * 1000,
             select: rules.select_policy.unwrap_or_default(),
             policies: rules.policies.unwrap_or(policies),
-            tolerance: rules.tolerance.unwrap_or(TOLERANCE),
         }
     }
 }

@@ -110,7 +110,7 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now_ms: u
         (state.by_load(inputs, counts, policy, now_ms), policy.behavior.as_ref())
     } else {
         let rules = policy.behavior.as_ref().unwrap_or(&policy.trigger_rules);
-        (by_triggers(&triggers, inputs, from, policy, rules), Some(rules))
+        (by_triggers(&triggers, inputs, from, policy), Some(rules))
     };
     // The windows may be longer than the idle time; they don't keep an idle pool up.
     let for_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));

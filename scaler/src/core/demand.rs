@@ -5,7 +5,6 @@
 //! over the time that a start takes. See [`super::backlog`] and [`super::capacity`].
 
 use super::backlog::{Fleet, enough_ahead, worth};
-use super::behavior::Rules;
 use super::decide::{Counts, State};
 use super::explain::{Figures, Why};
 use super::forecast::trend;
@@ -209,22 +208,17 @@ fn since_the_pause(arrivals: &[(u64, f64)], least: u64) -> &[(u64, f64)] {
     &arrivals[from..]
 }
 
-/// The largest proposal wins. What is held wakes a pool whatever the triggers say.
+/// The largest proposal wins; each has its own tolerance in it. What is held wakes a pool whatever
+/// the triggers say.
 pub(crate) fn by_triggers(
     triggers: &[&Proposal],
     inputs: &Inputs<'_>,
     from: u32,
     policy: &Policy,
-    rules: &Rules,
 ) -> Demand {
     let (held, in_flight) = (inputs.load.held, inputs.load.in_flight);
     let active = triggers.iter().any(|trigger| trigger.active);
-    let replicas = |trigger: &Proposal| {
-        let needed = trigger.needed.filter(|_| from > 0 || trigger.active)?;
-        // A schedule is meant to the replica.
-        let tolerated = !trigger.is_schedule() && rules.tolerates(needed, from);
-        Some(if tolerated { from } else { round_up(needed) })
-    };
+    let replicas = |trigger: &Proposal| trigger.replicas().filter(|_| from > 0 || trigger.active);
     let largest = triggers
         .iter()
         .filter_map(|trigger| Some((replicas(trigger)?, *trigger)))

@@ -114,11 +114,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::triggers::Tolerance;
+    use crate::core::triggers::hpa::average_value;
 
-    /// The HPA's own arithmetic for an `AverageValue` of 1 (its replica calculator).
+    /// The HPA's count for an `AverageValue` of 1.
     fn hpa(value: f64, current: u32, tolerance: f64) -> u32 {
-        let ratio = value / f64::from(current);
-        if (ratio - 1.0).abs() <= tolerance { current } else { value.ceil() as u32 }
+        let tolerance = Tolerance { up: tolerance, down: tolerance };
+        let usage = (value * 1000.0).ceil() as i64;
+        average_value(current, 1000, usage, tolerance).unsigned_abs()
     }
 
     #[test]

@@ -14,6 +14,8 @@ use super::load::Load;
 use super::proposal::{Problem, Proposal};
 
 mod arithmetic;
+#[cfg(test)]
+pub(crate) mod hpa;
 pub(crate) mod recent;
 mod schedule;
 

@@ -1,11 +1,13 @@
 //! Each trigger from figures to proposal.
 
-use forebay_config::{Pool, Prometheus, Trigger as Written};
+use forebay_config::{Behavior, MetricType, Pool, Prometheus, ScalingRules, Trigger as Written};
 use forebay_signals::{PoolSignals, Totals};
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::demand::by_triggers;
 use crate::core::load::{Ledger, Word};
+use crate::core::{Inputs, Override, Policy};
 
 fn pool(triggers: Vec<Written>) -> Pool {
     let mut pool = Pool::named("a");
@@ -249,7 +251,67 @@ fn a_schedule_asks_in_its_hours_exactly_and_out_of_them_for_one() {
     }
 }
 
+/// The count that a decision takes from one trigger, by a query's result.
+fn decided(
+    metric_type: MetricType,
+    tolerance: Tolerance,
+    threshold: f64,
+    value: f64,
+    replicas: Replicas,
+) -> u32 {
+    let threshold = threshold.to_string();
+    let settings = [("serverAddress", "http://p:1"), ("query", "q"), ("threshold", &threshold)];
+    let written =
+        Written { metric_type: Some(metric_type), ..Written::of("prometheus", &settings) };
+    let rules = |tolerance| Some(ScalingRules { tolerance: Some(tolerance), ..Default::default() });
+    let mut pool = pool(vec![written]);
+    pool.scaling.behavior =
+        Some(Behavior { scale_up: rules(tolerance.up), scale_down: rules(tolerance.down) });
+    let load = load(0, 0);
+    let mut triggers = Triggers::of(&pool, &Prometheus::default());
+    let proposals = triggers.propose(&load, &at(Ok(Some(value))), replicas, 1_000_000);
+    let inputs =
+        Inputs { load: &load, replicas: &[], proposals: &proposals, order: Override::None };
+    let all: Vec<_> = proposals.iter().collect();
+    by_triggers(&all, &inputs, replicas.current, &Policy::of(&pool)).up
+}
+
+#[test]
+fn a_change_is_tolerated_once_by_the_value_alone() {
+    let replicas = Replicas { current: 20, ready: 18 };
+    let tenth = Tolerance::default();
+    for (case, value, want) in [
+        ("1.2 × 18 is 21.6, within a tenth of 20", 1.2, 22),
+        ("0.85 × 18 is 15.3", 0.85, 16),
+        ("1.1 is tolerated, though 1.1 × 18 would be 19.8", 1.1, 20),
+    ] {
+        assert_eq!(decided(MetricType::Value, tenth, 1.0, value, replicas), want, "{case}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn a_count_is_the_one_that_an_hpa_computes(
+        (current, ready) in (1..500_u32).prop_flat_map(|all| (Just(all), 1..=all)),
+        target in 1..100_000_i64, usage in 0..10_000_000_i64, near in 500..1_500_i64,
+        close: bool, average: bool, up in 0..4_u32, down in 0..4_u32,
+    ) {
+        // Most figures are far away from their thresholds; what matters happens close to them.
+        let whole = if average { target * i64::from(current) } else { target };
+        let usage = if close { whole * near / 1000 } else { usage };
+        let tolerance = Tolerance { up: f64::from(up) / 20.0, down: f64::from(down) / 20.0 };
+        prop_assume!(!hpa::is_a_hair_off(current, target, usage, tolerance, ready));
+        let (metric_type, want) = if average {
+            (MetricType::AverageValue, hpa::average_value(current, target, usage, tolerance))
+        } else {
+            (MetricType::Value, hpa::value(current, target, usage, tolerance, ready))
+        };
+        let (threshold, value) = (target as f64 / 1000.0, usage as f64 / 1000.0);
+        let replicas = Replicas { current, ready };
+        let got = decided(metric_type, tolerance, threshold, value, replicas);
+        prop_assert_eq!(i64::from(got), i64::from(want), "{} of {}", value, threshold);
+    }
+
     #[test]
     fn more_held_never_asks_for_fewer(held in 0..100_000_u32, more in 0..1000_u32) {
         let at = |held| propose(one("queueDepth", &[("threshold", "7")]), &load(held, 0), &[None]);
