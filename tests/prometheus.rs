@@ -245,7 +245,7 @@ fn promql_kv_cache_and_gpu_figures_scale_a_pool() {
         ", --decode-step-ms, '50', --num-gpu-blocks-override, '300', --max-model-len, '4096'";
     let running = "sum(vllm:num_requests_running{model_name=\"query\"})";
     let pool = |name, ports, sim, trigger| Pool { name, min: 1, ports, sim, trigger };
-    let forebay = forebay(
+    let mut forebay = forebay(
         &folder,
         &format!("prometheus: {{serverAddress: 'http://127.0.0.1:{port}'}}"),
         &[
@@ -279,6 +279,25 @@ fn promql_kv_cache_and_gpu_figures_scale_a_pool() {
     eventually("and the exporter's own", || forebay.trigger("value", "direct") == 612.418);
     eventually("four for the GPUs", || {
         forebay.desired("gpu") == 4.0 && forebay.desired("direct") == 4.0
+    });
+
+    // What can't be is unknown: no maximum, and no reason to go down. It is named.
+    let odd = DCGM.replace("} 93\n", "} 808334905\n").replace("} 612.418000\n", "} 4294967295\n");
+    exporter.say(&odd);
+    for (pool, why) in [
+        ("gpu", "the result is 808334905 %, and can only be 0 to 100 %"),
+        ("direct", "is 4294967295 W, and can only be 0 to 10000 W"),
+    ] {
+        eventually("it is not believed", || forebay.trigger("readable", pool) == 0.0);
+        let decisions = get(forebay.admin, &format!("/decisions?pool={pool}"));
+        assert!(decisions.contains(why), "{decisions}");
+        assert!(forebay.trigger("failures_total", pool) >= 1.0);
+        forebay.stays(pool, 4.0, "it is not known");
+    }
+    forebay.wait_for("gpu: trigger gpuUtilization can't be read, so nothing scales down: ");
+    exporter.say(DCGM);
+    eventually("they are known again", || {
+        forebay.trigger("readable", "gpu") == 1.0 && forebay.trigger("readable", "direct") == 1.0
     });
 
     let open = streams(&forebay, "query", 6, 3000);

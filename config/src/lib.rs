@@ -60,8 +60,8 @@ pub use scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scal
 pub use target::{Keda, Kubernetes, Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
 pub use trigger::{
-    AuthenticationRef, CronWindow, Fault, GpuFigure, GpuSource, MetricType, PromQuery, Rule,
-    Signal, TRIGGER_TYPES, Trigger, trigger_names,
+    AuthenticationRef, CronWindow, Fault, Gauge, GpuFigure, GpuSource, MetricType, PromQuery,
+    Range, Rule, Signal, TRIGGER_TYPES, Trigger, trigger_names,
 };
 pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};
 

@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::units;
 
+mod gpu;
 mod metadata;
+mod range;
 mod rule;
 mod schedule;
 
-pub use rule::{CronWindow, Fault, GpuFigure, GpuSource, PromQuery, Rule, Signal};
+pub use gpu::{Gauge, GpuFigure};
+pub use range::Range;
+pub use rule::{CronWindow, Fault, GpuSource, PromQuery, Rule, Signal};
 
 /// What [`Trigger::kind`] may be: Forebay's own signals first, then what is read elsewhere.
 pub const TRIGGER_TYPES: [&str; 12] = [

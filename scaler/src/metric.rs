@@ -18,6 +18,7 @@ const TRIGGER_THRESHOLD: &str = "forebay_trigger_threshold";
 const TRIGGER_REPLICAS: &str = "forebay_trigger_replicas";
 const TRIGGER_READABLE: &str = "forebay_trigger_readable";
 const TRIGGER_AGE: &str = "forebay_trigger_age_seconds";
+const TRIGGER_FAILURES: &str = "forebay_trigger_failures_total";
 const RULE: &str = "forebay_scaling_rule";
 const DEMAND: &str = "forebay_demand_replicas";
 const CAPACITY: &str = "forebay_replica_requests_per_second";
@@ -51,6 +52,10 @@ pub fn describe() {
         "1 for a trigger that counts, 0 for one that can't be read or is left out"
     );
     describe_gauge!(TRIGGER_AGE, Unit::Seconds, "How long ago a trigger's figure was read");
+    describe_counter!(
+        TRIGGER_FAILURES,
+        "Times that a trigger's figure could not be read any more, or could not be, by pool and trigger"
+    );
     describe_histogram!(COLD_START, Unit::Seconds, "From asked for to ready, by pool");
     describe_histogram!(
         REACTION,
@@ -81,6 +86,7 @@ struct TriggerMetrics {
     replicas: Gauge,
     readable: Gauge,
     age: Gauge,
+    failures: Counter,
 }
 
 impl Metrics {
@@ -151,6 +157,13 @@ impl Metrics {
         known.readable.set(if proposal.problem.is_none() { 1.0 } else { 0.0 });
         known.age.set(proposal.age_ms.unwrap_or(0) as f64 / 1000.0);
     }
+
+    /// A trigger that could be read can't be any more.
+    pub(crate) fn trigger_failed(&self, trigger: &str) {
+        if let Some(known) = self.triggers.get(trigger) {
+            known.failures.increment(1);
+        }
+    }
 }
 
 impl TriggerMetrics {
@@ -162,6 +175,7 @@ impl TriggerMetrics {
             replicas: gauge(TRIGGER_REPLICAS),
             readable: gauge(TRIGGER_READABLE),
             age: gauge(TRIGGER_AGE),
+            failures: counter!(TRIGGER_FAILURES, "pool" => pool.to_owned(), "trigger" => trigger.to_owned()),
         }
     }
 }

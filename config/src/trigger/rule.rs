@@ -7,7 +7,9 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 
+use super::gpu::GpuFigure;
 use super::metadata::Metadata;
+use super::range::Range;
 use super::{MetricType, Trigger};
 use crate::prometheus::base_url;
 
@@ -59,19 +61,6 @@ pub enum Signal {
     Prometheus(PromQuery),
     /// A schedule.
     Cron(Box<CronWindow>),
-}
-
-/// A figure of the DCGM exporter's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GpuFigure {
-    /// Share of time in which a kernel ran, in percent.
-    Utilization,
-    /// Share of time in which memory was copied, in percent.
-    MemoryCopyUtilization,
-    /// Share of the memory in use, in percent.
-    MemoryUsed,
-    /// Power drawn, in watts.
-    Power,
 }
 
 /// Where figures of GPUs are read.
@@ -201,37 +190,15 @@ impl Signal {
             _ => MetricType::AverageValue,
         }
     }
-}
 
-impl GpuFigure {
-    /// The exporter's name for it.
+    /// What its value can be at all. First-hand ones are counted here, and need no check.
     #[must_use]
-    pub fn metric(self) -> &'static str {
+    pub fn range(&self) -> Range {
         match self {
-            Self::Utilization => "DCGM_FI_DEV_GPU_UTIL",
-            Self::MemoryCopyUtilization => "DCGM_FI_DEV_MEM_COPY_UTIL",
-            Self::MemoryUsed => "DCGM_FI_DEV_FB_USED",
-            Self::Power => "DCGM_FI_DEV_POWER_USAGE",
+            Self::KvCache => Range::SHARE,
+            Self::Gpu(figure, _) => figure.range(),
+            _ => Range::COUNTABLE,
         }
-    }
-
-    /// PromQL for the mean over the GPUs that `selector` selects.
-    fn query(self, selector: &str) -> String {
-        let metric = |name: &str| match selector {
-            "" => name.to_owned(),
-            _ => format!("{name}{{{selector}}}"),
-        };
-        match self {
-            Self::MemoryUsed => {
-                let (used, free) = (metric(self.metric()), metric("DCGM_FI_DEV_FB_FREE"));
-                format!("100 * sum({used}) / (sum({used}) + sum({free}))")
-            }
-            _ => format!("avg({})", metric(self.metric())),
-        }
-    }
-
-    fn is_percentage(self) -> bool {
-        self != Self::Power
     }
 }
 

@@ -4,9 +4,10 @@
 //! the last minute. A trigger of the same type in the pool's configuration replaces that with its
 //! own quantile, window or source; `kvCache` and `gpuUtilization` come from there alone.
 //!
-//! What is not known now keeps its last value, a latency for one window: longer, an HPA would multiply
-//! by it again and again while long answers alone go on. While a gateway is missing, load is not taken
-//! for less than it was.
+//! A latency that is not known now keeps its last value for one window: longer, an HPA would multiply
+//! by it again and again while long answers alone go on. For the same reason a figure whose source
+//! can't be read is not known at once. While a gateway is missing, load is not taken for less than it
+//! was.
 
 use std::collections::BTreeMap;
 
@@ -71,13 +72,13 @@ impl Figures {
             let last = self.known.get(&figure).copied().filter(|_| load.missing);
             self.known.insert(figure, last.map_or(now, |last| now.max(last)));
         }
-        let own = |figure: Figure| {
-            let of_kind = |proposal: &&Proposal| proposal.kind == figure.name();
-            proposals.iter().filter(of_kind).find_map(|proposal| proposal.figure)
-        };
         for figure in Figure::ALL {
-            if let Some(value) = own(figure) {
-                self.known.insert(figure, value);
+            let mut own = proposals.iter().filter(|it| it.kind == figure.name()).peekable();
+            let configured = own.peek().is_some();
+            match own.find_map(told) {
+                Some(value) => drop(self.known.insert(figure, value)),
+                None if configured && is_read(figure) => drop(self.known.remove(&figure)),
+                None => {}
             }
         }
     }
@@ -94,9 +95,21 @@ impl Figures {
     }
 }
 
+/// Whether it is second-hand.
+fn is_read(figure: Figure) -> bool {
+    matches!(figure, Figure::KvCache | Figure::GpuUtilization)
+}
+
+/// What a trigger read. Of one that was read in part, which is the least that the figure can be, only
+/// what asks for more replicas: an HPA would take it for the whole, and go down by it.
+fn told(proposal: &Proposal) -> Option<f64> {
+    proposal.figure.filter(|value| proposal.problem.is_none() || *value > proposal.threshold)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::Problem;
 
     fn load(held: u32, in_flight: u32) -> Load {
         Load { held, in_flight, ..Load::default() }
@@ -163,14 +176,25 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_trigger_is_where_a_figure_comes_from_and_its_last_value_stays() {
-        let gpu = |figure| Proposal { kind: "gpuUtilization", figure, ..Proposal::default() };
+    fn a_configured_trigger_is_where_a_figure_comes_from_as_long_as_it_can_be_read() {
+        let gpu = |figure, problem: Option<&str>| Proposal {
+            kind: "gpuUtilization",
+            figure,
+            threshold: 80.0,
+            problem: problem.map(|why| Problem::Unreadable(why.to_owned())),
+            ..Proposal::default()
+        };
+        let partly = Some("1 of 2 GPUs can't be read");
         let mut figures = Figures::default();
-        for (case, now, want) in
-            [("read", Some(71.0), 71.0), ("not readable", None, 71.0), ("again", Some(5.0), 5.0)]
-        {
-            figures.observe(&load(0, 0), &[gpu(now)], 0);
-            assert_eq!(figures.known()[&Figure::GpuUtilization], want, "{case}");
+        for (case, now, want) in [
+            ("read", gpu(Some(95.0), None), Some(95.0)),
+            ("an HPA would go on by the last one", gpu(None, Some("down")), None),
+            ("again", gpu(Some(5.0), None), Some(5.0)),
+            ("the least is more than enough", gpu(Some(85.0), partly), Some(85.0)),
+            ("the least is no reason to go down", gpu(Some(40.0), partly), None),
+        ] {
+            figures.observe(&load(0, 0), &[now], 0);
+            assert_eq!(figures.known().get(&Figure::GpuUtilization).copied(), want, "{case}");
         }
     }
 }

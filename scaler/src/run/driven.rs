@@ -59,6 +59,7 @@ fn triggers(driven: &mut Driven, proposals: &[Proposal]) {
         };
         match &proposal.problem {
             Some(problem) if told && driven.unread.insert(proposal.name.clone()) => {
+                driven.metrics.trigger_failed(&proposal.name);
                 tracing::warn!("{pool}: trigger {} {problem}", proposal.name);
             }
             None if driven.unread.remove(&proposal.name) => {

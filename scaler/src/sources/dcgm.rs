@@ -1,10 +1,16 @@
 //! DCGM exporters' own `/metrics`.
+//!
+//! A GPU counts once, however many exporters report it, and its MIG instances count in its place. One
+//! whose gauges are missing or can't be is not known: the mean is then no less than what the others
+//! give, and that is said.
 
-use forebay_config::GpuFigure;
+use std::collections::BTreeMap;
+
+use forebay_config::{Gauge, GpuFigure};
 use futures_util::future::try_join_all;
 
-use super::Client;
-use super::exposition::samples;
+use super::exposition::{Sample, samples, whole};
+use super::{Client, Found};
 
 /// The mean of a figure over the GPUs of all `urls`; `None` where there are none.
 pub(super) async fn read(
@@ -12,13 +18,17 @@ pub(super) async fn read(
     figure: GpuFigure,
     urls: &[String],
     labels: &[(String, String)],
-) -> Result<Option<f64>, String> {
+    now_ms: u64,
+) -> Found {
     let read = |url: &String| {
         let url = metrics(url);
-        async move { client.text(&url).await.map_err(|error| format!("{url}: {error}")) }
+        async move {
+            let text = client.text(&url).await;
+            let text = text.and_then(|text| whole(&text).map(str::to_owned));
+            text.map_err(|error| format!("{url}: {error}"))
+        }
     };
-    let texts = try_join_all(urls.iter().map(read)).await?;
-    Ok(mean(&texts, figure, labels))
+    mean(&try_join_all(urls.iter().map(read)).await?, figure, labels, now_ms)
 }
 
 /// An exporter's address, with the path that it serves at unless it has one.
@@ -27,59 +37,103 @@ fn metrics(url: &str) -> String {
     if path { url.to_owned() } else { format!("{url}/metrics") }
 }
 
-fn mean(texts: &[String], figure: GpuFigure, labels: &[(String, String)]) -> Option<f64> {
-    let all = |name: &'static str| {
-        let selected = texts.iter().flat_map(move |text| samples(text, name)).filter(|sample| {
-            labels.iter().all(|(label, value)| sample.label(label) == Some(value))
-        });
-        selected.fold((0.0, 0_u32), |(sum, count), sample| (sum + sample.value, count + 1))
-    };
-    let (sum, count) = all(figure.metric());
-    if count == 0 {
-        return None;
-    }
-    match figure {
-        GpuFigure::MemoryUsed => {
-            let (free, _) = all("DCGM_FI_DEV_FB_FREE");
-            Some(100.0 * sum / (sum + free))
+/// A GPU or a MIG instance.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Device<'a> {
+    /// The GPU's UUID and the instance's number; none for the GPU itself.
+    Known(&'a str, &'a str),
+    /// Without a UUID: the exporter's number, and all labels.
+    Labelled(usize, Vec<(&'a str, &'a str)>),
+    /// Not even its labels can be read: the exporter's and the line's number.
+    Unreadable(usize, usize),
+}
+
+impl<'a> Device<'a> {
+    fn of(sample: &Sample<'a>, exporter: usize, line: usize) -> Self {
+        let uuid = sample.label("UUID").or_else(|| sample.label("uuid"));
+        match (uuid.filter(|uuid| !uuid.is_empty()), sample.labels()) {
+            (Some(uuid), _) => Self::Known(uuid, sample.label("GPU_I_ID").unwrap_or_default()),
+            (None, Some(labels)) => Self::Labelled(exporter, labels.to_vec()),
+            (None, None) => Self::Unreadable(exporter, line),
         }
-        _ => Some(sum / f64::from(count)),
     }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Known(uuid, "") => (*uuid).to_owned(),
+            Self::Known(uuid, instance) => format!("{uuid}, instance {instance},"),
+            Self::Labelled(_, labels) => {
+                let gpu = labels.iter().find(|(label, _)| *label == "gpu");
+                gpu.map_or_else(|| "a GPU".to_owned(), |(_, gpu)| format!("GPU {gpu}"))
+            }
+            Self::Unreadable(..) => "a GPU".to_owned(),
+        }
+    }
+}
+
+/// A device's gauges, as far as one was found: the first that can be, or else why it can't.
+type Gauges = Vec<Option<Result<f64, String>>>;
+
+fn mean(texts: &[String], figure: GpuFigure, labels: &[(String, String)], now_ms: u64) -> Found {
+    let gauges = figure.gauges();
+    let selected = |sample: &Sample<'_>| {
+        let has = |(label, value): &(String, String)| sample.label(label) == Some(value);
+        sample.labels().is_none() || labels.iter().all(has)
+    };
+    let mut devices = BTreeMap::<Device<'_>, Gauges>::new();
+    for (at, gauge) in gauges.iter().enumerate() {
+        for (exporter, text) in texts.iter().enumerate() {
+            let all = samples(text, gauge.name, now_ms).enumerate();
+            for (line, sample) in all.filter(|(_, sample)| selected(sample)) {
+                let device = devices.entry(Device::of(&sample, exporter, line)).or_default();
+                device.resize(gauges.len(), None);
+                let value = sample.value.and_then(|value| gauge.check(value));
+                if !matches!(&device[at], Some(Ok(_))) && (device[at].is_none() || value.is_ok()) {
+                    device[at] = Some(value);
+                }
+            }
+        }
+    }
+    let instances: Vec<_> = devices
+        .keys()
+        .filter_map(|device| match device {
+            Device::Known(uuid, instance) if !instance.is_empty() => Some(*uuid),
+            _ => None,
+        })
+        .collect();
+    devices
+        .retain(|device, _| !matches!(device, Device::Known(uuid, "") if instances.contains(uuid)));
+
+    let figures: Vec<_> = devices
+        .iter()
+        .map(|(device, found)| {
+            one(figure, gauges, found)
+                .map_err(|(gauge, why)| format!("{gauge} of {} {why}", device.name()))
+        })
+        .collect();
+    let known = figures.iter().flatten().sum::<f64>();
+    let faults: Vec<_> = figures.iter().filter_map(|it| it.as_ref().err()).collect();
+    match (figures.len(), faults.first()) {
+        (0, _) => Ok((None, None)),
+        (count, None) => Ok((Some(known / count as f64), None)),
+        (count, Some(first)) if faults.len() == count => Err((*first).clone()),
+        (count, Some(first)) => {
+            let partial = format!("{} of {count} GPUs can't be read ({first})", faults.len());
+            Ok((Some(known / count as f64), Some(partial)))
+        }
+    }
+}
+
+/// A device's figure, or which gauge is at fault, and how.
+fn one(figure: GpuFigure, gauges: &[Gauge], found: &Gauges) -> Result<f64, (&'static str, String)> {
+    let mut values = Vec::with_capacity(gauges.len());
+    for (gauge, value) in gauges.iter().zip(found) {
+        let value = value.clone().unwrap_or_else(|| Err("is not exported".to_owned()));
+        values.push(value.map_err(|why| (gauge.name, why))?);
+    }
+    let name = gauges.first().map_or("", |gauge| gauge.name);
+    figure.of(&values).ok_or_else(|| (name, "is a share of nothing".to_owned()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TEXT: &str = r#"# TYPE DCGM_FI_DEV_GPU_UTIL gauge
-DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-a",device="nvidia0",pod="vllm-0"} 90
-DCGM_FI_DEV_GPU_UTIL{gpu="1",UUID="GPU-b",device="nvidia1",pod="vllm-1"} 70
-DCGM_FI_DEV_GPU_UTIL{gpu="2",UUID="GPU-c",device="nvidia2",pod="other"} 2
-DCGM_FI_DEV_FB_USED{gpu="0",UUID="GPU-a",pod="vllm-0"} 60000
-DCGM_FI_DEV_FB_FREE{gpu="0",UUID="GPU-a",pod="vllm-0"} 20000
-DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="GPU-a",pod="vllm-0"} 612.5
-"#;
-
-    #[test]
-    fn figures_are_means_over_the_selected_gpus() {
-        let pod = |name: &str| vec![("pod".to_owned(), name.to_owned())];
-        for (case, figure, labels, want) in [
-            ("all", GpuFigure::Utilization, vec![], Some(54.0)),
-            ("one pod's", GpuFigure::Utilization, pod("vllm-1"), Some(70.0)),
-            ("nobody's", GpuFigure::Utilization, pod("vllm-9"), None),
-            ("percent of the memory", GpuFigure::MemoryUsed, vec![], Some(75.0)),
-            ("watts", GpuFigure::Power, vec![], Some(612.5)),
-            ("not exported", GpuFigure::MemoryCopyUtilization, vec![], None),
-        ] {
-            assert_eq!(mean(&[TEXT.to_owned()], figure, &labels), want, "{case}");
-        }
-        let two = [TEXT.to_owned(), TEXT.replace(" 90", " 10").replace(" 70", " 10")];
-        assert_eq!(mean(&two, GpuFigure::Utilization, &[]), Some((162.0 + 22.0) / 6.0));
-    }
-
-    #[test]
-    fn an_exporter_is_asked_at_its_metrics() {
-        assert_eq!(metrics("http://dcgm:9400"), "http://dcgm:9400/metrics");
-        assert_eq!(metrics("http://dcgm:9400/other"), "http://dcgm:9400/other");
-    }
-}
+mod tests;

@@ -3,6 +3,10 @@
 //! One task for each trigger that needs one reads again and again, and leaves what it found, with the
 //! time of it. A decision takes what lies there and never waits. Each read is bounded in time and in
 //! bytes; a source that is down is asked less often.
+//!
+//! Nothing is believed that can't be: what a figure is made of has a range and a unit, where it is
+//! declared (`forebay_config::Range`). What is out of it, missing, of another time or cut off is not
+//! known, and said; never zero, and never the most.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, epoch_ms};
 use crate::core::{Reading, Wanted};
 
 mod client;
@@ -124,18 +128,19 @@ impl Source {
     }
 
     async fn read(&mut self) -> Found {
+        let now_ms = epoch_ms();
         match &self.wanted {
             Wanted::Query(query) => {
                 let limit = query.timeout.unwrap_or(TIMEOUT);
-                bounded(limit, prometheus::read(&self.client, query)).await.map(|it| (it, None))
+                bounded(limit, prometheus::read(&self.client, query, now_ms)).await
             }
             Wanted::KvCache => {
                 let endpoints = Arc::clone(&self.endpoints.borrow_and_update());
-                vllm::kv_cache(&self.client, &endpoints).await
+                vllm::kv_cache(&self.client, &endpoints, now_ms).await
             }
             Wanted::Gpus { figure, urls, labels } => {
-                let read = dcgm::read(&self.client, *figure, urls, labels);
-                bounded(TIMEOUT, read).await.map(|it| (it, None))
+                let read = dcgm::read(&self.client, *figure, urls, labels, now_ms);
+                bounded(TIMEOUT, read).await
             }
         }
     }

@@ -9,17 +9,20 @@ use http::header::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Found;
 use super::client::{Client, authorization};
+use super::exposition::current;
 
-/// The query's one value, which may be no finite number; `None` where the result is empty.
-pub(super) async fn read(client: &Client, query: &PromQuery) -> Result<Option<f64>, String> {
+/// The query's one value, which may be no finite number; `None` where the result is empty. Where the
+/// server warns of it, such as of stores that did not answer, it may be too low, and that is said.
+pub(super) async fn read(client: &Client, query: &PromQuery, now_ms: u64) -> Found {
     let server = query.server_address.as_deref().ok_or("no serverAddress")?;
     let mut url = format!("{server}/api/v1/query?query={}", encoded(&query.query));
     for (name, value) in &query.parameters {
         url += &format!("&{}={}", encoded(name), encoded(value));
     }
     let answer = client.get(&url, headers(query).await?).await?;
-    parse(&answer.body).map_err(|error| match answer.status.is_success() {
+    parse(&answer.body, now_ms).map_err(|error| match answer.status.is_success() {
         true => error,
         false => format!("it answered {}: {error}", answer.status),
     })
@@ -52,6 +55,8 @@ async fn secret(file: &Path) -> Result<String, String> {
 struct Reply {
     data: Option<Data>,
     error: Option<String>,
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -61,20 +66,29 @@ struct Data {
     result: Value,
 }
 
+/// Most of what a server says that is repeated.
+const LONGEST: usize = 200;
+
 /// The one value of a reply: a scalar, or a vector of one series at most.
-fn parse(body: &str) -> Result<Option<f64>, String> {
+fn parse(body: &str, now_ms: u64) -> Found {
     let reply: Reply = serde_json::from_str(body)
         .map_err(|_| "this is no answer of Prometheus' API".to_owned())?;
     if let Some(error) = reply.error {
-        return Err(error.chars().take(200).collect());
+        return Err(error.chars().take(LONGEST).collect());
     }
     let data = reply.data.ok_or("the answer holds no data")?;
     let sample = |sample: &Value| {
         let text = sample.get(1).and_then(Value::as_str);
         let number = text.and_then(|text| text.parse::<f64>().ok());
-        number.map(Some).ok_or_else(|| "the answer holds no number".to_owned())
+        let number = number.ok_or_else(|| "the answer holds no number".to_owned())?;
+        // A cache on the way may give what it was given long ago.
+        let seconds = sample.get(0).and_then(Value::as_f64);
+        let seconds = seconds.ok_or_else(|| "the answer holds no time".to_owned())?;
+        let at_ms = (seconds * 1000.0) as i64;
+        current(at_ms, now_ms).map_err(|why| format!("the result {why}"))?;
+        Ok(Some(number))
     };
-    match (data.result_type.as_str(), data.result.as_array().map(Vec::as_slice)) {
+    let value = match (data.result_type.as_str(), data.result.as_array().map(Vec::as_slice)) {
         ("scalar", Some(_)) => sample(&data.result),
         ("vector", Some([])) => Ok(None),
         ("vector", Some([one])) => sample(&one["value"]),
@@ -83,7 +97,13 @@ fn parse(body: &str) -> Result<Option<f64>, String> {
             many.len()
         )),
         (other, _) => Err(format!("the query gives a {other}, and a number is needed")),
-    }
+    };
+    let warned = reply.warnings.first();
+    let partial = warned.map(|warning| {
+        let warning: String = warning.chars().take(LONGEST).collect();
+        format!("the server warns: {warning}")
+    });
+    value.map(|value| (value, partial))
 }
 
 /// For a URL's query: what is no plain letter or digit as `%XX`.
@@ -104,6 +124,8 @@ fn encoded(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const NOW_MS: u64 = 1_700_000_000_000;
+
     #[test]
     fn a_reply_gives_one_value_or_says_why_not() {
         let vector = |series: &str| {
@@ -111,7 +133,7 @@ mod tests {
                 r#"{{"status":"success","data":{{"resultType":"vector","result":[{series}]}}}}"#
             )
         };
-        let series = |value: &str| format!(r#"{{"metric":{{}},"value":[1.5,"{value}"]}}"#);
+        let series = |value: &str| format!(r#"{{"metric":{{}},"value":[1700000001.5,"{value}"]}}"#);
         for (case, body, want) in [
             ("one", vector(&series("12.5")), Ok(Some(12.5))),
             ("exponents", vector(&series("1e+06")), Ok(Some(1e6))),
@@ -126,7 +148,7 @@ mod tests {
             ("text", vector(&series("x")), Err("the answer holds no number")),
             (
                 "a scalar",
-                r#"{"status":"success","data":{"resultType":"scalar","result":[1,"3"]}}"#
+                r#"{"status":"success","data":{"resultType":"scalar","result":[1700000000,"3"]}}"#
                     .to_owned(),
                 Ok(Some(3.0)),
             ),
@@ -142,10 +164,20 @@ mod tests {
             ),
             ("a login page", "<html>".to_owned(), Err("this is no answer of Prometheus' API")),
         ] {
-            assert_eq!(parse(&body), want.map_err(str::to_owned), "{case}");
+            let want = want.map(|value| (value, None)).map_err(str::to_owned);
+            assert_eq!(parse(&body, NOW_MS), want, "{case}");
         }
-        let nan = parse(&vector(&series("NaN"))).expect("a value").expect("one");
+        let nan = parse(&vector(&series("NaN")), NOW_MS).expect("a value").0.expect("one");
         assert!(nan.is_nan());
+        let old = parse(&vector(&series("12.5")), NOW_MS + 3_600_000);
+        assert_eq!(old, Err("the result is 3598 s old, by its own time".to_owned()));
+    }
+
+    #[test]
+    fn a_result_of_which_a_part_is_missing_is_no_more_than_the_least() {
+        let body = r#"{"status":"success","warnings":["No StoreAPIs matched"],"data":{"resultType":"vector","result":[{"metric":{},"value":[1700000000,"3"]}]}}"#;
+        let partial = Some("the server warns: No StoreAPIs matched".to_owned());
+        assert_eq!(parse(body, NOW_MS), Ok((Some(3.0), partial)));
     }
 
     #[test]

@@ -51,7 +51,8 @@ fn query(address: &str) -> PromQuery {
 
 fn one(value: &str) -> String {
     format!(
-        r#"{{"status":"success","data":{{"resultType":"vector","result":[{{"metric":{{}},"value":[1,"{value}"]}}]}}}}"#
+        r#"{{"status":"success","data":{{"resultType":"vector","result":[{{"metric":{{}},"value":[{},"{value}"]}}]}}}}"#,
+        epoch_ms() / 1000
     )
 }
 
@@ -76,9 +77,9 @@ async fn a_query_carries_its_parameters_headers_and_credentials() {
         basic_auth: Some(("u".into(), file.clone())),
         ..query(&address)
     };
-    assert_eq!(prometheus::read(&client(), &query).await, Ok(Some(1.0)));
+    assert_eq!(prometheus::read(&client(), &query, epoch_ms()).await, Ok((Some(1.0), None)));
     std::fs::remove_file(&file).expect("removed");
-    let gone = prometheus::read(&client(), &query).await.expect_err("no password");
+    let gone = prometheus::read(&client(), &query, epoch_ms()).await.expect_err("no password");
     assert!(gone.contains("forebay-password"), "{gone}");
 }
 
@@ -90,11 +91,12 @@ async fn a_server_that_refuses_is_quoted_and_one_that_is_down_is_told() {
         asked: Arc::default(),
     };
     let address = server.start("/base/api/v1/query").await;
-    let refused = prometheus::read(&client(), &query(&address)).await;
+    let refused = prometheus::read(&client(), &query(&address), epoch_ms()).await;
     assert_eq!(refused, Err("it answered 400 Bad Request: 1:3: parse error".into()));
 
     let free = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("one");
-    let down = prometheus::read(&client(), &query(&free.to_string())).await.expect_err("down");
+    let down =
+        prometheus::read(&client(), &query(&free.to_string()), epoch_ms()).await.expect_err("down");
     assert!(down.contains("refused"), "{down}");
 }
 
@@ -135,13 +137,13 @@ async fn serve_tls(body: String) -> (String, String) {
 async fn an_https_server_is_checked_by_the_certificates_given() {
     let (server, cert) = serve_tls(one("3")).await;
     let query = PromQuery { server_address: Some(server), ..query("") };
-    let stranger = prometheus::read(&client(), &query).await.expect_err("not known");
+    let stranger = prometheus::read(&client(), &query, epoch_ms()).await.expect_err("not known");
     assert!(stranger.to_lowercase().contains("certificate"), "{stranger}");
 
     let file = std::env::temp_dir().join(format!("forebay-ca-{}.pem", std::process::id()));
     std::fs::write(&file, cert).expect("written");
     let client = Client::new(Some(&file)).expect("a certificate");
-    assert_eq!(prometheus::read(&client, &query).await, Ok(Some(3.0)));
+    assert_eq!(prometheus::read(&client, &query, epoch_ms()).await, Ok((Some(3.0), None)));
     std::fs::write(&file, "nothing").expect("written");
     let empty = Client::new(Some(&file)).err().expect("no certificate in it");
     assert!(empty.contains("no certificate in PEM"), "{empty}");
@@ -152,7 +154,7 @@ async fn an_https_server_is_checked_by_the_certificates_given() {
 async fn an_answer_without_end_is_cut_off() {
     let server = Server::saying("x".repeat((4 << 20) + 1));
     let address = server.start("/base/api/v1/query").await;
-    let long = prometheus::read(&client(), &query(&address)).await;
+    let long = prometheus::read(&client(), &query(&address), epoch_ms()).await;
     assert_eq!(long, Err("the answer is longer than 4 MiB".into()));
 }
 
@@ -162,25 +164,26 @@ async fn kv_cache_is_the_mean_over_replicas_and_no_less_where_one_is_down() {
         |value: f64| Server::saying(format!("vllm:kv_cache_usage_perc{{engine=\"0\"}} {value}\n"));
     let (one, other) = (at(0.9).start("/metrics").await, at(0.5).start("/metrics").await);
     let both = [one.clone(), other];
-    assert_eq!(vllm::kv_cache(&client(), &both).await, Ok((Some(0.7), None)));
-    assert_eq!(vllm::kv_cache(&client(), &[]).await, Ok((None, None)));
+    assert_eq!(vllm::kv_cache(&client(), &both, 0).await, Ok((Some(0.7), None)));
+    assert_eq!(vllm::kv_cache(&client(), &[], 0).await, Ok((None, None)));
 
     let free = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("one");
-    let (value, partial) = vllm::kv_cache(&client(), &[one, free.to_string()]).await.expect("one");
+    let (value, partial) =
+        vllm::kv_cache(&client(), &[one, free.to_string()], 0).await.expect("one");
     assert_eq!(value, Some(0.45));
     let partial = partial.expect("one is down");
     assert!(partial.starts_with("1 of 2 replicas can't be read (127.0.0.1:"), "{partial}");
-    assert!(vllm::kv_cache(&client(), &[free.to_string()]).await.is_err(), "nobody answers");
+    assert!(vllm::kv_cache(&client(), &[free.to_string()], 0).await.is_err(), "nobody answers");
 }
 
 #[tokio::test]
 async fn gpus_are_read_of_every_exporter_or_not_at_all() {
     let exporter = Server::saying("DCGM_FI_DEV_GPU_UTIL{gpu=\"0\"} 80\n");
     let urls = [format!("http://{}", exporter.start("/metrics").await)];
-    let read = dcgm::read(&client(), GpuFigure::Utilization, &urls, &[]).await;
-    assert_eq!(read, Ok(Some(80.0)));
+    let read = dcgm::read(&client(), GpuFigure::Utilization, &urls, &[], 0).await;
+    assert_eq!(read, Ok((Some(80.0), None)));
     let with_a_stranger = [urls[0].clone(), "http://127.0.0.1:1".to_owned()];
-    let read = dcgm::read(&client(), GpuFigure::Utilization, &with_a_stranger, &[]).await;
+    let read = dcgm::read(&client(), GpuFigure::Utilization, &with_a_stranger, &[], 0).await;
     assert!(read.is_err(), "{read:?}");
 }
 

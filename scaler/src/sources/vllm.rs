@@ -1,9 +1,12 @@
 //! vLLM's own `/metrics`, of every ready replica.
 
+use std::collections::BTreeMap;
+
+use forebay_config::Range;
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use super::exposition::{declares, samples};
+use super::exposition::{declares, samples, whole};
 use super::{Client, Found, TIMEOUT, bounded};
 
 /// The present name, and the one of vLLM before 0.11.
@@ -14,14 +17,14 @@ const AT_ONCE: usize = 16;
 
 /// The mean use of the KV cache, 0 to 1, over the replicas. Where some can't be read, they count as
 /// empty, and that is said: the truth is no less than this.
-pub(super) async fn kv_cache(client: &Client, endpoints: &[String]) -> Found {
+pub(super) async fn kv_cache(client: &Client, endpoints: &[String], now_ms: u64) -> Found {
     if endpoints.is_empty() {
         return Ok((None, None));
     }
     let read = |endpoint: String| async move {
         let url = format!("http://{endpoint}/metrics");
         let text = bounded(TIMEOUT, client.text(&url)).await;
-        text.and_then(|text| usage(&text)).map_err(|error| format!("{endpoint}: {error}"))
+        text.and_then(|text| usage(&text, now_ms)).map_err(|error| format!("{endpoint}: {error}"))
     };
     let reads = stream::iter(endpoints.iter().cloned().map(read));
     let found: Vec<_> = reads.buffer_unordered(AT_ONCE).collect().await;
@@ -36,13 +39,19 @@ pub(super) async fn kv_cache(client: &Client, endpoints: &[String]) -> Found {
     Ok((Some(mean), partial))
 }
 
-/// The mean over a server's engines.
-fn usage(text: &str) -> Result<f64, String> {
+/// The mean over a server's engines. One that can't be read makes all of it unknown.
+fn usage(text: &str, now_ms: u64) -> Result<f64, String> {
+    let text = whole(text)?;
     for name in KV_CACHE {
-        let (sum, count) =
-            samples(text, name).fold((0.0, 0_u32), |(sum, count), it| (sum + it.value, count + 1));
-        if count > 0 {
-            return Ok(sum / f64::from(count));
+        let mut engines = BTreeMap::new();
+        for sample in samples(text, name, now_ms) {
+            let value = sample.value.clone().and_then(|value| Range::SHARE.check(value));
+            let value = value.map_err(|why| format!("its {name} {why}"))?;
+            // A series that is there twice is one engine's all the same.
+            engines.insert(sample.labels().map(<[_]>::to_vec), value);
+        }
+        if !engines.is_empty() {
+            return Ok(engines.values().sum::<f64>() / engines.len() as f64);
         }
     }
     // Before its first request a server of several processes has no sample yet.
@@ -60,14 +69,39 @@ mod tests {
     fn usage_is_the_mean_over_engines_by_the_present_or_the_old_name() {
         let old = "# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc{model_name=\"a\"} 0.5\n";
         let two = "vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75\n";
+        let twice = format!("{two}vllm:kv_cache_usage_perc{{engine=\"1\"}} 0.75\n");
         let none = "# TYPE vllm:kv_cache_usage_perc gauge\n";
         for (case, text, want) in [
             ("old", old, Ok(0.5)),
             ("two engines", two, Ok(0.5)),
+            ("one of them told twice", &twice, Ok(0.5)),
             ("no request yet", none, Ok(0.0)),
             ("another server", "up 1\n", Err("it exports no vllm:kv_cache_usage_perc")),
+            (
+                "cut off within a number",
+                "vllm:kv_cache_usage_perc 0.2",
+                Err("its answer is cut off"),
+            ),
         ] {
-            assert_eq!(usage(text), want.map_err(str::to_owned), "{case}");
+            assert_eq!(usage(text, 0), want.map_err(str::to_owned), "{case}");
+        }
+    }
+
+    #[test]
+    fn an_engine_whose_figure_cannot_be_makes_the_replica_unknown() {
+        for (value, why) in [
+            ("37", "is 37, and can only be 0 to 1"),
+            ("-0.5", "is -0.5, and can only be 0 to 1"),
+            ("NaN", "is NaN"),
+            ("+Inf", "is inf, and can only be 0 to 1"),
+            ("half", "can't be read"),
+            ("0.5 1600000000000", "is 100000000 s old, by its own time"),
+        ] {
+            let text = format!(
+                "vllm:kv_cache_usage_perc{{engine=\"0\"}} 0.5\nvllm:kv_cache_usage_perc{{engine=\"1\"}} {value}\n"
+            );
+            let want = Err(format!("its vllm:kv_cache_usage_perc {why}"));
+            assert_eq!(usage(&text, 1_700_000_000_000), want, "{value}");
         }
     }
 
@@ -81,7 +115,7 @@ mod tests {
             ("i-dp2/metrics_idle.resp", 0.0, 0.0),
         ] {
             let text = std::fs::read_to_string(format!("{folder}{file}")).expect("a fixture");
-            let usage = usage(&text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let usage = usage(&text, 0).unwrap_or_else(|error| panic!("{file}: {error}"));
             assert!((least..=most).contains(&usage), "{file}: {usage}");
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_signals::ProcessEnd;
 
+use crate::clock::epoch_ms;
 use crate::core::Override;
 
 mod backoff;
@@ -128,8 +128,3 @@ pub enum Phase {
 
 /// Every replica by its id.
 pub type Replicas = Arc<BTreeMap<String, ReplicaStatus>>;
-
-fn epoch_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}

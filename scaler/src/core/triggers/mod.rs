@@ -302,10 +302,13 @@ fn read(
         _ => false,
     };
     match &reading.value {
-        Ok(Some(value)) if value.is_finite() => match &reading.partial {
-            Some(why) => Found::AtLeast(*value, why.clone()),
-            None => Found::Value(*value),
-        },
+        Ok(Some(value)) if value.is_finite() => {
+            match (rule.signal.range().check(*value), &reading.partial) {
+                (Err(why), _) => Found::Unknown(format!("the result {why}")),
+                (Ok(value), Some(why)) => Found::AtLeast(value, why.clone()),
+                (Ok(value), None) => Found::Value(value),
+            }
+        }
         Ok(_) if null_is_zero => Found::Value(0.0),
         Ok(Some(value)) => Found::Unknown(format!("the result is {value}")),
         Ok(None) => Found::Unknown("the result is empty".to_owned()),

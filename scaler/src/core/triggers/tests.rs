@@ -87,6 +87,31 @@ fn what_cannot_be_read_is_unknown_and_never_zero() {
 }
 
 #[test]
+fn what_cannot_be_is_unknown_and_never_a_maximum_nor_zero() {
+    let gpu = |kind| one(kind, &[("serverAddress", "http://p:1"), ("threshold", "80")]);
+    let null_is_zero =
+        one("gpuUtilization", &[("serverAddress", "http://p:1"), ("ignoreNullValues", "true")]);
+    for (triggers, value, why) in [
+        (gpu("gpuUtilization"), 808_334_905.0, "808334905 %, and can only be 0 to 100 %"),
+        (null_is_zero, 808_334_905.0, "808334905 %, and can only be 0 to 100 %"),
+        (gpu("gpuMemoryUsed"), -1.0, "-1 %, and can only be 0 to 100 %"),
+        (gpu("gpuPower"), 2_147_483_632.0, "2147483632 W, and can only be 0 to 10000 W"),
+        (one("kvCache", &[]), 37.0, "37, and can only be 0 to 1"),
+        (
+            prometheus(&[]),
+            18_446_744_073_709_551_615.0,
+            "18446744073709552000, and can only be -9007199254740992 to 9007199254740992",
+        ),
+    ] {
+        let proposal = propose(triggers, &load(0, 0), &at(Ok(Some(value))));
+        assert_eq!((proposal.figure, proposal.needed), (None, None), "{proposal:?}");
+        let why = format!("the result is {why}");
+        assert_eq!(proposal.problem, Some(Problem::Unreadable(why)));
+        assert!(!proposal.active);
+    }
+}
+
+#[test]
 fn null_is_zero_only_where_the_trigger_itself_writes_so() {
     for (settings, zero) in [
         (&[("ignoreNullValues", "true")][..], true),
@@ -323,6 +348,6 @@ proptest! {
         let ignore = [("ignoreNullValues", if ignore { "true" } else { "false" })];
         let proposal = propose(prometheus(&ignore), &load(0, 0), &at(Ok(Some(value))));
         prop_assert_eq!(proposal.needed.is_some(), proposal.problem.is_none());
-        prop_assert!(proposal.needed.is_none_or(f64::is_finite) || value > 1e300);
+        prop_assert!(proposal.needed.is_none_or(|needed| needed < 1e16), "{proposal:?}");
     }
 }
