@@ -39,6 +39,21 @@ pub struct Kubernetes {
     /// The port that each replica serves on; that of the pool's `discovery`, or else 8000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Delete the pod of a replica that hangs, or whose start takes too long, so that its workload
+    /// makes another. Needs the permission to delete pods.
+    #[serde(default)]
+    pub replace_hung: bool,
+    /// With `replaceHung`, how long a replica that was ready may answer nothing, in the eyes of all
+    /// gateways, before it is replaced; at least as long as a start takes, as learned.
+    #[serde(default = "default_hung_after", with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub hung_after: Duration,
+    /// With `replaceHung`, the longest time from containers that run to healthy before a replica is
+    /// replaced; once starts are learned, ten times what nine of ten took, and at least 10 minutes,
+    /// if that is less.
+    #[serde(default = "default_start_timeout", with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub start_timeout: Duration,
 }
 
 /// Replicas of a workload that KEDA scales; its ScaledObject has a trigger of type `external-push`
@@ -82,14 +97,37 @@ pub struct Processes {
     /// Folder for the replicas' output, a file each; one below the working directory unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_dir: Option<PathBuf>,
-    /// Longest time from start to healthy; then the replica is ended and started anew.
+    /// Longest time from start to healthy; then the replica is ended and started anew. Once starts
+    /// are learned, ten times what nine of ten took, and at least 10 minutes, if that is less.
     #[serde(default = "default_start_timeout", with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub start_timeout: Duration,
+    /// How long a replica that was ready may answer nothing, in the eyes of all gateways, before it
+    /// is ended and started anew; at least as long as a start takes, as learned.
+    #[serde(default = "default_hung_after", with = "units::duration")]
+    #[schemars(with = "units::duration::Text")]
+    pub hung_after: Duration,
     /// From SIGTERM to SIGKILL when a replica is stopped.
     #[serde(default = "default_stop_timeout", with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub stop_timeout: Duration,
+}
+
+impl Kubernetes {
+    /// The Deployment of this name, with all else at its default.
+    #[must_use]
+    pub fn named(name: String) -> Self {
+        Self {
+            api_version: default_api_version(),
+            kind: default_kind(),
+            name,
+            namespace: None,
+            port: None,
+            replace_hung: false,
+            hung_after: default_hung_after(),
+            start_timeout: default_start_timeout(),
+        }
+    }
 }
 
 impl Processes {
@@ -103,6 +141,7 @@ impl Processes {
             gpus: Vec::new(),
             log_dir: None,
             start_timeout: default_start_timeout(),
+            hung_after: default_hung_after(),
             stop_timeout: default_stop_timeout(),
         }
     }
@@ -128,6 +167,10 @@ fn default_ports() -> (u16, u16) {
 
 fn default_start_timeout() -> Duration {
     Duration::from_secs(30 * 60)
+}
+
+fn default_hung_after() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn default_stop_timeout() -> Duration {

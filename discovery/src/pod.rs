@@ -83,6 +83,8 @@ struct Terminated {
 /// A pod as its conditions tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
+    /// What tells it from another of the same name.
+    pub uid: String,
     /// Its address, as soon as it has one and as long as that is its own.
     pub ip: Option<IpAddr>,
     /// Where it is on its way.
@@ -168,6 +170,7 @@ impl Pod {
         // One that has ended keeps showing an address that may be another's by now.
         let ended = matches!(status.phase.as_str(), "Failed" | "Succeeded");
         Self {
+            uid: wire.metadata.uid.clone().unwrap_or_default(),
             ip: status.pod_ip.parse().ok().filter(|_| !ended),
             phase,
             reason,

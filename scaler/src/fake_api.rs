@@ -153,6 +153,15 @@ impl State {
                 tell(&self.objects[&at])
             }
             (_, None) => refuse(404),
+            (&Method::DELETE, Some(mut object)) => {
+                let asked = &call.body["preconditions"]["uid"];
+                if !asked.is_null() && *asked != object["metadata"]["uid"] {
+                    return refuse(409);
+                }
+                object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                self.put(path, object);
+                tell(&self.objects[path])
+            }
             (method, Some(mut object)) => {
                 let version =
                     |it: &Value| it["metadata"]["resourceVersion"].as_str().map(str::to_owned);

@@ -8,6 +8,7 @@ use metrics::{
 };
 
 use crate::core::{Decision, Proposal};
+use crate::pool::Cause;
 
 const DESIRED: &str = "forebay_desired_replicas";
 const REPLICAS: &str = "forebay_replicas";
@@ -19,6 +20,7 @@ const TRIGGER_REPLICAS: &str = "forebay_trigger_replicas";
 const TRIGGER_READABLE: &str = "forebay_trigger_readable";
 const TRIGGER_AGE: &str = "forebay_trigger_age_seconds";
 const TRIGGER_FAILURES: &str = "forebay_trigger_failures_total";
+const REPLACEMENTS: &str = "forebay_replacements_total";
 const RULE: &str = "forebay_scaling_rule";
 const DEMAND: &str = "forebay_demand_replicas";
 const CAPACITY: &str = "forebay_replica_requests_per_second";
@@ -38,6 +40,10 @@ pub fn describe() {
     describe_gauge!(DESIRED, "Replicas asked for, by pool");
     describe_gauge!(REPLICAS, "Replicas, by pool and state");
     describe_counter!(DECISIONS, "Decisions that changed the count, by pool and rule");
+    describe_counter!(
+        REPLACEMENTS,
+        "Replicas ended and started anew, by pool and reason: hung, or a start that took too long"
+    );
     describe_gauge!(RULE, "1 for the rule that won last, 0 for those that won before it");
     describe_gauge!(DEMAND, "Replicas that the default algorithm asks for, by pool and reason");
     describe_gauge!(CAPACITY, "What one full replica is worth, as learned, by pool");
@@ -135,6 +141,11 @@ impl Metrics {
         {
             gauge.set(0.0);
         }
+    }
+
+    /// A replica is replaced.
+    pub(crate) fn replaced(&self, cause: Cause) {
+        counter!(REPLACEMENTS, "pool" => self.pool.clone(), "reason" => cause.word()).increment(1);
     }
 
     /// In the order of [`forebay_signals::ReplicaState`].

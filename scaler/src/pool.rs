@@ -5,6 +5,7 @@
 //! gateway holds for; a request that is held in between lifts it and loses nothing.
 
 mod drains;
+mod hung;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,9 @@ use crate::core::{
 };
 use crate::keda::Figures;
 use crate::targets::{Drains, Phase, ReplicaStatus, Target};
+
+pub(crate) use hung::Cause;
+use hung::{Bounds, Replacements, Silence};
 
 /// For how long requests wait for the orders that a store does not tell. Nothing scales down before
 /// they are known, however long that takes.
@@ -70,6 +74,9 @@ pub(crate) struct PoolLoop {
     closed: bool,
     /// What KEDA may ask for.
     figures: Option<Figures>,
+    /// When replicas are replaced, where any is.
+    bounds: Option<Bounds>,
+    replacements: Replacements,
 }
 
 /// A replica that is to drain.
@@ -91,11 +98,22 @@ struct Start {
     ready_ms: Option<u64>,
     /// When it was first seen to have answered something.
     first_token_ms: Option<u64>,
+    silence: Silence,
+    /// It is to be ended and started anew, for this reason.
+    replaced: Option<String>,
 }
 
 impl Start {
     fn new(since_ms: u64, started_ms: u64) -> Self {
-        Self { since_ms, started_ms, inherited: false, ready_ms: None, first_token_ms: None }
+        Self {
+            since_ms,
+            started_ms,
+            inherited: false,
+            ready_ms: None,
+            first_token_ms: None,
+            silence: Silence::default(),
+            replaced: None,
+        }
     }
 }
 
@@ -105,6 +123,8 @@ pub(crate) struct Step {
     pub(crate) replicas: PoolReplicas,
     /// Starts that ended ready, in seconds.
     pub(crate) cold_starts: Vec<f64>,
+    /// Why a replica is replaced from now on, where one is.
+    pub(crate) replaced: Option<Cause>,
 }
 
 impl PoolLoop {
@@ -138,6 +158,8 @@ impl PoolLoop {
             closed: false,
             figures: matches!(pool.target, Some(forebay_config::Target::Keda(_)))
                 .then(Figures::default),
+            bounds: Bounds::of(pool),
+            replacements: Replacements::default(),
         }
     }
 
@@ -151,6 +173,7 @@ impl PoolLoop {
         self.policy = Policy::of(pool);
         self.triggers = Triggers::of(pool, prometheus);
         self.stale_after_ms = stale_after_ms;
+        self.bounds = Bounds::of(pool);
     }
 
     /// What was learned, to be kept.
@@ -278,11 +301,15 @@ impl PoolLoop {
         if let Some(figures) = &mut self.figures {
             figures.observe(&load, proposals, now_ms);
         }
-        let decision = if self.known() {
+        let mut decision = if self.known() {
             decide(&mut self.state, &inputs, &self.policy, now_ms)
         } else {
             self.hold(&inputs, now_ms)
         };
+        if !target.scales() {
+            self.state.keep(ours);
+            decision = Decision { from: ours, desired: ours, why: Why::Unscaled, ..decision };
+        }
         if decision.from != decision.desired || self.why.is_empty() {
             self.why = decision.sentence();
         }
@@ -303,9 +330,12 @@ impl PoolLoop {
                 self.stopped.insert(id);
             }
         }
+        let may = self.may_replace(load.missing, order, target.drains());
+        let (hung, replaced) = self.replaced(statuses, may, now_ms);
+        target.replace(&hung);
         target.ensure(decision.desired + self.draining.len() as u32);
         let replicas = self.published(decision.desired, statuses);
-        Step { decision, replicas, cold_starts }
+        Step { decision, replicas, cold_starts, replaced }
     }
 
     fn facts(&self, status: &ReplicaStatus) -> ReplicaFacts {
@@ -389,6 +419,7 @@ impl PoolLoop {
             if !matches!(status.phase, Phase::Pending | Phase::Running) {
                 continue;
             }
+            start.silence.observe(spoken(heard, status), now_ms);
             let seen = |health| endpoints(heard, status).any(|e| e.health == health);
             // Draining it is no less alive for it, also as long as a gateway has not heard that it
             // is kept after all.
@@ -397,6 +428,7 @@ impl PoolLoop {
             if !seen(Health::Ready) && !kept {
                 continue;
             }
+            start.replaced = None;
             // One that comes back after an ejection did not start.
             if start.ready_ms.replace(start.ready_ms.unwrap_or(now_ms)).is_none() {
                 target.ready(id);
@@ -426,15 +458,28 @@ impl PoolLoop {
     }
 }
 
-/// A replica as each gateway sees it.
+/// A replica as each gateway sees it, or last saw it.
 fn endpoints<'a>(
     heard: &'a [Heard<'a>],
     status: &ReplicaStatus,
 ) -> impl Iterator<Item = &'a EndpointSignals> + use<'a> {
+    views(heard.iter(), status)
+}
+
+/// A replica as each gateway sees it that is heard now.
+fn spoken<'a>(
+    heard: &'a [Heard<'a>],
+    status: &ReplicaStatus,
+) -> impl Iterator<Item = &'a EndpointSignals> + use<'a> {
+    views(heard.iter().filter(|heard| heard.lost_ms.is_none()), status)
+}
+
+fn views<'a, H: Iterator<Item = &'a Heard<'a>>>(
+    heard: H,
+    status: &ReplicaStatus,
+) -> impl Iterator<Item = &'a EndpointSignals> + use<'a, H> {
     let address = status.address.map(|address| address.to_string());
-    heard
-        .iter()
-        .filter_map(move |heard| heard.signals?.endpoints.get(address.as_deref()?)?.as_ref())
+    heard.filter_map(move |heard| heard.signals?.endpoints.get(address.as_deref()?)?.as_ref())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! once, so it has its own `main`. It takes names, or parts of them, as `cargo test` passes them.
 #![expect(clippy::unwrap_used, reason = "nothing but tests, which lints do not see here")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -14,7 +14,7 @@ use std::{env, fs, thread};
 use clap::Parser;
 use forebay_config as config;
 use forebay_scaler::supervisor;
-use forebay_scaler::targets::processes::{Phase, Processes, ReplicaStatus};
+use forebay_scaler::targets::processes::{Hung, Phase, Processes, ReplicaStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::{Instant, timeout};
@@ -64,7 +64,10 @@ const TESTS: &[Test] = &[
     ("a_program_that_is_not_there_is_named", a_program_that_is_not_there_is_named),
     ("a_replica_that_exits_is_started_again", a_replica_that_exits_is_started_again),
     ("a_replica_that_was_ready_fails_anew", a_replica_that_was_ready_fails_anew),
-    ("a_start_that_takes_too_long_is_ended", a_start_that_takes_too_long_is_ended),
+    (
+        "a_replica_that_hangs_is_ended_with_all_its_processes_and_started_anew",
+        a_replica_that_hangs_is_ended_with_all_its_processes_and_started_anew,
+    ),
     ("each_replica_has_its_port_and_gpu", each_replica_has_its_port_and_gpu),
     ("more_replicas_than_gpus_wait_for_one", more_replicas_than_gpus_wait_for_one),
     ("ensure_only_ever_adds_what_is_missing", ensure_only_ever_adds_what_is_missing),
@@ -276,15 +279,38 @@ fn a_replica_that_was_ready_fails_anew() {
     });
 }
 
-fn a_start_that_takes_too_long_is_ended() {
-    let case = Case::new("sleep TOKEN; :");
+fn a_replica_that_hangs_is_ended_with_all_its_processes_and_started_anew() {
+    // Deaf to SIGTERM, and so is what it started; given an hour to stop.
+    let case = Case::new("trap '' TERM; echo start; sleep TOKEN & while :; do sleep 1; done");
     block_on(async {
-        let target = case.target(|it| it.start_timeout = Duration::from_millis(200));
+        let target = case.target(|it| it.stop_timeout = Duration::from_secs(3600));
         target.ensure(1);
+        until(LONG, "its first start", || case.output(1) == "start\n").await;
+        let first = one(&target);
+        let hung = |started_ms| {
+            let why = "answered nothing for 60 s".to_owned();
+            BTreeMap::from([(first.id.clone(), Hung { started_ms, why })])
+        };
+        target.replace(&hung(first.started_ms - 1));
+        target.replace(&hung(first.started_ms));
         let failed = status(&target, |it| it.phase == Phase::Failed).await;
-        assert!(failed.reason.starts_with("was not healthy within 0.2 s, again in "), "{failed:?}");
-        target.shutdown().await;
-        assert_eq!(case.alive(), BTreeSet::new());
+        assert!(failed.reason.starts_with("answered nothing for 60 s"), "{failed:?}");
+        assert_eq!(failed.address, None, "nothing is sent there any more");
+        until(LONG, "its second start", || case.output(1) == "start\nstart\n").await;
+        let second = status(&target, |it| it.phase == Phase::Running).await;
+        assert_eq!(second.id, first.id);
+        assert_ne!(second.started_ms, first.started_ms);
+        // What is said of an earlier start is not meant for this one.
+        target.replace(&hung(first.started_ms));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(one(&target).started_ms, second.started_ms);
+        target.replace(&BTreeMap::from([(
+            second.id.clone(),
+            Hung { started_ms: second.started_ms, why: "again".to_owned() },
+        )]));
+        until(LONG, "its third start", || case.output(1) == "start\nstart\nstart\n").await;
+        drop(target);
+        until(LONG, "all are gone", || case.alive().is_empty()).await;
     });
 }
 

@@ -16,3 +16,5 @@ mod restarts;
 
 #[path = "../support/mod.rs"]
 mod support;
+
+mod hung_replica;

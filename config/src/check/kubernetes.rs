@@ -61,6 +61,8 @@ pub(super) fn target(it: &Kubernetes, path: &Path, found: &mut Findings) {
             format!("`{}` is no GROUP/VERSION; write for example apps/v1", it.api_version);
         found.error(path.key("apiVersion"), message);
     }
+    found.above_zero(path, "hungAfter", it.hung_after);
+    found.above_zero(path, "startTimeout", it.start_timeout);
 }
 
 pub(super) fn keda(pool: &Pool, it: &Keda, path: &Path, found: &mut Findings) {

@@ -172,6 +172,7 @@ fn processes(it: &Processes, most: u32, path: &Path, found: &mut Findings) {
     }
     gpus(it, most, path, found);
     found.above_zero(path, "startTimeout", it.start_timeout);
+    found.above_zero(path, "hungAfter", it.hung_after);
 }
 
 fn gpus(it: &Processes, most: u32, path: &Path, found: &mut Findings) {

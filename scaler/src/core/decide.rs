@@ -83,6 +83,11 @@ impl State {
         }
     }
 
+    /// What is there is the count: nothing scales it.
+    pub(crate) fn keep(&mut self, replicas: u32) {
+        self.desired = replicas;
+    }
+
     /// The count that was decided last.
     #[must_use]
     pub fn desired(&self) -> u32 {

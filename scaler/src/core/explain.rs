@@ -137,6 +137,8 @@ pub enum Why {
         /// For how long.
         for_ms: u64,
     },
+    /// The pool has no target: what is there stays.
+    Unscaled,
     /// A person paused the pool.
     Paused,
     /// A person fixed the count.
@@ -180,6 +182,7 @@ impl Why {
             Self::Trigger { .. } => "trigger",
             Self::Schedule { .. } => "schedule",
             Self::Idle { .. } => "idle",
+            Self::Unscaled => "unscaled",
             Self::Paused => "paused",
             Self::Fixed => "fixed",
             Self::Unheard => "unheard",
@@ -255,6 +258,7 @@ impl fmt::Display for Why {
                 write!(f, "trigger {name} is out of its hours")
             }
             Self::Idle { for_ms } => write!(f, "no request came for {} s", for_ms / 1000),
+            Self::Unscaled => f.write_str("the pool has no target, so nothing scales it"),
             Self::Paused => f.write_str("the pool is paused"),
             Self::Fixed => f.write_str("the count is fixed by hand"),
             Self::Unheard => f.write_str("a gateway is silent, so nothing scales down"),

@@ -21,6 +21,15 @@ impl PoolLoop {
         PoolReplicas { why: "shutting down".to_owned(), barrier: None, ..told }
     }
 
+    /// Why a replica that runs and was ready takes nothing.
+    fn is_out(&self, id: &str) -> Option<String> {
+        let start = self.starts.get(id)?;
+        match &start.replaced {
+            Some(why) => Some(format!("{why}, and is ended and started anew")),
+            None => start.ready_ms.map(|_| start.silence.reason.clone()),
+        }
+    }
+
     pub(super) fn published(
         &self,
         desired: u32,
@@ -34,12 +43,15 @@ impl PoolLoop {
                 Phase::Failed => ReplicaState::Failed,
                 _ if self.ready.contains(&status.id) => ReplicaState::Ready,
                 Phase::Pending => ReplicaState::Pending,
+                Phase::Running if self.is_out(&status.id).is_some() => ReplicaState::Failed,
                 Phase::Running => ReplicaState::Starting,
             };
             let address = status.address.map(|address| address.to_string());
             let last_end =
                 status.ended.map(|(address, how)| LastEnd { address: address.to_string(), how });
-            Replica { address, state, reason: status.reason.clone(), last_end }
+            let reason = self.is_out(&status.id).filter(|_| state == ReplicaState::Failed);
+            let reason = reason.unwrap_or_else(|| status.reason.clone());
+            Replica { address, state, reason, last_end }
         };
         let replicas =
             statuses.iter().map(|(id, status)| (id.clone(), Some(replica(status)))).collect();

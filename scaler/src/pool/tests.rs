@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 
 use forebay_signals::{Replica, ReplicaState};
 
+use crate::targets::Hung;
+
+mod hung;
+
 /// What the target was told, and the replicas it has.
 #[derive(Default)]
 struct Fake {
@@ -13,6 +17,8 @@ struct Fake {
     surplus: std::cell::Cell<u32>,
     recalls: RefCell<Vec<String>>,
     ensured: std::cell::Cell<u32>,
+    hung: RefCell<BTreeMap<String, Hung>>,
+    unscaled: bool,
 }
 
 impl Target for Fake {
@@ -37,6 +43,12 @@ impl Target for Fake {
     fn recall(&self, id: &str) -> bool {
         self.recalls.borrow_mut().push(id.to_owned());
         self.statuses.borrow().contains_key(id)
+    }
+    fn replace(&self, hung: &BTreeMap<String, Hung>) {
+        self.hung.borrow_mut().clone_from(hung);
+    }
+    fn scales(&self) -> bool {
+        !self.unscaled
     }
     fn surplus(&self) -> u32 {
         self.surplus.get()

@@ -72,9 +72,12 @@ fn triggers(driven: &mut Driven, proposals: &[Proposal]) {
 
 /// Tells log, metrics and `/decisions`.
 pub(super) fn note(driven: &mut Driven, step: &Step, now_ms: u64, decisions: &Decisions) {
-    let Step { decision, replicas, cold_starts } = step;
+    let Step { decision, replicas, cold_starts, replaced } = step;
     for seconds in cold_starts {
         driven.metrics.cold_start.record(*seconds);
+    }
+    if let Some(cause) = replaced {
+        driven.metrics.replaced(*cause);
     }
     let count = |state| {
         replicas.replicas.values().flatten().filter(|replica| replica.state == state).count() as u32

@@ -14,7 +14,7 @@ use forebay_discovery::Cluster;
 use super::keda::KedaTarget;
 use super::kubernetes::Kubernetes;
 use super::processes::Processes;
-use super::{Drains, Phase, ReplicaStatus, Replicas, Target};
+use super::{Drains, Hung, Phase, ReplicaStatus, Replicas, Target};
 use crate::core::Override;
 use crate::pool::Heard;
 
@@ -26,7 +26,7 @@ pub(crate) enum Driver {
     Kubernetes(Kubernetes),
     /// KEDA, which asks.
     Keda(KedaTarget),
-    /// Nothing: decisions are told and not acted on.
+    /// Nothing: what is there is only shown.
     Observe,
 }
 
@@ -138,11 +138,19 @@ impl Target for Driver {
             target.stop(id);
         }
     }
+    fn replace(&self, hung: &BTreeMap<String, Hung>) {
+        if let Some(target) = self.target() {
+            target.replace(hung);
+        }
+    }
     fn recall(&self, id: &str) -> bool {
         self.target().is_some_and(|target| target.recall(id))
     }
     fn drains(&self) -> Drains {
         self.target().map_or(Drains::Never, Target::drains)
+    }
+    fn scales(&self) -> bool {
+        self.target().is_some()
     }
     fn surplus(&self) -> u32 {
         self.target().map_or(0, Target::surplus)

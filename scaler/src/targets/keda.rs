@@ -192,9 +192,8 @@ fn scaled(object: &DynamicObject, namespace: &str) -> Result<config::Kubernetes,
     Ok(config::Kubernetes {
         api_version: text("apiVersion", "apps/v1"),
         kind: text("kind", "Deployment"),
-        name,
         namespace: Some(namespace.to_owned()),
-        port: None,
+        ..config::Kubernetes::named(name)
     })
 }
 

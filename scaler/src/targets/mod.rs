@@ -27,9 +27,16 @@ pub(crate) trait Target {
     fn ready(&self, _id: &str) {}
     /// It is drained.
     fn stop(&self, id: &str);
+    /// These are to be ended and started anew, by their ids: said at every step, before
+    /// [`Target::ensure`].
+    fn replace(&self, _hung: &BTreeMap<String, Hung>) {}
     /// Takes a stop back, for a replica that is still there. Whether it could be.
     fn recall(&self, _id: &str) -> bool {
         false
+    }
+    /// Whether anything follows from a decision.
+    fn scales(&self) -> bool {
+        true
     }
     /// Replicas on top of those that were asked for, which come and go by themselves: a rollout's.
     fn surplus(&self) -> u32 {
@@ -51,6 +58,15 @@ pub(crate) trait Target {
     fn drains(&self) -> Drains {
         Drains::Each
     }
+}
+
+/// A replica that is to be ended and started anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hung {
+    /// Which start of it, by [`ReplicaStatus::started_ms`]; a later one is not meant.
+    pub started_ms: u64,
+    /// Why, as the end of a sentence: "answered nothing for 60 s".
+    pub why: String,
 }
 
 /// What the loop may drain, and then tell the target to stop.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use self::gpus::Gpus;
 use self::output::Output;
-pub use super::{Phase, ReplicaStatus, Replicas};
+pub use super::{Hung, Phase, ReplicaStatus, Replicas};
 use super::{Target, epoch_ms, ports::Ports};
 
 mod gpus;
@@ -51,12 +51,14 @@ struct Shared {
 }
 
 /// What a replica has been told.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Orders {
     /// A gateway found this start healthy.
     ready: bool,
     /// It was drained and is to stop.
     stop: bool,
+    /// One of its starts is to end, and another to begin.
+    replace: Option<Hung>,
 }
 
 impl Processes {
@@ -120,6 +122,18 @@ impl Processes {
         self.shared.tell(id, |orders| !std::mem::replace(&mut orders.stop, true));
     }
 
+    /// Each of these is of no use any more: all its processes are ended, within seconds, and it is
+    /// started anew as after a failure.
+    pub fn replace(&self, hung: &BTreeMap<String, Hung>) {
+        for (id, hung) in hung {
+            self.shared.tell(id, |orders| {
+                let new = orders.replace.as_ref() != Some(hung);
+                orders.replace = Some(hung.clone());
+                new
+            });
+        }
+    }
+
     /// The replicas, now and as they change. One that has stopped is gone from it.
     #[must_use]
     pub fn replicas(&self) -> watch::Receiver<Replicas> {
@@ -149,6 +163,9 @@ impl Target for Processes {
     }
     fn stop(&self, id: &str) {
         Self::stop(self, id);
+    }
+    fn replace(&self, hung: &BTreeMap<String, Hung>) {
+        Self::replace(self, hung);
     }
 }
 

@@ -97,6 +97,10 @@ pub fn all() -> Vec<Suite> {
             rbac::the_charts_roles_are_what_the_boost_needs,
         )
         .with_keda(),
+        Suite::new(
+            "rbac_the_charts_roles_are_what_replacing_needs",
+            rbac::the_charts_roles_are_what_replacing_needs,
+        ),
         Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
         Suite::new("measure_directly", measure::directly).measuring(),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::Cluster;
-use crate::forebay::{Forebay, chat, get, is_whole, status};
+use crate::forebay::{Forebay, chat, exchange, get, is_whole, status};
 use crate::plane::audit::Right;
 use crate::plane::{eventually, free_ports};
 use crate::suites::workload::{Workload, namespace, replicas};
@@ -52,6 +52,7 @@ fn pools(target: &Value) -> Value {
                 "maxReplicaCount": 4, "targetConcurrency": 8, "stableWindow": "6s",
                 "cooldownPeriod": "4s",
             },
+            "upstream": {"freezeTimeout": "1s", "stallTimeout": "3s"},
         },
         {
             "name": "by-service", "models": ["by-service"],
@@ -67,7 +68,7 @@ fn pools(target: &Value) -> Value {
 /// The chart's Roles for these pools, and what of the cluster the pools are made of.
 async fn prepare(cluster: &Cluster, namespace: &str, target: &Value) {
     let workload = Workload {
-        args: vec!["--cold-start".into(), "2s".into()],
+        args: vec!["--cold-start".into(), "2s".into(), "--dev".into()],
         ..Workload::named(POOL, cluster.node.name())
     };
     cluster.plane.apply(&workload.yaml(namespace)).await;
@@ -202,6 +203,44 @@ pub async fn the_charts_roles_are_what_direct_mode_needs(cluster: Arc<Cluster>) 
         cluster.plane.kubectl(&events).await.contains("ScaledDown")
     })
     .await;
+    parts.end(&cluster, &namespace).await;
+}
+
+/// Scaled by ourselves, and a replica hangs: its pod is deleted, and another one answers.
+pub async fn the_charts_roles_are_what_replacing_needs(cluster: Arc<Cluster>) {
+    let namespace = namespace(&cluster, "rbac-replace").await;
+    let target = json!({"kubernetes": {"name": POOL, "replaceHung": true, "hungAfter": "2s"}});
+    prepare(&cluster, &namespace, &target).await;
+    let parts = Parts::start(&cluster, &namespace, &target).await;
+    parts.serve_from_zero().await;
+    eventually("zero", async || replicas(&cluster, &namespace, POOL).await == (0, 0)).await;
+
+    let stream = tokio::spawn(chat(parts.clients, POOL, true, 5_000));
+    let mut hangs = None;
+    eventually("a replica has begun", async || {
+        let pool = parts.gateway.pool("/signals", POOL).await;
+        let endpoints = pool["endpoints"].as_object().cloned().unwrap_or_default();
+        let busy = endpoints.into_iter().find(|(_, endpoint)| endpoint["firstTokens"] == 1);
+        hangs = busy.map(|(address, _)| address.parse::<SocketAddr>().expect("an address"));
+        hangs.is_some()
+    })
+    .await;
+    let address = hangs.expect("found above");
+    let hang = format!(
+        "POST /sim/hang HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    );
+    assert_eq!(status(&exchange(address, hang.as_bytes()).await), 200);
+    eventually("it is replaced", async || {
+        parts.scaler.log().contains("answered nothing for") && {
+            let events = ["-n", &namespace, "get", "events.events.k8s.io", "-o"];
+            let events = [&events[..], &["jsonpath={.items[*].reason}"]].concat();
+            cluster.plane.kubectl(&events).await.contains("Replaced")
+        }
+    })
+    .await;
+    stream.await.expect("it ended, in whatever way");
+    let answer = chat(parts.clients, POOL, false, 8).await;
+    assert!(is_whole(&answer, false), "{answer}");
     parts.end(&cluster, &namespace).await;
 }
 

@@ -4,7 +4,7 @@
 //! One task a pool (`worker`) watches the workload and its pods, and writes the replica count when
 //! the loop wants another. All the loop sees is here: statuses, and orders given at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Drains, Replicas, Target};
+use super::{Drains, Hung, Replicas, Target};
 use crate::core::Override;
 
 mod events;
@@ -44,6 +44,8 @@ struct Orders {
     count: Option<u32>,
     /// Drained replicas, which are to be those that go.
     stopping: BTreeSet<String>,
+    /// Replicas whose pods are of no use any more, and are to be deleted for others.
+    hung: BTreeMap<String, Hung>,
     /// The decision behind the count, as a sentence.
     why: String,
 }
@@ -130,6 +132,10 @@ impl Target for Kubernetes {
 
     fn stop(&self, id: &str) {
         self.next.lock().stopping.insert(id.to_owned());
+    }
+
+    fn replace(&self, hung: &BTreeMap<String, Hung>) {
+        self.next.lock().hung.clone_from(hung);
     }
 
     fn recall(&self, id: &str) -> bool {

@@ -23,6 +23,11 @@ impl Times {
         Self { inherited: true, ..Self::default() }
     }
 
+    /// When its containers were seen to run as they do; 0 before.
+    pub(super) fn started_ms(&self) -> u64 {
+        self.started.map_or(0, |(_, ms)| ms)
+    }
+
     pub(super) fn see(&mut self, pod: &Pod, now_ms: u64) {
         self.seen_ms.get_or_insert(now_ms);
         if pod.scheduled {
@@ -132,7 +137,7 @@ fn status(name: &str, pod: &Pod, times: Times, port: u16) -> ReplicaStatus {
         asked_ms: times.seen_ms,
         inherited: times.inherited,
         scheduled_ms: times.scheduled_ms,
-        started_ms: times.started.map_or(0, |(_, ms)| ms),
+        started_ms: times.started_ms(),
         spared: false,
         rank: rank(pod),
     }
@@ -159,6 +164,7 @@ mod tests {
 
     fn pod(phase: PodPhase) -> Pod {
         Pod {
+            uid: String::new(),
             ip: Some([10, 0, 0, 1].into()),
             phase,
             reason: String::new(),

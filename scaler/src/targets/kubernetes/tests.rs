@@ -290,6 +290,88 @@ async fn a_watch_that_fails_for_months_recovers() {
     assert_eq!(target.trouble(), None);
 }
 
+/// The replica `name` hangs, in the start that is shown.
+fn hung(target: &Kubernetes, name: &str) -> BTreeMap<String, Hung> {
+    let started_ms = target.statuses().map_or(0, |all| all[name].started_ms);
+    let why = "answered nothing for 60 s".to_owned();
+    BTreeMap::from([(name.to_owned(), Hung { started_ms, why })])
+}
+
+fn uid(api: &FakeApi, name: &str, uid: &str) {
+    let at = format!("{PODS}/{name}");
+    let mut pod = api.get(&at).expect("there");
+    pod["metadata"]["uid"] = json!(uid);
+    api.put(&at, pod);
+}
+
+fn deletes(calls: &[Call]) -> Vec<(String, Value)> {
+    let deletes = calls.iter().filter(|call| call.method == http::Method::DELETE);
+    deletes.map(|call| (call.path.clone(), call.body.clone())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_hangs_is_deleted_once_and_no_other_of_its_name() {
+    let api = api(2, &json!({}));
+    pod(&api, "a", None);
+    pod(&api, "b", None);
+    uid(&api, "b", "first");
+    let target = start(&api);
+    eventually("both pods are seen", || running(&target) == 2).await;
+    let hung = hung(&target, "b");
+    target.replace(&hung);
+    target.ensure(2);
+    eventually("it is shown as leaving", || {
+        target.statuses().is_some_and(|all| all["b"].phase == crate::targets::Phase::Stopping)
+    })
+    .await;
+    let calls = api.calls();
+    let [(path, body)] = &deletes(&calls)[..] else { panic!("{calls:?}") };
+    assert_eq!(*path, format!("{PODS}/b"));
+    assert_eq!(
+        (&body["preconditions"]["uid"], &body["gracePeriodSeconds"]),
+        (&json!("first"), &json!(30))
+    );
+    assert_eq!(spec(&api), 2, "the workload makes another");
+
+    // The next one of that name is another start.
+    api.delete(&format!("{PODS}/b"));
+    eventually("it is gone", || running(&target) == 1).await;
+    pod(&api, "b", None);
+    uid(&api, "b", "second");
+    eventually("there is another", || running(&target) == 2).await;
+    target.replace(&hung);
+    target.ensure(2);
+    sleep(LONG).await;
+    assert_eq!(deletes(&api.calls()), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_may_not_be_deleted_is_trouble_until_it_may_or_is_well_again() {
+    let api = api(1, &json!({}));
+    pod(&api, "a", None);
+    let target = start(&api);
+    eventually("it is seen", || running(&target) == 1).await;
+    api.judge(|call| (call.method == http::Method::DELETE).then_some(Fault::Status(403)));
+    let hung = hung(&target, "a");
+    target.replace(&hung);
+    target.ensure(1);
+    eventually("it is told", || target.trouble().is_some()).await;
+    let trouble = target.trouble().expect("told");
+    assert!(trouble.contains("resources: [pods], verbs: [delete]"), "{trouble}");
+    target.replace(&BTreeMap::new());
+    target.ensure(1);
+    eventually("it is well again", || target.trouble().is_none()).await;
+    target.replace(&hung);
+    target.ensure(1);
+    eventually("it hangs again", || target.trouble().is_some()).await;
+    api.judge(|_| None);
+    eventually("it is deleted", || {
+        target.statuses().is_some_and(|all| all["a"].phase == crate::targets::Phase::Stopping)
+    })
+    .await;
+    eventually("and no trouble any more", || target.trouble().is_none()).await;
+}
+
 #[tokio::test]
 async fn a_step_of_the_loop_is_given_to_the_worker_as_a_whole() {
     let (orders, mut given) = watch::channel(Orders::default());

@@ -3,6 +3,7 @@
 //! While the API server is away, what is known stays and nothing is decided anew from less; the
 //! write that is due is tried again and again.
 
+mod replacing;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,7 @@ enum About {
     Watch,
     Annotation,
     Mark,
+    Replacement,
 }
 
 /// Where the worker tells what it knows.
@@ -89,6 +91,8 @@ pub(super) struct Worker {
     written: Option<u32>,
     /// Pods that carry our mark.
     marked: BTreeSet<String>,
+    /// UIDs of pods that were deleted for others.
+    deleted: BTreeSet<String>,
     retry: Option<Instant>,
     troubles: BTreeMap<About, String>,
 }
@@ -122,6 +126,7 @@ impl Worker {
             order: Override::None,
             written: None,
             marked: BTreeSet::new(),
+            deleted: BTreeSet::new(),
             retry: None,
             troubles: BTreeMap::new(),
         }
@@ -203,6 +208,7 @@ impl Worker {
             }
             if self.retry.is_none() {
                 self.write(&workload, &events).await;
+                self.replace(&workload, &events).await;
             }
         }
     }

@@ -7,7 +7,7 @@ use forebay_discovery::error::{Rule, explain};
 use forebay_discovery::pod::DELETION_COST;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::{Api, Client, discovery};
 use serde_json::json;
@@ -23,6 +23,8 @@ pub(super) const PAUSED: &str = "forebay.io/paused";
 pub(super) const FIRST_TO_GO: i32 = -1_000_000;
 const PATIENCE: Duration = Duration::from_secs(5);
 const FIELD_MANAGER: &str = "forebay-scaler";
+/// From SIGTERM to SIGKILL for a pod that hangs: it has nothing to finish.
+const GRACE_SECONDS: u32 = 30;
 
 /// A workload that was found.
 pub(in crate::targets) struct Workload {
@@ -197,6 +199,27 @@ impl Workload {
             Err(error) => {
                 let namespace = &self.namespace;
                 let rule = Rule { group: "", resource: "pods", verbs: &["patch"], namespace };
+                Err(explain(&error, &rule))
+            }
+        }
+    }
+
+    /// Deletes a pod, unless another has taken its name.
+    pub(super) async fn delete(&self, pod: &str, uid: &str) -> Result<(), String> {
+        let uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
+        let params = DeleteParams {
+            grace_period_seconds: Some(GRACE_SECONDS),
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let called = timeout(PATIENCE, self.pods.delete(pod, &params)).await;
+        match called.map_err(|_| "the API server does not answer".to_owned())? {
+            Ok(_) => Ok(()),
+            // It is gone already.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) => {
+                let namespace = &self.namespace;
+                let rule = Rule { group: "", resource: "pods", verbs: &["delete"], namespace };
                 Err(explain(&error, &rule))
             }
         }

@@ -25,7 +25,7 @@ use crate::supervisor::Report;
 use crate::targets::backoff::Backoff;
 use crate::targets::ports;
 
-/// How much longer than the stop timeout a supervisor may take before it is killed itself.
+/// How much longer than its replica's processes a supervisor may take before it is killed itself.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the replica until it is told to stop.
@@ -76,7 +76,9 @@ impl Replica {
         let mut backoff = Backoff::default();
         let mut rng = SmallRng::from_os_rng();
         loop {
-            self.given.send_if_modified(|orders| std::mem::take(&mut orders.ready));
+            self.given.send_if_modified(|orders| {
+                orders.replace.take().is_some() | std::mem::take(&mut orders.ready)
+            });
             let (why, log_from) = match self.once().await {
                 Ended::Stopped => return,
                 Ended::Died { why, log_from } => (why, log_from),
@@ -103,7 +105,7 @@ impl Replica {
             Ok(running) => running,
             Err(error) => return Ended::Died { why: error.to_string(), log_from: None },
         };
-        let (said, timed_out) = self.watch(&mut running).await;
+        let (said, replaced) = self.watch(&mut running).await;
         let settled =
             matches!(said, Some(Report::NotStarted(_) | Report::Exited(_) | Report::Killed(_)));
         if !settled {
@@ -119,20 +121,18 @@ impl Replica {
         if self.orders.borrow().stop {
             return Ended::Stopped;
         }
-        let end = match &said {
-            _ if timed_out => Some(ProcessEnd::Stopped),
-            Some(said) if settled => said.end(),
-            _ => Some(ProcessEnd::Crashed),
-        };
-        self.status.ended = self.status.address.zip(end);
-        let why = if timed_out {
-            let limit = self.shared.settings.start_timeout.as_secs_f64();
-            format!("was not healthy within {limit} s")
-        } else {
-            match said {
-                Some(said) if settled => said.sentence(),
-                _ => "was killed with its supervisor".into(),
-            }
+        // What was ended for another was told of when that was ordered.
+        if replaced.is_none() {
+            let end = match &said {
+                Some(said) if settled => said.end(),
+                _ => Some(ProcessEnd::Crashed),
+            };
+            self.status.ended = self.status.address.zip(end);
+        }
+        let why = match (replaced, said) {
+            (Some(why), _) => why,
+            (None, Some(said)) if settled => said.sentence(),
+            (None, _) => "was killed with its supervisor".into(),
         };
         Ended::Died { why, log_from: Some(running.log_from) }
     }
@@ -178,22 +178,30 @@ impl Replica {
     }
 
     /// Listens to the supervisor until it is gone, and passes on what the replica is told.
-    /// Returns the last report, and whether the start took too long.
-    async fn watch(&mut self, running: &mut Running) -> (Option<Report>, bool) {
+    /// Returns the last report, and why the start was ended for another.
+    async fn watch(&mut self, running: &mut Running) -> (Option<Report>, Option<String>) {
         let (mut said, mut heard) = (None, Vec::new());
-        let (mut stopping, mut timed_out, mut killed) = (false, false, false);
-        let mut deadline = Instant::now().checked_add(self.shared.settings.start_timeout);
+        let (mut stopping, mut replaced, mut killed) = (false, None, false);
+        let mut deadline = None;
         loop {
-            let orders = *self.orders.borrow_and_update();
-            if orders.ready && !stopping {
-                deadline = None;
-            }
-            if (orders.stop || timed_out) && !stopping {
+            let orders = self.orders.borrow_and_update().clone();
+            // A supervisor that is gone is noticed below.
+            if orders.stop && !stopping {
                 stopping = true;
                 deadline = Instant::now().checked_add(self.shared.settings.stop_timeout + PATIENCE);
-                // A supervisor that is gone is noticed below.
                 let _ = running.tether.write_all(b"s").await;
                 self.set(Phase::Stopping, "was told to stop".into());
+            }
+            let hung = orders.replace.filter(|it| it.started_ms == self.status.started_ms);
+            if let Some(hung) = hung.filter(|_| !stopping) {
+                stopping = true;
+                deadline = Instant::now().checked_add(PATIENCE * 2);
+                // There is nothing that it could finish: this ends all its processes.
+                let _ = running.tether.shutdown().await;
+                let address = self.status.address.take();
+                self.status.ended = address.map(|address| (address, ProcessEnd::Stopped));
+                self.set(Phase::Failed, format!("{}, and is ended", hung.why));
+                replaced = Some(hung.why);
             }
             let too_long = async {
                 match deadline {
@@ -204,7 +212,7 @@ impl Replica {
             tokio::select! {
                 read = running.tether.read_buf(&mut heard) => {
                     if !matches!(read, Ok(1..)) {
-                        return (said, timed_out);
+                        return (said, replaced);
                     }
                     while let Some(line) = next_line(&mut heard) {
                         let Ok(report) = line.parse::<Report>() else { continue };
@@ -217,8 +225,7 @@ impl Replica {
                 told = self.orders.changed() => debug_assert!(told.is_ok(), "holds a sender"),
                 () = too_long => {
                     deadline = None;
-                    timed_out |= !stopping;
-                    if stopping && !killed {
+                    if !killed {
                         killed = true;
                         warn!(
                             pool = self.shared.pool,
