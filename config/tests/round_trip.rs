@@ -103,7 +103,7 @@ prop_compose! {
 prop_compose! {
     fn processes()(
         words in vec(text(), 0..4), env in btree_map("[A-Z]{1,4}", text(), 0..3),
-        first in 20_000..30_000_u16, start_timeout in duration(), stop_timeout in duration(),
+        first in 20_000..30_000_u16, start_timeout in duration(), stop_timeout in duration(), hung_after in duration(),
         log_dir in option::of("[a-z]{1,4}/[a-z ]{1,8}"), gpus in 0..3_usize,
     ) -> Processes {
         let command = std::iter::once("serve {port}".to_owned()).chain(words).collect();
@@ -112,7 +112,7 @@ prop_compose! {
         let env: BTreeMap<_, _> = env;
         Processes {
             command, env, ports: (first, first + 100), gpus, log_dir: log_dir.map(Into::into),
-            start_timeout, stop_timeout,
+            start_timeout, stop_timeout, hung_after,
         }
     }
 }
