@@ -169,8 +169,9 @@ fn default_start_timeout() -> Duration {
     Duration::from_secs(30 * 60)
 }
 
+/// Longer than anything that an engine does between two answers.
 fn default_hung_after() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_secs(120)
 }
 
 fn default_stop_timeout() -> Duration {

@@ -11,7 +11,7 @@ gateway: {listen: 127.0.0.1:0}
 admin: {listen: 127.0.0.1:0}
 pools:
 - name: sim
-  upstream: {freezeTimeout: 500ms, stallTimeout: 1s, requestTimeout: 5m, maxTries: 100}
+  upstream: {freezeTimeout: 500ms, stallTimeout: 30s, requestTimeout: 5m, maxTries: 100}
   hold: {timeout: 5m}
   target:
     processes:

@@ -4,7 +4,7 @@ use super::*;
 
 /// Replaced after 60 s, or as long as a start takes.
 fn pool() -> PoolLoop {
-    with(&serde_json::json!({"processes": {"command": ["v"]}}), 1)
+    with(&serde_json::json!({"processes": {"command": ["v"], "hungAfter": "60s"}}), 1)
 }
 
 fn with(target: &serde_json::Value, most: u32) -> PoolLoop {
@@ -157,7 +157,8 @@ fn one_that_hangs_again_and_again_is_waited_for_longer_each_time() {
 #[test]
 fn of_several_that_hang_one_is_replaced_and_the_next_when_it_is_back() {
     const TWO: &str = "127.0.0.1:2";
-    let mut pool = with(&serde_json::json!({"processes": {"command": ["v"]}}), 2);
+    let mut pool =
+        with(&serde_json::json!({"processes": {"command": ["v"], "hungAfter": "60s"}}), 2);
     let both = |one, two| signals(1, &[(ONE, one, 0), (TWO, two, 0)]);
     let (ready, out) = (Health::Ready, Health::Ejected);
     let target = self::ready(&mut pool, &[(ONE, ready, 1), (TWO, ready, 1)], 2_000);
@@ -195,7 +196,7 @@ fn nothing_is_replaced_where_that_is_not_configured() {
         ("Kubernetes", serde_json::json!({"kubernetes": {"name": "v"}}), None),
         (
             "and allowed",
-            serde_json::json!({"kubernetes": {"name": "v", "replaceHung": true}}),
+            serde_json::json!({"kubernetes": {"name": "v", "replaceHung": true, "hungAfter": "60s"}}),
             Some(70),
         ),
         ("KEDA", serde_json::json!({"keda": {"scaledObject": "v"}}), None),
