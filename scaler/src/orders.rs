@@ -26,6 +26,8 @@ pub(crate) enum Refused {
     UnknownPool(Vec<String>),
     TooMany(u32),
     NotLeading,
+    /// Nothing would come of it.
+    Unscaled,
 }
 
 /// The route.
@@ -60,6 +62,10 @@ async fn take(
         Some(Err(Refused::NotLeading)) => {
             let why = "another scaler leads; ask that one\n".to_owned();
             (StatusCode::SERVICE_UNAVAILABLE, why)
+        }
+        Some(Err(Refused::Unscaled)) => {
+            let why = format!("pool {pool} has no target, so nothing scales it\n");
+            (StatusCode::CONFLICT, why)
         }
         None => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned()),
     }

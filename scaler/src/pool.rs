@@ -331,7 +331,7 @@ impl PoolLoop {
             }
         }
         let may = self.may_replace(load.missing, order, target.drains());
-        let (hung, replaced) = self.replaced(statuses, may, now_ms);
+        let (hung, replaced) = self.hung_replicas(statuses, may, now_ms);
         target.replace(&hung);
         target.ensure(decision.desired + self.draining.len() as u32);
         let replicas = self.published(decision.desired, statuses);
@@ -419,7 +419,7 @@ impl PoolLoop {
             if !matches!(status.phase, Phase::Pending | Phase::Running) {
                 continue;
             }
-            start.silence.observe(spoken(heard, status), now_ms);
+            start.silence.observe(current_endpoints(heard, status), now_ms);
             let seen = |health| endpoints(heard, status).any(|e| e.health == health);
             // Draining it is no less alive for it, also as long as a gateway has not heard that it
             // is kept after all.
@@ -467,7 +467,7 @@ fn endpoints<'a>(
 }
 
 /// A replica as each gateway sees it that is heard now.
-fn spoken<'a>(
+fn current_endpoints<'a>(
     heard: &'a [Heard<'a>],
     status: &ReplicaStatus,
 ) -> impl Iterator<Item = &'a EndpointSignals> + use<'a> {

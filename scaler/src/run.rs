@@ -39,7 +39,7 @@ use crate::readiness::Readiness;
 use crate::relay::Relay;
 use crate::sources::{Client, Sources};
 use crate::store::{Folder, Pace, Saver, SnapshotStore, Snapshots};
-use crate::targets::Driver;
+use crate::targets::{Driver, Target as _};
 
 use driven::{Driven, leaving, note, ready, watch};
 use leading::{hear, loaded, turn};
@@ -350,6 +350,7 @@ impl Loop {
             {
                 Err(Refused::NotLeading)
             }
+            Some(driven) if !driven.target.scales() => Err(Refused::Unscaled),
             Some(driven) => match order {
                 Override::Fixed(count) if count > driven.pool.most() => {
                     Err(Refused::TooMany(driven.pool.most()))

@@ -143,7 +143,7 @@ impl PoolLoop {
 
     /// Those that are to be ended and started anew, with why; and the cause of one that is so from
     /// now on. None is added unless it `may` be.
-    pub(super) fn replaced(
+    pub(super) fn hung_replicas(
         &mut self,
         statuses: &BTreeMap<String, ReplicaStatus>,
         may: bool,
@@ -189,8 +189,10 @@ impl PoolLoop {
             if status.phase != Phase::Running || leaves || start.replaced.is_some() {
                 return None;
             }
+            // One that no gateway knows of is not judged by any.
+            let silent_ms = start.silence.since_ms?;
             let (cause, since_ms, bound) = match start.ready_ms {
-                Some(_) => (Cause::Hung, start.silence.since_ms?, hung_after),
+                Some(_) => (Cause::Hung, silent_ms, hung_after),
                 None => (Cause::Start, start.since_ms.max(status.started_ms), start_within),
             };
             let for_ms = now_ms.saturating_sub(since_ms);

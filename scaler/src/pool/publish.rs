@@ -21,8 +21,8 @@ impl PoolLoop {
         PoolReplicas { why: "shutting down".to_owned(), barrier: None, ..told }
     }
 
-    /// Why a replica that runs and was ready takes nothing.
-    fn is_out(&self, id: &str) -> Option<String> {
+    /// Why a replica that runs takes nothing, where it was ready, or is to be replaced.
+    fn why_out(&self, id: &str) -> Option<String> {
         let start = self.starts.get(id)?;
         match &start.replaced {
             Some(why) => Some(format!("{why}, and is ended and started anew")),
@@ -37,20 +37,21 @@ impl PoolLoop {
     ) -> PoolReplicas {
         let replica = |status: &ReplicaStatus| {
             let leaving = self.draining.contains(&status.id) || self.stopped.contains(&status.id);
-            let state = match status.phase {
-                _ if leaving => ReplicaState::Draining,
-                Phase::Stopping => ReplicaState::Draining,
-                Phase::Failed => ReplicaState::Failed,
-                _ if self.ready.contains(&status.id) => ReplicaState::Ready,
-                Phase::Pending => ReplicaState::Pending,
-                Phase::Running if self.is_out(&status.id).is_some() => ReplicaState::Failed,
-                Phase::Running => ReplicaState::Starting,
+            let own = || status.reason.clone();
+            let (state, reason) = match status.phase {
+                _ if leaving => (ReplicaState::Draining, own()),
+                Phase::Stopping => (ReplicaState::Draining, own()),
+                Phase::Failed => (ReplicaState::Failed, own()),
+                _ if self.ready.contains(&status.id) => (ReplicaState::Ready, own()),
+                Phase::Pending => (ReplicaState::Pending, own()),
+                Phase::Running => match self.why_out(&status.id) {
+                    Some(why) => (ReplicaState::Failed, why),
+                    None => (ReplicaState::Starting, own()),
+                },
             };
             let address = status.address.map(|address| address.to_string());
             let last_end =
                 status.ended.map(|(address, how)| LastEnd { address: address.to_string(), how });
-            let reason = self.is_out(&status.id).filter(|_| state == ReplicaState::Failed);
-            let reason = reason.unwrap_or_else(|| status.reason.clone());
             Replica { address, state, reason, last_end }
         };
         let replicas =

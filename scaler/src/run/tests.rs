@@ -192,6 +192,14 @@ async fn an_order_that_can_not_be_read_at_once_is_not_written_over() {
 }
 
 #[tokio::test]
+async fn an_order_for_a_pool_that_nothing_scales_is_refused() {
+    let (mut work, _lead) = work(config(&[("a", 4)]), None);
+    let (done, told) = tokio::sync::oneshot::channel();
+    work.order(Order { pool: "a".to_owned(), order: Override::Fixed(3), done });
+    assert_eq!(told.await.expect("answered"), Err(Refused::Unscaled));
+}
+
+#[tokio::test]
 async fn one_that_begins_to_lead_goes_on_from_the_figures_that_were_relayed() {
     let config = serde_json::json!({"pools": [
         {"name": "p", "target": {"keda": {"scaledObject": "p"}}},

@@ -63,6 +63,23 @@ fn one_that_answers_nothing_is_replaced_after_its_time_and_told_of_as_failed() {
 }
 
 #[test]
+fn one_that_died_is_told_of_by_its_own_reason() {
+    let mut pool = pool();
+    let target = ready(&mut pool, &[(ONE, Health::Ready, 1)], 2_000);
+    step(&mut pool, &target, &[out(ONE)], 10_000);
+    {
+        let mut statuses = target.statuses.borrow_mut();
+        let status = statuses.get_mut("p-1").expect("there");
+        (status.phase, status.address) = (Phase::Failed, None);
+        status.reason = "exited with status 3, again in 4 s".to_owned();
+    }
+    let died = step(&mut pool, &target, &[signals(1, &[])], 11_000);
+    let replica = died.replicas.replicas["p-1"].as_ref().expect("there");
+    assert_eq!(replica.reason, "exited with status 3, again in 4 s");
+    assert_eq!(until_replaced(&mut pool, &target, &[signals(1, &[])], (12, 600)), None);
+}
+
+#[test]
 fn one_that_comes_back_before_it_is_ended_is_left_alone() {
     let mut pool = pool();
     let target = ready(&mut pool, &[(ONE, Health::Ready, 1)], 2_000);
@@ -182,6 +199,12 @@ fn a_start_is_bounded_by_what_is_configured_and_later_by_what_was_learned() {
     let replaced = until_replaced(&mut pool, &target, &[starting()], (2, 2_000));
     assert_eq!(replaced, Some(1_802), "30 minutes after it was first seen");
     assert_eq!(target.hung.borrow()["p-1"].why, "was not healthy within 1800 s");
+
+    let mut pool = self::pool();
+    let target = Fake::default();
+    step(&mut pool, &target, &[starting()], 1_000);
+    let unseen = until_replaced(&mut pool, &target, &[signals(1, &[])], (2, 5_000));
+    assert_eq!(unseen, None, "no gateway knows of it");
 
     let mut pool = self::pool();
     let target = ready(&mut pool, &[(ONE, Health::Ready, 1)], 90_000);
