@@ -52,7 +52,7 @@ fn pools(target: &Value) -> Value {
                 "maxReplicaCount": 4, "targetConcurrency": 8, "stableWindow": "6s",
                 "cooldownPeriod": "4s",
             },
-            "upstream": {"freezeTimeout": "1s", "stallTimeout": "3s"},
+            "upstream": {"freezeTimeout": "1s"},
         },
         {
             "name": "by-service", "models": ["by-service"],
