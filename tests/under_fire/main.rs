@@ -9,6 +9,7 @@
 mod clients;
 mod engine_stopped;
 mod half_open;
+mod hung_replica;
 mod log;
 mod node_gone;
 mod replica_mute;
@@ -16,5 +17,3 @@ mod restarts;
 
 #[path = "../support/mod.rs"]
 mod support;
-
-mod hung_replica;
