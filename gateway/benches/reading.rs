@@ -73,6 +73,37 @@ fn main() {
         let each = |seconds: f64| seconds * 1e9 / chunks as f64;
         println!("  {what:38} {:9.0} ns (middle {:.0})", each(best), each(middle));
     }
+    long_answers(rounds, if quick { 1 } else { 100 });
+}
+
+/// Answers that are too long to be kept back, whose tokens are found as they pass.
+fn long_answers(rounds: usize, scale: usize) {
+    let usage = r#""usage":{"prompt_tokens":7,"completion_tokens":9}"#;
+    let line = "The quick brown fox said: \\\"jumps\\\" over the lazy dog.\\n";
+    let text = line.repeat(170 * scale);
+    let numbers: Vec<_> = (0..500 * scale).map(|i| format!("-0.0{:016}", i * 7_919)).collect();
+    let probabilities: Vec<_> = (0..100 * scale)
+        .map(|i| format!(r#"{{"{i}":{{"logprob":-{i}.25,"rank":{i},"decoded_token":" w{i}"}}}}"#))
+        .collect();
+    println!("answer: a long plain one, passed on in pieces of 16 KiB");
+    for (what, body) in [
+        ("text", format!(r#"{{"choices":[{{"message":{{"content":"{text}"}}}}],{usage}}}"#)),
+        ("embeddings", format!(r#"{{"data":[{{"embedding":[{}]}}],{usage}}}"#, numbers.join(","))),
+        (
+            "log probabilities of a prompt",
+            format!(r#"{{{usage},"prompt_logprobs":[{}]}}"#, probabilities.join(",")),
+        ),
+    ] {
+        let body = Bytes::from(body);
+        let (best, middle) = time(rounds, || {
+            let starts = (0..body.len()).step_by(16 << 10);
+            let pieces = starts.map(|at| body.slice(at..body.len().min(at + (16 << 10))));
+            let tokens = inspect::plain("/v1/chat/completions", pieces);
+            assert_eq!(tokens, Some((Some(7), 9)), "{what}");
+        });
+        let each = |seconds: f64| seconds * 1e9 / (body.len() as f64 / 1024.0);
+        println!("  {what:38} {:9.0} ns a KiB (middle {:.0})", each(best), each(middle));
+    }
 }
 
 /// Seconds: the least and the median.

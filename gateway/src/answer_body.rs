@@ -46,7 +46,11 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(pieces) if pieces.is_empty())
+        match self {
+            Self::Whole(pieces) => pieces.is_empty(),
+            Self::Relay(relay) => relay.is_over(),
+            Self::Held(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {

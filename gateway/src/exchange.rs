@@ -12,10 +12,11 @@ use crate::failure::{Cause, Failure};
 use crate::meter::Tokens;
 use crate::outgoing::{Outgoing, strip_hop_by_hop};
 use crate::pieces::Pieces;
+use crate::plain::{Head, Plain, PlainAnswer};
 use crate::pool::{End, Pool, Slot, Ticket};
 use crate::record::Record;
 use crate::refusal::Refusal;
-use crate::stream::{AnswerStream, Plain, PlainAnswer, Step};
+use crate::stream::{AnswerStream, Step};
 use crate::upstream::{Answer, Connection};
 
 /// All that is needed to have one request answered.
@@ -105,6 +106,7 @@ impl Exchange {
         let stall = self.pool.settings().upstream.stall_timeout;
         let dispatched = Instant::now();
         let (mut head, upstream) = self.send(address, dispatched + stall).await?;
+        let framing = Head::of(&head);
         strip_hop_by_hop(&mut head.headers);
         let kind = head.headers.get(header::CONTENT_TYPE);
         let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
@@ -114,7 +116,7 @@ impl Exchange {
             let since = if self.record.context.stream { dispatched } else { Instant::now() };
             self.stream(upstream, address, since + stall).await?
         } else {
-            self.plain(head.status, upstream).await?
+            self.plain(framing, upstream).await?
         };
         Ok((head, begun))
     }
@@ -178,17 +180,21 @@ impl Exchange {
         }
     }
 
-    /// Kept back until it is complete, up to a bound.
-    async fn plain(&self, status: StatusCode, mut upstream: Answer) -> Result<Begun, Failure> {
+    /// Kept back until it is complete, up to a bound; a replica's failure is never passed on.
+    async fn plain(&self, head: Head, mut upstream: Answer) -> Result<Begun, Failure> {
         let settings = self.pool.settings();
         let settings = &settings.upstream;
         let bound = usize::try_from(settings.commit_size.bytes()).unwrap_or(usize::MAX);
-        let mut answer = PlainAnswer::new(self.api, status.as_u16(), bound);
+        let mut answer = PlainAnswer::new(self.api, head, bound);
         let stall = settings.stall_timeout;
         while let Some(data) = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())? {
-            let out = answer.feed(data?);
-            if answer.committed() {
-                return Ok(Begun::Long(out, upstream, answer));
+            answer.feed(data?);
+            // What has come whole can still be judged.
+            if answer.is_long() && !upstream.is_over() {
+                if answer.is_failure() {
+                    break;
+                }
+                return Ok(Begun::Long(answer.commit(), upstream, answer));
             }
         }
         match answer.end() {

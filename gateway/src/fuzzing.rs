@@ -3,12 +3,15 @@
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "for fuzz targets alone")]
 
 use bytes::Bytes;
+use http::StatusCode;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::abridged::is_cut;
 use crate::api::Api;
 use crate::edit::{Edits, edit};
 use crate::meter::Tokens;
+use crate::plain::{Head, Plain, PlainAnswer};
 use crate::scan::scan;
 use crate::stream::{AnswerStream, End, Step};
 
@@ -48,7 +51,7 @@ pub fn request(body: &[u8]) {
     }
 }
 
-/// Two bytes say which API and how it is cut; the rest is the stream.
+/// Two bytes say which API and how it is cut; the rest is the stream, or a plain answer.
 pub fn answer(input: &[u8]) {
     let [kind, cut, stream @ ..] = input else { return };
     let api = APIS[usize::from(kind & 0x7f) % APIS.len()];
@@ -57,6 +60,20 @@ pub fn answer(input: &[u8]) {
     let size = usize::from(*cut).max(1);
     let pieces = relay(api, strip, stream.chunks(size));
     assert_eq!(whole, pieces, "in pieces of {size}");
+    assert_eq!(plain(api, stream.chunks(usize::MAX)), plain(api, stream.chunks(size)), "plain");
+    let object = serde_json::from_slice::<Value>(stream).is_ok_and(|value| value.is_object());
+    assert!(!(object && is_cut(stream)), "it is whole");
+}
+
+/// The same as a plain answer that is passed on as it comes.
+fn plain<'a>(api: Api, pieces: impl Iterator<Item = &'a [u8]>) -> Plain {
+    let head = Head { status: StatusCode::OK, json: true, framed: true };
+    let mut answer = PlainAnswer::new(api, head, 0);
+    answer.commit();
+    for piece in pieces {
+        answer.feed(Bytes::copy_from_slice(piece));
+    }
+    answer.end()
 }
 
 #[derive(Debug, PartialEq)]

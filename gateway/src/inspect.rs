@@ -1,11 +1,13 @@
-//! The two readers of foreign bytes, for benchmarks and fuzzing: not an interface.
+//! The readers of foreign bytes, for benchmarks and fuzzing: not an interface.
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::edit::{Edits, edit};
 use crate::multipart::scan_form;
+use crate::plain::{Head, Plain, PlainAnswer};
 use crate::scan::scan;
 use crate::stream::{AnswerStream, Step};
 
@@ -22,6 +24,22 @@ pub fn request(body: &Bytes) -> Option<usize> {
 #[must_use]
 pub fn form(body: &[u8]) -> bool {
     scan_form(body, "multipart/form-data; boundary=X").is_ok()
+}
+
+/// Passes a plain answer of the API at `path` on, cut as it comes, and counts its tokens: prompt and
+/// generated. `None` where there is no such API, or no answer in it.
+#[must_use]
+pub fn plain(path: &str, pieces: impl IntoIterator<Item = Bytes>) -> Option<(Option<u64>, u64)> {
+    let head = Head { status: StatusCode::OK, json: true, framed: true };
+    let mut answer = PlainAnswer::new(Api::of(path)?, head, 0);
+    answer.commit();
+    for piece in pieces {
+        answer.feed(piece);
+    }
+    match answer.end() {
+        Plain::Answered(_, tokens) => Some((tokens.prompt, tokens.generated)),
+        Plain::Client(_) | Plain::Retry(_) => None,
+    }
 }
 
 /// Relays a stream of the API at `path`, cut as it comes. What went out, and the generated tokens;

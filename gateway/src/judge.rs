@@ -7,8 +7,6 @@
 //!
 //! Pure: each event is judged by itself. What has gone before, and to whom, is `stream`'s.
 
-use memchr::memmem;
-
 use crate::api::{Api, EndMark};
 use crate::failure::{Cause, Failure};
 use crate::json::{Broken, Cursor, Kind as JsonKind};
@@ -141,9 +139,14 @@ pub(crate) fn judge_event(api: Api, event: &Event<'_>) -> Facts {
     facts.unwrap_or_else(|_| Facts::of(Verdict::Output))
 }
 
-/// Judges a complete plain answer.
+/// Whether a plain answer's status alone says that the replica failed.
+pub(crate) fn is_failure(status: u16) -> bool {
+    matches!(status, 500 | 502 | 503 | 504)
+}
+
+/// Judges a complete plain answer; one that can't be read has nothing in it.
 pub(crate) fn judge_plain(api: Api, status: u16, body: &[u8]) -> Facts {
-    if let 500 | 502 | 503 | 504 = status {
+    if is_failure(status) {
         let message = read(body).ok().and_then(|read| read.error).map(|error| error.message);
         let message = message.unwrap_or_else(|| format!("The replica answered with {status}."));
         return Facts::of(Verdict::Failed(Failure::of(status, message)));
@@ -151,7 +154,7 @@ pub(crate) fn judge_plain(api: Api, status: u16, body: &[u8]) -> Facts {
     if status >= 400 {
         return Facts::of(Verdict::Client(status));
     }
-    let Ok(mut read) = read(body) else { return Facts::of(Verdict::Output) };
+    let Ok(mut read) = read(body) else { return Facts::nothing() };
     let messages = api == Api::Messages;
     if messages {
         let finish = read.stop_reason.unwrap_or(Finish::Abort);
@@ -257,16 +260,6 @@ fn response_event(name: &[u8], data: &[u8]) -> Result<Facts, Broken> {
     }
     read.facts.verdict = verdict;
     Ok(read.facts)
-}
-
-/// Usage in the last bytes of a plain answer whose beginning is gone. A quote within a text is
-/// escaped, so this key can only be a key.
-pub(crate) fn usage_in_tail(tail: &[u8]) -> Option<Usage> {
-    let at = memmem::rfind(tail, b"\"usage\":")?;
-    if at > 0 && tail[at - 1] == b'\\' {
-        return None;
-    }
-    usage(&mut Cursor::starting(tail, at + 8)).ok().flatten()
 }
 
 /// The parts of a JSON body that any of the APIs answers with.

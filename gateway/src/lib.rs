@@ -1,9 +1,10 @@
 //! Forebay's data plane: accepts, routes, holds, picks, relays and meters requests.
 //!
-//! The pure parts (`scan`, `edit`, `judge`, `meter`, `stream`, `queue`, `endpoint`) know no socket
-//! and no clock. A request's way is `proxy`; what all threads share is a `pool` each, behind one
+//! The pure parts (`scan`, `edit`, `judge`, `meter`, `stream`, `plain`, `queue`, `endpoint`) know no
+//! socket and no clock. A request's way is `proxy`; what all threads share is a `pool` each, behind one
 //! short lock.
 
+mod abridged;
 mod activity;
 mod alarm;
 mod answer_body;
@@ -59,6 +60,7 @@ mod outcome;
 mod outgoing;
 mod patience;
 mod pieces;
+mod plain;
 mod pool;
 mod probe;
 mod proxy;

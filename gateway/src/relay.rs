@@ -13,10 +13,11 @@ use crate::failure::{Cause, Failure};
 use crate::meter::Tokens;
 use crate::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 use crate::pieces::Pieces;
+use crate::plain::{Plain, PlainAnswer};
 use crate::pool::{End, Slot};
 use crate::record::Record;
 use crate::refusal::Refusal;
-use crate::stream::{AnswerStream, End as StreamEnd, Plain, PlainAnswer, Step};
+use crate::stream::{AnswerStream, End as StreamEnd, Step};
 use crate::upstream;
 use crate::watch::{Cut, Watch};
 
@@ -99,7 +100,15 @@ impl Relay {
             }
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
             match upstream.poll_data(cx) {
-                Poll::Ready(Some(Ok(bytes))) => self.data(bytes),
+                Poll::Ready(Some(Ok(bytes))) => {
+                    let over = upstream.is_over();
+                    self.data(bytes);
+                    // A server of HTTP/1 that has written as many bytes as the length says asks for
+                    // nothing more, not even for the end.
+                    if over && self.upstream.is_some() {
+                        self.end(None)?;
+                    }
+                }
                 Poll::Ready(Some(Err(failure))) => self.end(Some(failure))?,
                 Poll::Ready(None) => self.end(None)?,
                 Poll::Pending => {
@@ -219,12 +228,13 @@ impl Relay {
         }
     }
 
-    /// The replica's end of the answer, by `failure` or as its framing says.
+    /// The replica's end of the answer, by `failure` or as its framing says. What came with it is
+    /// still to go out.
     fn end(&mut self, failure: Option<Failure>) -> Result<(), Broken> {
         let plain = match &mut self.form {
             Form::Stream(stream) => {
                 let (out, end) = stream.end(Instant::now());
-                self.out = out;
+                out.for_each(|piece| self.out.push(piece));
                 match end {
                     // An end mark without the connection's proper end is an end all the same.
                     StreamEnd::Complete => self.finish(End::Complete, Outcome::Completed, None),
@@ -235,17 +245,28 @@ impl Relay {
             }
             Form::Plain(answer) => answer.take(),
         };
-        if let Some(failure) = failure {
-            let message = failure.message.clone();
-            self.fail(failure);
-            return Err(Broken(message));
+        let plain = match failure {
+            Some(failure) => Some(Plain::Retry(failure)),
+            None => plain.map(PlainAnswer::end),
+        };
+        match plain {
+            Some(Plain::Retry(failure)) => {
+                let message = failure.message.clone();
+                self.fail(failure);
+                return Err(Broken(message));
+            }
+            Some(Plain::Client(_)) => self.finish(End::Complete, Outcome::ClientError, None),
+            Some(Plain::Answered(_, tokens)) => {
+                if let Some(slot) = &mut self.slot {
+                    slot.generated(tokens.generated);
+                }
+                if let Some(record) = &mut self.record {
+                    record.tokens(tokens, None);
+                }
+                self.finish(End::Complete, Outcome::Completed, None);
+            }
+            None => {}
         }
-        if let (Some(Plain::Answered(_, tokens)), Some(record)) =
-            (plain.map(PlainAnswer::end), &mut self.record)
-        {
-            record.tokens(tokens, None);
-        }
-        self.finish(End::Complete, Outcome::Completed, None);
         Ok(())
     }
 
@@ -264,11 +285,26 @@ impl Relay {
             }
             Cut::Lost => self.end(Some(Failure::unreachable())),
             Cut::ClientLeft => {
-                self.merge();
-                (self.upstream, self.slot, self.record) = (None, None, None);
+                self.left();
                 Err(Broken("the client left".to_owned()))
             }
         }
+    }
+
+    /// The client left. A stream's client may do so with the end mark: it has all there is.
+    fn left(&mut self) {
+        let had_all = match &self.form {
+            Form::Stream(stream) => stream.is_complete() && self.out.is_empty(),
+            Form::Plain(_) => false,
+        };
+        if had_all && self.record.is_some() {
+            // It broke off or ended as it came: the mark says how.
+            let _ = self.end(None);
+            return;
+        }
+        // What it got until then was generated all the same.
+        self.merge();
+        (self.upstream, self.slot, self.record) = (None, None, None);
     }
 
     /// Ends it by no fault of the replica.
@@ -320,6 +356,11 @@ impl Relay {
         }
     }
 
+    /// Whether all has been passed on.
+    pub(crate) fn is_over(&self) -> bool {
+        self.upstream.is_none() && self.out.is_empty()
+    }
+
     pub(crate) fn size_hint(&self) -> SizeHint {
         match (&self.form, &self.upstream) {
             (Form::Plain(_), Some(upstream)) => {
@@ -334,7 +375,6 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // What a client that left got until then was still generated.
-        self.merge();
+        self.left();
     }
 }

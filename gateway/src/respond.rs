@@ -46,7 +46,11 @@ pub(crate) fn respond(
             return whole(head, Body::whole(body));
         }
         Begun::Long(out, upstream, plain) => (out, upstream, Form::Plain(Some(plain))),
-        Begun::Stream(out, upstream, stream) => (out, upstream, Form::Stream(stream)),
+        Begun::Stream(out, upstream, stream) => {
+            // What is taken out of it or ends it may be ours.
+            head.headers.remove(header::CONTENT_LENGTH);
+            (out, upstream, Form::Stream(stream))
+        }
     };
     let watch = Watch::new(gone, slot.lost(), drain.ending());
     let relay = Relay::new(relay, slot, record, (stall, deadline), watch);

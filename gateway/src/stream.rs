@@ -10,14 +10,14 @@
 //!
 //! Pure: bytes and times come in as arguments.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::failure::{Cause, Failure};
 use crate::fingerprint::{self, Fingerprint};
-use crate::judge::{Facts, Verdict, judge_event, judge_plain, usage_in_tail};
-use crate::meter::{Meter, Tokens};
+use crate::judge::{Verdict, judge_event};
+use crate::meter::Meter;
 use crate::pieces::Pieces;
 use crate::sse::{Event, MAX_EVENT, Splitter};
 
@@ -134,6 +134,11 @@ impl AnswerStream {
     /// sends also while its engine hangs.
     pub(crate) fn progressed(&self) -> bool {
         self.progressed
+    }
+
+    /// Whether its end mark has come.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.end_seen && self.failure.is_none()
     }
 
     /// The next bytes, cut anywhere.
@@ -296,86 +301,6 @@ impl AnswerStream {
     /// The event that tells the client of `failure`, with the end its API's clients wait for.
     pub(crate) fn error_event(&self, status: u16, kind: &str, message: &str) -> Bytes {
         self.api.error_event(status, kind, message, self.events)
-    }
-}
-
-/// A plain answer, kept back until it is complete or longer than is worth keeping.
-#[derive(Debug)]
-pub(crate) struct PlainAnswer {
-    api: Api,
-    status: u16,
-    bound: usize,
-    held: Vec<Bytes>,
-    held_len: usize,
-    /// Too long: what came so far was passed on.
-    passed: bool,
-    /// The last bytes of an answer passed on, where its usage stands.
-    tail: BytesMut,
-}
-
-/// How a plain answer ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Plain {
-    /// Answered: the body, or what of it is still to go out.
-    Answered(Bytes, Tokens),
-    /// The client's own error with its body.
-    Client(Bytes),
-    /// None at all: can be tried elsewhere.
-    Retry(Failure),
-}
-
-impl PlainAnswer {
-    /// Keeps back at most `bound` bytes.
-    pub(crate) fn new(api: Api, status: u16, bound: usize) -> Self {
-        let (held, tail) = (Vec::new(), BytesMut::new());
-        Self { api, status, bound, held, held_len: 0, passed: false, tail }
-    }
-
-    /// The next bytes; what comes back goes out, and the answer is committed by it.
-    pub(crate) fn feed(&mut self, bytes: Bytes) -> Pieces {
-        let mut out = Pieces::default();
-        self.held_len += bytes.len();
-        self.held.push(bytes);
-        if self.passed || self.held_len > self.bound {
-            self.passed = true;
-            for piece in std::mem::take(&mut self.held) {
-                self.keep_tail(&piece);
-                out.push(piece);
-            }
-        }
-        out
-    }
-
-    /// Whether anything went out.
-    pub(crate) fn committed(&self) -> bool {
-        self.passed
-    }
-
-    /// The body is complete, as its framing says.
-    pub(crate) fn end(self) -> Plain {
-        if self.passed {
-            let usage = usage_in_tail(&self.tail);
-            let facts = Facts { usage, ..Facts::nothing() };
-            return Plain::Answered(Bytes::new(), Tokens::of_plain(&facts));
-        }
-        let body = match <[Bytes; 1]>::try_from(self.held) {
-            Ok([only]) => only,
-            Err(pieces) => Bytes::from(pieces.concat()),
-        };
-        let facts = judge_plain(self.api, self.status, &body);
-        match facts.verdict {
-            Verdict::Failed(failure) => Plain::Retry(failure),
-            Verdict::Client(_) => Plain::Client(body),
-            _ => Plain::Answered(body, Tokens::of_plain(&facts)),
-        }
-    }
-
-    fn keep_tail(&mut self, piece: &[u8]) {
-        const TAIL: usize = 4096;
-        let piece = &piece[piece.len().saturating_sub(TAIL)..];
-        let over = (self.tail.len() + piece.len()).saturating_sub(TAIL);
-        let _ = self.tail.split_to(over.min(self.tail.len()));
-        self.tail.extend_from_slice(piece);
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -183,20 +183,25 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The next bytes; `None` at the end, with which the connection goes back to the idle ones.
+    /// The next bytes; `None` at the end. With the end, or with the last bytes where a length tells
+    /// which those are, the connection goes back to the idle ones.
     pub(crate) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Failure>>> {
         loop {
-            let Some(frame) = std::task::ready!(self.poll_once(cx)) else {
-                if let Some(connection) = self.connection.take() {
-                    connection.keep();
-                }
+            let frame = if self.is_over() { None } else { ready!(self.poll_once(cx)) };
+            let Some(frame) = frame else {
+                self.keep();
                 return Poll::Ready(None);
             };
             match frame.map(Frame::into_data) {
-                Ok(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Ok(data)) => {
+                    if self.is_over() {
+                        self.keep();
+                    }
+                    return Poll::Ready(Some(Ok(data)));
+                }
                 Ok(Err(_trailers)) => {}
                 Err(error) => {
                     self.connection = None;
@@ -222,6 +227,17 @@ impl Answer {
 
     pub(crate) async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    fn keep(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.keep();
+        }
+    }
+
+    /// Whether all has come, as a length tells before the end itself is seen. Chunks do not.
+    pub(crate) fn is_over(&self) -> bool {
+        self.body.is_end_stream()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {

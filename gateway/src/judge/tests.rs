@@ -153,7 +153,7 @@ fn a_plain_answer_is_judged_by_status_and_body() {
     assert_eq!(judge(chat, 404, r#"{"detail":"Not Found"}"#), Verdict::Client(404));
     assert_eq!(judge(chat, 501, ""), Verdict::Client(501));
     assert_eq!(judge(Api::Tokenize, 200, r#"{"count":4}"#), Verdict::Output);
-    assert_eq!(judge(Api::Embeddings, 200, "not JSON"), Verdict::Output);
+    assert_eq!(judge(Api::Embeddings, 200, "not JSON"), Verdict::Hold, "nothing to read");
 }
 
 #[test]
@@ -162,13 +162,4 @@ fn data_in_several_lines_is_one_value() {
     let joined = Event::read(b"data: {\"error\":\ndata: {\"code\":503}}\n\n");
     assert_eq!(joined, event);
     assert!(cause(judge_event(Api::Completions, &joined).verdict).is_some());
-}
-
-#[test]
-fn usage_at_the_end_of_a_body_needs_no_beginning() {
-    let body = r#"0.1,0.2]}],"usage":{"prompt_tokens":3,"total_tokens":3}}"#;
-    let want = Usage { prompt: 3, ..Usage::default() };
-    assert_eq!(usage_in_tail(body.as_bytes()), Some(want));
-    assert_eq!(usage_in_tail(br#"\"usage\":{\"prompt_tokens\":3}"}]}"#), None);
-    assert_eq!(usage_in_tail(br#"\"usage":{"prompt_tokens":3}"#), None);
 }

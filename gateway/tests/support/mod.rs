@@ -32,6 +32,8 @@ pub struct Upstream {
 pub struct Seen {
     /// Each request's bytes, head and body, in the order of their coming.
     pub requests: Mutex<Vec<Vec<u8>>>,
+    /// The other end of the connection that each of them came on.
+    pub peers: Mutex<Vec<SocketAddr>>,
     /// Connections that ended while their request was unanswered.
     pub left: Mutex<u32>,
 }
@@ -45,6 +47,8 @@ pub enum Answer {
     Slow(Duration, &'static str),
     /// These bytes, whatever they are; the connection goes on.
     Raw(&'static [u8]),
+    /// What this says of a request: bytes, and whether the connection ends with them.
+    By(fn(&str) -> (Vec<u8>, bool)),
     /// An event stream that goes on for as long as it is read.
     Endless,
     /// Nothing, for as long as the client waits.
@@ -60,8 +64,8 @@ impl Upstream {
         let noted = Arc::clone(&seen);
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(replica(stream, answer.clone(), Arc::clone(&noted)));
+            while let Ok((stream, peer)) = listener.accept().await {
+                connections.spawn(replica(stream, peer, answer.clone(), Arc::clone(&noted)));
             }
         });
         Self { address, seen, _tasks: tasks }
@@ -79,7 +83,7 @@ impl Upstream {
     }
 }
 
-async fn replica(mut stream: TcpStream, answer: Answer, seen: Arc<Seen>) {
+async fn replica(mut stream: TcpStream, peer: SocketAddr, answer: Answer, seen: Arc<Seen>) {
     let mut buffer = Vec::new();
     while let Some(request) = read_message(&mut stream, &mut buffer).await {
         let text = String::from_utf8_lossy(&request);
@@ -88,8 +92,17 @@ async fn replica(mut stream: TcpStream, answer: Answer, seen: Arc<Seen>) {
             let _ = stream.write_all(json(body).as_bytes()).await;
             continue;
         }
+        let text = text.into_owned();
         seen.requests.lock().push(request);
+        seen.peers.lock().push(peer);
         match &answer {
+            Answer::By(answer) => {
+                let (bytes, ends) = answer(&text);
+                let sent = stream.write_all(&bytes).await;
+                if ends || sent.is_err() {
+                    return;
+                }
+            }
             Answer::Json(body) => {
                 let _ = stream.write_all(json(body).as_bytes()).await;
             }
