@@ -130,13 +130,18 @@ impl Finish {
 pub(crate) fn judge_event(api: Api, event: &Event<'_>) -> Facts {
     let Some(data) = event.data.as_deref() else { return Facts::of(Verdict::Hold) };
     let facts = match api.end_mark() {
-        Some(EndMark::MessageStop) => message_event(event.name, data),
-        Some(EndMark::Response) => response_event(event.name, data),
-        Some(EndMark::Done) | None if data == b"[DONE]" => return Facts::of(Verdict::End),
+        Some(EndMark::MessageStop) => message_event(event.name.trim_ascii(), data),
+        Some(EndMark::Response) => response_event(event.name.trim_ascii(), data),
+        Some(EndMark::Done) | None if is_done(data) => return Facts::of(Verdict::End),
         Some(EndMark::Done) | None => chunk(data),
     };
     // What we can't read is the client's to understand.
     facts.unwrap_or_else(|_| Facts::of(Verdict::Output))
+}
+
+/// Clients compare the beginning of the data only, so that a space behind the mark changes nothing.
+fn is_done(data: &[u8]) -> bool {
+    data.trim_ascii_start().starts_with(b"[DONE]")
 }
 
 /// Whether a plain answer's status alone says that the replica failed.
@@ -392,9 +397,16 @@ fn choice(cursor: &mut Cursor<'_>) -> Result<Choice, Broken> {
         match key.text.raw() {
             b"index" => choice.index = cursor.count()?.unwrap_or(0),
             b"delta" | b"message" => choice.output |= speaks(cursor)?,
-            b"text" => choice.output |= cursor.text()?.is_some(),
+            b"text" if cursor.kind()? == JsonKind::String => {
+                cursor.skip()?;
+                choice.output = true;
+            }
+            b"text" => choice.output |= has_value(cursor)?,
             b"finish_reason" => choice.finish = raw(cursor)?.map(Finish::of),
-            b"token_ids" => choice.tokens = length(cursor)?,
+            b"token_ids" => {
+                choice.tokens = length(cursor)?;
+                choice.output |= choice.tokens.is_some_and(|tokens| tokens > 0);
+            }
             _ => cursor.skip()?,
         }
     }
@@ -402,31 +414,50 @@ fn choice(cursor: &mut Cursor<'_>) -> Result<Choice, Broken> {
 }
 
 /// Whether a delta carries a token. An empty text does, as it stands for the bytes of an
-/// unfinished character, but not beside the role.
+/// unfinished character, but not beside the role. A field that is not known here, or holds another
+/// kind of value than is known, is output as well: servers grow new kinds of it.
 fn speaks(cursor: &mut Cursor<'_>) -> Result<bool, Broken> {
-    let (mut role, mut empty, mut output, mut first) = (false, false, false, true);
-    if !cursor.enter_object()? {
-        return Ok(false);
+    if cursor.kind()? != JsonKind::Object {
+        return has_value(cursor);
     }
+    let (mut role, mut empty, mut output, mut first) = (false, false, false, true);
+    cursor.enter_object()?;
     while let Some(key) = cursor.next_key(&mut first)? {
         match key.text.raw() {
             b"role" => role |= cursor.text()?.is_some(),
-            b"content" | b"reasoning" | b"reasoning_content" | b"refusal" => {
-                match cursor.text()?.map(|text| text.raw().is_empty()) {
-                    Some(true) => empty = true,
-                    Some(false) => output = true,
-                    None => {}
+            b"content" | b"reasoning" | b"reasoning_content" | b"refusal"
+                if cursor.kind()? == JsonKind::String =>
+            {
+                match raw(cursor)? {
+                    Some([]) => empty = true,
+                    _ => output = true,
                 }
             }
-            b"tool_calls" => output |= length(cursor)?.is_some_and(|calls| calls > 0),
-            b"function_call" => {
-                output |= cursor.kind()? == JsonKind::Object;
-                cursor.skip()?;
-            }
-            _ => cursor.skip()?,
+            _ => output |= has_value(cursor)?,
         }
     }
     Ok(output || (empty && !role))
+}
+
+/// Whether a value holds something: `null`, `false` and what is empty do not.
+fn has_value(cursor: &mut Cursor<'_>) -> Result<bool, Broken> {
+    match cursor.kind()? {
+        JsonKind::String => Ok(raw(cursor)?.is_some_and(|text| !text.is_empty())),
+        JsonKind::Array => Ok(length(cursor)?.is_some_and(|length| length > 0)),
+        JsonKind::Object => {
+            let (mut members, mut first) = (false, true);
+            cursor.enter_object()?;
+            while cursor.next_key(&mut first)?.is_some() {
+                members = true;
+                cursor.skip()?;
+            }
+            Ok(members)
+        }
+        kind @ (JsonKind::Number | JsonKind::True | JsonKind::False | JsonKind::Null) => {
+            cursor.skip()?;
+            Ok(matches!(kind, JsonKind::Number | JsonKind::True))
+        }
+    }
 }
 
 /// The elements of an array.

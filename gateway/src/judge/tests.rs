@@ -93,6 +93,56 @@ fn what_only_announces_is_held() {
 }
 
 #[test]
+fn a_field_that_is_not_known_is_output_if_it_has_a_value() {
+    use Verdict::{Hold, Output};
+    for (delta, want) in [
+        (r#"{"audio":{"data":"UklGRg=="}}"#, Output),
+        (r#"{"role":"assistant","content":"","audio":{"id":"a"}}"#, Output),
+        (r#"{"content":[{"type":"text","text":"a"}]}"#, Output),
+        (r#"{"content":{"type":"text"}}"#, Output),
+        (r#"{"reasoning_details":[{"text":"a"}]}"#, Output),
+        (r#"{"images":["a"]}"#, Output),
+        (r#"{"step":1}"#, Output),
+        (r#"{"done":true}"#, Output),
+        (r#"{"function_call":{"name":"f"}}"#, Output),
+        (r#""a""#, Output),
+        (r#"["a"]"#, Output),
+        (r#"{"role":"assistant","content":"","audio":null,"tool_calls":[],"refusal":null}"#, Hold),
+        (r#"{"role":"assistant","content":[],"annotations":[],"extra":{},"name":""}"#, Hold),
+        (r#"{"role":"assistant","last":false}"#, Hold),
+        (r#"{"audio":null}"#, Hold),
+        ("{}", Hold),
+        ("null", Hold),
+        ("\"\"", Hold),
+    ] {
+        let event = format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}");
+        assert_eq!(verdict(Api::ChatCompletions, &event), want, "{delta}");
+    }
+    let choice = |members: &str| format!("data: {{\"choices\":[{{\"delta\":{{}},{members}}}]}}");
+    assert_eq!(verdict(Api::ChatCompletions, &choice("\"token_ids\":[7]")), Output);
+    assert_eq!(verdict(Api::ChatCompletions, &choice("\"token_ids\":[]")), Hold);
+    let text = |text: &str| format!("data: {{\"choices\":[{{\"text\":{text}}}]}}");
+    assert_eq!(verdict(Api::Completions, &text("[\"a\"]")), Output);
+    assert_eq!(verdict(Api::Completions, &text("null")), Hold);
+}
+
+#[test]
+fn an_end_mark_is_known_with_space_around_it() {
+    for (api, event) in [
+        (Api::ChatCompletions, "data: [DONE] "),
+        (Api::ChatCompletions, "data:  [DONE]\t\r\n\r\n"),
+        (Api::ChatCompletions, "data: [DONE]\ndata: \n\n"),
+        (Api::Completions, "data:[DONE] \r\r"),
+        (Api::Messages, "event: message_stop \ndata: {}"),
+        (Api::Responses, "event: response.completed\t\ndata: {}"),
+    ] {
+        assert_eq!(verdict(api, event), Verdict::End, "{event:?}");
+    }
+    let quoted = "data: {\"choices\":[{\"delta\":{\"content\":\"[DONE]\"}}]}";
+    assert_eq!(verdict(Api::ChatCompletions, quoted), Verdict::Output);
+}
+
+#[test]
 fn each_apis_own_failures_are_seen() {
     for (api, event, want) in [
         (
