@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::edit::{Edits, edit};
 use crate::exchange::{Exchange, Outcome};
+use crate::ours::Ours;
 use crate::outgoing::{Outgoing, Rights};
 use crate::pool::Ticket;
 use crate::queue::Request;
@@ -64,6 +65,8 @@ impl Asked {
             keyed: record.context.keyed,
             authorization: pool.key.get(),
         };
+        let model = to.known_name(record.context.model.as_deref()).map(str::to_owned);
+        let ours = Ours { key: rights.key(), model };
         let mut request = self.request.clone();
         request.deadline = record.context.accepted + settings.upstream.request_timeout;
         let mut ticket = Ticket::new(request);
@@ -71,6 +74,7 @@ impl Asked {
         ticket.gives_up(self.gives_up);
         Exchange {
             outgoing: Outgoing::new(self.parts.clone(), edited.body, rights),
+            ours,
             api: self.api,
             ticket,
             record,

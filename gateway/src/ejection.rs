@@ -20,6 +20,8 @@ impl Cause {
             Self::QueueFull => Ejection::No,
             // A prompt that takes too long, or that the replica ends, may do so everywhere.
             Self::Server | Self::EventTooLong | Self::Stalled | Self::Aborted => Ejection::Counted,
+            // One model or API of several, perhaps; a key may be changed at any time.
+            Self::KeyRefused | Self::NotServed => Ejection::Counted,
             Self::Connect
             | Self::Connection
             | Self::Truncated
@@ -32,7 +34,13 @@ impl Cause {
     /// Whether the replica may have worked on the request: only that is a try, and costs of the
     /// retry budget.
     pub(crate) fn is_try(self) -> bool {
-        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull)
+        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull) && !self.is_misfit()
+    }
+
+    /// Whether the replica is not set up for what its pool serves: another one may be, and this one
+    /// is no use to the request however often it is asked.
+    pub(crate) fn is_misfit(self) -> bool {
+        matches!(self, Self::KeyRefused | Self::NotServed)
     }
 
     /// Whether the replica died with the request in it, perhaps of it. An answer that makes no sense

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::failure::{Cause, Failure};
 use crate::meter::Tokens;
+use crate::ours::Ours;
 use crate::outgoing::{Outgoing, strip_hop_by_hop};
 use crate::pieces::Pieces;
 use crate::plain::{Head, Plain, PlainAnswer};
@@ -24,6 +25,7 @@ pub(crate) struct Exchange {
     pub(crate) pool: Arc<Pool>,
     pub(crate) api: Api,
     pub(crate) outgoing: Outgoing,
+    pub(crate) ours: Ours,
     pub(crate) ticket: Ticket,
     pub(crate) record: Record,
     /// Usage was asked for by us alone.
@@ -185,12 +187,16 @@ impl Exchange {
         let settings = self.pool.settings();
         let settings = &settings.upstream;
         let bound = usize::try_from(settings.commit_size.bytes()).unwrap_or(usize::MAX);
+        let refused = |body: &[u8]| self.ours.failure(head.status, body);
         let mut answer = PlainAnswer::new(self.api, head, bound);
         let stall = settings.stall_timeout;
         while let Some(data) = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())? {
             answer.feed(data?);
             // What has come whole can still be judged.
             if answer.is_long() && !upstream.is_over() {
+                if let Some(failure) = refused(b"") {
+                    return Err(failure);
+                }
                 if answer.is_failure() {
                     break;
                 }
@@ -199,7 +205,10 @@ impl Exchange {
         }
         match answer.end() {
             Plain::Answered(body, tokens) => Ok(Begun::Whole(body.into(), tokens)),
-            Plain::Client(body) => Ok(Begun::Refused(body.into())),
+            Plain::Client(body) => match refused(&body) {
+                Some(failure) => Err(failure),
+                None => Ok(Begun::Refused(body.into())),
+            },
             Plain::Retry(failure) => Err(failure),
         }
     }

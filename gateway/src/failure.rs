@@ -32,14 +32,18 @@ pub(crate) enum Cause {
     Aborted,
     /// It failed in another way.
     Server,
-    /// The stream ended without its end mark.
+    /// The answer ended without its end mark, or in the middle of its JSON.
     Truncated,
     /// It sent an event without end.
     EventTooLong,
+    /// It refused the key that the gateway sends, or asked for one where it sends none.
+    KeyRefused,
+    /// It does not know the model or the API that its pool serves.
+    NotServed,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Connect,
         Self::Connection,
         Self::Stalled,
@@ -51,6 +55,8 @@ impl Cause {
         Self::Server,
         Self::Truncated,
         Self::EventTooLong,
+        Self::KeyRefused,
+        Self::NotServed,
     ];
 
     /// The word for it in figures and logs.
@@ -67,6 +73,8 @@ impl Cause {
             Self::Server => "server",
             Self::Truncated => "truncated",
             Self::EventTooLong => "event_too_long",
+            Self::KeyRefused => "key_refused",
+            Self::NotServed => "not_served",
         }
     }
 }
@@ -86,7 +94,9 @@ impl Failure {
             | Cause::Connection
             | Cause::Unreachable
             | Cause::Truncated
-            | Cause::EventTooLong => 502,
+            | Cause::EventTooLong
+            | Cause::KeyRefused
+            | Cause::NotServed => 502,
             Cause::QueueFull | Cause::ShuttingDown => 503,
             Cause::Stalled => 504,
             Cause::EngineDead | Cause::Aborted | Cause::Server => 500,

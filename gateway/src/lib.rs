@@ -56,6 +56,7 @@ mod meter;
 mod metric;
 mod models;
 mod multipart;
+mod ours;
 mod outcome;
 mod outgoing;
 mod patience;

@@ -108,7 +108,7 @@ pub(crate) struct Metrics {
     requests: [Counter; 5],
     fallbacks: Counter,
     retries: Counter,
-    failures: [Counter; 11],
+    failures: [Counter; 13],
     aborts: [Counter; 3],
     finishes: [Counter; 6],
     prompt_tokens: Counter,

@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request};
 
+use crate::ours::Key;
 use crate::pieces::Pieces;
 
 /// What vLLM would let any client decide about its own place.
@@ -21,6 +22,17 @@ pub(crate) struct Rights {
     pub(crate) keyed: bool,
     /// The replicas' own key, as the value of `authorization`.
     pub(crate) authorization: Option<HeaderValue>,
+}
+
+impl Rights {
+    /// Whose key goes out.
+    pub(crate) fn key(&self) -> Key {
+        match self {
+            Self { authorization: Some(_), .. } => Key::Pools,
+            Self { keyed: true, .. } => Key::Withheld,
+            Self { .. } => Key::Clients,
+        }
+    }
 }
 
 /// Sent as often as needed.

@@ -117,6 +117,10 @@ async fn one_token(replica: &Replica, model: Option<&String>) -> Probed {
     for (path, body) in requests {
         let answer = replica.ask(post(path, &body), TOKEN_PATIENCE).await;
         match answer {
+            // With a wrong key it does no work for us.
+            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) if replica.key.is_some() => {
+                return judge(path, answer, |_| false);
+            }
             Ok((status, _)) if status.is_client_error() => {}
             answer => return judge(path, answer, |status| status.is_success()),
         }

@@ -29,6 +29,7 @@ use crate::answered_by::AnsweredBy;
 use crate::api::ErrorShape;
 use crate::context::{Client, RequestContext};
 use crate::failure::{Cause, Failure};
+use crate::ours::Ours;
 use crate::outcome::{Outcome, SHUTTING_DOWN};
 use crate::outgoing::{Outgoing, Rights, strip_hop_by_hop};
 use crate::pieces::Pieces;
@@ -179,7 +180,9 @@ impl Proxy {
         // One of its requests, for as long as it lasts. What tokens it takes is told on the way.
         record.admit()?;
         record.context.asks_for(model(parts.uri.query().unwrap_or_default())?)?;
-        let To { pool, served } = self.way(record, &tenant, &parts.headers, b"")?.first;
+        let to = self.way(record, &tenant, &parts.headers, b"")?.first;
+        let model = to.known_name(record.context.model.as_deref()).map(str::to_owned);
+        let To { pool, served } = to;
         if let Some(served) = &served {
             parts.uri = renamed(&parts.uri, served);
         }
@@ -190,6 +193,7 @@ impl Proxy {
             keyed: record.context.keyed,
             authorization: pool.key.get(),
         };
+        let ours = Ours { key: rights.key(), model };
         let outgoing = Outgoing::new(parts, Pieces::default(), rights);
         let accepted = record.context.accepted;
         let deadline = accepted + settings.upstream.request_timeout;
@@ -212,7 +216,7 @@ impl Proxy {
             let asked = async {
                 tokio::select! {
                     biased;
-                    shaken = ask(&pool, slot.address, request) => shaken,
+                    shaken = ask(&pool, slot.address, request, &ours) => shaken,
                     failure = slot.evicted() => Err(failure),
                 }
             };
@@ -267,6 +271,7 @@ async fn ask(
     pool: &Pool,
     address: SocketAddr,
     request: Request<Full<Bytes>>,
+    ours: &Ours,
 ) -> Result<Shaken, Failure> {
     let settings = pool.settings();
     let settings = &settings.upstream;
@@ -306,18 +311,21 @@ async fn ask(
         return Err(Failure::of(response.status().as_u16(), text));
     }
     tokio::select! {
-        refused = refused(response) => refused,
+        refused = refused(response, ours) => refused,
         never = connection => match never {},
     }
 }
 
-async fn refused(response: Response<Incoming>) -> Result<Shaken, Failure> {
+async fn refused(response: Response<Incoming>, ours: &Ours) -> Result<Shaken, Failure> {
     let (mut head, body) = response.into_parts();
     strip_hop_by_hop(&mut head.headers);
     head.headers.remove(header::CONTENT_LENGTH);
     let body = Limited::new(body, MAX_REFUSAL).collect().await;
     let body = body.map_err(|error| Failure::new(Cause::Connection, error.to_string()))?.to_bytes();
-    Ok(Shaken::Refused(Response::from_parts(head, Body::full(body))))
+    match ours.failure(head.status, &body) {
+        Some(failure) => Err(failure),
+        None => Ok(Shaken::Refused(Response::from_parts(head, Body::full(body)))),
+    }
 }
 
 /// What belongs to each of the two connections alone.

@@ -59,6 +59,13 @@ struct Share {
     model: Option<String>,
 }
 
+impl To {
+    /// The name that is sent for a request for `asked`, where the pool is known to serve it.
+    pub(crate) fn known_name<'a>(&'a self, asked: Option<&'a str>) -> Option<&'a str> {
+        self.served.as_deref().or_else(|| asked.filter(|name| knows(&self.pool, name)))
+    }
+}
+
 impl Routes {
     pub(crate) fn new(config: &Config, pools: Vec<Arc<Pool>>) -> Self {
         let mut names = HashMap::new();
@@ -220,19 +227,23 @@ fn told_names(pool: &Pool) -> Vec<Listed> {
     .collect()
 }
 
+/// Whether the pool's replicas know a name, by its configuration or their own word.
+fn knows(pool: &Pool, name: &str) -> bool {
+    let settings = pool.settings();
+    settings.models.iter().chain(&settings.adapters).any(|known| known == name)
+        || pool.served.models().iter().any(|told| told.id == name)
+}
+
 /// `pool` for a request for `asked`: sent as `model`, or as asked where the pool knows that name, or
 /// else as the pool's first model.
 fn sent_to(pool: &Arc<Pool>, asked: &str, model: Option<&str>) -> To {
-    let settings = pool.settings();
-    let told = pool.served.models();
-    let knows = settings.models.iter().chain(&settings.adapters).any(|name| name == asked)
-        || told.iter().any(|told| told.id == asked);
     let served = match model {
         Some(model) => Some(model.to_owned()),
-        None if knows => None,
+        None if knows(pool, asked) => None,
         None => {
+            let settings = pool.settings();
             let first = settings.aliases.get(asked).or(settings.models.first());
-            first.cloned().or_else(|| told.first().map(|told| told.id.clone()))
+            first.cloned().or_else(|| pool.served.models().first().map(|told| told.id.clone()))
         }
     };
     To { pool: Arc::clone(pool), served: served.filter(|name| name != asked) }

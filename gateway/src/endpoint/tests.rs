@@ -86,7 +86,14 @@ async fn counted_failures_take_out_only_in_a_row_and_never_the_last() {
     assert!(endpoint.failed(&error, false, now), "three in a row");
 
     let mut last = ready(now);
-    for cause in [Cause::Server, Cause::Stalled, Cause::Aborted, Cause::EventTooLong] {
+    for cause in [
+        Cause::Server,
+        Cause::Stalled,
+        Cause::Aborted,
+        Cause::EventTooLong,
+        Cause::KeyRefused,
+        Cause::NotServed,
+    ] {
         (0..20).for_each(|_| assert!(!last.failed(&fault(cause), true, now)));
         assert_eq!(last.health(), Health::Ready, "{cause:?}");
     }

@@ -36,7 +36,7 @@ impl Choice {
     }
 
     /// The least loaded endpoint with room that knows the model; one that failed this request, or
-    /// whose engine may hang, only where no other is ready, be it full.
+    /// whose engine may hang, only where no other is ready, be it full; one that refused it, never.
     fn of(&self, endpoints: &BTreeMap<SocketAddr, Endpoint>, wants: &Wants) -> Option<SocketAddr> {
         let Self { who, turn, now } = self;
         let knows = |address: &SocketAddr| who.knows(*address, wants.model.as_deref());
@@ -52,7 +52,10 @@ impl Choice {
             .iter()
             .enumerate()
             .filter(|(_, (address, endpoint))| {
-                endpoint.room(*now) > 0 && !(others && last_resort(endpoint)) && knows(address)
+                endpoint.room(*now) > 0
+                    && !(others && last_resort(endpoint))
+                    && !wants.refused.contains(&endpoint.life().id())
+                    && knows(address)
             })
             // Equals take turns.
             .min_by_key(|(i, (_, endpoint))| {

@@ -1,16 +1,19 @@
 //! One request's way through its pool: what it asks for, and what it may still be tried for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_signals::Health;
 use tokio::time::Instant;
 
 use super::{Pool, Slot};
-use crate::endpoint::Life;
+use crate::endpoint::{Endpoint, Life};
 use crate::failure::{Cause, Failure};
 use crate::queue::{Place, Request};
 use crate::refusal::Refusal;
+use crate::served::Who;
 
 /// A request that was in flight at so many deaths of replicas that no order explains is not given to
 /// another. Restarts in turn can look like two such deaths: the one that it was at, and the one that
@@ -27,9 +30,22 @@ pub(crate) struct Wants {
     pub(crate) model: Option<Arc<str>>,
     /// Lives of endpoints that failed it.
     pub(crate) avoid: BTreeSet<u64>,
+    /// Those among them that are not set up for it, and so would fail it again.
+    pub(crate) refused: BTreeSet<u64>,
     /// When a replica's end first cost it a try. Where replicas are restarted in turn, one that was
     /// started since has its restart behind it.
     pub(crate) ended_at: Option<Instant>,
+}
+
+impl Wants {
+    /// Whether one is ready, be it full, that knows its model and has not refused it.
+    fn served_by_any(&self, endpoints: &BTreeMap<SocketAddr, Endpoint>, who: &Who) -> bool {
+        endpoints.iter().any(|(address, endpoint)| {
+            endpoint.health() == Health::Ready
+                && !self.refused.contains(&endpoint.life().id())
+                && who.knows(*address, self.model.as_deref())
+        })
+    }
 }
 
 /// Where a request is in the queue's order, and what it brings.
@@ -96,7 +112,8 @@ impl Ticket {
 
 impl Pool {
     /// Whether a request that an endpoint failed may be tried again: within its number of tries and
-    /// the pool's retry budget, and not when three replicas have died with it.
+    /// the pool's retry budget, and not when three replicas have died with it. One that replicas are
+    /// not set up for goes to each that is ready once.
     pub(crate) fn try_again(
         &self,
         ticket: &mut Ticket,
@@ -129,6 +146,11 @@ impl Pool {
                 self.name,
             );
             return Err(Refusal::Poison);
+        }
+        if failure.cause.is_misfit() {
+            ticket.wants.refused.insert(life.id());
+            let served = ticket.wants.served_by_any(&books.endpoints, &self.served.who());
+            return if served { Ok(()) } else { Err(Refusal::Failed(failure.clone())) };
         }
         if ticket.errors >= MOST_ERRORS {
             return Err(Refusal::Failed(failure.clone()));
