@@ -247,13 +247,90 @@ fn every_path_of_the_api_is_passed_on_and_nothing_else() {
         "/load",
         "/v1/load_lora_adapter",
         "/sleep",
-        "/v1/chat/completions/",
+        "/v1/chat//completions",
+        "//v1/chat/completions",
+        "/v1/chat/completions/x/",
     ] {
         let got = ask(forebay.address, &post(path, "{}"));
         assert_eq!(got.status, 404, "{path}");
         assert!(got.header("server-timing").is_some(), "{path}: also an error has its times");
     }
     assert_eq!(upstream.received().len(), before);
+}
+
+#[test]
+fn slashes_behind_a_path_are_answered_as_vllm_answers_them() {
+    let upstream = Upstream::start(|_| vec![Step::Hang]);
+    let forebay = gateway("slashes", &[&upstream], "");
+    let recorded = |kind: &str| fixture(&format!("a-default/chat_trailing_slash.{kind}"));
+    let want = parse(&recorded("resp"));
+    let asked = String::from_utf8(recorded("req")).expect("text");
+    let asked = asked.replace("Accept: */*", "Connection: close");
+    let got = ask(forebay.address, asked.as_bytes());
+    assert_eq!(got.status, want.status);
+    assert_eq!(got.header("location"), want.header("location"));
+    assert_eq!(got.header("content-length"), Some("0"));
+    for (request, headers, want) in [
+        (
+            "GET /v1/chat/completions//?a=b&c HTTP/1.1",
+            "host: localhost:81",
+            "http://localhost:81/v1/chat/completions?a=b&c",
+        ),
+        ("POST /rerank/ HTTP/1.1", "host: [::1]:8080", "http://[::1]:8080/rerank"),
+        (
+            "DELETE /v1/models/?q={|} HTTP/1.1",
+            "host: localhost",
+            "http://localhost/v1/models?q=%7B%7C%7D",
+        ),
+        (
+            "POST /tokenize%2F HTTP/1.1",
+            "host: localhost\r\nx-forwarded-host: evil.example\r\nx-forwarded-proto: https",
+            "http://localhost/tokenize",
+        ),
+        ("GET /health/? HTTP/1.0", "x: y", "/health"),
+    ] {
+        let request = format!("{request}\r\n{headers}\r\nconnection: close\r\n\r\n");
+        let got = ask(forebay.address, request.as_bytes());
+        assert_eq!((got.status, got.header("location")), (307, Some(want)), "{request}");
+    }
+    assert!(upstream.received().is_empty());
+}
+
+#[test]
+fn a_stream_of_fields_that_are_not_known_goes_out_as_it_comes() {
+    // What it sends is all of it: held back, the rest would never be asked for.
+    for (case, delta) in [
+        ("audio", r#"{"audio":{"data":"UklGRg=="}}"#),
+        ("list", r#"{"content":[{"type":"text","text":"a"}]}"#),
+    ] {
+        let event = format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}\n\n");
+        let script = [streamed(&[&event]), vec![Step::Hang]].concat();
+        let upstream = Upstream::start(move |_| script.clone());
+        let forebay = gateway(&format!("unknown-{case}"), &[&upstream], "");
+        let mut client = connect(forebay.address);
+        client.write_all(&request(CHAT, true)).expect("sent");
+        let mut read = Vec::new();
+        while !String::from_utf8_lossy(&read).contains(&event) {
+            let mut buffer = [0; 4096];
+            let count = client.read(&mut buffer).expect("it goes on");
+            assert!(count > 0, "{case}: {}", String::from_utf8_lossy(&read));
+            read.extend_from_slice(&buffer[..count]);
+        }
+    }
+}
+
+#[test]
+fn an_end_mark_with_a_space_behind_it_is_one() {
+    let done = "data: [DONE] \n\n";
+    let upstream = Upstream::start(move |_| {
+        let mut steps = streamed(&[TOKEN, done]);
+        steps.push(Step::Close);
+        steps
+    });
+    let forebay = gateway("done", &[&upstream], "");
+    let got = ask(forebay.address, &request(CHAT, true));
+    assert_eq!(got.text(), format!("{TOKEN}{done}"));
+    eventually("it is complete", || forebay.signals()["totals"]["completed"] == 1);
 }
 
 #[test]

@@ -44,8 +44,8 @@ pub(crate) enum ErrorShape {
 }
 
 impl Api {
-    /// The API at `path`, which must match to the byte: vLLM serves none of these with a trailing
-    /// slash or a doubled one.
+    /// The API at `path`, which must match to the byte: vLLM serves none of these with a doubled
+    /// slash, and redirects those with slashes behind them.
     pub(crate) fn of(path: &str) -> Option<Self> {
         Some(match path {
             "/v1/chat/completions" => Self::ChatCompletions,

@@ -9,6 +9,7 @@ use forebay_config::{Config, Gateway, Limits, Network};
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rustls::ServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -39,6 +40,8 @@ use crate::upload::Upload;
 /// How much of a body that nobody wants is taken all the same, and for how long.
 const UNWANTED: u64 = 1 << 20;
 const UNWANTED_TIME: Duration = Duration::from_secs(2);
+/// What may come in a query and does not stand in a URL as it is.
+const QUERY: &AsciiSet = &CONTROLS.add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
 const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 
 /// Everything that connections share.
@@ -217,11 +220,15 @@ impl Settings {
             return Ok(Some(preflight));
         }
         let path = parts.uri.path();
-        if let Door::Methods(methods) = self.exposed.door(path, &parts.method)? {
-            let mut response = Response::new(Body::full(bytes::Bytes::new()));
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
-            return Ok(Some(response));
+        match self.exposed.door(path, &parts.method)? {
+            Door::Open => {}
+            Door::Methods(methods) => {
+                let mut response = Response::new(Body::full(bytes::Bytes::new()));
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+                return Ok(Some(response));
+            }
+            Door::Elsewhere(path) => return Ok(Some(self.redirect(parts.clone(), peer, &path))),
         }
         if let Some(api) = Api::of(path) {
             head::uncompressed(&parts.headers)?;
@@ -230,6 +237,31 @@ impl Settings {
             }
         }
         Ok(None)
+    }
+
+    /// To another path of this gateway, as vLLM's router answers: absolute, by the host that the
+    /// client named, with the method and the body to be sent again.
+    fn redirect(&self, mut parts: Parts, peer: &Peer, path: &str) -> Response<Body> {
+        // What the connection and the proxies in front make of the scheme and the host.
+        self.forward(&mut parts, peer);
+        let text = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let mut location = match (text("x-forwarded-proto"), text("x-forwarded-host")) {
+            (Some(scheme), Some(hosts)) => {
+                let host = hosts.split(',').next().unwrap_or_default().trim();
+                format!("{scheme}://{host}{path}")
+            }
+            _ => path.to_owned(),
+        };
+        if let Some(query) = parts.uri.query().filter(|query| !query.is_empty()) {
+            location.push('?');
+            location.extend(utf8_percent_encode(query, QUERY));
+        }
+        let mut response = Response::new(Body::full(bytes::Bytes::new()));
+        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+        if let Ok(location) = HeaderValue::from_str(&location) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        response
     }
 
     /// What every answer has, whoever gave it.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 use crate::refusal::Refusal;
 
@@ -21,11 +22,13 @@ enum Kind {
 }
 
 /// What a request is to get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Door {
     Open,
     /// OPTIONS: which methods there are.
     Methods(&'static str),
+    /// The path that was meant, for one with slashes behind it.
+    Elsewhere(String),
 }
 
 /// `gateway.paths`.
@@ -49,12 +52,16 @@ impl Exposed {
         if path == "*" && *method == Method::OPTIONS {
             return Ok(Door::Methods("GET, HEAD, POST, OPTIONS"));
         }
-        let one_model = path.strip_prefix(MODEL).is_some_and(|name| !name.is_empty());
+        let one_model = path.strip_prefix(MODEL).is_some_and(is_name);
         let pattern = if one_model { "/v1/models/{model}" } else { path };
         // A pattern is no path.
-        let known = self.paths.iter().any(|it| it == pattern) && (one_model || !path.contains('{'));
-        if !known {
-            return Err(Refusal::NotExposed { path: path.to_owned(), exposed: self.told.clone() });
+        if !self.lists(pattern) || !one_model && path.contains('{') {
+            let meant = without_slashes(path)
+                .filter(|meant| self.lists(meant) && kind(meant) != Kind::Realtime);
+            return meant.map(Door::Elsewhere).ok_or_else(|| Refusal::NotExposed {
+                path: path.to_owned(),
+                exposed: self.told.clone(),
+            });
         }
         let kind = kind(pattern);
         let methods = match kind {
@@ -74,6 +81,23 @@ impl Exposed {
             }),
         }
     }
+
+    fn lists(&self, pattern: &str) -> bool {
+        self.paths.iter().any(|listed| listed == pattern)
+    }
+}
+
+/// `path` without the slashes behind it, if there are any. Servers of this kind (Starlette's router)
+/// send clients there whatever their method, and read the path with its escapes decoded; not so to a
+/// WebSocket.
+fn without_slashes(path: &str) -> Option<String> {
+    let decoded = percent_decode_str(path).decode_utf8().ok()?;
+    decoded.strip_suffix('/').map(|path| path.trim_end_matches('/').to_owned())
+}
+
+/// Whether it can be a model's: slashes alone are not.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && without_slashes(name).is_none_or(|name| !name.is_empty())
 }
 
 fn kind(pattern: &str) -> Kind {
@@ -105,7 +129,7 @@ mod tests {
 
     #[test]
     fn paths_are_open_by_their_own_methods_only() {
-        use Door::{Methods, Open};
+        use Door::{Elsewhere, Methods, Open};
         let exposed = all();
         for (method, path, want) in [
             ("GET", "/health", Some(Open)),
@@ -116,6 +140,16 @@ mod tests {
             ("OPTIONS", "/v1/chat/completions", Some(Methods("POST, OPTIONS"))),
             ("OPTIONS", "/health", Some(Methods("GET, HEAD, OPTIONS"))),
             ("OPTIONS", "*", Some(Methods("GET, HEAD, POST, OPTIONS"))),
+            ("POST", "/v1/chat/completions/", Some(Elsewhere("/v1/chat/completions".into()))),
+            ("GET", "/v1/chat/completions///", Some(Elsewhere("/v1/chat/completions".into()))),
+            ("POST", "/v1/chat/completions%2F", Some(Elsewhere("/v1/chat/completions".into()))),
+            ("OPTIONS", "/rerank/", Some(Elsewhere("/rerank".into()))),
+            ("GET", "/health/", Some(Elsewhere("/health".into()))),
+            ("GET", "/v1/models/", Some(Elsewhere("/v1/models".into()))),
+            ("GET", "/v1/models//", Some(Elsewhere("/v1/models".into()))),
+            ("GET", "/v1/models/Qwen/", Some(Open)),
+            ("GET", "/v1/realtime/", None),
+            ("POST", "/v1/models/{model}/", None),
             ("GET", "*", None),
             ("POST", "/health", None),
             ("GET", "/v1/chat/completions", None),
@@ -135,11 +169,15 @@ mod tests {
             "/metrics",
             "/invocations",
             "/v1/chat/completions",
-            "/v1/completions/",
+            "/v1/chat/completions/",
             "//v1/completions",
+            "//v1/completions/",
+            "/v1/completions/x/",
             "/v1/models/",
             "/v1/models/{model}",
-            "/v1/completions%2f",
+            "/v1/completions%2fx",
+            "/v1/completions%ff/",
+            "/",
             "",
         ] {
             let Err(refusal) = some.door(path, &Method::POST) else { panic!("{path} is open") };
