@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use forebay_bounds::print;
-use forebay_config::Problems;
+use forebay_config::{Config, Problems};
+use forebay_gateway::bounds::Bounds;
+use forebay_system::{files, memory};
 
 /// What to check.
 #[derive(clap::Args)]
@@ -52,15 +54,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for warning in warnings.iter() {
         print::err(format_args!("warning: {warning}"));
     }
+    let here = config.map(on_this_machine);
     let refused = args.strict && !warnings.is_empty();
-    match config.filter(|_| args.print) {
-        Some(config) => print::out(forebay_config::print(&config))?,
-        None => {
+    match here {
+        Some((config, notes)) if args.print => {
+            let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
+            print::out(format_args!("{notes}{}", forebay_config::print(&config)))?;
+        }
+        here => {
             let verdict = verdict(&warnings, args.strict);
-            print::out(format_args!("{}: {verdict}\n", name(file)))?;
+            let notes = here.map(|(_, notes)| notes).unwrap_or_default();
+            let notes: String = notes.iter().map(|note| format!("{note}\n")).collect();
+            print::out(format_args!("{}: {verdict}\n{notes}", name(file)))?;
         }
     }
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The configuration with the bounds that come from the machine, as they would be here, and what is
+/// to be known of them: another machine may have others.
+fn on_this_machine(mut config: Config) -> (Config, Vec<String>) {
+    let (memory, files) = (memory::available(), files::hard_limit());
+    let limits = &config.gateway.limits;
+    let bounds = Bounds::of(limits, &memory, files);
+    let notes = bounds.notes(limits, &memory, files);
+    let notes = notes.iter().map(|note| format!("on this machine: {note}")).collect();
+    config.gateway.limits = bounds.effective(limits);
+    (config, notes)
 }
 
 fn verdict(warnings: &Problems, strict: bool) -> String {

@@ -95,7 +95,7 @@ fn filter(default: &str) -> EnvFilter {
 pub(crate) fn for_people() -> anyhow::Result<Log> {
     let log = Log::start()?;
     tracing_subscriber::fmt()
-        .with_env_filter(filter(&format!("{LEVELS},forebay::access=off")))
+        .with_env_filter(filter(&format!("{LEVELS},forebay::access=off,forebay::bounds=warn")))
         .with_target(false)
         .with_timer(SinceStart(Instant::now()))
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())

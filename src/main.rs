@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use forebay_bounds::print;
+use forebay_system::files;
 
 mod admin;
 mod check;
@@ -89,6 +90,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dev(args) => {
             let config = args.config()?;
             let log = logging::for_people()?;
+            raise_open_files();
             block_on(serve::serve(config, serve::Parts::Both, None, &log))
         }
         Command::Run(file) => from_file(&file, serve::Parts::Both),
@@ -119,6 +121,7 @@ fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
         std::fs::read_to_string(&file.config).with_context(|| format!("cannot read {name}"))?;
     let (config, warnings) = forebay_config::inspect(&text, &name)?;
     let log = logging::for_machines(&config.logging)?;
+    raise_open_files();
     for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }
@@ -126,6 +129,13 @@ fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
         let file = reload::ConfigFile::new(file.config.clone(), text)?;
         serve::serve(config, parts, Some(file), &log).await
     })
+}
+
+/// Takes as many open files as the hard limit allows: each connection is one.
+fn raise_open_files() {
+    if let Err(error) = files::raise() {
+        tracing::warn!("limit on open files: can't be raised: {error}");
+    }
 }
 
 /// Runs it on a runtime for everything but clients, whom threads of the gateway's own serve. What

@@ -11,6 +11,7 @@ use forebay_discovery::Cluster;
 use forebay_gateway::Gateway;
 use forebay_scaler::{Gateways, Scaler};
 use forebay_signals::Token;
+use forebay_system::files;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -227,8 +228,13 @@ fn announce(config: &Config, gateway: Option<&Gateway>, admin: &str) {
             "listening on {scheme}://{} (models: {names}); metrics on {admin}/metrics",
             gateway.address()
         );
+        gateway.log_bounds();
     } else {
         tracing::info!("scaler running; decisions on {admin}/decisions");
+    }
+    if let Some(original) = files::for_children() {
+        let now = files::limit();
+        tracing::info!(target: "forebay::bounds", "limit on open files: raised from {original} to {now}");
     }
 }
 

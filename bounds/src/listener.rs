@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_system::{Resource, files};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::{Instant, sleep};
 
@@ -18,6 +19,10 @@ const BACKLOG: i32 = 1024;
 const SEND_BUFFER: usize = 128 << 10;
 /// After a failure that may last: descriptors, or memory.
 const AGAIN: Duration = Duration::from_millis(100);
+/// A listener's connections are at most this part of what the process may have open.
+const FILES: u64 = 32;
+/// As many may connect however few files there are.
+const LEAST: usize = 8;
 
 /// Binds and listens. Accepted sockets inherit that a client which takes nothing for too long, or
 /// is gone without a word, is cut off by the kernel.
@@ -44,11 +49,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Of a socket that listens; `name` says which on `/metrics` and in the log.
+    /// Of a socket that listens; `name` says which on `/metrics` and in the log. Where the limit on
+    /// open files is low, fewer connections are allowed than `bounds` gives.
     ///
     /// # Errors
     /// Outside of a runtime.
-    pub fn new(name: &'static str, socket: TcpListener, bounds: Bounds) -> io::Result<Self> {
+    pub fn new(name: &'static str, socket: TcpListener, mut bounds: Bounds) -> io::Result<Self> {
+        let part = usize::try_from(files::limit() / FILES).unwrap_or(usize::MAX).max(LEAST);
+        bounds.connections = bounds.connections.min(part);
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let seats = Seats::new(bounds, metric::closed_connections(name));
         Ok(Self { name, socket, seats, failed: false })
@@ -82,7 +90,12 @@ impl Listener {
         if lost.contains(&error.kind()) {
             return;
         }
-        if !std::mem::replace(&mut self.failed, true) {
+        if let Some(resource) = Resource::of(error) {
+            forebay_system::report(
+                resource,
+                &format_args!("{}: cannot accept: {error}", self.name),
+            );
+        } else if !std::mem::replace(&mut self.failed, true) {
             tracing::warn!("{}: no connection can be accepted: {error}", self.name);
         }
         sleep(AGAIN).await;

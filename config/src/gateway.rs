@@ -75,9 +75,14 @@ pub struct Gateway {
 pub struct Limits {
     /// Largest request body; a longer one is answered 413.
     pub body_size: ByteSize,
-    /// Most bytes of request bodies in memory at once, of all clients together, being read, held or
-    /// on their way to a replica; a request beyond is answered 503 with `retry-after`.
-    pub bodies_size: ByteSize,
+    /// Most bytes of requests, heads and bodies, in memory at once, of all clients together, being
+    /// read, held or on their way to a replica; a request beyond is answered 503 with `retry-after`.
+    /// A quarter of the memory that the process may use by its control groups or its machine, and
+    /// 4Gi at most, unless given. One tenant, or without keys one address as `trustedProxies` tell
+    /// it, may take as much as it leaves to others, and two bodies in any case; beyond, it is
+    /// answered 429.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bodies_size: Option<ByteSize>,
     /// Largest request head, that is request line and headers; a longer one is answered 431.
     pub header_size: ByteSize,
     /// Most headers of one request; more are answered 431.
@@ -114,7 +119,9 @@ pub struct Limits {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub session_idle_timeout: Duration,
-    /// Most connections at once; a further one is closed at once.
+    /// Most connections at once; a further one is closed at once. Where the limit on open files or
+    /// the memory allows fewer, a further one waits for one of those to end, and the one that has
+    /// been without a request for longest is closed for it.
     #[schemars(range(min = 1))]
     pub connections: u32,
     /// Most connections at once from one address, IPv6 by its /64; a further one is closed at once.
@@ -182,7 +189,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_size: ByteSize::mib(32),
-            bodies_size: ByteSize::mib(4 << 10),
+            bodies_size: None,
             header_size: ByteSize::kib(64),
             header_count: 100,
             header_timeout: Duration::from_secs(10),

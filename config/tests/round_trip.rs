@@ -66,12 +66,12 @@ prop_compose! {
     fn limits()(
         header_timeout in duration(), body_timeout in duration(), write_timeout in duration(),
         idle_timeout in duration(), total_timeout in duration(), session_timeout in duration(),
-        session_idle_timeout in duration(), (body_size, bodies_size) in (size(), size()), header_size in size(),
+        session_idle_timeout in duration(), (body_size, bodies_size, own_bodies) in (size(), size(), any::<bool>()), header_size in size(),
         header_count in 16..u16::MAX, (connections, connections_per_client) in (1..u32::MAX, 1..u32::MAX),
         streams_per_connection in 1..u32::MAX,
     ) -> Limits {
         Limits {
-            body_size: body_size.min(bodies_size), bodies_size: body_size.max(bodies_size), header_size, header_count, header_timeout, body_timeout, write_timeout,
+            body_size: body_size.min(bodies_size), bodies_size: own_bodies.then(|| body_size.max(bodies_size)), header_size, header_count, header_timeout, body_timeout, write_timeout,
             idle_timeout, total_timeout, session_timeout, session_idle_timeout, connections,
             connections_per_client, streams_per_connection,
         }

@@ -95,6 +95,12 @@ impl Activity {
         self.unread.load(Relaxed)
     }
 
+    /// Since when there has been no request, if there is none. A head on its way is none yet.
+    pub(crate) fn unused(&self) -> Option<Instant> {
+        let idle = (self.requests.load(Relaxed) == 0).then(|| self.idle.load(Relaxed).max(1))?;
+        Some(self.after(idle, Duration::ZERO))
+    }
+
     /// A head is complete, and with it there is a request.
     pub(crate) fn begin(self: &Arc<Self>, now: Instant) -> Arc<Flight> {
         let moment = self.moment(now);

@@ -2,27 +2,32 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use crate::bodies::Share;
+use crate::bodies::{Full, Share};
 use crate::refusal::Refusal;
 use crate::upload::Upload;
 
-/// Reads a request's body whole, counted as its `share` of all. One that came in one frame is not
-/// copied.
+/// Room that is made at once for a body that does not come in one piece.
+const LEAST_ROOM: usize = 64 << 10;
+
+/// Reads a request's body whole, counted as its `share` of all beside the request's `head`. One that
+/// came in one frame is not copied.
 pub(crate) async fn read(
     body: Upload,
     limit: u64,
     within: Duration,
-    share: Share,
+    mut share: Share,
+    head: u64,
 ) -> Result<Bytes, Refusal> {
     // A length given beforehand is refused before a byte is read.
     if body.size_hint().lower() > limit {
         return Err(Refusal::BodyTooLarge(limit));
     }
+    take(&mut share, usize::try_from(head).unwrap_or(usize::MAX))?;
     timeout(within, collect(body, limit, share)).await.map_err(|_| Refusal::BodyTooSlow(within))?
 }
 
@@ -43,8 +48,8 @@ pub(crate) async fn discard(mut body: Upload, limit: u64, within: Duration) {
 }
 
 async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes, Refusal> {
-    let expected = body.size_hint().exact();
-    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    let longest = body.size_hint().exact().unwrap_or(limit);
+    let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             if error.is_incomplete_message() || error.is_closed() {
@@ -54,22 +59,48 @@ async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes
             }
         })?;
         let Ok(data) = frame.into_data() else { continue };
-        if (first.len() + all.len() + data.len()) as u64 > limit {
+        let size = first.len() + all.len() + data.len();
+        if size as u64 > limit {
             return Err(Refusal::BodyTooLarge(limit));
         }
-        if !share.grow(data.len() as u64) {
-            return Err(Refusal::BodiesFull);
-        }
         if first.is_empty() && all.is_empty() {
+            take(&mut share, data.len())?;
             first = data;
-        } else {
-            if all.is_empty() {
-                // Reserved once, where the length is known.
-                all.reserve(expected.map_or(first.len() + data.len(), |len| len as usize));
-                all.extend_from_slice(&std::mem::take(&mut first));
-            }
-            all.extend_from_slice(&data);
+            continue;
         }
+        if size > all.capacity() {
+            let capacity = capacity(size, longest);
+            take(&mut share, capacity - all.capacity())?;
+            all.reserve_exact(capacity - all.len());
+        }
+        if !first.is_empty() {
+            all.extend_from_slice(&first);
+            share.shrink(first.len() as u64);
+            first = Bytes::new();
+        }
+        all.extend_from_slice(&data);
     }
-    Ok(share.keep(if all.is_empty() { first } else { all.freeze() }))
+    if all.is_empty() {
+        return Ok(share.keep(first));
+    }
+    let spare = all.capacity() - all.len();
+    if spare > all.len() / 4 {
+        all.shrink_to_fit();
+        share.shrink(spare as u64);
+    }
+    Ok(share.keep(all.into()))
+}
+
+/// Room for a body of which `size` bytes are there: twice as much, so that a length that is only
+/// claimed takes no memory, and no more than `longest`.
+fn capacity(size: usize, longest: u64) -> usize {
+    let longest = usize::try_from(longest).unwrap_or(usize::MAX);
+    size.saturating_mul(2).max(LEAST_ROOM).min(longest).max(size)
+}
+
+fn take(share: &mut Share, bytes: usize) -> Result<(), Refusal> {
+    share.grow(bytes as u64).map_err(|full| match full {
+        Full::All => Refusal::BodiesFull,
+        Full::Source => Refusal::ClientBodiesFull(share.source().to_string()),
+    })
 }

@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::activity::{Activity, Over, Watched};
 use crate::alarm::poll_alarm;
+use crate::clients::Counted;
 use crate::context::Client;
 use crate::edge::{Edge, Peer};
 use crate::linger::Linger;
@@ -37,18 +38,32 @@ use crate::upload::Upload;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take.
 const PING: Duration = Duration::from_secs(20);
+/// What is kept of one answer's stream for a client that takes nothing.
+const SEND_BUFFER: usize = 64 << 10;
 /// Streams that a client has reset before they were looked at: beyond, it does nothing else.
 const PENDING_RESETS: usize = 64;
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) {
+pub(crate) async fn serve(stream: Stream, address: SocketAddr, counted: &Counted, edge: Arc<Edge>) {
     let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address.ip()) };
     let digest = stream.get_socket_digest();
     let local = digest.and_then(|digest| Some(digest.local_addr()?.as_inet()?.ip()));
     let peer = Peer { client, local, encrypted: false };
-    let outcome = match edge.tls() {
-        None => plain(stream, peer, edge).await,
-        Some(tls) => secure(stream, tls, Peer { encrypted: true, ..peer }, edge).await,
+    let greeted = async {
+        match edge.tls() {
+            None => plain(stream, peer, &edge).await,
+            Some(tls) => secure(stream, tls, Peer { encrypted: true, ..peer }, &edge).await,
+        }
+    };
+    let greeted = tokio::select! {
+        // It may have sent something meanwhile.
+        biased;
+        greeted = greeted => greeted,
+        () = counted.asked_to_close() => Err("closed for another's sake".into()),
+    };
+    let outcome = match greeted {
+        Ok((io, http2, peer)) => serve_http(io, http2, peer, counted, edge).await,
+        Err(error) => Err(error),
     };
     if let Err(error) = outcome {
         tracing::debug!(%address, "connection: {error}");
@@ -57,22 +72,25 @@ pub(crate) async fn serve(stream: Stream, address: SocketAddr, edge: Arc<Edge>) 
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-async fn plain(mut stream: Stream, peer: Peer, edge: Arc<Edge>) -> Result<(), Error> {
+/// A connection whose version of HTTP is known: whether that is HTTP/2.
+type Greeted = (ClientIo, bool, Peer);
+
+async fn plain(mut stream: Stream, peer: Peer, edge: &Edge) -> Result<Greeted, Error> {
     let limit = edge.limits().header_timeout;
     let Ok(sniffed) = timeout(limit, sniff(&mut stream)).await else {
         return Err("nothing came".into());
     };
     let Sniffed { read, http2 } = sniffed?;
     let io = ClientIo::new(Io::Plain(stream), read);
-    serve_http(io, http2, peer, edge).await
+    Ok((io, http2, peer))
 }
 
 async fn secure(
     stream: Stream,
     tls: Arc<ServerConfig>,
     peer: Peer,
-    edge: Arc<Edge>,
-) -> Result<(), Error> {
+    edge: &Edge,
+) -> Result<Greeted, Error> {
     let limit = edge.limits().header_timeout;
     let stream = timeout(limit, TlsAcceptor::from(tls).accept(stream))
         .await
@@ -80,7 +98,7 @@ async fn secure(
         .map_err(|error| format!("TLS: {error}"))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = ClientIo::new(Io::Tls(Box::new(stream)), Bytes::new());
-    serve_http(io, http2, peer, edge).await
+    Ok((io, http2, peer))
 }
 
 /// The first bytes, as far as they were needed to know the version.
@@ -110,10 +128,12 @@ async fn serve_http(
     mut io: ClientIo,
     http2: bool,
     mut peer: Peer,
+    counted: &Counted,
     edge: Arc<Edge>,
 ) -> Result<(), Error> {
     let limits = edge.limits();
     let activity = Activity::new(Instant::now(), !http2);
+    counted.speaks(&activity);
     io.activity = Some(Arc::clone(&activity));
     let streams = Streams::default();
     if http2 {
@@ -146,6 +166,7 @@ async fn serve_http(
             .max_concurrent_streams(limits.streams_per_connection)
             .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
@@ -165,7 +186,7 @@ async fn serve_http(
                 }
             },
         };
-        drive(poll, &activity, &edge).await
+        drive(poll, &activity, counted, &edge).await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -187,8 +208,9 @@ async fn serve_http(
             }
             Drive::Poll => connection.as_mut().poll(cx),
         };
-        drive(poll, &activity, &edge).await?;
-        // What it was upgraded to.
+        drive(poll, &activity, counted, &edge).await?;
+        // What it was upgraded to, which is as good as a request.
+        let _flight = activity.begin(Instant::now());
         sessions.run().await;
         Ok(())
     }
@@ -208,6 +230,7 @@ const LINGER: Duration = Duration::from_secs(1);
 async fn drive(
     mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<hyper::Result<()>>,
     activity: &Activity,
+    counted: &Counted,
     edge: &Edge,
 ) -> Result<(), Error> {
     let limits = edge.limits();
@@ -220,6 +243,7 @@ async fn drive(
         }
     });
     let mut alarm = std::pin::pin!(sleep_until(activity.due(&limits).0));
+    let mut asked = std::pin::pin!(counted.asked_to_close());
     let (mut drains, mut ending) = (false, false);
     std::future::poll_fn(|cx| {
         if !drains && draining.as_mut().poll(cx).is_ready() {
@@ -228,6 +252,19 @@ async fn drive(
         }
         if let Poll::Ready(served) = connection(cx, Drive::Poll) {
             return Poll::Ready(served.map_err(Error::from));
+        }
+        if asked.as_mut().poll(cx).is_ready() {
+            // One that is in use again by now is left alone, and may be asked anew.
+            asked.set(counted.asked_to_close());
+            if activity.unused().is_some() {
+                ending = true;
+                alarm.as_mut().reset(Instant::now());
+                let _ = connection(cx, Drive::End);
+                if let Poll::Ready(served) = connection(cx, Drive::Poll) {
+                    return Poll::Ready(served.map_err(Error::from));
+                }
+            }
+            cx.waker().wake_by_ref();
         }
         // Moved when it must ring earlier, or has rung: not with each request.
         if !ending && activity.due(&limits).0 < alarm.deadline() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use forebay_config::{Config, Gateway, Limits, Network};
+use forebay_system::files;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
@@ -17,6 +18,7 @@ use crate::answer_body::Body;
 use crate::answered_by::AnsweredBy;
 use crate::api::{Api, ErrorShape};
 use crate::body;
+use crate::bounds::Bounds;
 use crate::clients::Clients;
 use crate::context::{Client, RequestContext};
 use crate::cors::{self, Cors};
@@ -91,7 +93,9 @@ impl Edge {
     ) -> Arc<Self> {
         let settings = ArcSwap::from_pointee(Settings::new(gateway));
         let tls = ArcSwapOption::new(tls);
-        Arc::new(Self { clients: Clients::new(), tls, proxy, drain, settings })
+        let bounds = **proxy.bounds.load();
+        let clients = Clients::new(bounds.connections, bounds.scarce(files::limit()));
+        Arc::new(Self { clients, tls, proxy, drain, settings })
     }
 
     /// Takes a configuration over. `tls` is given where that is to change.
@@ -104,6 +108,9 @@ impl Edge {
         if let Some(tls) = tls {
             self.tls.store(tls);
         }
+        let memory = forebay_system::memory::available();
+        let bounds = Bounds::of(&config.gateway.limits, &memory, files::limit());
+        self.proxy.bounds.store(Arc::new(bounds));
         self.proxy.limits.store(Arc::new(config.gateway.limits.clone()));
         self.settings.store(Arc::new(Settings::new(&config.gateway)));
         self.proxy.routes.store(Arc::new(Routes::new(config, pools.to_vec())));

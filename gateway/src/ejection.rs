@@ -17,7 +17,7 @@ pub(crate) enum Ejection {
 impl Cause {
     pub(crate) fn ejection(self) -> Ejection {
         match self {
-            Self::QueueFull => Ejection::No,
+            Self::QueueFull | Self::Shortage => Ejection::No,
             // A prompt that takes too long, or that the replica ends, may do so everywhere.
             Self::Server | Self::EventTooLong | Self::Stalled | Self::Aborted => Ejection::Counted,
             // One model or API of several, perhaps; a key may be changed at any time.
@@ -34,7 +34,8 @@ impl Cause {
     /// Whether the replica may have worked on the request: only that is a try, and costs of the
     /// retry budget.
     pub(crate) fn is_try(self) -> bool {
-        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull) && !self.is_misfit()
+        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull | Self::Shortage)
+            && !self.is_misfit()
     }
 
     /// Whether the replica is not set up for what its pool serves: another one may be, and this one

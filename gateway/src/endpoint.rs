@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_signals::{EndpointSignals, Health};
+use forebay_system::Resource;
 use tokio::time::Instant;
 
 use crate::ejection::Ejection;
@@ -130,6 +131,8 @@ pub(crate) enum Probed {
     Failed(String),
     /// Nothing in time.
     Silent(String),
+    /// The gateway itself was short of what a connection needs.
+    NotAsked(Resource),
 }
 
 impl Endpoint {
@@ -203,6 +206,13 @@ impl Endpoint {
 
     /// The probe's word; true if how it stands changed. `last`: no other is ready.
     pub(crate) fn probed(&mut self, probe: Probe, word: Probed, last: bool, now: Instant) -> bool {
+        if let Probed::NotAsked(resource) = word {
+            // That says nothing about it.
+            if self.standing == Standing::Down {
+                self.reason = format!("not probed: the gateway is short of {resource}");
+            }
+            return false;
+        }
         let before = self.health();
         match (probe, &word) {
             (Probe::Health, Probed::Silent(_)) => self.silent += 1,
@@ -214,6 +224,7 @@ impl Endpoint {
             _ => None,
         };
         match (probe, word, self.standing) {
+            (_, Probed::NotAsked(_), _) => {}
             // Its `/health` proves nothing for one that was taken out.
             (Probe::Health, Probed::Answered, Standing::Out { .. }) => {}
             (_, Probed::Answered, _) => {

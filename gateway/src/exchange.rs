@@ -18,7 +18,7 @@ use crate::pool::{End, Pool, Slot, Ticket};
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::stream::{AnswerStream, Step};
-use crate::upstream::{Answer, Connection};
+use crate::upstream::{Answer, Connection, NoAnswer};
 
 /// All that is needed to have one request answered.
 pub(crate) struct Exchange {
@@ -96,7 +96,7 @@ impl Exchange {
                     let (pool, endpoint) = (&self.pool.name, slot.address);
                     tracing::debug!(%pool, %endpoint, cause = failure.cause.name(), %failure, "try failed");
                     let again = self.pool.try_again(&mut self.ticket, &slot, &failure);
-                    slot.ended(End::Failed(failure));
+                    slot.ended(End::of(failure));
                     again?;
                 }
             }
@@ -133,10 +133,15 @@ impl Exchange {
         let settings = &settings.upstream;
         let mut stale = None;
         loop {
-            let connection = Connection::get(address, stale.is_some(), settings.connect_timeout)
-                .await
-                // Nothing listens any more: it died, and perhaps of this request.
-                .map_err(|no_answer| stale.take().unwrap_or(no_answer.failure))?;
+            let (fresh, patience) = (stale.is_some(), settings.connect_timeout);
+            let deadline = self.ticket.request.deadline;
+            let connection = Connection::get(address, fresh, patience, deadline).await.map_err(
+                |NoAnswer { failure, .. }| match failure.cause {
+                    Cause::Shortage => failure,
+                    // Nothing listens any more: it died, and perhaps of this request.
+                    _ => stale.take().unwrap_or(failure),
+                },
+            )?;
             let sending = connection.send(self.outgoing.to(address));
             // A stream's head comes at once. A plain answer's comes only when all of it is there,
             // however long that takes: the request's own time is its limit.

@@ -40,10 +40,12 @@ pub(crate) enum Cause {
     KeyRefused,
     /// It does not know the model or the API that its pool serves.
     NotServed,
+    /// It was not asked: the gateway itself is short of what a connection needs.
+    Shortage,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Connect,
         Self::Connection,
         Self::Stalled,
@@ -57,6 +59,7 @@ impl Cause {
         Self::EventTooLong,
         Self::KeyRefused,
         Self::NotServed,
+        Self::Shortage,
     ];
 
     /// The word for it in figures and logs.
@@ -75,6 +78,7 @@ impl Cause {
             Self::EventTooLong => "event_too_long",
             Self::KeyRefused => "key_refused",
             Self::NotServed => "not_served",
+            Self::Shortage => "gateway_shortage",
         }
     }
 }
@@ -97,7 +101,7 @@ impl Failure {
             | Cause::EventTooLong
             | Cause::KeyRefused
             | Cause::NotServed => 502,
-            Cause::QueueFull | Cause::ShuttingDown => 503,
+            Cause::QueueFull | Cause::ShuttingDown | Cause::Shortage => 503,
             Cause::Stalled => 504,
             Cause::EngineDead | Cause::Aborted | Cause::Server => 500,
         };

@@ -43,9 +43,9 @@ pub(crate) async fn replicas(
                     apply(pool, &view, known, &directory);
                 }
             }
-            Event::Goodbye | Event::Lost { .. } if !connected => {}
+            Event::Goodbye | Event::Lost { .. } | Event::Short { .. } if !connected => {}
             Event::Goodbye => connected = false,
-            Event::Lost { error } => {
+            Event::Lost { error } | Event::Short { error } => {
                 connected = false;
                 tracing::warn!("the scaler at {url} is not there: {error}; serving goes on");
             }

@@ -2,30 +2,34 @@
 //!
 //! Every thread owns an `SO_REUSEPORT` socket of the same address, so that no connection is handed
 //! between cores. The first is bound without it, once: a taken port is an error and not a silent
-//! share. pingora accepts; `connection` serves.
+//! share. pingora's listener accepts. Where there is no place for what was accepted, nothing else is
+//! until there is one: the rest wait in the kernel's backlog. `connection` serves.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use forebay_bounds::Heartbeats;
-use parking_lot::Mutex;
-use pingora_core::apps::ServerApp;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
-use pingora_core::protocols::Stream;
-use pingora_core::server::{Fds, ShutdownWatch};
-use pingora_core::services::Service as _;
-use pingora_core::services::listening::Service;
+use forebay_system::Resource;
+use pingora_core::protocols::GetSocketDigest;
+use pingora_core::protocols::l4::listener::Listener;
+use pingora_core::protocols::l4::stream::Stream;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::connection;
 use crate::edge::Edge;
+use crate::share::Place;
+use crate::socket::watch_hangups;
+use crate::upstream;
+
+/// The pause after a failed `accept`, which would fail again at once.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The threads that serve clients.
 pub(crate) struct Listeners {
@@ -55,11 +59,12 @@ impl Listeners {
             .into_iter()
             .enumerate()
             .map(|(i, socket)| {
+                let runtime = Builder::new_current_thread().enable_all().build()?;
                 let (edge, accepting, stopped) =
                     (Arc::clone(&edge), accepting.clone(), stopped.clone());
                 let name = format!("gateway-{i}");
                 let beat = heartbeats.beat(&name);
-                let serve = move || serve(socket, address, edge, beat, accepting, stopped);
+                let serve = move || serve(&runtime, socket, edge, beat, accepting, stopped);
                 std::thread::Builder::new().name(name).spawn(serve)
             })
             .collect::<io::Result<_>>()?;
@@ -101,57 +106,80 @@ fn bind(address: SocketAddr, patience: Option<Duration>) -> io::Result<TcpListen
 }
 
 fn serve(
+    runtime: &Runtime,
     socket: TcpListener,
-    address: SocketAddr,
     edge: Arc<Edge>,
     beat: impl Future<Output = ()> + Send + 'static,
     accepting: watch::Receiver<bool>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!("no runtime for a gateway thread: {error}");
-            return;
-        }
-    };
     runtime.block_on(async move {
+        let listener = match tokio::net::TcpListener::from_std(socket) {
+            Ok(listener) => Listener::from(listener),
+            Err(error) => {
+                tracing::error!("a gateway thread can't watch its socket: {error}");
+                return;
+            }
+        };
         let _beating = AbortOnDropHandle::new(tokio::spawn(beat));
-        let mut fds = Fds::new();
-        fds.add(address.to_string(), socket.into_raw_fd());
-        let mut service = Service::new("gateway".to_owned(), App { edge });
-        // hyper buffers by itself; twice costs memory for each held request.
-        let listener =
-            ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered());
-        service.endpoints().add_listener(listener);
-        // Returns when accepting stops; connections are tasks of this runtime.
-        service.start_service(Some(Arc::new(Mutex::new(fds))), accepting, 1).await;
-        let _ = stopped.wait_for(|stopped| *stopped).await;
+        let serving = async {
+            // Connections are tasks of this runtime, and go on when accepting stops.
+            accept(listener, edge, accepting).await;
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        tokio::select! {
+            biased;
+            never = watch_hangups() => match never {},
+            never = upstream::close_idle() => match never {},
+            () = serving => {}
+        }
     });
 }
 
-struct App {
-    edge: Arc<Edge>,
+/// Accepts until `stop`.
+async fn accept(listener: Listener, edge: Arc<Edge>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let accepted = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(stream) => {
+                let place = tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => return,
+                    place = edge.clients.place() => place,
+                };
+                tokio::spawn(serve_one(stream, place, Arc::clone(&edge)));
+            }
+            Err(error) => match Resource::of(&error) {
+                Some(resource) => {
+                    forebay_system::report(resource, &format_args!("cannot accept: {error}"));
+                    sleep(PAUSE).await;
+                }
+                // The client's end: it left before it was accepted, or its network did.
+                None => tracing::debug!("not accepted: {error}"),
+            },
+        }
+    }
 }
 
-#[async_trait]
-impl ServerApp for App {
-    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
-        let edge = &self.edge;
-        let address = stream.get_socket_digest()?.peer_addr()?.as_inet().copied()?;
-        let limits = edge.limits();
-        let admitted =
-            edge.clients.admit(address.ip(), limits.connections, limits.connections_per_client);
-        let _counted = match admitted {
-            Ok(counted) => counted,
-            Err(full) => {
-                tracing::debug!(%address, "connection closed: {full} is reached");
-                return None;
-            }
-        };
-        // A drain waits for connections, not only requests: the last bytes are still to be written.
-        let _waited_for = edge.drain().count();
-        connection::serve(stream, address, Arc::clone(edge)).await;
-        None
+async fn serve_one(mut stream: Stream, place: Place, edge: Arc<Edge>) {
+    let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+    let Some(address) = peer else { return };
+    if let Err(error) = stream.set_nodelay() {
+        tracing::debug!(%address, "connection: {error}");
+        return;
     }
+    let limits = edge.limits();
+    let (most, most_per_client) = (limits.connections, limits.connections_per_client);
+    let counted = match edge.clients.admit(address.ip(), place, most, most_per_client) {
+        Ok(counted) => counted,
+        Err(full) => {
+            tracing::debug!(%address, "connection closed: {full} is reached");
+            return;
+        }
+    };
+    // A drain waits for connections, not only requests: the last bytes are still to be written.
+    let _waited_for = edge.drain().count();
+    connection::serve(Box::new(stream), address, &counted, Arc::clone(&edge)).await;
 }

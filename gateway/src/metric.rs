@@ -17,7 +17,7 @@ mod endpoint;
 mod session;
 pub(crate) mod tenant;
 
-pub(crate) use edge::{connections, refused_connections, reload};
+pub(crate) use edge::{connections, connections_that_made_room, refused_connections, reload};
 pub(crate) use endpoint::endpoints_text;
 pub(crate) use session::Sessions;
 
@@ -65,6 +65,7 @@ const WHOLE: &[f64] = &[0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 
 
 /// Help texts.
 pub fn describe() {
+    forebay_system::describe();
     edge::describe();
     endpoint::describe();
     session::describe();
@@ -108,7 +109,7 @@ pub(crate) struct Metrics {
     requests: [Counter; 5],
     fallbacks: Counter,
     retries: Counter,
-    failures: [Counter; 13],
+    failures: [Counter; 14],
     aborts: [Counter; 3],
     finishes: [Counter; 6],
     prompt_tokens: Counter,

@@ -4,11 +4,13 @@
 //! for this. Once a second while it serves, where its behaviour tells more. One that its behaviour
 //! took out is asked for a real token: `/health` is 200 also while vLLM drains, hangs or sleeps.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay_system::Resource;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
@@ -46,7 +48,7 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
             }
         };
         let answers = word == Probed::Answered;
-        if !answers && probe == Probe::Health {
+        if !answers && probe == Probe::Health && !matches!(word, Probed::NotAsked(_)) {
             told = None;
         }
         if pool.probed(address, probe, word) {
@@ -133,6 +135,8 @@ enum Failure {
     Unreachable(String),
     Silent(String),
     Broken(String),
+    /// It was not asked.
+    Shortage(Resource),
 }
 
 fn judge(
@@ -150,6 +154,7 @@ fn judge(
         Err(Failure::Unreachable(reason)) => Probed::Unreachable(reason),
         Err(Failure::Silent(reason)) => Probed::Silent(reason),
         Err(Failure::Broken(reason)) => Probed::Failed(reason),
+        Err(Failure::Shortage(resource)) => Probed::NotAsked(resource),
     }
 }
 
@@ -189,7 +194,8 @@ impl Replica {
             request.headers_mut().insert(header::AUTHORIZATION, key.clone());
         }
         let stream = match timeout(patience, TcpStream::connect(self.address)).await {
-            Ok(stream) => stream.map_err(|error| Failure::Unreachable(error.to_string()))?,
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(self.unconnected(&error)),
             Err(_) => {
                 return Err(Failure::Unreachable(format!("no connection within {patience:?}")));
             }
@@ -197,6 +203,15 @@ impl Replica {
         let answer = timeout(patience, exchange(stream, self.address, request)).await;
         let silent = |_| Failure::Silent(format!("no answer to {path} within {patience:?}"));
         answer.map_err(silent)?.map_err(Failure::Broken)
+    }
+
+    fn unconnected(&self, error: &io::Error) -> Failure {
+        let Some(resource) = Resource::of(error) else {
+            return Failure::Unreachable(error.to_string());
+        };
+        let during = format_args!("cannot probe {}: {error}", self.address);
+        forebay_system::report(resource, &during);
+        Failure::Shortage(resource)
     }
 }
 

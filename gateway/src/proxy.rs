@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use forebay_config::SplitBy;
+use forebay_config::{ANONYMOUS, SplitBy};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, header};
 
 use crate::answer_body::Body;
 use crate::api::{Api, ErrorShape};
 use crate::asked::Asked;
-use crate::bodies::Bodies;
+use crate::bodies::{self, Bodies, Source};
 use crate::body;
+use crate::bounds::Bounds;
 use crate::context::{Client, RequestContext};
 use crate::drain::Drain;
 use crate::held::{Exchanging, Held};
@@ -40,6 +41,7 @@ pub(crate) struct Proxy {
     pub(crate) routes: ArcSwap<Routes>,
     pub(crate) tenants: Arc<Tenants>,
     pub(crate) limits: ArcSwap<forebay_config::Limits>,
+    pub(crate) bounds: ArcSwap<Bounds>,
     pub(crate) bodies: Bodies,
     pub(crate) drain: Drain,
 }
@@ -108,8 +110,9 @@ impl Proxy {
             body::discard(incoming, limit, UNWANTED).await;
             return Err(refusal);
         }
-        let share = self.bodies.share(limits.bodies_size.bytes());
-        let body = body::read(incoming, limit, limits.body_timeout, share).await?;
+        let share = self.bodies.share(source(&tenant, record), **self.bounds.load());
+        let head = bodies::without_body(&parts);
+        let body = body::read(incoming, limit, limits.body_timeout, share, head).await?;
         let scan = read(api, &parts, &body)?;
         record.context.asks_for(scan.model.as_ref().map(|model| model.name.clone()))?;
         record.context.stream = scan.stream && api.streams();
@@ -151,6 +154,14 @@ impl Proxy {
         }
         record.routed(&way.first.pool);
         Ok(way)
+    }
+}
+
+/// Whose share of the memory a request takes.
+fn source(tenant: &Tenant, record: &Record) -> Source {
+    match record.context.client.address {
+        Some(address) if *tenant.name == *ANONYMOUS => Source::address(address),
+        _ => Source::Tenant(Arc::clone(&tenant.name)),
     }
 }
 

@@ -22,12 +22,13 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answer_body::Body;
 use crate::answered_by::AnsweredBy;
 use crate::api::ErrorShape;
 use crate::context::{Client, RequestContext};
+use crate::dial::{Dialed, dial};
 use crate::failure::{Cause, Failure};
 use crate::ours::Ours;
 use crate::outcome::{Outcome, SHUTTING_DOWN};
@@ -41,7 +42,7 @@ use crate::refusal::Refusal;
 use crate::respond::refuse;
 use crate::route::To;
 use crate::scan::ScanError;
-use crate::upstream::connect;
+use crate::share::Place;
 
 mod frames;
 mod relay;
@@ -124,7 +125,7 @@ impl Proxy {
             () = client_left(client) => Err(Refusal::ClientLeft),
             () = ending.cancelled() => Err(Refusal::ShuttingDown),
         };
-        let (shaken, mut slot) = match begun {
+        let (shaken, place, mut slot) = match begun {
             Ok(begun) => begun,
             Err(refusal) => return refuse(&refusal, record, ErrorShape::OpenAi),
         };
@@ -147,6 +148,7 @@ impl Proxy {
         slot.session_began();
         let drain = self.drain.clone();
         sessions.0.lock().push(Box::pin(async move {
+            let _place = place;
             let Ok(client) = wish.upgrade.await else { return };
             let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
             let (traffic, mut tally) = (record.carries(), Tally::default());
@@ -170,7 +172,7 @@ impl Proxy {
         &self,
         mut parts: Parts,
         record: &mut Record,
-    ) -> Result<(Shaken, Slot), Refusal> {
+    ) -> Result<(Shaken, Place, Slot), Refusal> {
         if self.drain.has_begun() {
             return Err(Refusal::ShuttingDown);
         }
@@ -216,17 +218,17 @@ impl Proxy {
             let asked = async {
                 tokio::select! {
                     biased;
-                    shaken = ask(&pool, slot.address, request, &ours) => shaken,
+                    shaken = ask(&pool, slot.address, request, &ours, deadline) => shaken,
                     failure = slot.evicted() => Err(failure),
                 }
             };
             let asked = timeout_at(deadline, asked).await;
             let too_long = || Refusal::TooLong(settings.upstream.request_timeout);
             match asked.map_err(|_| too_long())? {
-                Ok(shaken) => return Ok((shaken, slot)),
+                Ok((shaken, place)) => return Ok((shaken, place, slot)),
                 Err(failure) => {
                     let again = pool.try_again(&mut ticket, &slot, &failure);
-                    slot.ended(End::Failed(failure));
+                    slot.ended(End::of(failure));
                     again?;
                 }
             }
@@ -272,12 +274,13 @@ async fn ask(
     address: SocketAddr,
     request: Request<Full<Bytes>>,
     ours: &Ours,
-) -> Result<Shaken, Failure> {
+    deadline: Instant,
+) -> Result<(Shaken, Place), Failure> {
     let settings = pool.settings();
     let settings = &settings.upstream;
     let failed =
         |cause: Cause| move |error: &dyn std::fmt::Display| Failure::new(cause, error.to_string());
-    let stream = connect(address, settings.connect_timeout).await?;
+    let Dialed { stream, place } = dial(address, settings.connect_timeout, deadline).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| failed(Cause::Connect)(&error))?;
@@ -304,16 +307,17 @@ async fn ask(
             never = connection => match never {},
         };
         let upgraded = upgraded.map_err(|error| failed(Cause::Connection)(&error))?;
-        return Ok(Shaken::Agreed(agreed, upgraded));
+        return Ok((Shaken::Agreed(agreed, upgraded), place));
     }
     if response.status().is_server_error() {
         let text = format!("the handshake was answered {}", response.status());
         return Err(Failure::of(response.status().as_u16(), text));
     }
-    tokio::select! {
+    let refused = tokio::select! {
         refused = refused(response, ours) => refused,
         never = connection => match never {},
-    }
+    };
+    refused.map(|refused| (refused, place))
 }
 
 async fn refused(response: Response<Incoming>, ours: &Ours) -> Result<Shaken, Failure> {

@@ -57,8 +57,18 @@ pub(crate) enum Refusal {
     BodyTooLarge(u64),
     #[error("The request body did not arrive within {0:?}.")]
     BodyTooSlow(Duration),
-    #[error("The gateway has as many bytes of requests in memory as it may. Try again in 1 s.")]
+    #[error(
+        "The gateway has as many bytes of requests in memory as gateway.limits.bodiesSize allows. \
+         Try again in 1 s."
+    )]
     BodiesFull,
+    #[error(
+        "The requests of {0} take as much of the gateway's memory (gateway.limits.bodiesSize) as one \
+         may while others need some, too. Try again in 1 s."
+    )]
+    ClientBodiesFull(String),
+    #[error("{0}")]
+    Shortage(String),
     #[error("The name in the field `model` is longer than {0} bytes.")]
     LongModel(usize),
     #[error("The model `{model}` does not exist. Known models: {known}.")]
@@ -138,12 +148,15 @@ impl Refusal {
                 (StatusCode::FORBIDDEN, "PermissionDeniedError", Some("model"))
             }
             Self::Limited { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError", None),
-            Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None),
+            Self::QueueFull { .. } | Self::ClientBodiesFull(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None)
+            }
             Self::HoldExpired { .. }
             | Self::InVain { .. }
             | Self::ShuttingDown
             | Self::PoolRemoved
             | Self::BodiesFull
+            | Self::Shortage(_)
             | Self::Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", None)
             }
@@ -183,6 +196,8 @@ impl Refusal {
             Self::BodyTooLarge(_) => "body_too_large",
             Self::BodyTooSlow(_) => "body_too_slow",
             Self::BodiesFull => "bodies_full",
+            Self::ClientBodiesFull(_) => "client_bodies_full",
+            Self::Shortage(_) => "shortage",
             Self::UnknownModel { .. } => "unknown_model",
             Self::NoModel { .. } => "no_model",
             Self::NoKey => "no_key",
@@ -247,7 +262,7 @@ impl Refusal {
             Self::Exhausted { .. } if status == StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
             }
-            Self::PoolRemoved => {
+            Self::PoolRemoved | Self::Shortage(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
             }
             Self::ShuttingDown => {
@@ -261,7 +276,7 @@ impl Refusal {
             Self::WrongMethod { allowed, .. } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::BodiesFull => {
+            Self::BodiesFull | Self::ClientBodiesFull(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -306,6 +321,8 @@ mod tests {
             (Refusal::BodyTooLarge(1), 413),
             (Refusal::BodyTooSlow(second), 408),
             (Refusal::BodiesFull, 503),
+            (Refusal::ClientBodiesFull("tenant `a`".into()), 429),
+            (Refusal::Shortage("no more files".into()), 503),
             (Refusal::LongModel(256), 400),
             (Refusal::UnknownModel { model: "x".into(), known: "`a`".into() }, 404),
             (Refusal::NoModel { known: "`a`".into() }, 400),

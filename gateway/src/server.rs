@@ -11,10 +11,12 @@ use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
+use forebay_system::{files, memory};
 use tokio::time::{Instant, timeout};
 
 use crate::arrivals::{Recorder, Recording};
 use crate::bodies::Bodies;
+use crate::bounds::{Bounds, Note};
 use crate::drain::Drain;
 use crate::edge::Edge;
 use crate::follow;
@@ -42,6 +44,8 @@ pub struct Gateway {
     /// Probes end with it.
     live: Live,
     recording: Option<Recording>,
+    /// Of the bounds at the start.
+    notes: Vec<Note>,
 }
 
 /// Lets others stop a gateway from taking work, before it is shut down.
@@ -87,6 +91,10 @@ impl Gateway {
                 config.gateway.listen
             );
         }
+        let (limits, files) = (&config.gateway.limits, files::limit());
+        let memory = memory::available();
+        let bounds = Bounds::of(limits, &memory, files);
+        let notes = bounds.notes(limits, &memory, files);
         let drain = Drain::default();
         let live = Live::begin(prepared, &drain, cluster);
         let pools = live.pools.all();
@@ -94,7 +102,8 @@ impl Gateway {
             bodies: Bodies::default(),
             routes: ArcSwap::from_pointee(Routes::new(config, pools.to_vec())),
             tenants: Arc::clone(&live.tenants),
-            limits: ArcSwap::from_pointee(config.gateway.limits.clone()),
+            limits: ArcSwap::from_pointee(limits.clone()),
+            bounds: ArcSwap::from_pointee(bounds),
             drain: drain.clone(),
         };
         let edge = Edge::new(&config.gateway, tls, proxy, drain.clone());
@@ -118,7 +127,7 @@ impl Gateway {
             let (tenants, directory) = (Arc::clone(&live.tenants), Arc::clone(&live.directory));
             drain.spawn(follow::replicas(url, token, live.pools.clone(), tenants, directory));
         }
-        Ok(Self { listeners, drain, publisher, edge, heartbeats, live, recording })
+        Ok(Self { listeners, drain, publisher, edge, heartbeats, live, recording, notes })
     }
 
     /// Takes a new configuration over without dropping a request, or leaves all as it is.
@@ -135,6 +144,11 @@ impl Gateway {
             record_arrivals(&recording.recorder(), &self.live.pools.all());
         }
         Ok(kept)
+    }
+
+    /// Logs which bounds come from the machine.
+    pub fn log_bounds(&self) {
+        self.notes.iter().for_each(Note::log);
     }
 
     /// Where clients connect.

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -18,33 +19,28 @@ use http_body::Body as _;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 
+use crate::dial::{Dialed, dial};
 use crate::failure::{Cause, Failure};
 use crate::pieces::Pieces;
+use crate::share::{Place, UPSTREAMS};
 
+/// How often those are looked for that have been idle for too long.
+const LOOK: Duration = Duration::from_secs(2);
 /// vLLM's uvicorn closes an idle connection after exactly 5 s.
 const IDLE: Duration = Duration::from_millis(4500);
 const IDLE_PER_ENDPOINT: usize = 128;
 /// A keep-alive gone stale shows at once. What breaks later broke while the replica worked.
 const STALE_WITHIN: Duration = Duration::from_millis(50);
 
-/// The probes of the other end's kernel, which answers for a process that is busy or stopped. A
-/// node that lost its power answers nothing, and one that was restarted resets the connection.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(10))
-    .with_interval(Duration::from_secs(5))
-    .with_retries(3);
-/// How long what was sent may go without the other kernel's receipt.
-const UNANSWERED: Duration = Duration::from_secs(30);
-
 type Driver = http1::Connection<TokioIo<TcpStream>, Pieces>;
 
+type Idle = HashMap<SocketAddr, Vec<(Instant, Connection)>>;
+
 thread_local! {
-    static POOL: RefCell<HashMap<SocketAddr, Vec<(Instant, Connection)>>> =
-        RefCell::new(HashMap::new());
+    static POOL: RefCell<Idle> = RefCell::new(HashMap::new());
 }
 
 /// One connection with its driver. Dropping it closes the socket at once, which aborts at vLLM.
@@ -54,6 +50,7 @@ pub(crate) struct Connection {
     driver: Option<Pin<Box<Driver>>>,
     /// It has answered a request before: its failure may be a keep-alive gone stale.
     reused: bool,
+    _place: Place,
 }
 
 /// A try that brought no response head.
@@ -65,21 +62,24 @@ pub(crate) struct NoAnswer {
 }
 
 impl Connection {
-    /// An idle connection, or a new one.
+    /// An idle connection, or a new one. What the gateway is short of is waited for until `deadline`.
     pub(crate) async fn get(
         address: SocketAddr,
         fresh: bool,
         connect_timeout: Duration,
+        deadline: Instant,
     ) -> Result<Self, NoAnswer> {
         if !fresh && let Some(connection) = take_idle(address) {
             return Ok(connection);
         }
         let no_answer = |failure| NoAnswer { failure, stale: false };
-        let stream = connect(address, connect_timeout).await.map_err(no_answer)?;
+        let Dialed { stream, place } =
+            dial(address, connect_timeout, deadline).await.map_err(no_answer)?;
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| no_answer(Failure::new(Cause::Connect, error.to_string())))?;
-        Ok(Self { address, sender, driver: Some(Box::pin(driver)), reused: false })
+        let driver = Some(Box::pin(driver));
+        Ok(Self { address, sender, driver, reused: false, _place: place })
     }
 
     /// Sends a request and waits for the response's head.
@@ -107,19 +107,13 @@ impl Connection {
     /// Back to the idle ones, if it is ready for another request.
     fn keep(mut self) {
         poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop()));
-        if self.driver.is_none() || !self.sender.is_ready() {
+        if self.driver.is_none() || !self.sender.is_ready() || UPSTREAMS.is_scarce() {
             return;
         }
         self.reused = true;
         POOL.with_borrow_mut(|pool| {
             let now = Instant::now();
-            // Of every address: replicas come and go on ever other ports.
-            pool.retain(|_, idle| {
-                // Oldest first, so what is too old is at the front.
-                let old = idle.iter().take_while(|(since, _)| now - *since > IDLE).count();
-                idle.drain(..old);
-                !idle.is_empty()
-            });
+            drop_old(pool, now);
             let idle = pool.entry(self.address).or_default();
             if idle.len() < IDLE_PER_ENDPOINT {
                 idle.push((now, self));
@@ -128,24 +122,25 @@ impl Connection {
     }
 }
 
-/// Connects to a replica, by a socket that notices when its other end is gone without a word.
-pub(crate) async fn connect(
-    address: SocketAddr,
-    connect_timeout: Duration,
-) -> Result<TcpStream, Failure> {
-    let failure = |reason: String| Failure::new(Cause::Connect, reason);
-    let stream = timeout(connect_timeout, TcpStream::connect(address))
-        .await
-        .map_err(|_| failure(format!("no connection within {connect_timeout:?}")))?
-        .map_err(|error| failure(format!("connect: {error}")))?;
-    let socket = SockRef::from(&stream);
-    let set = || {
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&KEEPALIVE)?;
-        socket.set_tcp_user_timeout(Some(UNANSWERED))
-    };
-    set().map_err(|error| failure(error.to_string()))?;
-    Ok(stream)
+/// Of every address: replicas come and go on ever other ports.
+fn drop_old(pool: &mut Idle, now: Instant) {
+    pool.retain(|_, idle| {
+        // Oldest first, so what is too old is at the front.
+        let old = idle.iter().take_while(|(since, _)| now - *since > IDLE).count();
+        idle.drain(..old);
+        !idle.is_empty()
+    });
+}
+
+/// Closes this thread's connections that have been idle for too long, and all that are idle when
+/// another request wants a place; for as long as it is polled.
+pub(crate) async fn close_idle() -> Infallible {
+    loop {
+        tokio::select! {
+            () = sleep(LOOK) => POOL.with_borrow_mut(|pool| drop_old(pool, Instant::now())),
+            () = UPSTREAMS.wanted() => POOL.with_borrow_mut(HashMap::clear),
+        }
+    }
 }
 
 /// Ends in `None` once the connection is over, whose reason the sender or the body tells.

@@ -42,15 +42,15 @@ async fn open(address: std::net::SocketAddr, bytes: &[u8]) -> TcpStream {
 async fn bodies_of_all_clients_together_are_bounded_until_they_are_dropped() {
     let upstream = Upstream::start(Answer::Never).await;
     let mut config = config(Some(upstream.address));
-    config.gateway.limits.body_size = ByteSize::kib(2);
-    config.gateway.limits.bodies_size = ByteSize::kib(2);
+    config.gateway.limits.body_size = ByteSize::kib(48);
+    config.gateway.limits.bodies_size = Some(ByteSize::kib(64));
     let gateway = start(&config);
-    let long = CHAT.replacen('{', &format!("{{{}", " ".repeat(1500)), 1);
+    let long = CHAT.replacen('{', &format!("{{{}", " ".repeat(40_000)), 1);
     let first = open(gateway.address(), post(&long).as_bytes()).await;
     eventually("the replica has the first", || async { upstream.requests().len() == 1 }).await;
 
     // Not a request at all, but that is seen only when there is room to read it.
-    let other = post(&"x".repeat(1500));
+    let other = post(&"x".repeat(40_000));
     let answer = exchange(gateway.address(), &other).await;
     assert_eq!(status(&answer), 503, "{answer}");
     assert_eq!(header(&answer, "retry-after"), Some("1"), "{answer}");
@@ -147,7 +147,7 @@ async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused()
     config.gateway.limits.body_size = ByteSize::kib(1);
     let small = start(&config);
     config.gateway.limits.body_size = ByteSize::mib(64);
-    config.gateway.limits.bodies_size = ByteSize::kib(1);
+    config.gateway.limits.bodies_size = Some(ByteSize::kib(1));
     let full = start(&config);
     let head = |path: &str, framing: &str| {
         format!("POST {path} HTTP/1.1\r\nhost: g\r\n{JSON}{framing}\r\n\r\n")

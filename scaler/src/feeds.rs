@@ -185,7 +185,9 @@ impl Feeds {
                 gateway.gone = true;
                 self.prune();
             }
-            Event::Lost { .. } if gateway.gone => {}
+            Event::Lost { .. } | Event::Short { .. } if gateway.gone => {}
+            // It may be well. For as long as that lasts nothing scales down, and its demand stays.
+            Event::Short { .. } => gateway.lost = Some(Instant::now()),
             Event::Lost { error } => {
                 let since = *gateway.lost.get_or_insert_with(Instant::now);
                 let settled = gateway.view.is_some() || since.elapsed() >= SETTLED;
@@ -275,6 +277,20 @@ mod tests {
             feeds.take(News::Feed(0, end));
             assert!(feeds.heard.is_empty() && ended.is_aborted());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_that_we_can_not_reach_for_want_of_our_own_does_not_grow_stale() {
+        let mut feeds = feeds(&["http://127.0.0.9:9900"]);
+        let (sender, pools) = ("a".to_owned(), BTreeMap::new());
+        let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
+        feeds.take(News::Feed(0, Event::Update { view, touched: Vec::new() }));
+        feeds.take(News::Feed(0, Event::Lost { error: "reset".to_owned() }));
+        let minute = std::time::Duration::from_secs(60);
+        tokio::time::advance(minute).await;
+        assert_eq!(feeds.words("p")[0].lost_ms, Some(60_000));
+        feeds.take(News::Feed(0, Event::Short { error: "too many open files".to_owned() }));
+        assert_eq!(feeds.words("p")[0].lost_ms, Some(0));
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
 
 /// Help texts.
 pub fn describe() {
+    forebay_system::describe();
     describe_gauge!(DESIRED, "Replicas asked for, by pool");
     describe_gauge!(REPLICAS, "Replicas, by pool and state");
     describe_counter!(DECISIONS, "Decisions that changed the count, by pool and rule");

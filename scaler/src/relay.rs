@@ -39,7 +39,7 @@ impl Relay {
                 self.lost = true;
                 Some(Words { pools: without_barriers(last), gateways: None })
             }
-            Event::Lost { error } => {
+            Event::Lost { error } | Event::Short { error } => {
                 if std::mem::replace(&mut self.lost, true) {
                     return None;
                 }

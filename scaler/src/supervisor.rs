@@ -53,6 +53,9 @@ pub struct Args {
     /// From SIGTERM to SIGKILL when asked to stop, in milliseconds.
     #[arg(long, default_value_t = 30_000)]
     stop_timeout_ms: u64,
+    /// COMMAND's soft limit on open files. Left out: as this process has it.
+    #[arg(long)]
+    open_files: Option<u64>,
     /// Program and arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -79,6 +82,9 @@ fn supervise(args: &Args) -> io::Result<u8> {
     let signals = blocked_signals()?;
     let mut tether = File::from(io::stdin().as_fd().try_clone_to_owned()?);
 
+    if let Some(soft) = args.open_files {
+        forebay_system::files::set_soft(soft)?;
+    }
     let (program, arguments) = args.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use forebay_system::Resource;
 use futures_util::{Stream, stream};
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Empty};
@@ -43,6 +44,25 @@ pub enum Event<P> {
         /// For the log.
         error: String,
     },
+    /// The connection is down and can't be made for want of something of this process's own, which
+    /// says nothing about the sender; it is tried again with back-off.
+    Short {
+        /// For the log.
+        error: String,
+    },
+}
+
+/// Why a feed can't be read just now.
+#[derive(Debug)]
+enum Fault {
+    Lost(String),
+    Short(String),
+}
+
+impl From<String> for Fault {
+    fn from(error: String) -> Self {
+        Self::Lost(error)
+    }
 }
 
 /// A feed being read. Dropping it closes the connection.
@@ -101,13 +121,16 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
                 self.state = None;
                 self.buffer.clear();
                 self.failures = self.failures.saturating_add(1);
-                self.queue.push_back(Event::Lost { error });
+                self.queue.push_back(match error {
+                    Fault::Lost(error) => Event::Lost { error },
+                    Fault::Short(error) => Event::Short { error },
+                });
             }
         }
     }
 
     /// One step: connects, or reads once and queues the events that are complete.
-    async fn advance(&mut self) -> Result<(), String> {
+    async fn advance(&mut self) -> Result<(), Fault> {
         let Some(connection) = &mut self.body else {
             if self.failures > 0 {
                 tokio::time::sleep(self.backoff()).await;
@@ -118,7 +141,7 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
         let frame = timeout(SILENCE, connection.body.frame())
             .await
             .map_err(|_| format!("silent for {} s", SILENCE.as_secs()))?
-            .ok_or("the stream ended")?
+            .ok_or_else(|| "the stream ended".to_owned())?
             .map_err(|error| error.to_string())?;
         if let Ok(data) = frame.into_data() {
             self.buffer.extend_from_slice(&data);
@@ -129,7 +152,7 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
             self.event(&event)?;
         }
         if self.buffer.len() > MAX_EVENT {
-            return Err(format!("an event is larger than {MAX_EVENT} bytes"));
+            return Err(format!("an event is larger than {MAX_EVENT} bytes").into());
         }
         Ok(())
     }
@@ -164,14 +187,20 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
     }
 }
 
-async fn connect(url: &str, token: Option<&Token>) -> Result<Connection, String> {
+async fn connect(url: &str, token: Option<&Token>) -> Result<Connection, Fault> {
     let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
     let authority = uri.authority().ok_or_else(|| format!("{url}: no host"))?.clone();
     let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80));
     let stream = timeout(CONNECT, TcpStream::connect(address))
         .await
         .map_err(|_| format!("no connection within {} s", CONNECT.as_secs()))?
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| match Resource::of(&error) {
+            Some(resource) => {
+                forebay_system::report(resource, &format_args!("cannot connect to {url}: {error}"));
+                Fault::Short(error.to_string())
+            }
+            None => Fault::Lost(error.to_string()),
+        })?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -193,11 +222,11 @@ async fn connect(url: &str, token: Option<&Token>) -> Result<Connection, String>
         Ok(Ok(response)) if response.status().is_success() => response,
         other => {
             driver.abort();
-            return Err(match other {
+            return Err(Fault::Lost(match other {
                 Ok(Ok(response)) => format!("answered {}", response.status()),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {} s", CONNECT.as_secs()),
-            });
+            }));
         }
     };
     Ok(Connection { body: response.into_body(), driver })

@@ -35,7 +35,7 @@ async fn update(feed: &mut Feed<PoolSignals>) -> (BTreeMap<String, u32>, Vec<Str
                 let depths = view.pools.iter().map(|(name, pool)| (name.clone(), pool.queue_depth));
                 return (depths.collect(), touched);
             }
-            Event::Lost { .. } => {}
+            Event::Lost { .. } | Event::Short { .. } => {}
             Event::Goodbye => panic!("nobody left"),
         }
     }

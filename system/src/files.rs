@@ -14,26 +14,17 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// The soft limit that this process was started with, once it was raised.
 static ORIGINAL: OnceLock<u64> = OnceLock::new();
 
-/// The soft limit before and after [`raise`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raised {
-    /// As it was.
-    pub from: u64,
-    /// As it is now: the hard limit.
-    pub to: u64,
-}
-
 /// Raises the soft limit to the hard one. To be called before any other thread is started.
 ///
 /// # Errors
 /// The limit can't be read or set.
-pub fn raise() -> io::Result<Raised> {
+pub fn raise() -> io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         let _ = ORIGINAL.set(soft);
     }
-    Ok(Raised { from: soft, to: hard })
+    Ok(())
 }
 
 /// The soft limit for programs that this process starts, where it raised its own.

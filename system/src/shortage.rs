@@ -32,14 +32,8 @@ pub enum Resource {
 }
 
 impl Resource {
-    const ALL: [Self; 6] = [
-        Self::Files,
-        Self::SystemFiles,
-        Self::Ports,
-        Self::Memory,
-        Self::Watches,
-        Self::Threads,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Files, Self::SystemFiles, Self::Ports, Self::Memory, Self::Watches, Self::Threads];
 
     /// The resource for want of which a connection failed; `None` where the failure is another's.
     /// The causes of `error` are looked through, since libraries wrap them.

@@ -35,8 +35,18 @@ impl Forebay {
     }
 
     pub fn start(arguments: &[&str], log: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .args(arguments)
+        Self::spawn(Command::new(env!("CARGO_BIN_EXE_forebay")).args(arguments), log)
+    }
+
+    /// The same in a shell that was set up by `setup`, as with `ulimit -n 1024`.
+    pub fn in_shell(setup: &str, arguments: &[&str], log: &str) -> Self {
+        let script = format!("{setup} && exec \"$0\" \"$@\"");
+        let mut shell = Command::new("sh");
+        Self::spawn(shell.args(["-c", &script, env!("CARGO_BIN_EXE_forebay")]).args(arguments), log)
+    }
+
+    fn spawn(command: &mut Command, log: &str) -> Self {
+        let mut child = command
             .env("FOREBAY_LOG", log)
             .env("XDG_STATE_HOME", std::env::temp_dir().join("forebay-tests"))
             .env("NO_COLOR", "1")

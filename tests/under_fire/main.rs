@@ -7,10 +7,12 @@
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, reason = "a test's own")]
 
 mod clients;
+mod descriptors;
 mod engine_stopped;
 mod half_open;
 mod hung_replica;
 mod log;
+mod memory;
 mod node_gone;
 mod replica_mute;
 mod restarts;

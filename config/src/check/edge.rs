@@ -84,10 +84,10 @@ pub(super) fn limits(limits: &Limits, path: &Path, found: &mut Findings) {
     if limits.body_size.bytes() == 0 {
         found.error(path.key("bodySize"), "0 refuses every request; write for example 32Mi");
     }
-    if limits.bodies_size < limits.body_size {
+    if let Some(all) = limits.bodies_size.filter(|all| *all < limits.body_size) {
         let message = format!(
-            "{} is less than one body may have (bodySize is {}); write more",
-            limits.bodies_size, limits.body_size
+            "{all} is less than one body may have (bodySize is {}); write more",
+            limits.body_size
         );
         found.error(path.key("bodiesSize"), message);
     }

@@ -23,6 +23,13 @@ pub(crate) enum End {
     Dropped,
 }
 
+impl End {
+    /// A failed try's. What the gateway itself was short of is not the endpoint's failure.
+    pub(crate) fn of(failure: Failure) -> Self {
+        if failure.cause == Cause::Shortage { Self::Dropped } else { Self::Failed(failure) }
+    }
+}
+
 /// One request at one endpoint, counted while this lives. Dropped without a word it counts as one
 /// whose client left.
 #[must_use = "dropping it ends the request's accounting"]

@@ -120,6 +120,10 @@ impl Pool {
         slot: &Slot,
         failure: &Failure,
     ) -> Result<(), Refusal> {
+        if failure.cause == Cause::Shortage {
+            // It was waited for until the request's time was over.
+            return Err(Refusal::Shortage(failure.message.clone()));
+        }
         let (life, now) = (&slot.life, Instant::now());
         ticket.wants.avoid.insert(life.id());
         let mut books = self.books.lock();

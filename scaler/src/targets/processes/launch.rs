@@ -34,7 +34,12 @@ pub(super) fn launch(
     command
         .arg("supervise")
         .arg("--stop-timeout-ms")
-        .arg(settings.stop_timeout.as_millis().to_string())
+        .arg(settings.stop_timeout.as_millis().to_string());
+    // The limit on open files that Forebay raised is its own.
+    if let Some(soft) = forebay_system::files::for_children() {
+        command.arg("--open-files").arg(soft.to_string());
+    }
+    command
         .arg("--")
         .args(settings.command.iter().map(|it| fill(it, start.port, start.gpu)))
         // vLLM sets its processes' titles with setproctitle, which by default writes over the

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_signals::ProcessEnd;
+use forebay_system::Resource;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rand::SeedableRng as _;
@@ -27,6 +28,9 @@ use crate::targets::ports;
 
 /// How much longer than its replica's processes a supervisor may take before it is killed itself.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The pause before a start is tried again that failed for want of something of our own.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs the replica until it is told to stop.
 pub(super) async fn run(
@@ -68,7 +72,12 @@ struct Running {
 /// What ended a start.
 enum Ended {
     Stopped,
-    Died { why: String, log_from: Option<u64> },
+    /// It was not started: this process or its machine is short of something.
+    Short(Resource),
+    Died {
+        why: String,
+        log_from: Option<u64>,
+    },
 }
 
 impl Replica {
@@ -82,17 +91,31 @@ impl Replica {
             let (why, log_from) = match self.once().await {
                 Ended::Stopped => return,
                 Ended::Died { why, log_from } => (why, log_from),
+                Ended::Short(resource) => {
+                    self.status.address = None;
+                    self.set(Phase::Pending, format!("can't be started: short of {resource}"));
+                    if self.stopped_within(SHORTAGE_PAUSE).await {
+                        return;
+                    }
+                    continue;
+                }
             };
             if self.orders.borrow().ready {
                 backoff.reset();
             }
             let pause = backoff.next(&mut rng);
             self.failed(&why, log_from, pause);
-            let stop = self.orders.wait_for(|orders| orders.stop);
-            tokio::select! {
-                _ = stop => return,
-                () = sleep(pause) => {}
+            if self.stopped_within(pause).await {
+                return;
             }
+        }
+    }
+
+    /// Waits; whether it is told to stop meanwhile.
+    async fn stopped_within(&mut self, pause: Duration) -> bool {
+        tokio::select! {
+            _ = self.orders.wait_for(|orders| orders.stop) => true,
+            () = sleep(pause) => false,
         }
     }
 
@@ -103,7 +126,14 @@ impl Replica {
         }
         let mut running = match self.start() {
             Ok(running) => running,
-            Err(error) => return Ended::Died { why: error.to_string(), log_from: None },
+            Err(error) => {
+                let Some(resource) = Resource::of_start(&error) else {
+                    return Ended::Died { why: error.to_string(), log_from: None };
+                };
+                let during = format_args!("cannot start {}: {error}", self.status.id);
+                forebay_system::report(resource, &during);
+                return Ended::Short(resource);
+            }
         };
         let (said, replaced) = self.watch(&mut running).await;
         let settled =
@@ -159,6 +189,9 @@ impl Replica {
             tether: theirs,
         };
         let child = launch(&shared.supervisor, &shared.settings, start).map_err(|error| {
+            if Resource::of_start(&error).is_some() {
+                return error;
+            }
             let exe = shared.supervisor.display();
             io::Error::new(error.kind(), format!("cannot start the supervisor {exe}: {error}"))
         })?;
