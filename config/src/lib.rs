@@ -14,6 +14,7 @@ mod address;
 mod behavior;
 mod check;
 pub mod command;
+mod cron;
 mod discovery;
 mod edge;
 mod gateway;
@@ -38,6 +39,7 @@ mod units;
 mod yaml;
 
 pub use address::{AddressError, authority};
+pub use cron::Cron;
 pub use behavior::{
     Advanced, Behavior, HpaConfig, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy,
 };
