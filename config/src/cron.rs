@@ -77,9 +77,10 @@ impl Cron {
         }
         let fields: Vec<_> = text.split_whitespace().collect();
         let [minute, hour, day, month, weekday] = fields[..] else {
+            let count = fields.len();
             return Err(format!(
-                "has {} fields, not five (minute, hour, day, month, weekday)",
-                fields.len()
+                "has {count} field{}, not five (minute, hour, day, month, weekday)",
+                if count == 1 { "" } else { "s" }
             ));
         };
         Ok(Self {
@@ -191,9 +192,16 @@ impl Cron {
         if (self.days | self.weekdays) & STAR == 0 { day || weekday } else { day && weekday }
     }
 
-    /// Whether it restricts the day of the month or the month.
-    pub(crate) fn is_weekly(&self) -> bool {
-        self.days & STAR != 0 && self.months & STAR != 0 && self.zone.is_none()
+    /// The weekdays that it names, Sunday first, where it restricts neither day nor month.
+    pub(crate) fn weekdays(&self) -> Option<Vec<u8>> {
+        let weekly = self.days & STAR != 0 && self.months & STAR != 0;
+        weekly.then(|| (0..7).filter(|day| self.weekdays & (1 << day) != 0).collect())
+    }
+
+    /// Hour and minute, where it names one of each.
+    pub(crate) fn time_of_day(&self) -> Option<(u32, u32)> {
+        let one = |bits: u64| (bits.count_ones() == 1).then(|| bits.trailing_zeros());
+        Some((one(self.hours)?, one(self.minutes)?))
     }
 }
 
