@@ -40,10 +40,10 @@ mod units;
 mod yaml;
 
 pub use address::{AddressError, authority};
-pub use cron::Cron;
 pub use behavior::{
     Advanced, Behavior, HpaConfig, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy,
 };
+pub use cron::Cron;
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use edge::{Cors, PATHS, Tls, TlsVersion};
 pub use gateway::{Admin, Gateway, Limits, RecordArrivals};

@@ -11,6 +11,7 @@ mod promql;
 mod query;
 mod schedule;
 mod series;
+mod waking;
 
 /// Where triggers stand.
 pub(crate) struct Scene<'a> {
@@ -169,7 +170,8 @@ fn external(trigger: &Trigger, notes: &mut Notes<'_>) {
         notes.error(&["metricType"], message);
     }
     if metric.is_empty() && trigger.metric_type == Some(MetricType::Value) {
-        let message = "Value multiplies the decided count by the pods that are ready; leave metricType out";
+        let message =
+            "Value multiplies the decided count by the pods that are ready; leave metricType out";
         notes.say(&["metricType"], message);
     }
     if trigger.kind == "external" {

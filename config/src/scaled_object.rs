@@ -19,13 +19,15 @@ mod go;
 mod scalers;
 mod schema;
 
-/// Who refuses.
+const API_VERSION: &str = "keda.sh/v1alpha1";
+
+/// When KEDA refuses something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// The API server or the webhook: always.
-    Admission,
-    /// KEDA's operator, which looks at no object that is paused.
-    Operator,
+    /// Always: the API server or the webhook do so, or the operator whatever it is.
+    Always,
+    /// While the object is not paused: the operator makes no HPA for one that is.
+    Active,
 }
 
 /// One ScaledObject while it is judged.
@@ -74,7 +76,7 @@ impl<'a> Object<'a> {
     }
 
     fn error(&mut self, field: &str, message: String) {
-        self.errors.push((self.path(field), message, Stage::Admission));
+        self.errors.push((self.path(field), message, Stage::Always));
     }
 }
 
@@ -157,9 +159,8 @@ fn standing(root: &Node) -> Option<(bool, Option<Path>)> {
     match value("kind").map(|node| &node.kind) {
         Some(Kind::Scalar { text, .. }) => (text == "ScaledObject").then_some((true, Some(spec))),
         Some(_) => None,
-        None if value("spec").is_some() => {
-            let target = Tree { root: root.clone() }.node(&spec.key("scaleTargetRef")).is_some();
-            Some((target, Some(spec)))
+        None if let Some(Kind::Map(inner)) = value("spec").map(|node| &node.kind) => {
+            Some((inner.iter().any(|entry| entry.key == "scaleTargetRef"), Some(spec)))
         }
         None => {
             let part = value("triggers").is_some() || value("advanced").is_some();
@@ -184,14 +185,14 @@ fn judge(object: &mut Object<'_>, document: bool, credentials: &BTreeSet<(String
         let (rule, found) = scalers::judge(trigger, metric_type, composite);
         for (field, message) in found {
             let path = field.iter().fold(path.clone(), |path, key| path.key(key));
-            object.errors.push((path, message, Stage::Operator));
+            object.errors.push((path, message, Stage::Active));
         }
         rules.push(rule);
     }
     meaning(object, &rules, composite);
     if paused {
         let (kept, later): (Vec<_>, Vec<_>) =
-            object.errors.drain(..).partition(|(_, _, stage)| *stage == Stage::Admission);
+            object.errors.drain(..).partition(|(_, _, stage)| *stage == Stage::Always);
         object.errors = kept;
         let later = later.into_iter().map(|(path, message, _)| {
             (path, format!("{message}; KEDA will refuse it when it is no longer paused"))
@@ -205,6 +206,13 @@ fn shape(object: &mut Object<'_>, document: bool) {
     let mut found = Vec::new();
     if document {
         schema::check(&object.tree.root, &schema::DOCUMENT, &Path::default(), &mut found);
+        let version = Path::default().key("apiVersion");
+        if object.text_at(&version).is_some_and(|text| text != API_VERSION) {
+            found.push((
+                version,
+                format!("there is no ScaledObject of this version; write {API_VERSION}"),
+            ));
+        }
         for field in ["labels", "annotations"] {
             let path = Path::default().key("metadata").key(field);
             if let Some(node) = object.tree.node(&path) {
@@ -218,11 +226,13 @@ fn shape(object: &mut Object<'_>, document: bool) {
         let (target, triggers) = (object.path("scaleTargetRef"), object.path("triggers"));
         // A part has not everything.
         inner.retain(|(path, message)| {
-            object.whole || !message.starts_with("missing") || (*path != target && *path != triggers)
+            object.whole
+                || !message.starts_with("missing")
+                || (*path != target && *path != triggers)
         });
         found.extend(inner);
     }
-    object.errors.extend(found.into_iter().map(|(path, message)| (path, message, Stage::Admission)));
+    object.errors.extend(found.into_iter().map(|(path, message)| (path, message, Stage::Always)));
 }
 
 /// What is written beside the spec; whether KEDA is to leave the object alone.
@@ -237,7 +247,7 @@ fn metadata(object: &mut Object<'_>) -> bool {
     if let Some(text) = object.text_at(&count) {
         if go::whole_32(text).is_none_or(|count| count < 0) {
             let message = format!("`{text}` is not a whole number of 0 or more");
-            object.errors.push((count, message, Stage::Admission));
+            object.errors.push((count, message, Stage::Always));
         }
         return true;
     }
@@ -263,8 +273,8 @@ fn read_triggers(object: &mut Object<'_>, credentials: &BTreeSet<(String, String
         };
         let reference = path.key("authenticationRef");
         let name = text(&reference.key("name")).filter(|name| !name.is_empty());
-        let authentication_ref = name
-            .map(|name| AuthenticationRef { name, kind: text(&reference.key("kind")) });
+        let authentication_ref =
+            name.map(|name| AuthenticationRef { name, kind: text(&reference.key("kind")) });
         let cached = object.tree.node(&path.key("useCachedMetrics")).and_then(scalar);
         object.triggers.push(Trigger {
             kind: text(&path.key("type")).unwrap_or_default(),
@@ -291,7 +301,7 @@ fn read_triggers(object: &mut Object<'_>, credentials: &BTreeSet<(String, String
                  none in the cluster; add it to the file"
             );
             let path = path.index(at).key("authenticationRef").key("name");
-            object.errors.push((path, message, Stage::Operator));
+            object.errors.push((path, message, Stage::Active));
         }
     }
 }
@@ -314,7 +324,7 @@ fn meaning(object: &mut Object<'_>, rules: &[Option<Rule>], composite: bool) {
     for remark in lint(&scene) {
         let path = path.join(&remark.path);
         if remark.error {
-            object.errors.push((path, remark.message, Stage::Operator));
+            object.errors.push((path, remark.message, Stage::Active));
         } else {
             object.warnings.push((path, remark.message));
         }

@@ -109,12 +109,19 @@ fn field(most: u32, names: &'static [&'static str]) -> BoxedStrategy<String> {
 fn spec() -> impl Strategy<Value = String> {
     let months = &["jan", "FEB", "Mar", "dec", "sept"];
     let days = &["sun", "MON", "Tue", "sat", "sunday", "FR\u{130}"];
-    let fields = (field(59, &[]), field(23, &[]), field(31, &[]), field(12, months), field(6, days));
+    let fields =
+        (field(59, &[]), field(23, &[]), field(31, &[]), field(12, months), field(6, days));
     let space = prop::sample::select(vec![" ", " ", " ", "  ", "\t", "\u{a0}"]);
     let five = (fields, space).prop_map(|((a, b, c, d, e), s)| [a, b, c, d, e].join(s));
     let prefix = prop::sample::select(vec![
-        "TZ=UTC ", "CRON_TZ=Europe/Berlin ", "TZ=america/new_york ", "TZ= ", "TZ=Local ",
-        "TZ=UTC\t", "tz=UTC ", "CRON_TZ=UTC",
+        "TZ=UTC ",
+        "CRON_TZ=Europe/Berlin ",
+        "TZ=america/new_york ",
+        "TZ= ",
+        "TZ=Local ",
+        "TZ=UTC\t",
+        "tz=UTC ",
+        "CRON_TZ=UTC",
     ]);
     prop_oneof![
         20 => five.clone(),
@@ -129,10 +136,28 @@ fn spec() -> impl Strategy<Value = String> {
 
 /// Zones with every kind of clock change.
 const ZONES: [&str; 22] = [
-    "UTC", "Etc/UTC", "GMT", "Europe/Berlin", "Europe/Amsterdam", "America/New_York", "US/Pacific",
-    "America/Sao_Paulo", "Australia/Lord_Howe", "Asia/Kolkata", "Pacific/Chatham", "Africa/Cairo",
-    "Asia/Beirut", "America/Havana", "Antarctica/Troll", "Atlantic/Azores", "Europe/London",
-    "europe/berlin", "utc", "Mars/Olympus", "../UTC", "EST5EDT",
+    "UTC",
+    "Etc/UTC",
+    "GMT",
+    "Europe/Berlin",
+    "Europe/Amsterdam",
+    "America/New_York",
+    "US/Pacific",
+    "America/Sao_Paulo",
+    "Australia/Lord_Howe",
+    "Asia/Kolkata",
+    "Pacific/Chatham",
+    "Africa/Cairo",
+    "Asia/Beirut",
+    "America/Havana",
+    "Antarctica/Troll",
+    "Atlantic/Azores",
+    "Europe/London",
+    "europe/berlin",
+    "utc",
+    "Mars/Olympus",
+    "../UTC",
+    "EST5EDT",
 ];
 
 #[test]
@@ -150,7 +175,9 @@ fn schedules_are_read_and_go_on_as_in_keda() {
     // Every quarter of an hour that the clock skips or repeats, in zones of every kind.
     for zone in ZONES {
         for (hour, minute) in (0..4).chain(22..24).flat_map(|hour| [(hour, 0), (hour, 30)]) {
-            for from in [1_772_000_000_u64, 1_774_650_000, 1_774_742_400, 1_792_880_000, 1_793_500_000] {
+            for from in
+                [1_772_000_000_u64, 1_774_650_000, 1_774_742_400, 1_792_880_000, 1_793_500_000]
+            {
                 let spec = format!("{minute} {hour} * * *");
                 questions.push(json!({"spec": spec, "zone": zone, "from": from, "count": COUNT}));
             }
@@ -172,7 +199,12 @@ fn schedules_are_read_and_go_on_as_in_keda() {
             wrong.push(format!("{question}\n  KEDA: {answer}\n  here: {ours}"));
         }
     }
-    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(20)].join("\n")
+    );
     let refused = questions.len() - taken;
     assert!(taken > 1_500 && refused > 1_500, "a poor corpus: {taken} taken, {refused} refused");
 }
@@ -195,7 +227,11 @@ fn the_dialect_is_keda_s_and_no_other() {
         ours(&question)["error"].as_str().map(str::to_owned)
     };
     for good in [
-        "0/30 * * * *", "0/15 * * * *", "CRON_TZ=UTC 0 8 * * *", "0 8 ? * mon-FRI", "*/7 1-23/2 * * *",
+        "0/30 * * * *",
+        "0/15 * * * *",
+        "CRON_TZ=UTC 0 8 * * *",
+        "0 8 ? * mon-FRI",
+        "*/7 1-23/2 * * *",
     ] {
         assert_eq!(error("UTC", good), None, "{good}");
     }

@@ -276,11 +276,9 @@ fn a_trigger_that_wakes_makes_up_for_one_that_cannot() {
 #[test]
 fn a_figure_that_does_not_grow_needs_value_where_keda_asks_forebay() {
     let object = |metric: &str, metric_type: &str| {
-        told(
-            &format!(
-                "spec:\n  triggers:\n    - type: external-push\n{metric_type}      metadata: {{scalerAddress: 'forebay-scaler:9910', metric: {metric}, threshold: \"2\"}}\n"
-            ),
-        )
+        told(&format!(
+            "spec:\n  triggers:\n    - type: external-push\n{metric_type}      metadata: {{scalerAddress: 'forebay-scaler:9910', metric: {metric}, threshold: \"2\"}}\n"
+        ))
     };
     for metric in ["ttft", "itl", "kvCache", "gpuUtilization"] {
         for lacking in ["", "      metricType: AverageValue\n"] {
@@ -581,7 +579,10 @@ fn with_a_formula_only_the_formula_is_compared() {
     let told = object("{formula: cache + day, target: '1'}");
     assert!(told.len() == 1 && told[0].contains("activationThreshold: has no effect"), "{told:#?}");
     for (wrong, words) in [
-        ("{formula: cache + nights, target: '1'}", "`nights`, which is not a trigger's name; there are: cache, day"),
+        (
+            "{formula: cache + nights, target: '1'}",
+            "`nights`, which is not a trigger's name; there are: cache, day",
+        ),
         ("{formula: cache}", "scalingModifiers.target: missing"),
         ("{formula: cache, target: '0'}", "0 is too little"),
         ("{formula: cache, target: '-1'}", "-1 is too little"),
@@ -596,7 +597,12 @@ fn with_a_formula_only_the_formula_is_compared() {
 
 #[test]
 fn a_password_in_an_address_is_not_shown() {
-    for address in ["http://me:s3cret@p:9090", "me:s3cret@p:9090", "ftp://me:s3/cr:et@p", "http://me:s3cret@p:0"] {
+    for address in [
+        "http://me:s3cret@p:9090",
+        "me:s3cret@p:9090",
+        "ftp://me:s3/cr:et@p",
+        "http://me:s3cret@p:0",
+    ] {
         let text = format!(
             "triggers:\n  - type: prometheus\n    metadata: {{serverAddress: '{address}', query: sum(a), threshold: '5'}}\n"
         );

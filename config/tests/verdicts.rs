@@ -31,7 +31,13 @@ fn what_keda_refuses_is_refused_and_nothing_else() {
             ));
         }
     }
-    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), recorded.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {} differ:\n{}",
+        wrong.len(),
+        recorded.len(),
+        wrong.join("\n")
+    );
     let count = |verdict: &str| recorded.iter().filter(|it| it["verdict"] == verdict).count();
     for verdict in ["taken", "denied", "not ready", "no metrics"] {
         assert!(count(verdict) >= 10, "only {} are {verdict}", count(verdict));

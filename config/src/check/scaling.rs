@@ -10,12 +10,7 @@ use crate::trigger::{TRIGGER_TYPES, Trigger};
 use crate::{Pool, Prometheus, Scaling, base_url};
 
 /// What the triggers of a pool's `scaling` can't do as they are meant.
-pub(super) fn triggers_meaning(
-    pool: &Pool,
-    server: bool,
-    path: &Path,
-    found: &mut Findings,
-) {
+pub(super) fn triggers_meaning(pool: &Pool, server: bool, path: &Path, found: &mut Findings) {
     let path = path.key("triggers");
     let scaling = &pool.scaling;
     let concurrency = pool.target_concurrency();

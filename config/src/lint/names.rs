@@ -181,9 +181,9 @@ pub(super) fn fault(metric: &str) -> Option<String> {
     if exported(&format!("{name}_total")) {
         return Some(format!("vLLM exports no {metric}; write {metric}_total"));
     }
-    let names: Vec<_> = EXPORTED.iter().map(|(name, _)| *name).collect();
-    // What is near none of its names is somebody else's.
-    let near = crate::yaml::closest(base, &names)?;
+    // What differs from each of its names by more than a slip is somebody else's.
+    let slips = |(name, _): &(&str, Kind)| strsim::damerau_levenshtein(base, name);
+    let (near, _) = EXPORTED.iter().min_by_key(|it| slips(it)).filter(|it| slips(it) <= 2)?;
     let suffix = match (histogram(near), suffix) {
         (true, "") => "_bucket",
         (true, suffix) => suffix,
@@ -260,15 +260,24 @@ mod tests {
     #[test]
     fn only_what_replicas_export_is_theirs() {
         for theirs in [
-            "vllm:num_requests_waiting", "vllm:gpu_cache_usage_perc", "vllm_num_requests_waiting",
-            "vllm:request_success_created", "vllm:e2e_request_latency_seconds_bucket",
-            "vllm:spec_decode_num_drafts_total", "DCGM_FI_DEV_GPU_UTIL",
+            "vllm:num_requests_waiting",
+            "vllm:gpu_cache_usage_perc",
+            "vllm_num_requests_waiting",
+            "vllm:request_success_created",
+            "vllm:e2e_request_latency_seconds_bucket",
+            "vllm:spec_decode_num_drafts_total",
+            "DCGM_FI_DEV_GPU_UTIL",
         ] {
             assert!(of_replicas(theirs), "{theirs}");
         }
         for other in [
-            "vllm:num_incoming_requests_total", "vllm:current_qps", "vllm:healthy_pods_total",
-            "vllm:num_requests_waiting:sum", "vllm:anything_else", "vllm_router_requests", "up",
+            "vllm:num_incoming_requests_total",
+            "vllm:current_qps",
+            "vllm:healthy_pods_total",
+            "vllm:num_requests_waiting:sum",
+            "vllm:anything_else",
+            "vllm_router_requests",
+            "up",
         ] {
             assert!(!of_replicas(other), "{other}");
             assert_eq!(fault(other), None, "{other}");

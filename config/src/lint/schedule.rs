@@ -29,6 +29,10 @@ pub(super) fn lint(scene: &Scene<'_>, at: usize, window: &CronWindow, notes: &mu
 fn counts(scene: &Scene<'_>, window: &CronWindow, notes: &mut Notes<'_>) {
     let desired = window.desired_replicas;
     let field = &["metadata", "desiredReplicas"];
+    if desired == 0 {
+        notes.say(field, "less than none is none: the trigger asks for nothing; write 1 or more");
+        return;
+    }
     if let Some(max) = scene.max.filter(|max| desired > *max) {
         notes.say(field, format!("{desired} is never reached: maxReplicaCount is {max}"));
     }

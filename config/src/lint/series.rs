@@ -65,7 +65,9 @@ fn aggregate(
         return Count::One;
     }
     match operator {
-        "topk" | "bottomk" | "limitk" if labels.is_none() && parameter.is_some_and(|it| it < 2.0) => {
+        "topk" | "bottomk" | "limitk"
+            if labels.is_none() && parameter.is_some_and(|it| it < 2.0) =>
+        {
             return Count::One;
         }
         "topk" | "bottomk" | "limitk" | "limit_ratio" => return inner,
@@ -142,7 +144,8 @@ fn is_bare(expr: &Expr) -> bool {
                 if labels == &["le"])
         }
         Expr::Call { function, arguments } => {
-            !function.starts_with("label_") && arguments.iter().all(|it| *it == Expr::Text || is_bare(it))
+            !function.starts_with("label_")
+                && arguments.iter().all(|it| *it == Expr::Text || is_bare(it))
         }
         Expr::Aggregate { operator, labels, argument, .. } => match operator.as_str() {
             "topk" | "bottomk" | "limitk" | "limit_ratio" | "count_values" => is_bare(argument),

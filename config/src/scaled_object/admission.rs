@@ -1,8 +1,8 @@
 //! The rules between a ScaledObject's fields: those of KEDA's admission webhook, and those that the
 //! API server has for the HPA that KEDA makes of it.
 
-use super::go;
 use super::formula::{self, Verdict};
+use super::go;
 use super::schema::{Scalar, scalar, unknown};
 use super::{Object, Stage};
 use crate::problem::Path;
@@ -87,14 +87,17 @@ fn triggers(object: &mut Object<'_>) {
         let message = "is not for cpu and memory alone; leave it out";
         found.push((object.path("fallback"), message.to_owned()));
     }
-    found.into_iter().for_each(|(path, message)| object.errors.push((path, message, Stage::Admission)));
+    found
+        .into_iter()
+        .for_each(|(path, message)| object.errors.push((path, message, Stage::Always)));
 }
 
 fn fallback(object: &mut Object<'_>) {
     let behavior = object.path("fallback").key("behavior");
-    if object.text_at(&behavior) == Some("scalingModifiers") && object.modifier("formula").is_none() {
+    if object.text_at(&behavior) == Some("scalingModifiers") && object.modifier("formula").is_none()
+    {
         let message = "scalingModifiers needs a formula in advanced.scalingModifiers";
-        object.errors.push((behavior, message.to_owned(), Stage::Admission));
+        object.errors.push((behavior, message.to_owned(), Stage::Always));
     }
 }
 
@@ -102,7 +105,7 @@ fn fallback(object: &mut Object<'_>) {
 fn composite(object: &mut Object<'_>) {
     let path = object.path("advanced").key("scalingModifiers");
     let error = |object: &mut Object<'_>, field: &str, message: String| {
-        object.errors.push((path.key(field), message, Stage::Admission));
+        object.errors.push((path.key(field), message, Stage::Always));
     };
     let (formula, target) = (object.modifier("formula"), object.modifier("target"));
     match formula {
@@ -129,10 +132,12 @@ fn composite(object: &mut Object<'_>) {
             // KEDA cuts off what is below a thousandth.
             Some(target) if target < 0.001 => {
                 let message = format!("{text} is too little; write 0.001 or more");
-                error(object, "target", message);
+                let stage = if target > 0.0 { Stage::Active } else { Stage::Always };
+                object.errors.push((path.key("target"), message, stage));
             }
             Some(target) if target >= 9.2e15 => {
-                error(object, "target", format!("{text} is more than the HPA takes"));
+                let message = format!("{text} is more than the HPA takes");
+                object.errors.push((path.key("target"), message, Stage::Active));
             }
             Some(_) => {}
         },
@@ -141,7 +146,8 @@ fn composite(object: &mut Object<'_>) {
         && go::float(text).is_none()
     {
         // KEDA takes it, and fails whenever it is to decide between none and one replica.
-        let message = format!("`{text}` is not a number, so that nothing is ever woken or put to sleep");
+        let message =
+            format!("`{text}` is not a number, so that nothing is ever woken or put to sleep");
         object.warnings.push((path.key("activationTarget"), message));
     }
 }
@@ -155,7 +161,9 @@ fn behavior(object: &mut Object<'_>) {
         if let Some(rules) = object.tree.node(&path) {
             rules_of(rules, &path, &mut found);
         }
-        found.into_iter().for_each(|(path, message)| object.errors.push((path, message, Stage::Operator)));
+        found
+            .into_iter()
+            .for_each(|(path, message)| object.errors.push((path, message, Stage::Active)));
     }
 }
 
@@ -212,21 +220,26 @@ fn rules_of(rules: &Node, path: &Path, found: &mut Vec<(Path, String)>) {
 pub(super) fn names(object: &mut Object<'_>, name: &str) {
     if !is_dns_name(name) {
         let message = format!("`{name}` is not a name: lower-case letters, digits, `-` and `.`");
-        object.errors.push((Path::default().key("metadata").key("name"), message, Stage::Admission));
+        object.errors.push((Path::default().key("metadata").key("name"), message, Stage::Always));
         return;
     }
     let hpa = object.path("advanced").key("horizontalPodAutoscalerConfig").key("name");
     let given = object.text_at(&hpa).filter(|it| !it.is_empty()).map(str::to_owned);
     let long = |path: Path, message: String, object: &mut Object<'_>| {
-        object.errors.push((path, message, Stage::Admission));
+        object.errors.push((path, message, Stage::Always));
     };
     match given {
         Some(given) if given.len() > LONGEST_LABEL => {
-            long(hpa, format!("is {} characters long, and {LONGEST_LABEL} are the most", given.len()), object);
+            long(
+                hpa,
+                format!("is {} characters long, and {LONGEST_LABEL} are the most", given.len()),
+                object,
+            );
         }
         Some(given) if !is_dns_name(&given) => {
-            let message = format!("`{given}` is not a name: lower-case letters, digits, `-` and `.`");
-            object.errors.push((hpa, message, Stage::Operator));
+            let message =
+                format!("`{given}` is not a name: lower-case letters, digits, `-` and `.`");
+            object.errors.push((hpa, message, Stage::Active));
         }
         given => {
             let most = LONGEST_LABEL - if given.is_some() { 0 } else { "keda-hpa-".len() };

@@ -57,8 +57,14 @@ pub(super) fn timeout(text: &str) -> bool {
         };
         let Some(number) = number else { return false };
         let units = [
-            ("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0),
-            ("m", 60.0), ("h", 3600.0),
+            ("ns", 1e-9),
+            ("us", 1e-6),
+            ("µs", 1e-6),
+            ("μs", 1e-6),
+            ("ms", 1e-3),
+            ("s", 1.0),
+            ("m", 60.0),
+            ("h", 3600.0),
         ];
         let end = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
         let (unit, behind) = behind.split_at(end);
@@ -128,15 +134,33 @@ mod tests {
             assert_eq!(json_whole(text), want, "{text}");
         }
         for (text, want) in [
-            ("5s", true), ("1h2m3.5s", true), ("500", true), ("0", true), ("1µs", true), ("-5s", false),
-            ("-5", false), ("5 s", false), ("5d", false), ("", false), ("s", false), (".s", false),
+            ("5s", true),
+            ("1h2m3.5s", true),
+            ("500", true),
+            ("0", true),
+            ("1µs", true),
+            ("-5s", false),
+            ("-5", false),
+            ("5 s", false),
+            ("5d", false),
+            ("", false),
+            ("s", false),
+            (".s", false),
         ] {
             assert_eq!(timeout(text), want, "{text}");
         }
         for (text, want) in [
-            ("100m", Some(0.1)), ("0.1", Some(0.1)), ("1Ki", Some(1024.0)), ("1e3", Some(1000.0)),
-            ("-1", Some(-1.0)), (".5", Some(0.5)), ("", None), ("m", None), ("1.2.3", None),
-            ("1mm", None), ("five", None),
+            ("100m", Some(0.1)),
+            ("0.1", Some(0.1)),
+            ("1Ki", Some(1024.0)),
+            ("1e3", Some(1000.0)),
+            ("-1", Some(-1.0)),
+            (".5", Some(0.5)),
+            ("", None),
+            ("m", None),
+            ("1.2.3", None),
+            ("1mm", None),
+            ("five", None),
         ] {
             assert_eq!(quantity(text), want, "{text}");
         }

@@ -8,20 +8,85 @@ use crate::trigger::{CronWindow, MetricType, PromQuery, Rule, Signal, Trigger, u
 
 /// The types that KEDA 2.21 has.
 const TYPES: [&str; 80] = [
-    "activemq", "apache-kafka", "arangodb", "artemis-queue", "aws-cloudwatch", "aws-dynamodb",
-    "aws-dynamodb-streams", "aws-kinesis-stream", "aws-sqs-queue", "azure-app-insights",
-    "azure-blob", "azure-cosmosdb", "azure-data-explorer", "azure-eventhub", "azure-log-analytics",
-    "azure-monitor", "azure-pipelines", "azure-queue", "azure-servicebus", "beanstalkd",
-    "cassandra", "clickhouse", "couchdb", "cpu", "cron", "datadog", "dynatrace", "elastic-forecast",
-    "elasticsearch", "etcd", "external", "external-mock", "external-push", "forgejo-runner",
-    "gcp-cloudtasks", "gcp-pubsub", "gcp-spanner", "gcp-stackdriver", "gcp-storage",
-    "github-runner", "graphite", "huawei-cloudeye", "ibmmq", "influxdb", "kafka",
-    "kubernetes-resource", "kubernetes-workload", "liiklus", "loki", "memory", "metrics-api",
-    "mongodb", "mssql", "mysql", "nats-jetstream", "new-relic", "nsq", "opensearch",
-    "openstack-metric", "openstack-swift", "postgresql", "predictkube", "prometheus", "pulsar",
-    "rabbitmq", "redis", "redis-cluster", "redis-cluster-streams", "redis-sentinel",
-    "redis-sentinel-streams", "redis-streams", "selenium-grid", "solace-direct-messaging",
-    "solace-event-queue", "solarwinds", "solr", "splunk", "splunk-observability", "sumologic",
+    "activemq",
+    "apache-kafka",
+    "arangodb",
+    "artemis-queue",
+    "aws-cloudwatch",
+    "aws-dynamodb",
+    "aws-dynamodb-streams",
+    "aws-kinesis-stream",
+    "aws-sqs-queue",
+    "azure-app-insights",
+    "azure-blob",
+    "azure-cosmosdb",
+    "azure-data-explorer",
+    "azure-eventhub",
+    "azure-log-analytics",
+    "azure-monitor",
+    "azure-pipelines",
+    "azure-queue",
+    "azure-servicebus",
+    "beanstalkd",
+    "cassandra",
+    "clickhouse",
+    "couchdb",
+    "cpu",
+    "cron",
+    "datadog",
+    "dynatrace",
+    "elastic-forecast",
+    "elasticsearch",
+    "etcd",
+    "external",
+    "external-mock",
+    "external-push",
+    "forgejo-runner",
+    "gcp-cloudtasks",
+    "gcp-pubsub",
+    "gcp-spanner",
+    "gcp-stackdriver",
+    "gcp-storage",
+    "github-runner",
+    "graphite",
+    "huawei-cloudeye",
+    "ibmmq",
+    "influxdb",
+    "kafka",
+    "kubernetes-resource",
+    "kubernetes-workload",
+    "liiklus",
+    "loki",
+    "memory",
+    "metrics-api",
+    "mongodb",
+    "mssql",
+    "mysql",
+    "nats-jetstream",
+    "new-relic",
+    "nsq",
+    "opensearch",
+    "openstack-metric",
+    "openstack-swift",
+    "postgresql",
+    "predictkube",
+    "prometheus",
+    "pulsar",
+    "rabbitmq",
+    "redis",
+    "redis-cluster",
+    "redis-cluster-streams",
+    "redis-sentinel",
+    "redis-sentinel-streams",
+    "redis-streams",
+    "selenium-grid",
+    "solace-direct-messaging",
+    "solace-event-queue",
+    "solarwinds",
+    "solr",
+    "splunk",
+    "splunk-observability",
+    "sumologic",
     "temporal",
 ];
 
@@ -166,7 +231,10 @@ impl<'a> Scaler<'a> {
         let ignore_null_values = self.flag("ignoreNullValues").unwrap_or(true);
         self.flag("unsafeSsl");
         if let Some(text) = self.text("timeout").filter(|text| !go::timeout(text)) {
-            self.say("timeout", format!("`{text}` is neither a duration such as 5s nor milliseconds"));
+            self.say(
+                "timeout",
+                format!("`{text}` is neither a duration such as 5s nor milliseconds"),
+            );
         }
         self.authentication();
         let query = PromQuery {
@@ -270,7 +338,10 @@ impl<'a> Scaler<'a> {
         match (self.metric_type.unwrap_or_default(), value) {
             ("AverageValue", Some(value)) => {
                 if go::quantity(value).is_none_or(|quantity| quantity <= 0.0) {
-                    self.say("value", format!("`{value}` is not a quantity above 0, such as 500m or 2Gi"));
+                    self.say(
+                        "value",
+                        format!("`{value}` is not a quantity above 0, such as 500m or 2Gi"),
+                    );
                 }
             }
             ("Utilization", Some(value)) => {
@@ -284,7 +355,10 @@ impl<'a> Scaler<'a> {
                 self.found.push((vec!["metricType"], message.to_owned()));
             }
             (other, _) => {
-                let message = format!("`{other}` is not of {}; give Utilization or AverageValue", self.trigger.kind);
+                let message = format!(
+                    "`{other}` is not of {}; give Utilization or AverageValue",
+                    self.trigger.kind
+                );
                 self.found.push((vec!["metricType"], message));
             }
         }

@@ -54,7 +54,11 @@ const RULES: Shape = Map(&[
     may("tolerance", Quantity),
     may(
         "policies",
-        List(&Map(&[must("type", Text), must("value", ANY_NUMBER), must("periodSeconds", ANY_NUMBER)])),
+        List(&Map(&[
+            must("type", Text),
+            must("value", ANY_NUMBER),
+            must("periodSeconds", ANY_NUMBER),
+        ])),
     ),
 ]);
 
@@ -202,7 +206,9 @@ pub(super) fn check(node: &Node, shape: &Shape, path: &Path, found: &mut Vec<(Pa
     match shape {
         Any => {}
         Text | Name | OneOf(_) => match scalar(node) {
-            Some(Scalar::Text("")) if matches!(shape, Name) => wrong("empty; it must be given".into()),
+            Some(Scalar::Text("")) if matches!(shape, Name) => {
+                wrong("empty; it must be given".into())
+            }
             Some(Scalar::Text(text)) => {
                 if let OneOf(known) = shape
                     && !known.contains(&text)
