@@ -7,8 +7,8 @@ use crate::trigger::{CronWindow, MetricType, Signal};
 const DAY_MS: u64 = 86_400_000;
 /// The weeks that are looked at.
 const HORIZON_MS: u64 = 5 * 7 * DAY_MS;
-/// More windows than a schedule of people has in that time.
-const MOST_WINDOWS: usize = 500;
+/// More starts and ends than a schedule of people has in that time.
+const MOST_CHANGES: usize = 1_000;
 
 pub(super) fn lint(scene: &Scene<'_>, at: usize, window: &CronWindow, notes: &mut Notes<'_>) {
     if scene.is_composite() {
@@ -46,7 +46,7 @@ fn counts(scene: &Scene<'_>, window: &CronWindow, notes: &mut Notes<'_>) {
 /// A start that opens nothing, or a window that stays open longer than the others.
 fn windows(scene: &Scene<'_>, at: usize, window: &CronWindow, now: u64, notes: &mut Notes<'_>) {
     let until = now + HORIZON_MS;
-    if window.windows(now, until, MOST_WINDOWS) == [(now, until)]
+    if window.windows(now, until, MOST_CHANGES) == [(now, until)]
         && window.start.next(now, &window.timezone).is_some()
         && window.end.next(now, &window.timezone).is_some()
     {
@@ -59,7 +59,7 @@ fn windows(scene: &Scene<'_>, at: usize, window: &CronWindow, now: u64, notes: &
     let others = scene.rules.iter().enumerate().filter(|(other, _)| *other != at);
     let open = others.filter_map(|(_, rule)| match rule.as_ref().map(|rule| &rule.signal) {
         Some(Signal::Cron(other)) if other.desired_replicas >= window.desired_replicas => {
-            Some(other.windows(now, until, MOST_WINDOWS))
+            Some(other.windows(now, until, MOST_CHANGES))
         }
         _ => None,
     });
@@ -104,7 +104,7 @@ enum Unmeant {
 
 fn unmeant(window: &CronWindow, now: u64) -> Option<Unmeant> {
     let until = now + HORIZON_MS;
-    let windows = window.windows(now, until, MOST_WINDOWS);
+    let windows = window.windows(now, until, MOST_CHANGES);
     // Those that are cut off by what is looked at don't count.
     let whole = windows.iter().filter(|(from, to)| *from > now && *to < until);
     let length = |(from, to): &&(u64, u64)| to - from;
@@ -112,7 +112,7 @@ fn unmeant(window: &CronWindow, now: u64) -> Option<Unmeant> {
     let (mut start, mut seen) = (now, 0);
     while let Some(next) = window.start.next(start, &window.timezone)
         && next < until
-        && seen < MOST_WINDOWS
+        && seen < MOST_CHANGES
     {
         (start, seen) = (next, seen + 1);
         if !window.open(start).0 {

@@ -216,7 +216,7 @@ impl Parser<'_> {
                 // A pipe, or an index.
                 Token::Sign("|" | "[") => Err(Stop::Unknown),
                 Token::Name(name) if WORDS.contains(&name.as_str()) => Err(Stop::Unknown),
-                token => refuse(format!("there is {} too much", shown(token))),
+                token => refuse(format!("{} is unexpected at its end", shown(token))),
             };
         }
         match result {
@@ -286,13 +286,13 @@ impl Parser<'_> {
             self.at += usize::from(not);
             let inner = self.binary(least.max(50))?;
             if !inner.is_flag() {
-                return refuse("`not` is of conditions, and this is none");
+                return refuse("`not` needs a condition");
             }
             Type::Flag
         } else if self.sign("-") || self.sign("+") {
             let inner = self.binary(least.max(90))?;
             if !inner.is_number() {
-                return refuse("only a number has a sign");
+                return refuse("a sign needs a number");
             }
             inner
         } else {
@@ -372,7 +372,7 @@ impl Parser<'_> {
             return Err(Stop::Unknown);
         }
         if !arguments.iter().all(fits) {
-            return refuse(format!("{name}() is given what it does not take"));
+            return refuse(format!("{name}() can't be applied to its arguments"));
         }
         Ok(*result)
     }
@@ -409,7 +409,7 @@ fn condition(condition: Type, yes: Type, no: Type) -> Result<Type, Stop> {
 }
 
 fn combine(operator: &str, left: Type, right: Type) -> Result<Type, Stop> {
-    let mismatch = || refuse(format!("`{operator}` does not fit what is left and right of it"));
+    let mismatch = || refuse(format!("`{operator}` can't be applied to its two sides"));
     let numbers = left.is_number() && right.is_number();
     match operator {
         "or" | "||" | "and" | "&&" if left.is_flag() && right.is_flag() => Ok(Type::Flag),
@@ -420,7 +420,7 @@ fn combine(operator: &str, left: Type, right: Type) -> Result<Type, Stop> {
         "<" | ">" | ">=" | "<=" if numbers => Ok(Type::Flag),
         // Of whole numbers alone.
         "%" if numbers && (left == Type::Fraction || right == Type::Fraction) => {
-            refuse("`%` is of whole numbers alone; write int(…) around both sides")
+            refuse("`%` needs whole numbers; write int(…) around both sides")
         }
         "%" if numbers => Ok(Type::Whole),
         "/" | "**" | "^" if numbers => Ok(Type::Fraction),

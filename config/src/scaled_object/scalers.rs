@@ -197,7 +197,7 @@ impl<'a> Scaler<'a> {
             "" | "AverageValue" => MetricType::AverageValue,
             "Value" => MetricType::Value,
             "Utilization" => {
-                let message = "Utilization is of cpu and memory alone; give AverageValue or Value";
+                let message = "Utilization is for cpu and memory only; give AverageValue or Value";
                 self.found.push((vec!["metricType"], message.to_owned()));
                 MetricType::AverageValue
             }
@@ -356,7 +356,7 @@ impl<'a> Scaler<'a> {
             }
             (other, _) => {
                 let message = format!(
-                    "`{other}` is not of {}; give Utilization or AverageValue",
+                    "`{other}` is not for {}; give Utilization or AverageValue",
                     self.trigger.kind
                 );
                 self.found.push((vec!["metricType"], message));

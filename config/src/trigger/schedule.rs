@@ -21,11 +21,15 @@ impl CronWindow {
         (open, [start, end].into_iter().flatten().min().unwrap_or(u64::MAX))
     }
 
-    /// Each time that it is open between two times, cut off at these, at most `most` of them.
+    /// Each time that it is open between two times, cut off at these, and after `most` starts and
+    /// ends.
     pub(crate) fn windows(&self, from_ms: u64, until_ms: u64, most: usize) -> Vec<(u64, u64)> {
         let mut windows: Vec<(u64, u64)> = Vec::new();
         let mut now = from_ms;
-        while now < until_ms && windows.len() < most {
+        for _ in 0..most {
+            if now >= until_ms {
+                break;
+            }
             let (open, until) = self.open(now);
             let until = until.clamp(now + 1, until_ms);
             match windows.last_mut() {
