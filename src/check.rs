@@ -13,7 +13,7 @@ use forebay_config::{Inspection, Problems};
     group = clap::ArgGroup::new("what").required(true),
     after_help = "\
 Exit status: 0 valid, 1 invalid (with --strict: or with warnings), 2 wrong usage.
-A ScaledObject is invalid where KEDA refuses it in a namespace with what the file holds and its target."
+A ScaledObject is invalid where KEDA refuses it in a namespace with nothing but its target."
 )]
 pub(crate) struct Args {
     /// The configuration file (YAML)

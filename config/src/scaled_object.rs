@@ -1,11 +1,11 @@
 //! ScaledObjects of KEDA's, whole or in part: what KEDA refuses of them, and what in their triggers
 //! can't work as it is meant.
 //!
-//! An error is what KEDA refuses in a namespace that has the target and what the file holds: the
-//! API server or KEDA's admission webhook denies it, it is never Ready, or its first metrics are an
-//! error. A test compares this with a real KEDA.
+//! An error is what KEDA refuses in a namespace that has the target and nothing else: the API server
+//! or KEDA's admission webhook denies it, it is never Ready, or its first metrics are an error. A
+//! test compares this with a real KEDA.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::lint::{Reader, Scene, lint};
 use crate::problem::{Path, Place, Problem, Problems};
@@ -115,7 +115,6 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
         Vec::new()
     });
     let mut found = !errors.is_empty();
-    let credentials = credentials(&trees);
     for tree in &trees {
         let Some((whole, spec)) = standing(&tree.root) else { continue };
         found = true;
@@ -127,7 +126,7 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
             errors: Vec::new(),
             warnings: Vec::new(),
         };
-        judge(&mut object, spec.is_some(), &credentials);
+        judge(&mut object, spec.is_some());
         let told =
             |path: Path, message: String| problem(tree.place(&path), path.to_string(), message);
         errors.extend(object.errors.into_iter().map(|(path, message, _)| told(path, message)));
@@ -138,16 +137,6 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
         errors.push(problem(Place { line: 1, column: 1 }, String::new(), message.to_owned()));
     }
     Inspection { errors: Problems::sorted(errors), warnings: Problems::sorted(warnings) }
-}
-
-/// The TriggerAuthentications of the file, by kind and name.
-fn credentials(trees: &[Tree]) -> BTreeSet<(String, String)> {
-    let of = |tree: &Tree| {
-        let kind = text(tree.node(&Path::default().key("kind"))?)?;
-        let name = text(tree.node(&Path::default().key("metadata").key("name"))?)?;
-        kind.ends_with("TriggerAuthentication").then(|| (kind.to_owned(), name.to_owned()))
-    };
-    trees.iter().filter_map(of).collect()
 }
 
 /// Whether a document is a whole ScaledObject, and where its spec is, unless it is one itself;
@@ -169,13 +158,13 @@ fn standing(root: &Node) -> Option<(bool, Option<Path>)> {
     }
 }
 
-fn judge(object: &mut Object<'_>, document: bool, credentials: &BTreeSet<(String, String)>) {
+fn judge(object: &mut Object<'_>, document: bool) {
     shape(object, document);
     if !object.errors.is_empty() {
         return;
     }
     let paused = document && metadata(object);
-    read_triggers(object, credentials);
+    read_triggers(object);
     admission::check(object);
     let composite = object.composite();
     let mut rules = Vec::new();
@@ -255,7 +244,7 @@ fn metadata(object: &mut Object<'_>) -> bool {
     object.text_at(&annotation("paused")).is_some_and(|text| go::flag(text) != Some(false))
 }
 
-fn read_triggers(object: &mut Object<'_>, credentials: &BTreeSet<(String, String)>) {
+fn read_triggers(object: &mut Object<'_>) {
     let path = object.path("triggers");
     let Some(Kind::List(items)) = object.tree.node(&path).map(|node| &node.kind) else { return };
     for at in 0..items.len() {
@@ -288,21 +277,6 @@ fn read_triggers(object: &mut Object<'_>, credentials: &BTreeSet<(String, String
             authentication_ref,
             metadata,
         });
-    }
-    if !object.whole {
-        return;
-    }
-    for (at, trigger) in object.triggers.iter().enumerate() {
-        let Some(AuthenticationRef { name, kind }) = &trigger.authentication_ref else { continue };
-        let kind = kind.as_deref().unwrap_or("TriggerAuthentication");
-        if !credentials.contains(&(kind.to_owned(), name.clone())) {
-            let message = format!(
-                "there is no {kind} `{name}` in this file, and KEDA refuses the object while there is \
-                 none in the cluster; add it to the file"
-            );
-            let path = path.index(at).key("authenticationRef").key("name");
-            object.errors.push((path, message, Stage::Active));
-        }
     }
 }
 

@@ -23,12 +23,8 @@ fn what_keda_refuses_is_refused_and_nothing_else() {
         let text = |key: &str| verdict[key].as_str().expect("text");
         let errors = inspect_scaled_object(text("object"), "f").errors;
         if errors.is_empty() != (text("verdict") == "taken") {
-            let why = text("why").chars().take(400).collect::<String>();
-            wrong.push(format!(
-                "{}\n  KEDA: {} {why}\n  here: {errors}\n",
-                text("name"),
-                text("verdict")
-            ));
+            let (name, verdict, why) = (text("name"), text("verdict"), text("why"));
+            wrong.push(format!("{name}\n  KEDA: {verdict} {why}\n  here: {errors}\n"));
         }
     }
     assert!(

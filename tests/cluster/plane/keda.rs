@@ -99,6 +99,9 @@ impl Plane {
         let flags = [
             "--zap-log-level=info".into(),
             "--zap-encoder=console".into(),
+            // Of hundreds of objects at once each is looked at without waiting.
+            "--kube-api-qps=200".into(),
+            "--kube-api-burst=400".into(),
             format!("--cert-dir={}", own.pki.path("keda")),
             "--enable-webhook-patching=false".into(),
             "--enable-apiservice-patching=false".into(),
