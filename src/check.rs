@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use forebay_bounds::print;
-use forebay_config::{Config, Problems};
+use forebay_config::{Config, Inspection, Problems};
 use forebay_gateway::bounds::Bounds;
 use forebay_system::{files, memory};
 
@@ -14,14 +14,15 @@ use forebay_system::{files, memory};
 #[command(
     group = clap::ArgGroup::new("what").required(true),
     after_help = "\
-Exit status: 0 valid, 1 invalid (with --strict: or with warnings), 2 wrong usage."
+Exit status: 0 valid, 1 invalid (with --strict: or with warnings), 2 wrong usage.
+A ScaledObject is invalid where KEDA refuses it in a namespace with nothing but its target."
 )]
 pub(crate) struct Args {
     /// The configuration file (YAML)
     #[arg(long, short, value_name = "FILE", group = "what")]
     config: Option<PathBuf>,
-    /// A ScaledObject of KEDA's, or its `triggers` and `advanced` alone: tells what in them can't
-    /// work as it is meant
+    /// A ScaledObject of KEDA's, or its `triggers` and `advanced` alone: reports what KEDA refuses
+    /// of it, and what can't work as it is meant
     #[arg(long, value_name = "FILE", group = "what", conflicts_with = "print")]
     scaled_object: Option<PathBuf>,
     /// Fail on warnings too
@@ -33,29 +34,27 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (file, checked) = match (&args.config, &args.scaled_object) {
-        (Some(file), _) => {
-            let checked = forebay_config::inspect(&read(file)?, &name(file));
-            (file, checked.map(|(config, warnings)| (Some(config), warnings)))
-        }
+    let (file, config, Inspection { errors, warnings }) = match (&args.config, &args.scaled_object)
+    {
+        (Some(file), _) => match forebay_config::inspect(&read(file)?, &name(file)) {
+            Ok((config, warnings)) => {
+                (file, Some(config), Inspection { warnings, ..Inspection::default() })
+            }
+            Err(errors) => (file, None, Inspection { errors, ..Inspection::default() }),
+        },
         (None, Some(file)) => {
-            let checked = forebay_config::inspect_scaled_object(&read(file)?, &name(file));
-            (file, checked.map(|warnings| (None, warnings)))
+            (file, None, forebay_config::inspect_scaled_object(&read(file)?, &name(file)))
         }
         (None, None) => anyhow::bail!("give --config or --scaled-object"),
     };
-    let (config, warnings) = match checked {
-        Ok(checked) => checked,
-        Err(problems) => {
-            print::err(problems);
-            return Ok(ExitCode::FAILURE);
-        }
-    };
-    for warning in warnings.iter() {
+    for warning in &warnings {
         print::err(format_args!("warning: {warning}"));
     }
+    if !errors.is_empty() {
+        print::err(errors);
+        return Ok(ExitCode::FAILURE);
+    }
     let here = config.map(on_this_machine);
-    let refused = args.strict && !warnings.is_empty();
     match here {
         Some((config, notes)) if args.print => {
             let notes: String = notes.iter().map(|note| format!("# {note}\n")).collect();
@@ -68,6 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             print::out(format_args!("{}: {verdict}\n{notes}", name(file)))?;
         }
     }
+    let refused = args.strict && !warnings.is_empty();
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -1,5 +1,7 @@
 //! Addresses of what Forebay connects to.
 
+use crate::redact::redacted;
+
 /// Why a text is no address to connect to, and what to write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -23,7 +25,7 @@ pub enum AddressError {
 /// # Errors
 /// The text is no such address.
 pub fn authority(text: &str) -> Result<&str, AddressError> {
-    let whole = || text.to_owned();
+    let whole = || redacted(text).into_owned();
     let bare = match text.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
         Some(_) => return Err(AddressError::Scheme(whole())),

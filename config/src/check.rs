@@ -19,8 +19,6 @@ mod replay;
 mod routes;
 mod scaling;
 
-pub(crate) use scaling::{behavior, comments};
-
 /// What a rule found, and about which field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
@@ -36,8 +34,7 @@ pub(crate) struct Findings {
 }
 
 /// Applies every rule.
-/// `comments` gives what is written as comments at the list item of a path.
-pub(crate) fn check(config: &Config, comments: &dyn Fn(&Path) -> String) -> Findings {
+pub(crate) fn check(config: &Config) -> Findings {
     let mut found = Findings::default();
     let top = Path::default();
     gateway::check(config, &top.key("gateway"), &mut found);
@@ -61,7 +58,7 @@ pub(crate) fn check(config: &Config, comments: &dyn Fn(&Path) -> String) -> Find
         let path = top.key("pools").index(at);
         pool::check(pool, &path, &mut found);
         let server = config.prometheus.server_address.is_some();
-        scaling::triggers_meaning(pool, server, &path.key("scaling"), comments, &mut found);
+        scaling::triggers_meaning(pool, server, &path.key("scaling"), &mut found);
     }
     if let Some(model) = &config.replay {
         replay::check(model, &top.key("replay"), &mut found);

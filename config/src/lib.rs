@@ -14,6 +14,7 @@ mod address;
 mod behavior;
 mod check;
 pub mod command;
+mod cron;
 mod discovery;
 mod edge;
 mod gateway;
@@ -27,6 +28,7 @@ mod output;
 mod pool;
 mod problem;
 mod prometheus;
+mod redact;
 mod replay;
 mod route;
 mod scaled_object;
@@ -41,6 +43,7 @@ pub use address::{AddressError, authority};
 pub use behavior::{
     Advanced, Behavior, HpaConfig, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy,
 };
+pub use cron::Cron;
 pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
 pub use edge::{Cors, PATHS, Tls, TlsVersion};
 pub use gateway::{Admin, Gateway, Limits, RecordArrivals};
@@ -53,9 +56,10 @@ pub use output::{print, schema};
 pub use pool::{Hold, Pool, Upstream};
 pub use problem::{Place, Problem, Problems};
 pub use prometheus::{BasicAuth, Prometheus, base_url};
+pub use redact::redacted;
 pub use replay::{Clients, ColdStartModel, Replay, ReplicaModel};
 pub use route::{Fallback, Route, Share, SplitBy};
-pub use scaled_object::inspect_scaled_object;
+pub use scaled_object::{Inspection, inspect_scaled_object};
 pub use scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scaling};
 pub use target::{Keda, Kubernetes, Processes, Target};
 pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
@@ -92,13 +96,13 @@ impl Config {
     /// [`parse`] return none with problems.
     #[must_use]
     pub fn problems(&self) -> Problems {
-        check::check(self, &|_| String::new()).problems()
+        check::check(self).problems()
     }
 
     /// What is allowed and yet probably not meant. Without lines, which are known to
     /// [`inspect`] only.
     #[must_use]
     pub fn warnings(&self) -> Problems {
-        check::check(self, &|_| String::new()).warnings()
+        check::check(self).warnings()
     }
 }

@@ -4,26 +4,29 @@
 //! own that means the same, it is named.
 
 use crate::problem::Path;
-use crate::trigger::{CronWindow, MetricType, Rule, Signal, Trigger};
+use crate::trigger::{MetricType, Rule, Signal, Trigger};
 
 mod names;
 mod promql;
 mod query;
+mod schedule;
+mod series;
+mod waking;
 
 /// Where triggers stand.
 pub(crate) struct Scene<'a> {
     /// All of them: one may do what another can't.
     pub(crate) triggers: &'a [Trigger],
+    /// What each of them means, where that is known.
+    pub(crate) rules: &'a [Option<Rule>],
+    /// `idleReplicaCount`.
+    pub(crate) idle: Option<u32>,
     /// `minReplicaCount`; `None` where it is not known.
     pub(crate) min: Option<u32>,
     /// `maxReplicaCount`; `None` where it is not known.
     pub(crate) max: Option<u32>,
     /// Who reads them.
     pub(crate) reader: Reader,
-    /// Requests for each replica, for a `concurrency` without a threshold.
-    pub(crate) target_concurrency: u32,
-    /// The comments at each trigger, by its place in the list.
-    pub(crate) comments: &'a dyn Fn(usize) -> String,
 }
 
 /// Who reads the triggers.
@@ -35,7 +38,20 @@ pub(crate) enum Reader {
         server: bool,
     },
     /// KEDA.
-    Keda,
+    Keda {
+        /// Whether the HPA sees the result of a formula, and not the triggers themselves.
+        composite: bool,
+    },
+}
+
+impl Scene<'_> {
+    fn is_composite(&self) -> bool {
+        self.reader == Reader::Keda { composite: true }
+    }
+
+    fn is_keda(&self) -> bool {
+        matches!(self.reader, Reader::Keda { .. })
+    }
 }
 
 /// One sentence on one field of a trigger.
@@ -55,17 +71,20 @@ pub(crate) fn lint(scene: &Scene<'_>) -> Vec<Remark> {
         let mut notes = Notes { path: Path::default().index(at), remarks: &mut remarks };
         match trigger.kind.as_str() {
             "external" | "external-push" => external(trigger, &mut notes),
-            "cron" => cron(scene, trigger, &mut notes),
+            "prometheus" if scene.is_keda() && trigger.metadata.contains_key("metricName") => {
+                let message = "has no effect: KEDA took it out of the prometheus trigger; the name of the \
+                               trigger itself is `name`, beside `type`";
+                notes.say(&["metadata", "metricName"], message);
+            }
             _ => {}
         }
-        let (rule, _) = trigger.rule(scene.target_concurrency);
-        let Some(rule) = rule else { continue };
+        let Some(rule) = scene.rules.get(at).and_then(Option::as_ref) else { continue };
         match &rule.signal {
             Signal::Prometheus(query) => {
                 if query.server_address.is_none() {
                     server(scene.reader, &mut notes);
                 }
-                query::lint(scene, at, trigger, &rule, &query.query, &mut notes);
+                query::lint(scene, at, trigger, rule, query, &mut notes);
                 activation(scene, trigger, &mut notes);
             }
             Signal::Gpu(_, crate::GpuSource::Prometheus(query))
@@ -74,10 +93,10 @@ pub(crate) fn lint(scene: &Scene<'_>) -> Vec<Remark> {
                 server(scene.reader, &mut notes);
             }
             Signal::Ttft { .. } | Signal::Itl { .. } | Signal::KvCache | Signal::Gpu(..) => {}
-            Signal::Cron(window) => weekends(window, &mut notes),
+            Signal::Cron(window) => schedule::lint(scene, at, window, &mut notes),
             _ => activation(scene, trigger, &mut notes),
         }
-        own(&rule, trigger, &mut notes);
+        own(rule, trigger, &mut notes);
     }
     remarks
 }
@@ -104,74 +123,29 @@ impl Notes<'_> {
 }
 
 fn server(reader: Reader, notes: &mut Notes<'_>) {
-    let message = match reader {
-        Reader::Keda => "missing: there is nobody to ask, and KEDA refuses the ScaledObject",
-        Reader::Forebay { server: true } => return,
-        Reader::Forebay { server: false } => {
-            "missing, and there is no prometheus.serverAddress at the top either: there is nobody to \
-             ask, and the trigger is left out"
-        }
-    };
-    notes.say(&["metadata", "serverAddress"], message);
+    if reader == (Reader::Forebay { server: false }) {
+        let message = "missing, and there is no prometheus.serverAddress at the top either: there is \
+                       no server to ask, and the trigger is left out";
+        notes.say(&["metadata", "serverAddress"], message);
+    }
 }
 
 /// A threshold between zero and one, where zero never is.
 fn activation(scene: &Scene<'_>, trigger: &Trigger, notes: &mut Notes<'_>) {
     let written = trigger.metadata.get("activationThreshold").map(|text| text.trim());
-    let Some(min) = scene.min.filter(|min| *min > 0) else { return };
-    if written.is_some_and(|text| text.parse::<f64>().is_ok_and(|it| it != 0.0)) {
+    if !written.is_some_and(|text| text.parse::<f64>().is_ok_and(|it| it != 0.0)) {
+        return;
+    }
+    let field = &["metadata", "activationThreshold"];
+    if scene.is_composite() {
+        let message = "has no effect: with scalingModifiers the formula is compared with \
+                       activationTarget";
+        notes.say(field, message);
+    } else if let Some(min) = scene.min.filter(|min| *min > 0 && scene.idle.is_none()) {
         let message = format!(
             "has no effect: it decides between none and one replica, and minReplicaCount is {min}"
         );
-        notes.say(&["metadata", "activationThreshold"], message);
-    }
-}
-
-fn cron(scene: &Scene<'_>, trigger: &Trigger, notes: &mut Notes<'_>) {
-    let desired =
-        trigger.metadata.get("desiredReplicas").and_then(|it| it.trim().parse::<u32>().ok());
-    let Some(desired) = desired else { return };
-    if let Some(max) = scene.max.filter(|max| desired > *max) {
-        let message = format!("{desired} is never reached: maxReplicaCount is {max}");
-        notes.say(&["metadata", "desiredReplicas"], message);
-    }
-    if let Some(min) = scene.min.filter(|min| *min > 0 && desired <= *min) {
-        let message = format!("{desired} changes nothing: minReplicaCount is {min}");
-        notes.say(&["metadata", "desiredReplicas"], message);
-    }
-}
-
-/// A Monday, from which on two weeks are looked at.
-const MONDAY_MS: u64 = 1_704_067_200_000;
-const DAY_MS: u64 = 86_400_000;
-
-/// A window that is open over night on some days is open over the weekend where only weekdays end
-/// it.
-fn weekends(window: &CronWindow, notes: &mut Notes<'_>) {
-    let (mut now, mut begun, mut windows) = (MONDAY_MS, None, Vec::new());
-    while now < MONDAY_MS + 14 * DAY_MS && windows.len() < 100 {
-        let (open, until) = window.open(now);
-        match (open, begun) {
-            (true, None) => begun = Some(now),
-            (false, Some(since)) => {
-                windows.push((now - since, since, now));
-                begun = None;
-            }
-            _ => {}
-        }
-        now = until.max(now + 1);
-    }
-    // The first may have begun before.
-    let whole = windows.iter().skip(1);
-    let (Some(shortest), Some(longest)) = (whole.clone().min(), whole.max()) else { return };
-    if longest.0 > DAY_MS && longest.0 > 2 * shortest.0 {
-        let message = format!(
-            "the window that begins on {} stays open until {}, when the next end comes; end it on the \
-             day after too",
-            window.weekday_and_time(longest.1),
-            window.weekday_and_time(longest.2)
-        );
-        notes.say(&["metadata", "end"], message);
+        notes.say(field, message);
     }
 }
 
@@ -194,6 +168,11 @@ fn external(trigger: &Trigger, notes: &mut Notes<'_>) {
              it among them and ask for ⌈{metric} ÷ threshold⌉ however many there are"
         );
         notes.error(&["metricType"], message);
+    }
+    if metric.is_empty() && trigger.metric_type == Some(MetricType::Value) {
+        let message =
+            "Value multiplies the decided count by the pods that are ready; leave metricType out";
+        notes.say(&["metricType"], message);
     }
     if trigger.kind == "external" {
         let message = "wakes at the next poll only; external-push wakes at once";

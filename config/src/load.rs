@@ -72,7 +72,7 @@ pub fn inspect(text: &str, source_name: &str) -> Result<(Config, Problems), Prob
         });
         Problems::sorted(placed.collect())
     };
-    let findings = check::check(&config, &|path| check::comments(text, tree.place(path)));
+    let findings = check::check(&config);
     if findings.errors.is_empty() {
         Ok((config, placed(findings.warnings)))
     } else {

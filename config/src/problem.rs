@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::redact::redacted;
+
 /// Way to a field, from the top of the file: `pools[0].scaling.maxReplicaCount`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Path(Vec<Step>);
@@ -99,12 +101,12 @@ impl fmt::Display for Problem {
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }
-        write!(f, "{}", self.message)
+        f.write_str(&redacted(&self.message))
     }
 }
 
 /// All that is wrong with a configuration, in the order of the file. Shown one a line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::redact::redacted;
 use crate::units;
 
 /// The Prometheus server, or one with its API, that triggers ask which name none of their own.
@@ -59,27 +60,46 @@ impl Default for Prometheus {
 /// # Errors
 /// What it lacks.
 pub fn base_url(text: &str) -> Result<&str, String> {
-    let wrong = |what: &str| format!("`{text}` {what}; write for example http://prometheus:9090");
+    reachable(text)?;
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    if rest.contains('@') {
+        return Err(format!("`{}` holds a name or password; give them in files", redacted(text)));
+    }
+    if rest.contains(['?', '#']) {
+        return Err(not_a_server(text));
+    }
+    Ok(text.trim_end_matches('/'))
+}
+
+/// Whether a client can ask whoever `text` names.
+///
+/// # Errors
+/// What it lacks.
+pub(crate) fn reachable(text: &str) -> Result<(), String> {
+    let wrong = |what: &str| {
+        format!("`{}` {what}; write for example http://prometheus:9090", redacted(text))
+    };
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(wrong("has no http:// or https:// at its beginning"));
     };
     if !["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) {
         return Err(wrong("is neither http nor https"));
     }
-    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if host.contains('@') {
-        return Err(format!("`{text}` holds a name or password; give them in files"));
-    }
-    let valid = rest.chars().all(|c| c.is_ascii_graphic()) && !rest.contains(['?', '#']);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) if !host.ends_with(']') => (name, Some(port)),
         _ => (host, None),
     };
     let port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-    if !valid || name.is_empty() || !port {
-        return Err(wrong("is no URL of a server"));
+    if !rest.chars().all(|c| c.is_ascii_graphic()) || name.is_empty() || !port {
+        return Err(not_a_server(text));
     }
-    Ok(text.trim_end_matches('/'))
+    Ok(())
+}
+
+fn not_a_server(text: &str) -> String {
+    format!("`{}` is no URL of a server; write for example http://prometheus:9090", redacted(text))
 }
 
 #[cfg(test)]

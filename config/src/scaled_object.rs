@@ -1,88 +1,106 @@
-//! ScaledObjects of KEDA's, whole or in part, as far as their triggers can be judged.
+//! ScaledObjects of KEDA's, whole or in part: what KEDA refuses of them, and what in their triggers
+//! can't work as it is meant.
+//!
+//! An error is what KEDA refuses in a namespace that has the target and nothing else: the API server
+//! or KEDA's admission webhook denies it, it is never Ready, or its first metrics are an error. A
+//! test compares this with a real KEDA.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-
-use crate::behavior::Behavior;
-use crate::check::{behavior, comments};
 use crate::lint::{Reader, Scene, lint};
 use crate::problem::{Path, Place, Problem, Problems};
-use crate::trigger::{AuthenticationRef, MetricType, Trigger};
-use crate::yaml::{self, Kind, Node, Tree};
+use crate::trigger::{AuthenticationRef, MetricType, Rule, Trigger};
+use crate::yaml::{Kind, Node, Tree};
+use schema::{Scalar, scalar};
 
-/// KEDA's limits where a ScaledObject gives none.
-const MIN: u32 = 0;
-const MAX: u32 = 100;
+mod admission;
+mod formula;
+mod go;
+mod scalers;
+mod schema;
 
-/// The `spec` of a ScaledObject.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Spec {
-    #[serde(rename = "scaleTargetRef")]
-    _scale_target_ref: Option<IgnoredAny>,
-    #[serde(rename = "pollingInterval")]
-    _polling_interval: Option<u32>,
-    #[serde(rename = "cooldownPeriod")]
-    _cooldown_period: Option<u32>,
-    #[serde(rename = "initialCooldownPeriod")]
-    _initial_cooldown_period: Option<u32>,
-    #[serde(rename = "fallback")]
-    _fallback: Option<IgnoredAny>,
-    idle_replica_count: Option<u32>,
-    min_replica_count: Option<u32>,
-    max_replica_count: Option<u32>,
-    advanced: Option<Advanced>,
-    triggers: Vec<Written>,
+const API_VERSION: &str = "keda.sh/v1alpha1";
+
+/// When KEDA refuses something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Always: the API server or the webhook do so, or the operator whatever it is.
+    Always,
+    /// While the object is not paused: the operator makes no HPA for one that is.
+    Active,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Advanced {
-    #[serde(rename = "restoreToOriginalReplicaCount")]
-    _restore_to_original_replica_count: Option<bool>,
-    #[serde(rename = "scalingModifiers")]
-    _scaling_modifiers: Option<IgnoredAny>,
-    horizontal_pod_autoscaler_config: Option<HpaConfig>,
+/// One ScaledObject while it is judged.
+struct Object<'a> {
+    tree: &'a Tree,
+    /// The way to its spec.
+    spec: Path,
+    /// Whether it is a whole one, so that what is not written has KEDA's default.
+    whole: bool,
+    triggers: Vec<Trigger>,
+    errors: Vec<(Path, String, Stage)>,
+    warnings: Vec<(Path, String)>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct HpaConfig {
-    #[serde(rename = "name")]
-    _name: Option<String>,
-    behavior: Option<Behavior>,
+impl<'a> Object<'a> {
+    fn path(&self, field: &str) -> Path {
+        self.spec.key(field)
+    }
+
+    fn node(&self, field: &str) -> Option<&'a Node> {
+        self.tree.node(&self.path(field)).filter(|node| scalar(node) != Some(Scalar::Null))
+    }
+
+    fn text_at(&self, path: &Path) -> Option<&'a str> {
+        text(self.tree.node(path)?)
+    }
+
+    fn whole(&self, field: &str) -> Option<i64> {
+        match scalar(self.node(field)?) {
+            Some(Scalar::Number(number)) => Some(number as i64),
+            _ => None,
+        }
+    }
+
+    /// A field of `advanced.scalingModifiers` that is not empty.
+    fn modifier(&self, field: &str) -> Option<&'a str> {
+        let path = self.path("advanced").key("scalingModifiers").key(field);
+        self.text_at(&path).filter(|text| !text.is_empty())
+    }
+
+    /// Whether the HPA sees a formula alone.
+    fn composite(&self) -> bool {
+        ["formula", "target", "activationTarget", "metricType"]
+            .iter()
+            .any(|field| self.modifier(field).is_some())
+    }
+
+    fn error(&mut self, field: &str, message: String) {
+        self.errors.push((self.path(field), message, Stage::Always));
+    }
 }
 
-/// A trigger of any type that KEDA knows.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Written {
-    #[serde(rename = "type")]
-    kind: String,
-    name: Option<String>,
-    metric_type: Option<String>,
-    use_cached_metrics: Option<bool>,
-    authentication_ref: Option<AuthenticationRef>,
-    #[serde(default)]
-    metadata: BTreeMap<String, String>,
+fn text(node: &Node) -> Option<&str> {
+    match scalar(node) {
+        Some(Scalar::Text(text)) => Some(text),
+        _ => None,
+    }
 }
 
-/// A whole document, with what is beside the `spec` left alone.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Document {
-    spec: Spec,
+/// What is known of a file's ScaledObjects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// All that KEDA refuses.
+    pub errors: Problems,
+    /// All that KEDA takes, and that can't work as it is meant.
+    pub warnings: Problems,
 }
 
-/// What in the ScaledObjects of `text` can't work as it is meant. `text` may hold several
-/// documents, of which others than ScaledObjects are passed over, or a part of one: its `spec`, or
-/// `triggers` and `advanced` alone.
-///
-/// # Errors
-/// All that makes them invalid; the warnings otherwise.
-pub fn inspect_scaled_object(text: &str, source_name: &str) -> Result<Problems, Problems> {
+/// What in the ScaledObjects of `text` KEDA refuses, or can't work as it is meant. `text` may hold
+/// several documents, of which others than ScaledObjects are passed over, or a part of one: its
+/// `spec`, or `triggers` and `advanced` alone.
+#[must_use]
+pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let problem = |place: Place, field: String, message: String| Problem {
         source: source_name.to_owned(),
@@ -90,42 +108,35 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Result<Problems, 
         field,
         message,
     };
-    let trees = Tree::parse_all(text).map_err(|broken| {
-        let broken = broken.into_iter();
-        Problems::sorted(
-            broken.map(|(place, message)| problem(place, String::new(), message)).collect(),
-        )
-    })?;
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-    let mut found = false;
+    let trees = Tree::parse_all(text).unwrap_or_else(|broken| {
+        let broken = broken.into_iter();
+        errors.extend(broken.map(|(place, message)| problem(place, String::new(), message)));
+        Vec::new()
+    });
+    let mut found = !errors.is_empty();
     for tree in &trees {
-        let Some((whole, base)) = standing(&tree.root) else { continue };
+        let Some((whole, spec)) = standing(&tree.root) else { continue };
         found = true;
-        let nowhere = |_: &str| None;
-        let spec = match &base {
-            Some(_) => yaml::read::<Document>(tree, &nowhere).map(|document| document.spec),
-            None => yaml::read::<Spec>(tree, &nowhere),
+        let mut object = Object {
+            tree,
+            spec: spec.clone().unwrap_or_default(),
+            whole,
+            triggers: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
         };
-        let spec = match spec {
-            Ok(spec) => spec,
-            Err(faults) => {
-                errors.extend(faults.into_iter().map(|fault| {
-                    problem(tree.place(&fault.path), fault.path.to_string(), fault.message)
-                }));
-                continue;
-            }
-        };
-        let base = base.unwrap_or_default();
-        for (path, message, error) in judge(&spec, &base, whole, tree, text) {
-            let problem = problem(tree.place(&path), path.to_string(), message);
-            if error { errors.push(problem) } else { warnings.push(problem) }
-        }
+        judge(&mut object, spec.is_some());
+        let told =
+            |path: Path, message: String| problem(tree.place(&path), path.to_string(), message);
+        errors.extend(object.errors.into_iter().map(|(path, message, _)| told(path, message)));
+        warnings.extend(object.warnings.into_iter().map(|(path, message)| told(path, message)));
     }
     if !found {
         let message = "no ScaledObject in it: neither one of `kind: ScaledObject` nor `triggers`";
         errors.push(problem(Place { line: 1, column: 1 }, String::new(), message.to_owned()));
     }
-    if errors.is_empty() { Ok(Problems::sorted(warnings)) } else { Err(Problems::sorted(errors)) }
+    Inspection { errors: Problems::sorted(errors), warnings: Problems::sorted(warnings) }
 }
 
 /// Whether a document is a whole ScaledObject, and where its spec is, unless it is one itself;
@@ -137,7 +148,9 @@ fn standing(root: &Node) -> Option<(bool, Option<Path>)> {
     match value("kind").map(|node| &node.kind) {
         Some(Kind::Scalar { text, .. }) => (text == "ScaledObject").then_some((true, Some(spec))),
         Some(_) => None,
-        None if value("spec").is_some() => Some((true, Some(spec))),
+        None if let Some(Kind::Map(inner)) = value("spec").map(|node| &node.kind) => {
+            Some((inner.iter().any(|entry| entry.key == "scaleTargetRef"), Some(spec)))
+        }
         None => {
             let part = value("triggers").is_some() || value("advanced").is_some();
             part.then_some((value("scaleTargetRef").is_some(), None))
@@ -145,80 +158,149 @@ fn standing(root: &Node) -> Option<(bool, Option<Path>)> {
     }
 }
 
-fn judge(
-    spec: &Spec,
-    base: &Path,
-    whole: bool,
-    tree: &Tree,
-    text: &str,
-) -> Vec<(Path, String, bool)> {
-    let path = base.key("triggers");
-    let mut found = Vec::new();
-    let mut triggers = Vec::new();
-    for (at, written) in spec.triggers.iter().enumerate() {
-        let path = path.index(at);
-        let metric_type = match written.metric_type.as_deref() {
-            Some("AverageValue") => Some(MetricType::AverageValue),
-            Some("Value") => Some(MetricType::Value),
-            // KEDA's cpu and memory alone have the third.
-            None | Some("Utilization") => None,
-            Some(other) => {
-                let message = format!("`{other}` is not known; give AverageValue or Value");
-                found.push((path.key("metricType"), message, true));
-                None
-            }
-        };
-        let trigger = Trigger {
-            kind: written.kind.clone(),
-            name: written.name.clone(),
-            metric_type,
-            use_cached_metrics: written.use_cached_metrics,
-            authentication_ref: written.authentication_ref.clone(),
-            metadata: written.metadata.clone(),
-        };
-        if matches!(trigger.kind.as_str(), "prometheus" | "cron") {
-            let (_, faults) = trigger.rule(1);
-            // What only KEDA knows of is none of ours.
-            let faults = faults.into_iter().filter(|it| it.error || it.key == "metricName");
-            let at = |key: &str| path.key("metadata").key(key);
-            found.extend(faults.map(|fault| (at(&fault.key), fault.message, fault.error)));
+fn judge(object: &mut Object<'_>, document: bool) {
+    shape(object, document);
+    if !object.errors.is_empty() {
+        return;
+    }
+    let paused = document && metadata(object);
+    read_triggers(object);
+    admission::check(object);
+    let composite = object.composite();
+    let mut rules = Vec::new();
+    for (at, trigger) in object.triggers.iter().enumerate() {
+        let path = object.path("triggers").index(at);
+        let metric_type = object.text_at(&path.key("metricType"));
+        let (rule, found) = scalers::judge(trigger, metric_type, composite);
+        for (field, message) in found {
+            let path = field.iter().fold(path.clone(), |path, key| path.key(key));
+            object.errors.push((path, message, Stage::Active));
         }
-        numbers(tree, &path.key("metadata"), &trigger, &mut found);
-        triggers.push(trigger);
+        rules.push(rule);
     }
-    let comments = |at: usize| comments(text, tree.place(&path.index(at)));
-    let min = spec.idle_replica_count.or(spec.min_replica_count);
-    let scene = Scene {
-        triggers: &triggers,
-        min: min.or(whole.then_some(MIN)),
-        max: spec.max_replica_count.or(whole.then_some(MAX)),
-        reader: Reader::Keda,
-        target_concurrency: 1,
-        comments: &comments,
-    };
-    let remarks = lint(&scene).into_iter();
-    found.extend(remarks.map(|it| (path.join(&it.path), it.message, it.error)));
-    let hpa = spec.advanced.as_ref().and_then(|it| it.horizontal_pod_autoscaler_config.as_ref());
-    if let Some(it) = hpa.and_then(|hpa| hpa.behavior.as_ref()) {
-        let path = base.key("advanced").key("horizontalPodAutoscalerConfig").key("behavior");
-        found.extend(behavior(it, &path).into_iter().map(|(path, message)| (path, message, true)));
+    meaning(object, &rules, composite);
+    if paused {
+        let (kept, later): (Vec<_>, Vec<_>) =
+            object.errors.drain(..).partition(|(_, _, stage)| *stage == Stage::Always);
+        object.errors = kept;
+        let later = later.into_iter().map(|(path, message, _)| {
+            (path, format!("{message}; KEDA will refuse it when it is no longer paused"))
+        });
+        object.warnings.extend(later);
     }
-    found
 }
 
-/// KEDA's metadata is text; a bare number is refused when the object is applied.
-fn numbers(tree: &Tree, path: &Path, trigger: &Trigger, found: &mut Vec<(Path, String, bool)>) {
-    for (key, value) in &trigger.metadata {
-        let path = path.key(key);
-        let plain = tree.node(&path).is_some_and(|node| match &node.kind {
-            Kind::Scalar { text, plain: true } => {
-                text.parse::<f64>().is_ok() || text == "true" || text == "false"
+/// What the API server asks for.
+fn shape(object: &mut Object<'_>, document: bool) {
+    let mut found = Vec::new();
+    if document {
+        schema::check(&object.tree.root, &schema::DOCUMENT, &Path::default(), &mut found);
+        let version = Path::default().key("apiVersion");
+        if object.text_at(&version).is_some_and(|text| text != API_VERSION) {
+            found.push((
+                version,
+                format!("there is no ScaledObject of this version; write {API_VERSION}"),
+            ));
+        }
+        for field in ["labels", "annotations"] {
+            let path = Path::default().key("metadata").key(field);
+            if let Some(node) = object.tree.node(&path) {
+                schema::check(node, &schema::TEXTS, &path, &mut found);
             }
-            _ => false,
+        }
+    }
+    if let Some(node) = object.tree.node(&object.spec) {
+        let mut inner = Vec::new();
+        schema::check(node, &schema::SPEC, &object.spec, &mut inner);
+        let (target, triggers) = (object.path("scaleTargetRef"), object.path("triggers"));
+        // A part has not everything.
+        inner.retain(|(path, message)| {
+            object.whole
+                || !message.starts_with("missing")
+                || (*path != target && *path != triggers)
         });
-        if plain {
-            let message = format!("KEDA takes text alone in metadata; write \"{value}\"");
-            found.push((path, message, false));
+        found.extend(inner);
+    }
+    object.errors.extend(found.into_iter().map(|(path, message)| (path, message, Stage::Always)));
+}
+
+/// What is written beside the spec; whether KEDA is to leave the object alone.
+fn metadata(object: &mut Object<'_>) -> bool {
+    let path = Path::default().key("metadata");
+    if let Some(name) = object.text_at(&path.key("name")) {
+        admission::names(object, name);
+    }
+    let annotations = path.key("annotations");
+    let annotation = |name: &str| annotations.key(&format!("autoscaling.keda.sh/{name}"));
+    let count = annotation("paused-replicas");
+    if let Some(text) = object.text_at(&count) {
+        if go::whole_32(text).is_none_or(|count| count < 0) {
+            let message = format!("`{text}` is not a whole number of 0 or more");
+            object.errors.push((count, message, Stage::Always));
+        }
+        return true;
+    }
+    // What is neither true nor false counts as true.
+    object.text_at(&annotation("paused")).is_some_and(|text| go::flag(text) != Some(false))
+}
+
+fn read_triggers(object: &mut Object<'_>) {
+    let path = object.path("triggers");
+    let Some(Kind::List(items)) = object.tree.node(&path).map(|node| &node.kind) else { return };
+    for at in 0..items.len() {
+        let path = path.index(at);
+        let text = |path: &Path| object.text_at(path).map(str::to_owned);
+        let metadata = match object.tree.node(&path.key("metadata")).map(|node| &node.kind) {
+            Some(Kind::Map(entries)) => {
+                let pair = |entry: &crate::yaml::Entry| {
+                    let value = self::text(&entry.value).unwrap_or_default();
+                    (entry.key.clone(), value.to_owned())
+                };
+                entries.iter().map(pair).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        let reference = path.key("authenticationRef");
+        let name = text(&reference.key("name")).filter(|name| !name.is_empty());
+        let authentication_ref =
+            name.map(|name| AuthenticationRef { name, kind: text(&reference.key("kind")) });
+        let cached = object.tree.node(&path.key("useCachedMetrics")).and_then(scalar);
+        object.triggers.push(Trigger {
+            kind: text(&path.key("type")).unwrap_or_default(),
+            name: text(&path.key("name")),
+            metric_type: match object.text_at(&path.key("metricType")) {
+                Some("AverageValue") => Some(MetricType::AverageValue),
+                Some("Value") => Some(MetricType::Value),
+                _ => None,
+            },
+            use_cached_metrics: Some(cached == Some(Scalar::Flag(true))),
+            authentication_ref,
+            metadata,
+        });
+    }
+}
+
+/// What can't work as it is meant.
+fn meaning(object: &mut Object<'_>, rules: &[Option<Rule>], composite: bool) {
+    let path = object.path("triggers");
+    let count = |field: &str, default: i64| {
+        let count = object.whole(field).or(object.whole.then_some(default));
+        count.and_then(|count| u32::try_from(count).ok())
+    };
+    let scene = Scene {
+        triggers: &object.triggers,
+        rules,
+        idle: object.whole("idleReplicaCount").and_then(|idle| u32::try_from(idle).ok()),
+        min: count("minReplicaCount", admission::MIN),
+        max: count("maxReplicaCount", admission::MAX),
+        reader: Reader::Keda { composite },
+    };
+    for remark in lint(&scene) {
+        let path = path.join(&remark.path);
+        if remark.error {
+            object.errors.push((path, remark.message, Stage::Active));
+        } else {
+            object.warnings.push((path, remark.message));
         }
     }
 }

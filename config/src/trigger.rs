@@ -18,6 +18,7 @@ mod schedule;
 
 pub use gpu::{Gauge, GpuFigure};
 pub use range::Range;
+pub(crate) use rule::unknown_zone;
 pub use rule::{CronWindow, Fault, GpuSource, PromQuery, Rule, Signal};
 
 /// What [`Trigger::kind`] may be: Forebay's own signals first, then what is read elsewhere.

@@ -9,4 +9,4 @@ mod read;
 mod tree;
 
 pub(crate) use read::{closest, read};
-pub(crate) use tree::{Kind, Node, Tree};
+pub(crate) use tree::{Entry, Kind, Node, Tree};

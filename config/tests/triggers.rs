@@ -3,17 +3,35 @@
 use std::fs;
 use std::path::Path;
 
-use forebay_config::{inspect, inspect_scaled_object};
+use forebay_config::{Inspection, Problems, inspect, inspect_scaled_object};
 
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scaled-objects").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// One line for each remark, without the file's name.
+fn lines(problems: &Problems) -> impl Iterator<Item = String> + '_ {
+    problems.iter().map(|it| it.to_string().trim_start_matches("f:").to_owned())
+}
+
+/// One line for each remark, without the file's name; errors first.
 fn told(text: &str) -> Vec<String> {
-    let warnings = inspect_scaled_object(text, "f").unwrap_or_else(|errors| panic!("{errors}"));
-    warnings.iter().map(|it| it.to_string().trim_start_matches("f:").to_owned()).collect()
+    let Inspection { errors, warnings } = inspect_scaled_object(text, "f");
+    lines(&errors).chain(lines(&warnings)).collect()
+}
+
+/// The same of an object that KEDA takes.
+fn warned(text: &str) -> Vec<String> {
+    let Inspection { errors, warnings } = inspect_scaled_object(text, "f");
+    assert!(errors.is_empty(), "{errors}\n{text}");
+    lines(&warnings).collect()
+}
+
+/// All that KEDA refuses.
+fn refused(text: &str) -> String {
+    let errors = inspect_scaled_object(text, "f").errors;
+    assert!(!errors.is_empty(), "it is taken:\n{text}");
+    errors.to_string()
 }
 
 /// The `triggers:` and `advanced:` of a file, pasted into a pool.
@@ -143,7 +161,7 @@ fn lines_are_those_of_the_file() {
 /// One prometheus trigger of a ScaledObject that may not go to zero.
 fn query(query: &str, rest: &str) -> Vec<String> {
     told(&format!(
-        "kind: ScaledObject\nspec:\n  minReplicaCount: 1\n  triggers:\n    - type: prometheus\n{rest}      metadata:\n        serverAddress: http://p:9090\n        threshold: \"5\"\n        query: {}\n",
+        "kind: ScaledObject\nspec:\n  scaleTargetRef: {{name: a}}\n  minReplicaCount: 1\n  triggers:\n    - type: prometheus\n{rest}      metadata:\n        serverAddress: http://p:9090\n        threshold: \"5\"\n        query: {}\n",
         serde_json::to_string(query).expect("text")
     ))
 }
@@ -158,7 +176,10 @@ fn queries_that_work_are_told_nothing() {
         "max_over_time(sum(vllm:num_requests_waiting)[2m:15s])",
         "sum(avg_over_time(vllm:num_requests_running[1m]))",
         "sum(rabbitmq_queue_messages_ready)",
-        "sum by (namespace) (vllm:num_requests_waiting)",
+        "sum by (namespace) (vllm:num_requests_waiting{namespace=\"a\"})",
+        "rabbitmq_queue_messages_ready{queue=\"jobs\"}",
+        "histogram_quantile(0.9, sum(rate(request_duration_seconds[5m]))) > bool 3",
+        "sum(vllm:num_requests_running) < bool 1",
         "sum(vllm:num_requests_waiting) or vector(0)",
         "count(vllm:num_requests_waiting > 3)",
     ] {
@@ -206,15 +227,32 @@ fn each_fault_is_told_wherever_it_is() {
 }
 
 #[test]
-fn a_comment_that_wants_it_low_is_understood() {
-    let object = |comment: &str| {
-        told(&format!(
-            "triggers:\n  # {comment}\n  - type: prometheus\n    metadata:\n      serverAddress: http://p:9090\n      query: sum(a_b)\n      threshold: \"5\"\n"
-        ))
-    };
-    assert!(object("Scale when throughput drops").iter().any(|line| line.contains("never below")));
-    assert!(object("Scale down when this falls below").is_empty());
-    assert!(object("Scale when more than five wait").is_empty());
+fn a_comment_changes_nothing() {
+    for name in names() {
+        let text = file(&name);
+        let bare: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let commented: String = text
+            .lines()
+            .map(|line| {
+                let indent = " ".repeat(line.len() - line.trim_start().len());
+                format!("{indent}# keep the p95 below 2 s; scale down when it drops\n{line}\n")
+            })
+            .collect();
+        let without_lines = |text: &str| -> Vec<String> {
+            let lines = told(text).into_iter();
+            lines.map(|line| line.split_once(": ").expect("a field").1.to_owned()).collect()
+        };
+        assert_eq!(without_lines(&bare), without_lines(&text), "{name}");
+        // Not within a query that spans lines, where `#` is PromQL's.
+        if !text.contains("query: |") {
+            assert_eq!(without_lines(&commented), without_lines(&text), "{name}");
+        }
+        assert_eq!(pasted(&bare, "").len(), pasted(&text, "").len(), "{name}");
+    }
 }
 
 #[test]
@@ -238,23 +276,18 @@ fn a_trigger_that_wakes_makes_up_for_one_that_cannot() {
 #[test]
 fn a_figure_that_does_not_grow_needs_value_where_keda_asks_forebay() {
     let object = |metric: &str, metric_type: &str| {
-        inspect_scaled_object(
-            &format!(
-                "spec:\n  triggers:\n    - type: external-push\n{metric_type}      metadata: {{scalerAddress: 'forebay-scaler:9910', metric: {metric}, threshold: \"2\"}}\n"
-            ),
-            "f",
-        )
+        told(&format!(
+            "spec:\n  triggers:\n    - type: external-push\n{metric_type}      metadata: {{scalerAddress: 'forebay-scaler:9910', metric: {metric}, threshold: \"2\"}}\n"
+        ))
     };
     for metric in ["ttft", "itl", "kvCache", "gpuUtilization"] {
-        let errors = object(metric, "").expect_err("an error").to_string();
-        assert!(errors.contains("missing metricType: Value"), "{errors}");
-        assert!(object(metric, "      metricType: AverageValue\n").is_err(), "{metric}");
-        assert!(
-            object(metric, "      metricType: Value\n").is_ok_and(|told| told.is_empty()),
-            "{metric}"
-        );
+        for lacking in ["", "      metricType: AverageValue\n"] {
+            let told = object(metric, lacking);
+            assert!(told[0].contains("missing metricType: Value"), "{told:?}");
+        }
+        assert_eq!(object(metric, "      metricType: Value\n"), Vec::<String>::new(), "{metric}");
     }
-    assert!(object("queueDepth", "").is_ok_and(|told| told.is_empty()));
+    assert_eq!(object("queueDepth", ""), Vec::<String>::new());
 }
 
 #[test]
@@ -279,34 +312,70 @@ fn documents_of_other_kinds_are_passed_over() {
             "must be at least 1",
         ),
     ] {
-        let errors = inspect_scaled_object(text, "f").expect_err(text).to_string();
+        let errors = refused(text);
         assert!(errors.contains(words), "{text}: {errors}");
     }
 }
 
+/// Cron triggers, each with its start, end and replicas.
+fn schedules(windows: &[(&str, &str, u32)]) -> Vec<String> {
+    let triggers = windows.iter().map(|(start, end, count)| {
+        format!(
+            "  - type: cron\n    metadata: {{timezone: Europe/Amsterdam, start: '{start}', end: '{end}', desiredReplicas: \"{count}\"}}\n"
+        )
+    });
+    warned(&format!("triggers:\n{}", triggers.collect::<String>()))
+}
+
 #[test]
-fn nights_that_last_over_the_weekend_are_told() {
-    let object = |start: &str, end: &str| {
-        told(&format!(
-            "triggers:\n  - type: cron\n    metadata: {{timezone: Europe/Amsterdam, start: {start}, end: {end}, desiredReplicas: \"4\"}}\n"
-        ))
-    };
-    let nights = object("0 22 * * 1-5", "0 6 * * 1-5");
-    assert_eq!(
-        nights,
-        [
-            "3: triggers[0].metadata.end: the window that begins on Friday 22:00 stays open until Monday 06:00, when the next end comes; end it on the day after too"
-        ]
-    );
+fn a_window_that_its_end_does_not_close_is_told_with_an_end_that_does() {
+    for (start, end, words) in [
+        ("0 22 * * 1-5", "0 6 * * 1-5", "Friday 22:00 stays open until Monday 06:00"),
+        ("0 22 * * mon-fri", "0 6 * * mon-fri", "Friday 22:00 stays open until Monday 06:00"),
+        ("0 8 * * 1-5", "0 18 * * 1-4", "nothing opens on Friday 08:00"),
+        ("30 22 * * 0,3,6", "15 6 * * 0,3", "nothing opens on Wednesday 22:30"),
+        ("0 8 * * 1-5", "0 18 * * 1,3,5", "nothing opens on"),
+        ("CRON_TZ=UTC 0 22 * * 1-5", "CRON_TZ=UTC 0 6 * * 1-5", "stays open until Monday"),
+        ("0 20 * * 1,3", "0 20 * * 2", "nothing opens on Wednesday 20:00"),
+    ] {
+        let told = schedules(&[(start, end, 4)]);
+        assert!(told.len() == 1 && told[0].contains(words), "{start} to {end}: {told:#?}");
+        // What is advised works: followed, it leaves nothing to say.
+        let (_, advised) = told[0].split_once("write end: ").expect("advice");
+        let advised = advised.trim_matches('"');
+        assert_eq!(schedules(&[(start, advised, 4)]), Vec::<String>::new(), "{start} to {advised}");
+    }
+    // Without advice where it can't be known what was meant.
+    let told = schedules(&[("0 8,13 * * 1-5", "0 12,18 * * 1-4", 4)]);
+    assert!(told.len() == 1 && !told[0].contains("write end"), "{told:#?}");
+}
+
+#[test]
+fn windows_that_are_meant_are_told_nothing() {
     for (start, end) in [
         ("0 22 * * 1-5", "0 6 * * 2-6"),
         ("0 22 * * *", "0 6 * * *"),
         ("30 7 * * 1-5", "0 20 * * 1-5"),
         ("0 0 1 * *", "0 0 8 * *"),
         ("0 0 * * 1", "0 0 * * 6"),
+        ("0 22 * * 5", "0 6 * * 1"),
     ] {
-        assert_eq!(object(start, end), Vec::<String>::new(), "{start} to {end}");
+        assert_eq!(schedules(&[(start, end, 4)]), Vec::<String>::new(), "{start} to {end}");
     }
+    // Another trigger asks for the weekend anyway: for as many at least, and the whole of it.
+    let nights = ("0 22 * * 1-5", "0 6 * * 1-5", 4);
+    let weekend = ("0 5 * * 6", "0 7 * * 1", 4);
+    assert_eq!(schedules(&[nights, weekend]), Vec::<String>::new());
+    assert_eq!(schedules(&[nights, ("0 5 * * 6", "0 7 * * 1", 3)]).len(), 1);
+    assert_eq!(schedules(&[nights, ("0 5 * * 6", "0 5 * * 0", 4)]).len(), 1);
+    let halves = [nights, ("0 5 * * 6", "0 5 * * 0", 4), ("0 4 * * 0", "0 7 * * 1", 5)];
+    assert_eq!(schedules(&halves), Vec::<String>::new());
+}
+
+#[test]
+fn a_window_that_is_always_open_is_told() {
+    let told = schedules(&[("0 8 * * *", "00 8 * * *", 4)]);
+    assert!(told.len() == 1 && told[0].contains("always open"), "{told:#?}");
 }
 
 #[test]
@@ -353,14 +422,18 @@ fn the_examples_scale_what_is_among_them_and_every_workload_drains_itself() {
 }
 
 #[test]
-fn bare_numbers_are_told_where_keda_takes_text_alone() {
-    let told = told(
-        "triggers:\n  - type: prometheus\n    metadata: {serverAddress: 'http://p:1', query: sum(a), threshold: 5}\n",
-    );
-    assert_eq!(
-        told,
-        ["3: triggers[0].metadata.threshold: KEDA takes text alone in metadata; write \"5\""]
-    );
+fn bare_numbers_are_refused_where_keda_takes_text_alone() {
+    for (bare, quoted) in [("5", "5"), ("0x1F", "0x1F"), ("yes", "yes"), ("1e3", "1e3")] {
+        let told = told(&format!(
+            "triggers:\n  - type: prometheus\n    metadata: {{serverAddress: 'http://p:1', query: sum(a), threshold: {bare}}}\n"
+        ));
+        assert_eq!(
+            told,
+            [format!(
+                "3: triggers[0].metadata.threshold: KEDA takes text alone here; write \"{quoted}\""
+            )]
+        );
+    }
 }
 
 #[test]
@@ -438,7 +511,7 @@ fn what_is_wrong_with_a_pool_s_own_triggers_is_told_at_its_field() {
         (
             "{type: cron, metadata: {timezone: UTC, start: 8am, end: 0 8 * * *, desiredReplicas: 1}}",
             format!(
-                "{at}.metadata.start: `8am` is not a cron expression of five fields (minute, hour, day, month, weekday); write for example \"0 8 * * 1-5\""
+                "{at}.metadata.start: `8am` has 1 field, not five (minute, hour, day, month, weekday); write for example \"0 8 * * 1-5\""
             ),
         ),
         (
@@ -447,5 +520,99 @@ fn what_is_wrong_with_a_pool_s_own_triggers_is_told_at_its_field() {
         ),
     ] {
         assert_eq!(of(trigger), expected, "{trigger}");
+    }
+}
+
+#[test]
+fn a_router_s_series_wake_from_zero_and_are_not_vllm_s() {
+    let object = |query: &str| {
+        warned(&format!(
+            "spec:\n  minReplicaCount: 0\n  triggers:\n    - type: prometheus\n      metadata:\n        serverAddress: http://p:1\n        threshold: \"1\"\n        query: {query}\n"
+        ))
+    };
+    for wakes in [
+        "sum(rate(vllm:num_incoming_requests_total[1m]) > bool 0)",
+        "sum(vllm:current_qps)",
+        "max(vllm:healthy_pods_total) + sum(vllm:num_incoming_requests_total) * 0",
+        "sum(vllm:num_requests_waiting:sum)",
+        "sum(vllm:num_requests_waiting) or sum(rate(vllm:num_incoming_requests_total[1m]))",
+        "absent(vllm:num_requests_running)",
+    ] {
+        let told = object(wakes);
+        let silent = |line: &String| line.contains("never wakes") || line.contains("exports no");
+        assert!(!told.iter().any(silent), "{wakes}: {told:#?}");
+    }
+    for sleeps in [
+        "sum(vllm:num_requests_waiting)",
+        "sum(vllm:num_requests_waiting) + sum(vllm:current_qps)",
+        "sum(vllm:num_requests_waiting) or vector(0)",
+        "sum(vllm:gpu_cache_usage_perc)",
+    ] {
+        let told = object(sleeps);
+        assert!(told.iter().any(|line| line.contains("never wakes")), "{sleeps}: {told:#?}");
+    }
+}
+
+#[test]
+fn how_many_series_a_query_gives_is_told_once() {
+    for (several, words) in [
+        ("sum by (pod) (a)", "one series for each pod"),
+        ("max by (gpu) (DCGM_FI_DEV_GPU_UTIL)", "one series for each gpu"),
+        ("sum by (namespace) (vllm:num_requests_waiting)", "one series for each namespace"),
+        ("rabbitmq_queue_messages_ready", "may give several series"),
+        ("rabbitmq_queue_messages_ready{queue=\"a\"} or vector(0)", "gives two series"),
+        ("sum without (pod) (a)", "may give several series"),
+    ] {
+        let told = query(several, "      metricType: Value\n");
+        let count = told.iter().filter(|line| line.contains("takes a single one")).count();
+        assert!(count == 1 && told.iter().any(|line| line.contains(words)), "{several}: {told:#?}");
+    }
+}
+
+#[test]
+fn with_a_formula_only_the_formula_is_compared() {
+    let object = |modifiers: &str| {
+        told(&format!(
+            "kind: ScaledObject\nspec:\n  scaleTargetRef: {{name: a}}\n  advanced: {{scalingModifiers: {modifiers}}}\n  triggers:\n    - type: prometheus\n      name: cache\n      metadata: {{serverAddress: 'http://p:1', query: avg(vllm:kv_cache_usage_perc), threshold: \"85\", activationThreshold: \"2\"}}\n    - type: cron\n      name: day\n      metadata: {{timezone: UTC, start: 0 8 * * *, end: 0 9 * * *, desiredReplicas: \"500\"}}\n"
+        ))
+    };
+    let told = object("{formula: cache + day, target: '1'}");
+    assert!(told.len() == 1 && told[0].contains("activationThreshold: has no effect"), "{told:#?}");
+    for (wrong, words) in [
+        (
+            "{formula: cache + nights, target: '1'}",
+            "`nights`, which is not a trigger's name; there are: cache, day",
+        ),
+        ("{formula: cache}", "scalingModifiers.target: missing"),
+        ("{formula: cache, target: '0'}", "0 is too little"),
+        ("{formula: cache, target: '-1'}", "-1 is too little"),
+        ("{formula: cache +, target: '1'}", "`cache +`"),
+        ("{target: '1'}", "scalingModifiers.formula: missing"),
+        ("{formula: '5', target: '1'}", "names no trigger"),
+    ] {
+        let told = object(wrong);
+        assert!(told.iter().any(|line| line.contains(words)), "{wrong}: {told:#?}");
+    }
+}
+
+#[test]
+fn a_password_in_an_address_is_not_shown() {
+    for address in [
+        "http://me:s3cret@p:9090",
+        "me:s3cret@p:9090",
+        "ftp://me:s3/cr:et@p",
+        "http://me:s3cret@p:0",
+    ] {
+        let text = format!(
+            "triggers:\n  - type: prometheus\n    metadata: {{serverAddress: '{address}', query: sum(a), threshold: '5'}}\n"
+        );
+        let config = format!(
+            "prometheus: {{serverAddress: '{address}'}}\ngateway: {{scaler: '{address}'}}\npools:\n  - name: a\n    models: [m]\n    endpoints: ['{address}']\n    scaling:\n      triggers:\n        - {{type: gpuPower, metadata: {{exporter: '{address}', threshold: 5}}}}\n        - {{type: prometheus, metadata: {{serverAddress: '{address}', query: a, threshold: 5}}}}\n"
+        );
+        let problems = inspect(&config, "f").expect_err("refused");
+        for shown in [told(&text).join("\n"), problems.to_string()] {
+            assert!(!shown.contains("s3") && !shown.contains("me:"), "{shown}");
+        }
+        assert!(problems.iter().count() >= 3, "{problems}");
     }
 }

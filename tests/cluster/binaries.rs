@@ -66,6 +66,7 @@ impl Binaries {
 
     /// Whether KEDA is among them.
     pub fn has_keda(&self) -> bool {
-        ["keda-operator", "keda-adapter", "keda-crds"].iter().all(|it| self.get(it).is_some())
+        let needed = ["keda-operator", "keda-adapter", "keda-webhooks", "keda-crds"];
+        needed.iter().all(|it| self.get(it).is_some())
     }
 }

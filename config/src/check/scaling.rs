@@ -5,27 +5,23 @@ use std::collections::HashMap;
 use super::Findings;
 use crate::behavior::{Advanced, Behavior, ScalingRules};
 use crate::lint::{Reader, Scene, lint};
-use crate::problem::{Path, Place};
+use crate::problem::Path;
 use crate::trigger::{TRIGGER_TYPES, Trigger};
 use crate::{Pool, Prometheus, Scaling, base_url};
 
 /// What the triggers of a pool's `scaling` can't do as they are meant.
-pub(super) fn triggers_meaning(
-    pool: &Pool,
-    server: bool,
-    path: &Path,
-    comments: &dyn Fn(&Path) -> String,
-    found: &mut Findings,
-) {
+pub(super) fn triggers_meaning(pool: &Pool, server: bool, path: &Path, found: &mut Findings) {
     let path = path.key("triggers");
     let scaling = &pool.scaling;
+    let concurrency = pool.target_concurrency();
+    let rules: Vec<_> = scaling.triggers.iter().map(|it| it.rule(concurrency).0).collect();
     let scene = Scene {
         triggers: &scaling.triggers,
-        min: Some(scaling.idle_replica_count.unwrap_or(scaling.min_replica_count)),
+        rules: &rules,
+        idle: scaling.idle_replica_count,
+        min: Some(scaling.min_replica_count),
         max: Some(scaling.max_replica_count),
         reader: Reader::Forebay { server },
-        target_concurrency: pool.target_concurrency(),
-        comments: &|at| comments(&path.index(at)),
     };
     for remark in lint(&scene) {
         let path = path.join(&remark.path);
@@ -111,7 +107,7 @@ fn advanced(it: &Advanced, given: bool, path: &Path, found: &mut Findings) {
 }
 
 /// The HPA's own bounds.
-pub(crate) fn behavior(it: &Behavior, path: &Path) -> Vec<(Path, String)> {
+fn behavior(it: &Behavior, path: &Path) -> Vec<(Path, String)> {
     let mut found = Vec::new();
     for (name, rules) in [("scaleUp", &it.scale_up), ("scaleDown", &it.scale_down)] {
         if let Some(it) = rules {
@@ -149,24 +145,6 @@ fn rules(it: &ScalingRules, path: &Path, found: &mut Vec<(Path, String)>) {
             error(path.key("periodSeconds"), message);
         }
     }
-}
-
-/// The comments at a trigger that begins at `place`: above it, and down to where its lines end.
-pub(crate) fn comments(text: &str, place: Place) -> String {
-    let lines: Vec<_> = text.lines().collect();
-    let first = place.line.saturating_sub(1).min(lines.len());
-    let comment = |line: &str| line.trim_start().starts_with('#');
-    let above = lines[..first].iter().rev().take_while(|line| comment(line));
-    let within = lines[first..].iter().enumerate().take_while(|(at, line)| {
-        let indent = line.len() - line.trim_start().len();
-        *at == 0 || line.trim().is_empty() || indent + 1 >= place.column
-    });
-    let all = above.copied().chain(within.map(|(_, line)| *line));
-    let comments = all.filter_map(|line| match line.trim_start().strip_prefix('#') {
-        Some(comment) => Some(comment),
-        None => line.split_once(" #").map(|(_, comment)| comment),
-    });
-    comments.collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn prometheus(it: &Prometheus, path: &Path, found: &mut Findings) {

@@ -61,6 +61,21 @@ const EXPORTED: [(&str, Kind); 43] = [
 const OPTIONAL: [&str; 5] =
     ["spec_decode_", "kv_block_", "nixl_", "kv_offload_", "corrupted_requests"];
 
+/// Series behind `vllm:` that routers in front of replicas export, such as production-stack's.
+const ROUTERS: [&str; 11] = [
+    "avg_decoding_length",
+    "avg_itl",
+    "avg_latency",
+    "avg_ttft",
+    "current_qps",
+    "healthy_pods_total",
+    "num_decoding_requests",
+    "num_incoming_requests_total",
+    "num_prefill_requests",
+    "num_requests_uncompleted",
+    "router_queueing_delay_seconds",
+];
+
 /// Former and mistaken names, and what has taken their place.
 const REPLACED: [(&str, &str, &str); 14] = [
     ("gpu_cache_usage_perc", "kv_cache_usage_perc", "vLLM renamed it"),
@@ -136,6 +151,10 @@ pub(super) fn fault(metric: &str) -> Option<String> {
         });
     }
     let name = vllm(metric)?;
+    // Of others: recording rules have a second colon, and routers series of their own.
+    if name.contains(':') || ROUTERS.contains(&name) {
+        return None;
+    }
     let exported = |name: &str| EXPORTED.iter().any(|(it, _)| *it == name);
     let (base, suffix) = suffix(name);
     let histogram = |name: &str| EXPORTED.contains(&(name, Histogram));
@@ -147,8 +166,7 @@ pub(super) fn fault(metric: &str) -> Option<String> {
             "vLLM exports no {metric} as such: it is a histogram; write {metric}_bucket, _sum or _count"
         ));
     }
-    let created = suffix == "_created";
-    if histogram(base) || (created && (exported(base) || exported(&format!("{base}_total")))) {
+    if histogram(base) || is_created(name) {
         return None;
     }
     if OPTIONAL.iter().any(|prefix| name.starts_with(prefix)) {
@@ -163,19 +181,15 @@ pub(super) fn fault(metric: &str) -> Option<String> {
     if exported(&format!("{name}_total")) {
         return Some(format!("vLLM exports no {metric}; write {metric}_total"));
     }
-    let names: Vec<_> = EXPORTED.iter().map(|(name, _)| *name).collect();
-    let near = crate::yaml::closest(base, &names);
-    Some(match near {
-        Some(near) => {
-            let suffix = if histogram(near) {
-                if suffix.is_empty() { "_bucket" } else { suffix }
-            } else {
-                ""
-            };
-            format!("vLLM exports no {metric}; did you mean vllm:{near}{suffix}?")
-        }
-        None => format!("vLLM exports no {metric}; see the /metrics of a replica"),
-    })
+    // What differs from each of its names by more than a slip is somebody else's.
+    let slips = |(name, _): &(&str, Kind)| strsim::damerau_levenshtein(base, name);
+    let (near, _) = EXPORTED.iter().min_by_key(|it| slips(it)).filter(|it| slips(it) <= 2)?;
+    let suffix = match (histogram(near), suffix) {
+        (true, "") => "_bucket",
+        (true, suffix) => suffix,
+        (false, _) => "",
+    };
+    Some(format!("vLLM exports no {metric}; did you mean vllm:{near}{suffix}?"))
 }
 
 /// The most that a metric can be, where it is a share of a whole.
@@ -189,9 +203,24 @@ pub(super) fn whole(metric: &str) -> Option<f64> {
     }
 }
 
-/// Whether it is exported by what is scaled, so that at zero replicas there is none.
+/// Whether it is exported by what is scaled, so that at zero replicas there is none: vLLM's own
+/// series by their names of today and before, and the GPUs' figures, which are idle then.
 pub(super) fn of_replicas(metric: &str) -> bool {
-    vllm(metric).is_some() || metric.starts_with("vllm_") || metric.starts_with("DCGM_FI_")
+    if metric.starts_with("DCGM_FI_") {
+        return true;
+    }
+    let with_colon = metric.strip_prefix("vllm_").map(|name| format!("vllm:{name}"));
+    let metric = with_colon.as_deref().unwrap_or(metric);
+    let optional = |name: &str| OPTIONAL.iter().any(|prefix| name.starts_with(prefix));
+    kind(metric).is_some() || vllm(metric).is_some_and(|name| is_created(name) || optional(name))
+}
+
+/// `_created` of a counter or a histogram.
+fn is_created(name: &str) -> bool {
+    name.strip_suffix("_created").is_some_and(|base| {
+        let total = format!("{base}_total");
+        EXPORTED.iter().any(|(it, _)| *it == base || *it == total)
+    })
 }
 
 #[cfg(test)]
@@ -225,6 +254,33 @@ mod tests {
                     "{metric}: {fault:?}"
                 ),
             }
+        }
+    }
+
+    #[test]
+    fn only_what_replicas_export_is_theirs() {
+        for theirs in [
+            "vllm:num_requests_waiting",
+            "vllm:gpu_cache_usage_perc",
+            "vllm_num_requests_waiting",
+            "vllm:request_success_created",
+            "vllm:e2e_request_latency_seconds_bucket",
+            "vllm:spec_decode_num_drafts_total",
+            "DCGM_FI_DEV_GPU_UTIL",
+        ] {
+            assert!(of_replicas(theirs), "{theirs}");
+        }
+        for other in [
+            "vllm:num_incoming_requests_total",
+            "vllm:current_qps",
+            "vllm:healthy_pods_total",
+            "vllm:num_requests_waiting:sum",
+            "vllm:anything_else",
+            "vllm_router_requests",
+            "up",
+        ] {
+            assert!(!of_replicas(other), "{other}");
+            assert_eq!(fault(other), None, "{other}");
         }
     }
 

@@ -1,21 +1,26 @@
-//! A light reading of PromQL: as much of its grammar as it takes to say what a query gives.
+//! A query's structure, as much of it as it takes to say what it gives.
 //!
-//! It is no judge of a query: what it can't read it says nothing of.
+//! `promql-parser` reads it and checks its types, as Prometheus does.
+
+use promql_parser::label::{MatchOp, Matchers};
+use promql_parser::parser::{self, LabelModifier, VectorMatchCardinality, value::ValueType};
+
+/// Longest query, in bytes; those of people are a thousandth of it.
+const LONGEST: usize = 20_000;
 
 /// Deepest nesting; queries that people write have a handful.
 const DEEPEST: usize = 50;
-
-/// Longest query, in tokens.
-const LONGEST: usize = 2000;
 
 /// An expression.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Expr {
     Number(f64),
     Text,
-    /// Series of a metric, by name where it is written before the braces.
+    /// Series of a metric.
     Series {
         name: String,
+        /// Labels that must have one value.
+        pinned: Vec<String>,
     },
     /// `inner[5m]`, `inner[5m:1m]`.
     Range(Box<Expr>),
@@ -25,51 +30,150 @@ pub(super) enum Expr {
     },
     Aggregate {
         operator: String,
+        /// `topk`'s count and the like.
+        parameter: Option<f64>,
         /// The labels that are kept, or with `true` those that are not; `None` where all are dropped.
         labels: Option<(Vec<String>, bool)>,
-        arguments: Vec<Expr>,
+        argument: Box<Expr>,
     },
     Binary {
         operator: String,
+        /// Whether a comparison gives 0 or 1, instead of letting through.
+        is_bool: bool,
+        matching: Matching,
         left: Box<Expr>,
         right: Box<Expr>,
     },
 }
 
-const AGGREGATIONS: [&str; 13] = [
-    "sum",
-    "avg",
-    "min",
-    "max",
-    "count",
-    "stddev",
-    "stdvar",
-    "group",
-    "topk",
-    "bottomk",
-    "quantile",
-    "count_values",
-    "limitk",
-];
-
-#[derive(Clone, Debug, PartialEq)]
-enum Token {
-    Name(String),
-    Number(f64),
-    Text,
-    /// What is between `[` and `]`.
-    Range,
-    /// What is between `{` and `}`, with the name where it is a matcher.
-    Matchers(Option<String>),
-    Sign(&'static str),
+/// How many series of each side an operator joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Matching {
+    /// Each with one of all the same labels.
+    Whole,
+    /// Each with one of some of the same labels.
+    Some,
+    ManyLeft,
+    ManyRight,
 }
 
-/// Reads `query`; `None` where it is not understood.
-pub(super) fn parse(query: &str) -> Option<Expr> {
-    let tokens = tokens(query).filter(|tokens| tokens.len() <= LONGEST)?;
-    let mut parser = Parser { tokens: &tokens, at: 0 };
-    let expr = parser.binary(0, 0)?;
-    (parser.at == tokens.len()).then_some(expr)
+/// What a query's result is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Vector,
+    Scalar,
+    Text,
+    Range,
+}
+
+/// What is known of a query.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Read {
+    Query(Expr, Kind),
+    /// Prometheus refuses it, and why.
+    Refused(String),
+    /// It is too long or too deep to be looked at.
+    Unknown,
+}
+
+/// Reads `query`.
+pub(super) fn read(query: &str) -> Read {
+    if query.len() > LONGEST || nesting(query) > DEEPEST {
+        return Read::Unknown;
+    }
+    match parser::parse(query) {
+        Ok(expr) => {
+            let kind = match expr.value_type() {
+                ValueType::Vector => Kind::Vector,
+                ValueType::Scalar => Kind::Scalar,
+                ValueType::String => Kind::Text,
+                ValueType::Matrix => Kind::Range,
+            };
+            convert(&expr, 0).map_or(Read::Unknown, |expr| Read::Query(expr, kind))
+        }
+        Err(why) => Read::Refused(why.lines().next().unwrap_or_default().to_owned()),
+    }
+}
+
+/// How deep brackets and signs are nested at most, and operators in a row, which nest too.
+fn nesting(query: &str) -> usize {
+    let (mut depth, mut deepest, mut operators) = (0_usize, 0, 0);
+    for byte in query.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            b'+' | b'-' | b'*' | b'/' | b'^' | b'%' => operators += 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest.max(operators / 4)
+}
+
+fn convert(expr: &parser::Expr, depth: usize) -> Option<Expr> {
+    if depth > 4 * DEEPEST {
+        return None;
+    }
+    let inner = |expr: &parser::Expr| convert(expr, depth + 1).map(Box::new);
+    Some(match expr {
+        parser::Expr::NumberLiteral(number) => Expr::Number(number.val),
+        parser::Expr::StringLiteral(_) => Expr::Text,
+        parser::Expr::VectorSelector(selector) => series(selector),
+        parser::Expr::MatrixSelector(range) => Expr::Range(Box::new(series(&range.vs))),
+        parser::Expr::Subquery(query) => Expr::Range(inner(&query.expr)?),
+        parser::Expr::Paren(paren) => *inner(&paren.expr)?,
+        parser::Expr::Unary(unary) => match *inner(&unary.expr)? {
+            Expr::Number(number) => Expr::Number(-number),
+            other => other,
+        },
+        parser::Expr::Call(call) => Expr::Call {
+            function: call.func.name.to_owned(),
+            arguments: call
+                .args
+                .args
+                .iter()
+                .map(|argument| convert(argument, depth + 1))
+                .collect::<Option<_>>()?,
+        },
+        parser::Expr::Aggregate(aggregate) => Expr::Aggregate {
+            operator: aggregate.op.to_string(),
+            parameter: match aggregate.param.as_deref() {
+                Some(parser::Expr::NumberLiteral(number)) => Some(number.val),
+                _ => None,
+            },
+            labels: aggregate.modifier.as_ref().map(|modifier| {
+                let exclude = matches!(modifier, LabelModifier::Exclude(_));
+                (modifier.labels().labels.clone(), exclude)
+            }),
+            argument: inner(&aggregate.expr)?,
+        },
+        parser::Expr::Binary(binary) => Expr::Binary {
+            operator: binary.op.to_string(),
+            is_bool: binary.return_bool(),
+            matching: binary.modifier.as_ref().map_or(Matching::Whole, |modifier| {
+                match (&modifier.card, &modifier.matching) {
+                    (VectorMatchCardinality::ManyToOne(_), _) => Matching::ManyLeft,
+                    (VectorMatchCardinality::OneToMany(_), _) => Matching::ManyRight,
+                    (_, Some(_)) => Matching::Some,
+                    (_, None) => Matching::Whole,
+                }
+            }),
+            left: inner(&binary.lhs)?,
+            right: inner(&binary.rhs)?,
+        },
+        parser::Expr::Extension(_) => return None,
+    })
+}
+
+fn series(selector: &parser::VectorSelector) -> Expr {
+    let Matchers { matchers, or_matchers } = &selector.matchers;
+    let equal = || matchers.iter().filter(|it| it.op == MatchOp::Equal && !it.value.is_empty());
+    let named = equal().find(|it| it.name == "__name__").map(|it| it.value.clone());
+    let pinned = match or_matchers[..] {
+        [] => equal().map(|it| it.name.clone()).filter(|name| name != "__name__").collect(),
+        _ => Vec::new(),
+    };
+    Expr::Series { name: selector.name.clone().or(named).unwrap_or_default(), pinned }
 }
 
 impl Expr {
@@ -83,8 +187,10 @@ impl Expr {
             visit(expr, above);
             above.push(expr);
             match expr {
-                Expr::Range(inner) => go(inner, above, visit),
-                Expr::Call { arguments, .. } | Expr::Aggregate { arguments, .. } => {
+                Expr::Range(inner) | Expr::Aggregate { argument: inner, .. } => {
+                    go(inner, above, visit);
+                }
+                Expr::Call { arguments, .. } => {
                     arguments.iter().for_each(|it| go(it, above, visit));
                 }
                 Expr::Binary { left, right, .. } => {
@@ -102,260 +208,12 @@ impl Expr {
     pub(super) fn metrics(&self) -> Vec<&str> {
         let mut metrics = Vec::new();
         self.walk(&mut |expr, _| {
-            if let Self::Series { name } = expr {
+            if let Self::Series { name, .. } = expr {
                 metrics.push(name.as_str());
             }
         });
         metrics
     }
-}
-
-struct Parser<'a> {
-    tokens: &'a [Token],
-    at: usize,
-}
-
-/// How strongly an operator binds.
-fn strength(operator: &str) -> Option<u8> {
-    Some(match operator {
-        "or" => 1,
-        "and" | "unless" => 2,
-        "==" | "!=" | "<" | "<=" | ">" | ">=" => 3,
-        "+" | "-" => 4,
-        "*" | "/" | "%" | "atan2" => 5,
-        "^" => 6,
-        _ => return None,
-    })
-}
-
-impl Parser<'_> {
-    fn peek(&self) -> Option<&Token> {
-        self.tokens.get(self.at)
-    }
-
-    fn sign(&mut self, sign: &str) -> Option<()> {
-        let found = matches!(self.peek(), Some(Token::Sign(it)) if *it == sign);
-        found.then(|| self.at += 1)
-    }
-
-    fn word(&mut self, words: &[&str]) -> Option<String> {
-        let Some(Token::Name(name)) = self.peek() else { return None };
-        let name = name.to_ascii_lowercase();
-        words.contains(&name.as_str()).then(|| {
-            self.at += 1;
-            name
-        })
-    }
-
-    fn binary(&mut self, least: u8, depth: usize) -> Option<Expr> {
-        if depth > DEEPEST {
-            return None;
-        }
-        let mut left = self.unary(depth + 1)?;
-        loop {
-            let operator = match self.peek() {
-                Some(Token::Sign(sign)) => (*sign).to_owned(),
-                Some(Token::Name(name)) => name.to_ascii_lowercase(),
-                _ => break,
-            };
-            let Some(strength) = strength(&operator).filter(|it| *it > least) else { break };
-            self.at += 1;
-            self.word(&["bool"]);
-            if self.word(&["on", "ignoring"]).is_some() {
-                self.labels()?;
-                if self.word(&["group_left", "group_right"]).is_some()
-                    && matches!(self.peek(), Some(Token::Sign("(")))
-                {
-                    self.labels()?;
-                }
-            }
-            let right = self.binary(strength, depth + 1)?;
-            left = Expr::Binary { operator, left: Box::new(left), right: Box::new(right) };
-        }
-        Some(left)
-    }
-
-    fn unary(&mut self, depth: usize) -> Option<Expr> {
-        if depth > DEEPEST {
-            return None;
-        }
-        if self.sign("-").is_some() || self.sign("+").is_some() {
-            return self.unary(depth + 1);
-        }
-        let mut expr = self.primary(depth)?;
-        loop {
-            if self.peek() == Some(&Token::Range) {
-                self.at += 1;
-                expr = Expr::Range(Box::new(expr));
-            } else if self.word(&["offset"]).is_some() {
-                self.sign("-");
-                // A number with its units is two tokens.
-                while matches!(self.peek(), Some(Token::Number(_))) {
-                    self.at += 1;
-                }
-                self.duration_unit();
-            } else if self.sign("@").is_some() {
-                match self.peek()? {
-                    Token::Number(_) => self.at += 1,
-                    _ => drop(self.primary(depth)?),
-                }
-            } else {
-                return Some(expr);
-            }
-        }
-    }
-
-    fn duration_unit(&mut self) {
-        if let Some(Token::Name(name)) = self.peek()
-            && strength(name).is_none()
-        {
-            self.at += 1;
-        }
-    }
-
-    fn primary(&mut self, depth: usize) -> Option<Expr> {
-        let token = self.peek()?.clone();
-        self.at += 1;
-        match token {
-            Token::Number(number) => Some(Expr::Number(number)),
-            Token::Text => Some(Expr::Text),
-            Token::Matchers(name) => Some(Expr::Series { name: name.unwrap_or_default() }),
-            Token::Sign("(") => {
-                let inner = self.binary(0, depth + 1)?;
-                self.sign(")")?;
-                Some(inner)
-            }
-            Token::Name(name) => self.named(name, depth),
-            Token::Sign(_) | Token::Range => None,
-        }
-    }
-
-    fn named(&mut self, name: String, depth: usize) -> Option<Expr> {
-        let lower = name.to_ascii_lowercase();
-        if AGGREGATIONS.contains(&lower.as_str())
-            && matches!(self.peek(), Some(Token::Sign("(") | Token::Name(_)))
-        {
-            let mut labels = self.grouping()?;
-            let arguments = self.arguments(depth)?;
-            if labels.is_none() {
-                labels = self.grouping()?;
-            }
-            return Some(Expr::Aggregate { operator: lower, labels, arguments });
-        }
-        if matches!(self.peek(), Some(Token::Sign("("))) {
-            let arguments = self.arguments(depth)?;
-            return Some(Expr::Call { function: lower, arguments });
-        }
-        if let Some(Token::Matchers(_)) = self.peek() {
-            self.at += 1;
-        }
-        match lower.as_str() {
-            "inf" => Some(Expr::Number(f64::INFINITY)),
-            "nan" => Some(Expr::Number(f64::NAN)),
-            _ => Some(Expr::Series { name }),
-        }
-    }
-
-    #[allow(clippy::option_option)] // Not understood, or nothing there, or labels.
-    fn grouping(&mut self) -> Option<Option<(Vec<String>, bool)>> {
-        let Some(word) = self.word(&["by", "without"]) else { return Some(None) };
-        Some(Some((self.labels()?, word == "without")))
-    }
-
-    fn labels(&mut self) -> Option<Vec<String>> {
-        self.sign("(")?;
-        let mut labels = Vec::new();
-        while self.sign(")").is_none() {
-            let Token::Name(name) = self.peek()?.clone() else { return None };
-            self.at += 1;
-            labels.push(name);
-            self.sign(",");
-        }
-        Some(labels)
-    }
-
-    fn arguments(&mut self, depth: usize) -> Option<Vec<Expr>> {
-        self.sign("(")?;
-        let mut arguments = Vec::new();
-        while self.sign(")").is_none() {
-            arguments.push(self.binary(0, depth + 1)?);
-            self.sign(",");
-        }
-        Some(arguments)
-    }
-}
-
-const SIGNS: [&str; 18] = [
-    "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "/", "%", "^", "(", ")", ",", "@", "=~", "!~",
-];
-
-fn tokens(text: &str) -> Option<Vec<Token>> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        if first.is_whitespace() {
-            rest = rest.trim_start();
-        } else if first == '#' {
-            rest = rest.split_once('\n').map_or("", |(_, behind)| behind);
-        } else if "\"'`".contains(first) {
-            rest = &rest[quoted(rest)?..];
-            tokens.push(Token::Text);
-        } else if first == '[' {
-            rest = &rest[rest.find(']')? + 1..];
-            tokens.push(Token::Range);
-        } else if first == '{' {
-            let end = braces(rest)?;
-            tokens.push(Token::Matchers(named_within(&rest[1..end])));
-            rest = &rest[end + 1..];
-        } else if first.is_ascii_digit() || first == '.' {
-            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.');
-            let (number, behind) = rest.split_at(end.unwrap_or(rest.len()));
-            // A duration where a number is wanted, as in `offset 5m`, is one too.
-            tokens.push(Token::Number(number.parse().unwrap_or(f64::NAN)));
-            rest = behind;
-        } else if first.is_ascii_alphabetic() || first == '_' || first == ':' {
-            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
-            let (name, behind) = rest.split_at(end.unwrap_or(rest.len()));
-            tokens.push(Token::Name(name.to_owned()));
-            rest = behind;
-        } else {
-            let sign = SIGNS.into_iter().find(|sign| rest.starts_with(sign))?;
-            tokens.push(Token::Sign(sign));
-            rest = &rest[sign.len()..];
-        }
-    }
-    Some(tokens)
-}
-
-/// Where the text that begins `rest` ends, its quotes included.
-fn quoted(rest: &str) -> Option<usize> {
-    let quote = rest.as_bytes().first()?;
-    let mut escaped = false;
-    for (at, byte) in rest.bytes().enumerate().skip(1) {
-        if byte == *quote && !escaped {
-            return Some(at + 1);
-        }
-        escaped = byte == b'\\' && !escaped && *quote != b'`';
-    }
-    None
-}
-
-/// Where the `}` is that closes the `{` at the beginning.
-fn braces(rest: &str) -> Option<usize> {
-    let mut at = 1;
-    loop {
-        match *rest.as_bytes().get(at)? {
-            b'}' => return Some(at),
-            b'"' | b'\'' | b'`' => at += quoted(&rest[at..])?,
-            _ => at += 1,
-        }
-    }
-}
-
-/// The metric that `{__name__="…"}` names.
-fn named_within(matchers: &str) -> Option<String> {
-    let behind = matchers.split_once("__name__")?.1.trim_start().strip_prefix('=')?.trim_start();
-    behind.strip_prefix(['"', '\''])?.split(['"', '\'']).next().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -364,79 +222,25 @@ mod tests {
 
     use super::*;
 
-    fn shape(query: &str) -> String {
-        fn show(expr: &Expr) -> String {
-            let all = |them: &[Expr]| them.iter().map(show).collect::<Vec<_>>().join(" ");
-            match expr {
-                Expr::Number(number) => number.to_string(),
-                Expr::Text => "text".into(),
-                Expr::Series { name } => name.clone(),
-                Expr::Range(inner) => format!("[{}]", show(inner)),
-                Expr::Call { function, arguments } => format!("({function} {})", all(arguments)),
-                Expr::Aggregate { operator, labels, arguments } => {
-                    let labels = labels.as_ref().map_or(String::new(), |(labels, without)| {
-                        format!(" {}{}", if *without { "-" } else { "" }, labels.join(","))
-                    });
-                    format!("({operator}{labels}: {})", all(arguments))
-                }
-                Expr::Binary { operator, left, right } => {
-                    format!("({} {operator} {})", show(left), show(right))
-                }
-            }
-        }
-        parse(query).map_or_else(|| "?".into(), |expr| show(&expr))
-    }
-
     #[test]
-    fn queries_are_read_as_prometheus_reads_them() {
-        for (query, want) in [
-            ("up", "up"),
-            ("sum(vllm:num_requests_waiting)", "(sum: vllm:num_requests_waiting)"),
-            ("sum by (le, pod) (rate(a_bucket{x=\"}\"}[5m]))", "(sum le,pod: (rate [a_bucket]))"),
-            ("sum(rate(a[5m])) without (pod)", "(sum -pod: (rate [a]))"),
-            ("1 + 2 * 3", "(1 + (2 * 3))"),
-            ("1 - 2 - 3", "((1 - 2) - 3)"),
-            ("a / on(pod) group_left(x) b", "(a / b)"),
-            ("sum(a) / count(b{c=~'d.*'})", "((sum: a) / (count: b))"),
-            (
-                "histogram_quantile(0.95, sum by (le) (rate(a_bucket[5m])))",
-                "(histogram_quantile 0.95 (sum le: (rate [a_bucket])))",
-            ),
-            ("max_over_time(sum(a)[5m:30s])", "(max_over_time [(sum: a)])"),
-            ("a offset 5m > bool 3 or vector(0)", "((a > 3) or (vector 0))"),
-            ("sum(a) # the sum\n/ 2", "((sum: a) / 2)"),
-            ("{__name__=\"a:b\",c=\"d\"}", "a:b"),
-            ("-sum(a)", "(sum: a)"),
-            ("topk(3, a)", "(topk: 3 a)"),
-            ("1e3 * a", "(1000 * a)"),
-            // A metric may be called like an aggregation.
-            ("sum", "sum"),
-            ("sum(a", "?"),
-            ("sum)a(", "?"),
-            ("a b", "?"),
-            ("", "?"),
-        ] {
-            assert_eq!(shape(query), want, "{query}");
-        }
-    }
-
-    #[test]
-    fn deep_nesting_is_not_understood_and_harms_nobody() {
+    fn deep_nesting_is_not_looked_at_and_harms_nothing() {
         for text in [
-            "(".repeat(100_000),
-            "-".repeat(100_000),
-            "sum(".repeat(100_000),
-            "1^".repeat(100_000),
-            "1+".repeat(100_000) + "1",
+            "(".repeat(10_000),
+            "-".repeat(10_000) + "1",
+            "sum(".repeat(4_000),
+            "1^".repeat(9_000) + "1",
+            "1+".repeat(9_000) + "1",
+            "1 or ".repeat(3_900) + "1",
+            "1 == bool ".repeat(1_900) + "1",
         ] {
-            assert_eq!(parse(&text), None);
+            assert!(!matches!(read(&text), Read::Query(..)), "{}…", &text[..20]);
         }
     }
 
     proptest! {
         #[test]
         fn no_query_is_too_strange(query in "(\\PC|[a-z(){}\\[\\],+*/<>=~\"'`#\n 0-9]){0,60}") {
-            parse(&query);
+            read(&query);
         }
     }
 }

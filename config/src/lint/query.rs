@@ -1,9 +1,10 @@
 //! What can't work in a `prometheus` trigger's query, together with its threshold.
 
 use super::names::{self, Kind};
-use super::promql::{self, Expr};
-use super::{Notes, Reader, Scene};
-use crate::trigger::{MetricType, Rule, Trigger};
+use super::promql::{self, Expr, Read};
+use super::series::{self, Count};
+use super::{Notes, Scene, waking};
+use crate::trigger::{MetricType, PromQuery, Rule, Trigger};
 
 /// Functions that leave a value as it is, or nearly.
 const WRAPPERS: [&str; 9] =
@@ -25,29 +26,77 @@ pub(super) fn lint(
     at: usize,
     trigger: &Trigger,
     rule: &Rule,
-    query: &str,
+    query: &PromQuery,
     notes: &mut Notes<'_>,
 ) {
-    let field = &["metadata", "query"];
-    let Some(expr) = promql::parse(query) else {
-        notes.say(field, "can't be read as PromQL: look for a missing bracket or quote");
-        return;
+    let (expr, kind) = match promql::read(&query.query) {
+        Read::Query(expr, kind) => (expr, kind),
+        Read::Refused(why) => return refused(scene, query, &why, notes),
+        Read::Unknown => return,
     };
     let before = notes.remarks.len();
+    kind_of_result(scene, query, kind, notes);
     names(&expr, notes);
     functions(&expr, notes);
     quantiles(&expr, notes);
     number_of_series(&expr, notes);
-    bounds(&expr, trigger, rule, notes);
-    if rule.metric_type == MetricType::AverageValue {
-        averages(&expr, rule.threshold, notes);
+    // With a formula the HPA compares none of its triggers with a threshold of their own.
+    if !scene.is_composite() {
+        bounds(&expr, trigger, rule, notes);
+        if rule.metric_type == MetricType::AverageValue {
+            averages(&expr, rule.threshold, notes);
+        }
+        direction(&expr, rule.threshold, notes);
+        waking::lint(scene, at, &expr, trigger, rule, notes);
     }
-    let below = wants_below(&(scene.comments)(at));
-    direction(&expr, rule.threshold, below, notes);
-    waking(scene, at, &expr, trigger, notes);
     let faulty = notes.remarks.len() > before;
-    if faulty && let Some(message) = instead(&expr, rule.threshold) {
+    if faulty
+        && !scene.is_composite()
+        && let Some(message) = instead(&expr, rule.threshold)
+    {
         notes.say(&["type"], message);
+    }
+}
+
+/// A query that Prometheus does not take. Other servers take more.
+fn refused(scene: &Scene<'_>, query: &PromQuery, why: &str, notes: &mut Notes<'_>) {
+    let field = &["metadata", "query"];
+    let message = format!("can't be read as PromQL: {why}");
+    let server = query.server_address.as_deref().unwrap_or_default();
+    let other =
+        ["victoria", "vmselect", "vmsingle", "/select/"].iter().any(|it| server.contains(it));
+    if scene.is_keda() && !other {
+        notes.error(
+            field,
+            format!("{message}; Prometheus refuses it, and the trigger has no figure"),
+        );
+    } else {
+        notes.say(field, message);
+    }
+}
+
+/// KEDA reads the values of a vector alone.
+fn kind_of_result(scene: &Scene<'_>, query: &PromQuery, kind: promql::Kind, notes: &mut Notes<'_>) {
+    let field = &["metadata", "query"];
+    if !scene.is_keda() {
+        return;
+    }
+    match kind {
+        promql::Kind::Vector => {}
+        promql::Kind::Scalar => {
+            notes.error(field, "gives a scalar, which KEDA can't read; write vector(…) around it");
+        }
+        promql::Kind::Text => notes.error(field, "gives text, and no figure"),
+        promql::Kind::Range if query.ignore_null_values => notes.say(
+            field,
+            "gives a range of values, of which KEDA reads none and takes 0 instead; take the last by \
+             leaving out the brackets, or write max_over_time(…) around it",
+        ),
+        promql::Kind::Range => notes.error(
+            field,
+            "gives a range of values, of which KEDA reads none; take the last by leaving out the \
+             brackets, or write max_over_time(…) around it",
+        ),
     }
 }
 
@@ -67,7 +116,7 @@ fn names(expr: &Expr, notes: &mut Notes<'_>) {
 fn functions(expr: &Expr, notes: &mut Notes<'_>) {
     let mut found = Vec::new();
     expr.walk(&mut |it, above| {
-        let Expr::Series { name } = it else { return };
+        let Expr::Series { name, .. } = it else { return };
         let called = above.iter().rev().find_map(|it| match it {
             Expr::Call { function, .. } => Some(function.as_str()),
             _ => None,
@@ -107,7 +156,7 @@ fn counts_as_value(above: &[&Expr]) -> bool {
     })
 }
 
-/// A quantile needs the buckets' bound, `le`, and one histogram.
+/// A quantile of a classic histogram needs the buckets' bound, `le`, and one histogram.
 fn quantiles(expr: &Expr, notes: &mut Notes<'_>) {
     let mut lacking = false;
     expr.walk(&mut |it, _| {
@@ -116,12 +165,15 @@ fn quantiles(expr: &Expr, notes: &mut Notes<'_>) {
             return;
         }
         let Some(inner) = arguments.get(1) else { return };
-        lacking |= match inner {
-            Expr::Aggregate { labels: Some((labels, without)), .. } => {
-                labels.iter().any(|label| label == "le") == *without
-            }
-            _ => true,
-        };
+        // Native histograms have no buckets of their own.
+        let classic = inner.metrics().iter().any(|metric| metric.ends_with("_bucket"));
+        lacking |= classic
+            && match inner {
+                Expr::Aggregate { labels: Some((labels, without)), .. } => {
+                    labels.iter().any(|label| label == "le") == *without
+                }
+                _ => true,
+            };
     });
     if lacking {
         let message = "histogram_quantile() needs sum by (le) (rate(…_bucket[5m])) within: without it \
@@ -132,36 +184,27 @@ fn quantiles(expr: &Expr, notes: &mut Notes<'_>) {
 
 /// KEDA and Forebay take a result of one series alone.
 fn number_of_series(expr: &Expr, notes: &mut Notes<'_>) {
-    // A quantile without `le` is told as such.
-    let quantile =
-        |it: &Expr| matches!(it, Expr::Call { function, .. } if function == "histogram_quantile");
-    if quantile(expr) || !many(expr) {
-        return;
-    }
-    let message = "gives one series for each replica, and a trigger takes a single one; put sum() \
-                   around it";
+    let quantile = matches!(expr, Expr::Call { function, .. } if function == "histogram_quantile");
+    let message = match series::count(expr) {
+        Count::One | Count::Selected => return,
+        // A quantile without `le` has been told.
+        Count::Replicas | Count::Unknown if quantile => return,
+        Count::Replicas => "gives one series for each replica, and a trigger takes a single one; put \
+                            sum() around it"
+            .to_owned(),
+        Count::By(labels) => format!(
+            "gives one series for each {}, and a trigger takes a single one: it fails where there are \
+             two; put sum() or max() around it unless there is only ever one",
+            labels.join(" and ")
+        ),
+        Count::Either => "gives two series where both sides of `or` have one, since their labels \
+                          differ, and a trigger takes a single one; put sum() around the left side"
+            .to_owned(),
+        Count::Unknown => "may give several series, and a trigger takes a single one: it fails where \
+                           there are two; put sum() or max() around it unless there is only ever one"
+            .to_owned(),
+    };
     notes.say(&["metadata", "query"], message);
-}
-
-fn many(expr: &Expr) -> bool {
-    match expr {
-        Expr::Number(_) | Expr::Text => false,
-        Expr::Series { .. } => true,
-        Expr::Range(inner) => many(inner),
-        Expr::Call { function, .. }
-            if ["scalar", "vector", "time"].contains(&function.as_str()) =>
-        {
-            false
-        }
-        Expr::Call { function, .. } if function.starts_with("absent") => false,
-        Expr::Call { arguments, .. } => arguments.iter().any(many),
-        Expr::Aggregate { operator, labels, .. } => {
-            // By some label there may be one series all the same.
-            labels.as_ref().is_some_and(|(_, without)| *without) || operator == "topk"
-        }
-        // Of several that are matched, one may be left.
-        Expr::Binary { left, right, .. } => many(left) && many(right),
-    }
 }
 
 /// Shares of a whole against thresholds that they never reach, or always are above.
@@ -193,19 +236,19 @@ fn bounds(expr: &Expr, trigger: &Trigger, rule: &Rule, notes: &mut Notes<'_>) {
 /// The metric whose share of a whole the result is, and the most that it can be.
 fn share(expr: &Expr, metric_type: MetricType) -> Option<(&str, f64)> {
     match expr {
-        Expr::Series { name } => names::whole(name).map(|most| (name.as_str(), most)),
+        Expr::Series { name, .. } => names::whole(name).map(|most| (name.as_str(), most)),
         Expr::Range(inner) => share(inner, metric_type),
         Expr::Call { function, arguments }
             if WRAPPERS.contains(&function.as_str()) || OVER_TIME.contains(&function.as_str()) =>
         {
             arguments.iter().find_map(|it| share(it, metric_type))
         }
-        Expr::Aggregate { operator, arguments, .. } => {
+        Expr::Aggregate { operator, argument, .. } => {
             let kept = ["avg", "max", "min", "quantile", "topk", "bottomk"];
             // A sum is shared among the replicas again.
             let shared = operator == "sum" && metric_type == MetricType::AverageValue;
             let fits = kept.contains(&operator.as_str()) || shared;
-            fits.then(|| arguments.iter().find_map(|it| share(it, metric_type))).flatten()
+            fits.then(|| share(argument, metric_type)).flatten()
         }
         _ => None,
     }
@@ -259,10 +302,8 @@ enum Mean {
 
 fn average(expr: &Expr) -> Option<Mean> {
     match expr {
-        Expr::Aggregate { operator, arguments, .. } => match operator.as_str() {
-            "avg" | "max" | "min" | "quantile" if arguments.iter().any(is_latency) => {
-                Some(Mean::Latency)
-            }
+        Expr::Aggregate { operator, argument, .. } => match operator.as_str() {
+            "avg" | "max" | "min" | "quantile" if is_latency(argument) => Some(Mean::Latency),
             "avg" => Some(Mean::Average),
             "max" | "min" | "quantile" => Some(Mean::One),
             _ => None,
@@ -274,7 +315,7 @@ fn average(expr: &Expr) -> Option<Mean> {
             arguments.iter().find_map(average)
         }
         Expr::Range(inner) => average(inner),
-        Expr::Binary { operator, left, right } if operator == "/" => {
+        Expr::Binary { operator, left, right, .. } if operator == "/" => {
             if is_latency(expr) {
                 Some(Mean::Latency)
             } else if counts_pods(right) {
@@ -285,7 +326,7 @@ fn average(expr: &Expr) -> Option<Mean> {
                 None
             }
         }
-        Expr::Binary { operator, left, right } if operator == "*" => {
+        Expr::Binary { operator, left, right, .. } if operator == "*" => {
             average(left).or(average(right))
         }
         _ => None,
@@ -294,7 +335,7 @@ fn average(expr: &Expr) -> Option<Mean> {
 
 /// `…_seconds_sum / …_seconds_count`, the mean of a latency.
 fn is_latency(expr: &Expr) -> bool {
-    let Expr::Binary { operator, left, right } = expr else { return false };
+    let Expr::Binary { operator, left, right, .. } = expr else { return false };
     let ends = |expr: &Expr, suffix: &str| expr.metrics().iter().any(|it| it.ends_with(suffix));
     operator == "/" && ends(left, "_seconds_sum") && ends(right, "_seconds_count")
 }
@@ -313,21 +354,15 @@ fn counts_pods(expr: &Expr) -> bool {
     }
 }
 
-/// Words that say a trigger is to fire when something is low.
-fn wants_below(comments: &str) -> bool {
-    let comments = comments.to_lowercase();
-    let low = ["below", "drop", "falls", "less than", "lower than", "decreas"];
-    let down = ["scale down", "scale in", "scales down", "scales in", "scale-down", "scale-in"];
-    low.iter().any(|word| comments.contains(word))
-        && !down.iter().any(|word| comments.contains(word))
-}
-
 /// Triggers fire above their threshold alone.
-fn direction(expr: &Expr, threshold: f64, below: bool, notes: &mut Notes<'_>) {
-    let compares = matches!(expr, Expr::Binary { operator, .. } if operator.starts_with('<'));
-    let of_pods = average(expr).is_some();
-    let throughput = of_pods && is_throughput(expr);
-    if !(below || compares || throughput) {
+fn direction(expr: &Expr, threshold: f64, notes: &mut Notes<'_>) {
+    // One that gives 0 or 1 fires as it is meant.
+    let compares = matches!(
+        expr,
+        Expr::Binary { operator, is_bool: false, .. } if operator.starts_with('<')
+    );
+    let of_idle = average(expr).is_some() && is_throughput(expr);
+    if !(compares || of_idle) {
         return;
     }
     let mut message = format!(
@@ -344,7 +379,7 @@ fn direction(expr: &Expr, threshold: f64, below: bool, notes: &mut Notes<'_>) {
 fn is_throughput(expr: &Expr) -> bool {
     let mut found = false;
     expr.walk(&mut |it, above| {
-        let Expr::Series { name } = it else { return };
+        let Expr::Series { name, .. } = it else { return };
         let tokens =
             name.starts_with("vllm:") && name.contains("tokens") && name.ends_with("_total");
         let rated = above.iter().any(
@@ -353,46 +388,6 @@ fn is_throughput(expr: &Expr) -> bool {
         found |= rated && (tokens || name == "vllm:request_success_total");
     });
     found
-}
-
-/// At zero replicas nobody exports what only replicas do.
-fn waking(scene: &Scene<'_>, at: usize, expr: &Expr, trigger: &Trigger, notes: &mut Notes<'_>) {
-    if scene.min != Some(0) {
-        return;
-    }
-    let metrics = expr.metrics();
-    let Some(metric) = metrics.iter().find(|it| names::of_replicas(it)) else { return };
-    let wakes = |other: &Trigger| match other.kind.as_str() {
-        "prometheus" => {
-            let query = other.metadata.get("query").and_then(|query| promql::parse(query));
-            query.is_some_and(|expr| !expr.metrics().iter().any(|it| names::of_replicas(it)))
-        }
-        // KEDA's of the replicas' own load.
-        "cpu" | "memory" | "kvCache" => false,
-        kind => !kind.starts_with("gpu"),
-    };
-    let others = scene.triggers.iter().enumerate().filter(|(other, _)| *other != at);
-    if others.map(|(_, other)| other).any(wakes) {
-        return;
-    }
-    let why = if metric.ends_with("num_requests_running") {
-        "nobody can be running at zero replicas"
-    } else {
-        "it is exported by the replicas, and at zero there are none"
-    };
-    let message = match scene.reader {
-        Reader::Keda => format!(
-            "{metric} is silent at zero replicas ({why}), so that this never wakes the first one; go \
-             by requests that are held in front"
-        ),
-        // A held request wakes the pool; only who expects more of the trigger has to know.
-        Reader::Forebay { .. } if trigger.metadata.contains_key("activationThreshold") => format!(
-            "{metric} is silent at zero replicas ({why}), so that this never wakes the pool; a held \
-             request does, whatever the trigger says"
-        ),
-        Reader::Forebay { .. } => return,
-    };
-    notes.say(&["metadata", "query"], message);
 }
 
 /// Forebay's own trigger that means the same.

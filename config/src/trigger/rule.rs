@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use croner::Cron;
-use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 
 use super::gpu::GpuFigure;
 use super::metadata::Metadata;
 use super::range::Range;
 use super::{MetricType, Trigger};
+use crate::cron::{Cron, near_zone, time_zone};
 use crate::prometheus::base_url;
 
 /// A trigger, read.
@@ -356,44 +355,48 @@ fn prom_query(metadata: &mut Metadata<'_>, query: String) -> PromQuery {
 }
 
 fn cron(metadata: &mut Metadata<'_>) -> Option<CronWindow> {
-    let zone = metadata.required("timezone", "Europe/Amsterdam").and_then(|name| {
-        let zone = TimeZone::get(name).ok();
+    let timezone = metadata.required("timezone", "Europe/Amsterdam").and_then(|name| {
+        let zone = time_zone(name);
         if zone.is_none() {
-            metadata.error(
-                "timezone",
-                format!("`{name}` is not known; write for example Europe/Amsterdam"),
-            );
+            metadata.error("timezone", unknown_zone(name));
         }
         zone
     });
     let start = times(metadata, "start", "0 8 * * 1-5");
     let end = times(metadata, "end", "0 18 * * 1-5");
     let desired = metadata.required("desiredReplicas", "3").and_then(|text| {
-        let number = text.parse::<u32>().ok();
+        let number = text.parse::<u32>().ok().filter(|number| *number > 0);
         if number.is_none() {
-            metadata.error("desiredReplicas", format!("`{text}` is not a whole number"));
+            let message = format!("`{text}` is not a whole number of 1 or more");
+            metadata.error("desiredReplicas", message);
         }
         number
     });
-    let (start, end) = (start?, end?);
-    if start.pattern == end.pattern {
+    if let (Some(start), Some(end)) = (metadata.text("start"), metadata.text("end"))
+        && start == end
+    {
         metadata.error("end", "is the same as start; the window would be empty");
         return None;
     }
-    Some(CronWindow { timezone: zone?, start, end, desired_replicas: desired? })
+    Some(CronWindow { timezone: timezone?, start: start?, end: end?, desired_replicas: desired? })
+}
+
+/// What is wrong with a zone's name, and the right one where only its case is wrong.
+pub(crate) fn unknown_zone(name: &str) -> String {
+    match near_zone(name) {
+        Some(near) => format!("`{name}` is not known; write {near}"),
+        None => format!("`{name}` is not known; write for example Europe/Amsterdam"),
+    }
 }
 
 fn times(metadata: &mut Metadata<'_>, key: &'static str, example: &str) -> Option<Cron> {
     let text = metadata.required(key, &format!("\"{example}\""))?;
-    // Five fields, as KEDA has them.
-    let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-    let known = parser.parse(text);
-    if known.is_err() {
-        let message = format!(
-            "`{text}` is not a cron expression of five fields (minute, hour, day, month, weekday); \
-             write for example \"{example}\""
-        );
-        metadata.error(key, message);
+    match Cron::parse(text) {
+        Ok(cron) => Some(cron),
+        Err(what) => {
+            let message = format!("`{text}` {what}; write for example \"{example}\"");
+            metadata.error(key, message);
+            None
+        }
     }
-    known.ok()
 }

@@ -1,13 +1,14 @@
-//! KEDA's operator and its metrics adapter, beside the control plane.
+//! KEDA's operator, its metrics adapter and its admission webhook, beside the control plane.
 
 use std::process::Stdio;
 
+use base64::Engine;
 use tokio::process::Command;
 
 use super::{Plane, Ports, eventually};
 
 impl Plane {
-    /// Starts KEDA's operator and its metrics adapter.
+    /// Starts KEDA's operator, its metrics adapter and its admission webhook.
     pub async fn start_keda(&self) {
         let (own, Ports { adapter, .. }) = (self.own(), self.own().ports);
         self.kubectl(&["create", "namespace", "keda"]).await;
@@ -51,6 +52,44 @@ impl Plane {
             &["get", "--raw", "/apis/external.metrics.k8s.io/v1beta1"],
         )
         .await;
+        self.start_keda_webhooks().await;
+    }
+
+    /// Starts the webhook that looks at each ScaledObject before it is stored.
+    async fn start_keda_webhooks(&self) {
+        let own = self.own();
+        let Ports { webhooks, webhooks_metrics, webhooks_probe, .. } = own.ports;
+        let flags = [
+            format!("--port={webhooks}"),
+            format!("--cert-dir={}", own.pki.path("keda")),
+            format!("--metrics-bind-address=127.0.0.1:{webhooks_metrics}"),
+            format!("--health-probe-bind-address=127.0.0.1:{webhooks_probe}"),
+        ];
+        self.spawn("keda-webhooks", "keda-webhooks", &flags, &self.keda_environment()).await;
+        let ca = std::fs::read(own.pki.path("ca.crt")).expect("a certificate");
+        let ca = base64::engine::general_purpose::STANDARD.encode(ca);
+        // As KEDA ships it, but that an object is not let through when the webhook does not answer.
+        self.apply(&format!(
+            "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\n\
+             metadata: {{name: keda-admission}}\n\
+             webhooks:\n- name: vscaledobject.kb.io\n  admissionReviewVersions: [v1]\n  \
+             sideEffects: None\n  failurePolicy: Fail\n  matchPolicy: Equivalent\n  \
+             clientConfig: {{url: \"https://localhost:{webhooks}/validate-keda-sh-v1alpha1-scaledobject\", caBundle: {ca}}}\n  \
+             rules:\n  - apiGroups: [keda.sh]\n    apiVersions: [v1alpha1]\n    \
+             operations: [CREATE, UPDATE]\n    resources: [scaledobjects]\n"
+        ))
+        .await;
+        // Until the API server knows it and it answers.
+        let object = "apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\n\
+                      metadata: {name: probe, namespace: default}\n\
+                      spec:\n  scaleTargetRef: {name: none}\n  idleReplicaCount: 5\n  \
+                      triggers: [{type: cron, metadata: {}}]\n";
+        eventually("KEDA's webhook looks at what is created", async || {
+            let dry = ["create", "--dry-run=server", "-f", "-"];
+            let refused = self.try_kubectl(&dry, object).await;
+            refused.is_err_and(|error| error.contains("IdleReplicaCount=5 must be less"))
+        })
+        .await;
     }
 
     /// Starts the operator, also after [`Plane::kill`] has ended it.
@@ -60,6 +99,9 @@ impl Plane {
         let flags = [
             "--zap-log-level=info".into(),
             "--zap-encoder=console".into(),
+            // Of hundreds of objects at once each is looked at without waiting.
+            "--kube-api-qps=200".into(),
+            "--kube-api-burst=400".into(),
             format!("--cert-dir={}", own.pki.path("keda")),
             "--enable-webhook-patching=false".into(),
             "--enable-apiservice-patching=false".into(),

@@ -49,6 +49,9 @@ struct Ports {
     operator_grpc: u16,
     operator_metrics: u16,
     operator_probe: u16,
+    webhooks: u16,
+    webhooks_metrics: u16,
+    webhooks_probe: u16,
 }
 
 /// So many ports that nobody has now.
@@ -87,6 +90,9 @@ impl Plane {
             operator_grpc,
             operator_metrics,
             operator_probe,
+            webhooks,
+            webhooks_metrics,
+            webhooks_probe,
         ] = free_ports();
         let ports = Ports {
             api,
@@ -99,6 +105,9 @@ impl Plane {
             operator_grpc,
             operator_metrics,
             operator_probe,
+            webhooks,
+            webhooks_metrics,
+            webhooks_probe,
         };
         let pki = Pki::create(&folder.join("pki"));
         pki.issue("apiserver", "kube-apiserver", None);

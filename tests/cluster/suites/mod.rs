@@ -10,6 +10,7 @@ mod expiry;
 mod keda;
 mod keda_failover;
 mod keda_tls;
+mod keda_verdicts;
 mod leader_worker_set;
 mod load;
 mod measure;
@@ -102,6 +103,8 @@ pub fn all() -> Vec<Suite> {
             rbac::the_charts_roles_are_what_replacing_needs,
         ),
         Suite::new("rbac_a_missing_right_is_named", rbac::a_missing_right_is_named),
+        Suite::new("keda_verdicts_are_those_recorded", keda_verdicts::are_those_recorded)
+            .with_keda(),
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
         Suite::new("measure_directly", measure::directly).measuring(),
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
