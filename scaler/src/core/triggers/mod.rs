@@ -75,7 +75,7 @@ struct Trigger {
 #[derive(Debug)]
 enum Memory {
     Nothing,
-    Latencies(Latencies),
+    Latencies(Box<Latencies>),
     Rate(Rate),
     Schedule(Schedule),
 }
@@ -199,7 +199,7 @@ impl Memory {
         let ms = |window: &Duration| window.as_millis() as u64;
         match signal {
             Signal::Ttft { window, .. } | Signal::Itl { window, .. } => {
-                Self::Latencies(Latencies::over(ms(window)))
+                Self::Latencies(Box::new(Latencies::over(ms(window))))
             }
             Signal::TokensPerSecond { window } => Self::Rate(Rate::over(ms(window))),
             Signal::Cron(window) => Self::Schedule(Schedule::new(window.as_ref().clone())),
