@@ -51,8 +51,11 @@ pub(crate) struct Endpoint {
     full_until: Option<Instant>,
     probed_at: Option<Instant>,
     pulse: Pulse,
-    /// When it was given the first request since it last produced something.
-    asked: Option<Instant>,
+    /// When it was given the first request since it last produced something; moved on by the time
+    /// in which it had none.
+    asked: Instant,
+    /// Since when it has nothing to work on. Sessions may be silent, and count for nothing here.
+    idle: Option<Instant>,
     /// Health probes in a row that brought nothing at all.
     silent: u32,
     /// Since when no connection can be made.
@@ -148,7 +151,8 @@ impl Endpoint {
             full_until: None,
             probed_at: None,
             pulse: Pulse::new(now),
-            asked: None,
+            asked: now,
+            idle: Some(now),
             silent: 0,
             unreachable: None,
             evictions: Evictions::default(),
@@ -238,6 +242,7 @@ impl Endpoint {
                 if std::mem::take(&mut self.ended) {
                     (self.life, self.up_since) = (Life::new(), now);
                     (self.aborted_at, self.died_at) = (None, None);
+                    self.owes_nothing(now);
                 }
                 self.standing = Standing::Up;
                 self.once_ready = true;

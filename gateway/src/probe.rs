@@ -123,7 +123,8 @@ async fn one_token(replica: &Replica, model: Option<&String>) -> Probed {
             Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) if replica.key.is_some() => {
                 return judge(path, answer, |_| false);
             }
-            Ok((status, _)) if status.is_client_error() => {}
+            Ok((status, _))
+                if status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED => {}
             answer => return judge(path, answer, |status| status.is_success()),
         }
     }

@@ -153,6 +153,7 @@ impl Proxy {
             let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
             let (traffic, mut tally) = (record.carries(), Tally::default());
             let hear = |text: &[u8]| {
+                slot.pulse(Instant::now());
                 if tally.hear(text) {
                     record.tokens(tally.tokens(), None);
                 }

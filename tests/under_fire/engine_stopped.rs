@@ -58,8 +58,8 @@ fn embeddings_find_it_out_and_are_answered_elsewhere() {
     comes_back(&sims[0], &forebay);
 }
 
-/// A cross-encoder: it knows scores and ranks, and nothing else. It hangs if it is the first that is
-/// asked for a rank.
+/// A cross-encoder: it knows scores and ranks, and nothing else, which it says by a 501 or a 404. It
+/// hangs if it is the first that is asked for a rank.
 fn cross_encoder(asked: &Arc<AtomicBool>) -> Upstream {
     let (asked, hangs) = (Arc::clone(asked), AtomicBool::new(false));
     Upstream::start(move |request| {
@@ -68,6 +68,9 @@ fn cross_encoder(asked: &Arc<AtomicBool>) -> Upstream {
             hangs.store(true, SeqCst);
         }
         match (known, hangs.load(SeqCst)) {
+            (false, _) if request.path() == "/v1/completions" => {
+                vec![Step::Send(plain(501, r#"{"detail":"Not Implemented"}"#))]
+            }
             (false, _) => vec![Step::Send(plain(404, r#"{"detail":"Not Found"}"#))],
             (true, true) => vec![Step::Hang],
             (true, false) => vec![Step::Send(plain(200, r#"{"results":[]}"#))],

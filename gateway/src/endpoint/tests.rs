@@ -1,3 +1,4 @@
+use super::silence::GONE;
 use super::*;
 use proptest::prelude::*;
 
@@ -176,7 +177,9 @@ async fn one_with_work_and_without_a_sign_of_it_is_asked_and_out_if_it_hangs() {
     assert_eq!(endpoint.due(now), Some(Probe::Token));
     assert!(endpoint.probed(Probe::Token, silent(), false, now), "neither does a new request");
     assert_eq!(endpoint.health(), Health::Ejected);
-    assert!(endpoint.hangs());
+    assert!(endpoint.hangs(now));
+    endpoint.pulse().beat(now);
+    assert!(!endpoint.hangs(now), "it woke, and was not asked yet");
 
     let mut slow = ready(start);
     slow.given(start);
@@ -187,7 +190,7 @@ async fn one_with_work_and_without_a_sign_of_it_is_asked_and_out_if_it_hangs() {
     assert_eq!(slow.due(later), Some(Probe::Token));
     slow.probed(Probe::Token, Probed::Answered, false, later);
     assert!(!slow.is_suspect(later), "a long answer, and a working engine");
-    slow.in_flight = 0;
+    slow.given_back(false, later);
     assert_eq!(slow.due(later + RULES.freeze), Some(Probe::Health), "nothing to be silent");
 }
 
@@ -200,8 +203,8 @@ async fn silence_is_measured_from_the_first_request_that_it_owes_an_answer() {
     assert!(!endpoint.is_suspect(now), "it was idle");
     // Clients that give up sooner than `freezeTimeout`, one after the other.
     for _ in 0..10 {
-        endpoint.in_flight = 0;
         now += RULES.freeze / 10;
+        endpoint.given_back(false, now);
         endpoint.given(now);
     }
     assert!(endpoint.is_suspect(now));
@@ -210,6 +213,44 @@ async fn silence_is_measured_from_the_first_request_that_it_owes_an_answer() {
     assert!(endpoint.is_suspect(now));
     endpoint.completed(true, now);
     assert!(!endpoint.is_suspect(now));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_without_work_is_no_silence() {
+    let start = Instant::now();
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    let mut endpoint = ready(start);
+    let mut now = start;
+    // Each client leaves after a second, and an hour later the next one comes.
+    for asked in 0..5 {
+        endpoint.given(now);
+        assert!(!endpoint.is_suspect(now), "it owes {asked} s");
+        now += second;
+        endpoint.given_back(false, now);
+        now += hour;
+    }
+    endpoint.given(now);
+    assert!(!endpoint.is_suspect(now + 5 * second - Duration::from_millis(1)));
+    assert!(endpoint.is_suspect(now + 5 * second), "ten in all");
+
+    // One that worked for an hour owes what it was asked since it said something.
+    let mut endpoint = ready(start);
+    endpoint.given(start);
+    endpoint.pulse().beat(start + hour - second);
+    endpoint.given_back(false, start + hour);
+    endpoint.given(start + 2 * hour);
+    assert!(!endpoint.is_suspect(start + 2 * hour + 8 * second));
+    assert!(endpoint.is_suspect(start + 2 * hour + 9 * second));
+
+    // Another process owes nothing of what this one did.
+    let mut endpoint = ready(start);
+    endpoint.given(start);
+    let now = start + 9 * second;
+    endpoint.given_back(false, now);
+    endpoint.probed(Probe::Health, unreachable(), false, now);
+    endpoint.probed(Probe::Health, Probed::Answered, false, now + second);
+    endpoint.given(now + 2 * second);
+    assert!(!endpoint.is_suspect(now + 3 * second));
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,8 +263,7 @@ async fn a_session_may_be_silent() {
     assert!(!endpoint.is_suspect(now));
     endpoint.given(now);
     assert!(!endpoint.is_suspect(now), "the session is no debt");
-    endpoint.session_ended();
-    endpoint.in_flight -= 1;
+    endpoint.given_back(true, now);
     assert_eq!(endpoint.due(now + RULES.freeze), Some(Probe::Token));
 }
 
@@ -231,7 +271,7 @@ async fn a_session_may_be_silent() {
 async fn what_waits_at_a_silent_endpoint_is_sent_elsewhere_and_what_it_fails_is_not() {
     let start = Instant::now();
     let mut stopped = ready(start);
-    let eviction = stopped.evictions().unanswered;
+    let (eviction, sessions) = (stopped.evictions().unanswered, stopped.evictions().sessions);
     let mut now = start;
     while now < start + RULES.freeze {
         assert!(!eviction.is_cancelled());
@@ -239,7 +279,7 @@ async fn what_waits_at_a_silent_endpoint_is_sent_elsewhere_and_what_it_fails_is_
         now += Duration::from_secs(2);
     }
     stopped.probed(Probe::Health, silent(), false, now);
-    assert!(eviction.is_cancelled());
+    assert!(eviction.is_cancelled() && sessions.is_cancelled());
     assert!(!stopped.evictions().unanswered.is_cancelled(), "what comes later waits anew");
     assert!(!stopped.evictions().begun.is_cancelled(), "it may wake");
 
@@ -263,6 +303,12 @@ async fn what_waits_where_nothing_listens_goes_at_once_and_what_has_begun_ends_i
     let (waiting, begun) = (gone.evictions().unanswered, gone.evictions().begun);
     let mut now = start + Duration::from_secs(3);
     gone.probed(Probe::Health, unreachable(), true, now);
+    assert!(!waiting.is_cancelled(), "one connection that fails shows nothing");
+    gone.probed(Probe::Health, Probed::Answered, true, now + GONE);
+    gone.probed(Probe::Health, unreachable(), true, now + GONE * 2);
+    assert!(!waiting.is_cancelled(), "nor does another one later");
+    now += GONE * 2;
+    gone.probed(Probe::Health, unreachable(), true, now + GONE);
     assert!(waiting.is_cancelled(), "also from the last one");
     let until = now + RULES.freeze;
     while now < until {
@@ -287,7 +333,7 @@ async fn one_that_closed_its_listener_and_still_sends_finishes_its_work() {
         draining.probed(Probe::Health, unreachable(), false, now);
     }
     assert!(!evictions.unanswered.is_cancelled() && !evictions.begun.is_cancelled());
-    draining.probed(Probe::Health, unreachable(), false, now + Duration::from_secs(1));
+    draining.probed(Probe::Health, unreachable(), false, now + GONE);
     assert!(evictions.unanswered.is_cancelled());
 }
 
@@ -305,6 +351,7 @@ async fn one_that_is_out_for_long_and_has_work_is_looked_after_meanwhile() {
     assert_eq!(out.due(now + HEALTH_EVERY), Some(Probe::Health), "not in 30 s");
     let eviction = out.evictions().unanswered;
     out.probed(Probe::Health, unreachable(), false, now + HEALTH_EVERY);
+    out.probed(Probe::Health, unreachable(), false, now + HEALTH_EVERY + GONE);
     assert!(eviction.is_cancelled());
 }
 

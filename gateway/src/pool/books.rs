@@ -69,14 +69,11 @@ impl Books {
     }
 
     /// What waits for engines that hang goes elsewhere, once there is an elsewhere.
-    pub(super) fn relieve_hung(&mut self) {
-        if self.endpoints.values().any(Endpoint::hangs)
-            && self.endpoints.values().any(|endpoint| endpoint.health() == Health::Ready)
-        {
-            self.endpoints
-                .values_mut()
-                .filter(|it| it.hangs())
-                .for_each(Endpoint::evict_unanswered);
+    pub(super) fn relieve_hung(&mut self, now: Instant) {
+        let mut endpoints = self.endpoints.values();
+        if endpoints.any(|endpoint| endpoint.health() == Health::Ready) {
+            let hung = self.endpoints.values_mut().filter(|endpoint| endpoint.hangs(now));
+            hung.for_each(Endpoint::evict_unanswered);
         }
     }
 

@@ -78,7 +78,7 @@ impl Pool {
             let endpoint = books.endpoints.get_mut(&address);
             let changed = endpoint.is_some_and(|it| it.probed(probe, word, last, now));
             books.note_readiness(now);
-            books.relieve_hung();
+            books.relieve_hung(now);
             changed
         };
         // One that only was suspected takes requests again.

@@ -71,7 +71,8 @@ impl Slot {
     /// Ends when a request without an answer is better off elsewhere, with the reason.
     pub(crate) async fn evicted(&self) -> Failure {
         self.evictions.unanswered.cancelled().await;
-        if self.unreachable() {
+        let books = self.pool.books.lock();
+        if books.endpoints.get(&self.address).is_some_and(Endpoint::is_unreachable) {
             return Failure::unreachable();
         }
         let message = "The replica has work, and answers nothing, not even a probe.";
@@ -85,15 +86,7 @@ impl Slot {
 
     /// Ends when a session, which may be silent, should not wait any more.
     pub(crate) async fn given_up(&self) {
-        self.evictions.unanswered.cancelled().await;
-        if self.unreachable() {
-            self.evictions.begun.cancelled().await;
-        }
-    }
-
-    fn unreachable(&self) -> bool {
-        let books = self.pool.books.lock();
-        books.endpoints.get(&self.address).is_some_and(Endpoint::is_unreachable)
+        self.evictions.sessions.cancelled().await;
     }
 
     /// Tokens of the answer so far. What goes beyond a usual one is counted for the tenant now, not
@@ -133,40 +126,31 @@ impl Drop for Slot {
             let unused = i64::try_from(counted.saturating_sub(self.generated)).unwrap_or(i64::MAX);
             pool.books.lock().queue.charge(place, -unused);
         }
-        if self.session {
-            pool.with_endpoint(self.address, Endpoint::session_ended);
-        }
-        pool.give_back(self.address, self.tokens, end, self.engine);
+        pool.give_back(self, end);
     }
 }
 
 impl Pool {
-    pub(super) fn give_back(
-        self: &Arc<Self>,
-        address: SocketAddr,
-        tokens: u64,
-        end: End,
-        engine: bool,
-    ) {
+    fn give_back(self: &Arc<Self>, slot: &Slot, end: End) {
+        let address = slot.address;
         let (mut known, mut out) = (false, false);
         {
             let now = Instant::now();
             let mut books = self.books.lock();
-            books.in_flight_tokens = books.in_flight_tokens.saturating_sub(tokens);
+            books.in_flight_tokens = books.in_flight_tokens.saturating_sub(slot.tokens);
             let last = books.is_last(address);
             if let Some(endpoint) = books.endpoints.get_mut(&address) {
                 known = true;
-                endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
-                let drained = endpoint.health() == Health::Draining && endpoint.in_flight == 0;
                 match &end {
-                    End::Complete => endpoint.completed(engine, now),
+                    End::Complete => endpoint.completed(slot.engine, now),
                     End::Failed(failure) => {
                         out = endpoint.failed(failure, last, now);
                         self.news.notify_one();
                     }
                     End::Dropped => {}
                 }
-                if drained {
+                endpoint.given_back(slot.session, now);
+                if endpoint.health() == Health::Draining && endpoint.in_flight == 0 {
                     self.news.notify_one();
                     if endpoint.is_gone() {
                         books.endpoints.remove(&address);

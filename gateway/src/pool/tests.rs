@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use forebay_signals::{ColdStart, Health};
 
 use super::*;
-use crate::endpoint::{Probe, Probed};
+use crate::endpoint::{Evictions, Probe, Probed};
 use crate::failure::{Cause, Failure};
 use crate::queue::Request;
 use crate::refusal::Refusal;
@@ -332,6 +332,8 @@ async fn a_replica_whose_engine_may_hang_gets_nothing_new_while_another_is_ready
     tokio::time::advance(Duration::from_secs(10)).await;
     pool.probed(address(1), Probe::Token, Probed::Silent("nothing".into()));
     assert!(evicted.is_cancelled(), "it hangs, and another is ready");
+    let Evictions { begun, sessions, .. } = &stuck_slot.evictions;
+    assert!(!begun.is_cancelled() && !sessions.is_cancelled(), "they may go on when it wakes");
     drop((a, b, stuck_slot));
 }
 
