@@ -1,5 +1,8 @@
 //! Addresses of what Forebay connects to.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::host::is_name;
 use crate::redact::redacted;
 
 /// Why a text is no address to connect to, and what to write.
@@ -41,23 +44,13 @@ pub fn authority(text: &str) -> Result<&str, AddressError> {
         return Err(AddressError::Port(whole()));
     }
     let valid = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => is_name(host),
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let name = host.strip_suffix('.').unwrap_or(host);
+            host.parse::<Ipv4Addr>().is_ok() || is_name(name)
+        }
     };
     if valid { Ok(bare) } else { Err(AddressError::Host(whole())) }
-}
-
-/// A DNS name, with `_` as container networks use it, or an IPv4 address.
-fn is_name(host: &str) -> bool {
-    let letters = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        !label.is_empty() && label.len() <= 63 && label.bytes().all(inner)
-    };
-    let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    if numeric {
-        return host.parse::<std::net::Ipv4Addr>().is_ok();
-    }
-    host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(letters)
 }
 
 #[cfg(test)]

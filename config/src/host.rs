@@ -25,13 +25,17 @@ pub enum HostPattern {
 }
 
 impl HostPattern {
-    /// Whether it includes a name, which is in lower case and has no point at its end.
+    /// Whether it includes a name, which has no point at its end.
     #[must_use]
     pub fn has_name(&self, name: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::Name(own) => own == name,
-            Self::Under(suffix) => name.len() > suffix.len() && name.ends_with(suffix),
+            Self::Name(own) => own.eq_ignore_ascii_case(name),
+            Self::Under(suffix) => {
+                let under = name.len().checked_sub(suffix.len()).filter(|begin| *begin > 0);
+                let end = under.and_then(|begin| name.get(begin..));
+                end.is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+            }
             Self::Network(_) => false,
         }
     }
@@ -72,15 +76,16 @@ impl FromStr for HostPattern {
     }
 }
 
-/// Whether a text is a host's name: labels of letters, digits, `-` and `_` with points between them.
-/// A URI may have more in it, DNS has not.
+/// Whether a text is a host's name: labels of letters, digits, `-` and `_` with points between them,
+/// which are more than numbers. A URI may have more in it, DNS has not.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     let label = |label: &str| {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         (1..=63).contains(&label.len()) && label.bytes().all(known)
     };
-    text.len() <= 253 && text.split('.').all(label)
+    let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    text.len() <= 253 && !numeric && text.split('.').all(label)
 }
 
 impl fmt::Display for HostPattern {
@@ -134,7 +139,9 @@ mod tests {
             ("forebay", "forebay.ns.svc", false),
             ("*.example.com", "a.example.com", true),
             ("*.example.com", "a.b.example.com", true),
+            ("*.example.com", "A.EXAMPLE.com", true),
             ("*.example.com", "example.com", false),
+            ("*.example.com", ".example.com", false),
             ("*.example.com", "evilexample.com", false),
             ("192.168.1.5", "192.168.1.5", true),
             ("192.168.1.5", "192.168.1.6", false),
@@ -168,6 +175,9 @@ mod tests {
             "a/b",
             "[::1]:80",
             "user@a",
+            "192.168.1.300",
+            "192.168.1",
+            "10.0.0.0/33",
             "é.example",
         ] {
             let error = text.parse::<HostPattern>().expect_err(text);
