@@ -239,8 +239,6 @@ impl Fields {
     }
 
     fn scan(self, members: usize) -> Scan {
-        let longest =
-            |ranges: Vec<Range<usize>>| ranges.into_iter().max_by_key(|range| range.len());
         Scan {
             model: self.model.get(),
             stream: self.stream.get().unwrap_or(false),
@@ -248,11 +246,15 @@ impl Fields {
             max_tokens: self.max_tokens.into_iter().find_map(Once::get),
             n: self.n.get(),
             priority: self.priority.get(),
-            prompt: longest(self.prompts.into_iter().filter_map(Once::get).collect()),
-            system: longest(self.systems.into_iter().filter_map(Once::get).collect()),
+            prompt: longest(self.prompts),
+            system: longest(self.systems),
             layout: Layout::Json { open: self.open, members },
         }
     }
+}
+
+fn longest<const N: usize>(ranges: [Once<Range<usize>>; N]) -> Option<Range<usize>> {
+    ranges.into_iter().filter_map(Once::get).max_by_key(|range| range.len())
 }
 
 fn model(cursor: &mut Cursor<'_>) -> Result<Option<Model>, ScanError> {
