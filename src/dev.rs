@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use forebay_config::{Admin, Config, Gateway, Pool, Processes, Scaling, Target};
+use forebay_config::{Admin, Config, Gateway, HostPattern, Pool, Processes, Scaling, Target};
 
 /// Idle time to zero: a model takes minutes to load, the simulated one seconds.
 const IDLE_REAL: Duration = Duration::from_secs(10 * 60);
@@ -21,6 +21,10 @@ pub(crate) struct Args {
     /// Address for metrics and the feeds [default: 127.0.0.1:9900]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
+    /// Host that clients call the gateway by, besides this machine's: a name, `*.example.com`, an
+    /// address, 10.0.0.0/8, or `*` for any
+    #[arg(long, value_name = "HOST")]
+    allowed_host: Vec<HostPattern>,
     /// Name that clients send in `model`; by default read from COMMAND, or told by the first replica
     #[arg(long, value_name = "NAME")]
     model: Vec<String>,
@@ -66,7 +70,11 @@ impl Args {
         let pool = if simulated { self.simulated()? } else { self.given()? };
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let config = Config {
-            gateway: Gateway { listen: self.listen.unwrap_or(local(8080)), ..Gateway::default() },
+            gateway: Gateway {
+                listen: self.listen.unwrap_or(local(8080)),
+                allowed_hosts: self.allowed_host,
+                ..Gateway::default()
+            },
             admin: Admin { listen: self.admin.unwrap_or(local(9900)), ..Admin::default() },
             scaler: forebay_config::Scaler { state_dir, ..Default::default() },
             pools: vec![pool],

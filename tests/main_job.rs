@@ -174,6 +174,23 @@ fn a_second_signal_exits_at_once() {
 }
 
 #[test]
+fn other_hosts_than_the_machines_are_served_if_they_are_named() {
+    let forebay = Forebay::dev(&["--allowed-host", "*.example", "--allowed-host", "10.0.0.0/8"]);
+    for (host, code) in [
+        ("localhost", 200),
+        ("forebay.example:8080", 200),
+        ("10.1.2.3", 200),
+        ("evil.test", 403),
+        ("example", 403),
+    ] {
+        let request = format!("GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        let answer = exchange(forebay.address, request.as_bytes());
+        assert_eq!(status(&answer), code, "{host}: {answer}");
+        assert_eq!(code == 403, answer.contains("--allowed-host"), "{answer}");
+    }
+}
+
+#[test]
 fn a_taken_port_is_a_clear_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("bound").to_string();

@@ -27,13 +27,14 @@ pub(crate) enum Refusal {
     #[error("The request's head is not valid: {0}.")]
     BadHead(&'static str),
     #[error(
-        "The host `{0}` is not this machine's, and `gateway.allowedHosts` of the configuration does \
-         not list it. Without API keys the gateway serves only requests for hosts that are its own."
+        "The host `{0}` is not this machine's, and `gateway.allowedHosts` of the configuration \
+         (`--allowed-host` of `forebay dev`) does not list it. Without an API key the gateway serves \
+         only requests for hosts that are its own."
     )]
     ForeignHost(String),
     #[error(
         "The origin `{0}` is not this gateway's own, and `gateway.cors` of the configuration does not \
-         list it. Without API keys, pages of other sites may not send requests."
+         list it. Without an API key, pages of other sites may not send requests."
     )]
     ForeignOrigin(String),
     #[error("The request body must be JSON that says so: send `content-type: application/json`.")]
