@@ -37,9 +37,9 @@ pub struct Gateway {
     /// What browsers' pages of other origins may do. Left out: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// Hosts that clients may call the gateway by, besides loopback's and the machine's addresses,
-    /// where there are no `keys`: `forebay.example.com`, `*.example.com` for every name under it,
-    /// an address, a network, or `*` for any. With keys any host is served.
+    /// Hosts that clients without a key may call the gateway by, besides loopback's and the
+    /// machine's addresses: `forebay.example.com`, `*.example.com` for every name under it, an
+    /// address, a network, or `*` for any. Where `keys` are required any host is served.
     pub allowed_hosts: Vec<HostPattern>,
     /// Networks, `10.0.0.0/8` or one address, of the proxies in front whose `x-forwarded-for`,
     /// `-proto` and `-host` are believed. From anybody else these are written anew.

@@ -60,7 +60,7 @@ struct Settings {
     limits: Arc<Limits>,
     exposed: Exposed,
     cors: Option<Cors>,
-    /// `None` where keys are checked.
+    /// `None` where keys are required.
     guard: Option<Guard>,
     trusted: Vec<Network>,
     endpoint_header: bool,
@@ -194,7 +194,7 @@ impl Settings {
             limits: Arc::new(gateway.limits.clone()),
             exposed: Exposed::new(&gateway.paths),
             cors: gateway.cors.as_ref().map(Cors::new),
-            guard: gateway.keys.is_none().then(|| Guard::new(&gateway.allowed_hosts)),
+            guard: Guard::new(gateway),
             trusted: gateway.trusted_proxies.clone(),
             endpoint_header: gateway.endpoint_header,
         }
@@ -203,23 +203,21 @@ impl Settings {
     /// Writes a request's way here into its headers; the address is the client's own.
     fn forward(&self, parts: &mut Parts, peer: &Peer) -> IpAddr {
         let host = match parts.uri.authority() {
-            Some(authority) => Some(authority.as_str().to_owned()),
-            None => parts
-                .headers
-                .get(header::HOST)
-                .and_then(|host| Some(host.to_str().ok()?.to_owned())),
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => parts.headers.get(header::HOST).cloned(),
         };
-        let hop = Hop { peer: peer.address(), encrypted: peer.encrypted, host: host.as_deref() };
-        forwarded::forward(&mut parts.headers, &hop, &self.trusted)
+        let hop = Hop { peer: peer.address(), encrypted: peer.encrypted, host };
+        forwarded::forward(&mut parts.headers, hop, &self.trusted)
     }
 
     /// What is answered before anything else is looked at, to a head as it came; `None` for what is
     /// to go on.
     fn own_answer(&self, parts: &Parts, peer: &Peer) -> Result<Option<Response<Body>>, Refusal> {
         let host = head::check(parts, self.limits.header_count)?;
-        if let Some(guard) = &self.guard {
+        let guard = self.guard.as_ref().filter(|guard| guard.applies(&parts.headers));
+        if let Some(guard) = guard {
             let forwarded = forwarded::host(&parts.headers, peer.address(), &self.trusted);
-            let places = Places { host: host.as_ref(), forwarded };
+            let places = Places { host, forwarded };
             let own = |address| peer.is_at(address) || is_bindable(address);
             guard.check(&places, &parts.headers, self.cors.as_ref(), own)?;
         }
@@ -239,7 +237,7 @@ impl Settings {
         }
         if let Some(api) = Api::of(path) {
             head::uncompressed(&parts.headers)?;
-            if self.guard.is_some() && !api.multipart() {
+            if guard.is_some() && !api.multipart() {
                 guard::says_json(&parts.headers)?;
             }
         }

@@ -18,18 +18,23 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const MAX_CHAIN: usize = 1024;
 
 /// One request's way here.
-pub(crate) struct Hop<'a> {
+pub(crate) struct Hop {
     /// The other end of the connection.
     pub(crate) peer: IpAddr,
     pub(crate) encrypted: bool,
     /// As the client named it: the authority of HTTP/2, or the `host` header.
-    pub(crate) host: Option<&'a str>,
+    pub(crate) host: Option<HeaderValue>,
 }
 
-/// What a known proxy in front was called by, if it says so and names one host.
-pub(crate) fn host(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> Option<Host> {
+/// What the first of the known proxies in front was called by, if they say so.
+pub(crate) fn host<'a>(
+    headers: &'a HeaderMap,
+    peer: IpAddr,
+    trusted: &[Network],
+) -> Option<Host<'a>> {
     let believed = trusted.iter().any(|network| network.contains(peer));
-    believed.then(|| Host::parse(headers.get(&HOST)?.to_str().ok()?)).flatten()
+    let chain = headers.get(&HOST).filter(|_| believed)?.to_str().ok()?;
+    Host::parse(chain.split(',').next()?.trim())
 }
 
 /// Whether every host of a chain of proxies is one.
@@ -44,7 +49,7 @@ fn are_hosts(headers: &HeaderMap) -> bool {
 
 /// Writes where a request came from; the address is the client's own, or the first that no known
 /// proxy vouches for.
-pub(crate) fn forward(headers: &mut HeaderMap, hop: &Hop<'_>, trusted: &[Network]) -> IpAddr {
+pub(crate) fn forward(headers: &mut HeaderMap, hop: Hop, trusted: &[Network]) -> IpAddr {
     let known = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let peer = hop.peer.to_canonical();
     let mut client = peer;
@@ -82,8 +87,8 @@ pub(crate) fn forward(headers: &mut HeaderMap, hop: &Hop<'_>, trusted: &[Network
     }
     if !(believed && are_hosts(headers)) {
         match hop.host {
-            Some(host) if Host::parse(host).is_some() => set(headers, HOST, host),
-            Some(_) | None => drop(headers.remove(HOST)),
+            Some(host) => drop(headers.insert(HOST, host)),
+            None => drop(headers.remove(HOST)),
         }
     }
     client
@@ -118,8 +123,9 @@ mod tests {
             headers.append(*name, HeaderValue::from_str(value).expect("a value"));
         }
         let peer = peer.parse().expect("an address");
-        let hop = Hop { peer, encrypted, host: Some("gateway.example:8443") };
-        let client = forward(&mut headers, &hop, &trusted);
+        let host = HeaderValue::from_static("gateway.example:8443");
+        let hop = Hop { peer, encrypted, host: Some(host) };
+        let client = forward(&mut headers, hop, &trusted);
         let mut lines: Vec<_> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))

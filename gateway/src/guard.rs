@@ -7,30 +7,45 @@
 
 use std::net::IpAddr;
 
-use forebay_config::HostPattern;
+use forebay_config::{Gateway, HostPattern};
 use http::header::{self, HeaderMap, HeaderValue};
 
 use crate::cors::Cors;
 use crate::host::{Host, HostName};
+use crate::keys;
 use crate::refusal::Refusal;
 
-/// `gateway.allowedHosts`, where no keys are configured.
+/// What a request without a key may name, where one is let in.
 pub(crate) struct Guard {
+    /// `gateway.allowedHosts`.
     hosts: Vec<HostPattern>,
+    /// Keys are configured and not required: what shows one is judged by it.
+    keys: bool,
 }
 
 /// The places that a request names as its own.
 pub(crate) struct Places<'a> {
     /// The authority of HTTP/2, or `host`. Only HTTP/1.0 has requests without one, and browsers
     /// don't send those.
-    pub(crate) host: Option<&'a Host>,
+    pub(crate) host: Option<Host<'a>>,
     /// What a known proxy in front was called by.
-    pub(crate) forwarded: Option<Host>,
+    pub(crate) forwarded: Option<Host<'a>>,
 }
 
 impl Guard {
-    pub(crate) fn new(hosts: &[HostPattern]) -> Self {
-        Self { hosts: hosts.to_vec() }
+    /// `None` where every request must show a key, which pages of other sites don't know.
+    pub(crate) fn new(gateway: &Gateway) -> Option<Self> {
+        let keys = match &gateway.keys {
+            None => false,
+            Some(keys) if keys.required => return None,
+            Some(_) => true,
+        };
+        Some(Self { hosts: gateway.allowed_hosts.clone(), keys })
+    }
+
+    /// Whether a request has only its head to be judged by.
+    pub(crate) fn applies(&self, headers: &HeaderMap) -> bool {
+        !self.keys || keys::shown(headers).next().is_none()
     }
 
     /// Refuses what a page of another site makes a browser send. `own` says which addresses are
@@ -40,39 +55,38 @@ impl Guard {
         places: &Places<'_>,
         headers: &HeaderMap,
         cors: Option<&Cors>,
-        own: impl FnOnce(IpAddr) -> bool,
+        own: impl Fn(IpAddr) -> bool,
     ) -> Result<(), Refusal> {
-        if let Some(host) = places.host
-            && !self.serves(&host.name, own)
-        {
-            return Err(Refusal::ForeignHost(match &host.name {
-                HostName::Address(address) => address.to_string(),
-                HostName::Name(name) => name.clone(),
-            }));
-        }
+        let served = |host: &Host<'_>| match self.serves(host.name, &own) {
+            true => Ok(()),
+            false => Err(Refusal::ForeignHost(host.name.to_string())),
+        };
+        places.host.iter().try_for_each(served)?;
         for origin in headers.get_all(header::ORIGIN) {
-            if !places.have(origin) && !cors.is_some_and(|cors| cors.allows(origin)) {
-                return Err(Refusal::ForeignOrigin(shown(origin)));
+            if cors.is_some_and(|cors| cors.allows(origin)) {
+                continue;
+            }
+            match places.of_page(origin) {
+                Some(host) => served(host)?,
+                None => return Err(Refusal::ForeignOrigin(shown(origin))),
             }
         }
         Ok(())
     }
 
-    fn serves(&self, name: &HostName, own: impl FnOnce(IpAddr) -> bool) -> bool {
+    fn serves(&self, name: HostName<'_>, own: impl Fn(IpAddr) -> bool) -> bool {
         name.is_loopback()
             || self.hosts.iter().any(|pattern| name.matches(pattern))
-            || matches!(name, HostName::Address(address) if own(*address))
+            || matches!(name, HostName::Address(address) if own(address))
     }
 }
 
-impl Places<'_> {
-    /// Whether a page of this origin is of one of them.
-    fn have(&self, origin: &HeaderValue) -> bool {
-        let page = origin.to_str().ok().and_then(Host::of_origin);
-        let Some((page, port)) = page.and_then(|page| page.port.map(|port| (page, port))) else {
-            return false;
-        };
-        self.host.into_iter().chain(&self.forwarded).any(|host| page.is(host, port))
+impl<'a> Places<'a> {
+    /// The one that a page of this origin is of.
+    fn of_page(&self, origin: &HeaderValue) -> Option<&Host<'a>> {
+        let page = origin.to_str().ok().and_then(Host::of_origin)?;
+        let port = page.port?;
+        self.host.iter().chain(&self.forwarded).find(|host| page.is(host, port))
     }
 }
 
@@ -80,12 +94,11 @@ impl Places<'_> {
 pub(crate) fn says_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    let kind = kind.to_ascii_lowercase();
-    let subtype = kind.strip_prefix("application/").unwrap_or_default();
-    if subtype == "json" || subtype.ends_with("+json") {
-        return Ok(());
-    }
-    Err(Refusal::NotJson)
+    let is_json = kind.split_once('/').is_some_and(|(of, subtype)| {
+        let form = subtype.rsplit('+').next().unwrap_or_default();
+        of.eq_ignore_ascii_case("application") && form.eq_ignore_ascii_case("json")
+    });
+    if is_json { Ok(()) } else { Err(Refusal::NotJson) }
 }
 
 /// A client's own text as an error shows it.
@@ -97,17 +110,21 @@ pub(crate) fn shown(value: &HeaderValue) -> String {
 mod tests {
     use super::*;
 
+    fn guard(hosts: &[&str]) -> Guard {
+        let hosts = hosts.iter().map(|host| host.parse().expect("a host")).collect();
+        Guard { hosts, keys: false }
+    }
+
     fn allowed(hosts: &[&str], host: Option<&str>, origin: Option<&str>) -> bool {
-        let hosts: Vec<_> = hosts.iter().map(|host| host.parse().expect("a host")).collect();
         let mut headers = HeaderMap::new();
         if let Some(origin) = origin {
             headers.insert(header::ORIGIN, HeaderValue::from_str(origin).expect("a value"));
         }
         let host = host.map(|host| Host::parse(host).expect("a host"));
-        let places = Places { host: host.as_ref(), forwarded: Host::parse("chat.example") };
+        let places = Places { host, forwarded: Host::parse("chat.example") };
         let cors = serde_json::from_str(r#"{"origins": ["https://ui.example"]}"#).expect("valid");
         let own = |address: IpAddr| address == IpAddr::from([192, 168, 1, 5]);
-        Guard::new(&hosts).check(&places, &headers, Some(&Cors::new(&cors)), own).is_ok()
+        guard(hosts).check(&places, &headers, Some(&Cors::new(&cors)), own).is_ok()
     }
 
     #[test]
@@ -141,6 +158,35 @@ mod tests {
             assert_eq!(allowed(&["*"], Some("localhost:8080"), Some(origin)), want, "{origin}");
         }
         assert!(!allowed(&["*"], None, Some("http://localhost:8080")), "without a host none is");
+        let by_proxy =
+            |hosts: &[&str]| allowed(hosts, Some("localhost"), Some("https://chat.example"));
+        assert!(by_proxy(&["chat.example"]));
+        assert!(!by_proxy(&[]), "a page can let its own name point to the proxy, too");
+    }
+
+    #[test]
+    fn a_key_is_judged_instead_where_keys_are_known() {
+        let with = |name: &'static str, value: &'static str| {
+            HeaderMap::from_iter([(name.parse().expect("a name"), HeaderValue::from_static(value))])
+        };
+        for (headers, keys, want) in [
+            (HeaderMap::new(), false, true),
+            (HeaderMap::new(), true, true),
+            (with("authorization", "Bearer k"), false, true),
+            (with("authorization", "Bearer k"), true, false),
+            (with("x-api-key", "k"), true, false),
+            (with("x-api-key", " "), true, true),
+            (with("authorization", "Basic k"), true, true),
+        ] {
+            let guard = Guard { keys, ..guard(&[]) };
+            assert_eq!(guard.applies(&headers), want, "{headers:?}");
+        }
+        let mut gateway = Gateway::default();
+        assert!(Guard::new(&gateway).is_some_and(|guard| !guard.keys));
+        for (required, there) in [(false, true), (true, false)] {
+            gateway.keys = Some(forebay_config::Keys { file: "f".into(), required });
+            assert_eq!(Guard::new(&gateway).is_some(), there);
+        }
     }
 
     #[test]
@@ -148,7 +194,9 @@ mod tests {
         for (kind, want) in [
             (Some("application/json"), true),
             (Some("Application/JSON; charset=utf-8"), true),
-            (Some("application/vnd.api+json"), true),
+            (Some("application/vnd.api+JSON"), true),
+            (Some("application/json, text/plain"), false),
+            (Some("json"), false),
             (Some("text/plain"), false),
             (Some("text/plain; application/json"), false),
             (Some("application/x-www-form-urlencoded"), false),

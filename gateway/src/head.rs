@@ -3,13 +3,14 @@
 use http::Version;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
+use http::uri::Scheme;
 
 use crate::guard::shown;
 use crate::host::Host;
 use crate::refusal::Refusal;
 
 /// Checks a head as it came. The host is `None` where HTTP/1.0 names none.
-pub(crate) fn check(parts: &Parts, most_headers: u16) -> Result<Option<Host>, Refusal> {
+pub(crate) fn check(parts: &Parts, most_headers: u16) -> Result<Option<Host<'_>>, Refusal> {
     let headers = &parts.headers;
     if headers.len() > usize::from(most_headers) {
         return Err(Refusal::TooManyHeaders(most_headers));
@@ -30,9 +31,8 @@ pub(crate) fn check(parts: &Parts, most_headers: u16) -> Result<Option<Host>, Re
 }
 
 /// The one host that the head names, by its target and by `host`.
-fn host(parts: &Parts) -> Result<Option<Host>, Refusal> {
+fn host(parts: &Parts) -> Result<Option<Host<'_>>, Refusal> {
     const INVALID: Refusal = Refusal::BadHead("its `host` is not a host");
-    let read = |text: &str| Host::parse(text).ok_or(INVALID);
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let (host, more) = (hosts.next(), hosts.next());
     if more.is_some() {
@@ -47,10 +47,12 @@ fn host(parts: &Parts) -> Result<Option<Host>, Refusal> {
     if !named {
         return Err(Refusal::BadHead("it has no `host`"));
     }
-    let host = host.map(|host| read(host.to_str().map_err(|_| INVALID)?)).transpose()?;
-    let target = target.map(|target| read(target.as_str())).transpose()?;
+    let host = host.map(|host| host.to_str().ok().and_then(Host::parse).ok_or(INVALID));
+    let target = target.map(|target| Host::parse(target.as_str()).ok_or(INVALID));
+    let (host, target) = (host.transpose()?, target.transpose()?);
+    let default = if parts.uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
     if let (Some(host), Some(target)) = (&host, &target)
-        && host != target
+        && !host.is(target, default)
     {
         return Err(Refusal::BadHead("its `host` is not its target's"));
     }

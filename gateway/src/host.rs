@@ -1,27 +1,28 @@
-//! A host as clients name it, `NAME[:PORT]`. Pure.
+//! A host as clients name it, `NAME[:PORT]`. Pure, and borrowed: every request has one.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use forebay_config::{HostPattern, is_name};
 
 /// Who a request is for, or which site a page is of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Host {
-    pub(crate) name: HostName,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host<'a> {
+    pub(crate) name: HostName<'a>,
     pub(crate) port: Option<u16>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum HostName {
+#[derive(Clone, Copy, Debug, Eq)]
+pub(crate) enum HostName<'a> {
     Address(IpAddr),
-    /// In lower case, without a point at its end.
-    Name(String),
+    /// Without a point at its end. Its case doesn't count.
+    Name(&'a str),
 }
 
-impl Host {
+impl<'a> Host<'a> {
     /// `None` for what is not a host: a user before it, a path behind it, a port that is none,
     /// characters that no host has.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let (name, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (address, port) = rest.split_once(']')?;
@@ -32,7 +33,7 @@ impl Host {
                 let name = name.strip_suffix('.').unwrap_or(name);
                 let name = match name.parse() {
                     Ok(address) => HostName::Address(IpAddr::V4(address)),
-                    Err(_) if is_name(name) => HostName::Name(name.to_ascii_lowercase()),
+                    Err(_) if is_name(name) => HostName::Name(name),
                     Err(_) => return None,
                 };
                 (name, port)
@@ -51,7 +52,7 @@ impl Host {
     }
 
     /// A page's site as `origin` has it; `None` for one that no page of HTTP is of.
-    pub(crate) fn of_origin(origin: &str) -> Option<Self> {
+    pub(crate) fn of_origin(origin: &'a str) -> Option<Self> {
         let (scheme, rest) = origin.split_once("://")?;
         let default = match scheme {
             "http" => 80,
@@ -63,19 +64,21 @@ impl Host {
     }
 
     /// Whether both are the same place, if `default` is the port of one that names none.
-    pub(crate) fn is(&self, other: &Self, default: u16) -> bool {
-        let port = |host: &Self| host.port.unwrap_or(default);
+    pub(crate) fn is(&self, other: &Host<'_>, default: u16) -> bool {
+        let port = |host: &Host<'_>| host.port.unwrap_or(default);
         self.name == other.name && port(self) == port(other)
     }
 }
 
-impl HostName {
+impl HostName<'_> {
     /// Whether it is this machine's wherever it is used: `localhost` and what is under it,
     /// loopback's addresses, and the address that stands for all of the machine's own.
     pub(crate) fn is_loopback(&self) -> bool {
         match self {
             Self::Address(address) => address.is_loopback() || address.is_unspecified(),
-            Self::Name(name) => name == "localhost" || name.ends_with(".localhost"),
+            Self::Name(name) => {
+                name.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case("localhost"))
+            }
         }
     }
 
@@ -87,13 +90,32 @@ impl HostName {
     }
 }
 
+impl PartialEq for HostName<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(own), Self::Address(other)) => own == other,
+            (Self::Name(own), Self::Name(other)) => own.eq_ignore_ascii_case(other),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for HostName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_host_is_read_with_its_port() {
-        let name = |name: &str| HostName::Name(name.to_owned());
+        let name = HostName::Name;
         let address = |address: &str| HostName::Address(address.parse().expect("an address"));
         for (text, want, port) in [
             ("Forebay.Example", name("forebay.example"), None),
@@ -140,6 +162,8 @@ mod tests {
             "a%2eb",
             "*",
             "a\\b",
+            "10.0.0.300",
+            "127.1",
         ] {
             assert_eq!(Host::parse(text), None, "{text}");
         }

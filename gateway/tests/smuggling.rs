@@ -246,6 +246,16 @@ async fn heads_that_are_written_unusually() {
         ("a host with a port", hosted("g:8080"), One),
         ("the whole URL", line("POST http://g/v1/chat/completions HTTP/1.1\r\n"), One),
         (
+            "the whole URL, and its port in the host",
+            line("POST http://g/v1/chat/completions HTTP/1.1\r\n").replace("host: g", "host: G:80"),
+            One,
+        ),
+        (
+            "the URL of another port",
+            line("POST http://g:81/v1/chat/completions HTTP/1.1\r\n"),
+            Refused,
+        ),
+        (
             "the URL of another host",
             line("POST http://smuggled/v1/chat/completions HTTP/1.1\r\n"),
             Refused,
@@ -415,6 +425,8 @@ async fn http2_requests_that_would_be_others_in_http1() {
         ("an unknown pseudo header", with(":smuggled", "1"), Refused),
         ("another host", with("host", "smuggled"), Refused),
         ("the same host", with("host", "g"), One),
+        ("the same host with its port", with("host", "g:80"), One),
+        ("the same host at another port", with("host", "g:443"), Refused),
         ("no host at all", without(":authority"), Refused),
     ] {
         let (upstream, gateway) = gateway().await;

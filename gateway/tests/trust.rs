@@ -167,7 +167,18 @@ async fn a_proxys_name_is_the_pages_own_where_the_proxy_is_known() {
     );
     assert_eq!(ask(&start(&config), &request).await.0, 403, "anybody can say so");
     config.gateway.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
-    assert_eq!(ask(&start(&config), &request).await.0, 200);
+    // A page can let its own name point to the proxy as well as to the gateway.
+    let (status, message) = ask(&start(&config), &request).await;
+    assert_eq!(status, 403);
+    assert!(message.contains("`chat.example`") && message.contains("`gateway.allowedHosts`"));
+    config.gateway.allowed_hosts = vec!["chat.example".parse().expect("a host")];
+    let gateway = start(&config);
+    assert_eq!(ask(&gateway, &request).await.0, 200);
+    let chain = request.replace("host: chat.example\r", "host: chat.example, proxy:8080\r");
+    assert_ne!(chain, request);
+    assert_eq!(ask(&gateway, &chain).await.0, 200, "by way of two proxies");
+    let evil = request.replace("chat.example", "evil.example");
+    assert_eq!(ask(&gateway, &evil).await.0, 403);
 }
 
 #[tokio::test]
@@ -191,15 +202,31 @@ async fn json_must_say_that_it_is_json() {
 }
 
 #[tokio::test]
-async fn with_keys_a_key_is_what_counts() {
+async fn where_keys_are_required_a_key_is_what_counts_and_else_wherever_one_is_shown() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = plain(&upstream);
     let file = std::env::temp_dir().join(format!("forebay-trust-{}.keys", std::process::id()));
-    std::fs::write(&file, "[]\n").expect("written");
-    config.gateway.keys = Some(Keys { file: file.clone(), required: false });
-    let gateway = start(&config);
-    let request =
-        post("evil.example", "origin: https://evil.example\r\ncontent-type: text/plain\r\n");
-    assert_eq!(ask(&gateway, &request).await.0, 200);
+    let hash = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"; // of `key`
+    std::fs::write(&file, format!("- {{tenant: t, sha256: {hash}}}\n")).expect("written");
+    config.gateway.tenants = vec![forebay_config::Tenant::named("t")];
+    let key = "authorization: Bearer key\r\n";
+    for (required, headers, code) in [
+        (true, key, 200),
+        (true, "", 401),
+        (false, key, 200),
+        (false, "", 403),
+        (false, "authorization: Bearer wrong\r\n", 401),
+    ] {
+        config.gateway.keys = Some(Keys { file: file.clone(), required });
+        let gateway = start(&config);
+        for foreign in ["", "origin: https://evil.example\r\n"] {
+            let headers = format!("{JSON}{foreign}{headers}");
+            let answer = ask(&gateway, &post("evil.example", &headers)).await.0;
+            assert_eq!(answer, code, "{required}: {headers}");
+        }
+        let plain = post("localhost", &format!("content-type: text/plain\r\n{headers}"));
+        let code = if code == 403 { 400 } else { code };
+        assert_eq!(ask(&gateway, &plain).await.0, code, "{required}: {headers}");
+    }
     let _ = std::fs::remove_file(file);
 }
