@@ -7,67 +7,46 @@
 //! The types here are what the other crates work with; [`load`] and [`parse`] make them from text,
 //! [`schema`] describes them to editors, and [`print()`] writes them back.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-mod address;
-mod behavior;
 mod check;
-pub mod command;
-mod cron;
-mod discovery;
-mod edge;
-mod gateway;
-mod host;
-mod keys;
 mod lint;
 mod load;
-mod logging;
-mod network;
-mod output;
-mod pool;
-mod problem;
-mod prometheus;
-mod redact;
-mod replay;
-mod route;
-mod scaled_object;
-mod scaling;
-mod target;
-mod tenant;
-mod trigger;
+mod types;
 mod units;
 mod yaml;
 
-pub use address::{AddressError, authority};
-pub use behavior::{
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use lint::scaled_object::{Inspection, inspect_scaled_object};
+pub use load::output::{print, schema};
+pub use load::{inspect, load, parse};
+pub use types::behavior::{
     Advanced, Behavior, HpaConfig, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy,
 };
-pub use cron::Cron;
-pub use discovery::{Discovery, Dns, EndpointSlices, Pods};
-pub use edge::{Cors, PATHS, Tls, TlsVersion};
-pub use gateway::{Admin, Gateway, Limits, RecordArrivals};
-pub use host::{HostPattern, is_name};
-pub use keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
-pub use load::{inspect, load, parse};
-pub use logging::{LogFormat, Logging};
-pub use network::Network;
-pub use output::{print, schema};
-pub use pool::{Hold, Pool, Upstream};
-pub use problem::{Place, Problem, Problems};
-pub use prometheus::{BasicAuth, Prometheus, base_url};
-pub use redact::redacted;
-pub use replay::{Clients, ColdStartModel, Replay, ReplicaModel};
-pub use route::{Fallback, Route, Share, SplitBy};
-pub use scaled_object::{Inspection, inspect_scaled_object};
-pub use scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scaling};
-pub use target::{Keda, Kubernetes, Processes, Target};
-pub use tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
-pub use trigger::{
+pub use types::command;
+pub use types::discovery::{Discovery, Dns, EndpointSlices, Pods};
+pub use types::edge::{Cors, PATHS, Tls, TlsVersion};
+pub use types::gateway::{Admin, Gateway, Limits, RecordArrivals};
+pub use types::keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
+pub use types::logging::{LogFormat, Logging};
+pub use types::pool::{Hold, Pool, Upstream};
+pub use types::prometheus::{BasicAuth, Prometheus, base_url};
+pub use types::replay::{Clients, ColdStartModel, Replay, ReplicaModel};
+pub use types::route::{Fallback, Route, Share, SplitBy};
+pub use types::scaling::{KedaListener, KedaTls, LeaderElection, Objective, Scaler, Scaling};
+pub use types::target::{Keda, Kubernetes, Processes, Target};
+pub use types::tenant::{ANONYMOUS, Keys, PriorityClass, Tenant};
+pub use types::trigger::{
     AuthenticationRef, CronWindow, Fault, Gauge, GpuFigure, GpuSource, MetricType, PromQuery,
     Range, Rule, Signal, TRIGGER_TYPES, Trigger, trigger_names,
 };
+pub use units::authority::{AddressError, authority};
+pub use units::cron::Cron;
+pub use units::host::{HostPattern, is_name};
+pub use units::network::Network;
+pub use units::redact::redacted;
 pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};
+pub use yaml::problem::{Place, Problem, Problems};
 
 /// Forebay's configuration: one file for gateway and scaler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

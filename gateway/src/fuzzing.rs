@@ -7,13 +7,13 @@ use http::StatusCode;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::abridged::is_cut;
-use crate::api::Api;
-use crate::edit::{Edits, edit};
-use crate::meter::Tokens;
-use crate::plain::{Head, Plain, PlainAnswer};
-use crate::scan::scan;
-use crate::stream::{AnswerStream, End, Step};
+use crate::answer::abridged::is_cut;
+use crate::answer::api::Api;
+use crate::answer::meter::Tokens;
+use crate::answer::plain::{Head, Plain, PlainAnswer};
+use crate::answer::stream::{AnswerStream, End, Step};
+use crate::read::edit::{Edits, edit};
+use crate::read::scan::scan;
 
 const APIS: [Api; 6] = [
     Api::ChatCompletions,

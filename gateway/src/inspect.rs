@@ -4,12 +4,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use crate::api::Api;
-use crate::edit::{Edits, edit};
-use crate::multipart::scan_form;
-use crate::plain::{Head, Plain, PlainAnswer};
-use crate::scan::scan;
-use crate::stream::{AnswerStream, Step};
+use crate::answer::api::Api;
+use crate::answer::plain::{Head, Plain, PlainAnswer};
+use crate::answer::stream::{AnswerStream, Step};
+use crate::read::edit::{Edits, edit};
+use crate::read::multipart::scan_form;
+use crate::read::scan::scan;
 
 /// Reads a JSON body as a request and edits all that can be edited. The length of what goes on to a
 /// replica; `None` where the body is refused.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use forebay_config::Pool;
-use forebay_scaler::core::{
+use forebay_scaler::decide::{
     Inputs, Ledger, Override, Policy, ReplicaFacts, Standing, State, Word, decide,
 };
 use forebay_signals::{Delta, EndpointSignals, Frame, Health, PoolSignals, SCHEMA, View};

@@ -1,31 +1,22 @@
 //! Forebay's scaler: the pure decision core, and its edges.
 //!
-//! [`core`] decides; `run` reads every gateway's `/signals`, tells the target, and publishes
-//! `/replicas`; [`targets`] start and stop replicas.
+//! [`decide`] is the pure core; `run` reads every gateway's `/signals`, tells the target, and publishes
+//! `/replicas`; [`act::targets`] start and stop replicas.
 
+#[doc(hidden)]
+pub mod act;
 mod clock;
-mod config_map;
-pub mod core;
-mod decisions;
-mod drains;
+pub mod decide;
 #[cfg(test)]
 mod fake_api;
-mod feeds;
 pub mod keda;
-mod leader;
-mod metric;
-mod orders;
-mod pool;
-mod readiness;
-mod relay;
+mod lead;
+mod observe;
 mod run;
-mod sources;
-mod store;
 pub mod supervisor;
-pub mod targets;
 
-pub use drains::ByItself;
-pub use feeds::Gateways;
-pub use metric::{BUCKETS, describe};
-pub use readiness::Readiness;
+pub use act::drains::ByItself;
+pub use lead::readiness::Readiness;
+pub use observe::feeds::Gateways;
+pub use run::metric::{BUCKETS, describe};
 pub use run::{Scaler, StartError};

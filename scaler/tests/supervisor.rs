@@ -13,8 +13,8 @@ use std::{env, fs, thread};
 
 use clap::Parser;
 use forebay_config as config;
+use forebay_scaler::act::targets::processes::{Hung, Phase, Processes, ReplicaStatus};
 use forebay_scaler::supervisor;
-use forebay_scaler::targets::processes::{Hung, Phase, Processes, ReplicaStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::{Instant, timeout};

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::Findings;
-use crate::address::authority;
-use crate::problem::Path;
+use crate::units::authority::authority;
+use crate::yaml::problem::Path;
 use crate::{Config, Processes, Target};
 
 pub(super) fn check(config: &Config, found: &mut Findings) {

@@ -1,9 +1,9 @@
 //! The rules of the gateway's client side.
 
 use super::Findings;
-use crate::edge::{Cors, PATHS, Tls};
-use crate::gateway::Limits;
-use crate::problem::Path;
+use crate::types::edge::{Cors, PATHS, Tls};
+use crate::types::gateway::Limits;
+use crate::yaml::problem::Path;
 
 /// `PATHS` without the answer to a slip is a long list: the nearest is told where there is one.
 pub(super) fn paths(paths: &[String], path: &Path, found: &mut Findings) {

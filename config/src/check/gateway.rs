@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::{Findings, edge, name};
-use crate::problem::Path;
-use crate::tenant::{ANONYMOUS, Tenant};
+use crate::types::tenant::{ANONYMOUS, Tenant};
+use crate::yaml::problem::Path;
 use crate::{Config, Gateway};
 
 pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {

@@ -1,7 +1,7 @@
 //! The rules for what is found and scaled in Kubernetes.
 
 use super::Findings;
-use crate::problem::Path;
+use crate::yaml::problem::Path;
 use crate::{Discovery, Keda, Kubernetes, LeaderElection, Pool};
 
 pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
@@ -35,7 +35,7 @@ pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
         Discovery::Dns(dns) => {
             let path = path.key("dns");
             port(dns.port, &path, found);
-            if crate::address::authority(&format!("{}:1", dns.host)).is_err() {
+            if crate::units::authority::authority(&format!("{}:1", dns.host)).is_err() {
                 let message =
                     format!("`{}` is no name; write vllm.models.svc, without a port", dns.host);
                 found.error(path.key("host"), message);

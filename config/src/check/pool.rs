@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use super::{Findings, kubernetes, name};
-use crate::address::authority;
-use crate::problem::Path;
+use crate::units::authority::authority;
 use crate::units::format_duration;
+use crate::yaml::problem::Path;
 use crate::{Pool, Processes, Scaling, Target};
 
 pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {

@@ -1,8 +1,8 @@
 //! The rules of the rehearsal's model.
 
 use super::Findings;
-use crate::problem::Path;
-use crate::replay::Replay;
+use crate::types::replay::Replay;
+use crate::yaml::problem::Path;
 
 pub(super) fn check(replay: &Replay, path: &Path, found: &mut Findings) {
     let (replica, at) = (&replay.replica, path.key("replica"));

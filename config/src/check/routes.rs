@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::Findings;
-use crate::problem::Path;
+use crate::yaml::problem::Path;
 use crate::{Config, Pool};
 
 pub(super) fn check(config: &Config, found: &mut Findings) {

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use super::Findings;
-use crate::behavior::{Advanced, Behavior, ScalingRules};
 use crate::lint::{Reader, Scene, lint};
-use crate::problem::Path;
-use crate::trigger::{TRIGGER_TYPES, Trigger};
+use crate::types::behavior::{Advanced, Behavior, ScalingRules};
+use crate::types::trigger::{TRIGGER_TYPES, Trigger};
+use crate::yaml::problem::Path;
 use crate::{Pool, Prometheus, Scaling, base_url};
 
 /// What the triggers of a pool's `scaling` can't do as they are meant.

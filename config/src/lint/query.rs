@@ -4,7 +4,7 @@ use super::names::{self, Kind};
 use super::promql::{self, Expr, Read};
 use super::series::{self, Count};
 use super::{Notes, Scene, waking};
-use crate::trigger::{MetricType, PromQuery, Rule, Trigger};
+use crate::types::trigger::{MetricType, PromQuery, Rule, Trigger};
 
 /// Functions that leave a value as it is, or nearly.
 const WRAPPERS: [&str; 9] =

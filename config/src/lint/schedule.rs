@@ -1,8 +1,8 @@
 //! What of a `cron` trigger can't work as it is meant, by the windows that it really opens.
 
 use super::{Notes, Scene};
-use crate::cron::Cron;
-use crate::trigger::{CronWindow, MetricType, Signal};
+use crate::types::trigger::{CronWindow, MetricType, Signal};
+use crate::units::cron::Cron;
 
 const DAY_MS: u64 = 86_400_000;
 /// The weeks that are looked at.

@@ -3,7 +3,7 @@
 use super::names;
 use super::promql::{self, Expr, Read};
 use super::{Notes, Reader, Scene};
-use crate::trigger::{Rule, Signal, Trigger};
+use crate::types::trigger::{Rule, Signal, Trigger};
 
 /// What a query gives while there are no replicas.
 #[derive(Clone, Copy, Debug, PartialEq)]

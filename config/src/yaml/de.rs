@@ -12,7 +12,7 @@ use serde::forward_to_deserialize_any;
 
 use super::read::{Error, ErrorKind};
 use super::tree::{Entry, Kind, Node};
-use crate::problem::Path;
+use crate::yaml::problem::Path;
 
 /// Deserializes one node.
 pub(super) struct Reader<'a> {

@@ -10,7 +10,7 @@ use serde::de::{self, DeserializeOwned};
 
 use super::de::Reader;
 use super::tree::{Kind, Node, Tree};
-use crate::problem::Path;
+use crate::yaml::problem::Path;
 
 /// Most faults reported at once: a file with more is not of our format.
 const MOST_FAULTS: usize = 50;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use crate::problem::{Path, Place, Step};
+use crate::yaml::problem::{Path, Place, Step};
 
 /// Most nodes of a document, aliases expanded: a configuration of a few thousand pools has fewer,
 /// and aliases of aliases can't fill the memory.

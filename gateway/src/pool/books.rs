@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use super::slot::Slot;
 use super::ticket::Wants;
 use super::{Pool, discovered};
-use crate::budget::RetryBudget;
-use crate::endpoint::Endpoint;
-use crate::outcome::{Ended, FirstToken, Outcome};
-use crate::patience::Cold;
-use crate::queue::Queue;
+use crate::answer::outcome::{Ended, FirstToken, Outcome};
+use crate::pool::budget::RetryBudget;
+use crate::pool::cold_wait::Cold;
+use crate::pool::endpoint::Endpoint;
+use crate::pool::queue::Queue;
 
 /// A held request's way to be released.
 pub(super) struct Waiter {

@@ -8,7 +8,7 @@ use forebay_signals::{Health, PodPhase, Waiting};
 use tokio::time::Instant;
 
 use super::{Books, Pool};
-use crate::waiting;
+use crate::pool::waiting;
 
 /// A pod without an address, with Kubernetes' own word on it.
 pub(super) type Pending = (Waiting, String);

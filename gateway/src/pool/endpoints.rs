@@ -8,8 +8,8 @@ use forebay_signals::{ColdStart, ProcessEnd};
 use tokio::time::Instant;
 
 use super::Pool;
-use crate::endpoint::{Endpoint, Probe, Probed, Rules};
-use crate::served::ServedModel;
+use crate::pool::endpoint::{Endpoint, Probe, Probed, Rules};
+use crate::pool::model_registry::ServedModel;
 
 impl Pool {
     pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {

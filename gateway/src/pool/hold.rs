@@ -14,11 +14,11 @@ use super::Pool;
 use super::books::{Books, Waiter};
 use super::slot::{End, Slot};
 use super::ticket::{Ticket, Wants};
-use crate::endpoint::Endpoint;
-use crate::patience::Patience;
-use crate::queue::Place;
-use crate::refusal::Refusal;
-use crate::served::{Served, Who};
+use crate::answer::refusal::Refusal;
+use crate::pool::cold_wait::Patience;
+use crate::pool::endpoint::Endpoint;
+use crate::pool::model_registry::{Served, Who};
+use crate::pool::queue::Place;
 
 /// What every choice of an endpoint at one moment goes by.
 struct Choice {

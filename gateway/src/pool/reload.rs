@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Pool;
-use crate::endpoint::Rules;
+use crate::pool::endpoint::Rules;
 
 impl Pool {
     /// As configured now.

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Pool;
-use crate::endpoint::{Endpoint, Evictions, Life, Pulse};
-use crate::failure::{Cause, Failure};
-use crate::fingerprint::Fingerprint;
-use crate::queue::Place;
+use crate::answer::failure::{Cause, Failure};
+use crate::answer::fingerprint::Fingerprint;
+use crate::pool::endpoint::{Endpoint, Evictions, Life, Pulse};
+use crate::pool::queue::Place;
 
 /// How a try at an endpoint ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@ use std::net::SocketAddr;
 use forebay_signals::{ColdStart, Health};
 
 use super::*;
-use crate::endpoint::{Evictions, Probe, Probed};
-use crate::failure::{Cause, Failure};
-use crate::queue::Request;
-use crate::refusal::Refusal;
-use crate::served::ServedModel;
+use crate::answer::failure::{Cause, Failure};
+use crate::answer::refusal::Refusal;
+use crate::pool::endpoint::{Evictions, Probe, Probed};
+use crate::pool::model_registry::ServedModel;
+use crate::pool::queue::Request;
 use futures_util::FutureExt;
 
 fn pool(settings: &str) -> Arc<Pool> {

@@ -9,11 +9,11 @@ use forebay_signals::Health;
 use tokio::time::Instant;
 
 use super::{Pool, Slot};
-use crate::endpoint::{Endpoint, Life};
-use crate::failure::{Cause, Failure};
-use crate::queue::{Place, Request};
-use crate::refusal::Refusal;
-use crate::served::Who;
+use crate::answer::failure::{Cause, Failure};
+use crate::answer::refusal::Refusal;
+use crate::pool::endpoint::{Endpoint, Life};
+use crate::pool::model_registry::Who;
+use crate::pool::queue::{Place, Request};
 
 /// A request that was in flight at so many deaths of replicas that no order explains is not given to
 /// another. Restarts in turn can look like two such deaths: the one that it was at, and the one that

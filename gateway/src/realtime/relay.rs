@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::{self, Frames};
-use crate::drain::Drain;
-use crate::traffic::{Carried, Traffic};
+use crate::answer::traffic::{Carried, Traffic};
+use crate::net::drain::Drain;
 
 const BUFFER: usize = 16 << 10;
 /// While the gateway drains, a session ends once nothing was said for so long.

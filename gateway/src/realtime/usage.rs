@@ -6,9 +6,9 @@
 //!
 //! Pure.
 
-use crate::json::{Broken, Cursor};
-use crate::judge::{Usage, usage};
-use crate::meter::Tokens;
+use crate::answer::judge::{Usage, usage};
+use crate::answer::meter::Tokens;
+use crate::text::json::{Broken, Cursor};
 
 /// The tokens of one session so far.
 #[derive(Debug, Default)]

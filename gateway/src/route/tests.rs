@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::served::ServedModel;
+use crate::pool::model_registry::ServedModel;
 
 fn routes(config: &str) -> Routes {
     let config =

@@ -114,8 +114,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::triggers::Tolerance;
-    use crate::core::triggers::hpa::average_value;
+    use crate::decide::triggers::Tolerance;
+    use crate::decide::triggers::hpa::average_value;
 
     /// The HPA's count for an `AverageValue` of 1.
     fn hpa(value: f64, current: u32, tolerance: f64) -> u32 {

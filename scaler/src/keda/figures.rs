@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 
 use forebay_signals::Figure;
 
-use crate::core::triggers::recent::{Latencies, Rate};
-use crate::core::{Load, Proposal};
+use crate::decide::triggers::recent::{Latencies, Rate};
+use crate::decide::{Load, Proposal};
 
 const WINDOW_MS: u64 = 60_000;
 const QUANTILE: f64 = 0.95;
@@ -109,7 +109,7 @@ fn told(proposal: &Proposal) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Problem;
+    use crate::decide::Problem;
 
     fn load(held: u32, in_flight: u32) -> Load {
         Load { held, in_flight, ..Load::default() }

@@ -7,12 +7,12 @@ use forebay_signals::{Health, PoolReplicas, ReplicaState};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::core::{Problem, Proposal};
-use crate::decisions::Decisions;
-use crate::metric::Metrics;
-use crate::pool::{Heard, PoolLoop, Step};
-use crate::sources::Sources;
-use crate::targets::Driver;
+use crate::act::targets::Driver;
+use crate::decide::{Problem, Proposal};
+use crate::observe::sources::Sources;
+use crate::run::decisions::Decisions;
+use crate::run::metric::Metrics;
+use crate::run::pool::{Heard, PoolLoop, Step};
 
 /// A pool with what it drives.
 pub(super) struct Driven {

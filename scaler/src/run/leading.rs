@@ -9,11 +9,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Loop;
 use super::driven::Driven;
-use crate::leader::Leadership;
-use crate::pool::PoolLoop;
-use crate::relay::{Relay, Words, without_barriers};
-use crate::store::{self, Saver, Snapshots};
-use crate::targets::Target;
+use crate::act::targets::Target;
+use crate::lead::leader::Leadership;
+use crate::lead::store::{self, Saver, Snapshots};
+use crate::observe::relay::{Relay, Words, without_barriers};
+use crate::run::pool::PoolLoop;
 
 impl Loop {
     pub(super) fn leads(&self) -> bool {

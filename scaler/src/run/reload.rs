@@ -7,10 +7,10 @@ use forebay_config::Config;
 
 use super::Loop;
 use super::driven::Driven;
-use crate::metric::Metrics;
-use crate::pool::PoolLoop;
-use crate::sources::Sources;
-use crate::targets::Driver;
+use crate::act::targets::Driver;
+use crate::observe::sources::Sources;
+use crate::run::metric::Metrics;
+use crate::run::pool::PoolLoop;
 
 impl Loop {
     /// Goes on by another configuration; returns the places of new pools.

@@ -9,9 +9,9 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::feeds::News;
-use crate::relay::Words;
-use crate::store::Snapshots;
+use crate::lead::store::Snapshots;
+use crate::observe::feeds::News;
+use crate::observe::relay::Words;
 
 /// A store that fails so many times before it answers.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Forebay itself: the running scaler's merge, triggers and decision on the gateway's own signals.
 
 use forebay_config::{Config, Pool};
-use forebay_scaler::core::{
+use forebay_scaler::decide::{
     Inputs, Ledger, Override, Policy, Reading, ReplicaFacts, Replicas, Standing, State, Triggers,
     Wanted, Word, decide,
 };

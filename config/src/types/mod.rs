@@ -1,0 +1,17 @@
+//! The configuration as types, one file a section.
+
+pub(crate) mod behavior;
+pub mod command;
+pub(crate) mod discovery;
+pub(crate) mod edge;
+pub(crate) mod gateway;
+pub(crate) mod keys;
+pub(crate) mod logging;
+pub(crate) mod pool;
+pub(crate) mod prometheus;
+pub(crate) mod replay;
+pub(crate) mod route;
+pub(crate) mod scaling;
+pub(crate) mod target;
+pub(crate) mod tenant;
+pub(crate) mod trigger;

@@ -1,0 +1,62 @@
+//! The reasons for which a gateway does not start or reload, and the addresses that are a part of
+//! them.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use crate::net::tls::TlsError;
+use crate::tenant::api_keys::KeysError;
+
+/// A gateway that does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Mostly: the port is taken.
+    #[error("gateway.listen: cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The files of `gateway.tls` can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The file with the replicas' key is not there, or holds none.
+    #[error("pools: apiKeyFile of pool `{pool}`: {}: {source}", file.display())]
+    Key {
+        /// Its pool.
+        pool: String,
+        /// As configured.
+        file: std::path::PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The file for arrivals can't be written.
+    #[error("gateway.recordArrivals.file: {}: {source}", file.display())]
+    Arrivals {
+        /// As configured.
+        file: std::path::PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The API keys' file can't be read, or is wrong.
+    #[error("gateway.keys.file: {0}")]
+    Keys(KeysError),
+    /// Not an address, or a name that does not resolve.
+    #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
+    Endpoint {
+        /// Its pool.
+        pool: String,
+        /// As configured.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The first address of an endpoint, `HOST:PORT` or `http://HOST:PORT`.
+pub(crate) fn resolve(endpoint: &str) -> Result<SocketAddr, String> {
+    let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/');
+    let mut addresses = bare.to_socket_addrs().map_err(|error| error.to_string())?;
+    addresses.next().ok_or_else(|| "no address".to_owned())
+}

@@ -1,0 +1,49 @@
+//! What the gateway answers by itself: health, version, the list of models.
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Response, header};
+use serde_json::Value;
+
+use crate::answer::refusal::Refusal;
+use crate::route::Routes;
+use crate::route::models;
+use crate::tenant::registry::Tenants;
+
+/// The answer, or why there is none; `None` for a request to an inference API. Path and method are
+/// such as clients may use.
+pub(crate) fn answer(
+    routes: &Routes,
+    tenants: &Tenants,
+    parts: &Parts,
+) -> Option<Result<Response<Bytes>, Refusal>> {
+    Some(match parts.uri.path() {
+        "/health" | "/ping" => Ok(Response::new(Bytes::new())),
+        "/version" => Ok(json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))),
+        "/v1/models" => {
+            tenants.of(&parts.headers).map(|tenant| json(&models::list(routes, &tenant)))
+        }
+        path => one_model(routes, tenants, parts, path.strip_prefix("/v1/models/")?),
+    })
+}
+
+fn one_model(
+    routes: &Routes,
+    tenants: &Tenants,
+    parts: &Parts,
+    name: &str,
+) -> Result<Response<Bytes>, Refusal> {
+    let tenant = tenants.of(&parts.headers)?;
+    let model = models::one(routes, &tenant, name);
+    model.map(|model| json(&model)).ok_or_else(|| Refusal::UnknownModel {
+        model: name.to_owned(),
+        known: "see /v1/models".to_owned(),
+    })
+}
+
+fn json(value: &Value) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(value.to_string()));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

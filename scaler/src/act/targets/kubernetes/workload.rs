@@ -1,0 +1,269 @@
+//! A workload's `/scale`, of whatever kind it is.
+
+use std::time::Duration;
+
+use forebay_config as config;
+use forebay_discovery::error::{Rule, explain};
+use forebay_discovery::pod::DELETION_COST;
+use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
+use kube::{Api, Client, discovery};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::decide::Override;
+
+/// Set on a workload by a person: exactly so many replicas, until it is taken away.
+pub(super) const PAUSED_REPLICAS: &str = "forebay.io/paused-replicas";
+/// Set to `true`: the count is somebody else's, until it is taken away.
+pub(super) const PAUSED: &str = "forebay.io/paused";
+/// The [`DELETION_COST`] of those that are to go.
+pub(super) const FIRST_TO_GO: i32 = -1_000_000;
+const PATIENCE: Duration = Duration::from_secs(5);
+const FIELD_MANAGER: &str = "forebay-scaler";
+/// From SIGTERM to SIGKILL for a pod that hangs: it has nothing to finish.
+const GRACE_SECONDS: u32 = 30;
+
+/// A workload that was found.
+pub(in crate::act::targets) struct Workload {
+    client: Client,
+    resource: ApiResource,
+    api: Api<DynamicObject>,
+    pub(super) metadata: Api<PartialObjectMeta<DynamicObject>>,
+    pods: Api<Pod>,
+    namespace: String,
+    name: String,
+}
+
+/// What its `/scale` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::act::targets) struct Scaled {
+    pub(in crate::act::targets) replicas: u32,
+    pub(in crate::act::targets) version: String,
+    pub(super) uid: Option<String>,
+    /// Label selector of its pods; empty where the kind does not tell.
+    pub(super) selector: String,
+}
+
+/// Why a workload was not found.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::act::targets) enum Unfound {
+    /// The API server says so.
+    #[error("{0}")]
+    Told(String),
+    /// Nobody could be asked.
+    #[error("{0}")]
+    Unasked(String),
+}
+
+/// Why a call did not do what it should.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::act::targets) enum Failed {
+    /// Somebody else wrote in between.
+    Conflict,
+    /// In words.
+    For(String),
+}
+
+impl Workload {
+    /// Asks the API server for the kind.
+    pub(in crate::act::targets) async fn find(
+        client: Client,
+        namespace: &str,
+        settings: &config::Kubernetes,
+    ) -> Result<Self, Unfound> {
+        let (group, version) =
+            settings.api_version.rsplit_once('/').unwrap_or(("", &settings.api_version));
+        let gvk = GroupVersionKind::gvk(group, version, &settings.kind);
+        let found = timeout(PATIENCE, discovery::pinned_kind(&client, &gvk)).await;
+        let found =
+            found.map_err(|_| Unfound::Unasked("the API server does not answer".to_owned()))?;
+        let (resource, capabilities) = found.map_err(|error| match &error {
+            kube::Error::Discovery(_) => Unfound::Told(format!(
+                "the cluster knows no {} in {}",
+                settings.kind, settings.api_version
+            )),
+            kube::Error::Api(status) if status.code == 404 => {
+                Unfound::Told(format!("the cluster knows no {}", settings.api_version))
+            }
+            error => {
+                let rule = Rule { group, resource: "", verbs: &["get"], namespace };
+                let why = explain(error, &rule);
+                let told = matches!(error, kube::Error::Api(_));
+                if told { Unfound::Told(why) } else { Unfound::Unasked(why) }
+            }
+        })?;
+        let scales = capabilities.subresources.iter().any(|(it, _)| it.plural == "scale");
+        if !scales {
+            return Err(Unfound::Told(format!("{} has no /scale subresource", settings.kind)));
+        }
+        Ok(Self {
+            api: Api::namespaced_with(client.clone(), namespace, &resource),
+            metadata: Api::namespaced_with(client.clone(), namespace, &resource),
+            pods: Api::namespaced(client.clone(), namespace),
+            client,
+            resource,
+            namespace: namespace.to_owned(),
+            name: settings.name.clone(),
+        })
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The permission to watch it.
+    pub(super) fn watch_rule(&self) -> Rule<'_> {
+        Rule {
+            group: &self.resource.group,
+            resource: &self.resource.plural,
+            verbs: &["list", "watch"],
+            namespace: &self.namespace,
+        }
+    }
+
+    pub(in crate::act::targets) async fn read(&self) -> Result<Scaled, String> {
+        let called = timeout(PATIENCE, self.api.get_scale(&self.name)).await;
+        match self.answer(called, "get") {
+            Ok(scaled) => Ok(scaled),
+            Err(Failed::For(why)) => Err(why),
+            Err(Failed::Conflict) => Err("a conflict".to_owned()),
+        }
+    }
+
+    /// Sets the count, if the workload still is as it was at `version`.
+    pub(in crate::act::targets) async fn write(
+        &self,
+        replicas: u32,
+        version: &str,
+    ) -> Result<Scaled, Failed> {
+        let patch = json!({
+            "metadata": {"resourceVersion": version}, "spec": {"replicas": replicas},
+        });
+        let params =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        let patch = Patch::Merge(patch);
+        let call = self.api.patch_scale(&self.name, &params, &patch);
+        self.answer(timeout(PATIENCE, call).await, "patch")
+    }
+
+    fn answer(
+        &self,
+        called: Result<kube::Result<Scale>, tokio::time::error::Elapsed>,
+        verb: &str,
+    ) -> Result<Scaled, Failed> {
+        let called =
+            called.map_err(|_| Failed::For("the API server does not answer".to_owned()))?;
+        let scale = called.map_err(|error| match &error {
+            kube::Error::Api(status) if status.code == 409 => Failed::Conflict,
+            kube::Error::Api(status) if status.code == 404 => Failed::For(format!(
+                "there is no {} {} in namespace {}",
+                self.resource.kind, self.name, self.namespace
+            )),
+            error => {
+                let resource = format!("{}/scale", self.resource.plural);
+                let rule = Rule {
+                    group: &self.resource.group,
+                    resource: &resource,
+                    verbs: &[verb],
+                    namespace: &self.namespace,
+                };
+                Failed::For(explain(error, &rule))
+            }
+        })?;
+        let replicas = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+        Ok(Scaled {
+            replicas: replicas.max(0).unsigned_abs(),
+            version: scale.metadata.resource_version.unwrap_or_default(),
+            uid: scale.metadata.uid,
+            selector: scale.status.and_then(|status| status.selector).unwrap_or_default(),
+        })
+    }
+
+    /// Makes a pod the first that its controller takes, or takes that back.
+    pub(super) async fn mark(&self, pod: &str, first: bool) -> Result<(), String> {
+        let cost = first.then(|| FIRST_TO_GO.to_string());
+        let patch = json!({"metadata": {"annotations": {DELETION_COST: cost}}});
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let called = timeout(PATIENCE, self.pods.patch_metadata(pod, &params, &patch)).await;
+        match called.map_err(|_| "the API server does not answer".to_owned())? {
+            Ok(_) => Ok(()),
+            // It is gone already.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => {
+                let namespace = &self.namespace;
+                let rule = Rule { group: "", resource: "pods", verbs: &["patch"], namespace };
+                Err(explain(&error, &rule))
+            }
+        }
+    }
+
+    /// Deletes a pod, unless another has taken its name.
+    pub(super) async fn delete(&self, pod: &str, uid: &str) -> Result<(), String> {
+        let uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
+        let params = DeleteParams {
+            grace_period_seconds: Some(GRACE_SECONDS),
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let called = timeout(PATIENCE, self.pods.delete(pod, &params)).await;
+        match called.map_err(|_| "the API server does not answer".to_owned())? {
+            Ok(_) => Ok(()),
+            // It is gone already.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) => {
+                let namespace = &self.namespace;
+                let rule = Rule { group: "", resource: "pods", verbs: &["delete"], namespace };
+                Err(explain(&error, &rule))
+            }
+        }
+    }
+
+    pub(super) fn reference(&self, uid: Option<String>) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(self.resource.api_version.clone()),
+            kind: Some(self.resource.kind.clone()),
+            name: Some(self.name.clone()),
+            namespace: Some(self.namespace.clone()),
+            uid,
+            ..ObjectReference::default()
+        }
+    }
+}
+
+/// Who is in charge, by a workload's annotations. `replicas` is what stands there now.
+pub(super) fn order(
+    annotation: impl Fn(&str) -> Option<String>,
+    replicas: u32,
+) -> Result<Override, String> {
+    if let Some(text) = annotation(PAUSED_REPLICAS) {
+        return text.trim().parse().map(Override::Fixed).map_err(|_| {
+            format!("the annotation {PAUSED_REPLICAS}: `{text}` is no number of replicas")
+        });
+    }
+    let paused = annotation(PAUSED).is_some_and(|text| text.trim() == "true");
+    Ok(if paused { Override::Fixed(replicas) } else { Override::None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_take_a_workload_out_of_our_hands() {
+        let with = |key: &'static str, value: &'static str| {
+            order(move |asked| (asked == key).then(|| value.to_owned()), 4)
+        };
+        assert_eq!(with("else", "true"), Ok(Override::None));
+        assert_eq!(with(PAUSED, "true"), Ok(Override::Fixed(4)), "as it stands");
+        assert_eq!(with(PAUSED, "false"), Ok(Override::None));
+        assert_eq!(with(PAUSED_REPLICAS, "2"), Ok(Override::Fixed(2)));
+        assert!(with(PAUSED_REPLICAS, "two").is_err());
+    }
+}

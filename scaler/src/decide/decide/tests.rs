@@ -1,0 +1,307 @@
+use super::*;
+use crate::decide::inputs::ReplicaFacts;
+use crate::decide::load::Load;
+use proptest::prelude::*;
+
+fn policy() -> Policy {
+    Policy {
+        min: 0,
+        max: 10,
+        idle: 0,
+        target_concurrency: 10,
+        concurrency_given: true,
+        limit: 12,
+        activation_threshold: 0,
+        objective_ttft_ms: 5_000,
+        objective_share: 0.99,
+        stable_window_ms: 60_000,
+        panic_window_ms: 6_000,
+        panic_threshold: 2.0,
+        cooldown_ms: 30_000,
+        initial_cooldown_ms: 0,
+        behavior: None,
+        trigger_rules: Rules::of_triggers(),
+    }
+}
+
+/// What a step is given.
+#[derive(Clone)]
+struct Given {
+    load: Load,
+    ready: u32,
+    failed: u32,
+    ejected: u32,
+}
+
+fn step(
+    state: &mut State,
+    given: impl std::borrow::Borrow<Given>,
+    policy: &Policy,
+    now_ms: u64,
+) -> Decision {
+    let given = given.borrow();
+    let replicas = |standing, count| {
+        let replica = ReplicaFacts { standing, ..ReplicaFacts::asked(0) };
+        std::iter::repeat_n(replica, count as usize)
+    };
+    let replicas: Vec<_> = replicas(Standing::Ready, given.ready)
+        .chain(replicas(Standing::Failed, given.failed))
+        .chain(replicas(Standing::Ejected, given.ejected))
+        .collect();
+    let inputs =
+        Inputs { load: &given.load, replicas: &replicas, proposals: &[], order: Override::None };
+    decide(state, &inputs, policy, now_ms)
+}
+
+fn accepted(accepted: u64) -> Load {
+    let totals = forebay_signals::Totals { accepted, ..Default::default() };
+    Load { totals, ..Load::default() }
+}
+
+fn inputs(held: u32, in_flight: u32, ready: u32) -> Given {
+    Given { load: Load { held, in_flight, ..Load::default() }, ready, failed: 0, ejected: 0 }
+}
+
+#[test]
+fn from_zero_all_replicas_for_the_held_work_are_asked_for_at_once() {
+    for (case, held, want) in [
+        ("nothing", 0, 0),
+        ("one request wakes one replica", 1, 1),
+        ("a replica's worth", 10, 1),
+        ("one over", 11, 2),
+        ("many", 50, 5),
+        ("never more than the most", 5000, 10),
+    ] {
+        let got = step(&mut State::default(), inputs(held, 0, 0), &policy(), 1000);
+        assert_eq!(got.desired, want, "{case}");
+    }
+}
+
+#[test]
+fn a_start_under_way_is_raised_at_every_push_and_not_ended_by_a_client_that_leaves() {
+    let (mut state, policy) = (State::default(), policy());
+    let mut step = |now, held| super::tests::step(&mut state, inputs(held, 0, 0), &policy, now);
+    assert_eq!(step(1000, 1).sentence(), "scaling 0 → 1 because 1 request is held");
+    assert_eq!(step(1020, 25).desired, 3, "raised");
+    assert_eq!(step(1040, 0).desired, 3, "all have left");
+    let later = step(600_000, 0);
+    assert_eq!((later.desired, later.why), (3, Why::Starting), "kept until it has become ready");
+}
+
+#[test]
+fn a_start_that_will_never_end_does_not_keep_idle_replicas_up() {
+    let (mut state, policy) = (State::default(), policy());
+    assert_eq!(step(&mut state, inputs(30, 0, 0), &policy, 1_000).desired, 3);
+    // Two of three become ready; nowhere is a GPU for the third.
+    step(&mut state, inputs(0, 0, 2), &policy, 60_000);
+    let soon = step(&mut state, inputs(0, 0, 2), &policy, 600_000);
+    assert_eq!((soon.desired, soon.why), (3, Why::Starting));
+    let late = step(&mut state, inputs(0, 0, 2), &policy, 60_000 + STUCK_AFTER_MS);
+    assert_eq!(late.desired, 0, "{}", late.sentence());
+}
+
+#[test]
+fn goes_to_zero_after_the_idle_time_which_begins_when_a_replica_became_ready() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    // The client left; the replica became ready a minute later.
+    step(&mut state, inputs(0, 0, 0), &policy, 2_000);
+    step(&mut state, inputs(0, 0, 1), &policy, 60_000);
+    assert_eq!(step(&mut state, inputs(0, 0, 1), &policy, 89_999).desired, 1);
+    let zero = step(&mut state, inputs(0, 0, 1), &policy, 90_000);
+    assert_eq!(zero.sentence(), "idle for 30 s, scaling 1 → 0");
+    let again = step(&mut state, inputs(1, 0, 1), &policy, 90_010);
+    assert_eq!(again.desired, 1, "a request in between wakes it");
+}
+
+#[test]
+fn a_falling_load_is_averaged_and_the_last_replica_stays_until_idle() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(50, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 50, 5), &policy, 2_000);
+    let soon = step(&mut state, inputs(0, 1, 5), &policy, 10_000);
+    assert_eq!(soon.desired, 5, "the windows still hold the peak: {soon:?}");
+    let later = step(&mut state, inputs(0, 1, 5), &policy, 120_000);
+    assert_eq!(later.desired, 1, "{later:?}");
+    let quiet = step(&mut state, inputs(0, 0, 1), &policy, 125_000);
+    assert_eq!(quiet.desired, 1, "idle for 5 s only");
+}
+
+#[test]
+fn a_count_that_stays_tells_what_it_stays_for() {
+    let (mut state, policy) = (State::default(), Policy { cooldown_ms: 200_000, ..policy() });
+    step(&mut state, inputs(25, 0, 0), &policy, 1_000);
+    for (case, at, held, in_flight, want) in [
+        ("it is all needed", 2_000, 0, 25, "staying at 3: 25.0 requests are in the system"),
+        ("it is not at once", 9_000, 0, 4, "staying at 3: "),
+        (
+            "the window is not over",
+            40_000,
+            0,
+            4,
+            "staying at 3: so many were needed within the last",
+        ),
+        ("one is left", 200_000, 0, 1, "scaling 3 → 1 because"),
+        ("and stays", 201_000, 0, 0, "staying at 1: "),
+        ("its window over too", 290_000, 0, 0, "staying at 1: the last replica stays until"),
+        ("nobody", 402_000, 0, 0, "idle for"),
+        ("nobody still", 403_000, 0, 0, "staying at 0: the load asks for no other count"),
+    ] {
+        let ready = state.desired();
+        let sentence = step(&mut state, inputs(held, in_flight, ready), &policy, at).sentence();
+        assert!(sentence.starts_with(want), "{case}: {sentence}");
+    }
+    let policy = Policy { min: 2, ..policy };
+    let least = step(&mut State::default(), inputs(0, 1, 0), &policy, 1_000);
+    assert_eq!(least.why.rule(), "minimum");
+}
+
+#[test]
+fn missing_data_forbids_scaling_down_and_allows_scaling_up() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(30, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 0, 3), &policy, 2_000);
+    let unheard =
+        |held| Given { load: Load { held, missing: true, ..Load::default() }, ..inputs(0, 0, 3) };
+    let kept = step(&mut state, unheard(0), &policy, 900_000);
+    assert_eq!((kept.desired, kept.why), (3, Why::Unheard));
+    assert_eq!(step(&mut state, unheard(60), &policy, 900_100).desired, 6);
+}
+
+#[test]
+fn a_start_that_only_fails_is_given_up_when_idle() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    let failing = Given { failed: 1, ..inputs(0, 0, 0) };
+    assert_eq!(step(&mut state, &failing, &policy, 20_000).desired, 1);
+    assert_eq!(step(&mut state, &failing, &policy, 31_000).desired, 0);
+}
+
+#[test]
+fn an_activation_threshold_does_not_leave_a_held_request_waiting() {
+    let policy = Policy { activation_threshold: 5, ..policy() };
+    assert_eq!(step(&mut State::default(), inputs(0, 3, 0), &policy, 1000).desired, 0);
+    assert_eq!(step(&mut State::default(), inputs(1, 0, 0), &policy, 1000).desired, 1);
+}
+
+/// A load over time: steps of milliseconds with held, in flight, ready, missing.
+fn loads() -> impl Strategy<Value = Vec<(u64, u32, u32, u32, bool)>> {
+    prop::collection::vec((1..20_000u64, 0..200u32, 0..200u32, 0..12u32, any::<bool>()), 1..60)
+}
+
+proptest! {
+    #[test]
+    fn is_never_outside_its_bounds_and_never_leaves_a_held_request_alone(
+        loads in loads(), min in 0..3u32,
+    ) {
+        let policy = Policy { min, ..policy() };
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (pause, held, in_flight, ready, missing) in loads {
+            now += pause;
+            let load = Load { held, in_flight, missing, ..Load::default() };
+            let inputs = Given { load, ready, failed: 0, ejected: 0 };
+            let decision = step(&mut state, inputs, &policy, now);
+            prop_assert!((min..=policy.max).contains(&decision.desired));
+            prop_assert!(held == 0 || decision.desired >= 1);
+        }
+    }
+
+    #[test]
+    fn never_goes_down_on_missing_data_nor_in_panic(loads in loads()) {
+        let policy = policy();
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (pause, held, in_flight, ready, missing) in loads {
+            now += pause;
+            let load = Load { held, in_flight, missing, ..Load::default() };
+            let inputs = Given { load, ready, failed: 0, ejected: 0 };
+            let decision = step(&mut state, inputs, &policy, now);
+            let down = decision.desired < decision.from;
+            prop_assert!(!(down && missing), "{decision:?}");
+            let in_panic = now < state.panic_until_ms;
+            // Idle for the whole cooldown is no panic any more.
+            prop_assert!(!(down && in_panic) || matches!(decision.why, Why::Idle { .. }), "{decision:?}");
+        }
+    }
+
+    #[test]
+    fn never_goes_to_zero_while_a_listed_gateway_is_silent(loads in loads()) {
+        let policy = policy();
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (pause, held, in_flight, ready, stale) in loads {
+            now += pause;
+            // Every third step is without load, for long enough to be idle.
+            let (held, in_flight, pause) =
+                if held % 3 == 0 { (0, 0, 400_000) } else { (held, in_flight, 0) };
+            now += pause;
+            let load = Load { held, in_flight, stale, ..Load::default() };
+            let inputs = Given { load, ready, failed: 0, ejected: 0 };
+            let decision = step(&mut state, inputs, &policy, now);
+            prop_assert!(!(stale && decision.from > 0 && decision.desired == 0), "{decision:?}");
+        }
+    }
+
+    #[test]
+    fn more_held_never_asks_for_fewer(held in 0..500u32, more in 0..100u32, in_flight in 0..100u32) {
+        let fresh = |held| {
+            step(&mut State::default(), inputs(held, in_flight, 0), &policy(), 1000).desired
+        };
+        prop_assert!(fresh(held) <= fresh(held + more));
+    }
+}
+
+#[test]
+fn requests_too_short_to_be_seen_in_flight_keep_a_pool_awake() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    for second in 2..120u64 {
+        let seen = accepted(second);
+        let inputs = Given { load: seen, ..inputs(0, 0, 1) };
+        let decision = step(&mut state, inputs, &policy, second * 1000);
+        assert_eq!(decision.desired, 1, "one came in the last second: {decision:?}");
+    }
+    let last = Given { load: accepted(119), ..inputs(0, 0, 1) };
+    assert_eq!(step(&mut state, &last, &policy, 148_999).desired, 1);
+    assert_eq!(step(&mut state, &last, &policy, 149_000).desired, 0, "30 s after the last");
+}
+
+#[test]
+fn a_replica_that_was_ejected_does_not_keep_an_idle_pool_up() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(1, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 1, 1), &policy, 2_000);
+    let ejected = Given { ejected: 1, ..inputs(0, 0, 0) };
+    assert_eq!(step(&mut state, &ejected, &policy, 31_999).desired, 1);
+    assert_eq!(step(&mut state, &ejected, &policy, 60_000).desired, 0);
+}
+
+#[test]
+fn a_replica_more_stays_for_a_stable_window_after_it_was_last_needed() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(15, 0, 0), &policy, 1_000);
+    for second in 2..120u64 {
+        step(&mut state, inputs(0, 15, 2), &policy, second * 1000);
+    }
+    let raised = step(&mut state, inputs(10, 15, 2), &policy, 120_000);
+    assert_eq!(raised.desired, 3);
+    for (case, at, ready, want) in [
+        ("it starts", 120_020, 2, 3),
+        ("it is ready, and the mean of the window is still low", 123_000, 3, 3),
+        ("its load has gone, within the window", 179_000, 3, 3),
+        ("a window later", 184_000, 3, 2),
+    ] {
+        assert_eq!(step(&mut state, inputs(0, 15, ready), &policy, at).desired, want, "{case}");
+    }
+}
+
+#[test]
+fn a_gateway_that_stays_silent_stops_forbidding_but_never_lets_the_last_one_go() {
+    let (mut state, policy) = (State::default(), policy());
+    step(&mut state, inputs(30, 0, 0), &policy, 1_000);
+    step(&mut state, inputs(0, 0, 3), &policy, 2_000);
+    let stale = Load { stale: true, ..Load::default() };
+    let fewer =
+        step(&mut state, Given { load: stale.clone(), ..inputs(0, 0, 3) }, &policy, 200_000);
+    assert_eq!(fewer.desired, 1, "{fewer:?}");
+    let last = step(&mut state, Given { load: stale, ..inputs(0, 0, 1) }, &policy, 900_000);
+    assert_eq!((last.desired, last.why), (1, Why::Unheard));
+}
