@@ -1,18 +1,36 @@
 //! The floors of each crate, from the ground up: a room imports from those before it.
 
 /// One crate's source folder.
-pub struct Crate {
+pub(crate) struct Crate {
     /// Its folder, from the root of the repository.
-    pub folder: &'static str,
+    pub(crate) folder: &'static str,
     /// Its rooms, lowest first: folders or files directly below `src`, without ending. `lib.rs`
     /// and `main.rs` stand on top of all.
-    pub floors: &'static [&'static str],
+    pub(crate) floors: &'static [&'static str],
 }
 
-pub const CRATES: &[Crate] = &[Crate {
-    folder: "gateway/src",
-    floors: &[
-        "text", "answer", "figures", "net", "tenant", "pool", "read", "route", "exchange",
-        "realtime", "edge", "control", "inspect", "fuzzing",
-    ],
-}];
+pub(crate) const CRATES: &[Crate] = &[
+    Crate { folder: "config/src", floors: &["units", "yaml", "types", "lint", "check", "load"] },
+    Crate {
+        folder: "gateway/src",
+        floors: &[
+            "text", "answer", "figures", "net", "tenant", "pool", "read", "route", "exchange",
+            "realtime", "edge", "control", "inspect", "fuzzing",
+        ],
+    },
+    Crate {
+        folder: "scaler/src",
+        floors: &[
+            "clock",
+            "fake_api",
+            "decide",
+            "supervisor",
+            "lead",
+            "observe",
+            "act",
+            "keda",
+            "run",
+        ],
+    },
+    Crate { folder: "loadtests/src", floors: &["timing", "replay", "sim"] },
+];

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use syn::visit::{self, Visit};
 
 /// Files by their path below `src`, with their text.
-pub type Sources = BTreeMap<String, String>;
+pub(crate) type Sources = BTreeMap<String, String>;
 
 /// Every import between two files.
 fn edges(files: &Sources) -> BTreeMap<&str, BTreeSet<&str>> {
@@ -128,7 +128,7 @@ fn floor(floors: &[&str], name: &str) -> Option<usize> {
 }
 
 /// Imports that lead to a higher floor.
-pub fn upward(floors: &[&str], files: &Sources) -> Vec<String> {
+pub(crate) fn upward(floors: &[&str], files: &Sources) -> Vec<String> {
     let edges = edges(files);
     let each = edges.iter().flat_map(|(from, targets)| targets.iter().map(move |to| (*from, *to)));
     let upward = |(from, to): &(&str, &str)| {
@@ -145,7 +145,7 @@ pub fn upward(floors: &[&str], files: &Sources) -> Vec<String> {
 
 /// Files that import each other, directly or through others. A module and its parts are one thing:
 /// what it takes from them is not an import.
-pub fn circles(files: &Sources) -> Vec<String> {
+pub(crate) fn circles(files: &Sources) -> Vec<String> {
     let mut edges = edges(files);
     for (from, targets) in &mut edges {
         let parent = module(from);
@@ -173,7 +173,7 @@ fn reachable<'a>(from: &str, edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BT
 }
 
 /// Rooms without a floor, and folders whose top file does not say what they are.
-pub fn rooms(floors: &[&str], files: &Sources) -> Vec<String> {
+pub(crate) fn rooms(floors: &[&str], files: &Sources) -> Vec<String> {
     let mut problems = BTreeSet::new();
     for name in files.keys() {
         if floor(floors, name).is_none() {

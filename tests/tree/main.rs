@@ -1,12 +1,10 @@
-//! The shape of the source tree: which room may import from which, no circles, no long files, and
-//! comments in plain English.
+//! The shape of the source tree: which room may import from which, no circles, no long files.
 //!
 //! Reads the sources as they stand. A failure names the file, the line and the mend. The floors of
 //! each crate are in `floors.rs`; a new room gets its line there.
 
 mod floors;
 mod imports;
-mod language;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -78,12 +76,6 @@ fn no_file_is_longer_than_it_can_be_read() {
         (lines > LONGEST).then(|| format!("{name}: {lines} {words}"))
     };
     assert_none(read(&root()).iter().filter_map(long).collect());
-}
-
-#[test]
-fn comments_are_plain_english() {
-    let all = read(&root());
-    assert_none(all.iter().flat_map(|(name, text)| language::problems(name, text)).collect());
 }
 
 // === the checks themselves, on planted faults ===
@@ -163,22 +155,4 @@ fn a_room_without_floor_or_comment_is_named() {
     let found = imports::rooms(FLOORS, &files).join("\n");
     assert!(found.contains("attic") && found.contains("low/mod.rs"), "{found}");
     assert!(!found.contains("high/mod.rs"), "{found}");
-}
-
-#[test]
-fn a_turn_of_phrase_from_the_list_is_named_with_its_line() {
-    for (text, line) in [
-        ("/// What a pool has.\nstruct A;", 1),
-        ("struct A;\n    //! What it is.", 2),
-        ("// The client is told.\n", 1),
-        ("/// So long as it\n/// waits.\n", 1),
-        ("//! A key that it is no good for.", 1),
-    ] {
-        let found = language::problems("a.rs", text);
-        assert_eq!(found.len(), 1, "{text}: {found:?}");
-        assert!(found[0].starts_with(&format!("a.rs:{line}:")), "{found:?}");
-    }
-    for text in ["/// There is no client.", "let a = \"is told\";", "/// A thing.\n/// What for?"] {
-        assert_eq!(language::problems("a.rs", text), Vec::<String>::new(), "{text}");
-    }
 }

@@ -1,4 +1,4 @@
-//! The configuration as types, one file a section.
+//! The configuration as typed values, one file a section. Doc comments are the schema's text.
 
 pub(crate) mod behavior;
 pub mod command;

@@ -10,16 +10,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::units;
 
+mod fault;
 mod gpu;
 mod metadata;
 mod range;
 mod rule;
 mod schedule;
 
+pub use fault::Fault;
 pub use gpu::{Gauge, GpuFigure};
 pub use range::Range;
 pub(crate) use rule::unknown_zone;
-pub use rule::{CronWindow, Fault, GpuSource, PromQuery, Rule, Signal};
+pub use rule::{CronWindow, GpuSource, PromQuery, Rule, Signal};
 
 /// What [`Trigger::kind`] may be: Forebay's own signals first, then what is read elsewhere.
 pub const TRIGGER_TYPES: [&str; 12] = [

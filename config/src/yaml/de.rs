@@ -10,7 +10,7 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::read::{Error, ErrorKind};
+use super::error::{Error, ErrorKind};
 use super::tree::{Entry, Kind, Node};
 use crate::yaml::problem::Path;
 

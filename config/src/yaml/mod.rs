@@ -5,9 +5,11 @@
 //! of a file at once, each with its line.
 
 mod de;
+mod error;
 pub(crate) mod problem;
 mod read;
 mod tree;
 
-pub(crate) use read::{closest, read};
+pub(crate) use error::closest;
+pub(crate) use read::read;
 pub(crate) use tree::{Entry, Kind, Node, Tree};

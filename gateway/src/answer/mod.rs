@@ -1,4 +1,7 @@
-//! How a replica's answer is understood: bytes and times in, bytes and a verdict out.
+//! The meaning of a replica's answer: output, end, failure; tokens and times.
+//!
+//! Bytes and times go in, bytes and a verdict come out. Also the ways in which a request can end: by an
+//! outcome, a failure of a replica, a refusal of the gateway. Pure; uses `text`.
 
 pub(crate) mod abridged;
 pub(crate) mod api;

@@ -1,4 +1,6 @@
-//! Starting, reloading and reporting.
+//! The gateway as one thing to start, reload and stop; what it follows and reports.
+//!
+//! Serving never waits for this room: when the scaler is silent, the last known state stays in force.
 
 pub(crate) mod follow;
 pub(crate) mod reload;

@@ -1,4 +1,7 @@
-//! What surrounds every request.
+//! Everything around a request: listeners, connections, hosts and origins, CORS, ids.
+//!
+//! The edge refuses what no request may be before anything is read, and writes the headers that every
+//! answer has. Uses `exchange` and `realtime`.
 
 pub(crate) mod allowed_paths;
 pub(crate) mod connection;

@@ -1,4 +1,7 @@
-//! One request's way to its answer.
+//! The way of one request to its answer: held, tried, tried again, passed on, recorded.
+//!
+//! Nothing goes out to the client before an answer is judged, so that every failure until then can be
+//! tried elsewhere. Dropping any future of this room ends its request. Uses all rooms before it.
 
 pub(crate) mod answer_body;
 pub(crate) mod answered_by;

@@ -1,4 +1,7 @@
-//! Client connections: TLS, sockets, time limits, drain.
+//! Client connections and dials: TLS, time limits, shares of files and memory, drain.
+//!
+//! Every connection has one owner and one alarm for all its time limits. Uses `answer` for causes and
+//! `figures` for its counts.
 
 pub(crate) mod activity;
 pub(crate) mod alarm;

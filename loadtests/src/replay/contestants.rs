@@ -6,7 +6,7 @@
 use anyhow::{Context, bail, ensure};
 
 use super::trace::Us;
-use super::world::{Hold, Victim, World};
+pub(crate) use super::world::{Contestant, Rules};
 
 pub(crate) mod fixed;
 pub(crate) mod forebay;
@@ -15,34 +15,6 @@ pub(crate) mod keda;
 pub(crate) mod knative;
 pub(crate) mod kubeai;
 pub(crate) mod optimum;
-
-/// How the world treats requests and replicas under a contestant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rules {
-    pub(crate) hold: Hold,
-    pub(crate) victim: Victim,
-    /// A draining replica is taken back before a new one is asked for.
-    pub(crate) keeps_draining: bool,
-    /// Replicas that are ready as the trace begins.
-    pub(crate) begins_with: u32,
-}
-
-/// Sets the count of replicas.
-pub(crate) trait Contestant {
-    fn rules(&self) -> Rules;
-    /// When it looks next by itself.
-    fn next(&self) -> Us;
-    /// Looks, and says how many there should be; `None` changes nothing.
-    fn look(&mut self, world: &World<'_>) -> Option<u32>;
-    /// Whether it hears of a change at once.
-    fn hears(&self) -> bool {
-        false
-    }
-    /// Hears of a change: the queue left or reached zero or doubled, or a replica changed.
-    fn pushed(&mut self, _world: &World<'_>) -> Option<u32> {
-        None
-    }
-}
 
 /// What bounds every contestant alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

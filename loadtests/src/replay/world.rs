@@ -9,10 +9,11 @@ use std::collections::{BinaryHeap, VecDeque};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::contestants::{Contestant, Rules};
 use super::replica::{Engine, Told};
 use super::trace::{Request, SECOND, Trace, Us};
+pub(crate) use contestant::{Contestant, Rules};
 
+mod contestant;
 mod fleet;
 mod gateway;
 mod signals;

@@ -3,7 +3,7 @@
 //! A reply that has not begun is a status and a compact JSON body; in a stream that has, the same
 //! thing is an event whose JSON has Python's spaces, as `json.dumps` writes it.
 
-use super::json::{quoted, quoted_or_null};
+use super::quote::{quoted, quoted_or_null};
 use hyper::StatusCode;
 
 /// One failure.

@@ -1,17 +1,8 @@
 //! JSON text in vLLM's key order, and its validation errors, which are Python's.
 
 use super::fault::Fault;
+pub(crate) use super::quote::{quoted, quoted_or_null};
 use serde_json::{Map, Value};
-
-/// A string as JSON.
-pub(crate) fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
-/// An optional string as JSON.
-pub(crate) fn quoted_or_null(text: Option<&str>) -> String {
-    text.map_or_else(|| "null".into(), quoted)
-}
 
 /// Parses a request's body as the real server does, with its errors.
 pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Fault> {

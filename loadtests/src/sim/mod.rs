@@ -17,6 +17,7 @@ mod json;
 mod kv;
 mod metrics;
 mod plan;
+mod quote;
 mod reply;
 mod route;
 mod scheduler;

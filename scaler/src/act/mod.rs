@@ -1,4 +1,6 @@
-//! Driving what is scaled: processes, workloads, KEDA's objects; drains and orders.
+//! The hand of the scaler: targets that start and stop replicas, drains, a person's orders.
+//!
+//! A replica that serves is stopped in three steps: marked, empty at every gateway, stopped.
 
 pub(crate) mod drains;
 pub(crate) mod orders;

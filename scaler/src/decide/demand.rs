@@ -5,12 +5,12 @@
 //! over the time that a start takes. See [`super::backlog`] and [`super::capacity`].
 
 use super::backlog::{Fleet, enough_ahead, worth};
-use super::decide::{Counts, State};
 use super::explain::{Figures, Why};
 use super::forecast::trend;
 use super::inputs::{Inputs, Standing};
 use super::policy::Policy;
 use super::proposal::{Proposal, round_up};
+use super::state::{Counts, State};
 
 /// For how many cold starts the load of the past counts, and how long at most.
 const MEMORY_COLD_STARTS: u64 = 20;

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::capacity::Capacity;
 use super::cold_start::ColdStarts;
-use super::decide::State;
 use super::forecast::Season;
 use super::inputs::Override;
+use super::state::State;
 
 /// Another version is not read.
 const VERSION: u32 = 1;

@@ -1,4 +1,4 @@
-//! Which scaler decides, and the state that passes on to the next one.
+//! Leadership: which scaler decides, and the state that the next leader takes over.
 
 pub(crate) mod config_map;
 pub(crate) mod leader;

@@ -12,7 +12,7 @@ use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-use crate::run::pool::Heard;
+use crate::observe::heard::Heard;
 
 /// In one process the scaler looks for its gateway before that listens.
 const SETTLED: Duration = Duration::from_secs(1);

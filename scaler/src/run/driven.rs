@@ -9,10 +9,11 @@ use tokio::task::JoinSet;
 
 use crate::act::targets::Driver;
 use crate::decide::{Problem, Proposal};
+use crate::observe::heard::Heard;
 use crate::observe::sources::Sources;
 use crate::run::decisions::Decisions;
 use crate::run::metric::Metrics;
-use crate::run::pool::{Heard, PoolLoop, Step};
+use crate::run::pool::{PoolLoop, Step};
 
 /// A pool with what it drives.
 pub(super) struct Driven {

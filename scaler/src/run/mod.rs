@@ -38,11 +38,12 @@ use crate::lead::leader::{Election, Leadership};
 use crate::lead::readiness::Readiness;
 use crate::lead::store::{Folder, Pace, Saver, SnapshotStore, Snapshots};
 use crate::observe::feeds::{Feeds, Gateways, Touched};
+use crate::observe::heard::Heard;
 use crate::observe::relay::Relay;
 use crate::observe::sources::{Client, Sources};
 use crate::run::decisions::Decisions;
 use crate::run::metric::Metrics;
-use crate::run::pool::{Heard, PoolLoop};
+use crate::run::pool::PoolLoop;
 
 use driven::{Driven, leaving, note, ready, watch};
 use leading::{hear, loaded, turn};

@@ -11,7 +11,7 @@ mod publish;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use forebay_signals::{EndpointSignals, Health, PoolReplicas, PoolSignals};
+use forebay_signals::{EndpointSignals, Health, PoolReplicas};
 
 use crate::act::targets::{Drains, Phase, ReplicaStatus, Target};
 use crate::decide::cold_start::Phases;
@@ -21,6 +21,7 @@ use crate::decide::{
     Triggers, Wanted, Why, Word, decide,
 };
 use crate::keda::Figures;
+use crate::observe::heard::Heard;
 
 pub(crate) use hung::Cause;
 use hung::{Bounds, Replacements, Silence};
@@ -28,18 +29,6 @@ use hung::{Bounds, Replacements, Silence};
 /// For how long requests wait for the orders that a store does not tell. Nothing scales down before
 /// they are known, however long that takes.
 const ORDERS_MS: u64 = 30_000;
-
-/// One gateway's last word on this pool.
-pub(crate) struct Heard<'a> {
-    /// Which gateway.
-    pub(crate) gateway: usize,
-    /// The name of its process.
-    pub(crate) sender: &'a str,
-    pub(crate) signals: Option<&'a PoolSignals>,
-    /// How long ago its feed was lost, or that it was listed and was not heard yet; `None` while it
-    /// is there. One that is there and says nothing of this pool has nothing of it.
-    pub(crate) lost_ms: Option<u64>,
-}
 
 /// A pool's state between decisions.
 pub(crate) struct PoolLoop {

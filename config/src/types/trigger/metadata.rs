@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::rule::Fault;
+use super::fault::Fault;
 use crate::units::{format_duration, parse_duration};
 
 /// One trigger's metadata while it is read.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
+use super::fault::Fault;
 use super::gpu::GpuFigure;
 use super::metadata::Metadata;
 use super::range::Range;
@@ -108,17 +109,6 @@ pub struct CronWindow {
     pub end: Cron,
     /// Replicas in between.
     pub desired_replicas: u32,
-}
-
-/// What is wrong with a trigger's metadata.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The key that it is about.
-    pub key: String,
-    /// What is wrong and what to write.
-    pub message: String,
-    /// Whether the trigger can't be used so; else a warning.
-    pub error: bool,
 }
 
 const WINDOW: Duration = Duration::from_secs(60);

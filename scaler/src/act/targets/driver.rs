@@ -16,7 +16,7 @@ use super::kubernetes::Kubernetes;
 use super::processes::Processes;
 use super::{Drains, Hung, Phase, ReplicaStatus, Replicas, Target};
 use crate::decide::Override;
-use crate::run::pool::Heard;
+use crate::observe::heard::Heard;
 
 /// What drives one pool's replicas.
 pub(crate) enum Driver {

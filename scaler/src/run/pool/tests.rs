@@ -2,7 +2,7 @@ use super::*;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use forebay_signals::{Replica, ReplicaState};
+use forebay_signals::{PoolSignals, Replica, ReplicaState};
 
 use crate::act::targets::Hung;
 

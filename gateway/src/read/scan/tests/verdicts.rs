@@ -10,7 +10,7 @@ use crate::read::multipart::scan_form;
 use crate::read::scan::{Scan, StreamOptions, scan};
 
 static RECORDED: LazyLock<Value> = LazyLock::new(|| {
-    let text = include_str!("../../../../tests/vllm/verdicts.json");
+    let text = include_str!("../../../../../tests/vllm/verdicts.json");
     serde_json::from_str(text).expect("JSON")
 });
 

@@ -5,55 +5,16 @@
 //! is later; then the gates: what can't be read forbids scaling down and is never taken for zero.
 //! Last `behavior`, the bounds, and a person's orders.
 
-use std::collections::VecDeque;
-
-use super::behavior::{History, Rules};
-use super::capacity::Capacity;
-use super::cold_start::ColdStarts;
+use super::behavior::Rules;
 use super::demand::{Demand, by_triggers};
 use super::explain::{Decision, Figures, Why};
-use super::forecast::{Arrivals, Season};
-use super::inputs::{Inputs, Override, Standing};
+use super::inputs::{Inputs, Override};
 use super::policy::Policy;
 use super::proposal::Proposal;
-use super::window::Window;
+use super::state::{Counts, State};
 
 /// A start that takes less is never given up.
 const STUCK_AFTER_MS: u64 = 30 * 60_000;
-
-/// What the next decision needs of the last ones.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    pub(crate) capacity: Capacity,
-    pub(crate) cold_starts: ColdStarts,
-    pub(crate) season: Season,
-    pub(crate) arrivals: Arrivals,
-    pub(crate) concurrency: Window,
-    /// Demands of the stable window that no later one is above, oldest first.
-    pub(crate) demands: VecDeque<(u64, u32)>,
-    history: History,
-    desired: u32,
-    /// Replicas that have been ready, whether or not they are now.
-    started: u32,
-    accepted: u64,
-    pub(crate) panic_until_ms: u64,
-    busy_ms: u64,
-    ready_ms: u64,
-    /// More were asked for then.
-    raised_ms: u64,
-    /// The first decision.
-    pub(crate) since_ms: u64,
-    /// Replicas that ran before this process were taken over then.
-    adopted_ms: u64,
-}
-
-/// Replicas by where they are.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Counts {
-    pub(crate) ready: u32,
-    failed: u32,
-    ejected: u32,
-}
 
 /// A count on its way to be decided, with its reason.
 struct Wish(u32, Why);
@@ -64,41 +25,6 @@ struct Idle {
     for_ms: u64,
     /// For long enough.
     over: bool,
-}
-
-impl State {
-    /// Takes over so many replicas that ran before this process: the first decision is from there,
-    /// and nothing goes before a whole window was seen.
-    pub fn adopt(&mut self, replicas: u32, now_ms: u64) {
-        if replicas > self.desired {
-            self.desired = replicas;
-            self.adopted_ms = now_ms;
-        }
-    }
-
-    /// A gateway was heard for the first time: what was taken over until then is seen from now on.
-    pub(crate) fn heard(&mut self, now_ms: u64) {
-        if self.adopted_ms > 0 {
-            self.adopted_ms = now_ms;
-        }
-    }
-
-    /// What is there is the count: nothing scales it.
-    pub(crate) fn keep(&mut self, replicas: u32) {
-        self.desired = replicas;
-    }
-
-    /// The count that was decided last.
-    #[must_use]
-    pub fn desired(&self) -> u32 {
-        self.desired
-    }
-
-    /// What was learned of starts.
-    #[must_use]
-    pub fn cold_starts(&self) -> &ColdStarts {
-        &self.cold_starts
-    }
 }
 
 /// Decides. Pure in its arguments; `now_ms` never goes back.
@@ -294,27 +220,6 @@ fn ordered(Wish(desired, why): Wish, order: Override, from: u32, policy: &Policy
         Override::Paused => Wish(from, Why::Paused),
         Override::Fixed(count) => Wish(count.min(policy.max), Why::Fixed),
         Override::None => Wish(desired, why),
-    }
-}
-
-impl Counts {
-    fn of(inputs: &Inputs<'_>) -> Self {
-        let mut counts = Self::default();
-        for replica in inputs.replicas {
-            match replica.standing {
-                Standing::Ready => counts.ready += 1,
-                Standing::Ejected => counts.ejected += 1,
-                Standing::Failed => counts.failed += 1,
-                Standing::Pending | Standing::Starting | Standing::Draining => {}
-            }
-        }
-        counts
-    }
-
-    /// Those whose start has ended, well or not; the others are on their way, also those that the
-    /// target has not told of yet.
-    pub(crate) fn known(self) -> u32 {
-        self.ready + self.ejected + self.failed
     }
 }
 

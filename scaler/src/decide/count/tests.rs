@@ -1,5 +1,5 @@
 use super::*;
-use crate::decide::inputs::ReplicaFacts;
+use crate::decide::inputs::{ReplicaFacts, Standing};
 use crate::decide::load::Load;
 use proptest::prelude::*;
 

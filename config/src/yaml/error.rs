@@ -1,0 +1,102 @@
+//! Errors of reading a value, and the known name that a misspelt one probably means.
+
+use std::fmt;
+
+use serde::de;
+
+use crate::yaml::problem::Path;
+
+/// An error and, once it has passed the value that it is about, where that is.
+#[derive(Debug)]
+pub(super) struct Error {
+    pub(super) path: Option<Path>,
+    pub(super) kind: ErrorKind,
+}
+
+/// The fault of a value.
+#[derive(Debug)]
+pub(super) enum ErrorKind {
+    UnknownField {
+        name: String,
+        known: &'static [&'static str],
+    },
+    UnknownVariant {
+        name: String,
+        known: &'static [&'static str],
+    },
+    MissingField(&'static str),
+    /// None of an enum's variants is given, or several are.
+    NoVariant(&'static [&'static str]),
+    Value(String),
+}
+
+impl Error {
+    pub(super) fn value(message: impl Into<String>) -> Self {
+        Self { path: None, kind: ErrorKind::Value(message.into()) }
+    }
+
+    /// The innermost value that an error passes is the one it is about.
+    pub(super) fn at(mut self, path: &Path) -> Self {
+        self.path.get_or_insert_with(|| path.clone());
+        self
+    }
+}
+
+impl ErrorKind {
+    pub(super) fn message(&self, elsewhere: &dyn Fn(&str) -> Option<String>) -> String {
+        match self {
+            Self::UnknownField { name, known } => {
+                let near = closest(name, known);
+                if let Some(place) = elsewhere(name) {
+                    format!("unknown field here; it belongs to {place}")
+                } else if let Some(near) = near {
+                    format!("unknown field; did you mean {near}?")
+                } else {
+                    format!("unknown field; known here: {}", known.join(", "))
+                }
+            }
+            Self::UnknownVariant { name, known } => match closest(name, known) {
+                Some(near) => format!("`{name}` is not known; did you mean {near}?"),
+                None => format!("`{name}` is not known; give one of: {}", known.join(", ")),
+            },
+            Self::MissingField(_) => "missing; it must be given".to_owned(),
+            Self::NoVariant(known) => format!("give exactly one of: {}", known.join(", ")),
+            Self::Value(message) => message.clone(),
+        }
+    }
+}
+
+/// The known name that was probably meant: the same but for case and separators, or near enough.
+pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let bare = |text: &str| text.replace(['_', '-'], "").to_lowercase();
+    let wanted = bare(name);
+    let scored = known.iter().map(|it| (strsim::jaro_winkler(&wanted, &bare(it)), *it));
+    let best = scored.max_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.filter(|(score, _)| *score >= 0.85).map(|(_, it)| it)
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind.message(&|_| None))
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl de::Error for Error {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::value(message.to_string())
+    }
+
+    fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
+        Self { path: None, kind: ErrorKind::UnknownField { name: field.to_owned(), known } }
+    }
+
+    fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
+        Self { path: None, kind: ErrorKind::UnknownVariant { name: variant.to_owned(), known } }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self { path: None, kind: ErrorKind::MissingField(field) }
+    }
+}
