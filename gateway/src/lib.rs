@@ -65,6 +65,7 @@ mod patience;
 mod pieces;
 mod plain;
 mod pool;
+mod predecessor;
 mod probe;
 mod proxy;
 mod queue;
@@ -96,6 +97,7 @@ mod watch;
 
 pub use keys::{KeysError, hash_key};
 pub use metric::{BUCKETS, describe};
+pub use predecessor::Busy;
 pub use server::{Draining, Gateway};
 pub use start_error::StartError;
 pub use tls::TlsError;

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::pool::Pool;
+use crate::predecessor::Predecessor;
 use crate::reload::Pools;
 
 const TICK: Duration = Duration::from_secs(1);
@@ -21,6 +22,7 @@ pub(crate) async fn report(
     publisher: Arc<Publisher<PoolSignals>>,
     configured: Pools,
     news: Arc<Notify>,
+    predecessor: Arc<Predecessor>,
 ) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -40,7 +42,7 @@ pub(crate) async fn report(
                 }
             }
         }
-        let signals: BTreeMap<_, _> =
+        let mut signals: BTreeMap<_, _> =
             pools.iter().map(|pool| (pool.name.to_string(), pool.signals())).collect();
         if tick {
             for pool in pools.iter() {
@@ -48,6 +50,7 @@ pub(crate) async fn report(
                 export(pool, &signals[&*pool.name], before);
             }
         }
+        predecessor.add_to(&mut signals);
         publisher.publish(signals);
         if !tick {
             sleep_until(now + PACE).await;

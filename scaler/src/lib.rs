@@ -28,4 +28,4 @@ pub use drains::ByItself;
 pub use feeds::Gateways;
 pub use metric::{BUCKETS, describe};
 pub use readiness::Readiness;
-pub use run::{Scaler, StartError};
+pub use run::{Handover, Known, Scaler, StartError};
