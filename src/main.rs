@@ -8,6 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use forebay_bounds::print;
 use forebay_system::files;
 
+use crate::upgrade::Program;
+use crate::upgrade::new::Inherited;
+
 mod admin;
 mod check;
 mod dev;
@@ -15,6 +18,7 @@ mod hash_key;
 mod logging;
 mod reload;
 mod serve;
+mod upgrade;
 
 // Halves the memory of a held request, and takes much of the allocator off the CPU.
 #[global_allocator]
@@ -35,6 +39,12 @@ A real server, started when a request comes and stopped when idle:
   forebay dev -- vllm serve Qwen/Qwen3-0.6B --host 127.0.0.1 --port {port}"
 )]
 struct Cli {
+    /// Takes over from the process that started this one, over standard input
+    #[arg(long, hide = true)]
+    take_over: bool,
+    /// Soft limit on open files to begin with
+    #[arg(long, hide = true, requires = "take_over")]
+    open_files: Option<u64>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -49,6 +59,8 @@ enum Command {
     Gateway(File),
     /// The scaler alone
     Scaler(File),
+    /// Let the binary at a running Forebay's path take over from it, without a lost connection
+    Upgrade(upgrade::command::Args),
     /// Validate a configuration file or a ScaledObject of KEDA's, naming every problem with its line
     Check(check::Args),
     /// Print the configuration's JSON schema, for completion in editors
@@ -72,30 +84,43 @@ struct File {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command.unwrap_or_else(|| Command::Dev(dev::Args::default())) {
-        // No runtime and no threads: there is one of these for each replica.
-        Command::Supervise(args) => forebay_scaler::supervisor::run(args),
-        command => match run(command) {
-            Ok(code) => code,
-            Err(error) => {
-                print::err(format_args!("forebay: {error:#}"));
-                ExitCode::FAILURE
-            }
-        },
+    let Cli { take_over, open_files, command } = Cli::parse();
+    let command = command.unwrap_or_else(|| Command::Dev(dev::Args::default()));
+    // No runtime and no threads: there is one of these for each replica.
+    if let Command::Supervise(args) = command {
+        return forebay_scaler::supervisor::run(args);
     }
+    if let Some(soft) = open_files {
+        // Without, replicas would get the limit that the process before had raised.
+        let _ = files::set_soft(soft);
+    }
+    let inherited = take_over.then(Inherited::take).transpose();
+    let outcome = inherited.context("--take-over").and_then(|inherited| {
+        let outcome = run(command, inherited.as_ref());
+        if let (Some(inherited), Err(error)) = (&inherited, &outcome) {
+            inherited.fail(error);
+        }
+        outcome
+    });
+    outcome.unwrap_or_else(|error| {
+        print::err(format_args!("forebay: {error:#}"));
+        ExitCode::FAILURE
+    })
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(command: Command, inherited: Option<&Inherited>) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => {
             let config = args.config()?;
+            let program = Program::of_this_process().context("cannot find the running program")?;
             let log = logging::for_people()?;
             raise_open_files();
-            block_on(serve::serve(config, serve::Parts::Both, None, &log))
+            block_on(serve::serve(config, serve::Parts::Both, None, &log, &program, inherited))
         }
-        Command::Run(file) => from_file(&file, serve::Parts::Both),
-        Command::Gateway(file) => from_file(&file, serve::Parts::Gateway),
-        Command::Scaler(file) => from_file(&file, serve::Parts::Scaler),
+        Command::Run(file) => from_file(&file, serve::Parts::Both, inherited),
+        Command::Gateway(file) => from_file(&file, serve::Parts::Gateway, inherited),
+        Command::Scaler(file) => from_file(&file, serve::Parts::Scaler, inherited),
+        Command::Upgrade(args) => block_on(upgrade::command::run(args)),
         Command::Check(args) => check::run(&args),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&forebay_config::schema())?;
@@ -115,7 +140,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
+fn from_file(
+    file: &File,
+    parts: serve::Parts,
+    inherited: Option<&Inherited>,
+) -> anyhow::Result<ExitCode> {
+    let program = Program::of_this_process().context("cannot find the running program")?;
     let name = file.config.display().to_string();
     let text =
         std::fs::read_to_string(&file.config).with_context(|| format!("cannot read {name}"))?;
@@ -127,7 +157,7 @@ fn from_file(file: &File, parts: serve::Parts) -> anyhow::Result<ExitCode> {
     }
     block_on(async {
         let file = reload::ConfigFile::new(file.config.clone(), text)?;
-        serve::serve(config, parts, Some(file), &log).await
+        serve::serve(config, parts, Some(file), &log, &program, inherited).await
     })
 }
 

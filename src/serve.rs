@@ -1,5 +1,6 @@
 //! Puts the parts together, and takes them down in order.
 
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +9,22 @@ use anyhow::Context;
 use axum::Router;
 use forebay_config::{Config, Discovery, Target};
 use forebay_discovery::Cluster;
-use forebay_gateway::Gateway;
+use forebay_gateway::{Busy, Gateway};
 use forebay_scaler::{Gateways, Scaler};
 use forebay_signals::Token;
 use forebay_system::files;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Access, Port, Scrape};
 use crate::logging::Log;
 use crate::reload::ConfigFile;
+use crate::upgrade::new::{Inherited, Predecessor};
+use crate::upgrade::old::{Candidate, Estate, Successor};
+use crate::upgrade::{Order, Orders, Program, Role};
 
 /// What runs in this process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,122 +34,360 @@ pub(crate) enum Parts {
     Both,
 }
 
-/// Runs until SIGTERM or Ctrl-C, by what `file` holds where there is one.
+/// Runs until SIGTERM or Ctrl-C, by what `file` holds where there is one, or until `program` has
+/// taken over. `inherited` leads to the process that this one takes over from.
 pub(crate) async fn serve(
     config: Config,
     parts: Parts,
-    file: Option<ConfigFile>,
+    mut file: Option<ConfigFile>,
     log: &Log,
+    program: &Program,
+    inherited: Option<&Inherited>,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
+    let (mut orders, desk) = Orders::new()?;
+    let predecessor = match inherited {
+        Some(inherited) => Some(inherited.meet().await?),
+        None => None,
+    };
     let mut config = Arc::new(config);
-    let token = config.admin.token_file.as_ref().map(|file| {
-        let token = Token::read(file);
-        token.with_context(|| format!("admin.tokenFile: cannot read {}", file.display()))
-    });
-    let token = token.transpose()?;
-    let cluster = if needs_cluster(&config) { Some(Cluster::infer().await?) } else { None };
-    let metrics = admin::install_metrics()?;
-    log.show();
-    let listener = admin::bind(config.admin.listen).with_context(|| {
-        format!(
-            "admin.listen: cannot listen on {}; is Forebay running already?",
-            config.admin.listen
-        )
-    })?;
-    let admin_address = listener.local_addr()?;
-    let own = admin::own_url(admin_address);
-
-    let mut routes = Router::new();
-    let gateway = if parts == Parts::Scaler {
-        None
-    } else {
-        let configured = config.gateway.scaler.as_deref().map(url).transpose()?;
-        let scaler = (parts == Parts::Both).then(|| own.clone()).or(configured);
-        let gateway = Gateway::start(&config, scaler, token.clone(), cluster.as_ref())?;
-        routes = routes.merge(gateway.routes());
-        Some(gateway)
-    };
-    let scaler = if parts == Parts::Gateway {
-        None
-    } else {
-        let mut fixed: Vec<_> =
-            config.scaler.gateways.iter().map(|it| url(it)).collect::<anyhow::Result<_>>()?;
-        if parts == Parts::Both {
-            fixed.insert(0, own.clone());
+    let running = Running::start(&config, parts, log, desk, predecessor).await?;
+    running.announce(&config);
+    // systemd, where that is who started it, takes this process for the service from now on.
+    let serving = [NotifyState::MainPid(std::process::id()), NotifyState::Ready];
+    if let Err(error) = sd_notify::notify(&serving) {
+        tracing::warn!("NOTIFY_SOCKET: the service manager does not hear of this process: {error}");
+    }
+    loop {
+        let end = follow(&mut config, file.as_mut(), &mut signals, &mut orders, &running).await;
+        let End::Upgrade(order) = end else { break };
+        match running.replace(program, order.within, &mut signals).await {
+            Replaced::By(successor) => {
+                // Before whoever asked hears of it, and asks for more.
+                running.admin.port.retire();
+                let (new, old) = (successor.process, std::process::id());
+                order.done(Ok(format!("process {new} serves, process {old} finishes what it has")));
+                return Ok(running.retire(successor, &config, signals, log).await);
+            }
+            Replaced::Not(error) => order.done(Err(format!("{error:#}"))),
+            Replaced::Stopped => {
+                order.done(Err("this process was asked to stop".to_owned()));
+                break;
+            }
         }
-        let discovery = config.scaler.gateway_discovery.as_ref();
-        let found = discovery.map(|it| forebay_discovery::discover(it, cluster.as_ref()));
-        let gateways = Gateways { fixed, found, token: token.clone() };
-        let advertised = advertised(&config, admin_address)?;
-        let scaler = Scaler::start(Arc::clone(&config), gateways, &advertised, cluster.as_ref())?;
-        routes = routes.merge(scaler.routes());
-        Some(scaler)
-    };
-    let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);
-    let scrape =
-        Scrape::new(metrics, move || endpoints.as_ref().map_or_else(String::new, |it| it()));
-    let loopback = admin_address.ip().to_canonical().is_loopback();
-    let heartbeats = gateway.as_ref().map(Gateway::heartbeats).unwrap_or_default();
-    let _beating = AbortOnDropHandle::new(tokio::spawn(heartbeats.beat("main")));
-    let router = admin::router(admin::Parts {
-        routes,
-        scrape: scrape.clone(),
-        access: Access { token, loopback },
-        drain: gateway.as_ref().map(Gateway::draining),
-        scaler: scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness),
-        heartbeats: heartbeats.clone(),
-    });
-    // Served until the end: what is stopping says so.
-    let _port = Port::serve(listener, router, scrape, heartbeats).context("the admin port")?;
-    announce(&config, gateway.as_ref(), &own);
-
-    follow(&mut config, file, &mut signals, gateway.as_ref(), scaler.as_ref()).await;
-    tracing::info!(
-        "shutting down: finishing what is in flight and held (once more to leave at once)"
-    );
-    let orderly = async {
-        let mut code = ExitCode::SUCCESS;
-        if let Some(gateway) = gateway
-            && let Err(cut) = gateway.shutdown(config.gateway.shutdown_timeout).await
-        {
-            tracing::warn!(
-                "{cut} connections were cut off after {:?}",
-                config.gateway.shutdown_timeout
-            );
-            code = ExitCode::FAILURE;
-        }
-        if let Some(scaler) = scaler {
-            scaler.shutdown().await;
-        }
-        code
-    };
-    let code = tokio::select! {
-        code = orderly => code,
-        () = signals.next() => {
-            tracing::warn!("left at once");
-            log.finish();
-            // Supervisors end the replicas: their pipe ends with this process.
-            std::process::exit(1);
-        }
-    };
-    tracing::info!("stopped");
-    Ok(code)
+    }
+    Ok(running.shut_down(&config, signals, log).await)
 }
 
-/// Until a signal to end: takes over what `file` holds, whenever it changes.
+/// All that serves.
+struct Running {
+    gateway: Option<Gateway>,
+    /// Where clients are served, as configured at the start.
+    clients: SocketAddr,
+    scaler: Option<Scaler>,
+    admin: AdminPort,
+    predecessor: Leaving,
+}
+
+struct AdminPort {
+    /// As configured at the start.
+    configured: SocketAddr,
+    /// A copy, for a process that takes over.
+    socket: TcpListener,
+    /// Served until the end: what is stopping says so.
+    port: Port,
+    _beating: AbortOnDropHandle<()>,
+}
+
+/// The process before this one, while it finishes what it has.
+#[derive(Default)]
+struct Leaving {
+    stop: CancellationToken,
+    gone: CancellationToken,
+}
+
+/// What became of an upgrade.
+enum Replaced {
+    By(Successor),
+    Not(anyhow::Error),
+    /// This process was asked to stop meanwhile.
+    Stopped,
+}
+
+impl Running {
+    async fn start(
+        config: &Arc<Config>,
+        parts: Parts,
+        log: &Log,
+        desk: Router,
+        mut predecessor: Option<Predecessor>,
+    ) -> anyhow::Result<Self> {
+        let token = config.admin.token_file.as_ref().map(|file| {
+            let token = Token::read(file);
+            token.with_context(|| format!("admin.tokenFile: cannot read {}", file.display()))
+        });
+        let token = token.transpose()?;
+        let cluster = if needs_cluster(config) { Some(Cluster::infer().await?) } else { None };
+        let metrics = admin::install_metrics()?;
+        log.show();
+        let configured = config.admin.listen;
+        let inherited = predecessor.as_mut().and_then(|it| it.socket(Role::Admin, configured));
+        let socket = inherited.map_or_else(|| admin::bind(configured), Ok);
+        let socket = socket.with_context(|| {
+            format!("admin.listen: cannot listen on {configured}; is Forebay running already?")
+        })?;
+        let address = socket.local_addr()?;
+        let own = admin::own_url(address);
+
+        let mut routes = desk;
+        let clients = config.gateway.listen;
+        let gateway = if parts == Parts::Scaler {
+            None
+        } else {
+            let configured = config.gateway.scaler.as_deref().map(url).transpose()?;
+            let scaler = (parts == Parts::Both).then(|| own.clone()).or(configured);
+            let sockets = predecessor.as_mut().map(|it| it.sockets(Role::Clients, clients));
+            let sockets = sockets.unwrap_or_default();
+            let gateway =
+                Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), sockets)?;
+            routes = routes.merge(gateway.routes());
+            Some(gateway)
+        };
+        let scaler = if parts == Parts::Gateway {
+            None
+        } else {
+            let own = (parts == Parts::Both).then_some(own);
+            let gateways = gateways(config, own, token.clone(), cluster.as_ref())?;
+            let advertised = advertised(config, address)?;
+            let (config, cluster) = (Arc::clone(config), cluster.as_ref());
+            let scaler = match &mut predecessor {
+                None => Scaler::start(config, gateways, &advertised, cluster)?,
+                Some(predecessor) => {
+                    let socket = predecessor.socket(Role::Keda, config.scaler.keda.listen);
+                    Scaler::prepare(config, gateways, &advertised, cluster, socket)?
+                }
+            };
+            routes = routes.merge(scaler.routes());
+            Some(scaler)
+        };
+        let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);
+        let scrape =
+            Scrape::new(metrics, move || endpoints.as_ref().map_or_else(String::new, |it| it()));
+        let heartbeats = gateway.as_ref().map(Gateway::heartbeats).unwrap_or_default();
+        let beating = AbortOnDropHandle::new(tokio::spawn(heartbeats.beat("main")));
+        let router = admin::router(admin::Parts {
+            routes,
+            scrape: scrape.clone(),
+            access: Access { token, loopback: address.ip().to_canonical().is_loopback() },
+            drain: gateway.as_ref().map(Gateway::draining),
+            scaler: scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness),
+            heartbeats: heartbeats.clone(),
+        });
+        let port = Port::prepare(socket.try_clone()?, router, scrape, heartbeats);
+        let port = port.context("the admin port")?;
+
+        let leaving = match predecessor {
+            Some(predecessor) => Leaving::take_over(predecessor, &gateway, &scaler).await?,
+            None => Leaving::nothing(),
+        };
+        if let Some(gateway) = &gateway {
+            gateway.accept();
+        }
+        port.accept();
+        let admin = AdminPort { configured, socket, port, _beating: beating };
+        Ok(Self { gateway, clients, scaler, admin, predecessor: leaving })
+    }
+
+    fn announce(&self, config: &Config) {
+        let admin = self.admin.socket.local_addr().map(admin::own_url).unwrap_or_default();
+        if let Some(gateway) = &self.gateway {
+            let names: Vec<_> = config.pools.iter().flat_map(|pool| pool.models.clone()).collect();
+            let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
+            let scheme = if config.gateway.tls.is_some() { "https" } else { "http" };
+            tracing::info!(
+                "listening on {scheme}://{} (models: {names}); metrics on {admin}/metrics",
+                gateway.address()
+            );
+            gateway.log_bounds();
+        } else {
+            tracing::info!("scaler running; decisions on {admin}/decisions");
+        }
+        if let Some(original) = files::for_children() {
+            let now = files::limit();
+            tracing::info!(target: "forebay::bounds", "limit on open files: raised from {original} to {now}");
+        }
+    }
+
+    /// Lets another process take over.
+    async fn replace(
+        &self,
+        program: &Program,
+        within: Duration,
+        signals: &mut Signals,
+    ) -> Replaced {
+        let estate = Estate {
+            gateway: self.gateway.as_ref(),
+            scaler: self.scaler.as_ref(),
+            clients: self.clients,
+            admin: (self.admin.configured, &self.admin.socket),
+        };
+        let mut candidate = match Candidate::start(program) {
+            Ok(candidate) => candidate,
+            Err(error) => return Replaced::Not(error),
+        };
+        let prepared = tokio::select! {
+            prepared = candidate.prepare(&estate, within) => prepared.map_err(Replaced::Not),
+            () = signals.next() => Err(Replaced::Stopped),
+        };
+        if let Err(not) = prepared {
+            candidate.end().await;
+            return not;
+        }
+        match candidate.install(&estate).await {
+            Ok(successor) => Replaced::By(successor),
+            Err(error) => Replaced::Not(error),
+        }
+    }
+
+    /// Finishes what is here, while another process serves.
+    async fn retire(
+        self,
+        mut successor: Successor,
+        config: &Config,
+        mut signals: Signals,
+        log: &Log,
+    ) -> ExitCode {
+        let Self { gateway, scaler, admin, predecessor, .. } = self;
+        let AdminPort { socket, port, _beating, .. } = admin;
+        drop(socket);
+        let finish = async {
+            let connections = async {
+                let Some(gateway) = &gateway else { return };
+                gateway.retire().await;
+                gateway.deserted().await;
+            };
+            let place = async {
+                let Some(scaler) = scaler else { return };
+                scaler.retire().await;
+            };
+            tokio::join!(connections, place, predecessor.gone.cancelled(), port.ended());
+        };
+        let busy = || gateway.as_ref().map(Gateway::busy).unwrap_or_default();
+        let finished = tokio::select! {
+            () = finish => true,
+            () = successor.report(busy) => false,
+            () = signals.next() => false,
+        };
+        if !finished {
+            predecessor.stop.cancel();
+            tracing::info!("shutting down: finishing what is in flight and held");
+        }
+        let code = signals.or_at_once(shut_down(gateway, config), log).await;
+        tracing::info!("process {} has finished what it had", std::process::id());
+        code
+    }
+
+    /// Finishes what is here, then stops the replicas.
+    async fn shut_down(self, config: &Config, mut signals: Signals, log: &Log) -> ExitCode {
+        tracing::info!(
+            "shutting down: finishing what is in flight and held (once more to leave at once)"
+        );
+        let Self { gateway, scaler, admin: _admin, predecessor, .. } = self;
+        let orderly = async {
+            predecessor.stop.cancel();
+            // Its requests run on the same replicas.
+            let other = timeout(config.gateway.shutdown_timeout, predecessor.gone.cancelled());
+            let (code, _) = tokio::join!(shut_down(gateway, config), other);
+            if let Some(scaler) = scaler {
+                scaler.shutdown().await;
+            }
+            code
+        };
+        let code = signals.or_at_once(orderly, log).await;
+        tracing::info!("stopped");
+        code
+    }
+}
+
+impl Leaving {
+    /// There is none.
+    fn nothing() -> Self {
+        let leaving = Self::default();
+        leaving.gone.cancel();
+        leaving
+    }
+
+    /// Puts this process in its place.
+    async fn take_over(
+        mut predecessor: Predecessor,
+        gateway: &Option<Gateway>,
+        scaler: &Option<Scaler>,
+    ) -> anyhow::Result<Self> {
+        let leaving = Self::default();
+        let (handover, busy) = predecessor.succeed().await?;
+        let report: Box<dyn Fn(Busy) + Send> = match gateway {
+            Some(gateway) => Box::new(gateway.predecessor()),
+            None => Box::new(drop),
+        };
+        report(busy);
+        if let Some(scaler) = scaler {
+            scaler.take_over(handover, leaving.gone.clone()).await;
+        }
+        tokio::spawn(predecessor.follow(report, leaving.stop.clone(), leaving.gone.clone()));
+        Ok(leaving)
+    }
+}
+
+async fn shut_down(gateway: Option<Gateway>, config: &Config) -> ExitCode {
+    let Some(gateway) = gateway else { return ExitCode::SUCCESS };
+    let within = config.gateway.shutdown_timeout;
+    let Err(cut) = gateway.shutdown(within).await else { return ExitCode::SUCCESS };
+    tracing::warn!("{cut} connections were cut off after {within:?}");
+    ExitCode::FAILURE
+}
+
+/// The gateways that a scaler reads; `own` is this process's.
+fn gateways(
+    config: &Config,
+    own: Option<String>,
+    token: Option<Token>,
+    cluster: Option<&Cluster>,
+) -> anyhow::Result<Gateways> {
+    let mut fixed: Vec<_> = own.into_iter().collect();
+    for gateway in &config.scaler.gateways {
+        fixed.push(url(gateway)?);
+    }
+    let discovery = config.scaler.gateway_discovery.as_ref();
+    let found = discovery.map(|it| forebay_discovery::discover(it, cluster));
+    Ok(Gateways { fixed, found, token })
+}
+
+/// What ends serving as it was.
+enum End {
+    Signal,
+    Upgrade(Order),
+}
+
+/// Until something ends it: takes over what `file` holds, whenever it changes.
 async fn follow(
     config: &mut Arc<Config>,
-    file: Option<ConfigFile>,
+    mut file: Option<&mut ConfigFile>,
     signals: &mut Signals,
-    gateway: Option<&Gateway>,
-    scaler: Option<&Scaler>,
-) {
-    let Some(mut file) = file else { return signals.next().await };
+    orders: &mut Orders,
+    running: &Running,
+) -> End {
+    let (gateway, scaler) = (running.gateway.as_ref(), running.scaler.as_ref());
     loop {
+        let changed = async {
+            match &mut file {
+                Some(file) => file.next().await,
+                None => std::future::pending().await,
+            }
+        };
         let new = tokio::select! {
-            () = signals.next() => return,
-            new = file.next() => Arc::new(new),
+            () = signals.next() => return End::Signal,
+            order = orders.next() => return End::Upgrade(order),
+            new = changed => Arc::new(new),
         };
         let mut later = Vec::new();
         if let Some(gateway) = gateway {
@@ -219,25 +464,6 @@ fn url(address: &str) -> anyhow::Result<String> {
     Ok(format!("http://{}", forebay_config::authority(address)?))
 }
 
-fn announce(config: &Config, gateway: Option<&Gateway>, admin: &str) {
-    if let Some(gateway) = gateway {
-        let names: Vec<_> = config.pools.iter().flat_map(|pool| pool.models.clone()).collect();
-        let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
-        let scheme = if config.gateway.tls.is_some() { "https" } else { "http" };
-        tracing::info!(
-            "listening on {scheme}://{} (models: {names}); metrics on {admin}/metrics",
-            gateway.address()
-        );
-        gateway.log_bounds();
-    } else {
-        tracing::info!("scaler running; decisions on {admin}/decisions");
-    }
-    if let Some(original) = files::for_children() {
-        let now = files::limit();
-        tracing::info!(target: "forebay::bounds", "limit on open files: raised from {original} to {now}");
-    }
-}
-
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -254,6 +480,19 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// What an orderly end comes to, unless one of them comes before it.
+    async fn or_at_once(&mut self, orderly: impl Future<Output = ExitCode>, log: &Log) -> ExitCode {
+        tokio::select! {
+            code = orderly => code,
+            () = self.next() => {
+                tracing::warn!("left at once");
+                log.finish();
+                // Supervisors end the replicas: their pipe ends with this process.
+                std::process::exit(1);
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ mod route;
 mod tenant;
 mod text;
 
+pub use control::predecessor::Busy;
 pub use control::server::{Draining, Gateway};
 pub use control::start_error::StartError;
 pub use figures::{BUCKETS, describe};

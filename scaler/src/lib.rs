@@ -19,4 +19,4 @@ pub use act::drains::ByItself;
 pub use lead::readiness::Readiness;
 pub use observe::feeds::Gateways;
 pub use run::metric::{BUCKETS, describe};
-pub use run::{Scaler, StartError};
+pub use run::{Handover, Known, Scaler, StartError};

@@ -72,6 +72,14 @@ const TESTS: &[Test] = &[
     ("more_replicas_than_gpus_wait_for_one", more_replicas_than_gpus_wait_for_one),
     ("ensure_only_ever_adds_what_is_missing", ensure_only_ever_adds_what_is_missing),
     ("shutdown_leaves_nothing_and_starts_nothing", shutdown_leaves_nothing_and_starts_nothing),
+    ("a_replica_is_passed_on_as_it_runs", a_replica_is_passed_on_as_it_runs),
+    (
+        "nothing_survives_the_supervisor_of_one_passed_on",
+        nothing_survives_the_supervisor_of_one_passed_on,
+    ),
+    ("one_that_hangs_is_replaced_by_the_next", one_that_hangs_is_replaced_by_the_next),
+    ("one_that_failed_is_started_again_by_the_next", one_that_failed_is_started_again_by_the_next),
+    ("ports_and_gpus_go_with_their_replicas", ports_and_gpus_go_with_their_replicas),
 ];
 
 fn main() -> ExitCode {
@@ -369,6 +377,113 @@ fn ensure_only_ever_adds_what_is_missing() {
         target.ensure(3);
         assert!(ids(&target).contains(&"pool-4".into()));
         target.shutdown().await;
+    });
+}
+
+/// All replicas of one target, in the hands of another.
+async fn pass_on(from: Processes, to: &Processes) {
+    for passed in from.hand_over().await {
+        to.adopt(passed).unwrap();
+    }
+    assert!(from.replicas().borrow().is_empty());
+    // What was passed on does not end with it.
+    drop(from);
+}
+
+fn a_replica_is_passed_on_as_it_runs() {
+    let case = Case::new("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done");
+    block_on(async {
+        let (old, new) = (case.target(|_| {}), case.target(|_| {}));
+        old.ensure(1);
+        until(LONG, "up", || case.output(1) == "up\n").await;
+        let before = status(&old, |it| it.phase == Phase::Running).await;
+        old.ready(&before.id);
+        pass_on(old, &new).await;
+        let after = one(&new);
+        assert_eq!((&after.id, after.address), (&before.id, before.address));
+        assert_eq!((&after.reason, after.started_ms), (&before.reason, before.started_ms));
+        assert!(after.inherited, "it was ready");
+        new.ensure(1);
+        assert_eq!(new.replicas().borrow().len(), 1);
+        new.stop(&after.id);
+        no_replica(&new).await;
+        assert_eq!(case.output(1), "up\nbye\n");
+        assert_eq!(case.alive(), BTreeSet::new());
+    });
+}
+
+fn nothing_survives_the_supervisor_of_one_passed_on() {
+    let case = Case::new(FAMILY);
+    block_on(async {
+        let (old, new) = (case.target(|_| {}), case.target(|_| {}));
+        old.ensure(1);
+        let family = case.wait_for_family().await;
+        let before = one(&old);
+        pass_on(old, &new).await;
+        assert_eq!(case.alive(), family);
+        kill(Pid::from_raw(supervisor_of(&family)), Signal::SIGKILL).unwrap();
+        until(GONE_WITHIN, "gone", || case.alive().is_disjoint(&family)).await;
+        let next = case.wait_for_family().await;
+        assert!(next.is_disjoint(&family));
+        assert_eq!(status(&new, |it| it.phase == Phase::Running).await.id, before.id);
+        new.shutdown().await;
+        assert_eq!(case.alive(), BTreeSet::new());
+    });
+}
+
+fn one_that_hangs_is_replaced_by_the_next() {
+    let case = Case::new(FAMILY);
+    block_on(async {
+        let (old, new) = (case.target(|_| {}), case.target(|_| {}));
+        old.ensure(1);
+        let family = case.wait_for_family().await;
+        let started = status(&old, |it| it.phase == Phase::Running).await;
+        pass_on(old, &new).await;
+        assert_eq!(one(&new).asked_ms, Some(started.started_ms), "its start counts from there");
+        let hung = Hung { started_ms: started.started_ms, why: "answered nothing".to_owned() };
+        new.replace(&BTreeMap::from([(started.id, hung)]));
+        let failed = status(&new, |it| it.phase == Phase::Failed).await;
+        assert!(failed.reason.starts_with("answered nothing, "), "{failed:?}");
+        until(LONG, "gone", || case.alive().is_disjoint(&family)).await;
+        let next = case.wait_for_family().await;
+        assert!(next.is_disjoint(&family));
+        new.shutdown().await;
+        assert_eq!(case.alive(), BTreeSet::new());
+    });
+}
+
+fn one_that_failed_is_started_again_by_the_next() {
+    let case = Case::new("echo start; exit 3");
+    block_on(async {
+        let (old, new) = (case.target(|_| {}), case.target(|_| {}));
+        old.ensure(1);
+        let failed = status(&old, |it| it.phase == Phase::Failed).await;
+        pass_on(old, &new).await;
+        assert_eq!((&one(&new).id, &one(&new).reason), (&failed.id, &failed.reason));
+        assert_eq!(one(&new).ended, failed.ended);
+        until(LONG, "second start", || case.output(1) == "start\nstart\n").await;
+        new.shutdown().await;
+    });
+}
+
+fn ports_and_gpus_go_with_their_replicas() {
+    let case = Case::new("echo $CUDA_VISIBLE_DEVICES; sleep TOKEN; :");
+    block_on(async {
+        let gpus = |it: &mut config::Processes| it.gpus = vec!["5".into(), "7".into()];
+        let (old, new) = (case.target(gpus), case.target(gpus));
+        old.ensure(1);
+        until(LONG, "up", || case.output(1) == "5\n").await;
+        let before = status(&old, |it| it.phase == Phase::Running).await;
+        pass_on(old, &new).await;
+        new.ensure(2);
+        until(LONG, "another", || case.output(2) == "7\n").await;
+        new.stop(&before.id);
+        until(LONG, "it ends", || new.replicas().borrow().len() == 1).await;
+        let other = one(&new);
+        assert_ne!(other.address, before.address);
+        new.ensure(2);
+        until(LONG, "its GPU is leased again", || case.output(3) == "5\n").await;
+        new.shutdown().await;
     });
 }
 

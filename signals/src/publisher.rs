@@ -34,9 +34,9 @@ pub struct Publisher<P> {
 struct Inner<P> {
     seq: u64,
     gateways: Option<u32>,
-    gone: bool,
     pools: BTreeMap<String, P>,
-    events: broadcast::Sender<Bytes>,
+    /// `None` after the last event: streams end with it.
+    events: Option<broadcast::Sender<Bytes>>,
 }
 
 impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
@@ -48,9 +48,8 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
             inner: Mutex::new(Inner {
                 seq: 0,
                 gateways: None,
-                gone: false,
                 pools: BTreeMap::new(),
-                events: broadcast::Sender::new(BACKLOG),
+                events: Some(broadcast::Sender::new(BACKLOG)),
             }),
         })
     }
@@ -113,19 +112,21 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         self.inner.lock().gateways = Some(alive);
     }
 
-    /// The last event: readers drop what this sender reported. New readers are told the same.
+    /// The last event: readers drop what this sender reported, and their streams end. New readers
+    /// get the same.
     pub fn goodbye(&self) {
         let mut inner = self.inner.lock();
-        inner.gone = true;
-        self.send(&mut inner, BTreeMap::new());
+        let Some(events) = inner.events.take() else { return };
+        inner.seq += 1;
+        let _ = events.send(event(&self.frame(&inner, false, BTreeMap::new())));
     }
 
     fn send(&self, inner: &mut Inner<P>, pools: BTreeMap<String, Option<P>>) {
         inner.seq += 1;
         // Without readers there is nobody to tell, and a new one begins with a snapshot.
-        if inner.events.receiver_count() > 0 {
+        if let Some(events) = inner.events.as_ref().filter(|it| it.receiver_count() > 0) {
             let event = event(&self.frame(inner, false, pools));
-            let _ = inner.events.send(event);
+            let _ = events.send(event);
         }
     }
 
@@ -135,7 +136,7 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
             sender: self.sender.clone(),
             seq: inner.seq,
             full,
-            goodbye: inner.gone,
+            goodbye: inner.events.is_none(),
             gateways: inner.gateways,
             pools,
         }
@@ -157,17 +158,19 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
     ) -> Option<impl futures_util::Stream<Item = Result<Bytes, Infallible>> + use<P>> {
         let (first, events) = {
             let inner = self.inner.lock();
-            if inner.events.receiver_count() >= READERS {
+            let sender = inner.events.as_ref();
+            if sender.is_some_and(|it| it.receiver_count() >= READERS) {
                 return None;
             }
-            (event(&self.snapshot(&inner)), inner.events.subscribe())
+            (event(&self.snapshot(&inner)), sender.map(broadcast::Sender::subscribe))
         };
         // Lagging behind, like the sender's end, ends the stream.
         let events = stream::unfold((Some(first), events), |(first, mut events)| async move {
-            match first {
-                Some(first) => Some((Ok(first), (None, events))),
-                None => events.recv().await.ok().map(|event| (Ok(event), (None, events))),
+            if let Some(first) = first {
+                return Some((Ok(first), (None, events)));
             }
+            let event = events.as_mut()?.recv().await.ok()?;
+            Some((Ok(event), (None, events)))
         });
         Some(events)
     }

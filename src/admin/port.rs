@@ -1,6 +1,7 @@
 //! The admin port's listener, on a thread of its own: a scrape delays no chunk and no decision, and
 //! health is answered however busy the others are.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -8,13 +9,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::{HeaderValue, header};
 use forebay_bounds::{Bounds, Connection, Counted, CountedLayer, Heartbeats, Listener};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, service_fn};
 
@@ -33,9 +35,14 @@ const HEAD_SIZE: usize = 32 << 10;
 const LAST: Duration = Duration::from_millis(100);
 /// How long the thread has to end.
 const END: Duration = Duration::from_secs(1);
+/// How long connections may stay when another process has taken over.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// The port, served until it is stopped or dropped.
+/// The port, served until it is stopped or dropped, or another process has taken over.
 pub(crate) struct Port {
+    begin: CancellationToken,
+    retire: CancellationToken,
+    finished: CancellationToken,
     stop: CancellationToken,
     /// Disconnected when the thread ends.
     ended: Receiver<()>,
@@ -47,24 +54,29 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Port {
-    /// Serves `router`, keeps `scrape` small, and watches the other threads' hearts.
-    pub(crate) fn serve(
+    /// Keeps `scrape` small and watches the other threads' hearts; serves `router` from
+    /// [`accept`](Self::accept) on.
+    pub(crate) fn prepare(
         socket: TcpListener,
         router: Router,
         scrape: Scrape,
         heartbeats: Heartbeats,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let [begin, retire, finished, stop] = std::array::from_fn(|_| CancellationToken::new());
+        let (begun, retired, stopped) = (begin.clone(), retire.clone(), stop.clone());
+        let finish = finished.clone().drop_guard();
         let (running, ended) = sync_channel(0);
         let run = move || {
             let serve = async {
+                let accepted = async {
+                    begun.cancelled().await;
+                    accept(socket, router, retired).await
+                };
                 tokio::select! {
-                    served = accept(socket, router) => {
-                        let Err(error) = served;
+                    served = accepted => if let Err(error) = served {
                         tracing::error!("the admin port is gone: {error}");
-                    }
+                    },
                     () = scrape.upkeep() => {}
                     () = heartbeats.watch() => {}
                     () = stopped.cancelled() => sleep(LAST).await,
@@ -72,10 +84,27 @@ impl Port {
             };
             runtime.block_on(serve);
             runtime.shutdown_background();
+            drop(finish);
             drop(running);
         };
         std::thread::Builder::new().name("admin".to_owned()).spawn(run)?;
-        Ok(Self { stop, ended })
+        Ok(Self { begin, retire, finished, stop, ended })
+    }
+
+    /// Begins to serve.
+    pub(crate) fn accept(&self) {
+        self.begin.cancel();
+    }
+
+    /// Leaves new connections to another process that has the socket too. Those that are here end
+    /// with their next answer.
+    pub(crate) fn retire(&self) {
+        self.retire.cancel();
+    }
+
+    /// Until nothing is served any more.
+    pub(crate) async fn ended(&self) {
+        self.finished.cancelled().await;
     }
 }
 
@@ -88,25 +117,38 @@ impl Drop for Port {
     }
 }
 
-async fn accept(socket: TcpListener, router: Router) -> io::Result<std::convert::Infallible> {
+async fn accept(socket: TcpListener, router: Router, retire: CancellationToken) -> io::Result<()> {
     let mut listener = Listener::new("admin", socket, BOUNDS)?;
     let router = CountedLayer.layer(router);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             connection = listener.accept() => {
-                connections.spawn(answer(connection, router.clone()));
+                connections.spawn(answer(connection, router.clone(), retire.clone()));
             }
             Some(_) = connections.join_next() => {}
+            () = retire.cancelled() => break,
         }
     }
+    drop(listener);
+    let _ = timeout(LAST_ANSWERS, connections.join_all()).await;
+    Ok(())
 }
 
-async fn answer(connection: Connection, router: Counted<Router>) {
+async fn answer(connection: Connection, router: Counted<Router>, retire: CancellationToken) {
     let peer = connection.peer();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        router.clone().call(request)
+        let (answer, retire) = (router.clone().call(request), retire.clone());
+        async move {
+            let mut answer = answer.await?;
+            if retire.is_cancelled() {
+                // The next connection reaches the process that took over.
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut http = http1::Builder::new();
     // The connection has its own limits of time.

@@ -35,7 +35,12 @@ impl Forebay {
     }
 
     pub fn start(arguments: &[&str], log: &str) -> Self {
-        Self::spawn(Command::new(env!("CARGO_BIN_EXE_forebay")).args(arguments), log)
+        Self::start_binary(env!("CARGO_BIN_EXE_forebay"), arguments, log)
+    }
+
+    /// The same, of the binary at this path.
+    pub fn start_binary(path: &str, arguments: &[&str], log: &str) -> Self {
+        Self::spawn(Command::new(path).args(arguments), log)
     }
 
     /// The same in a shell that was set up by `setup`, as with `ulimit -n 1024`.

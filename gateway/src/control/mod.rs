@@ -3,6 +3,7 @@
 //! Serving never waits for this room: when the scaler is silent, the last known state stays in force.
 
 pub(crate) mod follow;
+pub(crate) mod predecessor;
 pub(crate) mod reload;
 pub(crate) mod report;
 pub(crate) mod server;

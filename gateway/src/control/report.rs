@@ -10,6 +10,7 @@ use forebay_signals::{Health, PoolSignals};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::control::predecessor::Predecessor;
 use crate::control::reload::Pools;
 use crate::pool::Pool;
 
@@ -21,6 +22,7 @@ pub(crate) async fn report(
     publisher: Arc<Publisher<PoolSignals>>,
     configured: Pools,
     news: Arc<Notify>,
+    predecessor: Arc<Predecessor>,
 ) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -40,7 +42,7 @@ pub(crate) async fn report(
                 }
             }
         }
-        let signals: BTreeMap<_, _> =
+        let mut signals: BTreeMap<_, _> =
             pools.iter().map(|pool| (pool.name.to_string(), pool.signals())).collect();
         if tick {
             for pool in pools.iter() {
@@ -48,6 +50,7 @@ pub(crate) async fn report(
                 export(pool, &signals[&*pool.name], before);
             }
         }
+        predecessor.add_to(&mut signals);
         publisher.publish(signals);
         if !tick {
             sleep_until(now + PACE).await;

@@ -1,6 +1,8 @@
 //! The gateway as one thing to start and to stop.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,8 @@ use forebay_system::{files, memory};
 use tokio::time::{Instant, timeout};
 
 use crate::control::follow;
-use crate::control::reload::{Live, Prepared};
+use crate::control::predecessor::{Busy, Predecessor};
+use crate::control::reload::{Live, Pools, Prepared};
 use crate::control::report::report;
 use crate::control::start_error::StartError;
 use crate::edge::layers::Edge;
@@ -46,6 +49,7 @@ pub struct Gateway {
     recording: Option<Recording>,
     /// Of the bounds at the start.
     notes: Vec<Note>,
+    predecessor: Arc<Predecessor>,
 }
 
 /// Lets others stop a gateway from taking work, before it is shut down.
@@ -82,6 +86,23 @@ impl Gateway {
         token: Option<Token>,
         cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
+        let gateway = Self::prepare(config, scaler, token, cluster, Vec::new())?;
+        gateway.accept();
+        Ok(gateway)
+    }
+
+    /// Starts all but serving, which [`accept`](Self::accept) begins. `sockets` are those of a
+    /// process that this one takes over from, if any, which are listening.
+    ///
+    /// # Errors
+    /// [`StartError`] when an address can't be used.
+    pub fn prepare(
+        config: &Config,
+        scaler: Option<String>,
+        token: Option<Token>,
+        cluster: Option<&Cluster>,
+        sockets: Vec<TcpListener>,
+    ) -> Result<Self, StartError> {
         let prepared = Prepared::new(config)?;
         let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
         if config.gateway.keys.is_none() && !config.gateway.listen.ip().to_canonical().is_loopback()
@@ -113,7 +134,7 @@ impl Gateway {
         );
         let address = config.gateway.listen;
         let heartbeats = Heartbeats::default();
-        let listeners = Listeners::start(address, threads.max(1), Arc::clone(&edge), &heartbeats)
+        let listeners = Listeners::bind(address, threads.max(1), sockets, &edge, &heartbeats)
             .map_err(|source| StartError::Listen { address, source })?;
         let recording = record(config, &pools)?;
         let publisher = Publisher::new();
@@ -121,13 +142,70 @@ impl Gateway {
         let first = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
         publisher.publish(first.collect());
         drain.spawn(Arc::clone(&edge).follow_tls());
-        drain.spawn(report(Arc::clone(&publisher), live.pools.clone(), Arc::clone(&live.news)));
+        let predecessor = Arc::<Predecessor>::default();
+        let (pools, news) = (live.pools.clone(), Arc::clone(&live.news));
+        drain.spawn(report(Arc::clone(&publisher), pools, news, Arc::clone(&predecessor)));
         drain.spawn(Arc::clone(&live.tenants).watch());
         if let Some(url) = scaler {
             let (tenants, directory) = (Arc::clone(&live.tenants), Arc::clone(&live.directory));
             drain.spawn(follow::replicas(url, token, live.pools.clone(), tenants, directory));
         }
-        Ok(Self { listeners, drain, publisher, edge, heartbeats, live, recording, notes })
+        Ok(Self {
+            listeners,
+            drain,
+            publisher,
+            edge,
+            heartbeats,
+            live,
+            recording,
+            notes,
+            predecessor,
+        })
+    }
+
+    /// Begins to serve clients.
+    pub fn accept(&self) {
+        self.listeners.accept();
+    }
+
+    /// Copies of the clients' sockets, for a process that takes over.
+    ///
+    /// # Errors
+    /// Descriptors are short.
+    pub fn sockets(&self) -> io::Result<Vec<TcpListener>> {
+        self.listeners.sockets()
+    }
+
+    /// Leaves new connections to a process that has the sockets too. What is connected is served on
+    /// to the end of its next answer; whoever reads `/signals` reads the other process's from now
+    /// on.
+    pub async fn retire(&self) {
+        self.listeners.stop_accepting().await;
+        self.drain.retire();
+        self.publisher.goodbye();
+    }
+
+    /// Until no client is connected to a gateway that has retired.
+    pub async fn deserted(&self) {
+        self.drain.deserted().await;
+    }
+
+    /// What still goes on here, to be reported by a process that took over.
+    #[must_use]
+    pub fn busy(&self) -> Busy {
+        Busy::of(&signals(&self.live.pools, &self.predecessor))
+    }
+
+    /// Reports what goes on in the process that was here before as this one's own, so that no
+    /// replica is stopped under its requests. `Busy::default()` when that has ended.
+    pub fn predecessor(&self) -> impl Fn(Busy) + Send + 'static {
+        let (predecessor, pools) = (Arc::clone(&self.predecessor), self.live.pools.clone());
+        let publisher = Arc::clone(&self.publisher);
+        move |busy| {
+            if predecessor.set(busy) {
+                publisher.publish(signals(&pools, &predecessor));
+            }
+        }
     }
 
     /// Takes a new configuration over without dropping a request, or leaves all as it is.
@@ -188,7 +266,7 @@ impl Gateway {
     /// # Errors
     /// How many connections were cut off because their requests were not finished after `within`.
     pub async fn shutdown(self, within: Duration) -> Result<(), usize> {
-        self.listeners.stop_accepting();
+        self.listeners.stop_accepting().await;
         let finished = self.drain.finish(Instant::now() + within).await;
         self.publisher.goodbye();
         let listeners = self.listeners;
@@ -204,6 +282,15 @@ impl Gateway {
         }
         finished
     }
+}
+
+/// What goes on here and in the process before.
+fn signals(pools: &Pools, predecessor: &Predecessor) -> BTreeMap<String, PoolSignals> {
+    let pools = pools.all();
+    let signals = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
+    let mut signals = signals.collect();
+    predecessor.add_to(&mut signals);
+    signals
 }
 
 /// Records the arrivals of every pool, where that is configured.

@@ -186,7 +186,7 @@ async fn serve_http(
                 }
             },
         };
-        drive(poll, &activity, counted, &edge).await
+        drive(poll, &activity, counted, &edge, true).await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -208,7 +208,7 @@ async fn serve_http(
             }
             Drive::Poll => connection.as_mut().poll(cx),
         };
-        drive(poll, &activity, counted, &edge).await?;
+        drive(poll, &activity, counted, &edge, false).await?;
         // What it was upgraded to, which is as good as a request.
         let _flight = activity.begin(Instant::now());
         sessions.run().await;
@@ -226,20 +226,34 @@ enum Drive {
 /// How long a connection that came too late may take to ask.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Drives a connection within its limits; when the gateway drains, to its orderly end.
+/// How long a connection without a request may stay with a gateway that has retired. Its next
+/// answer ends it without doubt; to close it before could cross a request that is on its way.
+const LAST_REQUEST: Duration = Duration::from_secs(10);
+
+/// Drives a connection within its limits; when the gateway drains or retires, to its orderly end.
 async fn drive(
     mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<hyper::Result<()>>,
     activity: &Activity,
     counted: &Counted,
     edge: &Edge,
+    http2: bool,
 ) -> Result<(), Error> {
     let limits = edge.limits();
     // One that came while the gateway drained still gets its first request's answer, a refusal.
     let late = edge.drain().has_begun();
     let mut draining = std::pin::pin!(async {
-        edge.drain().begun().await;
-        if late {
-            sleep(LINGER).await;
+        let retired = async {
+            edge.drain().retired().await;
+            // HTTP/2 says which requests it still answers.
+            if !http2 {
+                sleep(LAST_REQUEST.min(limits.idle_timeout)).await;
+            }
+        };
+        tokio::select! {
+            () = edge.drain().begun() => if late {
+                sleep(LINGER).await;
+            },
+            () = retired => {}
         }
     });
     let mut alarm = std::pin::pin!(sleep_until(activity.due(&limits).0));

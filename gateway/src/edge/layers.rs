@@ -150,6 +150,7 @@ impl Edge {
     ) -> Response<Body> {
         let settings = self.settings.load_full();
         let (mut parts, body) = request.into_parts();
+        let http2 = parts.version == Version::HTTP_2;
         let head = parts.method == Method::HEAD;
         let origin = parts.headers.get(header::ORIGIN).cloned();
         let mut client = peer.client;
@@ -170,7 +171,7 @@ impl Edge {
             // Boxed, so that a held request is no larger than its own way.
             None => Box::pin(self.proxy.serve(Request::from_parts(parts, body), client)).await,
             Some(own) => {
-                if parts.version == Version::HTTP_2 {
+                if http2 {
                     // Its only word for "the rest is not wanted" is a reset, which some clients take
                     // for a failure.
                     body::discard(body, UNWANTED, UNWANTED_TIME).await;
@@ -184,6 +185,12 @@ impl Edge {
             }
         };
         settings.finish(&mut response, id, origin.as_ref());
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if !http2 && !switches && self.drain.has_retired() {
+            // The client's next connection reaches the process that took over.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         if head { without_body(response) } else { response }
     }
 }

@@ -13,6 +13,8 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// Begun once; finished when the last that it counts has gone.
 #[derive(Clone, Default)]
 pub(crate) struct Drain {
+    /// Another process takes new connections, and those that are here end one by one.
+    retired: CancellationToken,
     begun: CancellationToken,
     ending: CancellationToken,
     finished: CancellationToken,
@@ -37,6 +39,27 @@ impl Drain {
     /// Counts a connection until the token is dropped.
     pub(crate) fn count(&self) -> TaskTrackerToken {
         self.connections.token()
+    }
+
+    /// From now on each HTTP/1 connection ends with its next answer, and each HTTP/2 connection with
+    /// the requests that it has. No request is refused.
+    pub(crate) fn retire(&self) {
+        self.retired.cancel();
+        self.connections.close();
+    }
+
+    pub(crate) fn has_retired(&self) -> bool {
+        self.retired.is_cancelled()
+    }
+
+    pub(crate) async fn retired(&self) {
+        self.retired.cancelled().await;
+    }
+
+    /// Until no connection is left, once it has retired.
+    pub(crate) async fn deserted(&self) {
+        self.retired().await;
+        self.connections.wait().await;
     }
 
     pub(crate) fn begin(&self) {

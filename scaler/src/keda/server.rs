@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,8 +43,11 @@ pub struct KedaServer {
     address: SocketAddr,
     config: watch::Sender<Arc<Config>>,
     known: watch::Sender<Known>,
+    opened: CancellationToken,
     stop: CancellationToken,
     task: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// A copy of its socket, for a process that takes over, with the address as configured.
+    socket: Mutex<Option<(SocketAddr, TcpListener)>>,
 }
 
 /// Why KEDA can't be served.
@@ -80,16 +83,31 @@ impl KedaServer {
     /// # Errors
     /// [`ServeError`], with the field's name.
     pub fn start(config: &Arc<Config>) -> Result<Option<Self>, ServeError> {
+        let server = Self::prepare(config, None)?;
+        if let Some(server) = &server {
+            server.open();
+        }
+        Ok(server)
+    }
+
+    /// The same, but nothing is accepted before [`open`](Self::open). `inherited` is the socket of a
+    /// process that this one takes over from.
+    pub(crate) fn prepare(
+        config: &Arc<Config>,
+        inherited: Option<TcpListener>,
+    ) -> Result<Option<Self>, ServeError> {
         let driven = |pool: &forebay_config::Pool| matches!(pool.target, Some(Target::Keda(_)));
         if !config.pools.iter().any(driven) {
             return Ok(None);
         }
         let settings = &config.scaler.keda;
-        let address = settings.listen;
-        let failed = |source| ServeError::Listen { address, source };
-        let socket = forebay_bounds::bind(address, &BOUNDS).map_err(failed)?;
-        let address = socket.local_addr().map_err(failed)?;
-        let listener = Listener::new("keda", socket, BOUNDS).map_err(failed)?;
+        let configured = settings.listen;
+        let failed = |source| ServeError::Listen { address: configured, source };
+        let bind = || forebay_bounds::bind(configured, &BOUNDS);
+        let listener = inherited.map_or_else(bind, Ok).map_err(failed)?;
+        let socket = Mutex::new(Some((configured, listener.try_clone().map_err(failed)?)));
+        let address = listener.local_addr().map_err(failed)?;
+        let listener = Listener::new("keda", listener, BOUNDS).map_err(failed)?;
         let incoming = stream::unfold(listener, |mut listener| async {
             Some((Ok::<_, Infallible>(listener.accept().await), listener))
         });
@@ -109,16 +127,35 @@ impl KedaServer {
         let service = Service { config: configs, known: receiver.clone(), stop: stop.clone() };
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = server.add_service(ExternalScalerServer::new(service)).add_service(health);
-        let stopped = stop.clone();
+        let opened = CancellationToken::new();
+        let (begin, stopped) = (opened.clone(), stop.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::select! {
+                () = begin.cancelled() => {}
+                () = stopped.cancelled() => return,
+            }
             let health = report(reporter, receiver, stopped.clone());
             let serve = router.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned());
             if let (Err(error), ()) = tokio::join!(serve, health) {
                 tracing::error!("KEDA's port is gone: {error}");
             }
         }));
-        tracing::info!("KEDA is answered on {address}");
-        Ok(Some(Self { address, config, known, stop, task: Mutex::new(Some(task)) }))
+        let task = Mutex::new(Some(task));
+        Ok(Some(Self { address, config, known, opened, stop, task, socket }))
+    }
+
+    /// Begins to answer.
+    pub(crate) fn open(&self) {
+        if !self.opened.is_cancelled() {
+            tracing::info!("KEDA is answered on {}", self.address);
+        }
+        self.opened.cancel();
+    }
+
+    pub(crate) fn socket(&self) -> Option<(SocketAddr, TcpListener)> {
+        let socket = self.socket.lock();
+        let (configured, socket) = socket.as_ref()?;
+        Some((*configured, socket.try_clone().ok()?))
     }
 
     /// Where it listens.
@@ -173,6 +210,7 @@ impl KedaServer {
     /// Ends every stream with OK, and then the connections.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        self.socket.lock().take();
         let Some(task) = self.task.lock().take() else { return };
         if tokio::time::timeout(GRACE, task).await.is_err() {
             tracing::debug!("KEDA kept its connection; it is cut off");

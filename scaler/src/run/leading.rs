@@ -17,7 +17,8 @@ use crate::run::pool::PoolLoop;
 
 impl Loop {
     pub(super) fn leads(&self) -> bool {
-        self.leadership.as_ref().is_none_or(|it| *it.borrow() == Leadership::Ours)
+        let elected = self.leadership.as_ref();
+        !self.standby && elected.is_none_or(|it| *it.borrow() == Leadership::Ours)
     }
 
     /// Begins to lead, or to relay another's words.
@@ -25,23 +26,9 @@ impl Loop {
         let Some(leadership) = &mut self.leadership else { return };
         let leadership = leadership.borrow_and_update().clone();
         match leadership {
-            Leadership::Ours => {
-                self.relay = None;
-                let stale_after_ms = self.config.scaler.stale_after.as_millis() as u64;
-                // What was decided long ago, if anything, is no beginning.
-                for driven in &mut self.pools {
-                    let same = |it: &&forebay_config::Pool| it.name == driven.pool.name;
-                    if let Some(pool) = self.config.pools.iter().find(same) {
-                        driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
-                    }
-                    if let Some(told) = self.last.get(&driven.pool.name) {
-                        driven.pool.follow(told);
-                    }
-                }
-                self.restore = true;
-                self.all_touched = true;
-                return;
-            }
+            // It begins when it takes over.
+            Leadership::Ours if self.standby => return,
+            Leadership::Ours => return self.begin(),
             Leadership::Theirs(url) => {
                 if self.relay.as_ref().is_none_or(|relay| relay.url != url) {
                     self.relay = Some(Relay::new(url, self.token.clone()));
@@ -62,6 +49,24 @@ impl Loop {
             keda.publish(&self.last);
         }
         self.publisher.publish(self.last.clone());
+    }
+
+    /// Begins to decide, with what was told last.
+    pub(super) fn begin(&mut self) {
+        self.relay = None;
+        let stale_after_ms = self.config.scaler.stale_after.as_millis() as u64;
+        // What was decided long ago, if anything, is no beginning.
+        for driven in &mut self.pools {
+            let same = |it: &&forebay_config::Pool| it.name == driven.pool.name;
+            if let Some(pool) = self.config.pools.iter().find(same) {
+                driven.pool = PoolLoop::new(pool, &self.config.prometheus, stale_after_ms);
+            }
+            if let Some(told) = self.last.get(&driven.pool.name) {
+                driven.pool.follow(told);
+            }
+        }
+        self.restore = true;
+        self.all_touched = true;
     }
 
     /// Tells what the leader told.
@@ -100,15 +105,24 @@ impl Loop {
     }
 
     pub(super) fn restored(&mut self, known: Snapshots) {
+        self.learned(&known);
+        // Only now: what was not read would be written over.
+        self.save_from(known);
+    }
+
+    /// Takes over what was learned before.
+    pub(super) fn learned(&mut self, known: &Snapshots) {
         self.loading = None;
         for driven in &mut self.pools {
             driven.pool.restore(known.get(&driven.pool.name).map(String::as_str));
         }
-        // Only now: what was not read would be written over.
-        let store = self.store.iter().cloned();
-        self.saver = store.map(|store| Saver::start(store, known.clone())).next();
-        self.pace.hurry();
         self.all_touched = true;
+    }
+
+    /// Keeps what is learned from now on, beside what is kept already.
+    pub(super) fn save_from(&mut self, kept: Snapshots) {
+        self.saver = self.store.as_ref().map(|store| Saver::start(Arc::clone(store), kept));
+        self.pace.hurry();
     }
 
     /// Keeps what was learned.

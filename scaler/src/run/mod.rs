@@ -9,9 +9,11 @@ mod leading;
 pub(crate) mod metric;
 pub(crate) mod pool;
 mod reload;
+mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ use crate::run::pool::PoolLoop;
 
 use driven::{Driven, leaving, note, ready, watch};
 use leading::{hear, loaded, turn};
+use succession::Turn;
+pub use succession::{Handover, Known};
 
 /// Drains and orders that wait to be heard.
 const ASKS: usize = 64;
@@ -67,6 +71,7 @@ pub struct Scaler {
     election: Option<Election>,
     desk: Router,
     readiness: Readiness,
+    turns: mpsc::Sender<Turn>,
 }
 
 /// Why a scaler does not start.
@@ -101,6 +106,36 @@ impl Scaler {
         own: &str,
         cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
+        let scaler = Self::build(config, gateways, own, cluster, None, false)?;
+        if let Some(keda) = &scaler.keda {
+            keda.open();
+        }
+        Ok(scaler)
+    }
+
+    /// The same, but for deciding and answering KEDA: that begins when it takes over from another
+    /// process. `keda_socket` is that one's, if any.
+    ///
+    /// # Errors
+    /// [`StartError`] when a target can't be used.
+    pub fn prepare(
+        config: Arc<Config>,
+        gateways: Gateways,
+        own: &str,
+        cluster: Option<&Cluster>,
+        keda_socket: Option<TcpListener>,
+    ) -> Result<Self, StartError> {
+        Self::build(config, gateways, own, cluster, keda_socket, true)
+    }
+
+    fn build(
+        config: Arc<Config>,
+        gateways: Gateways,
+        own: &str,
+        cluster: Option<&Cluster>,
+        keda_socket: Option<TcpListener>,
+        standby: bool,
+    ) -> Result<Self, StartError> {
         let stale_after_ms = config.scaler.stale_after.as_millis() as u64;
         let ca_file = config.prometheus.ca_file.as_deref();
         let client = Client::new(ca_file).map_err(StartError::Authorities)?;
@@ -130,6 +165,7 @@ impl Scaler {
         let desk = drains::route(asked, leadership.clone(), token.clone());
         let (ordered, orders) = mpsc::channel(ASKS);
         let desk = desk.merge(orders::route(ordered));
+        let (turns, succession) = mpsc::channel(1);
         let (latest, configs) = watch::channel(Arc::clone(&config));
         let store = store_of(&config, cluster);
         let readiness = Readiness::new();
@@ -140,7 +176,7 @@ impl Scaler {
             decisions: Arc::clone(&decisions),
             last: BTreeMap::new(),
             clock,
-            keda: KedaServer::start(&config)?.map(Arc::new),
+            keda: KedaServer::prepare(&config, keda_socket)?.map(Arc::new),
             leadership,
             relay: None,
             token,
@@ -161,11 +197,24 @@ impl Scaler {
             all_touched: true,
             turn: 0,
             readiness: readiness.clone(),
+            standby,
+            succession,
         };
         let keda = work.keda.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(work.run(stop.clone())));
         let config = latest;
-        Ok(Self { publisher, decisions, config, stop, task, keda, election, desk, readiness })
+        Ok(Self {
+            publisher,
+            decisions,
+            config,
+            stop,
+            task,
+            keda,
+            election,
+            desk,
+            readiness,
+            turns,
+        })
     }
 
     /// Whether it can answer what it is asked.
@@ -263,6 +312,9 @@ struct Loop {
     /// Ticks.
     turn: usize,
     readiness: Readiness,
+    /// Another process decides: the one before this, or after.
+    standby: bool,
+    succession: mpsc::Receiver<Turn>,
 }
 
 impl Loop {
@@ -291,6 +343,7 @@ impl Loop {
                 },
                 () = changed.notified() => self.all_touched = true,
                 _ = ticks.tick() => tick = true,
+                Some(turn) = self.succession.recv() => self.turn(turn).await,
                 () = turn(&mut self.leadership) => self.elected(),
                 Some(words) = hear(&mut self.relay, &self.last) => self.repeat(words),
                 Ok(()) = self.configs.changed() => {
@@ -344,16 +397,13 @@ impl Loop {
 
     /// A person's order for one pool.
     fn order(&mut self, Order { pool, order, done }: Order) {
+        let leads = self.leads();
         let driven = self.pools.iter_mut().find(|driven| driven.pool.name == pool);
         let outcome = match driven {
             None => Err(Refused::UnknownPool(
                 self.config.pools.iter().map(|pool| pool.name.clone()).collect(),
             )),
-            Some(_)
-                if self.leadership.as_ref().is_some_and(|it| *it.borrow() != Leadership::Ours) =>
-            {
-                Err(Refused::NotLeading)
-            }
+            Some(_) if !leads => Err(Refused::NotLeading),
             Some(driven) if !driven.target.scales() => Err(Refused::Unscaled),
             Some(driven) => match order {
                 Override::Fixed(count) if count > driven.pool.most() => {

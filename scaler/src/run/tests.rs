@@ -96,6 +96,8 @@ fn work(
         all_touched: true,
         turn: 0,
         readiness: Readiness::new(),
+        standby: false,
+        succession: mpsc::channel(1).1,
     };
     (work, lead)
 }
@@ -272,4 +274,47 @@ async fn keda_is_answered_on_pools_that_came_with_another_configuration() {
     }
     work.reload(config(serde_json::json!([keda("new")])));
     assert_eq!(answered(&work), ["new"]);
+}
+
+#[tokio::test]
+async fn one_decides_at_any_time_and_the_next_goes_on_from_what_the_last_one_knew() {
+    let all = config(&[("p", 4), ("gone", 1)]);
+    let (mut last, _lead) = work(Arc::clone(&all), None);
+    last.pools[0].pool.order(Override::Fixed(3));
+    let barrier = Some(Barrier { epoch: 1, lease_millis: 9_000 });
+    let told = PoolReplicas { barrier, desired: 3, ..PoolReplicas::default() };
+    last.last = [("p".to_owned(), told.clone()), ("gone".to_owned(), told)].into();
+    let learned = last.pools[0].pool.snapshot();
+
+    let store = Arc::new(Flaky::default());
+    let (mut next, lead) = work(config(&[("p", 4)]), Some(Arc::clone(&store) as _));
+    next.standby = true;
+    assert!(last.leads() && !next.leads());
+    lead.send_replace(Leadership::Ours);
+    next.elected();
+    assert!(!next.leads(), "it does not begin by being elected");
+    let handover = last.hand_over().await;
+    assert!(!last.leads() && !next.leads());
+    next.take_over(handover, CancellationToken::new());
+    assert!(!last.leads() && next.leads());
+    assert_eq!(next.pools[0].pool.snapshot(), learned);
+    assert_eq!(next.last.keys().collect::<Vec<_>>(), ["p"], "what is still configured");
+    assert_eq!((next.last["p"].desired, next.last["p"].barrier), (3, None));
+    next.keep();
+    next.saver.take().expect("it keeps what it took over").finish().await;
+    assert_eq!(store.kept.lock()["p"], learned);
+    assert_eq!(store.loads.load(Ordering::Relaxed), 0, "and reads nothing older");
+}
+
+#[tokio::test]
+async fn one_whose_successor_fails_takes_everything_back() {
+    let (mut work, _lead) = work(config(&[("p", 4)]), Some(Arc::new(Flaky::default())));
+    work.restore().await;
+    work.pools[0].pool.order(Override::Paused);
+    let learned = work.pools[0].pool.snapshot();
+    let handover = work.hand_over().await;
+    assert!(work.saver.is_none() && !work.leads());
+    work.take_over(handover, CancellationToken::new());
+    assert!(work.saver.is_some() && work.leads());
+    assert_eq!(work.pools[0].pool.snapshot(), learned);
 }

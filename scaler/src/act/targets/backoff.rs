@@ -23,6 +23,16 @@ impl Backoff {
         pause.min(LONGEST).mul_f64(rng.random_range(0.75..1.25)).clamp(FIRST, LONGEST)
     }
 
+    /// As it is after so many failures in a row.
+    pub(super) fn after(failures: u32) -> Self {
+        Self { failures }
+    }
+
+    /// Failures in a row.
+    pub(super) fn failures(self) -> u32 {
+        self.failures
+    }
+
     /// After a replica that was ready, its failures begin anew.
     pub(super) fn reset(&mut self) {
         self.failures = 0;

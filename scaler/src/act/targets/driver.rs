@@ -13,7 +13,7 @@ use forebay_discovery::Cluster;
 
 use super::keda::KedaTarget;
 use super::kubernetes::Kubernetes;
-use super::processes::Processes;
+use super::processes::{PassedReplica, Processes};
 use super::{Drains, Hung, Phase, ReplicaStatus, Replicas, Target};
 use crate::decide::Override;
 use crate::observe::heard::Heard;
@@ -38,7 +38,8 @@ impl Driver {
     pub(crate) fn start(pool: &Pool, cluster: Option<&Cluster>) -> io::Result<Self> {
         match &pool.target {
             Some(TargetConfig::Processes(settings)) => {
-                let exe = std::env::current_exe()?;
+                // Not by its path, which may hold another binary by now.
+                let exe = "/proc/self/exe".into();
                 Processes::start(pool, settings, exe).map(Self::Processes)
             }
             Some(TargetConfig::Kubernetes(settings)) => {
@@ -105,6 +106,25 @@ impl Driver {
             Self::Processes(it) => it.shutdown().await,
             Self::Kubernetes(_) | Self::Keda(_) | Self::Observe => {}
         }
+    }
+
+    /// Lets go of the replicas that end with this process, for another.
+    pub(crate) async fn hand_over(&self) -> Vec<PassedReplica> {
+        match self {
+            Self::Processes(it) => it.hand_over().await,
+            Self::Kubernetes(_) | Self::Keda(_) | Self::Observe => Vec::new(),
+        }
+    }
+
+    /// Looks after a replica that another process started; gives it back where that is not its
+    /// business.
+    pub(crate) fn adopt(&self, passed: PassedReplica) -> Option<PassedReplica> {
+        let Self::Processes(it) = self else { return Some(passed) };
+        let pool = passed.pool().to_owned();
+        if let Err(error) = it.adopt(passed) {
+            tracing::error!("{pool}: a replica can't be taken over, and ends: {error}");
+        }
+        None
     }
 
     /// Whether replicas end with this process, and gateways are to be told so.

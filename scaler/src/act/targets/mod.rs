@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use forebay_signals::ProcessEnd;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::epoch_ms;
 use crate::decide::Override;
@@ -130,7 +131,7 @@ impl ReplicaStatus {
 }
 
 /// Where a replica is on its way, as far as its target can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Asked for; nothing runs yet.
     Pending,

@@ -81,6 +81,17 @@ impl Ports {
     }
 }
 
+impl Ports {
+    /// The lease of a port on which a replica runs that another process started, whatever the
+    /// range is. Between processes its supervisor holds the lease already.
+    pub(super) fn adopt(&self, port: u16) -> Lease {
+        let mut range = self.0.lock();
+        range.leased.insert(port);
+        range.used.insert(port);
+        Lease { port, range: self.0.clone() }
+    }
+}
+
 impl Lease {
     /// Where the replica is to listen.
     pub(super) fn address(&self) -> SocketAddr {

@@ -2,30 +2,39 @@
 //!
 //! Each replica has a task here, which leases it a port (and a GPU), starts its supervisor, puts
 //! its output in a file, starts it again with back-off when it dies, and stops it when told. Whether
-//! a replica is healthy the gateways judge, and what is to stop has been drained before.
+//! a replica is healthy the gateways judge, and what is to stop has been drained before. A process
+//! that takes over from this one gets the replicas as they run.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_config as config;
 use nix::sys::prctl;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, timeout_at};
 
 use self::gpus::Gpus;
 use self::output::Output;
+pub use self::passed::{Facts, PassedReplica};
 pub use super::{Hung, Phase, ReplicaStatus, Replicas};
 use super::{Target, epoch_ms, ports::Ports};
 
 mod gpus;
+mod guard;
 mod launch;
 mod output;
+mod passed;
 mod remnants;
 mod replica;
+
+/// How long the replicas' tasks may take to let go of them: one may be busy with an end.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// The processes of one pool. Dropping it ends them within seconds; [`Processes::shutdown`] lets
 /// them end well.
@@ -33,7 +42,7 @@ mod replica;
 pub struct Processes {
     shared: Arc<Shared>,
     runtime: Handle,
-    tasks: Mutex<Option<JoinSet<()>>>,
+    tasks: Mutex<Option<JoinSet<Option<PassedReplica>>>>,
 }
 
 /// What every replica's task needs.
@@ -59,6 +68,8 @@ struct Orders {
     stop: bool,
     /// One of its starts is to end, and another to begin.
     replace: Option<Hung>,
+    /// Another process looks after it from now on.
+    pass_on: bool,
 }
 
 impl Processes {
@@ -103,7 +114,10 @@ impl Processes {
         let mut orders = self.shared.orders.lock();
         let going_on = orders.values().filter(|orders| !orders.borrow().stop).count();
         for _ in going_on..count as usize {
-            let (id, log) = self.shared.output.next_replica();
+            let (id, log) = std::iter::repeat_with(|| self.shared.output.next_replica())
+                // One that was taken over may have its name from another folder.
+                .find(|(id, _)| !orders.contains_key(id))
+                .expect("it never ends");
             let given = watch::Sender::new(Orders::default());
             orders.insert(id.clone(), given.clone());
             self.shared.set(ReplicaStatus::asked_for(&id));
@@ -138,6 +152,45 @@ impl Processes {
     #[must_use]
     pub fn replicas(&self) -> watch::Receiver<Replicas> {
         self.shared.status.subscribe()
+    }
+
+    /// Lets go of every replica, for another process, or for [`Processes::adopt`].
+    pub async fn hand_over(&self) -> Vec<PassedReplica> {
+        let Some(mut tasks) = self.tasks.lock().as_mut().map(std::mem::take) else {
+            return Vec::new();
+        };
+        for orders in self.shared.orders.lock().values() {
+            orders.send_modify(|orders| orders.pass_on = true);
+        }
+        let (until, mut passed) = (Instant::now() + LET_GO, Vec::new());
+        while let Ok(Some(done)) = timeout_at(until, tasks.join_next()).await {
+            match done {
+                Ok(replica) => passed.extend(replica),
+                failed => complain(failed),
+            }
+        }
+        // Those are on their way out.
+        tasks.detach_all();
+        passed
+    }
+
+    /// Looks after a replica that another process started.
+    ///
+    /// # Errors
+    /// Its tether can't be used; it ends then.
+    pub fn adopt(&self, passed: PassedReplica) -> io::Result<()> {
+        let mut tasks = self.tasks.lock();
+        let Some(tasks) = tasks.as_mut() else { return Ok(()) };
+        let (id, pool) = (passed.facts.id.clone(), &self.shared.pool);
+        if passed.facts.command != self.shared.settings.command {
+            tracing::info!("{pool}: replica {id} runs on by the command that it was started with");
+        }
+        let (ready, stop) = (passed.facts.ready, passed.facts.stop);
+        let given = watch::Sender::new(Orders { ready, stop, ..Orders::default() });
+        let task = replica::adopt(self.shared.clone(), passed, given.clone())?;
+        self.shared.orders.lock().insert(id, given);
+        tasks.spawn_on(task, &self.runtime);
+        Ok(())
     }
 
     /// Stops every replica, and returns when no process is left. Nothing is started from then on.
@@ -191,7 +244,7 @@ impl Shared {
     }
 }
 
-fn complain(done: Result<(), tokio::task::JoinError>) {
+fn complain<T>(done: Result<T, JoinError>) {
     if let Err(error) = done
         && error.is_panic()
     {

@@ -193,6 +193,8 @@ impl PoolLoop {
             let silent_ms = start.silence.since_ms?;
             let (cause, since_ms, bound) = match start.ready_ms {
                 Some(_) => (Cause::Hung, silent_ms, hung_after),
+                // It may have been ready long ago: what is known of it begins with this process.
+                None if start.inherited => (Cause::Start, silent_ms, start_within),
                 None => (Cause::Start, start.since_ms.max(status.started_ms), start_within),
             };
             let for_ms = now_ms.saturating_sub(since_ms);

@@ -17,7 +17,8 @@ pub(super) struct Gpus {
 #[derive(Debug)]
 pub(super) struct Lease {
     name: String,
-    free: Arc<Mutex<VecDeque<String>>>,
+    /// `None` for one that is not to be leased again.
+    free: Option<Arc<Mutex<VecDeque<String>>>>,
 }
 
 impl Gpus {
@@ -34,9 +35,17 @@ impl Gpus {
             return Ok(None);
         }
         match self.free.lock().pop_front() {
-            Some(name) => Ok(Some(Lease { name, free: self.free.clone() })),
+            Some(name) => Ok(Some(Lease { name, free: Some(self.free.clone()) })),
             None => Err(io::Error::other(format!("no GPU of {} is free", self.all.join(", ")))),
         }
+    }
+
+    /// The lease of the GPU of a replica that another process started. One that is not of this
+    /// pool any more is not leased again.
+    pub(super) fn adopt(&self, name: String) -> Lease {
+        self.free.lock().retain(|free| *free != name);
+        let free = self.all.contains(&name).then(|| self.free.clone());
+        Lease { name, free }
     }
 }
 
@@ -48,7 +57,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.free.lock().push_back(std::mem::take(&mut self.name));
+        if let Some(free) = &self.free {
+            free.lock().push_back(std::mem::take(&mut self.name));
+        }
     }
 }
 
@@ -64,6 +75,18 @@ mod tests {
         assert_eq!((first.name(), second.name()), ("0", "1"));
         assert_eq!(gpus.lease().unwrap_err().to_string(), "no GPU of 0, 1 is free");
         drop(first);
+        assert_eq!(gpus.lease().unwrap().unwrap().name(), "0");
+    }
+
+    #[test]
+    fn an_adopted_gpu_is_leased_again_where_it_is_still_the_pools() {
+        let gpus = Gpus::new(&["0".into(), "1".into()]);
+        let (known, unknown) = (gpus.adopt("0".into()), gpus.adopt("7".into()));
+        let other = gpus.lease().unwrap().unwrap();
+        assert_eq!(other.name(), "1");
+        drop(unknown);
+        assert!(gpus.lease().is_err());
+        drop(known);
         assert_eq!(gpus.lease().unwrap().unwrap().name(), "0");
     }
 

@@ -32,6 +32,7 @@ pub(super) fn launch(
 ) -> io::Result<Child> {
     let mut command = Command::new(supervisor);
     command
+        .arg0("forebay")
         .arg("supervise")
         .arg("--stop-timeout-ms")
         .arg(settings.stop_timeout.as_millis().to_string());

@@ -50,7 +50,18 @@ impl Remnants {
     /// Takes note of a supervisor that was just started, and not reaped.
     pub(super) fn of(supervisor: i32, mark: &str) -> Self {
         let started = procfs::process(supervisor).map(|process| process.started);
+        Self::since(supervisor, started, mark)
+    }
+
+    /// Of a supervisor that another process took note of. What comes to that process, or to another
+    /// one above, is found by the group, the mark and its parents.
+    pub(super) fn since(supervisor: i32, started: Option<u64>, mark: &str) -> Self {
         Self { supervisor, started, mark: format!("{MARK}={mark}") }
+    }
+
+    /// When the supervisor was started, in clock ticks since boot.
+    pub(super) fn started(&self) -> Option<u64> {
+        self.started
     }
 
     /// Kills what is left until nothing is. To be called when the supervisor was reaped.

@@ -1,25 +1,25 @@
-//! One replica's task: start it, watch it, start it again, stop it.
+//! One replica's task: start it, watch it, start it again, stop it, or pass it to another process.
 
 use std::future::pending;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_signals::ProcessEnd;
 use forebay_system::Resource;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::process::Child;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+use super::guard::Guard;
 use super::launch::{Start, launch};
+use super::passed::{self, Facts, PassedReplica, RunningFacts};
 use super::remnants::Remnants;
 use super::{Orders, Phase, ReplicaStatus, Shared, epoch_ms, gpus, output};
 use crate::act::targets::backoff::Backoff;
@@ -32,19 +32,57 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a start is tried again that failed for want of something of our own.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs the replica until it is told to stop.
+/// Runs the replica until it is told to stop, or passes it on.
 pub(super) async fn run(
     shared: Arc<Shared>,
     id: String,
     log: PathBuf,
     given: watch::Sender<Orders>,
-) {
+) -> Option<PassedReplica> {
     let orders = given.subscribe();
     let status = ReplicaStatus { reason: String::new(), ..ReplicaStatus::asked_for(id) };
-    let mut replica = Replica { shared, log, given, orders, status };
+    let replica = Replica { shared, log, given, orders, status };
     replica.shared.output.prune();
-    replica.until_stopped().await;
-    info!(pool = replica.shared.pool, replica = replica.status.id, "replica stopped");
+    replica.run_to_its_end(Life::default()).await
+}
+
+/// Goes on with a replica that another process started.
+pub(super) fn adopt(
+    shared: Arc<Shared>,
+    passed: PassedReplica,
+    given: watch::Sender<Orders>,
+) -> io::Result<impl Future<Output = Option<PassedReplica>> + Send + 'static> {
+    let PassedReplica { facts, tether } = passed;
+    let orders = given.subscribe();
+    let running = match facts.running.zip(tether) {
+        Some((running, tether)) => Some(Running::adopt(&shared, running, tether)?),
+        None => None,
+    };
+    let serves = running.as_ref().filter(|running| running.replaced.is_none());
+    let status = ReplicaStatus {
+        address: serves.map(|running| running.port.address()),
+        phase: facts.phase,
+        reason: facts.reason,
+        asked_ms: Some(facts.started_ms).filter(|ms| *ms > 0),
+        started_ms: facts.started_ms,
+        ended: facts.ended,
+        inherited: facts.ready,
+        ..ReplicaStatus::asked_for(facts.id)
+    };
+    shared.set(status.clone());
+    let replica = Replica { shared, log: facts.log, given, orders, status };
+    let again_at = passed::deadline(facts.again_in_ms);
+    let life = Life { running, again_at, backoff: Backoff::after(facts.failures) };
+    Ok(replica.run_to_its_end(life))
+}
+
+/// Where a replica is between its starts.
+#[derive(Default)]
+struct Life {
+    running: Option<Running>,
+    /// When it is started again, after a death.
+    again_at: Option<Instant>,
+    backoff: Backoff,
 }
 
 struct Replica {
@@ -58,18 +96,57 @@ struct Replica {
 
 /// One start, with all that is its own as long as its processes live.
 struct Running {
-    child: Child,
+    guard: Guard,
     /// The supervisor's PID.
     pid: i32,
     tether: UnixStream,
+    /// The supervisor's last report, and what has come of the next.
+    said: Option<Report>,
+    heard: Vec<u8>,
+    mark: String,
     remnants: Remnants,
     /// How long the log was before.
     log_from: u64,
-    _port: ports::Lease,
-    _gpu: Option<gpus::Lease>,
+    /// Why it is ended for another start, where it is.
+    replaced: Option<String>,
+    port: ports::Lease,
+    gpu: Option<gpus::Lease>,
 }
 
-/// What ended a start.
+impl Running {
+    fn adopt(shared: &Shared, facts: RunningFacts, tether: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            guard: Guard::Adopted { pid: facts.pid, started: facts.since },
+            pid: facts.pid,
+            tether: passed::stream(tether)?,
+            said: facts.said.and_then(|said| said.parse().ok()),
+            heard: facts.heard,
+            remnants: Remnants::since(facts.pid, facts.since, &facts.mark),
+            mark: facts.mark,
+            log_from: facts.log_from,
+            replaced: facts.replaced,
+            port: shared.ports.adopt(facts.port),
+            gpu: facts.gpu.map(|gpu| shared.gpus.adopt(gpu)),
+        })
+    }
+
+    fn pass_on(self) -> io::Result<(RunningFacts, OwnedFd)> {
+        let facts = RunningFacts {
+            pid: self.pid,
+            since: self.remnants.started(),
+            mark: self.mark,
+            log_from: self.log_from,
+            port: self.port.port(),
+            gpu: self.gpu.as_ref().map(|gpu| gpu.name().to_owned()),
+            said: self.said.as_ref().map(ToString::to_string),
+            heard: self.heard,
+            replaced: self.replaced,
+        };
+        Ok((facts, self.tether.into_std()?.into()))
+    }
+}
+
+/// What ended a start, or our part in it.
 enum Ended {
     Stopped,
     /// It was not started: this process or its machine is short of something.
@@ -78,71 +155,137 @@ enum Ended {
         why: String,
         log_from: Option<u64>,
     },
+    PassedOn(Option<Box<Running>>),
+}
+
+/// What ended the watch over a start.
+enum Watched {
+    /// The supervisor is gone.
+    Gone,
+    PassOn,
 }
 
 impl Replica {
-    async fn until_stopped(&mut self) {
-        let mut backoff = Backoff::default();
+    async fn run_to_its_end(mut self, life: Life) -> Option<PassedReplica> {
+        let passed = self.live(life).await;
+        if passed.is_none() {
+            info!(pool = self.shared.pool, replica = self.status.id, "replica stopped");
+        }
+        passed
+    }
+
+    async fn live(&mut self, mut life: Life) -> Option<PassedReplica> {
         let mut rng = SmallRng::from_os_rng();
         loop {
-            self.given.send_if_modified(|orders| {
-                orders.replace.take().is_some() | std::mem::take(&mut orders.ready)
-            });
-            let (why, log_from) = match self.once().await {
-                Ended::Stopped => return,
+            if let Some(again_at) = life.again_at.take() {
+                tokio::select! {
+                    _ = self.orders.wait_for(|orders| orders.stop || orders.pass_on) => {}
+                    () = sleep_until(again_at) => {}
+                }
+                let orders = self.orders.borrow().clone();
+                if orders.stop {
+                    return None;
+                }
+                if orders.pass_on {
+                    life.again_at = Some(again_at);
+                    return self.pass_on(life);
+                }
+            }
+            let ended = match life.running.take() {
+                Some(running) => self.see_out(running).await,
+                None => {
+                    self.given.send_if_modified(|orders| {
+                        orders.replace.take().is_some() | std::mem::take(&mut orders.ready)
+                    });
+                    self.once().await
+                }
+            };
+            let (why, log_from) = match ended {
+                Ended::Stopped => return None,
+                Ended::PassedOn(running) => {
+                    life.running = running.map(|running| *running);
+                    return self.pass_on(life);
+                }
                 Ended::Died { why, log_from } => (why, log_from),
                 Ended::Short(resource) => {
                     self.status.address = None;
                     self.set(Phase::Pending, format!("can't be started: short of {resource}"));
-                    if self.stopped_within(SHORTAGE_PAUSE).await {
-                        return;
-                    }
+                    life.again_at = Some(Instant::now() + SHORTAGE_PAUSE);
                     continue;
                 }
             };
             if self.orders.borrow().ready {
-                backoff.reset();
+                life.backoff.reset();
             }
-            let pause = backoff.next(&mut rng);
+            let pause = life.backoff.next(&mut rng);
             self.failed(&why, log_from, pause);
-            if self.stopped_within(pause).await {
-                return;
-            }
+            life.again_at = Some(Instant::now() + pause);
         }
     }
 
-    /// Waits; whether it is told to stop meanwhile.
-    async fn stopped_within(&mut self, pause: Duration) -> bool {
-        tokio::select! {
-            _ = self.orders.wait_for(|orders| orders.stop) => true,
-            () = sleep(pause) => false,
-        }
+    fn pass_on(&self, life: Life) -> Option<PassedReplica> {
+        let orders = self.orders.borrow().clone();
+        let running = match life.running.map(Running::pass_on).transpose() {
+            Ok(running) => running,
+            Err(error) => {
+                warn!(pool = self.shared.pool, replica = self.status.id, "is ended: {error}");
+                return None;
+            }
+        };
+        let (running, tether) = running.unzip();
+        let facts = Facts {
+            pool: self.shared.pool.clone(),
+            id: self.status.id.clone(),
+            log: self.log.clone(),
+            command: self.shared.settings.command.clone(),
+            phase: self.status.phase,
+            reason: self.status.reason.clone(),
+            started_ms: self.status.started_ms,
+            ended: self.status.ended,
+            ready: orders.ready,
+            stop: orders.stop,
+            failures: life.backoff.failures(),
+            again_in_ms: passed::left(life.again_at),
+            running,
+        };
+        Some(PassedReplica { facts, tether })
     }
 
     /// Starts the replica once and sees it to its end.
     async fn once(&mut self) -> Ended {
-        if self.orders.borrow().stop {
+        let orders = self.orders.borrow().clone();
+        if orders.stop {
             return Ended::Stopped;
         }
-        let mut running = match self.start() {
-            Ok(running) => running,
+        if orders.pass_on {
+            return Ended::PassedOn(None);
+        }
+        match self.start() {
+            Ok(running) => self.see_out(running).await,
             Err(error) => {
                 let Some(resource) = Resource::of_start(&error) else {
                     return Ended::Died { why: error.to_string(), log_from: None };
                 };
                 let during = format_args!("cannot start {}: {error}", self.status.id);
                 forebay_system::report(resource, &during);
-                return Ended::Short(resource);
+                Ended::Short(resource)
             }
-        };
-        let (said, replaced) = self.watch(&mut running).await;
-        let settled =
-            matches!(said, Some(Report::NotStarted(_) | Report::Exited(_) | Report::Killed(_)));
-        if !settled {
-            // The supervisor is dead and not reaped, so the group's name is still its own.
-            let _ = killpg(Pid::from_raw(running.pid), Signal::SIGKILL);
         }
-        if let Err(error) = running.child.wait().await {
+    }
+
+    /// Sees a start to its end.
+    async fn see_out(&mut self, mut running: Running) -> Ended {
+        if let Watched::PassOn = self.watch(&mut running).await {
+            return Ended::PassedOn(Some(Box::new(running)));
+        }
+        let settled = matches!(
+            running.said,
+            Some(Report::NotStarted(_) | Report::Exited(_) | Report::Killed(_))
+        );
+        if !settled {
+            running.guard.kill_group(running.pid);
+        }
+        if let Err(error) = running.guard.ended().await {
             warn!(pool = self.shared.pool, %error, "cannot wait for a supervisor");
         }
         if !settled {
@@ -152,14 +295,14 @@ impl Replica {
             return Ended::Stopped;
         }
         // What was ended for another was told of when that was ordered.
-        if replaced.is_none() {
-            let end = match &said {
+        if running.replaced.is_none() {
+            let end = match &running.said {
                 Some(said) if settled => said.end(),
                 _ => Some(ProcessEnd::Crashed),
             };
             self.status.ended = self.status.address.zip(end);
         }
-        let why = match (replaced, said) {
+        let why = match (running.replaced, running.said) {
             (Some(why), _) => why,
             (None, Some(said)) if settled => said.sentence(),
             (None, _) => "was killed with its supervisor".into(),
@@ -207,17 +350,31 @@ impl Replica {
             port.address(),
             self.log.display()
         );
-        Ok(Running { child, pid, tether, remnants, log_from, _port: port, _gpu: gpu })
+        Ok(Running {
+            guard: Guard::Child(child),
+            pid,
+            tether,
+            said: None,
+            heard: Vec::new(),
+            mark,
+            remnants,
+            log_from,
+            replaced: None,
+            port,
+            gpu,
+        })
     }
 
-    /// Listens to the supervisor until it is gone, and passes on what the replica is told.
-    /// Returns the last report, and why the start was ended for another.
-    async fn watch(&mut self, running: &mut Running) -> (Option<Report>, Option<String>) {
-        let (mut said, mut heard) = (None, Vec::new());
-        let (mut stopping, mut replaced, mut killed) = (false, None, false);
-        let mut deadline = None;
+    /// Listens to the supervisor until it is gone, and passes on what the replica is told; or until
+    /// another process is to do that.
+    async fn watch(&mut self, running: &mut Running) -> Watched {
+        let (mut stopping, mut killed) = (running.replaced.is_some(), false);
+        let mut deadline = stopping.then(|| Instant::now() + PATIENCE * 2);
         loop {
             let orders = self.orders.borrow_and_update().clone();
+            if orders.pass_on {
+                return Watched::PassOn;
+            }
             // A supervisor that is gone is noticed below.
             if orders.stop && !stopping {
                 stopping = true;
@@ -234,7 +391,7 @@ impl Replica {
                 let address = self.status.address.take();
                 self.status.ended = address.map(|address| (address, ProcessEnd::Stopped));
                 self.set(Phase::Failed, format!("{}, and is ended", hung.why));
-                replaced = Some(hung.why);
+                running.replaced = Some(hung.why);
             }
             let too_long = async {
                 match deadline {
@@ -243,16 +400,16 @@ impl Replica {
                 }
             };
             tokio::select! {
-                read = running.tether.read_buf(&mut heard) => {
+                read = running.tether.read_buf(&mut running.heard) => {
                     if !matches!(read, Ok(1..)) {
-                        return (said, replaced);
+                        return Watched::Gone;
                     }
-                    while let Some(line) = next_line(&mut heard) {
+                    while let Some(line) = next_line(&mut running.heard) {
                         let Ok(report) = line.parse::<Report>() else { continue };
                         if matches!(report, Report::Started(_)) && !stopping {
                             self.set(Phase::Running, report.sentence());
                         }
-                        said = Some(report);
+                        running.said = Some(report);
                     }
                 }
                 told = self.orders.changed() => debug_assert!(told.is_ok(), "holds a sender"),
@@ -265,7 +422,7 @@ impl Replica {
                             replica = self.status.id,
                             "the supervisor does not stop and is killed"
                         );
-                        let _ = running.child.start_kill();
+                        running.guard.kill();
                     }
                 }
             }

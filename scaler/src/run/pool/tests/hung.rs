@@ -214,6 +214,16 @@ fn a_start_is_bounded_by_what_is_configured_and_later_by_what_was_learned() {
 }
 
 #[test]
+fn one_that_was_there_before_is_waited_for_from_when_it_is_seen() {
+    let target = serde_json::json!({"processes": {"command": ["v"], "startTimeout": "100s"}});
+    let (mut pool, target) = (with(&target, 1), Fake::default());
+    step(&mut pool, &target, &[signals(0, &[])], 1_000);
+    target.statuses.borrow_mut().get_mut("p-1").expect("there").inherited = true;
+    let starting = [signals(0, &[(ONE, Health::Starting, 0)])];
+    assert_eq!(until_replaced(&mut pool, &target, &starting, (5_000, 5_200)), Some(5_100));
+}
+
+#[test]
 fn nothing_is_replaced_where_that_is_not_configured() {
     for (case, target, want) in [
         ("Kubernetes", serde_json::json!({"kubernetes": {"name": "v"}}), None),
