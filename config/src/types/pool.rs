@@ -120,8 +120,8 @@ pub struct Upstream {
     pub eject_after: u32,
     /// When an endpoint has work, of whatever kind, and produces nothing for this long, it is asked
     /// for one token and gets nothing new meanwhile; one that does not answer is out, and what has
-    /// no answer from it yet is tried elsewhere. Where no connection can be made any more, what has
-    /// no answer is tried elsewhere at once, and a stream ends after this much silence.
+    /// no answer from it yet is tried elsewhere. Where no connection can be made for a second, what
+    /// has no answer is tried elsewhere, and a stream ends after this much silence.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::Text")]
     pub freeze_timeout: Duration,
