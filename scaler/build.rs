@@ -1,4 +1,4 @@
-//! Compiles KEDA's protocol, without a `protoc` on the machine.
+//! Compiles KEDA's protocol without needing `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -7,50 +7,52 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::http::{HeaderName, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use forebay_bounds::{Heartbeats, Peer};
+use forebay_base::Heartbeats;
+use forebay_base::listen::Peer;
 use forebay_gateway::Draining;
-use forebay_scaler::{ByItself, Readiness};
+use forebay_scaler::{FromEndpoint, Readiness};
 use forebay_signals::Token;
 use tokio::time::timeout;
 
 mod port;
+mod recorder;
 mod scrape;
 
 pub(crate) use port::{Port, bind};
 pub(crate) use scrape::{Scrape, install_metrics};
 
-/// What a request's body may have, and how long it may take.
+/// Limits on a request's body: its size and its time.
 const BODY_SIZE: usize = 64 << 10;
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// Who may ask what: DESIGN's "admin access" in one place.
+/// Access to the admin port: the token, or loopback.
 #[derive(Clone)]
 pub(crate) struct Access {
-    /// `None`: whoever reaches the port, which is allowed on loopback alone.
+    /// `None` admits every client that reaches the port, which is allowed only on loopback.
     pub(crate) token: Option<Token>,
     pub(crate) loopback: bool,
 }
 
-/// What the port answers from.
-pub(crate) struct Parts {
-    /// The feeds, decisions and what changes something.
+/// The parts that answer on the port.
+pub(crate) struct AdminParts {
+    /// The feeds, the decisions, and the routes that change something.
     pub(crate) routes: Router,
     pub(crate) scrape: Scrape,
     pub(crate) access: Access,
-    /// To drain the gateway; `None` where none runs.
+    /// Drains the gateway; `None` if none runs.
     pub(crate) drain: Option<Draining>,
-    /// Where nothing but a scaler runs: a gateway's readiness does not depend on one.
+    /// Set if no gateway runs here: a gateway's readiness does not depend on a scaler.
     pub(crate) scaler: Option<Readiness>,
     pub(crate) heartbeats: Heartbeats,
 }
 
 /// Everything that the port serves.
-pub(crate) fn router(parts: Parts) -> Router {
-    let Parts { routes, scrape, access, drain, scaler, heartbeats } = parts;
+pub(crate) fn router(parts: AdminParts) -> Router {
+    let AdminParts { routes, scrape, access, drain, scaler, heartbeats } = parts;
     let healthy = {
         let heartbeats = heartbeats.clone();
         get(async move || health(heartbeats.silent().map(|silent| silent.to_string())))
@@ -79,15 +81,14 @@ pub(crate) fn router(parts: Parts) -> Router {
         .layer(from_fn_with_state(access, same_site))
 }
 
-fn health(lack: Option<String>) -> (StatusCode, String) {
-    match lack {
-        Some(lack) => (StatusCode::SERVICE_UNAVAILABLE, format!("{lack}\n")),
+fn health(fault: Option<String>) -> (StatusCode, String) {
+    match fault {
+        Some(fault) => (StatusCode::SERVICE_UNAVAILABLE, format!("{fault}\n")),
         None => (StatusCode::OK, "ok\n".to_owned()),
     }
 }
 
-/// Reads a request's body before anything is done: a client that sends it slowly, or without end,
-/// holds up nothing.
+/// Reads a request's body first, so a client that sends it slowly or without end delays nothing.
 async fn read_body(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let refused =
@@ -99,11 +100,28 @@ async fn read_body(request: Request, next: Next) -> Response {
     }
 }
 
-async fn not_found() -> (StatusCode, &'static str) {
-    (StatusCode::NOT_FOUND, "nothing is served here\n")
+/// Names what is served here.
+const INDEX: &str = "\
+Forebay's admin port
+
+/metrics              figures for Prometheus
+/healthz, /readyz     health
+/signals              what the gateway holds and measures, by pool
+/replicas             replicas, and how many are wanted
+/decisions?pool=NAME  the scaler's decisions, each with its reason
+POST /drain           takes no more requests, and answers once none is left
+POST /pools/NAME/override
+                      an operator's count
+";
+
+async fn not_found(uri: Uri) -> (StatusCode, &'static str) {
+    match uri.path() {
+        "/" => (StatusCode::OK, INDEX),
+        _ => (StatusCode::NOT_FOUND, "there is nothing at this path; `/` names what is served\n"),
+    }
 }
 
-/// `POST /drain`: answers when nothing is held or in flight any more.
+/// `POST /drain`: answers when no request is held or in flight.
 async fn drain_gateway(
     State(drain): State<Option<Draining>>,
     request: Request,
@@ -113,10 +131,10 @@ async fn drain_gateway(
     let Some(drain) = drain.filter(|_| ours) else { return next.run(request).await };
     if request.method() != Method::POST {
         let allow = [(header::ALLOW, "POST")];
-        let usage = "POST it: it stops this gateway from taking work\n";
+        let usage = "use POST: it stops this gateway from taking requests\n";
         return (StatusCode::METHOD_NOT_ALLOWED, allow, usage).into_response();
     }
-    tracing::info!("draining: asked to on the admin port");
+    tracing::info!("draining, by a request on the admin port");
     drain.begin();
     drain.idle().await;
     "drained\n".into_response()
@@ -132,7 +150,7 @@ async fn authorize(State(access): State<Access>, mut request: Request, next: Nex
     }
     let caller = request.extensions().get::<Peer>().map(|peer| peer.address);
     if caller.is_some_and(|caller| drains_itself(&request, caller)) {
-        request.extensions_mut().insert(ByItself);
+        request.extensions_mut().insert(FromEndpoint);
         return next.run(request).await;
     }
     let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
@@ -140,20 +158,22 @@ async fn authorize(State(access): State<Access>, mut request: Request, next: Nex
     (StatusCode::UNAUTHORIZED, headers, why).into_response()
 }
 
-/// On loopback, what a page of another site makes a browser on this machine ask is refused: by a
-/// name of its own that it let point here, or across sites.
+/// On loopback, refuses the requests that a page of another site makes a browser on this machine
+/// send: with the site's own name as host, or across sites.
 async fn same_site(State(access): State<Access>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
-    let mut hosts = texts(header::HOST).chain(request.uri().authority().map(|it| it.as_str()));
+    let mut hosts =
+        texts(header::HOST).chain(request.uri().authority().map(|authority| authority.as_str()));
     let foreign_host = hosts.any(|host| !is_local(host));
     let foreign_origin = texts(header::ORIGIN)
         .any(|origin| origin.split_once("://").is_none_or(|(_, authority)| !is_local(authority)));
-    // Of browsers that leave the origin out. A link from elsewhere may show a page of ours.
-    let elsewhere = texts(HeaderName::from_static("sec-fetch-site")).any(|it| it == "cross-site");
+    // For browsers that leave out the origin. A link on another site may show a page of ours.
+    let elsewhere =
+        texts(HeaderName::from_static("sec-fetch-site")).any(|site| site == "cross-site");
     let changes = !request.method().is_safe();
     if access.loopback && (foreign_host || foreign_origin || elsewhere && changes) {
-        let why = "this port answers to localhost and to pages from there alone\n";
+        let why = "this port answers only requests for localhost, and from pages of localhost\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
     next.run(request).await
@@ -162,7 +182,7 @@ async fn same_site(State(access): State<Access>, request: Request, next: Next) -
 /// Whether an authority, `HOST[:PORT]`, can only be this machine.
 fn is_local(authority: &str) -> bool {
     let port = |rest: &str| rest.strip_prefix(':').is_none_or(|port| port.parse::<u16>().is_ok());
-    let (host, rest) = match authority.strip_prefix('[').and_then(|it| it.split_once(']')) {
+    let (host, rest) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, rest)) => (host, rest),
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
@@ -171,12 +191,12 @@ fn is_local(authority: &str) -> bool {
         && (loopback || host.eq_ignore_ascii_case("localhost"))
 }
 
-/// Whether somebody asks to drain the endpoint at its own address. A pod may, without the token,
-/// which no model's pod holds; whether it is one the scaler knows. On loopback everybody has the
-/// same address, and a browser asks for the pages of others.
+/// Whether the caller drains the endpoint at its own address. A pod may do so without the token, which
+/// pods of models don't have; the scaler checks that it knows the pod. Not on loopback, where all
+/// callers have the same address, nor for a browser, which sends requests on behalf of other sites.
 fn drains_itself(request: &Request, caller: SocketAddr) -> bool {
-    let asked = Query::<HashMap<String, String>>::try_from_uri(request.uri()).ok();
-    let endpoint = asked.and_then(|it| it.get("endpoint")?.parse::<SocketAddr>().ok());
+    let query = Query::<HashMap<String, String>>::try_from_uri(request.uri()).ok();
+    let endpoint = query.and_then(|query| query.get("endpoint")?.parse::<SocketAddr>().ok());
     request.method() == Method::POST
         && request.uri().path() == "/drain"
         && !request.headers().contains_key(header::ORIGIN)
@@ -186,7 +206,7 @@ fn drains_itself(request: &Request, caller: SocketAddr) -> bool {
         })
 }
 
-/// How this process reaches its own admin port.
+/// The URL at which this process reaches its own admin port.
 pub(crate) fn own_url(address: SocketAddr) -> String {
     let mut address = address;
     if address.ip().is_unspecified() {
@@ -205,11 +225,11 @@ mod tests {
 
     use super::*;
 
-    fn parts(heartbeats: Heartbeats) -> Parts {
-        let figures = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        Parts {
+    fn parts(heartbeats: Heartbeats) -> AdminParts {
+        let figures = recorder::Figures::default();
+        AdminParts {
             routes: Router::new().route("/echo", axum::routing::post(async |body: String| body)),
-            scrape: Scrape::new(figures.handle(), String::new),
+            scrape: Scrape::new(figures, |_| {}),
             access: Access { token: None, loopback: true },
             drain: None,
             scaler: None,
@@ -236,7 +256,7 @@ mod tests {
         let _beats = tokio::spawn(heartbeats.beat("gateway-0"));
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(health("/healthz").await, (StatusCode::OK, "ok\n".to_owned()));
-        // Its runtime never comes to it.
+        // Its future is never polled.
         let hangs = heartbeats.beat("gateway-1");
         tokio::time::sleep(Duration::from_secs(60)).await;
         for path in ["/healthz", "/readyz"] {
@@ -260,6 +280,19 @@ mod tests {
         let endless = futures_util::stream::pending::<Result<String, std::io::Error>>();
         let endless = axum::body::Body::from_stream(endless);
         assert_eq!(post(endless).await.0, StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn the_root_names_what_is_served_and_other_paths_name_the_root() {
+        let router = router(parts(Heartbeats::default()));
+        let of = async |path: &str| {
+            ask(&router, Request::get(path).body(axum::body::Body::empty()).expect("a request"))
+                .await
+        };
+        let (status, index) = of("/").await;
+        assert!(status == StatusCode::OK && index.contains("/decisions?pool=NAME"), "{index}");
+        let (status, why) = of("/decision").await;
+        assert!(status == StatusCode::NOT_FOUND && why.contains("`/` names"), "{why}");
     }
 
     #[test]

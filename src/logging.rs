@@ -1,7 +1,7 @@
-//! Where log lines go and how they look.
+//! The log: its lines and their form.
 //!
-//! They are written on the side: a standard error that takes nothing, or is full or closed, holds
-//! up nobody, and what could not be written is counted.
+//! A thread of its own writes the lines. A standard error that is full, closed or not read blocks no
+//! other thread, and lines that could not be written are counted.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
@@ -9,15 +9,16 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Context;
-use forebay_bounds::{Lines, Output};
+use forebay_base::output::{Lines, Output};
 use forebay_config::{LogFormat, Logging};
+use forebay_gateway::{AccessLogForm, set_access_log_form};
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
-/// How long the last lines may take at the end.
+/// Longest time to write the last lines.
 const LAST: Duration = Duration::from_secs(1);
 
 /// The log of this process. Dropping it writes the last lines, if they can be.
@@ -43,7 +44,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Shows on `/metrics` what was dropped.
+    /// Shows the number of dropped lines on `/metrics`.
     pub(crate) fn show(&self) {
         self.0.show();
     }
@@ -53,8 +54,8 @@ impl Log {
         self.0.finish(LAST);
     }
 
-    fn lines(&self) -> OnTheSide {
-        OnTheSide(self.0.clone())
+    fn lines(&self) -> LogWriter {
+        LogWriter(self.0.clone())
     }
 }
 
@@ -64,9 +65,9 @@ impl Drop for Log {
     }
 }
 
-struct OnTheSide(Output);
+struct LogWriter(Output);
 
-impl<'a> MakeWriter<'a> for OnTheSide {
+impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {
@@ -91,39 +92,48 @@ fn filter(default: &str) -> EnvFilter {
     EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new(default))
 }
 
-/// A few calm lines for somebody who watches: what happens, not each request.
-pub(crate) fn for_people() -> anyhow::Result<Log> {
+/// A log for a person who watches, with a sentence for each request and each decision.
+pub(crate) fn for_people(logging: &Logging) -> anyhow::Result<Log> {
     let log = Log::start()?;
+    let access = access(logging);
     tracing_subscriber::fmt()
-        .with_env_filter(filter(&format!("{LEVELS},forebay::access=off,forebay::bounds=warn")))
-        .with_target(false)
-        .with_timer(SinceStart(Instant::now()))
+        .with_env_filter(filter(&format!("{LEVELS},{access},forebay::bounds=warn")))
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .log_internal_errors(false)
+        .with_target(false)
+        .with_timer(SinceStart(Instant::now()))
         .with_writer(log.lines())
         .init();
+    set_access_log_form(AccessLogForm::Sentence);
     Ok(log)
 }
 
-/// A line a request and a line a decision, in the configured form.
+/// A log with a line for each request and each decision, in the configured format.
 pub(crate) fn for_machines(logging: &Logging) -> anyhow::Result<Log> {
     let log = Log::start()?;
-    let access = if logging.access { "info" } else { "off" };
+    let access = access(logging);
     let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter(&format!("{LEVELS},forebay::access={access}")))
+        .with_env_filter(filter(&format!("{LEVELS},{access}")))
         .log_internal_errors(false)
         .with_writer(log.lines());
     match logging.format {
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).init();
+            set_access_log_form(AccessLogForm::Json(log.0.clone()));
+        }
         LogFormat::Text => lines.with_ansi(false).init(),
     }
     Ok(log)
 }
 
-const LEVELS: &str =
-    "warn,forebay=info,forebay_bounds=info,forebay_gateway=info,forebay_scaler=info";
+const LEVELS: &str = "warn,forebay=info,forebay_base=info,forebay_gateway=info,forebay_scaler=info";
 
-/// Seconds since the start: what somebody who watches compares.
+fn access(logging: &Logging) -> &'static str {
+    if logging.access { "forebay::access=info" } else { "forebay::access=off" }
+}
+
+/// Seconds since the start.
+#[derive(Clone)]
 struct SinceStart(Instant);
 
 impl FormatTime for SinceStart {

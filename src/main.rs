@@ -1,13 +1,15 @@
 //! The `forebay` command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use forebay_bounds::print;
-use forebay_system::files;
+use forebay_base::open_files;
+use forebay_base::print;
+use forebay_config::Logging;
 
+use crate::logging::Log;
 use crate::upgrade::Program;
 use crate::upgrade::new::Inherited;
 
@@ -15,22 +17,32 @@ mod admin;
 mod check;
 mod dev;
 mod hash_key;
+mod init;
 mod logging;
+mod probe;
 mod reload;
 mod serve;
+mod shell;
+mod startable;
+mod stop_signals;
 mod upgrade;
+mod usage;
 
-// Halves the memory of a held request, and takes much of the allocator off the CPU.
+/// The version, with the commit and its date where they are known.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("FOREBAY_COMMIT"));
+
+// Halves the memory of a held request, and the time spent in the allocator.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// An inference gateway with built-in scaling: holds requests while replicas wake, measures queue
-/// depth, TTFT and tokens/s inline, and starts and stops replicas on what it measured.
+/// depth, TTFT and tokens/s inline, and starts and stops replicas by these figures.
 #[derive(Parser)]
 #[command(
-    version,
+    version = VERSION,
     after_help = "\
-Without a command, `forebay` is `forebay dev`: gateway, scaler and simulated replicas on this machine.
+Without a command, `forebay` is `forebay dev`: gateway, scaler and simulated replicas, all on this
+machine.
   forebay
   curl -N http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"model\":\"sim\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}'
@@ -52,25 +64,36 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Everything in one process on this machine, scaling from and to zero
-    Dev(dev::Args),
+    Dev(Box<dev::DevArgs>),
+    /// Write a configuration file to begin with
+    Init(init::InitArgs),
     /// Gateway and scaler in one process, from a configuration file
     Run(File),
     /// The gateway alone
     Gateway(File),
     /// The scaler alone
     Scaler(File),
-    /// Let the binary at a running Forebay's path take over from it, without a lost connection
-    Upgrade(upgrade::command::Args),
+    /// Replace a running Forebay by the binary at its path, without losing a connection
+    Upgrade(upgrade::command::UpgradeArgs),
+    /// Ask servers until all answer, as a health check or before a test
+    Probe(probe::ProbeArgs),
     /// Validate a configuration file or a ScaledObject of KEDA's, naming every problem with its line
-    Check(check::Args),
+    Check(check::CheckArgs),
     /// Print the configuration's JSON schema, for completion in editors
     Schema,
-    /// Print the SHA-256 hash of an API key, as the file of `gateway.keys` has it
-    HashKey(hash_key::Args),
+    /// Print the SHA-256 hash of an API key, for the file of `gateway.keys`
+    HashKey(hash_key::HashKeyArgs),
     /// Rehearse a pool's scaling on a recorded or generated load, in simulated time
-    Replay(forebay_loadtests::replay::Args),
+    Replay(forebay_loadtests::replay::ReplayArgs),
+    /// Send a load to any OpenAI endpoint at the times of a schedule, and measure the answers
+    Load(Box<forebay_loadtests::load::Options>),
     /// One simulated vLLM replica
-    VllmSim(forebay_loadtests::sim::Args),
+    VllmSim(forebay_loadtests::sim::SimArgs),
+    /// Print the script that completes commands and flags in a shell
+    Completions(shell::CompletionArgs),
+    /// Writes the man pages, for packages
+    #[command(hide = true)]
+    ManPages(shell::ManPageArgs),
     /// Runs one replica and ends all its processes when Forebay is gone
     #[command(hide = true)]
     Supervise(forebay_scaler::supervisor::Args),
@@ -84,15 +107,20 @@ struct File {
 }
 
 fn main() -> ExitCode {
-    let Cli { take_over, open_files, command } = Cli::parse();
-    let command = command.unwrap_or_else(|| Command::Dev(dev::Args::default()));
-    // No runtime and no threads: there is one of these for each replica.
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let arguments: Vec<_> =
+            std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        usage::with_hint(error, &arguments).exit()
+    });
+    let Cli { take_over, open_files, command } = cli;
+    let command = command.unwrap_or_else(|| Command::Dev(Box::default()));
+    // Without a runtime or threads: each replica has a process of this kind.
     if let Command::Supervise(args) = command {
         return forebay_scaler::supervisor::run(args);
     }
     if let Some(soft) = open_files {
-        // Without, replicas would get the limit that the process before had raised.
-        let _ = files::set_soft(soft);
+        // Otherwise replicas would get the limit that the process before had raised.
+        let _ = open_files::set_soft(soft);
     }
     let inherited = take_over.then(Inherited::take).transpose();
     let outcome = inherited.context("--take-over").and_then(|inherited| {
@@ -103,24 +131,30 @@ fn main() -> ExitCode {
         outcome
     });
     outcome.unwrap_or_else(|error| {
-        print::err(format_args!("forebay: {error:#}"));
+        print::err(format_args!("forebay: {}", chain(&error)));
         ExitCode::FAILURE
     })
 }
 
 fn run(command: Command, inherited: Option<&Inherited>) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Dev(args) => {
-            let config = args.config()?;
-            let program = Program::of_this_process().context("cannot find the running program")?;
-            let log = logging::for_people()?;
-            raise_open_files();
-            block_on(serve::serve(config, serve::Parts::Both, None, &log, &program, inherited))
-        }
-        Command::Run(file) => from_file(&file, serve::Parts::Both, inherited),
-        Command::Gateway(file) => from_file(&file, serve::Parts::Gateway, inherited),
-        Command::Scaler(file) => from_file(&file, serve::Parts::Scaler, inherited),
+        Command::Dev(args) => match &args.config {
+            Some(file) => from_file(file, serve::Parts::Both, logging::for_people, inherited),
+            None => {
+                let config = args.config()?;
+                let program =
+                    Program::of_this_process().context("cannot find the running program")?;
+                let log = logging::for_people(&config.logging)?;
+                raise_open_files();
+                block_on(serve::serve(config, serve::Parts::Both, None, &log, &program, inherited))
+            }
+        },
+        Command::Init(args) => init::run(&args),
+        Command::Run(file) => file.start(serve::Parts::Both, inherited),
+        Command::Gateway(file) => file.start(serve::Parts::Gateway, inherited),
+        Command::Scaler(file) => file.start(serve::Parts::Scaler, inherited),
         Command::Upgrade(args) => block_on(upgrade::command::run(args)),
+        Command::Probe(args) => block_on(probe::run(args)),
         Command::Check(args) => check::run(&args),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&forebay_config::schema())?;
@@ -129,51 +163,115 @@ fn run(command: Command, inherited: Option<&Inherited>) -> anyhow::Result<ExitCo
         }
         Command::HashKey(args) => hash_key::run(&args),
         Command::Replay(args) => {
-            forebay_loadtests::replay::run(&args)?;
+            forebay_loadtests::replay::run(&args, VERSION)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Load(options) => {
+            raise_open_files();
+            block_on(forebay_loadtests::load::run(*options))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::VllmSim(args) => {
             block_on(forebay_loadtests::sim::run(args))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Completions(args) => shell::completions(&args),
+        Command::ManPages(args) => shell::man_pages(&args),
         Command::Supervise(_) => unreachable!("run before any runtime"),
     }
 }
 
+impl File {
+    fn start(
+        &self,
+        parts: serve::Parts,
+        inherited: Option<&Inherited>,
+    ) -> anyhow::Result<ExitCode> {
+        from_file(&self.config, parts, logging::for_machines, inherited)
+    }
+}
+
 fn from_file(
-    file: &File,
+    file: &Path,
     parts: serve::Parts,
+    start_log: fn(&Logging) -> anyhow::Result<Log>,
     inherited: Option<&Inherited>,
 ) -> anyhow::Result<ExitCode> {
     let program = Program::of_this_process().context("cannot find the running program")?;
-    let name = file.config.display().to_string();
-    let text =
-        std::fs::read_to_string(&file.config).with_context(|| format!("cannot read {name}"))?;
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let (config, warnings) = forebay_config::inspect(&text, &name)?;
-    let log = logging::for_machines(&config.logging)?;
+    let log = start_log(&config.logging)?;
     raise_open_files();
     for warning in warnings.iter() {
         tracing::warn!("{warning}");
     }
     block_on(async {
-        let file = reload::ConfigFile::new(file.config.clone(), text)?;
+        let file = reload::ConfigFile::new(file.to_owned(), text)?;
         serve::serve(config, parts, Some(file), &log, &program, inherited).await
     })
 }
 
-/// Takes as many open files as the hard limit allows: each connection is one.
+/// An error with its causes, each once: some errors contain the text of their cause.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Raises the limit on open files to the hard limit: each connection needs one.
 fn raise_open_files() {
-    if let Err(error) = files::raise() {
+    if let Err(error) = open_files::raise() {
         tracing::warn!("limit on open files: can't be raised: {error}");
     }
 }
 
-/// Runs it on a runtime for everything but clients, whom threads of the gateway's own serve. What
-/// still reads a file then is not waited for: it may be on a volume that hangs.
+/// Runs `main` on a runtime for everything but clients, which the gateway's own threads serve. Tasks
+/// that still read a file at the end are not waited for: the file may be on a volume that hangs.
 fn block_on<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the async runtime")?;
     let outcome = runtime.block_on(main);
     runtime.shutdown_background();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_its_error_contains_is_not_repeated() {
+        let cause = || anyhow::anyhow!("taken");
+        assert_eq!(chain(&cause().context("cannot listen: taken")), "cannot listen: taken");
+        assert_eq!(
+            chain(&cause().context("cannot listen").context("start")),
+            "start: cannot listen: taken"
+        );
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_line_of_an_example_is_broken_on_a_page_of_100_columns() {
+        use clap::CommandFactory as _;
+        let mut all = vec![Cli::command()];
+        while let Some(command) = all.pop() {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{}: {line}", command.get_name());
+            }
+            all.extend(command.get_subcommands().cloned());
+        }
+    }
 }

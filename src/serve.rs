@@ -1,4 +1,4 @@
-//! Puts the parts together, and takes them down in order.
+//! Starts the parts of this process, and stops them in order.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -7,26 +7,26 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use forebay_base::open_files;
 use forebay_config::{Config, Discovery, Target};
 use forebay_discovery::Cluster;
 use forebay_gateway::{Busy, Gateway};
 use forebay_scaler::{Gateways, Scaler};
 use forebay_signals::Token;
-use forebay_system::files;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Access, Port, Scrape};
 use crate::logging::Log;
-use crate::reload::ConfigFile;
+use crate::reload::{CONFIGURATION, ConfigFile};
+use crate::stop_signals::Signals;
 use crate::upgrade::new::{Inherited, Predecessor};
 use crate::upgrade::old::{Candidate, Estate, Successor};
 use crate::upgrade::{Order, Orders, Program, Role};
 
-/// What runs in this process.
+/// The parts that run in this process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
     Gateway,
@@ -34,8 +34,8 @@ pub(crate) enum Parts {
     Both,
 }
 
-/// Runs until SIGTERM or Ctrl-C, by what `file` holds where there is one, or until `program` has
-/// taken over. `inherited` leads to the process that this one takes over from.
+/// Runs until SIGTERM or Ctrl-C, or until `program` has taken over. Follows `file`, if there is one.
+/// `inherited` is the channel to the process that this one takes over from.
 pub(crate) async fn serve(
     config: Config,
     parts: Parts,
@@ -45,33 +45,34 @@ pub(crate) async fn serve(
     inherited: Option<&Inherited>,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let (mut orders, desk) = Orders::new()?;
+    let (mut orders, upgrade) = Orders::new()?;
     let predecessor = match inherited {
         Some(inherited) => Some(inherited.meet().await?),
         None => None,
     };
     let mut config = Arc::new(config);
-    let running = Running::start(&config, parts, log, desk, predecessor).await?;
+    let running = Running::start(&config, parts, log, upgrade, predecessor).await?;
     running.announce(&config);
-    // systemd, where that is who started it, takes this process for the service from now on.
+    // For systemd, if it started us, this process is the service from now on.
     let serving = [NotifyState::MainPid(std::process::id()), NotifyState::Ready];
     if let Err(error) = sd_notify::notify(&serving) {
-        tracing::warn!("NOTIFY_SOCKET: the service manager does not hear of this process: {error}");
+        tracing::warn!("NOTIFY_SOCKET: cannot report this process to the service manager: {error}");
     }
     loop {
         let end = follow(&mut config, file.as_mut(), &mut signals, &mut orders, &running).await;
         let End::Upgrade(order) = end else { break };
         match running.replace(program, order.within, &mut signals).await {
-            Replaced::By(successor) => {
-                // Before whoever asked hears of it, and asks for more.
+            UpgradeOutcome::Succeeded(successor) => {
+                // Before the answer: an operator who sees it may send more requests.
                 running.admin.port.retire();
                 let (new, old) = (successor.process, std::process::id());
-                order.done(Ok(format!("process {new} serves, process {old} finishes what it has")));
+                order
+                    .done(Ok(format!("process {new} serves, process {old} finishes its requests")));
                 return Ok(running.retire(successor, &config, signals, log).await);
             }
-            Replaced::Not(error) => order.done(Err(format!("{error:#}"))),
-            Replaced::Stopped => {
-                order.done(Err("this process was asked to stop".to_owned()));
+            UpgradeOutcome::Failed(error) => order.done(Err(format!("{error:#}"))),
+            UpgradeOutcome::Stopped => {
+                order.done(Err("this process is stopping".to_owned()));
                 break;
             }
         }
@@ -79,14 +80,14 @@ pub(crate) async fn serve(
     Ok(running.shut_down(&config, signals, log).await)
 }
 
-/// All that serves.
+/// The running parts.
 struct Running {
     gateway: Option<Gateway>,
-    /// Where clients are served, as configured at the start.
+    /// The clients' address, as configured at the start.
     clients: SocketAddr,
     scaler: Option<Scaler>,
     admin: AdminPort,
-    predecessor: Leaving,
+    predecessor: Retirement,
 }
 
 struct AdminPort {
@@ -94,23 +95,25 @@ struct AdminPort {
     configured: SocketAddr,
     /// A copy, for a process that takes over.
     socket: TcpListener,
-    /// Served until the end: what is stopping says so.
+    /// Served until the end, so that a process that stops can report it.
     port: Port,
     _beating: AbortOnDropHandle<()>,
 }
 
-/// The process before this one, while it finishes what it has.
+/// The process before this one, while it finishes its requests.
 #[derive(Default)]
-struct Leaving {
+struct Retirement {
     stop: CancellationToken,
     gone: CancellationToken,
+    /// Follows it to its end.
+    task: Option<AbortOnDropHandle<()>>,
 }
 
-/// What became of an upgrade.
-enum Replaced {
-    By(Successor),
-    Not(anyhow::Error),
-    /// This process was asked to stop meanwhile.
+/// The outcome of an upgrade.
+enum UpgradeOutcome {
+    Succeeded(Successor),
+    Failed(anyhow::Error),
+    /// This process has to stop meanwhile.
     Stopped,
 }
 
@@ -119,7 +122,7 @@ impl Running {
         config: &Arc<Config>,
         parts: Parts,
         log: &Log,
-        desk: Router,
+        upgrade: Router,
         mut predecessor: Option<Predecessor>,
     ) -> anyhow::Result<Self> {
         let token = config.admin.token_file.as_ref().map(|file| {
@@ -131,7 +134,9 @@ impl Running {
         let metrics = admin::install_metrics()?;
         log.show();
         let configured = config.admin.listen;
-        let inherited = predecessor.as_mut().and_then(|it| it.socket(Role::Admin, configured));
+        let inherited = predecessor
+            .as_mut()
+            .and_then(|predecessor| predecessor.socket(Role::Admin, configured));
         let socket = inherited.map_or_else(|| admin::bind(configured), Ok);
         let socket = socket.with_context(|| {
             format!("admin.listen: cannot listen on {configured}; is Forebay running already?")
@@ -139,14 +144,15 @@ impl Running {
         let address = socket.local_addr()?;
         let own = admin::own_url(address);
 
-        let mut routes = desk;
+        let mut routes = upgrade;
         let clients = config.gateway.listen;
         let gateway = if parts == Parts::Scaler {
             None
         } else {
             let configured = config.gateway.scaler.as_deref().map(url).transpose()?;
             let scaler = (parts == Parts::Both).then(|| own.clone()).or(configured);
-            let sockets = predecessor.as_mut().map(|it| it.sockets(Role::Clients, clients));
+            let sockets =
+                predecessor.as_mut().map(|predecessor| predecessor.sockets(Role::Clients, clients));
             let sockets = sockets.unwrap_or_default();
             let gateway =
                 Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), sockets)?;
@@ -171,24 +177,27 @@ impl Running {
             Some(scaler)
         };
         let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);
-        let scrape =
-            Scrape::new(metrics, move || endpoints.as_ref().map_or_else(String::new, |it| it()));
+        let scrape = Scrape::new(metrics, move |text| {
+            if let Some(render) = &endpoints {
+                render(text);
+            }
+        });
         let heartbeats = gateway.as_ref().map(Gateway::heartbeats).unwrap_or_default();
         let beating = AbortOnDropHandle::new(tokio::spawn(heartbeats.beat("main")));
-        let router = admin::router(admin::Parts {
+        let router = admin::router(admin::AdminParts {
             routes,
-            scrape: scrape.clone(),
+            scrape,
             access: Access { token, loopback: address.ip().to_canonical().is_loopback() },
             drain: gateway.as_ref().map(Gateway::draining),
             scaler: scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness),
             heartbeats: heartbeats.clone(),
         });
-        let port = Port::prepare(socket.try_clone()?, router, scrape, heartbeats);
+        let port = Port::prepare(socket.try_clone()?, router, heartbeats);
         let port = port.context("the admin port")?;
 
         let leaving = match predecessor {
-            Some(predecessor) => Leaving::take_over(predecessor, &gateway, &scaler).await?,
-            None => Leaving::nothing(),
+            Some(predecessor) => Retirement::take_over(predecessor, &gateway, &scaler).await?,
+            None => Retirement::nothing(),
         };
         if let Some(gateway) = &gateway {
             gateway.accept();
@@ -212,8 +221,8 @@ impl Running {
         } else {
             tracing::info!("scaler running; decisions on {admin}/decisions");
         }
-        if let Some(original) = files::for_children() {
-            let now = files::limit();
+        if let Some(original) = open_files::for_children() {
+            let now = open_files::limit();
             tracing::info!(target: "forebay::bounds", "limit on open files: raised from {original} to {now}");
         }
     }
@@ -224,7 +233,7 @@ impl Running {
         program: &Program,
         within: Duration,
         signals: &mut Signals,
-    ) -> Replaced {
+    ) -> UpgradeOutcome {
         let estate = Estate {
             gateway: self.gateway.as_ref(),
             scaler: self.scaler.as_ref(),
@@ -233,23 +242,23 @@ impl Running {
         };
         let mut candidate = match Candidate::start(program) {
             Ok(candidate) => candidate,
-            Err(error) => return Replaced::Not(error),
+            Err(error) => return UpgradeOutcome::Failed(error),
         };
         let prepared = tokio::select! {
-            prepared = candidate.prepare(&estate, within) => prepared.map_err(Replaced::Not),
-            () = signals.next() => Err(Replaced::Stopped),
+            prepared = candidate.prepare(&estate, within) => prepared.map_err(UpgradeOutcome::Failed),
+            () = signals.next() => Err(UpgradeOutcome::Stopped),
         };
-        if let Err(not) = prepared {
+        if let Err(outcome) = prepared {
             candidate.end().await;
-            return not;
+            return outcome;
         }
         match candidate.install(&estate).await {
-            Ok(successor) => Replaced::By(successor),
-            Err(error) => Replaced::Not(error),
+            Ok(successor) => UpgradeOutcome::Succeeded(successor),
+            Err(error) => UpgradeOutcome::Failed(error),
         }
     }
 
-    /// Finishes what is here, while another process serves.
+    /// Finishes the requests of this process while another one serves.
     async fn retire(
         self,
         mut successor: Successor,
@@ -280,17 +289,17 @@ impl Running {
         };
         if !finished {
             predecessor.stop.cancel();
-            tracing::info!("shutting down: finishing what is in flight and held");
+            tracing::info!("shutting down: finishing requests in flight and held");
         }
         let code = signals.or_at_once(shut_down(gateway, config), log).await;
-        tracing::info!("process {} has finished what it had", std::process::id());
+        tracing::info!("process {} has finished its requests", std::process::id());
         code
     }
 
-    /// Finishes what is here, then stops the replicas.
+    /// Finishes the requests of this process, then stops the replicas.
     async fn shut_down(self, config: &Config, mut signals: Signals, log: &Log) -> ExitCode {
         tracing::info!(
-            "shutting down: finishing what is in flight and held (once more to leave at once)"
+            "shutting down: finishing requests in flight and held (signal again to stop at once)"
         );
         let Self { gateway, scaler, admin: _admin, predecessor, .. } = self;
         let orderly = async {
@@ -309,21 +318,21 @@ impl Running {
     }
 }
 
-impl Leaving {
-    /// There is none.
+impl Retirement {
+    /// For a process without a predecessor.
     fn nothing() -> Self {
         let leaving = Self::default();
         leaving.gone.cancel();
         leaving
     }
 
-    /// Puts this process in its place.
+    /// Takes over from the predecessor.
     async fn take_over(
         mut predecessor: Predecessor,
         gateway: &Option<Gateway>,
         scaler: &Option<Scaler>,
     ) -> anyhow::Result<Self> {
-        let leaving = Self::default();
+        let mut leaving = Self::default();
         let (handover, busy) = predecessor.succeed().await?;
         let report: Box<dyn Fn(Busy) + Send> = match gateway {
             Some(gateway) => Box::new(gateway.predecessor()),
@@ -333,7 +342,8 @@ impl Leaving {
         if let Some(scaler) = scaler {
             scaler.take_over(handover, leaving.gone.clone()).await;
         }
-        tokio::spawn(predecessor.follow(report, leaving.stop.clone(), leaving.gone.clone()));
+        let follow = predecessor.follow(report, leaving.stop.clone(), leaving.gone.clone());
+        leaving.task = Some(AbortOnDropHandle::new(tokio::spawn(follow)));
         Ok(leaving)
     }
 }
@@ -358,17 +368,17 @@ fn gateways(
         fixed.push(url(gateway)?);
     }
     let discovery = config.scaler.gateway_discovery.as_ref();
-    let found = discovery.map(|it| forebay_discovery::discover(it, cluster));
+    let found = discovery.map(|discovery| forebay_discovery::discover(discovery, cluster));
     Ok(Gateways { fixed, found, token })
 }
 
-/// What ends serving as it was.
+/// The event that ends normal service.
 enum End {
     Signal,
     Upgrade(Order),
 }
 
-/// Until something ends it: takes over what `file` holds, whenever it changes.
+/// Applies each change of `file` until a signal or an upgrade ends it.
 async fn follow(
     config: &mut Arc<Config>,
     mut file: Option<&mut ConfigFile>,
@@ -394,7 +404,8 @@ async fn follow(
             match gateway.reload(&new).await {
                 Ok(fields) => later = fields,
                 Err(error) => {
-                    tracing::error!("{error}; the configuration before stays in force");
+                    tracing::error!("{error}; the previous configuration stays in force");
+                    forebay_base::reloaded(CONFIGURATION, false);
                     continue;
                 }
             }
@@ -412,6 +423,7 @@ async fn follow(
             later.push("logging".to_owned());
         }
         tracing::info!("the new configuration is in force");
+        forebay_base::reloaded(CONFIGURATION, true);
         if !later.is_empty() {
             tracing::warn!("takes effect at the next start only: {}", later.join(", "));
         }
@@ -419,12 +431,12 @@ async fn follow(
     }
 }
 
-/// Of `scaler`: what does not follow a change.
+/// The settings of `scaler` that a reload does not change.
 fn lasting(config: &Config) -> forebay_config::Scaler {
     forebay_config::Scaler { stale_after: Duration::ZERO, ..config.scaler.clone() }
 }
 
-/// Where other scalers reach this one.
+/// The admin URL at which other scalers reach this one.
 fn advertised(config: &Config, admin: std::net::SocketAddr) -> anyhow::Result<String> {
     let Some(election) = &config.scaler.leader_election else { return Ok(admin::own_url(admin)) };
     if let Some(address) = &election.advertise {
@@ -433,7 +445,7 @@ fn advertised(config: &Config, admin: std::net::SocketAddr) -> anyhow::Result<St
     match std::env::var("POD_IP") {
         Ok(ip) => {
             let ip: std::net::IpAddr =
-                ip.parse().with_context(|| format!("POD_IP: `{ip}` is no address"))?;
+                ip.parse().with_context(|| format!("POD_IP: `{ip}` is not an IP address"))?;
             Ok(format!("http://{}", std::net::SocketAddr::new(ip, admin.port())))
         }
         Err(_) if admin.ip().is_unspecified() => anyhow::bail!(
@@ -444,9 +456,11 @@ fn advertised(config: &Config, admin: std::net::SocketAddr) -> anyhow::Result<St
     }
 }
 
-/// Whether anything is found or scaled in Kubernetes.
+/// Whether discovery or a target needs Kubernetes.
 fn needs_cluster(config: &Config) -> bool {
-    let found = |it: &Option<Discovery>| it.as_ref().is_some_and(forebay_discovery::needs_cluster);
+    let found = |discovery: &Option<Discovery>| {
+        discovery.as_ref().is_some_and(forebay_discovery::needs_cluster)
+    };
     config.scaler.leader_election.is_some()
         || found(&config.scaler.gateway_discovery)
         || config.pools.iter().any(|pool| {
@@ -462,37 +476,4 @@ fn needs_cluster(config: &Config) -> bool {
 /// An admin address as configured, with or without `http://`, as a base URL.
 fn url(address: &str) -> anyhow::Result<String> {
     Ok(format!("http://{}", forebay_config::authority(address)?))
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        let interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-        Ok(Self { terminate, interrupt })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// What an orderly end comes to, unless one of them comes before it.
-    async fn or_at_once(&mut self, orderly: impl Future<Output = ExitCode>, log: &Log) -> ExitCode {
-        tokio::select! {
-            code = orderly => code,
-            () = self.next() => {
-                tracing::warn!("left at once");
-                log.finish();
-                // Supervisors end the replicas: their pipe ends with this process.
-                std::process::exit(1);
-            }
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Who may ask what of the admin port, and what draining a gateway means, with the real binary.
+//! Access to the admin port, and the drain of a gateway, with the real binary.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn loopback_is_open_to_this_machine_and_closed_to_pages_of_other_sites() {
         let same = [("host", local.as_str()), ("origin", &format!("http://{local}"))];
         assert_eq!(status(&ask(admin, "GET", path, &same)), 200, "{path}");
 
-        // A name that its owner has pointed to 127.0.0.1 since the page was loaded.
+        // DNS rebinding: a page's name that now leads to 127.0.0.1.
         let rebound = format!("evil.example:{port}");
         assert_eq!(status(&ask(admin, "GET", path, &[("host", &rebound)])), 403, "{path}");
         for origin in ["https://evil.example", "null", "http://localhost.evil.example"] {
@@ -39,15 +39,19 @@ fn loopback_is_open_to_this_machine_and_closed_to_pages_of_other_sites() {
     }
     assert_eq!(status(&ask(admin, "POST", "/drain", &[("origin", "https://evil.example")])), 403);
     let linked = [("sec-fetch-site", "cross-site")];
-    assert_eq!(status(&ask(admin, "POST", "/drain", &linked)), 403, "also without an origin");
-    assert_eq!(status(&ask(admin, "GET", "/healthz", &linked)), 200, "a link from elsewhere");
-    assert_eq!(status(&ask(admin, "GET", "/drain", &[])), 405, "it changes something");
-    assert_eq!(status(&ask(admin, "GET", "/readyz", &[])), 200, "none of these drained it");
+    assert_eq!(status(&ask(admin, "POST", "/drain", &linked)), 403, "even without an origin");
+    assert_eq!(status(&ask(admin, "GET", "/healthz", &linked)), 200, "a link on another site");
+    assert_eq!(status(&ask(admin, "GET", "/drain", &[])), 405, "it changes state, so it is POST");
+    assert_eq!(
+        status(&ask(admin, "GET", "/readyz", &[])),
+        200,
+        "none of these requests drained it"
+    );
     assert_eq!(status(&ask(admin, "GET", "/nope", &[])), 404);
 }
 
 #[test]
-fn elsewhere_all_but_metrics_and_health_needs_the_token_as_it_is_now() {
+fn other_addresses_require_the_current_token_except_for_metrics_and_health() {
     let folder = Folder::new();
     let token = folder.write("token", "first\n");
     let forebay = folder.gateway(&format!(
@@ -84,20 +88,20 @@ fn elsewhere_all_but_metrics_and_health_needs_the_token_as_it_is_now() {
     assert_eq!(with("GET", "/signals", "first"), 401);
     folder.write("token", "\n");
     assert_eq!((with("GET", "/signals", ""), with("GET", "/signals", "second")), (401, 200));
-    assert_eq!(with("GET", "/readyz", ""), 200, "nobody drained it");
+    assert_eq!(with("GET", "/readyz", ""), 200, "no request drained it");
 }
 
 /// An address of this machine that is not on loopback, if it has one.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent: the system only says where it would go out.
+    // Nothing is sent: the system only chooses the address that it would use.
     socket.connect("192.0.2.1:9").ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 #[test]
-fn an_address_stands_for_the_token_only_where_it_is_a_pods() {
+fn only_a_pods_address_stands_for_the_token() {
     let own = own_address();
     let ip = own.unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let (local, there) = (Sim::start(&["sim"]), Sim::start(&["sim", "--host", "0.0.0.0"]));
@@ -130,13 +134,13 @@ fn an_address_stands_for_the_token_only_where_it_is_a_pods() {
     if own.is_some() {
         assert_eq!((drain(there, &[]), drain(there, &page)), (403, 401), "a static endpoint");
     }
-    assert_eq!(ready(), 2, "none of these drained anything");
+    assert_eq!(ready(), 2, "none of these requests drained an endpoint");
     assert_eq!(drain(local.address, &with_token), 200);
     assert_eq!(ready(), 1);
 }
 
 #[test]
-fn a_drained_gateway_finishes_what_it_has_and_takes_nothing_new() {
+fn a_drained_gateway_finishes_its_requests_and_refuses_new_ones() {
     let sim = Sim::start(&["sim", "--decode-step-ms", "30"]);
     let folder = Folder::new();
     let forebay = folder.gateway(&format!(
@@ -148,17 +152,17 @@ fn a_drained_gateway_finishes_what_it_has_and_takes_nothing_new() {
         let signals = forebay.signals();
         signals["endpoints"]
             .as_object()
-            .is_some_and(|it| it.values().any(|e| e["health"] == "ready"))
+            .is_some_and(|all| all.values().any(|endpoint| endpoint["health"] == "ready"))
     });
     let idle = connect(forebay.address);
     let address = forebay.address;
     let long = std::thread::spawn(move || exchange(address, &chat(true, 60)));
-    eventually("it is in flight", || forebay.signals()["inFlight"] == 1);
+    eventually("the request is in flight", || forebay.signals()["inFlight"] == 1);
 
     let admin = forebay.admin;
     let drained = std::thread::spawn(move || ask(admin, "POST", "/drain", &[]));
-    eventually("it is not ready any more", || status(&get(admin, "/readyz")) == 503);
-    assert_eq!(status(&get(admin, "/healthz")), 200, "it is well");
+    eventually("the gateway is not ready", || status(&get(admin, "/readyz")) == 503);
+    assert_eq!(status(&get(admin, "/healthz")), 200, "the gateway is healthy");
     let refused = exchange(address, &chat(false, 1));
     assert_eq!(status(&refused), 503, "{refused}");
     let refused = refused.to_ascii_lowercase();
@@ -168,9 +172,9 @@ fn a_drained_gateway_finishes_what_it_has_and_takes_nothing_new() {
     );
 
     let answer = long.join().expect("answered");
-    assert!(answer.contains("data: [DONE]"), "finished: {answer}");
-    assert_eq!(status(&drained.join().expect("answered")), 200, "told when nothing is left");
+    assert!(answer.contains("data: [DONE]"), "the stream is finished: {answer}");
+    assert_eq!(status(&drained.join().expect("answered")), 200, "answered once nothing is left");
     let mut rest = Vec::new();
     let _ = (&idle).read_to_end(&mut rest);
-    assert!(rest.is_empty(), "a connection that waited for nothing was closed");
+    assert!(rest.is_empty(), "an idle connection is closed");
 }

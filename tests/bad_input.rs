@@ -1,5 +1,5 @@
-//! What a client can get wrong: a clear error in vLLM's shape or a clean close, and the next request
-//! works.
+//! Mistakes of clients: each gets a clear error in vLLM's shape or a clean close, and the next
+//! request works.
 
 mod support;
 
@@ -16,14 +16,14 @@ fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
     let huge = format!(
         "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{JSON}content-length: 999999999\r\n\r\n"
     );
-    for (case, request, want, says) in [
+    for (case, request, want, text) in [
         ("broken JSON", post(CHAT, r#"{"model":"#), 400, "not valid JSON"),
-        ("no object", post(CHAT, "[]"), 400, "must be a JSON object"),
+        ("not an object", post(CHAT, "[]"), 400, "must be a JSON object"),
         ("a field twice", post(CHAT, r#"{"model":"sim","model":"x"}"#), 400, "occurs twice"),
         ("empty body", post(CHAT, ""), 400, "body is empty"),
         ("unknown model", post(CHAT, r#"{"model":"nope"}"#), 404, "Known models: `sim`"),
         ("wrong path", post("/v1/nope", "{}"), 404, "/v1/nope"),
-        ("an open path of vLLM", post("/invocations", "{}"), 404, "is not exposed"),
+        ("an open path of vLLM", post("/invocations", "{}"), 404, "is not served here"),
         ("body over the limit", huge.into_bytes(), 413, "larger than the limit"),
         (
             "wrong method",
@@ -38,7 +38,7 @@ fn mistakes_are_answered_in_vllms_shape_with_the_right_status() {
         let error = &json(&answer)["error"];
         assert_eq!(error["code"], want, "{case}");
         let message = error["message"].as_str().unwrap_or_default();
-        assert!(message.contains(says), "{case}: {message}");
+        assert!(message.contains(text), "{case}: {message}");
         assert!(error["type"].is_string() && error.get("param").is_some(), "{case}: {error}");
     }
     let signals = forebay.signals();
@@ -54,13 +54,13 @@ fn a_megabyte_of_headers_is_refused_and_the_next_request_works() {
         format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: {}\r\n", "a".repeat(1 << 20));
     request.push_str("\r\n");
     let answer = exchange(forebay.address, request.as_bytes());
-    // The reset of a connection that still sends may overtake the answer.
+    // A client that is still sending may see a reset before the answer.
     assert!(matches!(status(&answer), 0 | 431), "{answer}");
     assert_eq!(status(&get(forebay.address, "/health")), 200);
 }
 
 #[test]
-fn a_body_that_never_ends_does_not_hold_others_up() {
+fn a_body_that_never_ends_does_not_delay_other_clients() {
     let forebay = Forebay::dev(&["--cold-start", "200ms"]);
     let mut slow = connect(forebay.address);
     write!(slow, "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{JSON}content-length: 100\r\n\r\n{{")

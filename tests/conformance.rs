@@ -1,6 +1,6 @@
-//! One list of requests, to the simulated server directly and through the gateway, and the recorded
-//! answers of a real one through it: a client cannot tell the gateway from the server behind it.
-//! `tests/vllm` asks a real one the same.
+//! One list of requests, sent to the simulated server directly and through the gateway, and the
+//! recorded answers of a real vLLM sent through it: a client cannot tell the gateway from the
+//! server behind it. `tests/vllm` does the same with a real vLLM.
 
 #[path = "../loadtests/tests/common/mod.rs"]
 mod common;
@@ -13,9 +13,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use common::recorded;
-use list::{ASKED, ask, before, compare, ready, told};
+use list::{REQUESTS, ask, compare, gateway, head, ready};
 
-/// Answers that are replayed and not asked for live: tools, reasoning, adapters.
+/// Answers that are replayed and not requested live: tools, reasoning, adapters.
 const REPLAYED: &[(&str, &[&str])] = &[
     (
         "c-options",
@@ -49,18 +49,19 @@ const REPLAYED: &[(&str, &[&str])] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_cannot_tell_the_gateway_from_the_server_behind_it() {
-    for asked in ASKED {
-        let model = ["--served-model-name", asked.model];
+    for requests in REQUESTS {
+        let model = ["--served-model-name", requests.model];
         let flags = common::TINY.iter().filter(|flag| !flag.starts_with("--served"));
-        let sim = common::start(flags.chain(&model).chain(asked.flags).copied()).await;
-        compare(sim.addr(), asked, false).await;
+        let sim = common::start(flags.chain(&model).chain(requests.flags).copied()).await;
+        compare(sim.addr(), requests, false).await;
     }
 }
 
-/// Plays one recording after the other, in pieces of so many bytes, whatever is asked; probes are
-/// answered.
+/// A server that answers every request with the current recording, in pieces of a given size, and
+/// that answers probes.
 struct Player {
     address: SocketAddr,
+    /// The recording, and the size of its pieces.
     next: Arc<Mutex<(Vec<u8>, usize)>>,
 }
 
@@ -106,27 +107,27 @@ impl Player {
     }
 }
 
-/// Every recording of an answer that is one: the client gets its bytes, however they were cut.
+/// The client gets the bytes of every recorded answer, however they were cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_answers_go_through_byte_for_byte() {
     let player = Player::start();
-    let forebay = before(&[player.address], &["tiny", "tiny-embed", "ad1"]);
+    let forebay = gateway(&[player.address], &["tiny", "tiny-embed", "ad1"]);
     ready(&forebay).await;
-    let asked = ASKED.iter().map(|asked| (asked.folder, asked.names));
-    for (folder, names) in asked.chain(REPLAYED.iter().copied()) {
+    let requests = REQUESTS.iter().map(|requests| (requests.folder, requests.names));
+    for (folder, names) in requests.chain(REPLAYED.iter().copied()) {
         for name in names {
             let request = recorded(folder, &format!("{name}.req"));
             let response = recorded(folder, &format!("{name}.resp"));
-            // Of this one, only the 100 was recorded.
+            // One recording has only the 100.
             let Some((want, _)) =
-                common::parse(&response, false).filter(|(it, _)| it.code() != 100)
+                common::parse(&response, false).filter(|(reply, _)| reply.code() != 100)
             else {
                 continue;
             };
             for piece in [usize::MAX, 7] {
                 *player.next.lock().expect("no panic") = (response.clone(), piece);
                 let got = ask(forebay.address, &request).await;
-                assert_eq!(told(&got), told(&want), "{folder}/{name}");
+                assert_eq!(head(&got), head(&want), "{folder}/{name}");
                 assert_eq!(got.body, want.body, "{folder}/{name}");
             }
         }

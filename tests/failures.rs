@@ -1,5 +1,5 @@
-//! Replicas that fail, in all the ways they do: nobody who has no answer yet may notice, and a
-//! stream that broke off ends with an honest error.
+//! Replicas that fail, in all the ways they do: a client without an answer so far notices nothing,
+//! and a stream that breaks off ends with an honest error.
 
 mod support;
 
@@ -15,16 +15,16 @@ use support::{
     Forebay, chat, connect, eventually, exchange, gateway, gateway_with, get, json, post, status,
 };
 
-/// Also after what has just happened to them: not before the gateway has looked again.
+/// Waits until this many endpoints are ready.
 fn ready(forebay: &Forebay, count: usize) {
-    eventually("so many endpoints are ready", || {
+    eventually(&format!("{count} endpoints are ready"), || {
         let signals = forebay.signals();
         let endpoints = signals["endpoints"].as_object().expect("endpoints").values();
         endpoints.filter(|endpoint| endpoint["health"] == "ready").count() == count
     });
 }
 
-/// Clients that ask one thing after the other, every second one for a stream.
+/// Clients that send one request after the other; every second client requests streams.
 struct Load {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Vec<String>>>,
@@ -49,13 +49,14 @@ impl Load {
         Self { stop, clients, answered }
     }
 
-    /// So many more answers have come.
+    /// Waits until `more` answers have come.
     fn goes_on(&self, more: u32) {
         let before = self.answered.load(Ordering::Relaxed);
         eventually("answers come", || self.answered.load(Ordering::Relaxed) >= before + more);
     }
 
-    /// All answers; how many broke off. No other failure is forgiven.
+    /// Stops the clients. Returns the number of answers, and of those the number that broke off.
+    /// Any other failure is a panic.
     fn end(self) -> (usize, usize) {
         self.stop.store(true, Ordering::Relaxed);
         let answers: Vec<_> =
@@ -65,10 +66,10 @@ impl Load {
     }
 }
 
-/// Whether a stream ended in an error; anything but that or a whole answer is a panic.
+/// Whether a stream ended with an error. Anything but that or a whole answer is a panic.
 fn broke_off(answer: &str) -> bool {
     assert_eq!(status(answer), 200, "{answer}");
-    assert!(!answer.contains("\"finish_reason\":\"abort\""), "taken for an answer: {answer}");
+    assert!(!answer.contains("\"finish_reason\":\"abort\""), "an abort went through: {answer}");
     if !answer.contains("text/event-stream") {
         assert!(json(answer)["choices"][0]["finish_reason"].is_string(), "{answer}");
         return false;
@@ -91,9 +92,9 @@ fn rolling_restart(flags: &[&str], may_break: bool) {
     load.goes_on(24);
     for sim in &mut sims {
         sim.signal("TERM");
-        sim.ended();
+        sim.wait_for_end();
         load.goes_on(12);
-        sim.again();
+        sim.restart();
         ready(&forebay, 3);
         load.goes_on(24);
     }
@@ -103,7 +104,7 @@ fn rolling_restart(flags: &[&str], may_break: bool) {
 }
 
 #[test]
-fn a_rolling_restart_that_lets_requests_end_fails_nobody() {
+fn a_rolling_restart_that_lets_requests_end_fails_no_client() {
     rolling_restart(&["--shutdown-timeout", "20"], false);
 }
 
@@ -125,16 +126,16 @@ fn a_killed_replica_breaks_only_begun_streams() {
     let load = Load::start(forebay.address, 12, 100);
     load.goes_on(12);
     sims[0].signal("KILL");
-    sims[0].ended();
+    sims[0].wait_for_end();
     load.goes_on(24);
-    sims[0].again();
+    sims[0].restart();
     ready(&forebay, 2);
     load.goes_on(12);
     load.end();
 }
 
 #[test]
-fn a_replica_that_hangs_is_found_out_though_its_connections_stay_open() {
+fn a_replica_that_hangs_is_noticed_although_its_connections_stay_open() {
     let sims: Vec<_> = (0..2).map(|_| Sim::start(&["--decode-step-ms", "2"])).collect();
     let upstream = "freezeTimeout: 1s, stallTimeout: 4s";
     let forebay = gateway(&[sims[0].address, sims[1].address], &["sim"], upstream);
@@ -151,7 +152,7 @@ fn a_replica_that_hangs_is_found_out_though_its_connections_stay_open() {
 }
 
 #[test]
-fn an_engine_that_hangs_is_found_out_though_its_health_is_fine() {
+fn an_engine_that_hangs_is_noticed_although_its_health_check_passes() {
     let sims =
         [Sim::start(&["--decode-step-ms", "2", "--dev"]), Sim::start(&["--decode-step-ms", "2"])];
     let upstream = "freezeTimeout: 1s, stallTimeout: 20s";
@@ -169,7 +170,7 @@ fn an_engine_that_hangs_is_found_out_though_its_health_is_fine() {
     load.end();
 }
 
-/// Answers probes, and every other request in its own way.
+/// A server that answers probes, and every other request with the same bytes.
 struct Fake {
     address: SocketAddr,
     bodies: Arc<Mutex<Vec<String>>>,
@@ -216,7 +217,7 @@ impl Fake {
 }
 
 #[test]
-fn a_request_that_three_replicas_died_of_is_not_given_to_another() {
+fn a_request_in_which_three_replicas_died_is_not_sent_to_another() {
     let fakes: Vec<_> = (0..4).map(|_| Fake::start("")).collect();
     let addresses: Vec<_> = fakes.iter().map(|fake| fake.address).collect();
     let mut forebay = gateway(&addresses, &["sim"], "");
@@ -230,13 +231,13 @@ fn a_request_that_three_replicas_died_of_is_not_given_to_another() {
         );
         assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>() - before, 3);
         forebay.wait_for("three replicas died");
-        eventually("they were looked at again", || forebay.signals()["totals"]["failed"] != 0);
+        eventually("the gateway counts a failure", || forebay.signals()["totals"]["failed"] != 0);
         ready(&forebay, 4);
     }
 }
 
 #[test]
-fn an_error_that_two_replicas_answer_with_is_the_answer_and_takes_neither_out() {
+fn an_error_from_two_replicas_is_the_answer_and_ejects_neither() {
     let body =
         r#"{"error":{"message":"a bug","type":"InternalServerError","param":null,"code":500}}"#;
     let error = format!(
@@ -256,7 +257,8 @@ fn an_error_that_two_replicas_answer_with_is_the_answer_and_takes_neither_out() 
     ready(&forebay, 3);
 }
 
-/// Keeps connections alive, and dies of a certain request when it has worked on it for so long.
+/// A server that keeps connections alive, and that dies of a poisonous request after working on it
+/// for a while.
 struct Mortal {
     address: SocketAddr,
     seen: Arc<AtomicU32>,
@@ -336,8 +338,8 @@ fn one_message(stream: &mut TcpStream) -> Option<String> {
 }
 
 #[test]
-fn a_request_that_kills_replicas_on_connections_kept_alive_is_not_given_to_a_fourth() {
-    // At once it looks like a connection gone stale, until nobody is there for the next.
+fn a_request_that_kills_replicas_on_connections_kept_alive_is_not_sent_to_a_fourth() {
+    // A death at once looks like a stale connection, until no new connection can be made.
     for work in [Duration::ZERO, Duration::from_millis(200)] {
         three_die_of_it(work);
     }
@@ -372,8 +374,8 @@ fn three_die_of_it(work: Duration) {
     assert_eq!(deaths, 3, "{work:?}: {answer}");
 }
 
-/// Answers probes, and every other request with a stream that begins like this and then has only
-/// comments, for longer than any test waits.
+/// A server that answers probes, and every other request with a stream that begins like this and
+/// then has only comments, for longer than the stall limit.
 fn only_comments(begins: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -401,7 +403,7 @@ fn only_comments(begins: &'static str) -> SocketAddr {
 }
 
 #[test]
-fn comments_that_keep_a_connection_alive_do_not_hide_that_the_engine_hangs() {
+fn comments_in_a_stream_do_not_hide_an_engine_that_hangs() {
     let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
     for (begins, committed) in [("", false), (token, true)] {
         let addresses = [only_comments(begins), only_comments(begins)];
@@ -409,16 +411,16 @@ fn comments_that_keep_a_connection_alive_do_not_hide_that_the_engine_hangs() {
         ready(&forebay, 2);
         let answer = exchange(forebay.address, &chat(true, 5));
         assert_eq!(status(&answer), if committed { 200 } else { 502 }, "{answer}");
-        assert!(answer.contains("Nothing came for 1s."), "{answer}");
+        assert!(answer.contains("The replica sent nothing for 1s."), "{answer}");
         forebay.wait_for(" failed a request: ");
         ready(&forebay, 2);
-        // One request alone proves nothing of the replicas.
+        // One request alone proves nothing about the replicas.
         assert!(!forebay.logged().iter().any(|line| line.contains(" is out: ")));
     }
 }
 
 #[test]
-fn what_a_shutdown_does_not_wait_for_is_told_so() {
+fn requests_that_a_shutdown_cuts_off_get_an_error() {
     let sim = Sim::start(&["--decode-step-ms", "200"]);
     let mut forebay = gateway_with(", shutdownTimeout: 2s", &[sim.address], &["sim"], "");
     ready(&forebay, 1);
@@ -437,16 +439,16 @@ fn what_a_shutdown_does_not_wait_for_is_told_so() {
     assert_eq!(status(&plain), 503, "{plain}");
     assert_eq!(json(&plain)["error"]["message"], "The gateway is shutting down.");
     assert!(!forebay.wait().success(), "they were cut off");
-    let told = forebay.logged().iter().filter(|line| line.contains("shutting_down")).count();
-    assert_eq!(told, 2, "the access log says why");
+    let logged = forebay.logged().iter().filter(|line| line.contains("shutting_down")).count();
+    assert_eq!(logged, 2, "the access log has the reason");
 }
 
 #[test]
-fn a_client_that_leaves_a_silent_stream_is_noticed_though_it_had_sent_a_next_request() {
+fn a_client_that_leaves_a_silent_stream_is_noticed_even_behind_a_pipelined_request() {
     let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
-    // Says a token, and then nothing for as long as it is connected.
+    // Sends a token, and then nothing while it is connected.
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             std::thread::spawn(move || {
@@ -474,7 +476,7 @@ fn a_client_that_leaves_a_silent_stream_is_noticed_though_it_had_sent_a_next_req
         let n = client.read(&mut buffer).expect("an answer");
         answer.push_str(&String::from_utf8_lossy(&buffer[..n]));
     }
-    eventually("it is in flight", || forebay.signals()["inFlight"] == 1);
+    eventually("the request is in flight", || forebay.signals()["inFlight"] == 1);
     drop(client);
-    eventually("its place is free", || forebay.signals()["inFlight"] == 0);
+    eventually("nothing is in flight", || forebay.signals()["inFlight"] == 0);
 }

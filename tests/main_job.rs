@@ -1,4 +1,4 @@
-//! The main job through the real binary: hold at zero, wake, stream, go back to zero.
+//! The main job with the real binary: hold at zero, wake, stream, go back to zero.
 
 mod support;
 
@@ -15,11 +15,14 @@ fn a_held_stream_is_answered_and_the_pool_goes_back_to_zero() {
     assert_eq!(status(&answer), 200, "{answer}");
     assert!(answer.contains("text/event-stream"), "{answer}");
     assert!(answer.contains("data: [DONE]\n\n"), "{answer}");
-    // The gateway and the scaler tell of one moment in either order.
+    // The gateway and the scaler log the same moment in either order.
     forebay.wait_for_all(&[
         "request held, no replica is ready",
         "scaling 0 → 1 because 1 request is held",
         "ready after",
+        "POST /v1/chat/completions 200 in ",
+        "first token after ",
+        ", 5 tokens)",
     ]);
     forebay.wait_for("s, scaling 1 → 0");
     eventually("no replica is left", || forebay.replicas().is_empty());
@@ -29,7 +32,7 @@ fn a_held_stream_is_answered_and_the_pool_goes_back_to_zero() {
 }
 
 #[test]
-fn fifty_requests_at_zero_are_all_answered_in_the_order_of_their_arrival() {
+fn fifty_requests_at_zero_are_all_answered_in_order_of_arrival() {
     let mut forebay =
         Forebay::dev(&["--cold-start", "500ms", "--max-replicas", "2", "--max-in-flight", "10"]);
     let address = forebay.address;
@@ -51,7 +54,7 @@ fn fifty_requests_at_zero_are_all_answered_in_the_order_of_their_arrival() {
         })
         .collect();
     assert!(seqs.len() >= 30, "most were held: {seqs:?}");
-    // The lines of one moment are written by several threads, so neighbours may change places.
+    // Several threads write the lines of one moment, so neighbours may change places.
     let mut sorted = seqs.clone();
     sorted.sort_unstable();
     let place = |seq: &u64| sorted.binary_search(seq).expect("the same numbers");
@@ -61,11 +64,11 @@ fn fifty_requests_at_zero_are_all_answered_in_the_order_of_their_arrival() {
 }
 
 #[test]
-fn requests_not_yet_answered_survive_their_replica() {
+fn requests_without_an_answer_survive_their_replica() {
     let forebay = Forebay::dev(&["--cold-start", "300ms", "--max-replicas", "1"]);
     let address = forebay.address;
     assert_eq!(status(&exchange(address, &chat(false, 1))), 200);
-    // Long enough to be under way when the replica dies; plain, so nothing is committed.
+    // Long enough to be in flight when the replica dies; plain, so nothing is committed.
     let clients: Vec<_> =
         (0..5).map(|_| std::thread::spawn(move || exchange(address, &chat(false, 150)))).collect();
     eventually("all are at the replica", || forebay.signals()["inFlight"] == 5);
@@ -100,11 +103,11 @@ fn no_replica_survives_forebay() {
     assert!(!replicas.is_empty());
     forebay.signal("KILL");
     forebay.wait();
-    eventually("they end with it", || !replicas.iter().any(|pid| alive(*pid)));
+    eventually("the replicas end with it", || !replicas.iter().any(|pid| alive(*pid)));
 }
 
 #[test]
-fn a_client_that_leaves_while_held_leaves_the_queue_also_when_bytes_followed() {
+fn a_held_client_that_leaves_frees_its_place_even_behind_a_pipelined_request() {
     let forebay = Forebay::dev(&["--cold-start", "10m"]);
     let held = || forebay.signals()["queueDepth"].as_u64().expect("a number");
     for (case, extra) in
@@ -112,12 +115,12 @@ fn a_client_that_leaves_while_held_leaves_the_queue_also_when_bytes_followed() {
     {
         let mut client = connect(forebay.address);
         let mut request = chat(true, 5);
-        // Kept alive, or nothing could follow.
+        // Kept alive, so that another request may follow.
         request =
             String::from_utf8(request).expect("text").replace("connection: close\r\n", "").into();
         request.extend_from_slice(extra.as_bytes());
         client.write_all(&request).expect("sent");
-        eventually("it is held", || held() == 1);
+        eventually("the request is held", || held() == 1);
         client.shutdown(Shutdown::Both).expect("open");
         drop(client);
         eventually(case, || held() == 0);
@@ -131,19 +134,19 @@ fn a_client_that_leaves_its_stream_ends_it_at_the_replica() {
     client.write_all(&chat(true, 1_500)).expect("sent");
     let mut first = [0; 1024];
     assert!(client.read(&mut first).expect("the stream has begun") > 0);
-    eventually("it is counted", || forebay.signals()["inFlight"] == 1);
+    eventually("the request is in flight", || forebay.signals()["inFlight"] == 1);
     drop(client);
     eventually("nothing is in flight", || forebay.signals()["inFlight"] == 0);
     let signals = forebay.signals();
     let replica =
         signals["endpoints"].as_object().expect("one").keys().next().expect("one").clone();
     let replica = replica.parse().expect("an address");
-    eventually("nor at the replica", || {
+    eventually("nothing runs at the replica", || {
         let metrics = get(replica, "/metrics");
         let running = metrics.lines().find(|line| line.starts_with("vllm:num_requests_running"));
         running.is_some_and(|line| line.ends_with(" 0.0"))
     });
-    eventually("it is counted", || forebay.signals()["totals"]["clientLeft"] == 1);
+    eventually("the gateway counts it", || forebay.signals()["totals"]["clientLeft"] == 1);
 }
 
 #[test]
@@ -151,14 +154,14 @@ fn sigterm_finishes_what_is_held_and_in_flight_and_exits_with_0() {
     let mut forebay = Forebay::dev(&["--cold-start", "700ms"]);
     let address = forebay.address;
     let held = std::thread::spawn(move || exchange(address, &chat(true, 20)));
-    eventually("it is held", || forebay.signals()["queueDepth"] == 1);
+    eventually("the request is held", || forebay.signals()["queueDepth"] == 1);
     forebay.signal("TERM");
     forebay.wait_for("shutting down");
     let answer = held.join().expect("no panic");
     assert!(answer.contains("data: [DONE]"), "{answer}");
     let replicas = forebay.replicas();
     assert_eq!(forebay.wait().code(), Some(0));
-    assert!(!replicas.iter().any(|pid| alive(*pid)), "replicas are stopped before");
+    assert!(!replicas.iter().any(|pid| alive(*pid)), "the replicas stop first");
 }
 
 #[test]
@@ -166,7 +169,7 @@ fn a_second_signal_exits_at_once() {
     let mut forebay = Forebay::dev(&["--cold-start", "10m"]);
     let mut client = connect(forebay.address);
     client.write_all(&chat(true, 5)).expect("sent");
-    eventually("it is held", || forebay.signals()["queueDepth"] == 1);
+    eventually("the request is held", || forebay.signals()["queueDepth"] == 1);
     forebay.signal("INT");
     forebay.wait_for("shutting down");
     forebay.signal("INT");
@@ -174,7 +177,7 @@ fn a_second_signal_exits_at_once() {
 }
 
 #[test]
-fn other_hosts_than_the_machines_are_served_if_they_are_named() {
+fn foreign_hosts_are_served_if_a_flag_allows_them() {
     let forebay = Forebay::dev(&["--allowed-host", "*.example", "--allowed-host", "10.0.0.0/8"]);
     for (host, code) in [
         ("localhost", 200),

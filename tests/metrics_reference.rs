@@ -1,4 +1,4 @@
-//! docs/metrics.md lists every figure with what it is, as the code describes them.
+//! docs/metrics.md lists every metric with the description that the code gives it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use metrics::{
     with_local_recorder,
 };
 
-/// Keeps descriptions and nothing else.
+/// A recorder that keeps the descriptions only.
 #[derive(Default)]
 struct Described(Mutex<BTreeMap<String, (&'static str, String)>>);
 
@@ -49,7 +49,10 @@ fn table(describe: fn()) -> String {
     let mut table = "| figure | kind | what it is |\n| --- | --- | --- |\n".to_owned();
     for (name, (kind, text)) in all {
         let unit = if kind == "counter" { "_total" } else { "" };
-        assert!(name.starts_with("forebay_") && name.ends_with(unit), "{name}: its name");
+        assert!(
+            name.starts_with("forebay_") && name.ends_with(unit),
+            "{name}: prefix or suffix is wrong"
+        );
         table += &format!("| `{name}` | {kind} | {text} |\n");
     }
     table
@@ -57,13 +60,13 @@ fn table(describe: fn()) -> String {
 
 /// `UPDATE_DOCS=1` writes the tables anew.
 #[test]
-fn the_metrics_page_lists_every_figure_as_the_code_describes_it() {
+fn the_metrics_page_lists_every_metric_as_the_code_describes_it() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
     let mut page = std::fs::read_to_string(&path).expect("docs/metrics.md");
     let parts: [(&str, fn()); 3] = [
         ("gateway", forebay_gateway::describe),
         ("scaler", forebay_scaler::describe),
-        ("process", forebay_bounds::describe),
+        ("process", forebay_base::describe),
     ];
     for (part, describe) in parts {
         let begin = format!(

@@ -1,5 +1,5 @@
-//! Replicas that are not set up for what their pool serves: they refuse the gateway's own key, or do
-//! not know the model or the API. No client is to pay for that.
+//! Replicas that are not set up for what their pool serves: they refuse the gateway's own key, or
+//! do not know the model or the API. No client gets an error for that.
 
 mod support;
 
@@ -18,22 +18,23 @@ const NO_MODEL: &str = r#"{"error":{"message":"The model `sim` does not exist. V
 const NO_PATH: &str = r#"{"detail":"Not Found"}"#;
 const NO_METHOD: &str = r#"{"detail":"Method Not Allowed"}"#;
 
-/// Where a pool's key is from.
+/// The key that a replica gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
-    /// The client's goes through.
+    /// The client's own.
     Clients,
-    /// The pool has an `apiKeyFile`.
+    /// The pool's, from its `apiKeyFile`.
     Pools,
 }
 
-/// A gateway in front of these, all ready.
+/// A gateway in front of these upstreams, once all are ready.
 fn gateway(name: &str, key: Key, models: &str, upstreams: &[&Upstream]) -> Forebay {
     let folder = std::env::temp_dir().join("forebay-tests");
     std::fs::create_dir_all(&folder).expect("a folder");
     let path = |kind: &str| folder.join(format!("misfits-{}-{name}.{kind}", std::process::id()));
     std::fs::write(path("key"), "sk-ours\n").expect("written");
-    let endpoints: Vec<_> = upstreams.iter().map(|it| format!("'{}'", it.address)).collect();
+    let endpoints: Vec<_> =
+        upstreams.iter().map(|upstream| format!("'{}'", upstream.address)).collect();
     let own_key = match key {
         Key::Clients => String::new(),
         Key::Pools => format!("  apiKeyFile: {}\n", path("key").display()),
@@ -46,12 +47,12 @@ fn gateway(name: &str, key: Key, models: &str, upstreams: &[&Upstream]) -> Foreb
     std::fs::write(path("yaml"), config).expect("written");
     let file = path("yaml").display().to_string();
     let forebay = Forebay::start(&["gateway", "--config", &file], "info,forebay_gateway=debug");
-    healthy(&forebay, upstreams.len());
+    ready(&forebay, upstreams.len());
     forebay
 }
 
-fn healthy(forebay: &Forebay, count: usize) {
-    eventually("so many endpoints are ready", || {
+fn ready(forebay: &Forebay, count: usize) {
+    eventually(&format!("{count} endpoints are ready"), || {
         let signals = forebay.signals();
         let endpoints = signals["endpoints"].as_object().expect("a map").values();
         endpoints.filter(|endpoint| endpoint["health"] == "ready").count() == count
@@ -63,9 +64,9 @@ fn chat(forebay: &Forebay, stream: bool) -> Reply {
     ask(forebay.address, &post(CHAT, &body))
 }
 
-/// What it was asked by clients, and not by the gateway's probes.
+/// The requests of clients that it received, without the gateway's probes.
 fn chats(upstream: &Upstream) -> Vec<Received> {
-    upstream.received().into_iter().filter(|it| it.path() == CHAT).collect()
+    upstream.received().into_iter().filter(|request| request.path() == CHAT).collect()
 }
 
 fn refusing(status: u16, body: &'static str) -> Upstream {
@@ -73,7 +74,7 @@ fn refusing(status: u16, body: &'static str) -> Upstream {
 }
 
 #[test]
-fn what_a_replica_refuses_for_our_sake_another_one_answers() {
+fn a_refusal_that_is_the_pools_fault_is_answered_by_another_replica() {
     for (case, key, cause, status, body) in [
         ("key-401", Key::Pools, "key_refused", 401, UNAUTHORIZED),
         ("key-403", Key::Pools, "key_refused", 403, ""),
@@ -87,12 +88,12 @@ fn what_a_replica_refuses_for_our_sake_another_one_answers() {
             let got = chat(&forebay, stream);
             assert_eq!((got.status, got.text().as_str()), (200, GOOD), "{case}");
         }
-        let asked = chats(&bad);
-        assert!(!asked.is_empty(), "{case}: it was asked");
+        let refused = chats(&bad);
+        assert!(!refused.is_empty(), "{case}: the other replica was tried");
         let answered: Vec<_> = chats(&good).iter().map(Received::text).collect();
-        assert!(answered.contains(&asked[0].text()), "{case}: the same again");
+        assert!(answered.contains(&refused[0].text()), "{case}: both got the same body");
         let series = format!("forebay_failures_total{{pool=\"p\",cause=\"{cause}\"}}");
-        eventually(case, || forebay.metric(&series) == Some(asked.len() as f64));
+        eventually(case, || forebay.metric(&series) == Some(refused.len() as f64));
         let line = forebay.wait_for("failed a request");
         assert!(line.contains(&bad.address.to_string()), "{case}: {line}");
         assert!(line.contains(&status.to_string()) || line.contains("`sim`"), "{case}: {line}");
@@ -100,7 +101,7 @@ fn what_a_replica_refuses_for_our_sake_another_one_answers() {
 }
 
 #[test]
-fn a_request_that_every_replica_refuses_gets_an_error_of_ours() {
+fn a_request_that_every_replica_refuses_gets_the_gateways_own_error() {
     for (case, key, status, body) in [
         ("all-401", Key::Pools, 401, UNAUTHORIZED),
         ("all-404", Key::Clients, 404, NO_MODEL),
@@ -114,15 +115,15 @@ fn a_request_that_every_replica_refuses_gets_an_error_of_ours() {
         assert_eq!(error["error"]["type"], "BadGatewayError", "{case}: {error}");
         assert!(error["error"]["message"].as_str().expect("text").starts_with("The replica"));
         assert_eq!(got.header("www-authenticate"), None, "{case}");
-        let asked: Vec<_> = all.iter().map(|it| chats(it).len()).collect();
-        assert_eq!(asked, [1, 1, 1], "{case}: each once");
+        let tries: Vec<_> = all.iter().map(|upstream| chats(upstream).len()).collect();
+        assert_eq!(tries, [1, 1, 1], "{case}: each is tried once");
         let series = "forebay_requests_total{pool=\"p\",outcome=\"failed\"}";
         eventually(case, || forebay.metric(series) == Some(1.0));
     }
 }
 
 #[test]
-fn a_refusal_that_is_the_clients_own_goes_to_the_client() {
+fn a_refusal_that_is_the_clients_fault_goes_to_the_client() {
     for (case, key, models, status, body) in [
         ("clients-key", Key::Clients, "sim", 401, UNAUTHORIZED),
         ("clients-path", Key::Pools, "sim", 404, NO_PATH),
@@ -132,11 +133,11 @@ fn a_refusal_that_is_the_clients_own_goes_to_the_client() {
         let forebay = gateway(case, key, models, &[&all[0], &all[1]]);
         let got = chat(&forebay, false);
         assert_eq!((got.status, got.text().as_str()), (status, body), "{case}");
-        assert_eq!(chats(&all[0]).len() + chats(&all[1]).len(), 1, "{case}: asked once");
+        assert_eq!(chats(&all[0]).len() + chats(&all[1]).len(), 1, "{case}: tried once");
         let series = "forebay_requests_total{pool=\"p\",outcome=\"client_error\"}";
         eventually(case, || forebay.metric(series) == Some(1.0));
     }
-    // Any name goes to a pool of which none is known, and then it is the client's.
+    // A pool without known names gets every name; a wrong one is the client's fault.
     let any = Upstream::serving("{}", |_| vec![Step::Send(plain(404, NO_MODEL))]);
     let forebay = gateway("any-model", Key::Clients, "", &[&any]);
     let got = chat(&forebay, false);
@@ -144,10 +145,10 @@ fn a_refusal_that_is_the_clients_own_goes_to_the_client() {
 }
 
 #[test]
-fn a_replica_that_goes_on_refusing_the_key_is_out_until_it_takes_it() {
-    let takes = Arc::new(AtomicBool::new(false));
-    let key = Arc::clone(&takes);
-    let bad = Upstream::start(move |_| match key.load(SeqCst) {
+fn a_replica_that_refuses_the_key_is_ejected_until_it_accepts_it() {
+    let accepts = Arc::new(AtomicBool::new(false));
+    let key_is_right = Arc::clone(&accepts);
+    let bad = Upstream::start(move |_| match key_is_right.load(SeqCst) {
         true => vec![Step::Send(plain(200, GOOD))],
         false => vec![Step::Send(plain(401, UNAUTHORIZED))],
     });
@@ -157,21 +158,21 @@ fn a_replica_that_goes_on_refusing_the_key_is_out_until_it_takes_it() {
         assert_eq!(chat(&forebay, false).text(), GOOD);
     }
     forebay.wait_for(" is out: ");
-    eventually("it is asked for a token", || {
-        bad.received().iter().filter(|it| it.path() == "/v1/completions").count() > 1
+    eventually("one-token requests probe it", || {
+        bad.received().iter().filter(|request| request.path() == "/v1/completions").count() > 1
     });
-    healthy(&forebay, 1);
-    takes.store(true, SeqCst);
-    healthy(&forebay, 2);
+    ready(&forebay, 1);
+    accepts.store(true, SeqCst);
+    ready(&forebay, 2);
 }
 
 #[test]
-fn a_handshake_that_is_refused_for_our_sake_is_agreed_on_by_another_replica() {
+fn a_handshake_that_is_refused_by_the_pools_fault_goes_to_another_replica() {
     let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                   sec-websocket-accept: x\r\n\r\n";
     let bad = refusing(401, UNAUTHORIZED);
     let good = Upstream::start(move |_| {
-        // And a close, which ends the session.
+        // The answer, and a close that ends the session.
         vec![Step::Send([agreed.as_bytes(), b"\x88\x02\x03\xe8"].concat()), Step::Close]
     });
     let forebay = gateway("realtime", Key::Pools, "sim", &[&bad, &good]);
@@ -181,5 +182,6 @@ fn a_handshake_that_is_refused_for_our_sake_is_agreed_on_by_another_replica() {
         let got = ask(forebay.address, handshake.as_bytes());
         assert_eq!(got.status, 101, "{}", got.text());
     }
-    assert!(bad.received().iter().any(|it| it.path().starts_with("/v1/realtime")), "it was asked");
+    let tried = bad.received().iter().any(|request| request.path().starts_with("/v1/realtime"));
+    assert!(tried, "the other replica was tried");
 }

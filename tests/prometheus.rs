@@ -1,100 +1,22 @@
-//! Triggers against a real Prometheus server, which scrapes simulated replicas and a file of a DCGM
-//! exporter's text: that they work, and that its failures never scale down nor block a decision.
+//! Triggers against a real Prometheus server, which scrapes simulated replicas and the text of a
+//! DCGM exporter: they work, and failures of the server never scale down nor block a decision.
 //!
-//! Skipped, and said so, where no `prometheus` is installed; with `FOREBAY_REQUIRE_PROMETHEUS` set
+//! Skipped, with a note, where no `prometheus` is installed; with `FOREBAY_REQUIRE_PROMETHEUS` set
 //! that is a failure.
 
 mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use support::prometheus::{Prometheus, folder, free_port, installed};
 use support::{Forebay, connect, eventually, exchange, get, post, status};
 
 const DCGM: &str = include_str!("fixtures/dcgm.prom");
 
-/// A folder of this test's own.
-fn folder(name: &str) -> PathBuf {
-    let folder =
-        std::env::temp_dir().join(format!("forebay-prometheus-{}-{name}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder");
-    folder
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
-fn installed() -> bool {
-    let found = Command::new("prometheus").arg("--version").output().is_ok();
-    if !found {
-        assert!(
-            std::env::var_os("FOREBAY_REQUIRE_PROMETHEUS").is_none(),
-            "prometheus is not installed, and FOREBAY_REQUIRE_PROMETHEUS is set"
-        );
-        eprintln!("skipped: no `prometheus` here; apt-get install prometheus");
-    }
-    found
-}
-
-/// A real server on a port that it keeps when it is started anew.
-struct Prometheus {
-    port: u16,
-    child: Option<Child>,
-    folder: PathBuf,
-}
-
-impl Prometheus {
-    fn on(port: u16, folder: &Path) -> Self {
-        Self { port, child: None, folder: folder.to_owned() }
-    }
-
-    /// With no data of before. `targets` are scraped once a second.
-    fn start(&mut self, targets: &[String]) {
-        let targets: Vec<_> = targets.iter().map(|it| format!("'{it}'")).collect();
-        let config = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: all\n  static_configs:\n  - targets: [{}]\n",
-            targets.join(", ")
-        );
-        let (file, data) = (self.folder.join("prometheus.yml"), self.folder.join("data"));
-        let _ = std::fs::remove_dir_all(&data);
-        std::fs::write(&file, config).expect("written");
-        let child = Command::new("prometheus")
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!("--storage.tsdb.path={}", data.display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{}", self.port))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        self.child = Some(child.expect("prometheus starts"));
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        eventually("prometheus is ready", || {
-            std::net::TcpStream::connect(address).is_ok()
-                && status(&get(address, "/-/ready")) == 200
-        });
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        self.stop();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// An exporter of whatever text it holds at the moment.
+/// An exporter whose text the test can change.
 struct Exporter {
     address: SocketAddr,
     text: Arc<Mutex<String>>,
@@ -120,12 +42,12 @@ impl Exporter {
         Self { address, text }
     }
 
-    fn say(&self, text: &str) {
+    fn set(&self, text: &str) {
         *self.text.lock().expect("no panic") = text.to_owned();
     }
 }
 
-/// `forebay run` with these pools, written as YAML; each scales by one trigger between 1 and 4.
+/// Starts `forebay run` with these pools; each scales by one trigger, to at most 4 replicas.
 fn forebay(folder: &Path, top: &str, pools: &[Pool<'_>]) -> Forebay {
     let mut config = format!(
         "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\n{top}\npools:\n"
@@ -167,7 +89,7 @@ fn forebay(folder: &Path, top: &str, pools: &[Pool<'_>]) -> Forebay {
 struct Pool<'a> {
     name: &'a str,
     min: u32,
-    /// The first of eight.
+    /// The first of eight ports.
     ports: u16,
     sim: &'a str,
     trigger: String,
@@ -185,22 +107,23 @@ impl Forebay {
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
     }
 
-    fn decided(&self, pool: &str) -> f64 {
+    fn decisions(&self, pool: &str) -> f64 {
         let series = format!("forebay_decision_seconds_count{{pool=\"{pool}\"}}");
-        self.metric(&series).expect("it decides")
+        self.metric(&series).expect("a figure")
     }
 
-    /// Many decisions later the count is still `count`. There is one each second at least.
-    fn stays(&self, pool: &str, count: f64, why: &str) {
-        let begun = self.decided(pool);
+    /// Checks that the count stays for five more decisions. There is at least one decision a
+    /// second.
+    fn stays(&self, pool: &str, count: f64, reason: &str) {
+        let before = self.decisions(pool);
         eventually("decisions go on", || {
-            assert_eq!(self.desired(pool), count, "{why}");
-            self.decided(pool) >= begun + 5.0
+            assert_eq!(self.desired(pool), count, "{reason}");
+            self.decisions(pool) >= before + 5.0
         });
     }
 }
 
-/// Streams that go on until they are dropped.
+/// Opens streams, which end when they are dropped.
 fn streams(forebay: &Forebay, model: &str, count: usize, tokens: u32) -> Vec<std::net::TcpStream> {
     let body = format!(
         r#"{{"model":"{model}","stream":true,"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
@@ -214,8 +137,8 @@ fn streams(forebay: &Forebay, model: &str, count: usize, tokens: u32) -> Vec<std
     (0..count).map(open).collect()
 }
 
-/// The first of eight ports in a row that nobody has at the moment: more than replicas, for one that
-/// is taken meanwhile.
+/// The first of eight free ports in a row: more than there are replicas, in case another process
+/// takes one meanwhile.
 fn ports_in_a_row() -> u16 {
     loop {
         let first = free_port();
@@ -274,47 +197,47 @@ fn promql_kv_cache_and_gpu_figures_scale_a_pool() {
             ),
         ],
     );
-    // 97 and 93 percent over 60, and 612 W over 400, as often as it takes.
-    eventually("the GPUs' figures are read", || forebay.trigger("value", "gpu") == 95.0);
-    eventually("and the exporter's own", || forebay.trigger("value", "direct") == 612.418);
-    eventually("four for the GPUs", || {
+    // The GPUs are at 97 % and 93 %, over the threshold of 60 %, and at 612 W, over 400 W.
+    eventually("the GPUs' utilization is read", || forebay.trigger("value", "gpu") == 95.0);
+    eventually("the exporter's power is read", || forebay.trigger("value", "direct") == 612.418);
+    eventually("busy GPUs need four replicas", || {
         forebay.desired("gpu") == 4.0 && forebay.desired("direct") == 4.0
     });
 
-    // What can't be is unknown: no maximum, and no reason to go down. It is named.
+    // An impossible figure is unknown: it neither scales up nor down, and is named.
     let odd = DCGM.replace("} 93\n", "} 808334905\n").replace("} 612.418000\n", "} 4294967295\n");
-    exporter.say(&odd);
+    exporter.set(&odd);
     for (pool, why) in [
         ("gpu", "the result is 808334905 %, and can only be 0 to 100 %"),
         ("direct", "is 4294967295 W, and can only be 0 to 10000 W"),
     ] {
-        eventually("it is not believed", || forebay.trigger("readable", pool) == 0.0);
+        eventually("the trigger is not readable", || forebay.trigger("readable", pool) == 0.0);
         let decisions = get(forebay.admin, &format!("/decisions?pool={pool}"));
         assert!(decisions.contains(why), "{decisions}");
         assert!(forebay.trigger("failures_total", pool) >= 1.0);
-        forebay.stays(pool, 4.0, "it is not known");
+        forebay.stays(pool, 4.0, "the figure is unknown");
     }
     forebay.wait_for("gpu: trigger gpuUtilization can't be read, so nothing scales down: ");
-    exporter.say(DCGM);
-    eventually("they are known again", || {
+    exporter.set(DCGM);
+    eventually("the triggers are readable again", || {
         forebay.trigger("readable", "gpu") == 1.0 && forebay.trigger("readable", "direct") == 1.0
     });
 
     let open = streams(&forebay, "query", 6, 3000);
-    eventually("three for six that run", || forebay.desired("query") == 3.0);
+    eventually("six running requests need three replicas", || forebay.desired("query") == 3.0);
     assert_eq!(forebay.trigger("threshold", "query"), 2.0);
     let more = streams(&forebay, "kv", 4, 3000);
-    eventually("more for a full KV cache", || forebay.desired("kv") > 1.0);
+    eventually("a full KV cache needs more replicas", || forebay.desired("kv") > 1.0);
 
-    // And down again, when the figures are.
-    exporter.say(&DCGM.replace("} 97\n", "} 12\n").replace("} 93\n", "} 18\n"));
-    eventually("one for idle GPUs", || forebay.desired("gpu") == 1.0);
+    // Lower figures scale down.
+    exporter.set(&DCGM.replace("} 97\n", "} 12\n").replace("} 93\n", "} 18\n"));
+    eventually("idle GPUs need one replica", || forebay.desired("gpu") == 1.0);
     drop(open);
-    eventually("one when nothing runs", || forebay.desired("query") == 1.0);
+    eventually("no running requests need one replica", || forebay.desired("query") == 1.0);
     drop(more);
     let decisions = get(forebay.admin, "/decisions");
     assert!(decisions.contains("prometheus is at 6"), "{decisions}");
-    assert!(decisions.contains(r#""figure":6.0"#), "each trigger's figure is told: {decisions}");
+    assert!(decisions.contains(r#""figure":6.0"#), "each trigger's figure is in it: {decisions}");
 }
 
 #[test]
@@ -341,52 +264,55 @@ fn a_prometheus_that_fails_never_scales_down_and_never_blocks_a_decision() {
             Pool { name: "zero", min: 1, ports: third, sim: "", trigger: zero },
         ],
     );
-    eventually("three", || forebay.desired("a") == 3.0 && forebay.desired("zero") == 3.0);
+    eventually("12 / 4 needs three replicas", || {
+        forebay.desired("a") == 3.0 && forebay.desired("zero") == 3.0
+    });
     let readable = |forebay: &Forebay| forebay.trigger("readable", "a") == 1.0;
 
     prometheus.stop();
     forebay.wait_for("a: trigger prometheus can't be read, so nothing scales down: ");
-    eventually("it is down", || !readable(&forebay));
+    eventually("the trigger is not readable", || !readable(&forebay));
     forebay.stays("a", 3.0, "Prometheus is down");
 
-    // One that takes connections and never answers.
+    // A server that accepts connections and never answers.
     let silent = TcpListener::bind(("127.0.0.1", port)).expect("its port is free");
     forebay.stays("a", 3.0, "Prometheus is slow");
     let chat = post(
         "/v1/chat/completions",
         r#"{"model":"b","max_tokens":3,"messages":[{"role":"user","content":"hello"}]}"#,
     );
-    assert_eq!(status(&exchange(forebay.address, &chat)), 200, "served meanwhile");
+    assert_eq!(status(&exchange(forebay.address, &chat)), 200, "requests are served meanwhile");
     assert!(!readable(&forebay));
     drop(silent);
 
-    // One that knows nothing.
+    // A server without the figures.
     prometheus.start(&["127.0.0.1:1".to_owned()]);
-    eventually("empty", || {
+    eventually("the result is empty", || {
         get(forebay.admin, "/metrics").contains("forebay_trigger") && !readable(&forebay)
     });
     forebay.stays("a", 3.0, "the result is empty");
-    eventually("who writes that nothing is zero has it so", || forebay.desired("zero") == 1.0);
+    eventually("with ignoreNullValues an empty result is zero", || forebay.desired("zero") == 1.0);
     prometheus.stop();
 
-    // No number, and one without bounds.
-    for (text, what) in [("demand 0\ndivisor 0\n", "NaN"), ("demand 1\ndivisor 0\n", "infinite")] {
-        exporter.say(text);
+    // Results that are not finite numbers.
+    for (text, result) in [("demand 0\ndivisor 0\n", "NaN"), ("demand 1\ndivisor 0\n", "infinite")]
+    {
+        exporter.set(text);
         prometheus.start(&targets);
         eventually("prometheus has it", || {
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             get(address, "/api/v1/query?query=sum(demand)/sum(divisor)").contains("value")
         });
-        forebay.stays("a", 3.0, what);
-        assert!(!readable(&forebay), "{what} is unknown");
+        forebay.stays("a", 3.0, result);
+        assert!(!readable(&forebay), "{result} is unknown");
         prometheus.stop();
     }
 
-    // A low figure that is known scales down.
-    exporter.say("demand 2\ndivisor 2\n");
+    // A low figure scales down once it is known.
+    exporter.set("demand 2\ndivisor 2\n");
     prometheus.start(&targets);
     forebay.wait_for("can be read again");
-    eventually("one", || forebay.desired("a") == 1.0);
+    eventually("2 / 2 needs one replica", || forebay.desired("a") == 1.0);
     let log = forebay.logged().join("\n");
     assert!(!log.contains("panicked"), "{log}");
 }

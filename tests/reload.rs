@@ -19,11 +19,11 @@ fn config(endpoints: &[&Sim], more: &str) -> String {
     )
 }
 
-const NOT_VALID: &str = "not valid; the configuration before stays in force";
+const NOT_VALID: &str = "not valid; the previous configuration stays in force";
 const IN_FORCE: &str = "the new configuration is in force";
 
 #[test]
-fn a_changed_file_is_taken_over_and_a_wrong_one_is_told_with_its_line() {
+fn a_changed_file_takes_effect_and_a_wrong_one_is_reported_with_its_line() {
     let (one, two) =
         (Sim::start(&["--served-model-name", "sim"]), Sim::start(&["--served-model-name", "sim"]));
     let folder = Folder::new();
@@ -31,7 +31,7 @@ fn a_changed_file_is_taken_over_and_a_wrong_one_is_told_with_its_line() {
     let mut forebay = Forebay::start(&["gateway", "--config", &file], "info");
     assert_eq!(status(&exchange(forebay.address, &chat(false, 2))), 200);
 
-    // Moved in place: found by looking.
+    // Moved into place: the gateway looks on its own.
     folder.write("forebay.yaml", &config(&[&two], "  paths: [/health, /v1/chat/completions]\n"));
     forebay.wait_for(IN_FORCE);
     drop(one);
@@ -41,29 +41,29 @@ fn a_changed_file_is_taken_over_and_a_wrong_one_is_told_with_its_line() {
     }
 
     folder.write("forebay.yaml", &config(&[&two], "  pathz: []\n"));
-    let told = forebay.wait_for("pathz");
+    let line = forebay.wait_for("pathz");
     assert!(
-        told.contains("forebay.yaml:3: gateway.pathz: unknown field; did you mean paths?"),
-        "{told}"
+        line.contains("forebay.yaml:3: gateway.pathz: unknown field; did you mean paths?"),
+        "{line}"
     );
     forebay.wait_for(NOT_VALID);
     assert_eq!(status(&exchange(forebay.address, &chat(false, 2))), 200);
-    // Asked for, it is told again.
+    // A signal has it reported again.
     forebay.signal("HUP");
     forebay.wait_for(NOT_VALID);
 
-    // What can't be changed is named, and the rest is taken over.
+    // A field that can't change is named, and the rest takes effect.
     folder.write("forebay.yaml", &config(&[&two], "  threads: 3\n"));
     forebay.signal("HUP");
-    let told = forebay.wait_for("takes effect at the next start only");
-    assert!(told.contains("gateway.threads"), "{told}");
-    eventually("paths are open again", || status(&get(forebay.address, "/v1/models")) == 200);
+    let line = forebay.wait_for("takes effect at the next start only");
+    assert!(line.contains("gateway.threads"), "{line}");
+    eventually("all paths are open again", || status(&get(forebay.address, "/v1/models")) == 200);
     forebay.signal("TERM");
     assert!(forebay.wait().success());
 }
 
 #[test]
-fn the_scaler_follows_its_bounds_and_keeps_the_replicas_that_run() {
+fn the_scaler_follows_new_bounds_and_keeps_running_replicas() {
     let folder = Folder::new();
     let config = |least: u32, stale: &str| {
         format!(
@@ -83,7 +83,7 @@ fn the_scaler_follows_its_bounds_and_keeps_the_replicas_that_run() {
     forebay.signal("HUP");
     forebay.wait_for(IN_FORCE);
     eventually("a second replica", || forebay.replicas().len() == 2);
-    assert!(forebay.replicas().contains(&first), "the first goes on");
+    assert!(forebay.replicas().contains(&first), "the first replica goes on");
     let later = |line: &String| line.contains("at the next start only");
     assert!(!forebay.logged().iter().any(later));
 
@@ -92,14 +92,14 @@ fn the_scaler_follows_its_bounds_and_keeps_the_replicas_that_run() {
         &(config(2, "20s").replace("{staleAfter", "{stateDir: /nowhere, staleAfter")),
     );
     forebay.signal("HUP");
-    let told = forebay.wait_for("takes effect at the next start only");
-    assert!(told.contains("scaler (all but staleAfter)"), "{told}");
+    let line = forebay.wait_for("takes effect at the next start only");
+    assert!(line.contains("scaler (all but staleAfter)"), "{line}");
     forebay.signal("TERM");
     assert!(forebay.wait().success());
 }
 
 #[test]
-fn a_file_that_cannot_be_read_to_its_end_holds_nothing_up() {
+fn a_file_that_cannot_be_read_to_its_end_blocks_nothing() {
     use std::os::unix::fs::OpenOptionsExt;
     const O_NONBLOCK: i32 = 0o4000;
 
@@ -107,12 +107,12 @@ fn a_file_that_cannot_be_read_to_its_end_holds_nothing_up() {
     let folder = Folder::new();
     let file = folder.write("forebay.yaml", &config(&[&sim], ""));
     let mut forebay = Forebay::start(&["gateway", "--config", &file], "info");
-    // In its place a pipe that nobody writes into.
+    // A pipe without a writer takes its place.
     let pipe = format!("{file}.pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
     std::fs::rename(&pipe, &file).expect("moved");
     let mut writer = None;
-    eventually("it is being read", || {
+    eventually("the gateway reads it", || {
         writer = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&file).ok();
         writer.is_some()
     });

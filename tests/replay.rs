@@ -1,4 +1,4 @@
-//! `forebay replay` as its user runs it.
+//! `forebay replay`, run as a user runs it.
 
 mod support;
 
@@ -75,7 +75,24 @@ fn a_seed_gives_the_same_results_as_table_json_and_page() {
     }
     let page = std::fs::read_to_string(folder.0.join("one/report.html")).expect("a page");
     assert_eq!(page.matches("<svg").count(), 4, "demand, queue, replicas, TTFT");
-    assert!(!page.contains("http://") && !page.contains("https://"), "nothing from elsewhere");
+    assert!(
+        !page.contains("http://") && !page.contains("https://"),
+        "the page loads nothing from the network"
+    );
+    let (reasons, origin) = (&results["changes"], &results["origin"]);
+    assert!(
+        reasons[0]["sentence"].as_str().is_some_and(|text| text.starts_with("scaling 0 →")),
+        "{reasons}"
+    );
+    assert_eq!(
+        (origin["seed"].as_u64(), origin["scaling"]["maxReplicaCount"].as_u64()),
+        (Some(7), Some(6))
+    );
+    for shown in
+        ["because", "seed 7", "data-values", "maxReplicaCount", "TTFT p95", "hold p95", "a month"]
+    {
+        assert!(page.contains(shown), "{shown}");
+    }
     let seeded = |seed: &str| {
         folder.replay(&["--pool", "chat", "--trace", "burst", "--json", "--seed", seed]).stdout
     };
@@ -84,7 +101,7 @@ fn a_seed_gives_the_same_results_as_table_json_and_page() {
 }
 
 #[test]
-fn what_a_gateway_recorded_can_be_rehearsed() {
+fn recorded_arrivals_can_be_replayed() {
     let folder = Folder::new("recorded");
     let (forebay, path) = (env!("CARGO_BIN_EXE_forebay"), folder.0.display());
     let config = format!(
@@ -108,7 +125,7 @@ fn what_a_gateway_recorded_can_be_rehearsed() {
     assert_eq!(lines[0], "time,pool,promptTokens,generatedTokens");
     assert_eq!(lines.len(), 4, "{recorded}");
     assert!(lines[1].contains(",chat,") && lines[1].ends_with(",5"), "{recorded}");
-    assert!(!recorded.contains("hello"), "no content: {recorded}");
+    assert!(!recorded.contains("hello"), "no text of a request: {recorded}");
     let output = folder.replay(&["--trace", "arrivals.csv", "--json"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let results: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -116,7 +133,7 @@ fn what_a_gateway_recorded_can_be_rehearsed() {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_what_to_write() {
+fn each_error_names_the_fix() {
     let folder = Folder::new("wrong");
     std::fs::write(
         folder.0.join("bad.csv"),
@@ -126,7 +143,10 @@ fn what_is_wrong_is_told_with_what_to_write() {
     for (arguments, want) in [
         (&["--trace", "burst"][..], "several pools; name one with --pool: chat, other"),
         (&["--trace", "burst", "--pool", "x"], "there is no pool `x`; known are chat, other"),
-        (&["--trace", "bad.csv", "--pool", "chat"], "bad.csv: line 2: `x` is no number of tokens"),
+        (
+            &["--trace", "bad.csv", "--pool", "chat"],
+            "bad.csv: line 2: `x` is not a number of tokens",
+        ),
         (&["--trace", "no.csv", "--pool", "chat"], "there is no file `no.csv`"),
         (&["--trace", "no.csv", "--pool", "chat"], "known are office-day, week"),
         (
@@ -138,8 +158,8 @@ fn what_is_wrong_is_told_with_what_to_write() {
     ] {
         let output = folder.replay(arguments);
         assert!(!output.status.success(), "{arguments:?}");
-        let told = text(&output.stderr);
-        assert!(told.contains(want), "{arguments:?}: {told}");
+        let error = text(&output.stderr);
+        assert!(error.contains(want), "{arguments:?}: {error}");
     }
 }
 
@@ -150,9 +170,46 @@ fn the_shipped_scenarios_are_valid() {
     let mut count = 0;
     for file in files {
         let path = file.expect("readable").path();
+        // Those of `forebay load` have a folder of their own.
+        if path.is_dir() {
+            continue;
+        }
         let config = forebay_config::load(&path);
         assert!(config.is_ok_and(|config| config.replay.is_some()), "{}", path.display());
         count += 1;
     }
     assert!(count >= 6, "{count} scenarios");
+}
+
+#[test]
+fn pick_policies_are_compared_on_a_load_that_says_what_prompts_have_in_common() {
+    let folder = Folder::new("picks");
+    // Three conversations of 20 turns, a turn a second. Each turn adds 512 tokens.
+    let rows = (0..60).map(|row| {
+        let (conversation, turn) = (row % 3, row / 3 + 1);
+        let ids: Vec<_> = (0..turn).map(|at| conversation * 100 + at).collect();
+        let (at, length) = (turn * 1_000 + conversation * 300, turn * 512);
+        format!(
+            "{{\"timestamp\": {at}, \"input_length\": {length}, \"output_length\": 20, \"hash_ids\": {ids:?}}}\n"
+        )
+    });
+    std::fs::write(folder.0.join("m.jsonl"), rows.collect::<String>()).expect("written");
+    let picks = ["--pool", "chat", "--trace", "m.jsonl", "--picks", "all", "--replicas", "2"];
+    let output = folder.replay(&[&picks[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let report = |name: &str| {
+        let all = results["picks"].as_array().expect("a list").iter();
+        all.clone().find(|report| report["pick"] == name).expect(name).clone()
+    };
+    let cached = |name: &str| report(name)["cachedShare"].as_f64().expect("a share");
+    assert_eq!((&results["requests"], &results["replicas"]), (&60.into(), &2.into()));
+    assert!(cached("roundRobin") < 0.85, "its turns alternate between the replicas: {results}");
+    assert!(cached("consistentHash") > 0.88, "all but the new block of each turn: {results}");
+
+    let output = folder.replay(&picks);
+    let table = text(&output.stdout);
+    assert!(table.contains("60 requests") && table.contains("most load"), "{table}");
+    let both = folder.replay(&[&picks[..], &["--compare", "all"]].concat());
+    assert!(!both.status.success() && text(&both.stderr).contains("--picks"));
 }

@@ -1,4 +1,4 @@
-//! Which pool a model's name leads to, with the real binary before simulated servers.
+//! The way from a model's name to its pool, with the real binary in front of simulated servers.
 
 mod support;
 
@@ -30,14 +30,14 @@ fn all_ready(forebay: &Forebay, pools: usize) {
             let endpoints = pool["endpoints"].as_object().cloned().unwrap_or_default();
             endpoints.values().any(|endpoint| endpoint["health"] == "ready")
         };
-        frame["pools"].as_object().is_some_and(|it| it.values().filter(ready).count() == pools)
+        frame["pools"].as_object().is_some_and(|all| all.values().filter(ready).count() == pools)
     });
 }
 
 #[test]
 fn aliases_adapters_and_names_with_slashes_lead_to_their_pool_and_are_listed() {
     let one =
-        Sim::start(&["org/one", "--lora-modules", "told=/adapters/told", "listed=/adapters/l"]);
+        Sim::start(&["org/one", "--lora-modules", "loaded=/adapters/loaded", "listed=/adapters/l"]);
     let two = Sim::start(&["two"]);
     let folder = Folder::new();
     let forebay = folder.gateway(&format!(
@@ -48,40 +48,40 @@ fn aliases_adapters_and_names_with_slashes_lead_to_their_pool_and_are_listed() {
         one.address, two.address
     ));
     all_ready(&forebay, 2);
-    eventually("the adapter is told of", || {
-        get(forebay.address, "/v1/models").contains("\"told\"")
+    eventually("the gateway knows the adapter", || {
+        get(forebay.address, "/v1/models").contains("\"loaded\"")
     });
-    for (asked, answered) in [
+    for (requested, answered) in [
         ("org/one", "org/one"),
         ("gpt-4o", "org/one"),
         ("listed", "listed"),
-        ("told", "told"),
+        ("loaded", "loaded"),
         ("two", "two"),
         ("small", "two"),
     ] {
-        assert_eq!(answered_as(&forebay, asked), answered, "{asked}");
+        assert_eq!(answered_as(&forebay, requested), answered, "{requested}");
     }
 
     let unknown = ask(&forebay, "nope");
     assert_eq!(status(&unknown), 404);
     let message = json(&unknown)["error"]["message"].clone();
-    let names = "`org/one`, `gpt-4o`, `listed`, `told`, `two`, `small`, `asleep`";
+    let names = "`org/one`, `gpt-4o`, `listed`, `loaded`, `two`, `small`, `asleep`";
     assert_eq!(message, format!("The model `nope` does not exist. Known models: {names}."));
 
     let list = json(&get(forebay.address, "/v1/models"));
     let models = list["data"].as_array().expect("a list");
     let ids: Vec<_> = models.iter().map(|model| model["id"].as_str().expect("text")).collect();
-    assert_eq!(ids, ["org/one", "gpt-4o", "listed", "told", "two", "small", "asleep"]);
+    assert_eq!(ids, ["org/one", "gpt-4o", "listed", "loaded", "two", "small", "asleep"]);
     let of = |id: &str| models.iter().find(|model| model["id"] == id).expect("listed");
     assert_eq!(
-        (&of("told")["parent"], &of("listed")["parent"]),
+        (&of("loaded")["parent"], &of("listed")["parent"]),
         (&"org/one".into(), &"org/one".into())
     );
     assert_eq!((&of("gpt-4o")["root"], &of("gpt-4o")["parent"]), (&"org/one".into(), &().into()));
     assert_eq!(of("org/one")["max_model_len"], 32_768);
     assert_eq!(
-        get(forebay.address, "/v1/models").split_once("\r\n\r\n").map(|it| it.1.to_owned()),
-        get(forebay.address, "/v1/models").split_once("\r\n\r\n").map(|it| it.1.to_owned()),
+        get(forebay.address, "/v1/models").split_once("\r\n\r\n").map(|(_, body)| body.to_owned()),
+        get(forebay.address, "/v1/models").split_once("\r\n\r\n").map(|(_, body)| body.to_owned()),
         "stable"
     );
 
@@ -99,7 +99,7 @@ fn aliases_adapters_and_names_with_slashes_lead_to_their_pool_and_are_listed() {
 }
 
 #[test]
-fn a_split_sends_each_pool_its_part_and_a_session_always_to_the_same() {
+fn a_split_sends_each_pool_its_part_and_a_session_always_to_the_same_pool() {
     let (old, new) = (Sim::start(&["old"]), Sim::start(&["new"]));
     let folder = Folder::new();
     let forebay = folder.gateway(&format!(
@@ -131,12 +131,12 @@ fn a_split_sends_each_pool_its_part_and_a_session_always_to_the_same() {
 }
 
 #[test]
-fn what_a_pool_cannot_serve_in_time_is_served_by_its_fallback() {
+fn a_fallback_serves_requests_that_the_pool_cannot_serve_in_time() {
     let small = Sim::start(&["small"]);
     let busy = Sim::start(&["busy", "--decode-step-ms", "50"]);
     let folder = Folder::new();
-    // `gone` has nothing that could ever start; `busy` takes one at once and holds none; `slow` would
-    // start, and is given a moment.
+    // `busy` takes one request at a time and holds none; `slow` gets a moment to start, and never
+    // does; `alone` has no fallback.
     let forebay = folder.gateway(&format!(
         "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n\
          - {{name: small, models: [small], endpoints: ['{}']}}\n\
@@ -151,15 +151,15 @@ fn what_a_pool_cannot_serve_in_time_is_served_by_its_fallback() {
     let body = r#"{"model":"busy","max_tokens":400,"ignore_eos":true,"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
     let address = forebay.address;
     let long = std::thread::spawn(move || exchange(address, &post(CHAT, body)));
-    eventually("it is full", || {
+    eventually("the pool is full", || {
         let text = get(forebay.admin, "/signals");
         let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         let frame: serde_json::Value = serde_json::from_str(body).expect("JSON");
         let busy = &frame["pools"]["busy"];
         busy["inFlight"] == 1 && busy["totals"]["completed"] == 1
     });
-    assert_eq!(answered_as(&forebay, "busy"), "small", "its queue takes none");
-    assert_eq!(answered_as(&forebay, "slow"), "small", "nothing is there after 300 ms");
+    assert_eq!(answered_as(&forebay, "busy"), "small", "its queue is full");
+    assert_eq!(answered_as(&forebay, "slow"), "small", "no replica is ready after 300 ms");
     let streamed = long.join().expect("answered");
     assert!(streamed.contains("\"busy\"") && streamed.contains("[DONE]"), "{streamed}");
 
@@ -167,4 +167,42 @@ fn what_a_pool_cannot_serve_in_time_is_served_by_its_fallback() {
     assert_eq!(status(&refused), 503, "{refused}");
     assert_eq!(forebay.metric(r#"forebay_fallbacks_total{pool="busy"}"#), Some(1.0));
     assert_eq!(forebay.metric(r#"forebay_fallbacks_total{pool="slow"}"#), Some(1.0));
+}
+
+#[test]
+fn a_conversation_returns_to_the_replica_that_remembers_it_however_it_is_written() {
+    let sims = [(); 3].map(|()| Sim::start(&["m", "--enable-prompt-tokens-details"]));
+    let addresses: Vec<_> = sims.iter().map(|sim| format!("'{}'", sim.address)).collect();
+    let folder = Folder::new();
+    let forebay = folder.gateway(&format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n\
+         - {{name: p, models: [m], pick: consistentHash, endpoints: [{}]}}\n",
+        addresses.join(", ")
+    ));
+    eventually("three endpoints are ready", || {
+        let endpoints = forebay.signals()["endpoints"].as_object().cloned();
+        endpoints.is_some_and(|all| {
+            all.values().filter(|endpoint| endpoint["health"] == "ready").count() == 3
+        })
+    });
+    // Tokens of the prompt that the replica's cache had.
+    let cached = |body: String| {
+        let answer = exchange(forebay.address, &post(CHAT, &body));
+        assert_eq!(status(&answer), 200, "{answer}");
+        json(&answer)["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0)
+    };
+    for conversation in 0..12 {
+        let system = format!("You are assistant {conversation}. ").repeat(30);
+        let first = format!(
+            r#"{{"model":"m","max_tokens":1,"messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":"Hi."}}]}}"#
+        );
+        let second = format!(
+            r#"{{ "messages" : [ {{"content":"\u0059{}", "role" : "system"}}, {{"role":"user","content":"Hi."}},
+                {{"role":"assistant","content":"Hello."}}, {{"role":"user","content":"How are you?"}} ],
+                "max_tokens" : 1, "model" : "m" }}"#,
+            &system[1..]
+        );
+        assert_eq!(cached(first), 0, "conversation {conversation} is new");
+        assert!(cached(second) > 100, "conversation {conversation} is remembered");
+    }
 }

@@ -1,5 +1,4 @@
-//! WebSocket sessions with the real binary: what is counted of them, and what they are told when it
-//! stops.
+//! WebSocket sessions with the real binary: their metrics, and their end at a shutdown.
 
 mod support;
 
@@ -24,24 +23,24 @@ fn text(payload: &str) -> Vec<u8> {
 
 /// A replica that transcribes at once and then waits.
 fn transcriber() -> Upstream {
-    let said = [AGREED.as_bytes(), &text(DELTA), &text(DONE), &text(DELTA)].concat();
-    Upstream::start(move |_| vec![Step::Send(said.clone()), Step::Hang])
+    let answer = [AGREED.as_bytes(), &text(DELTA), &text(DONE), &text(DELTA)].concat();
+    Upstream::start(move |_| vec![Step::Send(answer.clone()), Step::Hang])
 }
 
-/// A session that has heard all that the replica says.
+const HANDSHAKE: &str = "GET /v1/realtime?model=sim HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: \
+     websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// Opens a session, and reads everything that the replica sends.
 fn open(forebay: &Forebay) -> TcpStream {
     let mut stream = connect(forebay.address);
-    let request = "GET /v1/realtime?model=sim HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: \
-                   websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: \
-                   dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    stream.write_all(request.as_bytes()).expect("open");
-    let (mut heard, all) = (Vec::new(), [text(DELTA), text(DONE), text(DELTA)].concat());
-    while !heard.ends_with(&all) {
+    stream.write_all(HANDSHAKE.as_bytes()).expect("open");
+    let (mut received, all) = (Vec::new(), [text(DELTA), text(DONE), text(DELTA)].concat());
+    while !received.ends_with(&all) {
         let mut byte = [0];
         stream.read_exact(&mut byte).expect("open");
-        heard.push(byte[0]);
+        received.push(byte[0]);
     }
-    assert!(heard.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&heard));
+    assert!(received.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&received));
     stream
 }
 
@@ -51,7 +50,7 @@ fn access_log(forebay: &mut Forebay) -> serde_json::Value {
 }
 
 #[test]
-fn what_a_session_carries_and_takes_is_counted() {
+fn a_sessions_messages_bytes_and_tokens_are_counted() {
     let upstream = transcriber();
     let mut forebay = gateway_with("", &[upstream.address], &["sim"], "");
     let mut session = open(&forebay);
@@ -86,7 +85,39 @@ fn what_a_session_carries_and_takes_is_counted() {
 }
 
 #[test]
-fn a_shutdown_ends_a_session_with_a_close_and_is_not_held_up_by_it() {
+fn an_answer_to_a_handshake_that_is_not_valid_is_an_error_and_not_a_death() {
+    let refusal = |body: &str| format!("HTTP/1.1 403 Forbidden\r\n{body}");
+    for (case, answer, cause) in [
+        ("no HTTP", "+OK\r\n\r\n".to_owned(), "server"),
+        ("a wrong status", "HTTP/1.1 1x1 Upgrade\r\n\r\n".to_owned(), "server"),
+        ("a wrong chunk", refusal("transfer-encoding: chunked\r\n\r\nzz\r\n"), "server"),
+        (
+            "a refusal that is too long",
+            refusal(&format!("content-length: 99999\r\n\r\n{}", "x".repeat(99_999))),
+            "server",
+        ),
+        ("nothing", String::new(), "connection"),
+        ("half a head", "HTTP/1.1 101 Switching Protocols\r\nupg".to_owned(), "connection"),
+        ("half a refusal", refusal("content-length: 99\r\n\r\nno"), "connection"),
+    ] {
+        let upstream =
+            Upstream::start(move |_| vec![Step::Send(answer.clone().into_bytes()), Step::Close]);
+        let forebay = gateway_with("", &[upstream.address], &["sim"], "maxTries: 1");
+        let mut stream = connect(forebay.address);
+        stream.write_all(HANDSHAKE.as_bytes()).expect("open");
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).expect("an answer");
+        assert_eq!(&head, b"HTTP/1.1 502", "{case}");
+        for other in ["server", "connection"] {
+            let series = format!("forebay_failures_total{{pool=\"p\",cause=\"{other}\"}}");
+            let count = forebay.metric(&series).unwrap_or_default();
+            assert_eq!(count > 0.0, other == cause, "{case}: {other}");
+        }
+    }
+}
+
+#[test]
+fn a_shutdown_ends_a_session_with_a_close_and_does_not_wait_for_it() {
     let upstream = transcriber();
     let mut forebay = gateway_with(", shutdownTimeout: 1h", &[upstream.address], &["sim"], "");
     let mut session = open(&forebay);
@@ -101,5 +132,5 @@ fn a_shutdown_ends_a_session_with_a_close_and_is_not_held_up_by_it() {
     assert_eq!(session.read(&mut [0]).expect("an end"), 0);
     let line = access_log(&mut forebay);
     assert_eq!((&line["outcome"], &line["reason"]), (&"completed".into(), &"shutting_down".into()));
-    assert!(forebay.wait().success(), "nothing was cut off");
+    assert!(forebay.wait().success(), "no request was cut off");
 }

@@ -1,4 +1,5 @@
-//! Clients that send one byte now and then: closed or answered in time, and nobody else waits.
+//! Clients that send or read too slowly: they are closed or answered in time, and no other client
+//! waits.
 
 mod support;
 
@@ -25,7 +26,7 @@ fn start(name: &str) -> Forebay {
 }
 
 #[test]
-fn a_head_that_does_not_end_is_closed_and_a_body_that_does_not_is_a_408() {
+fn an_unfinished_head_is_closed_and_an_unfinished_body_gets_a_408() {
     let forebay = start("slow");
     let mut head = connect(forebay.address);
     head.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost").expect("sent");
@@ -45,7 +46,7 @@ fn a_head_that_does_not_end_is_closed_and_a_body_that_does_not_is_a_408() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_does_not_keep_its_place() {
+fn a_client_that_reads_nothing_loses_its_place() {
     let exe = env!("CARGO_BIN_EXE_forebay");
     let config = format!(
         "gateway: {{listen: '127.0.0.1:0', limits: {{writeTimeout: 1s}}}}
@@ -59,18 +60,18 @@ pools:
     let file = std::env::temp_dir().join(format!("forebay-{}-deaf.yaml", std::process::id()));
     std::fs::write(&file, config).expect("a temporary file");
     let forebay = Forebay::start(&["run", "--config", &file.display().to_string()], "info");
-    let mut deaf = connect(forebay.address);
+    let mut client = connect(forebay.address);
     // Several megabytes of events: more than the sockets' buffers on the way.
-    deaf.write_all(&support::chat(true, 30_000)).expect("sent");
+    client.write_all(&support::chat(true, 30_000)).expect("sent");
     let totals = || forebay.signals()["totals"].clone();
-    support::eventually("it has its place", || totals()["released"] == 1);
-    support::eventually("and loses it", || {
+    support::eventually("the request is released", || totals()["released"] == 1);
+    support::eventually("the request is cut off", || {
         forebay.signals()["inFlight"] == 0 && totals()["clientLeft"] == 1
     });
 }
 
 #[test]
-fn a_chunked_body_over_the_limit_is_a_413() {
+fn a_chunked_body_over_the_limit_gets_a_413() {
     let forebay = start("chunked");
     let chunk = format!("400\r\n{}\r\n", "a".repeat(0x400)).repeat(3);
     let request = format!(
@@ -82,7 +83,7 @@ fn a_chunked_body_over_the_limit_is_a_413() {
 }
 
 #[test]
-fn several_pools_need_a_model_and_a_hold_ends_with_a_503_and_retry_after() {
+fn several_pools_require_a_model_and_an_expired_hold_gets_a_503_with_retry_after() {
     let forebay = start("pools");
     let post = |body| support::exchange(forebay.address, &support::post("/v1/completions", body));
     let none = post("{}");

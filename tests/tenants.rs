@@ -1,17 +1,19 @@
-//! Keys, limits and what clients of each API are told about them, with the real binary.
+//! Keys and limits, and the errors about them in each API, with the real binary.
 
 mod support;
 
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use support::sims::{Folder, Sim};
+use support::upstream::{Received, Step, Upstream, plain};
 use support::{Forebay, connect, eventually, exchange, json, status};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A request with these headers, to be answered on a connection of its own.
+/// A request with these headers, for a connection of its own.
 fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
@@ -24,14 +26,18 @@ fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Ve
 }
 
 fn chat(forebay: &Forebay, key: &str, model: &str, tokens: u32) -> String {
+    exchange(forebay.address, &chat_request(key, model, tokens))
+}
+
+fn chat_request(key: &str, model: &str, tokens: u32) -> Vec<u8> {
     let body = format!(
         r#"{{"model":"{model}","max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
     );
     let bearer = format!("Bearer {key}");
-    exchange(forebay.address, &request("POST", CHAT, &[("authorization", &bearer)], &body))
+    request("POST", CHAT, &[("authorization", &bearer)], &body)
 }
 
-/// The value of a header of an answer.
+/// The value of an answer's header.
 fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     let head = answer.split_once("\r\n\r\n")?.0;
     let mut lines = head.lines().filter_map(|line| line.split_once(": "));
@@ -76,7 +82,7 @@ fn ready(forebay: &Forebay) {
 }
 
 #[test]
-fn a_key_opens_what_its_tenant_may_use_and_goes_no_further() {
+fn a_key_opens_its_tenants_models_and_never_reaches_a_replica() {
     let sim = Sim::start(&["m", "--served-model-name", "m", "other", "--api-key", "sk-upstream"]);
     let folder = Folder::new();
     let file = folder.write("keys.yaml", &keys(&[("a", "sk-a"), ("b", "sk-b\n")]));
@@ -88,7 +94,7 @@ fn a_key_opens_what_its_tenant_may_use_and_goes_no_further() {
     ));
     ready(&forebay);
 
-    // The server behind refuses every key but its own: what it got is not what the client sent.
+    // The replica refuses every key but its own, so it did not get the client's.
     let answer = chat(&forebay, "sk-a", "m", 3);
     assert_eq!(status(&answer), 200, "{answer}");
     assert_eq!(json(&answer)["usage"]["completion_tokens"], 3);
@@ -118,7 +124,7 @@ fn a_key_opens_what_its_tenant_may_use_and_goes_no_further() {
     assert_eq!(status(&answer), 403, "{answer}");
     assert_eq!(json(&answer)["error"]["param"], "model");
     assert_eq!(status(&chat(&forebay, "sk-b", "other", 3)), 200);
-    // Without a name the server would take its own, which `b` may not use.
+    // Without a name the replica would use its own model, which `b` may not use.
     let body = r#"{"messages":[{"role":"user","content":"hello"}]}"#;
     let b = [("authorization", "Bearer sk-b")];
     assert_eq!(status(&exchange(forebay.address, &request("POST", CHAT, &b, body))), 403);
@@ -128,7 +134,8 @@ fn a_key_opens_what_its_tenant_may_use_and_goes_no_further() {
         let request = request("GET", "/v1/models", &[("authorization", &bearer)], "");
         let list = json(&exchange(forebay.address, &request));
         let ids = list["data"].as_array().cloned().unwrap_or_default();
-        ids.iter().map(|it| it["id"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+        let id = |model: &serde_json::Value| model["id"].as_str().unwrap_or_default().to_owned();
+        ids.iter().map(id).collect::<Vec<_>>()
     };
     assert_eq!(
         (models("sk-a"), models("sk-b")),
@@ -144,7 +151,7 @@ fn a_key_opens_what_its_tenant_may_use_and_goes_no_further() {
 }
 
 #[test]
-fn limits_are_told_with_every_answer_and_refuse_in_the_apis_own_shape() {
+fn every_answer_shows_the_limits_and_refusals_have_the_apis_own_shape() {
     let sim = Sim::start(&["m", "--served-model-name", "m", "other", "--api-key", "sk-upstream"]);
     let folder = Folder::new();
     let file = folder.write(
@@ -164,14 +171,15 @@ fn limits_are_told_with_every_answer_and_refuse_in_the_apis_own_shape() {
     assert_eq!(status(&first), 200, "{first}");
     assert_eq!(header(&first, "x-ratelimit-limit-requests"), Some("2"));
     assert_eq!(header(&first, "x-ratelimit-remaining-requests"), Some("1"));
-    let reset = header(&first, "x-ratelimit-reset-requests").expect("told");
+    let reset = header(&first, "x-ratelimit-reset-requests").expect("a header");
     assert!(reset.starts_with("30s") || reset.starts_with("29."), "{reset}");
     assert_eq!(header(&first, "x-ratelimit-limit-tokens"), None, "not limited");
     assert_eq!(status(&chat(&forebay, "sk-few", "m", 2)), 200);
 
     let over = chat(&forebay, "sk-few", "m", 2);
     assert_eq!(status(&over), 429, "{over}");
-    let retry: u64 = header(&over, "retry-after").and_then(|it| it.parse().ok()).expect("seconds");
+    let retry: u64 =
+        header(&over, "retry-after").and_then(|text| text.parse().ok()).expect("seconds");
     assert!((1..=30).contains(&retry), "{retry}");
     assert_eq!(header(&over, "x-ratelimit-remaining-requests"), Some("0"));
     let error = &json(&over)["error"];
@@ -179,25 +187,26 @@ fn limits_are_told_with_every_answer_and_refuse_in_the_apis_own_shape() {
     let message = error["message"].as_str().expect("text");
     assert!(message.contains("2 requests per minute"), "{message}");
 
-    // Asked for many, answered with few: what was not used is there again.
+    // The request may take many tokens and the answer has few: the unused ones come back.
     let body = r#"{"model":"m","max_tokens":900,"min_tokens":1,"messages":[{"role":"user","content":"hello"}]}"#;
     let small = [("x-api-key", "sk-small"), ("anthropic-version", "2023-06-01")];
     let ask = || exchange(forebay.address, &request("POST", "/v1/messages", &small, body));
     let first = ask();
     assert_eq!(status(&first), 200, "{first}");
     let remaining = |answer: &str| -> u64 {
-        header(answer, "x-ratelimit-remaining-tokens").and_then(|it| it.parse().ok()).expect("told")
+        let value = header(answer, "x-ratelimit-remaining-tokens");
+        value.and_then(|text| text.parse().ok()).expect("a number")
     };
-    assert!(remaining(&first) < 110, "the estimate is taken: {first}");
+    assert!(remaining(&first) < 110, "the estimate is charged: {first}");
     let used = json(&first)["usage"].clone();
-    let used = used["input_tokens"].as_u64().expect("told")
-        + used["output_tokens"].as_u64().expect("told");
+    let used = used["input_tokens"].as_u64().expect("a count")
+        + used["output_tokens"].as_u64().expect("a count");
     let body = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hello"}]}"#;
     let second = exchange(forebay.address, &request("POST", "/v1/messages", &small, body));
     let left = remaining(&second);
     assert!(left > 1000 - used - 50, "{left} of 1000 are left after {used}");
 
-    // Answers have 50 tokens and more: one is all that a minute has.
+    // An answer has 50 tokens or more, so a minute has enough for one.
     let tiny = [("x-api-key", "sk-tiny"), ("anthropic-version", "2023-06-01")];
     let body = r#"{"model":"m","max_tokens":900,"messages":[{"role":"user","content":"hello"}]}"#;
     let ask = || exchange(forebay.address, &request("POST", "/v1/messages", &tiny, body));
@@ -215,7 +224,7 @@ fn limits_are_told_with_every_answer_and_refuse_in_the_apis_own_shape() {
     );
 }
 
-/// `forebay scaler` alone, which goes with it.
+/// A `forebay scaler`, stopped when this is dropped.
 struct Scaler(Child);
 
 impl Scaler {
@@ -235,12 +244,12 @@ impl Drop for Scaler {
 }
 
 #[test]
-fn gateways_share_a_limit_and_the_one_that_stays_has_all_of_it() {
+fn gateways_share_a_limit_and_the_last_one_has_all_of_it() {
     let slow = ["--decode-step-ms", "200", "--api-key", "sk-upstream"];
     let sim = Sim::start(&[&["m", "--served-model-name", "m", "other"][..], &slow].concat());
     let folder = Folder::new();
     let file = folder.write("keys.yaml", &keys(&[("busy", "sk-busy"), ("few", "sk-few")]));
-    // On an address that nothing else takes ports of until the scaler binds it.
+    // An address on which nothing else takes ports before the scaler binds it.
     let listener = TcpListener::bind("127.77.0.1:0").expect("a free port");
     let admin = listener.local_addr().expect("bound");
     drop(listener);
@@ -256,19 +265,19 @@ fn gateways_share_a_limit_and_the_one_that_stays_has_all_of_it() {
     ready(&one);
     ready(&other);
 
-    // One of its two requests is under way at each for as long as the test takes.
+    // The tenant may have two requests at once. Each gateway has one for as long as the test takes.
     let busy = |forebay: &Forebay| {
         let body = r#"{"model":"m","stream":true,"max_tokens":1500,"ignore_eos":true,"messages":[{"role":"user","content":"hello"}]}"#;
         let mut stream = connect(forebay.address);
         let key = [("authorization", "Bearer sk-busy")];
         stream.write_all(&request("POST", CHAT, &key, body)).expect("open");
-        eventually("it is under way", || forebay.signals()["inFlight"] == 1);
+        eventually("the request is in flight", || forebay.signals()["inFlight"] == 1);
         stream
     };
-    let (under_way, _stays) = (busy(&one), busy(&other));
+    let (first, _second) = (busy(&one), busy(&other));
     let second = |forebay: &Forebay| status(&chat(forebay, "sk-busy", "m", 1));
     for forebay in [&one, &other] {
-        assert_eq!(second(forebay), 200, "nobody knows of another gateway");
+        assert_eq!(second(forebay), 200, "neither gateway knows of the other");
     }
     let gateways = [one.admin, other.admin];
     let scaler = Scaler::start(
@@ -280,20 +289,20 @@ fn gateways_share_a_limit_and_the_one_that_stays_has_all_of_it() {
         ),
     );
     for forebay in [&one, &other] {
-        eventually("each has one of the two", || second(forebay) == 429);
+        eventually("each gateway has a share of one", || second(forebay) == 429);
         let few = || status(&chat(forebay, "sk-few", "m", 1));
-        assert_eq!([few(), few()], [200, 429], "one a minute is its share of two");
+        assert_eq!([few(), few()], [200, 429], "each gateway's share is one request a minute");
     }
 
-    drop(under_way);
+    drop(first);
     one.signal("TERM");
-    eventually("the other has both", || second(&other) == 200);
+    eventually("the other gateway has the whole limit", || second(&other) == 200);
     drop(scaler);
-    assert_eq!(second(&other), 200, "what the scaler said last stays");
+    assert_eq!(second(&other), 200, "the last shares stay without a scaler");
 }
 
 #[test]
-fn keys_change_with_their_file_and_stay_when_it_cannot_be_used() {
+fn keys_follow_their_file_and_stay_when_it_is_wrong() {
     let sim = Sim::start(&["m", "--served-model-name", "m", "--api-key", "sk-upstream"]);
     let folder = Folder::new();
     let file = folder.write("keys.yaml", &keys(&[("a", "sk-old")]));
@@ -319,12 +328,52 @@ fn keys_change_with_their_file_and_stay_when_it_cannot_be_used() {
 }
 
 #[test]
-fn hash_key_makes_what_the_file_needs() {
+fn a_held_request_of_a_higher_class_is_released_first() {
+    let taken = AtomicBool::new(false);
+    let upstream = Upstream::start(move |_| match taken.swap(true, SeqCst) {
+        false => vec![Step::Hang],
+        true => vec![Step::Send(plain(200, r#"{"choices":[]}"#))],
+    });
+    let folder = Folder::new();
+    let file = folder.write("keys.yaml", &keys(&[("low", "sk-low"), ("high", "sk-high")]));
+    let forebay = folder.gateway(&format!(
+        "gateway:\n  listen: 127.0.0.1:0\n  keys: {{file: {file}}}\n  tenants: [{{name: low, \
+         priorityClass: low}}, {{name: high, priorityClass: high}}]\n\
+         admin: {{listen: 127.0.0.1:0}}\npools:\n\
+         - {{name: p, models: [sim], endpoints: ['{}'], maxInFlight: 1}}\n",
+        upstream.address
+    ));
+    ready(&forebay);
+    let mut first = connect(forebay.address);
+    first.write_all(&chat_request("sk-low", "sim", 1)).expect("sent");
+    eventually("the only place is taken", || forebay.signals()["inFlight"] == 1);
+    let address = forebay.address;
+    let held = [("sk-low", 2), ("sk-high", 3)].map(|(key, tokens)| {
+        let request = chat_request(key, "sim", tokens);
+        let client = std::thread::spawn(move || exchange(address, &request));
+        eventually("the request is held", || forebay.signals()["queueDepth"] == tokens - 1);
+        client
+    });
+    drop(first);
+    for client in held {
+        let answer = client.join().expect("no panic");
+        assert_eq!(status(&answer), 200, "{answer}");
+    }
+    let tokens = |request: &Received| {
+        let body: serde_json::Value = serde_json::from_slice(&request.body).expect("JSON");
+        body["max_tokens"].as_u64().expect("a number")
+    };
+    let order: Vec<_> = upstream.received().iter().map(tokens).collect();
+    assert_eq!(order, [1, 3, 2], "by max_tokens");
+}
+
+#[test]
+fn hash_key_prints_entries_for_the_key_file() {
     let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
     assert_eq!(
         hash_key(&[], "hello\n").0,
         format!("{hello}\n"),
-        "a line's end is no part of a key"
+        "the end of the line does not belong to the key"
     );
     assert_eq!(
         hash_key(&["--tenant", "a"], "hello").0,
@@ -337,7 +386,7 @@ fn hash_key_makes_what_the_file_needs() {
 }
 
 #[test]
-fn an_open_gateway_without_keys_says_so() {
+fn a_gateway_that_is_open_to_all_warns_about_missing_keys() {
     let sim = Sim::start(&["m", "--served-model-name", "m", "--api-key", "sk-upstream"]);
     let folder = Folder::new();
     let text =

@@ -1,8 +1,8 @@
 //! Forebay's configuration: one YAML file for gateway and scaler, typed and checked.
 //!
-//! Field names are camelCase like Kubernetes', and HPA's and KEDA's own where the thing exists
-//! there. Durations are `30s` or bare seconds, sizes `32Mi` or bare bytes. Unknown fields are
-//! errors, and every problem of a file is told at once, with its line and what to write instead.
+//! Field names are camelCase, as in Kubernetes. A setting that the HPA or KEDA has too has their
+//! name for it. Durations are `30s` or bare seconds, sizes `32Mi` or bare bytes. Unknown fields are
+//! errors. Every problem of a file is reported at once, with its line and what to write instead.
 //!
 //! The types here are what the other crates work with; [`load`] and [`parse`] make them from text,
 //! [`schema`] describes them to editors, and [`print()`] writes them back.
@@ -29,7 +29,8 @@ pub use types::edge::{Cors, PATHS, Tls, TlsVersion};
 pub use types::gateway::{Admin, Gateway, Limits, RecordArrivals};
 pub use types::keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
 pub use types::logging::{LogFormat, Logging};
-pub use types::pool::{Hold, Pool, Upstream};
+pub use types::pick::Pick;
+pub use types::pool::{Hold, Pool, ShowReason, Upstream};
 pub use types::prometheus::{BasicAuth, Prometheus, base_url};
 pub use types::replay::{Clients, ColdStartModel, Replay, ReplicaModel};
 pub use types::route::{Fallback, Route, Share, SplitBy};
@@ -43,10 +44,15 @@ pub use types::trigger::{
 pub use units::authority::{AddressError, authority};
 pub use units::cron::Cron;
 pub use units::host::{HostPattern, is_name};
+pub use units::millis::Millis;
 pub use units::network::Network;
 pub use units::redact::redacted;
-pub use units::{ByteSize, DurationError, SizeError, format_duration, parse_duration};
+pub use units::{
+    ByteSize, DurationError, SizeError, format_duration, parse_duration, parse_listen_address,
+    parse_port_range,
+};
 pub use yaml::problem::{Place, Problem, Problems};
+pub use yaml::scalar as yaml_scalar;
 
 /// Forebay's configuration: one file for gateway and scaler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -57,29 +63,29 @@ pub struct Config {
     pub gateway: Gateway,
     /// The operators' port: metrics, the feeds, health.
     pub admin: Admin,
-    /// What is logged, and how.
+    /// The log on standard error.
     pub logging: Logging,
-    /// What decides replica counts.
+    /// The scaler, which decides replica counts.
     pub scaler: Scaler,
-    /// The Prometheus server that triggers ask which name none of their own.
+    /// The Prometheus server for triggers that name none of their own.
     pub prometheus: Prometheus,
     /// One entry for each base model; at least one.
     pub pools: Vec<Pool>,
-    /// What `forebay replay` rehearses with.
+    /// The model that `forebay replay` plays a load against.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
 }
 
 impl Config {
-    /// What is wrong with it, for a configuration that was not read from a file: [`load`] and
-    /// [`parse`] return none with problems.
+    /// The problems of a configuration that was not read from a file. [`load`] and [`parse`] never
+    /// return one with problems.
     #[must_use]
     pub fn problems(&self) -> Problems {
         check::check(self).problems()
     }
 
-    /// What is allowed and yet probably not meant. Without lines, which are known to
-    /// [`inspect`] only.
+    /// Settings that are allowed and yet probably a mistake. Without lines, which only [`inspect`]
+    /// knows.
     #[must_use]
     pub fn warnings(&self) -> Problems {
         check::check(self).warnings()

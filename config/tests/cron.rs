@@ -1,6 +1,6 @@
 //! Cron schedules against Go's `robfig/cron`, as KEDA uses it: what is taken, and the next times.
 //!
-//! The judge is the program in `tests/judges/cron`. Skipped, and said so, where there is no Go; with
+//! The judge is the program in `tests/judges/cron`. Skipped, with a line, where there is no Go; with
 //! `FOREBAY_REQUIRE_GO` set that is a failure.
 
 use std::io::Write;
@@ -71,16 +71,16 @@ fn ours(question: &Value) -> Value {
 
 fn element(most: u32, names: &'static [&'static str]) -> BoxedStrategy<String> {
     let number = prop_oneof![
-        12 => (0..=most).prop_map(|it| it.to_string()),
-        2 => (0..=most + 2).prop_map(|it| format!("{it:02}")),
-        1 => (0..=most).prop_map(|it| format!("+{it}")),
+        12 => (0..=most).prop_map(|number| number.to_string()),
+        2 => (0..=most + 2).prop_map(|number| format!("{number:02}")),
+        1 => (0..=most).prop_map(|number| format!("+{number}")),
         4 => prop::sample::select(if names.is_empty() { vec!["0", "1"] } else { names.to_vec() })
             .prop_map(str::to_owned),
         1 => prop::sample::select(vec!["7", "60", "24", "L", "W", "1L", "15W", "1#2", "x", "", "-1"])
             .prop_map(str::to_owned),
     ];
     let step = prop_oneof![
-        6 => (1..=most).prop_map(|it| format!("/{it}")),
+        6 => (1..=most).prop_map(|number| format!("/{number}")),
         1 => prop::sample::select(vec!["/0", "/", "//2", "/2/3", "/99999999999999999999", "/x"])
             .prop_map(str::to_owned),
     ];
@@ -89,7 +89,7 @@ fn element(most: u32, names: &'static [&'static str]) -> BoxedStrategy<String> {
         2 => Just("?".to_owned()),
         8 => number.clone(),
         5 => (number.clone(), number.clone()).prop_map(|(from, to)| format!("{from}-{to}")),
-        1 => number.clone().prop_map(|it| format!("*-{it}")),
+        1 => number.clone().prop_map(|number| format!("*-{number}")),
         1 => (number.clone(), number).prop_map(|(a, b)| format!("{a}-{b}-{a}")),
     ];
     (bounds, prop::option::weighted(0.3, step))
@@ -184,7 +184,7 @@ fn schedules_are_read_and_go_on_as_in_keda() {
         }
     }
     // A trigger's field that is empty is missing, which is another question.
-    questions.retain(|it| it["spec"] != "" && it["zone"] != "");
+    questions.retain(|question| question["spec"] != "" && question["zone"] != "");
     let Some(answers) = judge(&questions) else { return };
     assert_eq!(answers.len(), questions.len());
     let (mut taken, mut wrong) = (0, Vec::new());
@@ -214,7 +214,8 @@ fn the_judge_is_of_the_version_that_keda_is_built_with() {
     let pinned = |file: &str| {
         let text = std::fs::read_to_string(workspace().join(file)).expect("a go.mod");
         let line = text.lines().find(|line| line.contains("github.com/robfig/cron/v3 "));
-        let version = line.and_then(|line| line.split_whitespace().find(|it| it.starts_with("v3")));
+        let version =
+            line.and_then(|line| line.split_whitespace().find(|word| word.starts_with("v3")));
         version.expect("pinned").to_owned()
     };
     assert_eq!(pinned("tests/judges/cron/go.mod"), pinned("tests/cluster/keda/go.mod"));
@@ -238,6 +239,6 @@ fn the_dialect_is_keda_s_and_no_other() {
     for bad in ["0 18 * * 7", "@daily", "0 0 L * *", "0 0 15W * *", "0 0 * * 1#2", "0 0 0 1 1 *"] {
         assert!(error("UTC", bad).is_some(), "{bad}");
     }
-    let told = error("europe/berlin", "0 8 * * *").expect("refused");
-    assert!(told.contains("write Europe/Berlin"), "{told}");
+    let report = error("europe/berlin", "0 8 * * *").expect("refused");
+    assert!(report.contains("write Europe/Berlin"), "{report}");
 }

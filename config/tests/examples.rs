@@ -12,7 +12,7 @@ fn examples() -> Vec<PathBuf> {
     let files =
         fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path());
     let mut files: Vec<_> =
-        files.filter(|path| path.extension().is_some_and(|it| it == "yaml")).collect();
+        files.filter(|path| path.extension().is_some_and(|ending| ending == "yaml")).collect();
     files.sort();
     assert!(files.len() >= 4, "the examples are gone: {files:?}");
     files
@@ -122,11 +122,11 @@ fn the_full_example_has_every_field_and_a_comment_above_each() {
 }
 
 #[test]
-fn the_full_example_shows_the_defaults_it_does_not_call_different() {
+fn the_full_example_shows_the_defaults_unless_its_comment_names_another() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/full.yaml");
     let full = load(path).unwrap();
     let default = Config::default();
-    // What it has unless given depends on the machine.
+    // Its default depends on the machine.
     let limits = forebay_config::Limits { bodies_size: None, ..full.gateway.limits };
     assert_eq!(limits, default.gateway.limits);
     assert_eq!(full.gateway.listen, default.gateway.listen);

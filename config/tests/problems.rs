@@ -1,13 +1,13 @@
-//! What a wrong file is told: each problem on a line of its own, with its place and the fix.
+//! Problems of a wrong file: each on a line of its own, with its place and the remedy.
 
 mod support;
 
 use forebay_config::{Config, Pool, inspect, load, parse};
 use proptest::prelude::*;
-use support::{of_pool, told};
+use support::{of_pool, report};
 
 #[test]
-fn broken_yaml_is_told_with_its_line() {
+fn broken_yaml_is_reported_with_its_line() {
     for (text, start) in [
         ("pools:\n  - name: 'a\n", "f.yaml:2: not valid YAML: "),
         ("gateway:\n\tlisten: x\n", "f.yaml:2: not valid YAML: "),
@@ -15,13 +15,13 @@ fn broken_yaml_is_told_with_its_line() {
         ("pools: [\n", "f.yaml:1: not valid YAML: "),
         ("admin: *none\n", "f.yaml:1: not valid YAML: "),
     ] {
-        let told = told(text);
-        assert!(told.starts_with(start) && told.len() > start.len(), "{text}: {told}");
+        let report = report(text);
+        assert!(report.starts_with(start) && report.len() > start.len(), "{text}: {report}");
     }
 }
 
 #[test]
-fn wrong_fields_and_values_are_told_with_the_fix() {
+fn wrong_fields_and_values_are_reported_with_the_remedy() {
     for (text, expected) in [
         ("", "f.yaml:1: pools: no pools; give at least one, with a name and a target"),
         ("# nothing\n", "f.yaml:2: pools: no pools; give at least one, with a name and a target"),
@@ -86,15 +86,24 @@ fn wrong_fields_and_values_are_told_with_the_fix() {
         ("pools: {name: a}\n", "f.yaml:1: pools: must be a list, not a mapping"),
         ("pools:\n  - models: [a]\n", "f.yaml:2: pools[0].name: missing; it must be given"),
         ("pools:\n  - name:\n", "f.yaml:2: pools[0].name: missing; it must be given"),
+        (
+            "pools:\n  - name: a\n    pick: leastload\n",
+            "f.yaml:3: pools[0].pick: `leastload` is not known; did you mean leastLoad?",
+        ),
+        (
+            "pools:\n  - name: a\n    pick: sticky\n",
+            "f.yaml:3: pools[0].pick: `sticky` is not known; give one of: leastLoad, roundRobin, \
+             powerOfTwo, consistentHash, prefixAffinity",
+        ),
         ("pools:\n  - nam: a\n", "f.yaml:2: pools[0].nam: unknown field; did you mean name?"),
         ("pools:\n  -\n", "f.yaml:2: pools[0]: empty; a mapping of fields must be given"),
     ] {
-        assert_eq!(told(text), expected, "{text}");
+        assert_eq!(report(text), expected, "{text}");
     }
 }
 
 #[test]
-fn wrong_fields_of_a_pool_are_told_with_the_fix() {
+fn wrong_fields_of_a_pool_are_reported_with_the_remedy() {
     for (fields, expected) in [
         (
             "scaling:\n  maxReplicas: 3",
@@ -130,6 +139,25 @@ fn wrong_fields_of_a_pool_are_told_with_the_fix() {
             "target: {process: {}}",
             "f.yaml:3: pools[0].target.process: `process` is not known; did you mean processes?",
         ),
+        (
+            "target:\n  processes:\n    command: vllm serve x --port {port}",
+            "f.yaml:5: pools[0].target.processes.command: must be a list; write [vllm, serve, x, \
+             --port, \"{port}\"]",
+        ),
+        (
+            "target:\n  processes:\n    command: [vllm, serve, x, --port, {port}]",
+            "f.yaml:5: pools[0].target.processes.command[4]: must be text; write \"{port}\" in quotes",
+        ),
+        (
+            "target:\n  processes:\n    command: [vllm, serve, x, --port={port}]",
+            "f.yaml:5: not valid YAML: while parsing a flow sequence, expected ',' or ']'; write \
+             \"--port={port}\" in quotes",
+        ),
+        (
+            "target:\n  processes:\n    command: [\"vllm serve x --port {port}\"]",
+            "f.yaml:5: pools[0].target.processes.command: one word, which no shell splits; write \
+             [vllm, serve, x, --port, \"{port}\"]",
+        ),
         ("target: processes", "f.yaml:3: pools[0].target: `processes` needs its fields below it"),
         (
             "target:\n  processes:\n    ports: 18100",
@@ -163,13 +191,11 @@ pools:
         warnings.to_string(),
         "f.yaml:6: pools[0].hold.timeout: 2h is longer than upstream.requestTimeout (1h), which \
          ends a held request first\n\
-         f.yaml:7: pools[0].hold.maxBytes: 1Mi is less than one body may have \
-         (gateway.limits.bodySize is 32Mi): such a request is never held\n\
+         f.yaml:7: pools[0].hold.maxBytes: 1Mi is less than the largest request body (gateway.limits.bodySize is 32Mi): such a body is never held\n\
          f.yaml:8: pools[0].scaling: has no effect: the pool has no target to scale\n\
          f.yaml:9: pools[0].scaling.targetConcurrency: 200 is more than a replica takes \
          (maxInFlight is 128): requests are held before the pool grows\n\
-         f.yaml:12: pools[1].endpoints[0]: `http://h:1` is an endpoint of pools[0] too: each pool \
-         fills it as if it were alone there"
+         f.yaml:12: pools[1].endpoints[0]: `http://h:1` is an endpoint of pools[0] too: each pool fills it without knowing of the other"
     );
     let fields = |problems: &forebay_config::Problems| -> Vec<String> {
         let mut fields: Vec<_> = problems.iter().map(|problem| problem.field.clone()).collect();
@@ -180,7 +206,7 @@ pools:
 }
 
 #[test]
-fn problems_of_types_are_all_told_at_once_and_cause_no_others() {
+fn problems_of_types_are_all_reported_at_once_and_cause_no_others() {
     let text = "\
 gateway: {listen: x, thread: 1}
 pools:
@@ -238,8 +264,8 @@ pools:
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let told = load("/nowhere/forebay.yaml").unwrap_err().to_string();
-    assert!(told.starts_with("/nowhere/forebay.yaml: cannot be read: "), "{told}");
+    let report = load("/nowhere/forebay.yaml").unwrap_err().to_string();
+    assert!(report.starts_with("/nowhere/forebay.yaml: cannot be read: "), "{report}");
 }
 
 #[test]
@@ -257,7 +283,7 @@ proptest! {
     }
 
     #[test]
-    fn a_line_taken_out_of_or_put_twice_into_an_example_is_valid_or_told_with_a_line(
+    fn a_line_taken_out_of_or_put_twice_into_an_example_is_valid_or_reported_with_a_line(
         at in 0..200_usize, twice: bool
     ) {
         let full = include_str!("../examples/full.yaml");

@@ -1,4 +1,4 @@
-//! What is printed is read back to the same, whatever the values are.
+//! A configuration that is printed is read back to the same, whatever its values are.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use forebay_config::{
     Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, LogFormat,
     Logging, MetricType, Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus,
-    Replay, Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, SplitBy,
-    Target, Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
+    Replay, Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, ShowReason,
+    SplitBy, Target, Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -91,7 +91,7 @@ prop_compose! {
         let paths = PATHS[..exposed].iter().map(|path| (*path).to_owned()).collect();
         let network = |(address, bits)| format!("{}/{bits}", std::net::Ipv4Addr::from_bits(address));
         let trusted_proxies =
-            networks.into_iter().map(|it| network(it).parse().expect("a network")).collect();
+            networks.into_iter().map(|text| network(text).parse().expect("a network")).collect();
         let allowed_hosts = hosts.iter().map(|host| host.parse().expect("a host")).collect();
         Gateway {
             listen, threads, tls, limits, paths, cors, allowed_hosts, trusted_proxies,
@@ -106,7 +106,7 @@ prop_compose! {
         first in 20_000..30_000_u16, start_timeout in duration(), stop_timeout in duration(), hung_after in duration(),
         log_dir in option::of("[a-z]{1,4}/[a-z ]{1,8}"), gpus in 0..3_usize,
     ) -> Processes {
-        let command = std::iter::once("serve {port}".to_owned()).chain(words).collect();
+        let command = std::iter::once("serve-{port}".to_owned()).chain(words).collect();
         // No fewer than the replicas below.
         let gpus = if gpus == 0 { Vec::new() } else { (0..9).map(|gpu| gpu.to_string()).collect() };
         let env: BTreeMap<_, _> = env;
@@ -205,7 +205,9 @@ prop_compose! {
         pool.api_key_file = after.map(|_| "a/b".into());
         pool.endpoints = if endpoint { vec!["h:1".to_owned(), "http://[::1]:2/".to_owned()] } else { Vec::new() };
         pool.max_in_flight = max_in_flight;
-        pool.hold = Hold { max_requests, max_bytes, timeout: hold.0, heartbeat: hold.1 };
+        let show_reason = if endpoint { ShowReason::Output } else { ShowReason::None };
+        let (timeout, heartbeat) = hold;
+        pool.hold = Hold { max_requests, max_bytes, timeout, heartbeat, heartbeat_plain: endpoint, show_reason };
         pool.allow_priority = allow_priority;
         let (connect_timeout, stall_timeout, request_timeout) = limits;
         pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size, ..Upstream::default() };

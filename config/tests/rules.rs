@@ -1,21 +1,21 @@
-//! What is told where fields are right by themselves and not together: at the field to change, with
-//! the fix.
+//! Problems of fields that are right on their own and not together: each at the field to change, with
+//! the remedy.
 
 mod support;
 
-use support::{POOL, of_pool, of_processes, told};
+use support::{POOL, of_pool, of_processes, report};
 
 #[test]
-fn rules_within_a_pool_are_told_at_the_field_to_change() {
+fn faults_within_a_pool_are_reported_at_the_field_to_change() {
     for (fields, expected) in [
         (
             "models: [m]",
             "f.yaml:2: pools[0]: nothing serves it; give a target, which starts replicas, or \
-             endpoints or discovery, which tell of running ones",
+             endpoints or discovery, which name running ones",
         ),
         (
             "endpoints: [https://h:1, h, 'h:1', 'http://H:1/']",
-            "f.yaml:3: pools[0].endpoints[0]: `https://h:1`: only plain http is spoken here; write \
+            "f.yaml:3: pools[0].endpoints[0]: `https://h:1`: only plain http is supported; write \
              HOST:PORT or http://HOST:PORT\n\
              f.yaml:3: pools[0].endpoints[1]: `h` has no port from 1 to 65535; write HOST:PORT or \
              http://HOST:PORT\n\
@@ -54,8 +54,7 @@ fn rules_within_a_pool_are_told_at_the_field_to_change() {
              served\n\
              f.yaml:6: pools[0].scaling.targetConcurrency: must be at least 1; leave it out for \
              80 % of maxInFlight\n\
-             f.yaml:7: pools[0].scaling.panicThreshold: 1 would be a panic without end; write a \
-             number over 1, such as 2\n\
+             f.yaml:7: pools[0].scaling.panicThreshold: 1 would begin a panic at any load; write a number over 1, such as 2\n\
              f.yaml:9: pools[0].scaling.panicWindow: 10s is longer than stableWindow (5s); make it \
              the shorter one",
         ),
@@ -67,12 +66,15 @@ fn rules_within_a_pool_are_told_at_the_field_to_change() {
     ] {
         assert_eq!(of_pool(fields), expected, "{fields}");
     }
-    let told = told("pools: [{name: 'a/b', endpoints: ['h:1']}]\n");
-    assert!(told.starts_with("f.yaml:1: pools[0].name: `a/b` is not a pool's name: "), "{told}");
+    let report = report("pools: [{name: 'a/b', endpoints: ['h:1']}]\n");
+    assert!(
+        report.starts_with("f.yaml:1: pools[0].name: `a/b` is not a pool's name: "),
+        "{report}"
+    );
 }
 
 #[test]
-fn rules_of_processes_are_told_at_the_field_to_change() {
+fn faults_of_processes_are_reported_at_the_field_to_change() {
     for (fields, scaling, expected) in [
         (
             "command: []",
@@ -83,8 +85,7 @@ fn rules_of_processes_are_told_at_the_field_to_change() {
         (
             "command: [vllm, serve, m]",
             "",
-            "f.yaml:5: pools[0].target.processes.command: does not contain {port}: the replica must \
-             serve where the gateway looks for it; add for example --port, \"{port}\"",
+            "f.yaml:5: pools[0].target.processes.command: does not contain {port}, the port that the replica must serve on; add for example --port, \"{port}\"",
         ),
         ("command: [serve.sh]\nenv: {PORT: '{port}'}", "", "is valid"),
         (
@@ -118,8 +119,7 @@ fn rules_of_processes_are_told_at_the_field_to_change() {
         (
             "command: ['{port}', '{gpu}']",
             "",
-            "f.yaml:4: pools[0].target.processes.gpus: none, and {gpu} is used; name as many as \
-             maxReplicaCount, as in [0, 1]",
+            "f.yaml:4: pools[0].target.processes.gpus: empty, and {gpu} is used; name as many as maxReplicaCount, as in [0, 1]",
         ),
         (
             "gpus: [0, 0, '']",
@@ -146,17 +146,17 @@ fn rules_of_processes_are_told_at_the_field_to_change() {
              woken by held requests; raise it, or set scaling.minReplicaCount to 1 or more",
         ),
     ] {
-        let told = of_processes(fields, scaling);
+        let report = of_processes(fields, scaling);
         if expected == "is valid" {
-            assert!(told.starts_with(expected), "{told}");
+            assert!(report.starts_with(expected), "{report}");
         } else {
-            assert_eq!(told, expected, "{fields}");
+            assert_eq!(report, expected, "{fields}");
         }
     }
 }
 
 #[test]
-fn rules_between_parts_are_told_at_the_later_one() {
+fn faults_between_parts_are_reported_at_the_later_one() {
     for (text, expected) in [
         (
             "gateway: {listen: '127.0.0.1:9900'}\n",
@@ -175,7 +175,7 @@ fn rules_between_parts_are_told_at_the_later_one() {
         ),
         (
             "gateway:\n  threads: 0\n  limits:\n    bodySize: 0\n    headerSize: 512\n    bodyTimeout: 0\n",
-            "f.yaml:2: gateway.threads: 0 threads serve nobody; leave it out for one per core\n\
+            "f.yaml:2: gateway.threads: 0 threads serve no request; leave it out for one per core\n\
              f.yaml:4: gateway.limits.bodySize: 0 refuses every request; write for example 32Mi\n\
              f.yaml:5: gateway.limits.headerSize: `512` is less than the head of a plain request; \
              write 1Ki or more\n\
@@ -189,29 +189,27 @@ fn rules_between_parts_are_told_at_the_later_one() {
         (
             "gateway:\n  limits:\n    idleTimeout: 0\n    connections: 0\n    headerCount: 4\n",
             "f.yaml:3: gateway.limits.idleTimeout: must be longer than 0s\n\
-             f.yaml:4: gateway.limits.connections: 0 lets nobody in; write 1 or more\n\
+             f.yaml:4: gateway.limits.connections: 0 refuses every connection; write 1 or more\n\
              f.yaml:5: gateway.limits.headerCount: 4 is less than a browser or SDK sends; write 16 \
              or more",
         ),
         (
             "gateway:\n  paths:\n    - /v1/chat/completion\n    - /ping\n    - /ping\n",
-            "f.yaml:3: gateway.paths[0]: `/v1/chat/completion` is no path that the gateway can \
-             serve; did you mean /v1/chat/completions?\n\
+            "f.yaml:3: gateway.paths[0]: `/v1/chat/completion` is not a path that the gateway can serve; did you mean /v1/chat/completions?\n\
              f.yaml:5: gateway.paths[2]: `/ping` is listed twice",
         ),
         (
             "gateway:\n  paths: []\n  tls: {certFile: '', keyFile: b}\n",
-            "f.yaml:2: gateway.paths: no path is exposed, so nobody is served; leave it out for \
-             all\n\
+            "f.yaml:2: gateway.paths: no path is exposed, so every request would be refused; leave it out for all\n\
              f.yaml:3: gateway.tls.certFile: is empty; give the path of a PEM file",
         ),
         (
             "gateway:\n  cors:\n    credentials: true\n    origins:\n      - '*'\n      - chat.example.com\n    methods: ['GET, POST']\n",
             "f.yaml:5: gateway.cors.origins[0]: `*` does not go with credentials: browsers refuse \
              it; list the origins\n\
-             f.yaml:6: gateway.cors.origins[1]: `chat.example.com` is no origin; write https://HOST \
+             f.yaml:6: gateway.cors.origins[1]: `chat.example.com` is not an origin; write https://HOST \
              or https://HOST:PORT\n\
-             f.yaml:7: gateway.cors.methods[0]: `GET, POST` is not a word as HTTP knows it",
+             f.yaml:7: gateway.cors.methods[0]: `GET, POST` is not a token: HTTP allows letters, digits and some signs here",
         ),
         (
             "gateway:\n  scaler: scaler\nscaler:\n  gateways: ['a:1', 'a:x']\n",
@@ -222,7 +220,7 @@ fn rules_between_parts_are_told_at_the_later_one() {
         ),
     ] {
         // The pool comes last, so that the lines are those of the case.
-        assert_eq!(told(&format!("{text}{POOL}")), expected, "{text}");
+        assert_eq!(report(&format!("{text}{POOL}")), expected, "{text}");
     }
     let pools = "\
 pools:
@@ -238,7 +236,7 @@ pools:
     endpoints: ['h:4']
 ";
     assert_eq!(
-        told(pools),
+        report(pools),
         "f.yaml:5: pools[1].name: `a` is the name of pools[0] already\n\
          f.yaml:6: pools[1].models[1]: `m` is served by pools[0] already; a model leads to one pool, unless \
          gateway.routes splits it\n\
@@ -257,26 +255,26 @@ fn pools_that_share_a_range_of_ports_need_one_for_each_replica_of_all() {
     };
     let shared = format!("pools:\n{}{}", pool("a", "7000-7002"), pool("b", "7000-7002"));
     assert_eq!(
-        told(&shared),
+        report(&shared),
         "f.yaml:8: pools[1].target.processes.ports: 3 ports for up to 4 replicas of this pool and \
          those before it; widen the range, or give each pool its own"
     );
     let apart = format!("pools:\n{}{}", pool("a", "7000-7001"), pool("b", "7002-7003"));
-    assert!(told(&apart).starts_with("is valid"), "{}", told(&apart));
+    assert!(report(&apart).starts_with("is valid"), "{}", report(&apart));
 }
 
 #[test]
-fn what_is_wrong_with_keys_and_tenants_is_told() {
+fn faults_of_keys_and_tenants_are_reported() {
     let keys = "keys: {file: k}";
     for (gateway, expected) in [
         (
             "{tenants: [{name: a}]}",
-            "f.yaml:1: gateway.tenants: nobody can be one of them without keys; give gateway.keys.file",
+            "f.yaml:1: gateway.tenants: without gateway.keys no request belongs to them; give gateway.keys.file",
         ),
         ("{tenants: [{name: anonymous, maxConcurrent: 1}]}", ""),
         (
             "{keys: {file: k}}",
-            "f.yaml:1: gateway.keys: no key can be right: gateway.tenants names nobody to give one to",
+            "f.yaml:1: gateway.keys: no key can be valid: gateway.tenants lists no tenant that has keys",
         ),
         ("{keys: {}}", "f.yaml:1: gateway.keys.file: missing; it must be given"),
         (
@@ -302,16 +300,16 @@ fn what_is_wrong_with_keys_and_tenants_is_told() {
              high, normal, low",
         ),
     ] {
-        let told = told(&format!("gateway: {gateway}\n{POOL}"));
+        let report = report(&format!("gateway: {gateway}\n{POOL}"));
         match expected {
-            "" => assert!(told.starts_with("is valid"), "{gateway}: {told}"),
-            _ => assert_eq!(told, expected, "{gateway}"),
+            "" => assert!(report.starts_with("is valid"), "{gateway}: {report}"),
+            _ => assert_eq!(report, expected, "{gateway}"),
         }
     }
 }
 
 #[test]
-fn what_is_wrong_with_aliases_routes_and_fallbacks_is_told() {
+fn faults_of_aliases_routes_and_fallbacks_are_reported() {
     let pools = |a: &str, b: &str| {
         format!(
             "pools:\n  - {{name: a, endpoints: ['h:1'], models: [m], {a}}}\n  - {{name: b, endpoints: \
@@ -322,7 +320,7 @@ fn what_is_wrong_with_aliases_routes_and_fallbacks_is_told() {
     for (text, expected) in [
         (
             pools("aliases: {gpt: x}", ""),
-            "f.yaml:2: pools[0].aliases.gpt: `x` is none of the pool's models or adapters; add it",
+            "f.yaml:2: pools[0].aliases.gpt: `x` is not one of the pool's models or adapters; add it",
         ),
         (
             pools("aliases: {n: m}", ""),
@@ -343,7 +341,7 @@ fn what_is_wrong_with_aliases_routes_and_fallbacks_is_told() {
         ),
         (
             pools("fallback: {pool: b, model: x}", ""),
-            "f.yaml:2: pools[0].fallback.model: `x` is none of the models of pool `b`",
+            "f.yaml:2: pools[0].fallback.model: `x` is not one of the models of pool `b`",
         ),
         (pools("fallback: {pool: b, after: 5s}", "fallback: {pool: a}"), ""),
         (
@@ -364,10 +362,10 @@ fn what_is_wrong_with_aliases_routes_and_fallbacks_is_told() {
         ),
         (route("{model: n, pools: [{pool: a}, {pool: b}]}", "adapters: [n]"), ""),
     ] {
-        let told = told(&text);
+        let report = report(&text);
         match expected {
-            "" => assert!(told.starts_with("is valid"), "{text}: {told}"),
-            _ => assert_eq!(told, expected, "{text}"),
+            "" => assert!(report.starts_with("is valid"), "{text}: {report}"),
+            _ => assert_eq!(report, expected, "{text}"),
         }
     }
 }
@@ -377,7 +375,7 @@ fn what_is_found_in_kubernetes_is_checked_with_the_fix() {
     for (fields, expected) in [
         (
             "discovery: {pods: {port: 8000}}",
-            "f.yaml:3: pools[0].discovery.pods: which pods? Give a selector, such as app=vllm, or a service",
+            "f.yaml:3: pools[0].discovery.pods: no pods are selected; give a selector, such as app=vllm, or a service",
         ),
         (
             "discovery: {pods: {selector: a=b, service: c, port: 8000}}",
@@ -386,23 +384,23 @@ fn what_is_found_in_kubernetes_is_checked_with_the_fix() {
         ("discovery: {pods: {selector: a=b}}", "f.yaml:3: pools[0].discovery.pods.port: missing"),
         (
             "discovery: {dns: {host: 'a:8000', port: 8000}}",
-            "f.yaml:3: pools[0].discovery.dns.host: `a:8000` is no name; write vllm.models.svc, without a port",
+            "f.yaml:3: pools[0].discovery.dns.host: `a:8000` is not a host name; write vllm.models.svc, without a port",
         ),
         (
             "discovery: {endpointSlices: {service: A_b}}",
-            "f.yaml:3: pools[0].discovery.endpointSlices.service: `A_b` is no name in Kubernetes: lower case letters, digits, - and .",
+            "f.yaml:3: pools[0].discovery.endpointSlices.service: `A_b` is not a name in Kubernetes: lower case letters, digits, - and .",
         ),
         (
             "target: {kubernetes: {name: a, apiVersion: apps/v1/x}}",
-            "f.yaml:3: pools[0].target.kubernetes.apiVersion: `apps/v1/x` is no GROUP/VERSION; write for example apps/v1",
+            "f.yaml:3: pools[0].target.kubernetes.apiVersion: `apps/v1/x` is not GROUP/VERSION; write for example apps/v1",
         ),
         (
             "target: {processes: {command: ['{port}']}}\ndiscovery: {dns: {host: a, port: 1}}",
-            "f.yaml:4: pools[0].discovery: the target starts processes, whose addresses the scaler tells; remove one of the two",
+            "f.yaml:4: pools[0].discovery: the target starts processes, whose addresses the scaler reports; remove one of the two",
         ),
     ] {
-        let told = of_pool(fields);
-        assert!(told.contains(expected), "{fields}:\n{told}\nwanted:\n{expected}");
+        let report = of_pool(fields);
+        assert!(report.contains(expected), "{fields}:\n{report}\nwanted:\n{expected}");
     }
 }
 
@@ -414,13 +412,13 @@ fn a_keda_target_names_a_scaled_object_of_its_own() {
         )
     };
     for (case, text, want) in [
-        ("no name", pool("a", "\"\""), "scaledObject: `` is no name in Kubernetes"),
-        ("upper case", pool("a", "Llama"), "scaledObject: `Llama` is no name"),
+        ("no name", pool("a", "\"\""), "scaledObject: `` is not a name in Kubernetes"),
+        ("upper case", pool("a", "Llama"), "scaledObject: `Llama` is not a name"),
         ("twice", pool("a", "x") + &pool("b", "x"), "`x` is the ScaledObject of pools[0] already"),
         (
             "nothing to find its pods by",
             pool("a", "x").replace("  endpoints: ['a:1']\n", ""),
-            "pools[0].discovery: KEDA starts replicas and tells nobody where",
+            "pools[0].discovery: KEDA starts replicas and does not report their addresses",
         ),
         (
             "a port of another",
@@ -436,12 +434,12 @@ fn a_keda_target_names_a_scaled_object_of_its_own() {
 #[test]
 fn no_leader_is_elected_over_processes_of_one_machine() {
     let pools = "pools:\n  - name: a\n    target:\n      ";
-    let with = |target: &str| told(&format!("scaler: {{leaderElection: {{}}}}\n{pools}{target}\n"));
+    let with =
+        |target: &str| report(&format!("scaler: {{leaderElection: {{}}}}\n{pools}{target}\n"));
     assert_eq!(
         with("processes: {command: ['{port}']}"),
-        "f.yaml:5: pools[0].target.processes: replicas on this machine can't be another scaler's; \
-         leave out scaler.leaderElection, or scale them by kubernetes or keda"
+        "f.yaml:5: pools[0].target.processes: another scaler could not take over replicas on this machine; leave out scaler.leaderElection, or scale them by kubernetes or keda"
     );
-    let told = with("kubernetes: {name: a}");
-    assert!(told.starts_with("is valid"), "{told}");
+    let report = with("kubernetes: {name: a}");
+    assert!(report.starts_with("is valid"), "{report}");
 }

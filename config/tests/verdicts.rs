@@ -1,4 +1,4 @@
-//! `inspect_scaled_object` against what a real KEDA said of the same objects: it refuses what KEDA
+//! `inspect_scaled_object` against a real KEDA's verdicts on the same objects: it refuses what KEDA
 //! refuses, and nothing else.
 
 #[path = "keda/corpus.rs"]
@@ -34,7 +34,7 @@ fn what_keda_refuses_is_refused_and_nothing_else() {
         recorded.len(),
         wrong.join("\n")
     );
-    let count = |verdict: &str| recorded.iter().filter(|it| it["verdict"] == verdict).count();
+    let count = |verdict: &str| recorded.iter().filter(|case| case["verdict"] == verdict).count();
     for verdict in ["taken", "denied", "not ready", "no metrics"] {
         assert!(count(verdict) >= 10, "only {} are {verdict}", count(verdict));
     }

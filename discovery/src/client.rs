@@ -1,17 +1,17 @@
-//! The way to the API server.
+//! The connection to the API server.
 
 use kube::{Client, Config};
 
-/// A cluster as this process is known there.
+/// A Kubernetes cluster, and this process's place in it.
 #[derive(Clone)]
 pub struct Cluster {
-    /// Speaks with the API server.
+    /// The client of the API server.
     pub client: Client,
     /// The namespace that this process runs in.
     pub namespace: String,
 }
 
-/// Why there is no way to a cluster.
+/// No cluster is configured.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "no way to a Kubernetes cluster: run in a pod with a service account, or set KUBECONFIG ({0})"
@@ -26,7 +26,7 @@ impl Cluster {
     /// None of them is there, or the first one is broken.
     pub async fn infer() -> Result<Self, NoCluster> {
         let mut config = Config::infer().await.map_err(|error| NoCluster(error.to_string()))?;
-        // Ours back off by themselves, and are told what went wrong.
+        // The callers back off on their own, and must see the error.
         config.default_retry = false;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).map_err(|error| NoCluster(error.to_string()))?;

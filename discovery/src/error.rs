@@ -4,7 +4,7 @@ use std::fmt;
 
 use kube::runtime::watcher;
 
-/// What a role must allow for a call to work.
+/// The permission that a call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule<'a> {
     /// API group; empty for the core one.
@@ -30,7 +30,7 @@ impl fmt::Display for Rule<'_> {
     }
 }
 
-/// One sentence on why a call failed; on a lack of permission, the missing rule.
+/// One sentence on why a call failed; without permission, the missing rule.
 #[must_use]
 pub fn explain(error: &kube::Error, rule: &Rule<'_>) -> String {
     match error {
@@ -39,11 +39,11 @@ pub fn explain(error: &kube::Error, rule: &Rule<'_>) -> String {
             "the API server does not know this service account's token".to_owned()
         }
         kube::Error::Api(status) => status.message.clone(),
-        other => format!("the API server is not reached: {}", innermost(other)),
+        other => format!("the API server can't be reached: {}", innermost(other)),
     }
 }
 
-/// The same of a watch.
+/// As [`explain`], for a watch.
 #[must_use]
 pub fn explain_watch(error: &watcher::Error, rule: &Rule<'_>) -> String {
     match error {

@@ -1,13 +1,12 @@
 //! Finds replicas and gateways: pods, EndpointSlices, DNS.
 //!
-//! What both halves know of Kubernetes is here: the client, pods with their phases, and errors that
-//! name the missing permission. A stream of [`Change`]s never ends. When the API server is away,
-//! what was found last stays found.
+//! Holds all that both halves know of Kubernetes: the client, pods with their phases, and errors that
+//! name the missing permission. A stream of [`Change`]s never ends. While the API server is away, the
+//! last known members stay.
 
 pub mod client;
 mod dns;
 pub mod error;
-mod pace;
 pub mod pod;
 mod service;
 mod slices;
@@ -15,7 +14,9 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
+use forebay_base::backoff::{Backoff, Spread};
 use forebay_config::Discovery;
 use forebay_signals::PodPhase;
 use futures_util::{Stream, StreamExt};
@@ -24,27 +25,32 @@ use kube::Client;
 pub use client::Cluster;
 pub use watch::{PodChange, pods};
 
-/// One thing that was found.
+/// Pauses between requests to an API server that fails. Chance shortens them, so that processes that
+/// lost it together return at different times.
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5), Spread::Below);
+
+/// A member of the list that discovery keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Where it listens, or will; `None` as long as it has no address.
+    /// Where it listens, or will listen; `None` while it has no address.
     pub address: Option<SocketAddr>,
-    /// Where its pod is on its way, where that is known.
+    /// The phase of its pod, if it is known.
     pub phase: Option<PodPhase>,
-    /// A word of Kubernetes' on why it is not further: `ImagePullBackOff`. Empty for none.
+    /// Kubernetes' reason why it is not ready, such as `ImagePullBackOff`; may be empty.
     pub reason: String,
     /// The same at length, for operators.
     pub message: String,
-    /// It was ready and is not any more, though it runs: it gets nothing new.
+    /// It was ready and no longer is, though it runs: it gets no new requests.
     pub withdrawn: bool,
-    /// How a container of it ended last, where that is known.
+    /// The last end of one of its containers, if it is known.
     pub last_end: Option<pod::End>,
 }
 
-/// What changed in what is found.
+/// A change in the list of members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// All there is, by name: what was known before and is not in it is gone.
+    /// All members, by name: a known one that is missing here is gone.
     All(Vec<(String, Member)>),
     /// One is new or different.
     Put(String, Member),
@@ -58,7 +64,7 @@ pub enum Change {
 pub type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
 impl Member {
-    /// One of which only the address is known.
+    /// A member of which only the address is known.
     #[must_use]
     pub fn at(address: SocketAddr) -> Self {
         Self {
@@ -71,7 +77,7 @@ impl Member {
         }
     }
 
-    /// Whether it was deleted and finishes what it has.
+    /// Whether it was deleted and finishes its requests.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.phase == Some(PodPhase::Draining)
@@ -84,8 +90,8 @@ pub fn needs_cluster(discovery: &Discovery) -> bool {
     !matches!(discovery, Discovery::Dns(_))
 }
 
-/// Begins to find. `cluster` is needed where [`needs_cluster`] says so; without it nothing is found,
-/// and told so.
+/// Begins discovery. Where [`needs_cluster`] is true, nothing is found without a `cluster`, and a
+/// trouble is reported.
 #[must_use]
 pub fn discover(discovery: &Discovery, cluster: Option<&Cluster>) -> Changes {
     let client = |namespace: &Option<String>| -> Option<(Client, String)> {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 
+use forebay_base::backoff::Backoff;
+use forebay_base::trouble::Trouble;
 use forebay_config::EndpointSlices;
 use forebay_signals::PodPhase;
 use futures_util::{Stream, StreamExt, stream};
@@ -12,43 +14,42 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 
 use crate::error::{Rule, explain_watch};
-use crate::pace::Pace;
-use crate::{Change, Changes, Member};
+use crate::{BACKOFF, Change, Changes, Member};
 
-type Events = Pin<Box<dyn Stream<Item = watcher::Result<Event<EndpointSlice>>> + Send>>;
+type SliceEvents = Pin<Box<dyn Stream<Item = watcher::Result<Event<EndpointSlice>>> + Send>>;
 
-/// How an address stands in a slice.
+/// The conditions of an address in a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stands {
+struct AddressState {
     ready: bool,
     terminating: bool,
 }
 
-struct Watch {
-    events: Events,
+struct SliceWatch {
+    events: SliceEvents,
     config: EndpointSlices,
     namespace: String,
-    slices: BTreeMap<String, BTreeMap<SocketAddr, Stands>>,
-    listed: Option<BTreeMap<String, BTreeMap<SocketAddr, Stands>>>,
-    /// Addresses that have been ready: one that is not any more was taken out.
+    slices: BTreeMap<String, BTreeMap<SocketAddr, AddressState>>,
+    listed: Option<BTreeMap<String, BTreeMap<SocketAddr, AddressState>>>,
+    /// Addresses that have been ready: one that no longer is was withdrawn.
     been_ready: BTreeSet<SocketAddr>,
-    pace: Pace,
-    trouble: Option<String>,
+    backoff: Backoff,
+    trouble: Trouble,
 }
 
 pub(crate) fn changes(client: Client, namespace: String, config: EndpointSlices) -> Changes {
     let api = Api::<EndpointSlice>::namespaced(client, &namespace);
     let label = format!("kubernetes.io/service-name={}", config.service);
     let events = watcher(api, watcher::Config::default().labels(&label).timeout(60)).boxed();
-    let watch = Watch {
+    let watch = SliceWatch {
         events,
         config,
         namespace,
         slices: BTreeMap::new(),
         listed: None,
         been_ready: BTreeSet::new(),
-        pace: Pace::default(),
-        trouble: None,
+        backoff: BACKOFF,
+        trouble: Trouble::default(),
     };
     stream::unfold(watch, |mut watch| async move {
         loop {
@@ -56,7 +57,7 @@ pub(crate) fn changes(client: Client, namespace: String, config: EndpointSlices)
             let failed = event.is_err();
             let change = watch.take(event);
             if failed {
-                watch.pace.pause().await;
+                watch.backoff.pause().await;
             }
             if let Some(change) = change {
                 return Some((change, watch));
@@ -66,7 +67,7 @@ pub(crate) fn changes(client: Client, namespace: String, config: EndpointSlices)
     .boxed()
 }
 
-impl Watch {
+impl SliceWatch {
     fn take(&mut self, event: watcher::Result<Event<EndpointSlice>>) -> Option<Change> {
         let event = match event {
             Ok(event) => event,
@@ -79,9 +80,7 @@ impl Watch {
                     namespace: &self.namespace,
                 };
                 let why = explain_watch(&error, &rule);
-                let new = self.trouble.as_ref() != Some(&why);
-                self.trouble = Some(why.clone());
-                return new.then_some(Change::Trouble(why));
+                return self.trouble.begins(why.as_str()).then_some(Change::Trouble(why));
             }
         };
         match event {
@@ -103,26 +102,28 @@ impl Watch {
                 self.slices.remove(&slice.name_any());
             }
         }
-        self.pace.reset();
-        self.trouble = None;
+        self.backoff.reset();
+        self.trouble.ends();
         Some(self.all())
     }
 
-    /// A Service has few slices of a hundred addresses each: told whole.
+    /// All addresses. A Service has few slices of a hundred addresses each, so the whole list is
+    /// reported.
     fn all(&mut self) -> Change {
-        let mut all: BTreeMap<SocketAddr, Stands> = BTreeMap::new();
+        let mut all: BTreeMap<SocketAddr, AddressState> = BTreeMap::new();
         for (address, stands) in self.slices.values().flatten() {
-            // While it moves between two slices, the better word counts.
-            let told = all.entry(*address).or_insert(*stands);
-            told.ready |= stands.ready;
-            told.terminating &= stands.terminating;
+            // While an address moves between two slices, the better state counts.
+            let merged = all.entry(*address).or_insert(*stands);
+            merged.ready |= stands.ready;
+            merged.terminating &= stands.terminating;
         }
         self.been_ready.retain(|address| all.contains_key(address));
-        self.been_ready.extend(all.iter().filter(|(_, it)| it.ready).map(|(address, _)| *address));
-        let member = |(address, stands): (SocketAddr, Stands)| {
+        self.been_ready
+            .extend(all.iter().filter(|(_, endpoint)| endpoint.ready).map(|(address, _)| *address));
+        let member = |(address, stands): (SocketAddr, AddressState)| {
             let phase = match stands {
-                Stands { terminating: true, .. } => PodPhase::Draining,
-                Stands { ready: true, .. } => PodPhase::Healthy,
+                AddressState { terminating: true, .. } => PodPhase::Draining,
+                AddressState { ready: true, .. } => PodPhase::Healthy,
                 _ => PodPhase::Starting,
             };
             let withdrawn = phase == PodPhase::Starting && self.been_ready.contains(&address);
@@ -134,7 +135,7 @@ impl Watch {
     }
 }
 
-fn read(slice: &EndpointSlice, port_name: Option<&str>) -> BTreeMap<SocketAddr, Stands> {
+fn read(slice: &EndpointSlice, port_name: Option<&str>) -> BTreeMap<SocketAddr, AddressState> {
     let ports = slice.ports.as_deref().unwrap_or_default();
     let named = |name: &str| ports.iter().find(|port| port.name.as_deref() == Some(name));
     let port = port_name.map_or_else(|| ports.first(), named).and_then(|port| port.port);
@@ -142,7 +143,7 @@ fn read(slice: &EndpointSlice, port_name: Option<&str>) -> BTreeMap<SocketAddr, 
     let mut found = BTreeMap::new();
     for endpoint in &slice.endpoints {
         let conditions = endpoint.conditions.clone().unwrap_or_default();
-        let stands = Stands {
+        let stands = AddressState {
             ready: conditions.ready.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
         };
@@ -160,8 +161,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn watch() -> Watch {
-        Watch {
+    fn watch() -> SliceWatch {
+        SliceWatch {
             events: stream::empty().boxed(),
             config: EndpointSlices {
                 namespace: None,
@@ -172,8 +173,8 @@ mod tests {
             slices: BTreeMap::new(),
             listed: None,
             been_ready: BTreeSet::new(),
-            pace: Pace::default(),
-            trouble: None,
+            backoff: BACKOFF,
+            trouble: Trouble::default(),
         }
     }
 

@@ -6,28 +6,31 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
+use forebay_base::backoff::Backoff;
+use forebay_base::trouble::Trouble;
 use forebay_config::Pods;
 use futures_util::{Stream, StreamExt, stream};
 use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Rule, explain_watch};
-use crate::pace::Pace;
 use crate::pod::{Pod, VERBS, Wire};
 use crate::service::selector;
-use crate::{Change, Changes, Member};
+use crate::{BACKOFF, Change, Changes, Member};
 
-/// A watch that nothing comes from for so long, in seconds, is begun anew: this is also how long a
+/// A watch without events for this long, in seconds, is started anew: this is also how long a
 /// connection that silently broke goes unnoticed.
 const WATCH_SECONDS: u32 = 60;
 const PAGE: u32 = 500;
 
-/// What changed in the pods of a selector.
+/// A change in the pods of a selector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodChange {
-    /// All there are, by name.
+    /// All pods, by name.
     All(BTreeMap<String, Pod>),
     /// One is new or different.
     Put(String, Pod),
@@ -37,17 +40,17 @@ pub enum PodChange {
     Trouble(String),
 }
 
-type Events = Pin<Box<dyn Stream<Item = watcher::Result<Event<Wire>>> + Send>>;
+type PodEvents = Pin<Box<dyn Stream<Item = watcher::Result<Event<Wire>>> + Send>>;
 
-struct Watch {
-    events: Events,
+struct PodWatch {
+    events: PodEvents,
     namespace: String,
-    /// What was told, so that what is no news is not told again.
+    /// The pods as last reported, so that only changes are reported.
     known: BTreeMap<String, Pod>,
     /// A list that is not complete yet.
     listed: BTreeMap<String, Pod>,
-    pace: Pace,
-    trouble: Option<String>,
+    backoff: Backoff,
+    trouble: Trouble,
 }
 
 /// Pods by label selector. Never ends.
@@ -59,13 +62,13 @@ pub fn pods(
     let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
     let api = Api::<Wire>::namespaced_with(client, namespace, &resource);
     let config = watcher::Config::default().labels(selector).timeout(WATCH_SECONDS).page_size(PAGE);
-    let watch = Watch {
+    let watch = PodWatch {
         events: watcher(api, config).boxed(),
         namespace: namespace.to_owned(),
         known: BTreeMap::new(),
         listed: BTreeMap::new(),
-        pace: Pace::default(),
-        trouble: None,
+        backoff: BACKOFF,
+        trouble: Trouble::default(),
     };
     stream::unfold(watch, |mut watch| async move {
         loop {
@@ -73,7 +76,7 @@ pub fn pods(
             let failed = event.is_err();
             let change = watch.take(event);
             if failed {
-                watch.failed().await;
+                watch.backoff.pause().await;
             }
             if let Some(change) = change {
                 return Some((change, watch));
@@ -82,7 +85,7 @@ pub fn pods(
     })
 }
 
-impl Watch {
+impl PodWatch {
     fn take(&mut self, event: watcher::Result<Event<Wire>>) -> Option<PodChange> {
         let event = match event {
             Ok(event) => event,
@@ -129,13 +132,13 @@ impl Watch {
     }
 
     fn calm(&mut self) {
-        self.pace.reset();
-        if self.trouble.take().is_some() {
+        self.backoff.reset();
+        if self.trouble.ends() {
             tracing::info!("pods in namespace {} are watched again", self.namespace);
         }
     }
 
-    /// Told once as long as the reason is the same. Expiry is no trouble: the list follows.
+    /// Reports a trouble once for each reason. An expired watch is not one: a list follows.
     fn trouble(&mut self, error: &watcher::Error) -> Option<PodChange> {
         if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
             tracing::debug!("the watch of pods has expired in namespace {}", self.namespace);
@@ -143,13 +146,7 @@ impl Watch {
         }
         let rule = Rule { group: "", resource: "pods", verbs: VERBS, namespace: &self.namespace };
         let why = explain_watch(error, &rule);
-        let new = self.trouble.as_ref() != Some(&why);
-        self.trouble = Some(why.clone());
-        new.then_some(PodChange::Trouble(why))
-    }
-
-    async fn failed(&mut self) {
-        self.pace.pause().await;
+        self.trouble.begins(why.as_str()).then_some(PodChange::Trouble(why))
     }
 }
 
@@ -169,9 +166,10 @@ pub(crate) fn members(client: Client, namespace: String, pods: &Pods) -> Changes
         service,
         watch: None,
         selector: String::new(),
+        reread_at: Instant::now(),
         queue: VecDeque::new(),
-        pace: Pace::default(),
-        trouble: None,
+        backoff: BACKOFF,
+        trouble: Trouble::default(),
     };
     stream::unfold(state, move |mut state| async move {
         let change = state.next(port).await;
@@ -202,20 +200,23 @@ fn member(pod: Pod, port: u16) -> Member {
     }
 }
 
-/// The pods of a Service, whose selector is read first and then again by and by: a changed one is
-/// rare, and a watch of its own would cost a permission and a connection.
+/// The pods of a Service, whose selector is read at an interval: it changes rarely, and a watch of it
+/// would cost a permission and a connection.
 struct Service {
     client: Client,
     namespace: String,
     service: String,
     watch: Option<Pin<Box<dyn Stream<Item = PodChange> + Send>>>,
     selector: String,
+    /// When the selector is read again.
+    reread_at: Instant,
     queue: VecDeque<Change>,
-    pace: Pace,
-    trouble: Option<String>,
+    backoff: Backoff,
+    trouble: Trouble,
 }
 
-const REREAD: std::time::Duration = std::time::Duration::from_secs(60);
+/// How often a Service's selector is read.
+const REREAD: Duration = Duration::from_secs(60);
 
 impl Service {
     async fn next(&mut self, port: u16) -> Change {
@@ -232,16 +233,18 @@ impl Service {
                     Some(change) => return member_change(change, port),
                     None => self.watch = None,
                 },
-                () = tokio::time::sleep(REREAD) => self.read().await,
+                // A fixed time: pods that change all the while don't postpone it.
+                () = sleep_until(self.reread_at) => self.read().await,
             }
         }
     }
 
     async fn read(&mut self) {
+        self.reread_at = Instant::now() + REREAD;
         match selector(&self.client, &self.namespace, &self.service).await {
             Ok(selector) => {
-                self.pace.reset();
-                self.trouble = None;
+                self.backoff.reset();
+                self.trouble.ends();
                 if self.watch.is_none() || selector != self.selector {
                     let pods = pods(self.client.clone(), &self.namespace, &selector);
                     self.watch = Some(pods.boxed());
@@ -249,14 +252,58 @@ impl Service {
                 }
             }
             Err(why) => {
-                if self.trouble.as_ref() != Some(&why) {
-                    self.queue.push_back(Change::Trouble(why.clone()));
-                    self.trouble = Some(why);
+                if self.trouble.begins(why.as_str()) {
+                    self.queue.push_back(Change::Trouble(why));
                 }
                 if self.watch.is_none() {
-                    self.pace.pause().await;
+                    self.backoff.pause().await;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use kube::client::Body;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_selector_is_read_again_although_pods_change_all_the_while() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&reads);
+        let api = tower::service_fn(move |_: http::Request<Body>| {
+            count.fetch_add(1, Relaxed);
+            let service = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"vllm"},
+                "spec":{"selector":{"app":"vllm"}}}"#;
+            async {
+                Ok::<_, Infallible>(http::Response::new(Body::from(service.as_bytes().to_vec())))
+            }
+        });
+        let changing = stream::unfold((), |()| async {
+            sleep(Duration::from_secs(1)).await;
+            Some((PodChange::Gone("vllm-1".to_owned()), ()))
+        });
+        let mut service = Service {
+            client: Client::new(api, "models"),
+            namespace: "models".to_owned(),
+            service: "vllm".to_owned(),
+            watch: Some(changing.boxed()),
+            selector: "app=vllm".to_owned(),
+            reread_at: Instant::now() + REREAD,
+            queue: VecDeque::new(),
+            backoff: BACKOFF,
+            trouble: Trouble::default(),
+        };
+        for _ in 0..150 {
+            assert_eq!(service.next(8000).await, Change::Gone("vllm-1".to_owned()));
+        }
+        assert_eq!(reads.load(Relaxed), 2, "once a minute");
     }
 }

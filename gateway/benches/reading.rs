@@ -1,4 +1,4 @@
-//! What it costs to read a request's body and an answer's events.
+//! Measures the cost of reading a request's body and an answer's events.
 //!
 //! usage: cargo bench -p forebay-gateway --bench reading
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use forebay_gateway::inspect;
 use tokio::time::Instant;
 
-/// Each is done so often, and the best and the middle one reported.
+/// The number of runs of each case. The best and the median are reported.
 const ROUNDS: usize = 41;
 
 fn main() {
@@ -32,10 +32,16 @@ fn main() {
         "[{}]",
         (0..180_000).map(|i| (i * 7 % 150_000).to_string() + ", ").collect::<String>() + "1"
     );
-    println!("request: read and edited");
+    let line = line.replace("\\\"", "'").replace("\\n", " ");
+    let parts = |size: usize| {
+        let part = format!(r#"{{"type":"text","text":"{}"}}"#, line.repeat(16));
+        vec![format!(r#"{{"role":"user","content":[{part}]}}"#); size / 1000].join(",")
+    };
+    println!("request: read and edited, and the same with its prompt hashed");
     for (what, body) in [
         ("1 KiB of chat", chat(&many(1 << 10))),
         ("1 MiB of chat, messages of 500 bytes", chat(&many(1 << 20))),
+        ("1 MiB of chat, parts without escapes", chat(&parts(1 << 20))),
         (
             "100,000 tokens of text in one prompt",
             format!(r#"{{"model":"m","prompt":"{}"}}"#, "word ".repeat(100_000)),
@@ -46,14 +52,21 @@ fn main() {
     ] {
         let body = Bytes::from(body);
         let mebi = body.len() as f64 / f64::from(1 << 20);
-        let (best, middle) = time(rounds, || {
+        let (best, median) = time(rounds, || {
             assert!(black_box(inspect::request(black_box(&body))).is_some());
         });
+        let (hashed, hashed_median) = time(rounds, || {
+            assert!(black_box(inspect::hashed_request(black_box(&body))).is_some());
+        });
         println!(
-            "  {what:38} {:9.1} µs (middle {:9.1}), {:6.1} µs a MiB",
+            "  {what:38} {:9.1} µs (median {:9.1}), {:6.1} µs a MiB; hashed {:9.1} µs (median \
+             {:9.1}), {:6.1} µs a MiB",
             best * 1e6,
-            middle * 1e6,
+            median * 1e6,
             best * 1e6 / mebi,
+            hashed * 1e6,
+            hashed_median * 1e6,
+            hashed * 1e6 / mebi,
         );
     }
     println!("answer: judged, metered and passed on, a chunk a read");
@@ -65,18 +78,18 @@ fn main() {
     ] {
         let event = Bytes::from(event);
         let chunks = if quick { 10 } else { 20_000 };
-        let (best, middle) = time(rounds, || {
+        let (best, median) = time(rounds, || {
             let pieces = (0..chunks).map(|_| event.clone());
             let (out, tokens) = inspect::stream(path, pieces).expect("a known path");
             assert_eq!((out, tokens), (event.len() * chunks, chunks as u64), "{what}");
         });
         let each = |seconds: f64| seconds * 1e9 / chunks as f64;
-        println!("  {what:38} {:9.0} ns (middle {:.0})", each(best), each(middle));
+        println!("  {what:38} {:9.0} ns (median {:.0})", each(best), each(median));
     }
     long_answers(rounds, if quick { 1 } else { 100 });
 }
 
-/// Answers that are too long to be kept back, whose tokens are found as they pass.
+/// Answers that are too long to be kept back. Their tokens are found as they pass.
 fn long_answers(rounds: usize, scale: usize) {
     let usage = r#""usage":{"prompt_tokens":7,"completion_tokens":9}"#;
     let line = "The quick brown fox said: \\\"jumps\\\" over the lazy dog.\\n";
@@ -95,14 +108,14 @@ fn long_answers(rounds: usize, scale: usize) {
         ),
     ] {
         let body = Bytes::from(body);
-        let (best, middle) = time(rounds, || {
+        let (best, median) = time(rounds, || {
             let starts = (0..body.len()).step_by(16 << 10);
             let pieces = starts.map(|at| body.slice(at..body.len().min(at + (16 << 10))));
             let tokens = inspect::plain("/v1/chat/completions", pieces);
             assert_eq!(tokens, Some((Some(7), 9)), "{what}");
         });
         let each = |seconds: f64| seconds * 1e9 / (body.len() as f64 / 1024.0);
-        println!("  {what:38} {:9.0} ns a KiB (middle {:.0})", each(best), each(middle));
+        println!("  {what:38} {:9.0} ns a KiB (median {:.0})", each(best), each(median));
     }
 }
 

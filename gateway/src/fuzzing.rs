@@ -1,19 +1,22 @@
-//! What the fuzz targets of `gateway/fuzz` call; there is no such module in other builds.
+//! The entry points of the fuzz targets in `gateway/fuzz`. Other builds don't have this module.
 
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "for fuzz targets alone")]
 
 use bytes::Bytes;
-use http::StatusCode;
+use forebay_scheduling::prompt::{BLOCK_BYTES, MAX_BLOCKS};
+use http::{Method, StatusCode};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::answer::abridged::is_cut;
 use crate::answer::api::Api;
 use crate::answer::meter::Tokens;
-use crate::answer::plain::{Head, Plain, PlainAnswer};
-use crate::answer::stream::{AnswerStream, End, Step};
+use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
+use crate::answer::stream::{AnswerStream, Step, StreamEnd};
 use crate::read::edit::{Edits, edit};
-use crate::read::scan::scan;
+use crate::read::prompt::Owner;
+use crate::read::scan::{Scan, scan, scan_contents};
+use crate::wire::head::HeadReader;
 
 const APIS: [Api; 6] = [
     Api::ChatCompletions,
@@ -24,10 +27,19 @@ const APIS: [Api; 6] = [
     Api::Embeddings,
 ];
 
-/// What is read is what another reader reads; an edit changes what it is meant to, and no more.
+/// The scan reads the same values as another JSON reader, and an edit changes nothing but its own
+/// fields.
 pub fn request(body: &[u8]) {
     let Ok(read) = scan(body) else { return };
-    // Python takes what serde does not, `NaN` and lone surrogates among it.
+    let hashed = scan_contents(body).expect("reading the contents refuses nothing more");
+    let contents = hashed.contents.as_ref().expect("as asked for");
+    let prompt = contents.prompt(Owner { tenant: "a", model: "b" }, None);
+    let full = prompt.bytes as usize / BLOCK_BYTES;
+    // Each of the three parts may end in a part of a block.
+    let least = full.saturating_sub(2).min(MAX_BLOCKS);
+    assert!((least..=full).contains(&prompt.blocks.len()), "each full block has a hash");
+    assert_eq!(Scan { contents: None, ..hashed }, read, "the other fields are the same");
+    // Python also accepts `NaN` and lone surrogates, which serde refuses.
     let Ok(Value::Object(known)) = serde_json::from_slice::<Value>(body) else { return };
     let model = read.model.as_ref().map(|model| model.name.as_str());
     assert_eq!(model, known.get("model").and_then(Value::as_str), "the model's name");
@@ -51,7 +63,7 @@ pub fn request(body: &[u8]) {
     }
 }
 
-/// Two bytes say which API and how it is cut; the rest is the stream, or a plain answer.
+/// Two bytes choose the API and the size of the pieces. The rest is the stream, or a plain answer.
 pub fn answer(input: &[u8]) {
     let [kind, cut, stream @ ..] = input else { return };
     let api = APIS[usize::from(kind & 0x7f) % APIS.len()];
@@ -62,12 +74,12 @@ pub fn answer(input: &[u8]) {
     assert_eq!(whole, pieces, "in pieces of {size}");
     assert_eq!(plain(api, stream.chunks(usize::MAX)), plain(api, stream.chunks(size)), "plain");
     let object = serde_json::from_slice::<Value>(stream).is_ok_and(|value| value.is_object());
-    assert!(!(object && is_cut(stream)), "it is whole");
+    assert!(!(object && is_cut(stream)), "it is not cut");
 }
 
-/// The same as a plain answer that is passed on as it comes.
-fn plain<'a>(api: Api, pieces: impl Iterator<Item = &'a [u8]>) -> Plain {
-    let head = Head { status: StatusCode::OK, json: true, framed: true };
+/// The end of a plain answer that is passed on in these pieces.
+fn plain<'a>(api: Api, pieces: impl Iterator<Item = &'a [u8]>) -> PlainEnd {
+    let head = AnswerHead { status: StatusCode::OK, json: true, framed: true };
     let mut answer = PlainAnswer::new(api, head, 0);
     answer.commit();
     for piece in pieces {
@@ -77,14 +89,14 @@ fn plain<'a>(api: Api, pieces: impl Iterator<Item = &'a [u8]>) -> Plain {
 }
 
 #[derive(Debug, PartialEq)]
-struct Went {
+struct RelayResult {
     out: Vec<u8>,
     tokens: Tokens,
-    /// In words, since a failure may be told by `feed` or by the end.
+    /// As text, since `feed` or the end may report a failure.
     end: String,
 }
 
-fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> Went {
+fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> RelayResult {
     let (mut answer, now) = (AnswerStream::new(api, strip, None), Instant::now());
     let mut out = Vec::new();
     let mut end = None;
@@ -104,9 +116,48 @@ fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> W
     let (rest, ended) = answer.end(now);
     rest.into_iter().for_each(|piece| out.extend_from_slice(&piece));
     let end = end.unwrap_or_else(|| match ended {
-        End::Complete => "complete".to_owned(),
-        End::Client(status) => status.to_string(),
-        End::Failed(failure) => format!("{:?}", failure.cause),
+        StreamEnd::Complete => "complete".to_owned(),
+        StreamEnd::Client(status) => status.to_string(),
+        StreamEnd::Failed(failure) => format!("{:?}", failure.cause),
     });
-    Went { out, tokens: answer.meter.tokens(), end }
+    RelayResult { out, tokens: answer.meter.tokens(), end }
+}
+
+/// One byte chooses the method and the size of the pieces. The rest is a replica's response.
+pub fn response(input: &[u8]) {
+    let [kind, response @ ..] = input else { return };
+    let method = if kind & 0x80 == 0 { Method::POST } else { Method::HEAD };
+    let size = usize::from(kind & 0x7f).max(1);
+    // A head in pieces is read at the end of a line.
+    let response = [response, b"\n"].concat();
+    let whole = read_response(&method, response.chunks(usize::MAX));
+    assert_eq!(whole, read_response(&method, response.chunks(size)), "in pieces of {size}");
+}
+
+/// The head of a response, its body, and its end.
+fn read_response<'a>(
+    method: &Method,
+    mut pieces: impl Iterator<Item = &'a [u8]>,
+) -> (String, Vec<u8>, String) {
+    let mut reader = HeadReader::default();
+    let mut start = loop {
+        let Some(piece) = pieces.next() else { return Default::default() };
+        match reader.feed(piece, method) {
+            Ok(None) => {}
+            Ok(Some(start)) => break start,
+            Err(error) => return (format!("{error:?}"), Vec::new(), String::new()),
+        }
+    };
+    let head = format!("{:?} {:?} {}", start.parts.status, start.parts.headers, start.keep_alive);
+    let mut data = Vec::new();
+    loop {
+        data.extend(start.body.take().unwrap_or_default());
+        if let Some(error) = start.body.take_error() {
+            return (head, data, format!("{error:?}"));
+        }
+        let Some(piece) = pieces.next() else { break };
+        start.body.feed(piece);
+    }
+    let end = format!("complete: {}, excess: {}", start.body.is_over(), start.body.has_excess());
+    (head, data, end)
 }

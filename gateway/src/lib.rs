@@ -1,8 +1,8 @@
 //! Forebay's data plane: accepts, routes, holds, picks, relays and meters requests.
 //!
-//! The pure parts (`scan`, `edit`, `judge`, `meter`, `stream`, `plain`, `queue`, `endpoint`) know no
-//! socket and no clock. A request's way is `proxy`; what all threads share is a `pool` each, behind one
-//! short lock.
+//! Begin with `exchange/proxy.rs`, which is a request's way step by step. The pure parts (scanning
+//! and editing a request, judging and metering an answer, queueing, picking) know no socket and no
+//! clock. All threads share the pools.
 
 mod answer;
 mod control;
@@ -21,11 +21,13 @@ mod realtime;
 mod route;
 mod tenant;
 mod text;
+mod wire;
 
 pub use control::predecessor::Busy;
 pub use control::server::{Draining, Gateway};
 pub use control::start_error::StartError;
+pub use exchange::access_log::{AccessLogForm, set_access_log_form};
 pub use figures::{BUCKETS, describe};
-pub use net::bounds;
+pub use net::machine_limits;
 pub use net::tls::TlsError;
 pub use tenant::api_keys::{KeysError, hash_key};

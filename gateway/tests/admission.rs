@@ -1,4 +1,4 @@
-//! What is asked of a request before it takes any memory, and what it costs its tenant.
+//! Admission: the limits that a request meets before it takes memory, and its cost to its tenant.
 
 use forebay_config::{ByteSize, Config, Tenant};
 use support::{
@@ -25,7 +25,7 @@ fn header<'a>(message: &'a str, name: &str) -> Option<&'a str> {
     lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
-/// Everybody is one tenant, with these limits.
+/// Makes all clients one tenant with these limits.
 fn limited(config: &mut Config, limit: impl FnOnce(&mut Tenant)) {
     let mut tenant = Tenant::named("anonymous");
     limit(&mut tenant);
@@ -39,7 +39,7 @@ async fn open(address: std::net::SocketAddr, bytes: &[u8]) -> TcpStream {
 }
 
 #[tokio::test]
-async fn bodies_of_all_clients_together_are_bounded_until_they_are_dropped() {
+async fn the_memory_of_all_bodies_is_bounded_until_they_are_dropped() {
     let upstream = Upstream::start(Answer::Never).await;
     let mut config = config(Some(upstream.address));
     config.gateway.limits.body_size = ByteSize::kib(48);
@@ -49,7 +49,7 @@ async fn bodies_of_all_clients_together_are_bounded_until_they_are_dropped() {
     let first = open(gateway.address(), post(&long).as_bytes()).await;
     eventually("the replica has the first", || async { upstream.requests().len() == 1 }).await;
 
-    // Not a request at all, but that is seen only when there is room to read it.
+    // It is not a valid request, but the gateway sees that only when it has room to read it.
     let other = post(&"x".repeat(40_000));
     let answer = exchange(gateway.address(), &other).await;
     assert_eq!(status(&answer), 503, "{answer}");
@@ -58,21 +58,21 @@ async fn bodies_of_all_clients_together_are_bounded_until_they_are_dropped() {
     assert_eq!(status(&exchange(gateway.address(), post("x")).await), 400, "a short one fits");
 
     drop(first);
-    eventually("the first is dropped with its client", || async {
+    eventually("the first body is dropped with its client", || async {
         status(&exchange(gateway.address(), &other).await) == 400
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_body_on_its_way_is_one_of_its_tenants_requests() {
+async fn a_request_counts_for_its_tenant_while_its_body_comes() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     limited(&mut config, |tenant| tenant.max_concurrent = Some(1));
     let gateway = start(&config);
     let request = post(CHAT);
     let slow = open(gateway.address(), &request.as_bytes()[..request.len() - 5]).await;
-    eventually("the first is counted while it is read", || async {
+    eventually("the first request counts while it is read", || async {
         status(&exchange(gateway.address(), &request).await) == 429
     })
     .await;
@@ -90,7 +90,9 @@ async fn a_client_that_leaves_before_the_first_token_pays_for_its_prompt() {
     limited(&mut config, |tenant| tenant.tokens_per_minute = Some(100_000));
     let gateway = start(&config);
     let remaining = |answer: &str| -> u64 {
-        header(answer, "x-ratelimit-remaining-tokens").and_then(|it| it.parse().ok()).expect("told")
+        header(answer, "x-ratelimit-remaining-tokens")
+            .and_then(|left| left.parse().ok())
+            .expect("a number")
     };
     let text = "word ".repeat(64_000);
     let body = format!(
@@ -100,7 +102,7 @@ async fn a_client_that_leaves_before_the_first_token_pays_for_its_prompt() {
     eventually("the replica has it", || async { upstream.requests().len() == 1 }).await;
     drop(client);
     eventually("it is gone there", || async { *upstream.seen.left.lock() == 1 }).await;
-    // What it reserved for the answer comes back, about 80000 for the prompt do not.
+    // The tokens reserved for the answer come back, the prompt's 80000 do not.
     eventually("the answer's tokens are back", || async {
         remaining(&exchange(gateway.address(), post("x")).await) > 15_000
     })
@@ -110,7 +112,7 @@ async fn a_client_that_leaves_before_the_first_token_pays_for_its_prompt() {
 }
 
 #[tokio::test]
-async fn a_name_beyond_all_measure_is_refused_and_every_name_counts_as_a_request() {
+async fn a_model_name_that_is_too_long_is_refused_and_counts_as_a_request() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     limited(&mut config, |tenant| tenant.requests_per_minute = Some(3));
@@ -125,23 +127,23 @@ async fn a_name_beyond_all_measure_is_refused_and_every_name_counts_as_a_request
     assert_eq!(status(&exchange(gateway.address(), of("guess")).await), 429);
 }
 
-/// More than all buffers between two sockets take.
+/// More bytes than all buffers between two sockets take.
 const HUGE: usize = 24 << 20;
 const JSON: &str = "content-type: application/json\r\n";
 
-/// What a client hears that reads nothing before it has sent everything.
-async fn deaf(address: std::net::SocketAddr, head: String, body: Vec<u8>) -> String {
+/// The answer to a client that reads nothing before it has sent everything.
+async fn send_then_read(address: std::net::SocketAddr, head: String, body: Vec<u8>) -> String {
     let mut stream = open(address, head.as_bytes()).await;
     let sent = timeout(PATIENCE, stream.write_all(&body)).await.expect("it is taken");
     let mut answer = Vec::new();
     let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
-    let told = String::from_utf8_lossy(&answer).into_owned();
-    assert!(sent.is_ok() && read.is_ok(), "{sent:?}, then {read:?} after {told:?}");
-    told
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(sent.is_ok() && read.is_ok(), "{sent:?}, then {read:?} after {answer:?}");
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused() {
+async fn a_client_that_reads_only_when_it_has_sent_all_gets_its_refusal() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     config.gateway.limits.body_size = ByteSize::kib(1);
@@ -167,7 +169,7 @@ async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused()
     ] {
         let mut clients = JoinSet::new();
         for _ in 0..8 {
-            clients.spawn(deaf(gateway.address(), head.clone(), body.clone()));
+            clients.spawn(send_then_read(gateway.address(), head.clone(), body.clone()));
         }
         while let Some(answer) = clients.join_next().await {
             let answer = answer.expect("no panic");

@@ -1,4 +1,4 @@
-//! HTTP/1.1 and HTTP/2 side by side, clients that leave, and the limits of time and number.
+//! Connections: HTTP/1.1 and HTTP/2 on one port, clients that leave, limits of time and number.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ async fn a_client_speaks_http2_by_prior_knowledge() {
     let gateway = start(&config(Some(upstream.address)));
     let tasks = Tasks::default();
     let mut client = http2(gateway.address(), &tasks).await;
-    // Side by side on one connection.
+    // Several requests at the same time on one connection.
     let (first, second) =
         tokio::join!(client.send_request(chat(CHAT)), client.clone().send_request(chat(CHAT)));
     for response in [first, second] {
@@ -62,7 +62,7 @@ async fn both_versions_are_served_on_one_port_and_bytes_may_come_one_by_one() {
         exchange(gateway.address(), "GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
             .await;
     assert_eq!(status(&plain), 200, "{plain}");
-    // `PRI` is how the preface of HTTP/2 begins, and `P` is also that of POST.
+    // The preface of HTTP/2 begins with `PRI`, and POST begins with `P` too.
     let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
     for byte in b"PRI /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" {
         stream.write_all(&[*byte]).await.expect("open");
@@ -100,7 +100,7 @@ async fn held_http2_requests_leave_the_queue_when_the_connection_closes() {
         let _ = client.send_request(chat(CHAT)).await;
     });
     held(&gateway, 1).await;
-    // The socket closes, without a word of HTTP/2.
+    // The socket closes without any frame of HTTP/2.
     tasks.close();
     held(&gateway, 0).await;
 }
@@ -129,15 +129,15 @@ async fn an_http2_client_that_takes_nothing_is_cut_off() {
     let tasks = Tasks::default();
     let mut client = http2(gateway.address(), &tasks).await;
     let _kept = client.send_request(chat(CHAT_STREAM)).await.expect("answered");
-    // Its window fills, and is never opened again.
+    // Its window fills, and it never opens it again.
     eventually("the replica is free", || async { *upstream.seen.left.lock() == 1 }).await;
-    // The connection is not to blame.
+    // The connection still serves other requests.
     let request = http::Request::get("http://a/health").body(Default::default()).expect("valid");
     assert_eq!(client.send_request(request).await.expect("answered").status(), StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_connection_that_brings_no_head_in_time_is_closed() {
+async fn a_connection_without_a_head_in_time_is_closed() {
     let (_upstream, config) = with_limits(Answer::Json(ANSWER), |config| {
         config.gateway.limits.header_timeout = SHORT;
     })
@@ -148,7 +148,7 @@ async fn a_connection_that_brings_no_head_in_time_is_closed() {
         stream.write_all(begun.as_bytes()).await.expect("open");
         assert_eq!(closed(&mut stream).await, "", "after {begun:?}");
     }
-    // Drops of a second head do not prolong it.
+    // Single bytes of a second head do not extend the time.
     let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
     let head = "GET /health HTTP/1.1\r\nhost: a\r\n\r\nGET /health HTTP/1.1\r\nx: ";
     stream.write_all(head.as_bytes()).await.expect("open");
@@ -179,16 +179,16 @@ async fn an_idle_connection_is_closed_and_one_that_is_used_or_waits_is_not() {
         stream.write_all(request.as_bytes()).await.expect("open");
         let mut answer = [0; 4096];
         let read = stream.read(&mut answer).await.expect("open");
-        assert!(read > 0, "used again and again, it stays open");
+        assert!(read > 0, "a connection that is used stays open");
         sleep(SHORT / 3).await;
     }
-    assert_eq!(closed(&mut stream).await, "", "nothing is said to who asked nothing");
+    assert_eq!(closed(&mut stream).await, "", "no answer without a request");
 
     let tasks = Tasks::default();
     let _client = http2(gateway.address(), &tasks).await;
     tasks.ended().await;
 
-    // Held is not idle.
+    // A connection with a held request is not idle.
     config.pools[0].endpoints.clear();
     let gateway = start(&config);
     let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
@@ -207,7 +207,7 @@ fn post(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_too_long_altogether_is_cut_off() {
+async fn an_answer_that_takes_too_long_in_all_is_cut_off() {
     let (upstream, config) = with_limits(Answer::Endless, |config| {
         config.gateway.limits.total_timeout = SHORT;
     })
@@ -215,7 +215,7 @@ async fn an_answer_that_takes_too_long_altogether_is_cut_off() {
     let gateway = start(&config);
     let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
     stream.write_all(post(CHAT_STREAM).as_bytes()).await.expect("open");
-    // It reads all the time; an honest end is the pool's `requestTimeout`.
+    // The client reads all the time. An end with an error would be the pool's `requestTimeout`.
     let mut answer = Vec::new();
     let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
     assert!(read.is_ok(), "not cut off");

@@ -1,4 +1,4 @@
-//! What every request and every answer has, whoever asks and whoever answers.
+//! The edge: headers of every request and every answer, paths, methods, CORS.
 
 use forebay_config::Cors;
 use http::{Request, StatusCode};
@@ -41,7 +41,8 @@ fn body(message: &str) -> &str {
 }
 
 #[tokio::test]
-async fn a_request_goes_on_with_its_id_its_trace_and_its_way_and_nothing_of_its_connection() {
+async fn a_request_is_passed_on_with_id_trace_and_forwarded_headers_but_none_about_its_connection()
+{
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let gateway = start(&config(Some(upstream.address)));
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -73,7 +74,7 @@ async fn a_request_goes_on_with_its_id_its_trace_and_its_way_and_nothing_of_its_
 }
 
 #[tokio::test]
-async fn one_id_is_known_to_all_even_if_the_client_calls_it_its_connections_own() {
+async fn client_and_replica_see_one_id_even_if_the_client_names_it_in_connection() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let gateway = start(&config(Some(upstream.address)));
     for headers in
@@ -86,12 +87,12 @@ async fn one_id_is_known_to_all_even_if_the_client_calls_it_its_connections_own(
         let id = header(&answer, "x-request-id").expect("an id");
         let sent = upstream.request();
         assert_eq!(header(&sent, "x-request-id"), Some(id), "{headers:?}: {sent}");
-        assert_eq!(id.len(), 32, "{headers:?}: the client's stays on its connection");
+        assert_eq!(id.len(), 32, "{headers:?}: the client's own id is dropped");
     }
 }
 
 #[tokio::test]
-async fn a_host_that_is_none_is_refused_and_a_proxys_is_not_passed_on() {
+async fn an_invalid_host_is_refused_and_a_proxys_invalid_host_is_not_passed_on() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     config.gateway.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
@@ -100,21 +101,21 @@ async fn a_host_that_is_none_is_refused_and_a_proxys_is_not_passed_on() {
         let request = get("GET", "/health", "").replace("host: g", &format!("host: {host}"));
         assert_eq!(status(&exchange(gateway.address(), request).await), 400, "{host}");
     }
-    for (told, want) in [
+    for (given, want) in [
         ("chat.example, proxy:8080", "chat.example, proxy:8080"),
         ("chat.example/x", "g.example"),
         ("user@chat.example", "g.example"),
         ("chat.example, a b", "g.example"),
     ] {
         upstream.seen.requests.lock().clear();
-        let headers = format!("x-forwarded-host: {told}\r\n");
+        let headers = format!("x-forwarded-host: {given}\r\n");
         exchange(gateway.address(), post("/v1/chat/completions", &headers, CHAT)).await;
-        assert_eq!(header(&upstream.request(), "x-forwarded-host"), Some(want), "{told}");
+        assert_eq!(header(&upstream.request(), "x-forwarded-host"), Some(want), "{given}");
     }
 }
 
 #[tokio::test]
-async fn an_empty_model_is_the_one_there_is() {
+async fn an_empty_model_stands_for_the_only_one() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     let gateway = start(&config);
@@ -130,7 +131,7 @@ async fn an_empty_model_is_the_one_there_is() {
         assert_eq!(status(&answer), 200, "{answer}");
         assert_eq!(body(&upstream.request()), sent, "as the client wrote it");
     }
-    // Of several there is none to take.
+    // With several models there is no default.
     let mut other = forebay_config::Pool::named("q");
     other.models = vec!["n".to_owned()];
     other.endpoints = vec![upstream.address.to_string()];
@@ -140,7 +141,7 @@ async fn an_empty_model_is_the_one_there_is() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_with_what_is_read() {
+async fn a_compressed_body_is_refused_and_the_answer_names_the_codings_that_are_read() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let gateway = start(&config(Some(upstream.address)));
     let (chat_path, form) = ("/v1/chat/completions", "/v1/audio/transcriptions");
@@ -166,17 +167,17 @@ async fn a_compressed_body_is_refused_with_what_is_read() {
         assert_eq!(status(&answer), code, "{encoding}: {answer}");
         if code == 415 {
             assert_eq!(header(&answer, "accept-encoding"), Some("identity"), "{answer}");
-            let told: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
-            let message = told["error"]["message"].as_str().expect("text");
+            let error: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+            let message = error["error"]["message"].as_str().expect("text");
             assert!(message.contains("`content-encoding: "), "{message}");
-            assert_eq!(told["error"]["code"], 415);
+            assert_eq!(error["error"]["code"], 415);
         }
     }
-    assert_eq!(upstream.requests().len(), 2, "what is compressed reaches no replica");
-    let told = post("/v1/messages", "content-encoding: br\r\n", CHAT);
-    let told = exchange(gateway.address(), told).await;
-    let told: serde_json::Value = serde_json::from_str(body(&told)).expect("JSON");
-    assert_eq!(told["type"], "error", "in the shape of its API");
+    assert_eq!(upstream.requests().len(), 2, "a compressed body reaches no replica");
+    let request = post("/v1/messages", "content-encoding: br\r\n", CHAT);
+    let answer = exchange(gateway.address(), request).await;
+    let error: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+    assert_eq!(error["type"], "error", "in the form of its API");
 
     let tasks = Tasks::default();
     let mut client = http2(gateway.address(), &tasks).await;
@@ -190,7 +191,7 @@ async fn a_compressed_body_is_refused_with_what_is_read() {
 }
 
 #[tokio::test]
-async fn an_id_that_cannot_be_logged_is_made_anew_for_everybody() {
+async fn an_id_that_cannot_be_logged_is_replaced_for_client_and_replica() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let gateway = start(&config(Some(upstream.address)));
     let request = post("/v1/chat/completions", "x-request-id: a b\r\n", CHAT);
@@ -203,11 +204,11 @@ async fn an_id_that_cannot_be_logged_is_made_anew_for_everybody() {
 }
 
 #[tokio::test]
-async fn what_a_replica_says_of_its_connection_and_of_other_origins_stays_there() {
+async fn a_replicas_headers_about_its_connection_and_cors_are_not_passed_on() {
     let raw = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nkeep-alive: timeout=5\r\n\
                connection: x-private\r\nx-private: 1\r\nx-request-id: theirs\r\n\
-               x-forebay-endpoint: 9.9.9.9:1\r\naccess-control-allow-origin: *\r\nx-kept: 1\r\n\
-               content-length: 229\r\n\r\n";
+               x-forebay-endpoint: 9.9.9.9:1\r\naccess-control-allow-origin: *\r\n\
+               access-control-max-age: 600\r\nx-kept: 1\r\ncontent-length: 229\r\n\r\n";
     let raw = format!("{raw}{ANSWER}").replace("229", &ANSWER.len().to_string());
     let upstream = Upstream::start(Answer::Raw(raw.leak().as_bytes())).await;
     let mut config = config(Some(upstream.address));
@@ -231,10 +232,17 @@ async fn what_a_replica_says_of_its_connection_and_of_other_origins_stays_there(
     let answer = exchange(gateway.address(), &request).await;
     let named = upstream.address.to_string();
     assert_eq!(header(&answer, "x-forebay-endpoint"), Some(named.as_str()));
+    // The replica allows every origin, the gateway only another one.
+    config.gateway.cors =
+        Some(serde_json::from_str(r#"{"origins": ["https://a.example"]}"#).expect("valid"));
+    let gateway = start(&config);
+    let answer = exchange(gateway.address(), &request).await;
+    assert_eq!(header(&answer, "access-control-allow-origin"), None, "{answer}");
+    assert_eq!(header(&answer, "access-control-max-age"), None, "{answer}");
 }
 
 #[tokio::test]
-async fn a_known_proxy_is_believed() {
+async fn a_trusted_proxy_is_believed() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     config.gateway.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
@@ -249,7 +257,7 @@ async fn a_known_proxy_is_believed() {
 }
 
 #[tokio::test]
-async fn only_what_the_configuration_lists_is_exposed_and_the_answer_says_so() {
+async fn only_listed_paths_are_exposed() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     config.gateway.paths = ["/health", "/v1/models", "/v1/completions"].map(Into::into).to_vec();
@@ -257,28 +265,25 @@ async fn only_what_the_configuration_lists_is_exposed_and_the_answer_says_so() {
     for path in ["/v1/chat/completions", "/metrics", "/invocations", "/v1/load_lora_adapter"] {
         let answer = exchange(gateway.address(), post(path, "", CHAT)).await;
         assert_eq!(status(&answer), 404, "{answer}");
-        let told: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
-        assert_eq!(told["error"]["type"], "NotFoundError");
-        assert_eq!(told["error"]["code"], 404);
-        assert_eq!(
-            told["error"]["message"],
-            format!(
-                "The path `{path}` is not exposed. The gateway exposes only what `gateway.paths` of \
-                 its configuration lists: /health, /v1/models, /v1/completions."
-            )
-        );
+        let error: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+        assert_eq!(error["error"]["type"], "NotFoundError");
+        assert_eq!(error["error"]["code"], 404);
+        assert_eq!(error["error"]["message"], format!("The path `{path}` is not served here."));
         assert!(header(&answer, "x-request-id").is_some(), "refusals have ids too");
     }
-    let answer = exchange(gateway.address(), post("/v1/messages", "", CHAT)).await;
-    let told: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
-    assert_eq!(told["type"], "error", "in the shape of its API: {answer}");
+    for path in ["/v1/messages", "/v1/messages/batches"] {
+        let answer = exchange(gateway.address(), post(path, "", CHAT)).await;
+        let error: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+        assert_eq!(error["type"], "error", "in the form of its API: {answer}");
+        assert_eq!(error["error"]["type"], "not_found_error", "{answer}");
+    }
     assert!(upstream.requests().is_empty());
     let answer = exchange(gateway.address(), get("GET", "/v1/models", "")).await;
     assert_eq!(status(&answer), 200);
 }
 
 #[tokio::test]
-async fn other_methods_are_told_which_there_are() {
+async fn a_wrong_method_is_answered_with_the_allowed_ones() {
     let gateway = start(&config(None));
     for (method, path, code, allow) in [
         ("GET", "/v1/chat/completions", 405, "POST, OPTIONS"),
@@ -305,19 +310,19 @@ async fn head_is_answered_like_get_without_the_body() {
     let request = Request::head("http://g/v1/models").body(Default::default()).expect("valid");
     let response = client.send_request(request).await.expect("answered");
     assert_eq!(
-        response.headers().get("content-length").and_then(|it| it.to_str().ok()),
+        response.headers().get("content-length").and_then(|length| length.to_str().ok()),
         header(&with, "content-length")
     );
     assert!(response.into_body().collect().await.expect("right").to_bytes().is_empty());
 }
 
 #[tokio::test]
-async fn pages_of_other_origins_may_do_what_is_configured() {
+async fn pages_of_other_origins_have_the_rights_that_are_configured() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
-    let asked = "origin: https://a.example\r\naccess-control-request-method: POST\r\n\
+    let preflight = "origin: https://a.example\r\naccess-control-request-method: POST\r\n\
                  access-control-request-headers: authorization\r\n";
-    let preflight = get("OPTIONS", "/v1/chat/completions", asked);
+    let preflight = get("OPTIONS", "/v1/chat/completions", preflight);
     let gateway = start(&config);
     let answer = exchange(gateway.address(), &preflight).await;
     assert_eq!(header(&answer, "access-control-allow-origin"), None, "nothing unless configured");
@@ -342,8 +347,8 @@ async fn pages_of_other_origins_may_do_what_is_configured() {
     ] {
         assert_eq!(header(&answer, name), Some(value), "{answer}");
     }
-    assert!(upstream.requests().is_empty(), "no replica is asked");
-    // Refusals can be read as well, or a page could not tell what is wrong.
+    assert!(upstream.requests().is_empty(), "no replica gets a request");
+    // A page can read refusals too: otherwise it could not see what is wrong.
     for (body, code) in [(CHAT, 200), ("{}", 400)] {
         let body = if code == 400 { r#"{"model":1}"# } else { body };
         let request = post("/v1/chat/completions", "origin: https://a.example\r\n", body);
@@ -359,7 +364,7 @@ async fn pages_of_other_origins_may_do_what_is_configured() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_leave_to_send_its_body_gets_it_unless_it_is_refused() {
+async fn a_client_that_expects_100_gets_it_unless_its_request_is_refused() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     config.gateway.limits.body_size = forebay_config::ByteSize::kib(1);
@@ -379,7 +384,7 @@ async fn a_client_that_waits_for_leave_to_send_its_body_gets_it_unless_it_is_ref
     stream.write_all(CHAT.as_bytes()).await.expect("open");
     let read = stream.read(&mut buffer).await.expect("open");
     assert!(buffer[..read].starts_with(b"HTTP/1.1 200 OK\r\n"));
-    assert_eq!(header(&upstream.request(), "expect"), None, "the body is here already");
+    assert_eq!(header(&upstream.request(), "expect"), None, "the gateway has the body already");
 
     for (path, expect, length, code) in [
         ("/v1/chat/completions", "100-continue", 4096, 413),
@@ -390,12 +395,12 @@ async fn a_client_that_waits_for_leave_to_send_its_body_gets_it_unless_it_is_ref
         stream.write_all(head(path, expect, length).as_bytes()).await.expect("open");
         let read = stream.read(&mut buffer).await.expect("open");
         let answer = String::from_utf8_lossy(&buffer[..read]);
-        assert_eq!(status(&answer), code, "no leave before a refusal: {answer}");
+        assert_eq!(status(&answer), code, "no 100 before a refusal: {answer}");
     }
 }
 
 #[tokio::test]
-async fn a_request_without_its_host_is_refused() {
+async fn a_request_without_a_host_is_refused() {
     let gateway = start(&config(None));
     for (request, code) in [
         ("GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 400),

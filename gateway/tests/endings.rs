@@ -1,4 +1,4 @@
-//! Every way in which an answer can end: its books close once, with the right outcome and tokens, and
+//! Every way in which an answer can end. It is counted once, with the right outcome and tokens, and
 //! the replica's connection serves the next request.
 
 use std::collections::HashSet;
@@ -18,22 +18,22 @@ use tokio::net::TcpStream;
 mod support;
 
 const COMMIT: usize = 64 << 10;
-/// As the answers report.
+/// The tokens that the answers report.
 const PROMPT: u64 = 5;
 const GENERATED: u64 = 7;
 
-/// How a replica tells the end of an answer.
+/// The means by which a replica marks the end of an answer.
 const FRAMINGS: [&str; 3] = ["length", "chunks", "close"];
 
-/// How a client asks, and how it goes.
+/// The means by which a client sends its requests and ends its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
-    /// Goes on with the next request on the same connection.
+    /// Sends the next request on the same connection.
     KeepAlive,
-    /// Asks for the connection's end and waits for it.
+    /// Asks the gateway to close the connection, and waits for that.
     Close,
     Http10,
-    /// Goes with the last byte that it has to read.
+    /// Closes its connection at the last byte that it has to read.
     Exact,
     Http2,
 }
@@ -41,8 +41,8 @@ enum Reader {
 const READERS: [Reader; 5] =
     [Reader::KeepAlive, Reader::Close, Reader::Http10, Reader::Exact, Reader::Http2];
 
-/// A chat of so many bytes, a half of them behind its usage, as vLLM writes the log probabilities of a
-/// prompt.
+/// A chat answer of `size` bytes. Half of them come behind its usage, where vLLM writes the log
+/// probabilities of a prompt.
 fn body(size: usize) -> Vec<u8> {
     let whole = |text: &str, numbers: &str| {
         format!(
@@ -54,7 +54,7 @@ fn body(size: usize) -> Vec<u8> {
     whole(&"a".repeat(more - numbers.len()), &numbers).into_bytes()
 }
 
-/// What a request asks for in a header; nothing, if it is a probe.
+/// The value of a request's header; empty for a probe.
 fn wish<'a>(request: &'a str, name: &str) -> &'a str {
     let line = request.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
     line.unwrap_or_default()
@@ -91,13 +91,14 @@ fn request(version: &str, headers: &str) -> String {
     )
 }
 
-/// The body of an answer on the wire, its framing taken off; `None` if that did not come to its end.
+/// The body of an answer without its framing; `None` if the framing has no end.
 fn unframed(answer: &[u8]) -> Option<Vec<u8>> {
     let head = answer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
     let mut rest = &answer[head..];
     if !text.contains("transfer-encoding: chunked") {
-        let length = text.split("content-length: ").nth(1).and_then(|it| it.split("\r\n").next());
+        let length =
+            text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
         let whole = length.is_none_or(|length| length.parse() == Ok(rest.len()));
         return whole.then(|| rest.to_vec());
     }
@@ -170,8 +171,8 @@ impl Clients {
     }
 }
 
-/// Waits for these figures, which nothing but what was asked can bring about.
-async fn booked(gateway: &Gateway, case: &str, want: &[(&str, u64)]) {
+/// Waits until the figures are these.
+async fn counted(gateway: &Gateway, case: &str, want: &[(&str, u64)]) {
     eventually(&format!("{case}: {want:?}"), || async {
         let signals = signals(gateway, "p").await;
         signals["inFlight"] == 0
@@ -182,13 +183,14 @@ async fn booked(gateway: &Gateway, case: &str, want: &[(&str, u64)]) {
 
 fn short_commit(upstreams: &[&Upstream]) -> Config {
     let mut config = config(None);
-    config.pools[0].endpoints = upstreams.iter().map(|it| it.address.to_string()).collect();
+    config.pools[0].endpoints =
+        upstreams.iter().map(|upstream| upstream.address.to_string()).collect();
     config.pools[0].upstream.commit_size = ByteSize::new(COMMIT as u64);
     config
 }
 
 #[tokio::test]
-async fn an_answer_read_whole_is_complete_however_it_is_framed_and_read() {
+async fn an_answer_read_to_its_end_is_complete_in_every_framing_and_for_every_reader() {
     let upstream = Upstream::start(Answer::By(framed)).await;
     let folder = std::env::temp_dir().join(format!("forebay-endings-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -198,7 +200,7 @@ async fn an_answer_read_whole_is_complete_however_it_is_framed_and_read() {
     config.gateway.record_arrivals =
         Some(RecordArrivals { file: file.clone(), max_size: ByteSize::mib(1) });
     let mut clients = Clients::of(&config).await;
-    // Around the bound of what is kept back, and beyond what a server of HTTP/1 buffers.
+    // Around the bound up to which answers are kept back, and beyond the buffer of hyper's HTTP/1.
     let sizes = [300, COMMIT - 1, COMMIT, COMMIT + 1, COMMIT + 9_000, 3 * COMMIT, 700_000];
     let mut cases = Vec::new();
     for framing in FRAMINGS {
@@ -219,9 +221,9 @@ async fn an_answer_read_whole_is_complete_however_it_is_framed_and_read() {
             ("failed", 0),
             ("retries", 0),
         ];
-        booked(&clients.gateway, framing, &want).await;
+        counted(&clients.gateway, framing, &want).await;
     }
-    // One connection in the end would do for all that tell the end by themselves.
+    // Answers with framing could all use one connection.
     let (requests, peers) = (upstream.requests(), upstream.seen.peers.lock().clone());
     let mut kept = requests
         .iter()
@@ -234,7 +236,7 @@ async fn an_answer_read_whole_is_complete_however_it_is_framed_and_read() {
     let _ = gateway.shutdown(Duration::from_secs(5)).await;
     let recorded = std::fs::read_to_string(&file).expect("recorded");
     let lines: Vec<_> = recorded.lines().skip(1).collect();
-    assert_eq!(lines.len(), cases.len(), "one line each");
+    assert_eq!(lines.len(), cases.len(), "one line for each answer");
     for (line, case) in lines.iter().zip(cases) {
         assert!(line.ends_with(&format!(",p,{PROMPT},{GENERATED}")), "{case}: {line}");
     }
@@ -250,14 +252,14 @@ async fn a_long_answer_is_charged_to_its_tenant() {
     let upstream = Upstream::start(Answer::Json(body.leak())).await;
     let mut config = short_commit(&[&upstream]);
     let mut tenant = Tenant::named("anonymous");
-    // More than an answer is taken for before it is there, and far less than it takes.
+    // More than the estimate of an answer, and far less than this answer has.
     tenant.tokens_per_minute = Some(1000);
     config.gateway.tenants = vec![tenant];
     let gateway = start(&config);
     let ask = || exchange(gateway.address(), request("HTTP/1.1", "connection: close\r\n"));
     assert_eq!(status(&ask().await), 200);
-    assert_eq!(status(&ask().await), 429, "the first has taken all of 42 minutes");
-    booked(&gateway, "one", &[("completed", 1), ("generatedTokens", 42_000)]).await;
+    assert_eq!(status(&ask().await), 429, "the first answer has used up 42 minutes");
+    counted(&gateway, "one", &[("completed", 1), ("generatedTokens", 42_000)]).await;
 }
 
 #[tokio::test]
@@ -292,13 +294,13 @@ async fn answers_without_a_body_are_complete() {
         answers += 2;
     }
     let want = [("completed", answers), ("clientLeft", 0), ("failed", 0), ("retries", 0)];
-    booked(&gateway, "no body", &want).await;
+    counted(&gateway, "no body", &want).await;
     let connections: HashSet<_> = upstream.seen.peers.lock().iter().copied().collect();
     assert!(connections.len() <= 3, "{} connections for 10 requests", connections.len());
 }
 
 #[tokio::test]
-async fn a_client_that_goes_in_the_middle_has_left() {
+async fn a_client_that_leaves_in_the_middle_counts_as_left() {
     let upstream = Upstream::start(Answer::By(|request| {
         let (mut answer, ends) = framed(request);
         answer.truncate(answer.len() - 1000);
@@ -316,7 +318,7 @@ async fn a_client_that_goes_in_the_middle_has_left() {
         drop(stream);
         left += 1;
         let want = [("completed", 0), ("clientLeft", left), ("generatedTokens", 0)];
-        booked(&gateway, framing, &want).await;
+        counted(&gateway, framing, &want).await;
 
         let mut client = http2(gateway.address(), &tasks).await;
         let mut request = chat(CHAT);
@@ -327,7 +329,7 @@ async fn a_client_that_goes_in_the_middle_has_left() {
         body.frame().await.expect("it has begun").expect("sound");
         drop(body);
         left += 1;
-        booked(&gateway, framing, &[("completed", 0), ("clientLeft", left), ("failed", 0)]).await;
+        counted(&gateway, framing, &[("completed", 0), ("clientLeft", left), ("failed", 0)]).await;
     }
 }
 
@@ -338,8 +340,8 @@ const USAGE: &str =
 const DONE: &str = "data: [DONE]\n\n";
 
 #[tokio::test]
-async fn a_client_of_a_stream_may_go_with_its_end_mark() {
-    // The end mark comes, and the end of the chunks does not.
+async fn a_client_that_leaves_at_a_streams_end_mark_has_the_whole_answer() {
+    // The end mark comes, but not the last chunk.
     let upstream = Upstream::start(Answer::By(|_| {
         let events = format!("{TOKEN}{USAGE}{DONE}");
         let head =
@@ -361,7 +363,7 @@ async fn a_client_of_a_stream_may_go_with_its_end_mark() {
     }
     drop(stream);
     let want = [("completed", 1), ("clientLeft", 0), ("generatedTokens", 7), ("promptTokens", 5)];
-    booked(&gateway, "HTTP/1.1", &want).await;
+    counted(&gateway, "HTTP/1.1", &want).await;
 
     let tasks = Tasks::default();
     let mut client = http2(gateway.address(), &tasks).await;
@@ -372,7 +374,7 @@ async fn a_client_of_a_stream_may_go_with_its_end_mark() {
         read.extend(frame.into_data().expect("data"));
     }
     drop(answer);
-    booked(&gateway, "HTTP/2", &[("completed", 2), ("clientLeft", 0)]).await;
+    counted(&gateway, "HTTP/2", &[("completed", 2), ("clientLeft", 0)]).await;
 }
 
 #[tokio::test]
@@ -394,16 +396,16 @@ async fn a_stream_with_a_length_ends_with_its_last_byte() {
         let text = String::from_utf8_lossy(&got);
         assert!(text.starts_with(TOKEN) && text.ends_with(DONE), "{text}");
         assert_eq!(text.matches("\"error\"").count(), usize::from(outcome == "failed"), "{text}");
-        booked(&gateway, outcome, &[(outcome, 1), ("clientLeft", 0)]).await;
+        counted(&gateway, outcome, &[(outcome, 1), ("clientLeft", 0)]).await;
     }
 }
 
-/// Half of what was asked for, and the connection's end, without framing.
+/// Half of the answer without framing, then the connection's end.
 fn cut(request: &str) -> (Vec<u8>, bool) {
     let size: usize = wish(request, "x-size").parse().unwrap_or(300);
     let whole = body(size);
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n";
-    // Behind a closing bracket, so that only the whole tells.
+    // The cut is behind a closing bracket, so the half looks whole at its end.
     let at = memchr::memmem::find(&whole, b"}],").expect("choices") + 2;
     ([head.as_bytes(), &whole[..at]].concat(), true)
 }
@@ -426,8 +428,8 @@ async fn half_of_an_unframed_answer_is_not_an_answer() {
             assert!(got == body(3000), "{reader:?}: {}", String::from_utf8_lossy(&got));
         }
     }
-    assert!(!bad.requests().is_empty(), "it was asked");
-    booked(&clients.gateway, "tried elsewhere", &[("completed", 10), ("failed", 0)]).await;
+    assert!(!bad.requests().is_empty(), "it got a request");
+    counted(&clients.gateway, "tried elsewhere", &[("completed", 10), ("failed", 0)]).await;
 }
 
 #[tokio::test]
@@ -438,5 +440,5 @@ async fn half_of_a_long_unframed_answer_is_cut_off_at_the_client_too() {
     let answer = exchange(gateway.address(), request("HTTP/1.1", wishes)).await;
     assert_eq!(status(&answer), 200);
     assert!(unframed(answer.as_bytes()).is_none(), "it looks whole: {} bytes", answer.len());
-    booked(&gateway, "HTTP/1.1", &[("failed", 1), ("completed", 0), ("clientLeft", 0)]).await;
+    counted(&gateway, "HTTP/1.1", &[("failed", 1), ("completed", 0), ("clientLeft", 0)]).await;
 }

@@ -1,9 +1,10 @@
-//! WebSocket sessions through the gateway: bytes both ways, counted, and ended by either side.
+//! WebSocket sessions: bytes pass both ways and are counted, and either side may end a session.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_config::{Fallback, Pool};
 use forebay_gateway::Gateway;
 use parking_lot::Mutex;
 use support::{PATIENCE, Tasks, config, eventually, held, http2, signals, start, status};
@@ -14,8 +15,9 @@ use tokio::time::timeout;
 
 mod support;
 
-/// A replica that agrees to a WebSocket, says `hello` at once, and then repeats what it hears, but
-/// for frames, to which it says a whole one; at `bye` it closes, at `die` it is gone without a close.
+/// A replica that agrees to a WebSocket, sends `hello` at once, and then echoes text. It answers
+/// any other bytes with a whole frame. At `bye` it closes the session; at `die` it closes the
+/// socket alone.
 struct Echo {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
@@ -62,17 +64,17 @@ async fn echo(
         }
         let mut bytes = [0; 1024];
         while let Ok(count @ 1..) = stream.read(&mut bytes).await {
-            let said = match &bytes[..count] {
+            let reply = match &bytes[..count] {
                 b"die" => break,
                 [b'b', b'y', b'e', ..] => {
                     let _ = stream.write_all(CLOSE).await;
                     break;
                 }
-                // Repeated as they were cut, their last might never end.
-                said if said.iter().any(|byte| matches!(byte, ..b' ' | b'x' | 0x80..)) => WHOLE,
-                said => said,
+                // A frame that is echoed in parts might never end.
+                text if text.iter().any(|byte| matches!(byte, ..b' ' | b'x' | 0x80..)) => WHOLE,
+                text => text,
             };
-            if stream.write_all(said).await.is_err() {
+            if stream.write_all(reply).await.is_err() {
                 break;
             }
         }
@@ -88,7 +90,7 @@ const HELLO: &str = "\x01\x05hello";
 const CLOSE: &[u8] = &[0x88, 2, 3, 232];
 const WHOLE: &[u8] = &[0x82, 1, 0];
 
-/// A client's handshake, and what it is answered up to the head's end.
+/// A client's handshake. Returns the connection, and the head of the answer.
 async fn shake(gateway: &Gateway, query: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(gateway.address()).await.expect("it listens");
     let request = format!(
@@ -107,7 +109,7 @@ async fn shake(gateway: &Gateway, query: &str) -> (TcpStream, String) {
     (stream, String::from_utf8(head).expect("text"))
 }
 
-async fn hear(stream: &mut TcpStream, expected: &str) {
+async fn receives(stream: &mut TcpStream, expected: &str) {
     let mut heard = vec![0; expected.len()];
     let read = timeout(PATIENCE, stream.read_exact(&mut heard)).await.expect("something");
     read.expect("open");
@@ -126,7 +128,7 @@ async fn in_flight(gateway: &Gateway, count: u64) {
 }
 
 #[tokio::test]
-async fn a_session_goes_both_ways_and_is_in_flight_until_its_client_leaves() {
+async fn a_session_passes_bytes_both_ways_and_is_in_flight_until_its_client_leaves() {
     let echo = Echo::start(AGREED).await;
     let gateway = start(&config(Some(echo.address)));
     let (mut stream, head) = shake(&gateway, "?model=m&x=1").await;
@@ -140,10 +142,10 @@ async fn a_session_goes_both_ways_and_is_in_flight_until_its_client_leaves() {
     ] {
         assert!(lower.contains(line), "{line} in {head}");
     }
-    hear(&mut stream, HELLO).await;
+    receives(&mut stream, HELLO).await;
     for words in ["one", "two and three"] {
         stream.write_all(words.as_bytes()).await.expect("open");
-        hear(&mut stream, words).await;
+        receives(&mut stream, words).await;
     }
     in_flight(&gateway, 1).await;
     let sent = echo.heads.lock()[0].to_ascii_lowercase();
@@ -158,20 +160,20 @@ async fn a_session_goes_both_ways_and_is_in_flight_until_its_client_leaves() {
     ] {
         assert_eq!(sent.matches(line).count(), 1, "{line} in {sent}");
     }
-    assert!(!sent.contains("extensions"), "what is compressed can't be metered: {sent}");
+    assert!(!sent.contains("extensions"), "compressed messages can't be metered: {sent}");
     drop(stream);
-    eventually("the replica hears of it", || async { *echo.ended.lock() == 1 }).await;
+    eventually("the replica's connection ends", || async { *echo.ended.lock() == 1 }).await;
     in_flight(&gateway, 0).await;
 }
 
 #[tokio::test]
-async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
+async fn a_session_ends_when_its_replica_closes_and_a_held_one_follows() {
     let echo = Echo::start(AGREED).await;
     let mut config = config(Some(echo.address));
     config.pools[0].max_in_flight = 1;
     let gateway = Arc::new(start(&config));
     let (mut first, _) = shake(&gateway, "").await;
-    hear(&mut first, HELLO).await;
+    receives(&mut first, HELLO).await;
     let mut waiting = JoinSet::new();
     let other = Arc::clone(&gateway);
     waiting.spawn(async move { shake(&other, "?model=m").await });
@@ -180,8 +182,8 @@ async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
     ended(&mut first).await;
     let (mut second, head) = waiting.join_next().await.expect("one").expect("no panic");
     assert_eq!(status(&head), 101, "{head}");
-    hear(&mut second, HELLO).await;
-    // One that leaves while it is held leaves the queue.
+    receives(&mut second, HELLO).await;
+    // A held session whose client leaves is taken out of the queue.
     let other = Arc::clone(&gateway);
     waiting.spawn(async move { shake(&other, "?model=m").await });
     held(&gateway, 1).await;
@@ -191,15 +193,15 @@ async fn a_session_ends_when_its_replica_closes_and_those_held_follow() {
 }
 
 #[tokio::test]
-async fn a_session_whose_replica_dies_has_failed_and_one_that_it_closes_has_not() {
-    for (word, completed, failed) in [("bye", 1, 0), ("die", 0, 1)] {
+async fn a_session_fails_if_its_replica_dies_and_completes_if_the_replica_closes_it() {
+    for (command, completed, failed) in [("bye", 1, 0), ("die", 0, 1)] {
         let echo = Echo::start(AGREED).await;
         let gateway = start(&config(Some(echo.address)));
         let (mut stream, _) = shake(&gateway, "?model=m").await;
-        hear(&mut stream, HELLO).await;
-        stream.write_all(word.as_bytes()).await.expect("open");
+        receives(&mut stream, HELLO).await;
+        stream.write_all(command.as_bytes()).await.expect("open");
         ended(&mut stream).await;
-        eventually(word, || async {
+        eventually(command, || async {
             let totals = signals(&gateway, "p").await["totals"].clone();
             totals["completed"] == completed && totals["failed"] == failed
         })
@@ -208,7 +210,7 @@ async fn a_session_whose_replica_dies_has_failed_and_one_that_it_closes_has_not(
 }
 
 #[tokio::test]
-async fn a_client_that_never_stops_sending_hears_all_that_its_replica_said() {
+async fn a_client_that_never_stops_sending_gets_everything_that_its_replica_sent() {
     let echo = Echo::start(AGREED).await;
     let gateway = start(&config(Some(echo.address)));
     for _ in 0..8 {
@@ -216,9 +218,9 @@ async fn a_client_that_never_stops_sending_hears_all_that_its_replica_said() {
         let (mut reading, mut writing) = stream.into_split();
         let mut talking = JoinSet::new();
         talking.spawn(async move {
-            let mut said = writing.write_all(b"bye").await;
-            while said.is_ok() {
-                said = writing.write_all(&[b'a'; 0x2000]).await;
+            let mut sent = writing.write_all(b"bye").await;
+            while sent.is_ok() {
+                sent = writing.write_all(&[b'a'; 0x2000]).await;
             }
         });
         let mut heard = Vec::new();
@@ -230,11 +232,11 @@ async fn a_client_that_never_stops_sending_hears_all_that_its_replica_said() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_stops_sending_hears_that_the_gateway_goes() {
+async fn a_client_that_never_stops_sending_gets_the_close_of_a_shutdown() {
     let echo = Echo::start(AGREED).await;
     let gateway = start(&config(Some(echo.address)));
     let (mut stream, _) = shake(&gateway, "?model=m").await;
-    hear(&mut stream, HELLO).await;
+    receives(&mut stream, HELLO).await;
     let (mut reading, mut writing) = stream.into_split();
     let frame = [&[0x82, 0xfe, 0x1f, 0, 0, 0, 0, 0][..], &[b'x'; 0x1f00]].concat();
     let mut talking = JoinSet::new();
@@ -253,7 +255,25 @@ async fn a_client_that_never_stops_sending_hears_that_the_gateway_goes() {
     talking.shutdown().await;
     drop(reading);
     assert_eq!(stopping.await.expect("no panic"), Err(1), "it was busy to the last");
-    eventually("the replica hears of it", || async { *echo.ended.lock() == 1 }).await;
+    eventually("the replica's connection ends", || async { *echo.ended.lock() == 1 }).await;
+}
+
+#[tokio::test]
+async fn a_session_goes_to_the_fallback_if_its_own_pool_has_no_room_in_time() {
+    let echo = Echo::start(AGREED).await;
+    let mut config = config(None);
+    let fallback = Fallback { pool: "q".to_owned(), model: None, after: None };
+    config.pools[0].fallback = Some(fallback);
+    let mut other = Pool::named("q");
+    other.models = vec!["other".to_owned()];
+    other.endpoints = vec![echo.address.to_string()];
+    config.pools.push(other);
+    let gateway = start(&config);
+    let (mut stream, head) = shake(&gateway, "?model=m").await;
+    assert_eq!(status(&head), 101, "{head}");
+    receives(&mut stream, HELLO).await;
+    let sent = echo.heads.lock()[0].clone();
+    assert!(sent.starts_with("GET /v1/realtime?model=other "), "{sent}");
 }
 
 #[tokio::test]
@@ -262,17 +282,17 @@ async fn a_model_that_is_named_twice_is_refused() {
     let gateway = start(&config(Some(echo.address)));
     let (_, head) = shake(&gateway, "?model=m&mod%65l=m").await;
     assert_eq!(status(&head), 400, "{head}");
-    assert!(echo.heads.lock().is_empty(), "no replica hears of it");
+    assert!(echo.heads.lock().is_empty(), "no replica gets a request");
 }
 
 #[tokio::test]
-async fn a_session_that_is_silent_or_too_long_is_ended() {
+async fn a_session_that_is_idle_or_too_long_is_ended() {
     let echo = Echo::start(AGREED).await;
     let mut config = config(Some(echo.address));
     config.gateway.limits.session_idle_timeout = Duration::from_millis(200);
     let gateway = start(&config);
     let (mut stream, _) = shake(&gateway, "").await;
-    hear(&mut stream, HELLO).await;
+    receives(&mut stream, HELLO).await;
     ended(&mut stream).await;
     config.gateway.limits.session_idle_timeout = Duration::from_secs(300);
     config.gateway.limits.session_timeout = Duration::from_millis(200);
@@ -287,11 +307,11 @@ async fn a_session_that_is_silent_or_too_long_is_ended() {
     });
     let mut heard = Vec::new();
     assert!(timeout(PATIENCE, reading.read_to_end(&mut heard)).await.is_ok(), "still open");
-    eventually("the replica hears of both", || async { *echo.ended.lock() == 2 }).await;
+    eventually("both of the replica's connections end", || async { *echo.ended.lock() == 2 }).await;
 }
 
 #[tokio::test]
-async fn what_is_no_handshake_is_told_what_one_is() {
+async fn a_request_that_is_not_a_handshake_is_answered_426() {
     let echo = Echo::start(AGREED).await;
     let gateway = start(&config(Some(echo.address)));
     let request = "GET /v1/realtime HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n";
@@ -317,7 +337,7 @@ async fn a_replicas_refusal_is_passed_on_and_its_failure_is_tried_elsewhere() {
     let gateway = start(&config(Some(refusing.address)));
     let (mut stream, head) = shake(&gateway, "").await;
     assert_eq!(status(&head), 403, "{head}");
-    hear(&mut stream, "{}").await;
+    receives(&mut stream, "{}").await;
     in_flight(&gateway, 0).await;
 
     let failing =
@@ -326,18 +346,18 @@ async fn a_replicas_refusal_is_passed_on_and_its_failure_is_tried_elsewhere() {
     let mut config = config(Some(failing.address));
     config.pools[0].endpoints.push(agreeing.address.to_string());
     let gateway = start(&config);
-    // The failing one alone would be asked twice.
+    // While only the failing one is ready, it would be tried twice.
     eventually("both are ready", || async {
         let endpoints = signals(&gateway, "p").await["endpoints"].clone();
-        let ready = |it: &serde_json::Value| it["health"] == "ready";
+        let ready = |endpoint: &serde_json::Value| endpoint["health"] == "ready";
         endpoints.as_object().is_some_and(|all| all.len() == 2 && all.values().all(ready))
     })
     .await;
-    // Whichever is asked first.
+    // Each of the two is tried first once, or only the agreeing one is.
     for _ in 0..2 {
         let (mut stream, head) = shake(&gateway, "").await;
         assert_eq!(status(&head), 101, "{head}");
-        hear(&mut stream, HELLO).await;
+        receives(&mut stream, HELLO).await;
     }
     assert!(!failing.heads.lock().is_empty() || agreeing.heads.lock().len() == 2);
 }

@@ -1,4 +1,4 @@
-//! A new configuration for a running gateway, while requests are held, in flight and coming.
+//! A new configuration for a running gateway, while requests are held, in flight and arriving.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -104,7 +104,7 @@ async fn a_held_request_stays_held_and_is_released_to_a_new_endpoint() {
 }
 
 #[tokio::test]
-async fn more_room_releases_what_is_held_at_once() {
+async fn more_room_releases_held_requests_at_once() {
     let upstream = Upstream::start(Answer::Never).await;
     let mut config = config(Some(upstream.address));
     config.pools[0].max_in_flight = 1;
@@ -114,17 +114,18 @@ async fn more_room_releases_what_is_held_at_once() {
     config.pools[0].max_in_flight = 2;
     reload(&gateway, &config).await;
     held(&gateway, 0).await;
-    eventually("both are there", || async { upstream.requests().len() == 2 }).await;
+    eventually("both requests reach the replica", || async { upstream.requests().len() == 2 })
+        .await;
 }
 
 #[tokio::test]
-async fn a_removed_pool_refuses_what_it_holds_and_finishes_what_is_in_flight() {
+async fn a_removed_pool_refuses_held_requests_and_finishes_those_in_flight() {
     let upstream = Upstream::start(Answer::Slow(Duration::from_secs(2), ANSWER)).await;
     let mut config = config(Some(upstream.address));
     config.pools[0].max_in_flight = 1;
     let gateway = start(&config);
     let mut in_flight = send(&gateway, CHAT);
-    // Told of as such too, or it might still be the one that is told of as held.
+    // The signals may lag, and this request could still count as the held one.
     eventually("one is in flight", || async {
         let signals = signals(&gateway, "p").await;
         signals["inFlight"] == 1 && signals["queueDepth"] == 0
@@ -155,7 +156,7 @@ async fn a_removed_pool_refuses_what_it_holds_and_finishes_what_is_in_flight() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_changes_nothing() {
+async fn an_unusable_configuration_changes_nothing() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let config = config(Some(upstream.address));
     let gateway = start(&config);
@@ -172,22 +173,22 @@ async fn what_cannot_be_used_changes_nothing() {
     let mut key = config.clone();
     key.pools[0].api_key_file = Some("/nowhere/key".into());
     wrong.push((key, "pools: apiKeyFile of pool `p`: /nowhere/key"));
-    for (mut config, told) in wrong {
+    for (mut config, message) in wrong {
         config.gateway.paths = vec!["/health".to_owned()];
         let error = gateway.reload(&config).await.expect_err("wrong").to_string();
-        assert!(error.starts_with(told), "{error}");
+        assert!(error.starts_with(message), "{error}");
         let answer = exchange(gateway.address(), post(CHAT)).await;
         assert_eq!(status(&answer), 200, "{answer}");
     }
 }
 
 #[tokio::test]
-async fn the_client_side_follows_and_what_cannot_is_named() {
+async fn the_client_side_is_reloaded_and_fields_that_need_a_restart_are_named() {
     let upstream = Upstream::start(Answer::Json(ANSWER)).await;
     let mut config = config(Some(upstream.address));
     let gateway = start(&config);
     let tasks = Tasks::default();
-    // Open before, and it sees the new settings as well.
+    // A connection from before sees the new settings, too.
     let mut client = http2(gateway.address(), &tasks).await;
     assert_eq!(client.send_request(chat(CHAT)).await.expect("answered").status(), 200);
     config.gateway.limits.body_size = ByteSize::new(10);

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 mod support;
 
-/// What a vector may come to.
+/// The result that a case may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Want {
     /// Nothing reaches the replica.
@@ -22,7 +22,7 @@ enum Want {
 }
 use Want::{One, Refused};
 
-/// Small, so that it is waited for only where the gateway waits for more.
+/// Short, since only a request that the gateway takes for incomplete waits for it.
 const SHORT: Duration = Duration::from_millis(500);
 
 async fn gateway() -> (Upstream, Gateway) {
@@ -35,8 +35,8 @@ async fn gateway() -> (Upstream, Gateway) {
     (upstream, gateway)
 }
 
-/// What reached the replica is one well-formed request for `CHAT`, and nothing of what the client
-/// said of its framing.
+/// Asserts that the replica got one well-formed request with `CHAT`, without the client's own
+/// framing.
 fn assert_one(case: &str, upstream: &Upstream) {
     let requests = upstream.requests();
     assert_eq!(requests.len(), 1, "{case}: {requests:?}");
@@ -49,7 +49,7 @@ fn assert_one(case: &str, upstream: &Upstream) {
         .map(|line| line.split_once(": ").unwrap_or_else(|| panic!("{case}: {line:?}")).0)
         .map(str::to_ascii_lowercase)
         .collect();
-    let count = |name: &str| names.iter().filter(|it| *it == name).count();
+    let count = |name: &str| names.iter().filter(|found| *found == name).count();
     assert_eq!((count("content-length"), count("transfer-encoding")), (1, 0), "{case}: {text}");
     assert_eq!((count("host"), count("connection")), (1, 0), "{case}: {text}");
     assert!(text.contains(&format!("host: {}\r\n", upstream.address)), "{case}: {text}");
@@ -77,7 +77,7 @@ async fn check(cases: &[(&str, String, Want)]) {
 const LINE: &str = "POST /v1/chat/completions HTTP/1.1\r\n";
 const NEXT: &str = "GET /smuggled HTTP/1.1\r\nhost: g\r\n\r\n";
 
-/// A head of these lines, then a body.
+/// A request with these header lines and this body.
 fn post(lines: &str, body: &str) -> String {
     format!("{LINE}host: g\r\ncontent-type: application/json\r\n{lines}\r\n{body}")
 }
@@ -92,7 +92,7 @@ fn chunked(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn lengths_that_contradict_each_other() {
+async fn contradicting_lengths_are_refused() {
     let len = CHAT.len();
     let te = "transfer-encoding: chunked\r\n";
     let body = |text: String| format!("{text}{NEXT}");
@@ -119,7 +119,7 @@ async fn lengths_that_contradict_each_other() {
 }
 
 #[tokio::test]
-async fn encodings_that_only_some_take_for_chunked() {
+async fn codings_that_only_some_readers_take_for_chunked_are_refused() {
     let te = |value: &str| post(&format!("transfer-encoding: {value}\r\n"), &chunked(CHAT));
     let sized_te = |value: &str| {
         post(&format!("{}transfer-encoding: {value}\r\n", sized()), &format!("{CHAT}{NEXT}"))
@@ -185,7 +185,7 @@ async fn encodings_that_only_some_take_for_chunked() {
 }
 
 #[tokio::test]
-async fn chunks_that_are_written_unusually() {
+async fn unusual_chunks_are_refused_or_framed_anew() {
     let len = CHAT.len();
     let te = |body: String| post("transfer-encoding: chunked\r\n", &body);
     let one = |size: &str| te(format!("{size}\r\n{CHAT}\r\n0\r\n\r\n"));
@@ -212,7 +212,7 @@ async fn chunks_that_are_written_unusually() {
 }
 
 #[tokio::test]
-async fn heads_that_are_written_unusually() {
+async fn unusual_heads_are_refused_or_written_anew() {
     let whole = post(&sized(), CHAT);
     let head_end = whole.find("\r\n\r\n").expect("a head") + 4;
     let lf = whole[..head_end].replace("\r\n", "\n") + CHAT;
@@ -278,25 +278,25 @@ async fn heads_that_are_written_unusually() {
 }
 
 #[tokio::test]
-async fn what_follows_a_request_is_another_request() {
+async fn bytes_behind_a_request_are_another_request() {
     let (upstream, gateway) = gateway().await;
     let last = "GET /version HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n";
     let answer = exchange(gateway.address(), post(&sized(), CHAT) + NEXT + last).await;
     let statuses: Vec<_> = answer
         .matches("HTTP/1.1 ")
         .zip(answer.split("HTTP/1.1 ").skip(1))
-        .map(|(_, it)| &it[..3])
+        .map(|(_, code)| &code[..3])
         .collect();
     assert_eq!(statuses, ["200", "404", "200"], "{answer}");
     assert_one("pipelined", &upstream);
-    // A body that nobody reads is a body all the same.
+    // The body of a refused request is not taken for the next request.
     let body =
         format!("GET /health HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{NEXT}", NEXT.len());
     let answer = exchange(gateway.address(), body).await;
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
 }
 
-// === HTTP/2, written by hand, since no client would send these ===
+// === HTTP/2, written by hand: no client library would send these ===
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).expect("short").to_be_bytes();
@@ -306,11 +306,11 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Header fields without index and without Huffman codes.
+/// Header fields without an index and without Huffman codes.
 fn fields(pairs: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     let text = |block: &mut Vec<u8>, text: &str| {
-        // Seven bits of length, then the rest in one more byte; enough for all here.
+        // Seven bits of length, then one more byte: enough for all lengths here.
         if text.len() < 127 {
             block.push(u8::try_from(text.len()).expect("short"));
         } else {
@@ -327,7 +327,7 @@ fn fields(pairs: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// Sends one request and waits for its end; true if it was answered 200.
+/// Sends one request and waits for its end. True if the answer is 200.
 async fn over_http2(address: SocketAddr, pairs: &[(&str, &str)], body: &str) -> bool {
     let mut stream = TcpStream::connect(address).await.expect("it listens");
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -362,7 +362,7 @@ async fn over_http2(address: SocketAddr, pairs: &[(&str, &str)], body: &str) -> 
 }
 
 #[tokio::test]
-async fn http2_requests_that_would_be_others_in_http1() {
+async fn http2_requests_that_would_be_different_in_http1_are_refused() {
     const PATH: &str = "/v1/chat/completions";
     let plain = [
         (":method", "POST"),

@@ -22,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 mod support;
 
-/// A folder with an authority, gone at the end.
+/// A folder with a certificate authority. It is removed at the end.
 struct Folder {
     path: PathBuf,
     authority: CertifiedIssuer<'static, KeyPair>,
@@ -163,7 +163,7 @@ async fn an_older_version_than_the_lowest_is_refused() {
     folder.settings(&mut config).renew();
     let old = folder.client(&[], &[&rustls::version::TLS12]);
     let gateway = start(&config);
-    assert!(old.health(&gateway).await.is_ok(), "1.2 is spoken unless told otherwise");
+    assert!(old.health(&gateway).await.is_ok(), "TLS 1.2 is on by default");
     config.gateway.tls.as_mut().expect("set").min_version = TlsVersion::V1_3;
     let gateway = start(&config);
     assert!(old.health(&gateway).await.is_err());
@@ -171,7 +171,7 @@ async fn an_older_version_than_the_lowest_is_refused() {
 }
 
 #[tokio::test]
-async fn with_an_authority_for_clients_only_its_own_are_let_in() {
+async fn a_configured_client_authority_admits_only_its_own_clients() {
     let mut config = config(None);
     let (folder, strangers) = (Folder::new("mtls"), Folder::new("strangers"));
     folder.settings(&mut config).renew();
@@ -186,7 +186,7 @@ async fn with_an_authority_for_clients_only_its_own_are_let_in() {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
+async fn new_connections_get_a_new_certificate_and_old_connections_go_on() {
     let mut config = config(None);
     let folder = Folder::new("renewed");
     folder.settings(&mut config).renew();
@@ -198,11 +198,11 @@ async fn a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
     };
     let first = shown().await;
     let mut old = client.connect(&gateway).await.expect("a handshake");
-    // A wrong one changes nothing.
+    // An invalid certificate changes nothing.
     folder.write("tls.crt", "nonsense");
     assert_eq!(shown().await, first);
     folder.renew();
-    eventually("the new one is shown", || async { shown().await != first }).await;
+    eventually("the new certificate is used", || async { shown().await != first }).await;
     old.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         .await
         .expect("open");
@@ -222,7 +222,7 @@ fn a_gateway_with_wrong_files_does_not_start_and_says_which() {
 }
 
 #[tokio::test]
-async fn plain_text_on_a_tls_port_is_closed_without_a_word() {
+async fn plain_text_on_a_tls_port_is_closed_without_an_answer() {
     let mut config = config(None);
     let folder = Folder::new("plain");
     folder.settings(&mut config).renew();
@@ -235,7 +235,7 @@ async fn plain_text_on_a_tls_port_is_closed_without_a_word() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_only_when_it_has_sent_all_hears_why_it_is_refused() {
+async fn a_client_that_reads_only_when_it_has_sent_all_gets_its_refusal() {
     const HUGE: usize = 24 << 20;
     let mut config = config(None);
     let folder = Folder::new("refused");

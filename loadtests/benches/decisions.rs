@@ -1,8 +1,9 @@
-//! What deciding costs: pools that many gateways report of, of which a share changes each second.
+//! The cost of decisions, with many pools and gateways, and a share of the pools changing each
+//! second.
 //!
-//! Each second every gateway sends one event with the pools that changed, as JSON. It is parsed,
-//! applied to what is known of that gateway, merged over all gateways, and decided on: what the
-//! scaler's loop does between its sockets and its targets, in one thread.
+//! Each second every gateway sends one event with the pools that changed, as JSON. The event is
+//! parsed, applied to the gateway's state, merged over all gateways, and decided on: the work of
+//! the scaler's loop between its sockets and its targets, in one thread.
 //!
 //!     cargo bench -p forebay-loadtests --bench decisions -- [--pools N] [--endpoints N] [--gateways N]
 
@@ -10,9 +11,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Parser;
-use forebay_config::Pool;
+use forebay_config::{Millis, Pool};
 use forebay_scaler::decide::{
-    Inputs, Ledger, Override, Policy, ReplicaFacts, Standing, State, Word, decide,
+    Condition, Freshness, Inputs, Ledger, Override, Policy, ReplicaFacts, State, decide,
 };
 use forebay_signals::{Delta, EndpointSignals, Frame, Health, PoolSignals, SCHEMA, View};
 use tokio::time::Instant;
@@ -28,7 +29,7 @@ struct Args {
     /// Simulated seconds for each share.
     #[arg(long, default_value_t = 10)]
     seconds: usize,
-    /// As cargo passes it.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -62,7 +63,7 @@ fn signals(args: &Args) -> PoolSignals {
     signals
 }
 
-/// A second of load: every figure moves, and a tenth of the endpoints'.
+/// A second of load: every figure of the pool changes, and the figures of a tenth of its endpoints.
 fn change(signals: &mut PoolSignals, second: usize) {
     signals.in_flight = 40 + (second % 7) as u32;
     signals.in_flight_tokens = 60_000 + second as u64;
@@ -118,7 +119,7 @@ fn main() {
     }
 }
 
-/// Parsing, merging and deciding over all seconds, and the bytes of the events.
+/// The times of parsing, merging and deciding over all seconds, and the bytes of the events.
 fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Duration; 3], usize) {
     let first = signals(args);
     let mut sent: BTreeMap<String, PoolSignals> =
@@ -136,11 +137,11 @@ fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Dura
     let mut views: Vec<View<PoolSignals>> = (0..args.gateways)
         .map(|_| View::begin(frame(0, true, all())).expect("a snapshot"))
         .collect();
-    let now = |second: usize| 1_700_000_000_000 + second as u64 * 1000;
+    let now = |second: usize| Millis::from_secs(1_700_000_000 + second as u64);
     let ready = ReplicaFacts {
-        standing: Standing::Ready,
-        ready_ms: Some(now(0)),
-        ..ReplicaFacts::asked(now(0) - 60_000)
+        condition: Condition::Ready,
+        ready_at: Some(now(0)),
+        ..ReplicaFacts::requested(now(0).since(Millis::from_secs(60)))
     };
     let mut pools: Vec<Decided> = names
         .iter()
@@ -158,12 +159,12 @@ fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Dura
         .collect();
     for pool in &mut pools {
         for (gateway, view) in views.iter().enumerate() {
-            pool.ledger.hear(gateway, "bench", &view.pools[&pool.name]);
+            pool.ledger.record(gateway, "bench", &view.pools[&pool.name]);
         }
     }
     let (mut times, mut bytes) = ([Duration::ZERO; 3], 0);
     for second in 1..=args.seconds {
-        // Another set of pools each second, the same for all gateways.
+        // Other pools change each second; they are the same for all gateways.
         let picked: Vec<usize> =
             (0..changing).map(|n| (n + second * changing) % args.pools).collect();
         let mut changes = BTreeMap::new();
@@ -183,21 +184,25 @@ fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Dura
         }
         times[0] += began.elapsed();
         let began = Instant::now();
-        let heard = |gateway| (gateway, Word::Now);
+        let heard = |gateway| (gateway, Freshness::Live);
         let mut loads = Vec::with_capacity(picked.len());
         for at in &picked {
             let pool = &mut pools[*at];
             for (gateway, view) in views.iter().enumerate() {
-                pool.ledger.hear(gateway, "bench", &view.pools[&pool.name]);
+                pool.ledger.record(gateway, "bench", &view.pools[&pool.name]);
             }
-            loads.push(pool.ledger.load((0..args.gateways).map(heard), 10_000));
+            loads.push(pool.ledger.load((0..args.gateways).map(heard), Millis::from_secs(10)));
         }
         times[1] += began.elapsed();
         let began = Instant::now();
         for (at, load) in picked.iter().zip(&loads) {
             let pool = &mut pools[*at];
-            let inputs =
-                Inputs { load, replicas: &pool.replicas, proposals: &[], order: Override::None };
+            let inputs = Inputs {
+                load,
+                replicas: &pool.replicas,
+                proposals: &[],
+                operator_override: Override::None,
+            };
             decide(&mut pool.state, &inputs, &pool.policy, now(second));
         }
         times[2] += began.elapsed();

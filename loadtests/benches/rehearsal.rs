@@ -1,12 +1,13 @@
-//! Whether `forebay replay` tells the truth: the same load live, through the real gateway, scaler
-//! and simulated replicas, and rehearsed.
+//! The accuracy of `forebay replay`: the same load live, through the real gateway, scaler and
+//! simulated replicas, and replayed.
 //!
-//! usage: cargo bench -p forebay-loadtests --bench rehearsal -- --forebay $PWD/target/release/forebay
+//! usage: cargo bench -p forebay-loadtests --bench rehearsal -- --forebay
+//! $PWD/target/release/forebay
 //!
-//! Plays three minutes of bursts through `forebay run` while it records the arrivals, then rehearses
-//! its own recording with the same configuration. Fails where GPU-hours or the 50th or 95th
-//! percentile of TTFT are further apart than stated below. Both are told over time, five seconds a
-//! line, so that it is seen where they part.
+//! Plays three minutes of bursts through `forebay run` while it records the arrivals, then replays
+//! the recording with the same configuration. Fails if GPU-hours or the 50th or 95th percentile of
+//! TTFT differ by more than the constants below. Prints both over time, five seconds a line, to
+//! show where they differ.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,10 +20,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How far live and rehearsal may be apart, as a share of the live figure.
+/// The largest difference between live and replay, as a share of the live figure.
 const GPU_HOURS: f64 = 0.15;
 const TTFT: f64 = 0.15;
-/// And what two clocks and a busy machine add to a time in any case.
+/// The seconds that two clocks and a busy machine may add to a time.
 const SLACK: f64 = 0.25;
 
 fn main() {
@@ -86,55 +87,56 @@ fn check(forebay: &str) {
     let file = folder.join("forebay.yaml");
     std::fs::write(&file, configuration(forebay, &folder)).expect("written");
     let live = live(forebay, &file);
-    let rehearsed = Command::new(forebay)
+    let replayed = Command::new(forebay)
         .args(["replay", "--json", "--config"])
         .arg(&file)
         .arg("--trace")
         .arg(folder.join("arrivals.csv"))
         .output()
         .expect("it runs");
-    assert!(rehearsed.status.success(), "{}", String::from_utf8_lossy(&rehearsed.stderr));
-    let results: serde_json::Value = serde_json::from_slice(&rehearsed.stdout).expect("JSON");
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&replayed.stdout).expect("JSON");
     let ours = &results["contestants"][0];
-    assert_eq!(ours["requests"], live.ttft.len(), "all were recorded");
+    assert_eq!(ours["requests"], live.ttft.len(), "all requests were recorded");
     over_time(&live, &ours["series"]);
     let mut sorted: Vec<_> = live.ttft.iter().map(|(_, ttft)| *ttft).collect();
     sorted.sort_by(f64::total_cmp);
     let at = |q: f64| sorted[((q * sorted.len() as f64).ceil() as usize).max(1) - 1];
-    let figure = |path: &str| ours.pointer(path).and_then(serde_json::Value::as_f64).expect("told");
+    let figure =
+        |path: &str| ours.pointer(path).and_then(serde_json::Value::as_f64).expect("a figure");
     let mut good = true;
-    for (name, live, told, share, slack) in [
+    for (name, live, replayed, share, slack) in [
         ("GPU-hours", live.replicas.replica_seconds / 3600.0, figure("/gpuHours"), GPU_HOURS, 0.0),
         ("TTFT p50, s", at(0.5), figure("/ttftSeconds/p50"), TTFT, SLACK),
         ("TTFT p95, s", at(0.95), figure("/ttftSeconds/p95"), TTFT, SLACK),
     ] {
-        let fits = (told - live).abs() <= live * share + slack;
+        let fits = (replayed - live).abs() <= live * share + slack;
         good &= fits;
         println!(
-            "{name}: live {live:.4}, rehearsed {told:.4}, {:+.1} %{}",
-            (told / live - 1.0) * 100.0,
-            if fits { "" } else { "  TOO FAR" }
+            "{name}: live {live:.4}, replayed {replayed:.4}, {:+.1} %{}",
+            (replayed / live - 1.0) * 100.0,
+            if fits { "" } else { "  TOO DIFFERENT" }
         );
     }
     assert!(good, "the files are in {}", folder.display());
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// What was there and who waited longest, five seconds a line.
+/// Prints replicas and the longest wait, five seconds a line.
 fn over_time(live: &Live, series: &serde_json::Value) {
-    let told = |name: &str| series[name].as_array().expect("a series");
-    let (at, all, ready) = (told("atSeconds"), told("replicas"), told("ready"));
-    let waited = told("ttftSeconds");
+    let series = |name: &str| series[name].as_array().expect("a series");
+    let (at, all, ready) = (series("atSeconds"), series("replicas"), series("ready"));
+    let waited = series("ttftSeconds");
     let end = live.ttft.iter().map(|(at, _)| *at).fold(0.0, f64::max);
     println!("  second   replicas (ready)          longest TTFT, s");
-    println!("           live      rehearsed       live  rehearsed");
+    println!("           live      replayed        live   replayed");
     for from in (0..=end as u32).step_by(5).map(f64::from) {
         let within = |at: f64| (from..from + 5.0).contains(&at);
         let (_, there, ready_then) =
             *live.replicas.samples.iter().rfind(|(at, ..)| *at <= from).unwrap_or(&(0.0, 0, 0));
         let points = || (0..at.len()).filter(|i| at[*i].as_f64().is_some_and(within));
         let first = points().next().unwrap_or(0);
-        let longest = |it: &mut dyn Iterator<Item = f64>| it.fold(0.0, f64::max);
+        let longest = |times: &mut dyn Iterator<Item = f64>| times.fold(0.0, f64::max);
         println!(
             "  {from:>6}   {there} ({ready_then})     {} ({})       {:>10.2} {:>10.2}",
             all[first],
@@ -145,10 +147,10 @@ fn over_time(live: &Live, series: &serde_json::Value) {
     }
 }
 
-/// A child that ends with us.
-struct Ends(Child);
+/// A child process that ends when this is dropped.
+struct OwnedChild(Child);
 
-impl Drop for Ends {
+impl Drop for OwnedChild {
     fn drop(&mut self) {
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let _ = self.0.wait();
@@ -164,11 +166,11 @@ fn live(forebay: &str, file: &Path) -> Live {
         .spawn()
         .expect("forebay starts");
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let child = Ends(child);
+    let child = OwnedChild(child);
     let line = lines
         .find_map(|line| line.ok().filter(|line| line.contains("listening on")))
         .expect("it listens");
-    // Kept, so that the decisions can be read where the two part.
+    // The log is kept: its decisions explain a difference.
     let mut log = std::fs::File::create(file.with_extension("log")).expect("a file");
     std::thread::spawn(move || {
         lines.map_while(Result::ok).for_each(|line| drop(writeln!(log, "{line}")));
@@ -200,7 +202,8 @@ fn live(forebay: &str, file: &Path) -> Live {
         })
         .collect();
     let count = requests.len();
-    let ttft: Vec<_> = requests.into_iter().map(|it| it.join().expect("answered")).collect();
+    let ttft: Vec<_> =
+        requests.into_iter().map(|request| request.join().expect("answered")).collect();
     eprintln!("{count} requests answered in {:.0} s", start.elapsed().as_secs_f64());
     done.store(true, Ordering::Relaxed);
     let replicas = watcher.join().expect("watched");
@@ -208,7 +211,7 @@ fn live(forebay: &str, file: &Path) -> Live {
     Live { ttft, replicas }
 }
 
-/// Replicas of every state, looked at twenty times a second.
+/// Samples the replicas of every state twenty times a second.
 fn watch(admin: SocketAddr, from: Instant, done: &AtomicBool) -> Watched {
     let (mut watched, mut last, mut count) = (Watched::default(), from, 0);
     while !done.load(Ordering::Relaxed) {
@@ -231,14 +234,14 @@ fn watch(admin: SocketAddr, from: Instant, done: &AtomicBool) -> Watched {
     watched
 }
 
-/// Streams one completion; seconds to its first event.
+/// Streams one completion and returns the seconds to its first event.
 fn ask(address: SocketAddr, i: usize, prompt: usize) -> f64 {
     let mut tokens = String::new();
     for at in 0..prompt {
-        // No two prompts begin alike, so that no cache helps; four bytes a token, as is guessed.
+        // No two prompts begin alike, so that no cache helps; four bytes make a token.
         let _ = write!(tokens, "{}{}", if at == 0 { "" } else { "," }, 100 + (i * 97 + at) % 900);
     }
-    // The answer ends by itself before that: nobody knows its length beforehand.
+    // The answer ends on its own before it has 256 tokens.
     let body =
         format!("{{\"model\":\"sim\",\"stream\":true,\"max_tokens\":256,\"prompt\":[{tokens}]}}");
     let begun = Instant::now();

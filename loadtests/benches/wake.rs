@@ -1,10 +1,10 @@
-//! How fast a sleeping pool reacts: request held → scale decision, and replica healthy → first held
-//! byte sent to it.
+//! The reaction time of a sleeping pool: request held → scale decision, and replica healthy → first
+//! byte of the held request sent to it.
 //!
 //! usage: cargo bench -p forebay-loadtests --bench wake -- --forebay $PWD/target/release/forebay
 //!
 //! Starts `forebay dev` with this program as the replica, sends one request at a time at zero, and
-//! waits until the pool is at zero again. Both figures are taken outside of Forebay: the decision
+//! waits until the pool is at zero again. Both times are measured outside of Forebay: the decision
 //! when it arrives on `/replicas`, the release when the replica reads the request.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -34,7 +34,7 @@ fn micros() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros() as u64
 }
 
-/// Listens after its cold start, and writes when that was and when the first request came.
+/// Listens after a cold start, and writes to `file` the time from then to the first request.
 fn replica(port: u16, file: &str) {
     std::thread::sleep(COLD_START);
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("leased");
@@ -100,7 +100,7 @@ fn measure(forebay: &str) {
     };
     let (clients, admin) = (address("listening on http://"), address("metrics on http://"));
 
-    // Every change of the count, as a reader of the feed sees it.
+    // Every change of the count, as it arrives on the feed.
     let (sender, changes) = channel();
     let mut feed = TcpStream::connect(admin).expect("admin port");
     let ask =
@@ -124,7 +124,7 @@ fn measure(forebay: &str) {
     let (mut decided, mut released) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         eprint!("\rround {} of {ROUNDS}", round + 1);
-        // The news of the last replica's end is past: two events keep 20 ms apart.
+        // The event of the last replica's end may still come: events keep 20 ms apart.
         std::thread::sleep(Duration::from_millis(100));
         while changes.try_recv().is_ok() {}
         let body = r#"{"model":"m"}"#;
@@ -152,11 +152,11 @@ fn measure(forebay: &str) {
     let _ = std::fs::remove_file(file);
 }
 
-fn report(what: &str, mut micros: Vec<u64>, goal_ms: f64) {
+fn report(name: &str, mut micros: Vec<u64>, goal_ms: f64) {
     micros.sort_unstable();
     let at = |q: f64| {
         let rank = ((q * micros.len() as f64).ceil() as usize).clamp(1, micros.len());
         micros[rank - 1] as f64 / 1000.0
     };
-    println!("{what}: p50 {:.2} ms, p99 {:.2} ms (goal: under {goal_ms} ms)", at(0.5), at(0.99));
+    println!("{name}: p50 {:.2} ms, p99 {:.2} ms (goal: under {goal_ms} ms)", at(0.5), at(0.99));
 }

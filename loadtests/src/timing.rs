@@ -3,7 +3,7 @@
 //! A step of a continuously batched engine reads the weights once (the base), does a little more
 //! for each sequence it decodes (the slope), and computes the prompt tokens it took in. That is
 //! enough to show what matters to a gateway: throughput grows with the batch and flattens, tokens
-//! come slower when the batch is full, and long prompts delay everybody.
+//! come slower when the batch is full, and a long prompt delays every other request.
 //!
 //! Pure: values in, durations out. No clock, no randomness.
 
@@ -18,11 +18,11 @@ pub struct Timing {
     pub prefill_tokens_per_second: f64,
     /// A decode step with no sequence in it.
     pub decode_base: Duration,
-    /// What each decoding sequence adds to a step.
+    /// Added to a step by each decoding sequence.
     pub decode_per_sequence: Duration,
 }
 
-/// What one engine step does.
+/// The work of one engine step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Prompt tokens computed in this step.
@@ -32,7 +32,7 @@ pub struct Work {
 }
 
 impl Timing {
-    /// How long a step with this work takes. Nothing to do takes no time.
+    /// How long a step with this work takes. A step without work takes no time.
     #[must_use]
     pub fn step(&self, work: Work) -> Duration {
         let prefill = self.prefill(work.prefill_tokens);

@@ -127,7 +127,7 @@ async fn a_stop_string_ends_a_reply_before_it() {
 }
 
 #[tokio::test]
-async fn forced_usage_goes_to_everybody() {
+async fn forced_usage_goes_to_every_client() {
     let sim = tiny(&["--enable-force-include-usage"]).await;
     let fields = r#","max_tokens":3,"stream":true,"stream_options":{"include_usage":false}"#;
     let events = ask(sim.addr(), &chat("hello", fields)).await.events();
@@ -246,7 +246,7 @@ async fn a_draining_server_is_healthy_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn a_drain_that_takes_too_long_leaves_connections_open_without_a_word() {
+async fn a_drain_that_takes_too_long_leaves_connections_open_and_silent() {
     let mut sim = tiny(&["--shutdown-timeout=1", "--decode-step-ms=200"]).await;
     let mut stream = Client::connect(sim.addr()).await;
     stream.send(&chat("one", ENDLESS_STREAM)).await;

@@ -1,15 +1,17 @@
 //! Recorded requests, replayed: the simulator's replies have the recorded status, headers in their
-//! order, and bodies of the recorded shape; what a client is told went wrong is the same text.
+//! order, and bodies of the recorded shape; error messages are the same text.
 
 mod common;
 
-use common::{Client, body_shape, head, recorded, recorded_reply, tiny};
+use common::{Client, Reply, body_shape, head, recorded, recorded_reply, tiny};
 use forebay_loadtests::sim::Sim;
 
 /// How much of the body is the same.
 #[derive(Clone, Copy, PartialEq)]
 enum Same {
     Shape,
+    /// The same in any order of members: the recorded one is the client's own in parts.
+    Members,
     Text,
     Head,
 }
@@ -25,10 +27,22 @@ async fn replay(sim: &Sim, folder: &str, names: &[&str], same: Same) {
         assert_eq!(head(&got), head(&want), "{folder}/{name}");
         match same {
             Same::Shape => assert_eq!(body_shape(&got), body_shape(&want), "{folder}/{name}"),
+            Same::Members => assert_eq!(members(&got), members(&want), "{folder}/{name}"),
             Same::Text => assert_eq!(got.body, want.body, "{folder}/{name}"),
             Same::Head => {}
         }
     }
+}
+
+/// The shapes of a body's JSON or events, with their members sorted.
+fn members(reply: &Reply) -> Vec<String> {
+    let sorted = |json: &serde_json::Value| common::shape(&json.to_string());
+    let mut shapes = match reply.chunks.is_empty() {
+        true => vec![sorted(&reply.json())],
+        false => reply.events().iter().map(sorted).collect(),
+    };
+    shapes.dedup();
+    shapes
 }
 
 #[tokio::test]
@@ -131,7 +145,7 @@ async fn messages_and_responses_have_the_recorded_shape() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_in_the_recorded_words() {
+async fn errors_have_the_recorded_messages() {
     let sim = tiny(&[]).await;
     let names = [
         "completion_max_tokens_0",
@@ -165,7 +179,7 @@ async fn mistakes_are_told_in_the_recorded_words() {
         "frame_gzip_request",
     ];
     replay(&sim, "a-default", &names, Same::Text).await;
-    // The recorded request, 8 MiB of text, is told by its answer.
+    // The recorded request has 8 MiB of text; its length is in its answer.
     let want = recorded_reply("a-default", "frame_body_8MiB");
     let template = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n".len();
     let got = common::ask(sim.addr(), &common::chat(&"x".repeat(8_388_658 - template), "")).await;
@@ -272,9 +286,133 @@ async fn a_pooling_server_answers_as_recorded() {
     replay(&sim, "h-embeddings", &names, Same::Text).await;
 }
 
+/// The flags of the recorded server that calls tools.
+const TOOLS: [&str; 4] = [
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    "--enable-request-id-headers",
+    "--enable-prompt-tokens-details",
+];
+
+#[tokio::test]
+async fn tool_calls_and_schemas_have_the_recorded_shape() {
+    let sim = tiny(&TOOLS).await;
+    let names = ["chat_tool_named", "chat_tool_named_stream", "chat_tool_none"];
+    replay(&sim, "c-options", &names, Same::Shape).await;
+    let names = [
+        "chat_auto",
+        "chat_auto_stream",
+        "chat_choice",
+        "chat_named",
+        "chat_named_stream",
+        "chat_schema",
+        "chat_schema_stream",
+        "completion_schema",
+        "messages_any_stream",
+        "messages_schema",
+        "responses_schema",
+        "responses_schema_stream",
+        "responses_tool",
+        "responses_tool_stream",
+    ];
+    replay(&sim, "k-tools-and-schemas", &names, Same::Members).await;
+    let names = [
+        "err_choice_unknown_tool",
+        "err_choice_value",
+        "err_choice_without_tools",
+        "err_messages_unknown_tool",
+        "err_responses_choice_without_tools",
+        "err_responses_unknown_tool",
+        "err_tools_empty",
+    ];
+    replay(&sim, "k-tools-and-schemas", &names, Same::Text).await;
+
+    // The simulated model is cut earlier: it needs fewer tokens for a call.
+    let cut =
+        String::from_utf8(recorded("k-tools-and-schemas", "chat_auto_cut.req")).expect("text");
+    let got = cut.replace(r#""max_tokens": 40"#, r#""max_tokens":  4"#);
+    let got = common::ask(sim.addr(), got.as_bytes()).await;
+    let want = recorded_reply("k-tools-and-schemas", "chat_auto_cut");
+    assert_eq!(members(&got), members(&want));
+    let begins = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {";
+    assert!(got.chat_text().starts_with(begins), "{}", got.chat_text());
+    assert!(want.chat_text().starts_with(begins), "{}", want.chat_text());
+
+    // The recorded arguments follow no schema.
+    let got = common::ask(sim.addr(), &recorded("k-tools-and-schemas", "messages_any.req")).await;
+    let want = recorded_reply("k-tools-and-schemas", "messages_any");
+    let shape = |reply: &common::Reply| {
+        let mut json = reply.json();
+        json["content"][0]["input"] = serde_json::json!({});
+        common::shape(&json.to_string())
+    };
+    assert_eq!((head(&got), shape(&got)), (head(&want), shape(&want)));
+
+    let page = common::ask(sim.addr(), &common::get("/metrics")).await.body;
+    let count = |mode: &str, outcome: &str, kind: &str| -> f64 {
+        let series = format!(
+            "vllm:tool_call_parser_invocations_total{{mode=\"{mode}\",model_name=\"tiny\",\
+             outcome=\"{outcome}\",request_type=\"{kind}\"}} "
+        );
+        let line = page.lines().find_map(|line| line.strip_prefix(&series));
+        line.and_then(|value| value.parse().ok()).expect("a value")
+    };
+    assert_eq!(count("non_streaming", "tool_call", "chat_completions"), 5.0);
+    assert_eq!(count("non_streaming", "tool_call", "responses"), 1.0);
+    assert!(count("streaming", "tool_call", "responses") > 5.0);
+    assert_eq!(count("streaming", "no_tool_call", "chat_completions"), 0.0);
+}
+
+/// The parsed arguments of the only call in a chat, or its content.
+async fn asked(sim: &Sim, more: &str) -> Result<serde_json::Value, String> {
+    let reply = common::ask(sim.addr(), &common::chat("Is it warm?", more)).await;
+    let message = &reply.json()["choices"][0]["message"];
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    match message["tool_calls"][0]["function"]["arguments"].as_str() {
+        Some(arguments) => Ok(serde_json::from_str(arguments).expect("JSON")),
+        None => Err(text(&message["content"])),
+    }
+}
+
+#[tokio::test]
+async fn an_agent_calls_its_tool_and_then_answers_in_the_form_that_it_should() {
+    let sim = tiny(&TOOLS).await;
+    let tool = r#","tools":[{"type":"function","function":{"name":"warmth","parameters":{
+        "type":"object","properties":{"city":{"enum":["Paris","Rome"]},"day":{"type":"integer"}},
+        "required":["city","day"],"additionalProperties":false}}}]"#;
+    for _ in 0..2 {
+        let arguments = asked(&sim, tool).await.expect("a call");
+        assert!(["Paris", "Rome"].map(Into::into).contains(&arguments["city"]), "{arguments}");
+        assert!(arguments["day"].is_i64(), "{arguments}");
+    }
+    let format = r#","response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{
+        "type":"object","properties":{"warm":{"type":"boolean"}},"required":["warm"]}}}"#;
+    let with_result = format!(
+        r#"{{"messages":[{{"role":"user","content":"Is it warm?"}},
+            {{"role":"assistant","tool_calls":[{{"id":"1","type":"function",
+              "function":{{"name":"warmth","arguments":"{{}}"}}}}]}},
+            {{"role":"tool","tool_call_id":"1","content":"31 C"}}]{tool}{format}}}"#
+    );
+    let reply =
+        common::ask(sim.addr(), &common::post("/v1/chat/completions", &with_result)).await.json();
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop", "{reply}");
+    let content = reply["choices"][0]["message"]["content"].as_str().expect("text");
+    let answer: serde_json::Value = serde_json::from_str(content).expect("JSON");
+    assert!(answer["warm"].is_boolean(), "{answer}");
+
+    // Streamed, the pieces make up the same JSON; cut short, they are its beginning.
+    let request = common::chat("Is it warm?", &format!("{format},\"stream\":true"));
+    let streamed = common::ask(sim.addr(), &request).await.chat_text();
+    let whole = asked(&sim, format).await.expect_err("no call");
+    assert_eq!(streamed, whole);
+    let cut = asked(&sim, &format!("{format},\"max_tokens\":2")).await.expect_err("no call");
+    assert!(whole.starts_with(&cut) && cut.len() < whole.len(), "{cut}");
+}
+
 #[tokio::test]
 async fn fresh_metrics_have_every_recorded_line() {
-    let flags = ["--num-gpu-blocks-override=33", "--enable-request-id-headers"];
+    let mut flags = TOOLS.to_vec();
+    flags.push("--num-gpu-blocks-override=33");
     let sim = tiny(&flags).await;
     let got = common::ask(sim.addr(), &recorded("c-options", "metrics_fresh_idle.req")).await;
     let want = recorded_reply("c-options", "metrics_fresh_idle");
@@ -284,8 +422,7 @@ async fn fresh_metrics_have_every_recorded_line() {
             Some((name, _)) if !line.starts_with('#') => name.to_owned(),
             _ => line.to_owned(),
         };
-        // A tool-call parser's series come with the parser.
-        page.lines().filter(|line| !line.contains("tool_call_parser")).map(name).collect()
+        page.lines().map(name).collect()
     };
     assert_eq!(names(&got.body), names(&want.body));
     let slash = common::ask(sim.addr(), &recorded("a-default", "metrics_trailing_slash.req")).await;

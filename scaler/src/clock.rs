@@ -1,28 +1,28 @@
-//! The edge's clocks: one for the pure core, and the system's.
+//! The clocks of the edge: one for the pure core, and the system's.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use forebay_config::Millis;
 use tokio::time::Instant;
 
-/// Milliseconds since the epoch that never go back, whatever is done to the system's clock.
+/// Time since the epoch that never goes back, even if the system's clock is set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     started: Instant,
-    started_ms: u64,
+    started_at: Millis,
 }
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self { started: Instant::now(), started_ms: epoch_ms() }
+        Self { started: Instant::now(), started_at: epoch_time() }
     }
 
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.started_ms + self.started.elapsed().as_millis() as u64
+    pub(crate) fn now(&self) -> Millis {
+        self.started_at + self.started.elapsed().into()
     }
 }
 
-/// Milliseconds since the epoch by the system's clock, which may be set: for times that others tell.
-pub(crate) fn epoch_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+/// Time since the epoch by the system's clock, which may be set. For times from other programs.
+pub(crate) fn epoch_time() -> Millis {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().into()
 }

@@ -1,5 +1,5 @@
 //! An API server in memory, for tests: objects by path with versions, merge patches, watches, and
-//! faults where a test wants them. It has no sockets, so a paused clock is exact.
+//! faults on demand. It has no sockets, so a paused clock is exact.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,13 +18,13 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// What the API server lets a ConfigMap hold.
+/// The API server's limit for the data of a ConfigMap.
 const MOST_DATA: usize = 1 << 20;
 
-/// The namespace of everything here.
+/// The namespace of every object here.
 pub(crate) const NAMESPACE: &str = "models";
 
-/// One call, as it came.
+/// One call, as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) method: Method,
@@ -33,22 +33,22 @@ pub(crate) struct Call {
     pub(crate) body: Value,
 }
 
-/// What happens to a call instead of its answer.
+/// A fault in place of an answer.
 pub(crate) enum Fault {
-    /// This status.
+    /// An answer with this status.
     Status(u16),
-    /// Nothing, ever.
+    /// No answer, ever.
     Hang,
 }
 
 type Judge = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+type ApiAnswer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 #[derive(Clone, Default)]
-pub(crate) struct FakeApi(Arc<Mutex<State>>);
+pub(crate) struct FakeApi(Arc<Mutex<FakeState>>);
 
 #[derive(Default)]
-struct State {
+struct FakeState {
     objects: BTreeMap<String, Value>,
     version: u64,
     watchers: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
@@ -66,12 +66,12 @@ impl FakeApi {
         Cluster { client: Client::new(service, NAMESPACE), namespace: NAMESPACE.to_owned() }
     }
 
-    /// Faults from now on.
+    /// Sets the faults from now on.
     pub(crate) fn judge(&self, judge: impl FnMut(&Call) -> Option<Fault> + Send + 'static) {
         self.0.lock().judge = Some(Box::new(judge));
     }
 
-    /// Makes or replaces an object; returns its version.
+    /// Creates or replaces an object; returns its version.
     pub(crate) fn put(&self, path: &str, object: Value) -> u64 {
         self.0.lock().put(path, object)
     }
@@ -90,16 +90,16 @@ impl FakeApi {
     /// Every object under a path.
     pub(crate) fn under(&self, path: &str) -> BTreeMap<String, Value> {
         let state = self.0.lock();
-        let there = state.objects.iter().filter(|(it, _)| it.starts_with(path));
-        there.map(|(path, object)| (path.clone(), object.clone())).collect()
+        let found = state.objects.iter().filter(|(at, _)| at.starts_with(path));
+        found.map(|(path, object)| (path.clone(), object.clone())).collect()
     }
 
-    /// The calls so far, and forgets them.
+    /// Returns the calls so far and forgets them.
     pub(crate) fn calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.0.lock().calls)
     }
 
-    async fn serve(&self, request: Request<Body>) -> Answer {
+    async fn serve(&self, request: Request<Body>) -> ApiAnswer {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.expect("in memory").to_bytes();
         let call = Call {
@@ -121,11 +121,11 @@ impl FakeApi {
     }
 }
 
-impl State {
-    fn answer(&mut self, call: &Call) -> Answer {
+impl FakeState {
+    fn answer(&mut self, call: &Call) -> ApiAnswer {
         let path = &call.path;
-        let there = self.objects.get(path).cloned();
-        match (&call.method, there) {
+        let found = self.objects.get(path).cloned();
+        match (&call.method, found) {
             (&Method::GET, _) if call.query.contains("watch=true") => self.watch(path),
             (&Method::GET, Some(object)) => tell(&object),
             (&Method::GET, None) if !is_collection(path) => refuse(404),
@@ -133,8 +133,12 @@ impl State {
                 let prefix = format!("{path}/");
                 let inside =
                     |at: &String| at.strip_prefix(&prefix).is_some_and(|name| !name.contains('/'));
-                let items: Vec<_> =
-                    self.objects.iter().filter(|(at, _)| inside(at)).map(|(_, it)| it).collect();
+                let items: Vec<_> = self
+                    .objects
+                    .iter()
+                    .filter(|(at, _)| inside(at))
+                    .map(|(_, object)| object)
+                    .collect();
                 tell(&json!({
                     "kind": "List", "apiVersion": "v1",
                     "metadata": {"resourceVersion": self.version.to_string()}, "items": items,
@@ -154,8 +158,8 @@ impl State {
             }
             (_, None) => refuse(404),
             (&Method::DELETE, Some(mut object)) => {
-                let asked = &call.body["preconditions"]["uid"];
-                if !asked.is_null() && *asked != object["metadata"]["uid"] {
+                let uid = &call.body["preconditions"]["uid"];
+                if !uid.is_null() && *uid != object["metadata"]["uid"] {
                     return refuse(409);
                 }
                 object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -164,8 +168,8 @@ impl State {
             }
             (method, Some(mut object)) => {
                 let version =
-                    |it: &Value| it["metadata"]["resourceVersion"].as_str().map(str::to_owned);
-                if version(&call.body).is_some_and(|asked| version(&object) != Some(asked)) {
+                    |of: &Value| of["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+                if version(&call.body).is_some_and(|expected| version(&object) != Some(expected)) {
                     return refuse(409);
                 }
                 if method == Method::PUT {
@@ -199,7 +203,7 @@ impl State {
         });
     }
 
-    fn watch(&mut self, path: &str) -> Answer {
+    fn watch(&mut self, path: &str) -> ApiAnswer {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.watchers.push((path.to_owned(), sender));
         let frames = stream::unfold(receiver, async |mut receiver: mpsc::UnboundedReceiver<_>| {
@@ -212,7 +216,7 @@ impl State {
 
 fn is_collection(path: &str) -> bool {
     let plural = path.rsplit('/').next().unwrap_or_default();
-    ["pods", "deployments", "configmaps", "leases"].contains(&plural)
+    ["pods", "deployments", "configmaps", "leases", "events"].contains(&plural)
 }
 
 fn is_too_large(object: &Value) -> bool {
@@ -220,11 +224,11 @@ fn is_too_large(object: &Value) -> bool {
     data.map(|(_, text)| text.as_str().map_or(0, str::len)).sum::<usize>() > MOST_DATA
 }
 
-fn tell(object: &Value) -> Answer {
+fn tell(object: &Value) -> ApiAnswer {
     Response::new(Full::from(object.to_string()).boxed_unsync())
 }
 
-fn refuse(code: u16) -> Answer {
+fn refuse(code: u16) -> ApiAnswer {
     let reason = match code {
         403 => "Forbidden",
         404 => "NotFound",

@@ -1,7 +1,7 @@
 //! Forebay's scaler: the pure decision core, and its edges.
 //!
-//! [`decide`] is the pure core; `run` reads every gateway's `/signals`, tells the target, and publishes
-//! `/replicas`; [`act::targets`] start and stop replicas.
+//! [`decide`] is the pure core. `run` reads every gateway's `/signals`, drives the scale target, and
+//! publishes `/replicas`. [`act::targets`] start and stop replicas.
 
 #[doc(hidden)]
 pub mod act;
@@ -15,8 +15,8 @@ mod observe;
 mod run;
 pub mod supervisor;
 
-pub use act::drains::ByItself;
+pub use act::drains::FromEndpoint;
 pub use lead::readiness::Readiness;
 pub use observe::feeds::Gateways;
 pub use run::metric::{BUCKETS, describe};
-pub use run::{Handover, Known, Scaler, StartError};
+pub use run::{Handover, Scaler, ScalerState, StartError};

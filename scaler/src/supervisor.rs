@@ -1,16 +1,16 @@
-//! The small process that every local replica runs under.
+//! The supervisor: a small process that every local replica runs under.
 //!
-//! `forebay supervise -- COMMAND…` starts COMMAND as its only child, and answers for whatever
-//! becomes of it: it is a child subreaper, so that processes whose parents die come to it, also
-//! those that left its process group or session. Nothing of the replica outlives it:
+//! `forebay supervise -- COMMAND…` starts COMMAND as its only child, and is responsible for all
+//! processes that come from it. It is a child subreaper: processes whose parents die become its
+//! children, even if they left its process group or session. Nothing of the replica outlives it:
 //!
-//! - its standard input, the *tether*, is one end of a socket pair with Forebay. When that ends,
-//!   Forebay is gone, for whatever reason, and every descendant is ended;
-//! - when COMMAND ends, whatever it left behind is ended before that is reported;
-//! - a byte on the tether, or SIGTERM, asks for a stop: COMMAND gets SIGTERM, and what is left
-//!   after the stop timeout SIGKILL;
-//! - when the supervisor itself is killed, COMMAND is too (`PR_SET_PDEATHSIG`); Forebay, a subreaper
-//!   as well, sees to the rest (`targets::processes`).
+//! - Its standard input, the *tether*, is one end of a socket pair with Forebay. When it ends, Forebay
+//!   is gone, for whatever reason, and the supervisor ends every descendant.
+//! - When COMMAND ends, the supervisor ends every process that is left, and then reports the end.
+//! - A byte on the tether, or SIGTERM, requests a stop: COMMAND gets SIGTERM, and every process left
+//!   after the stop timeout gets SIGKILL.
+//! - When the supervisor itself is killed, COMMAND is too (`PR_SET_PDEATHSIG`). Forebay, a subreaper
+//!   as well, ends the others (`targets::processes`).
 //!
 //! It is synchronous and single-threaded: the parent-death signal is bound to the thread that
 //! started the child, and there may be many of these processes.
@@ -23,7 +23,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use forebay_bounds::print;
+use forebay_base::print;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -39,21 +39,20 @@ mod report;
 
 pub(crate) use report::Report;
 
-/// From SIGTERM to SIGKILL where nobody waits for a clean end any more: Forebay or COMMAND is
-/// gone.
+/// Time from SIGTERM to SIGKILL when no clean end is expected: Forebay or COMMAND is gone.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// First and longest pause between two looks for descendants. An end is noticed at once, by
-/// SIGCHLD; these are for processes that were born meanwhile, or that cannot be killed just now.
+/// First and longest pause between two searches for descendants. SIGCHLD reports an end at once; the
+/// searches find processes that were born meanwhile, or could not be killed before.
 const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// The supervisor's command line.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// From SIGTERM to SIGKILL when asked to stop, in milliseconds.
+    /// Time from SIGTERM to SIGKILL at a stop, in milliseconds.
     #[arg(long, default_value_t = 30_000)]
     stop_timeout_ms: u64,
-    /// COMMAND's soft limit on open files. Left out: as this process has it.
+    /// COMMAND's soft limit on open files. Default: this process's own.
     #[arg(long)]
     open_files: Option<u64>,
     /// Program and arguments.
@@ -62,7 +61,7 @@ pub struct Args {
 }
 
 /// Runs COMMAND and returns its exit status (128 + N after signal N) when nothing of it is left.
-/// To be called before any other thread is started.
+/// Must be called before any other thread is started.
 pub fn run(args: Args) -> ExitCode {
     match supervise(&args) {
         Ok(code) => ExitCode::from(code),
@@ -74,16 +73,16 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 fn supervise(args: &Args) -> io::Result<u8> {
-    // Another name than Forebay's, so that `pkill -9 forebay` leaves it to do its duty.
+    // A name other than Forebay's, so that `pkill -9 forebay` leaves the supervisor to its duty.
     prctl::set_name(c"replica-guard")?;
     prctl::set_child_subreaper(true)?;
-    // Forebay did this already; a session leader, which cannot, leads its group anyway.
+    // Forebay did this already. It fails for a session leader, which leads its group anyway.
     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
     let signals = blocked_signals()?;
     let mut tether = File::from(io::stdin().as_fd().try_clone_to_owned()?);
 
     if let Some(soft) = args.open_files {
-        forebay_system::files::set_soft(soft)?;
+        forebay_base::open_files::set_soft(soft)?;
     }
     let (program, arguments) = args.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
@@ -94,14 +93,14 @@ fn supervise(args: &Args) -> io::Result<u8> {
         Err(error) => {
             let why = format!("{}: {}", program.to_string_lossy(), reason(&error));
             print::err(format_args!("forebay: cannot start {why}"));
-            tell(&mut tether, &Report::NotStarted(why));
+            report(&mut tether, &Report::NotStarted(why));
             return Ok(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
         }
     };
-    tell(&mut tether, &Report::Started(child.as_raw()));
+    report(&mut tether, &Report::Started(child.as_raw()));
     let end = Supervisor::new(child, Duration::from_millis(args.stop_timeout_ms))
         .until_nothing_is_left(&signals, &mut tether)?;
-    tell(&mut tether, &end);
+    report(&mut tether, &end);
     Ok(match end {
         Report::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
         Report::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
@@ -109,13 +108,13 @@ fn supervise(args: &Args) -> io::Result<u8> {
     })
 }
 
-/// What is going on; each later one outranks those before it.
+/// The phase of the supervision, in order.
 #[derive(Clone, Copy)]
 enum Phase {
     Running,
-    /// COMMAND was asked to stop, and has until then.
+    /// COMMAND got SIGTERM and has until this time.
     Stopping(Instant),
-    /// Every descendant was asked to end, and has until then.
+    /// Every descendant got SIGTERM and has until this time.
     Ending(Instant),
 }
 
@@ -123,13 +122,13 @@ struct Supervisor {
     child: Pid,
     stop_timeout: Duration,
     phase: Phase,
-    /// How COMMAND ended.
+    /// The end of COMMAND.
     end: Option<Report>,
     /// Descendants that got SIGTERM.
-    asked: HashSet<i32>,
-    /// Pause before the next look for descendants.
+    terminated: HashSet<i32>,
+    /// Pause before the next search for descendants.
     pause: Duration,
-    /// The tether is worth listening to.
+    /// Whether the tether is still open.
     tethered: bool,
 }
 
@@ -140,14 +139,14 @@ impl Supervisor {
             stop_timeout,
             phase: Phase::Running,
             end: None,
-            asked: HashSet::new(),
+            terminated: HashSet::new(),
             pause: SWEEP.0,
             tethered: true,
         }
     }
 
-    /// Returns when there is no child left. As every orphan below becomes a child, that means: no
-    /// descendant.
+    /// Returns when no child is left. Every orphan below becomes a child, so no descendant is left
+    /// either.
     fn until_nothing_is_left(
         mut self,
         signals: &SignalFd,
@@ -175,11 +174,11 @@ impl Supervisor {
             };
             self.wait(signals, tether, timeout)?;
         }
-        // The status of a child that died of a signal without a name is not told.
+        // The status is unknown for a child that died of a signal without a name.
         Ok(self.end.unwrap_or(Report::Killed(0)))
     }
 
-    /// Takes in the ends of children; true when there are none left.
+    /// Reaps children that have ended; true when none is left.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
             let end = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -187,11 +186,11 @@ impl Supervisor {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, Report::Exited(code)),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Report::Killed(signal as i32)),
                 Err(Errno::ECHILD) => return Ok(true),
-                // EINVAL: reaped, but of a signal without a name.
+                // EINVAL: reaped, but died of a signal without a name.
                 Ok(_) | Err(Errno::EINTR | Errno::EINVAL) => continue,
                 Err(error) => return Err(error.into()),
             };
-            self.asked.remove(&end.0.as_raw());
+            self.terminated.remove(&end.0.as_raw());
             if end.0 == self.child {
                 self.end = Some(end.1);
             }
@@ -245,11 +244,11 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Asks COMMAND to stop. Only itself: how its own processes are to stop is its business.
+    /// Asks COMMAND alone to stop. It stops its own processes in its own way.
     fn stop(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Running) && self.end.is_none() {
             self.phase = Phase::Stopping(now + self.stop_timeout);
-            // Not reaped yet, so the PID is still its own.
+            // It is not reaped yet, so the PID is still its own.
             let _ = kill(self.child, Signal::SIGTERM);
             let _ = kill(self.child, Signal::SIGCONT);
         }
@@ -267,16 +266,16 @@ impl Supervisor {
             let pid = Pid::from_raw(pid);
             if force {
                 let _ = kill(pid, Signal::SIGKILL);
-            } else if self.asked.insert(pid.as_raw()) {
+            } else if self.terminated.insert(pid.as_raw()) {
                 let _ = kill(pid, Signal::SIGTERM);
-                // A stopped process hears of it only once it goes on.
+                // A stopped process receives the signal only when it continues.
                 let _ = kill(pid, Signal::SIGCONT);
             }
         }
     }
 }
 
-/// Blocks what the loop wants to hear of, and gives the descriptor that tells it.
+/// Blocks the signals that the loop reads, and returns the descriptor to read them from.
 fn blocked_signals() -> io::Result<SignalFd> {
     let signals: SigSet =
         [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
@@ -284,16 +283,16 @@ fn blocked_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
-/// Tells Forebay, where it is still there to hear it.
-fn tell(tether: &mut File, report: &Report) {
+/// Reports to Forebay. If Forebay is gone, the report is dropped.
+fn report(tether: &mut File, report: &Report) {
     let _ = tether.write_all(format!("{report}\n").as_bytes());
 }
 
 /// The error in plain words, without the operating system's number.
 fn reason(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "not found".into(),
-        io::ErrorKind::PermissionDenied => "not allowed to run it".into(),
+        io::ErrorKind::NotFound => report::NOT_FOUND.into(),
+        io::ErrorKind::PermissionDenied => report::NOT_ALLOWED.into(),
         _ => error.to_string(),
     }
 }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Version of both feeds. Readers refuse any other, and ignore fields they do not know.
 pub const SCHEMA: u32 = 1;
 
-/// What changed in a value, in the value's own type; maps within it hold `None` for what is gone.
+/// Changes of a value, in the value's own type; in maps, `None` removes an entry.
 pub trait Delta: Clone {
-    /// All that `self` has and `old` had not; `None` when nothing differs.
+    /// The changes from `old` to `self`; `None` if nothing differs.
     fn since(&self, old: &Self) -> Option<Self>;
     /// Brings `self` up to date by a change that [`Delta::since`] made.
     fn apply(&mut self, change: Self);
@@ -22,14 +22,14 @@ pub trait Delta: Clone {
 pub struct Frame<P> {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Random per process start: tells a restarted sender from one that goes on.
+    /// Random per process start: shows whether the sender was restarted.
     pub sender: String,
     /// One more than the event before it.
     pub seq: u64,
     /// Whether this is a whole snapshot and not a change.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// The sender is leaving in good order: drop what it reported, do not wait for it.
+    /// The sender leaves in good order: drop its figures, and do not wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub goodbye: bool,
     /// How many gateways the scaler knows to be alive; each takes its share of fleet-wide limits.
@@ -41,7 +41,7 @@ pub struct Frame<P> {
     pub pools: BTreeMap<String, Option<P>>,
 }
 
-/// What a reader knows of one sender: the snapshot with every change since.
+/// A reader's view of one sender: the snapshot with every change since.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View<P> {
     /// The sender's random name.
@@ -77,7 +77,7 @@ impl<P: Delta> View<P> {
     /// Begins from a stream's first event.
     ///
     /// # Errors
-    /// [`Gap`] if the event is no snapshot, or of another schema.
+    /// [`Gap`] if the event is not a snapshot, or has another schema.
     pub fn begin(frame: Frame<P>) -> Result<Self, Gap> {
         if frame.schema != SCHEMA {
             return Err(Gap::Schema(frame.schema));

@@ -1,51 +1,50 @@
-//! Reads a feed for as long as it is wanted: connects, applies, notices gaps, reconnects.
+//! Reads a feed until dropped: connects, applies changes, notices gaps, reconnects.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use forebay_system::Resource;
+use bytes::{Buf, Bytes, BytesMut};
+use forebay_base::backoff::{Backoff, Spread};
+use forebay_base::dial::{DialError, dial};
+use forebay_base::http1::{self, DrivenBody};
 use futures_util::{Stream, stream};
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use rand::Rng;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::feed::{Delta, Frame, View};
 use crate::token::Token;
 
-/// A sender writes at least once a second; one that is silent for so long is not there.
-const SILENCE: Duration = Duration::from_secs(5);
+/// Time without an event after which a feed counts as lost. A sender writes at least once a second.
+pub const SILENCE: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(2);
 /// A snapshot of a thousand pools fits many times.
 const MAX_EVENT: usize = 64 << 20;
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(1), Spread::Below);
 
-/// What a feed tells its reader.
+/// An event of a feed that is read.
 #[derive(Clone, Debug)]
 pub enum Event<P> {
     /// A snapshot came, or a change.
     Update {
-        /// All that is known of the sender now.
+        /// The sender's present state.
         view: Arc<View<P>>,
         /// The pools that this event touched.
         touched: Vec<String>,
     },
-    /// The sender left in good order: nothing of it counts any more.
+    /// The sender left in good order: its figures no longer count.
     Goodbye,
     /// The connection is down, with the reason; it is tried again with back-off.
     Lost {
         /// For the log.
         error: String,
     },
-    /// The connection is down and can't be made for want of something of this process's own, which
-    /// says nothing about the sender; it is tried again with back-off.
+    /// The connection is down, and can't be made because this process is short of a resource. That says
+    /// nothing about the sender; it is tried again with back-off.
     Short {
         /// For the log.
         error: String,
@@ -79,7 +78,8 @@ where
         body: None,
         buffer: BytesMut::new(),
         state: None,
-        failures: 0,
+        failed: false,
+        backoff: BACKOFF,
         queue: VecDeque::new(),
     };
     Box::pin(stream::unfold(reader, |mut reader| async move {
@@ -91,23 +91,13 @@ where
 struct Reader<P> {
     url: String,
     token: Option<Token>,
-    body: Option<Connection>,
+    body: Option<DrivenBody<Empty<Bytes>>>,
     buffer: BytesMut,
     state: Option<Arc<View<P>>>,
-    failures: u32,
+    /// The last try failed: pause before the next.
+    failed: bool,
+    backoff: Backoff,
     queue: VecDeque<Event<P>>,
-}
-
-/// A response body with the task that drives its connection, ended together.
-struct Connection {
-    body: Incoming,
-    driver: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 impl<P: Delta + DeserializeOwned> Reader<P> {
@@ -120,7 +110,7 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
                 self.body = None;
                 self.state = None;
                 self.buffer.clear();
-                self.failures = self.failures.saturating_add(1);
+                self.failed = true;
                 self.queue.push_back(match error {
                     Fault::Lost(error) => Event::Lost { error },
                     Fault::Short(error) => Event::Short { error },
@@ -131,14 +121,14 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
 
     /// One step: connects, or reads once and queues the events that are complete.
     async fn advance(&mut self) -> Result<(), Fault> {
-        let Some(connection) = &mut self.body else {
-            if self.failures > 0 {
-                tokio::time::sleep(self.backoff()).await;
+        let Some(body) = &mut self.body else {
+            if self.failed {
+                self.backoff.pause().await;
             }
             self.body = Some(connect(&self.url, self.token.as_ref()).await?);
             return Ok(());
         };
-        let frame = timeout(SILENCE, connection.body.frame())
+        let frame = timeout(SILENCE, body.frame())
             .await
             .map_err(|_| format!("silent for {} s", SILENCE.as_secs()))?
             .ok_or_else(|| "the stream ended".to_owned())?
@@ -160,7 +150,7 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
     fn event(&mut self, event: &[u8]) -> Result<(), String> {
         let Some(json) = event.strip_prefix(b"data: ") else { return Ok(()) };
         let frame: Frame<P> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        self.failures = 0;
+        self.backoff.reset();
         if frame.goodbye {
             self.queue.push_back(Event::Goodbye);
             return Ok(());
@@ -179,55 +169,29 @@ impl<P: Delta + DeserializeOwned> Reader<P> {
         self.queue.push_back(Event::Update { view, touched });
         Ok(())
     }
-
-    fn backoff(&self) -> Duration {
-        let (first, most) = BACKOFF;
-        let doubled = first * 2u32.saturating_pow(self.failures.saturating_sub(1).min(10));
-        doubled.min(most).mul_f64(rand::rng().random_range(0.5..1.0))
-    }
 }
 
-async fn connect(url: &str, token: Option<&Token>) -> Result<Connection, Fault> {
+async fn connect(url: &str, token: Option<&Token>) -> Result<DrivenBody<Empty<Bytes>>, Fault> {
     let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
-    let authority = uri.authority().ok_or_else(|| format!("{url}: no host"))?.clone();
-    let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80));
-    let stream = timeout(CONNECT, TcpStream::connect(address))
-        .await
-        .map_err(|_| format!("no connection within {} s", CONNECT.as_secs()))?
-        .map_err(|error| match Resource::of(&error) {
-            Some(resource) => {
-                forebay_system::report(resource, &format_args!("cannot connect to {url}: {error}"));
-                Fault::Short(error.to_string())
-            }
-            None => Fault::Lost(error.to_string()),
-        })?;
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
-    let driver = tokio::spawn(async move {
-        // Its error reaches the reader through the body.
-        let _ = connection.await;
-    });
+    let authority = uri.authority().ok_or_else(|| format!("{url}: no host"))?;
+    let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+    let stream = dial(address, CONNECT).await.map_err(|error| match error {
+        DialError::Shortage { .. } => Fault::Short(error.to_string()),
+        error => Fault::Lost(error.to_string()),
+    })?;
     let mut request = Request::get(uri.path())
         .header(header::HOST, authority.as_str())
         .header(header::ACCEPT, "text/event-stream");
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.current()));
     }
-    let request = request.body(Empty::<bytes::Bytes>::new()).map_err(|error| error.to_string())?;
-    let response = timeout(CONNECT, sender.send_request(request)).await;
-    // From here on the task is aborted with the connection, also on the way out.
-    let response = match response {
-        Ok(Ok(response)) if response.status().is_success() => response,
-        other => {
-            driver.abort();
-            return Err(Fault::Lost(match other {
-                Ok(Ok(response)) => format!("answered {}", response.status()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {} s", CONNECT.as_secs()),
-            }));
-        }
-    };
-    Ok(Connection { body: response.into_body(), driver })
+    let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+    let response = timeout(CONNECT, http1::send(stream, request))
+        .await
+        .map_err(|_| format!("no answer within {} s", CONNECT.as_secs()))?
+        .map_err(|error| error.to_string())?;
+    if !response.status().is_success() {
+        return Err(Fault::Lost(format!("answered {}", response.status())));
+    }
+    Ok(response.into_body())
 }

@@ -78,7 +78,7 @@ impl Histogram {
         self.sum += other.sum;
     }
 
-    /// What was counted since `earlier`; everything, if `earlier` counted more (its sender
+    /// The difference to `earlier`; everything, if `earlier` counted more (its sender
     /// restarted in between).
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {

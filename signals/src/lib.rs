@@ -2,8 +2,8 @@
 //!
 //! `/signals` flows from every gateway to the scaler, `/replicas` from the scaler to every gateway.
 //! Both are JSON over HTTP, as server-sent events when asked for. The first event of a stream is a
-//! full snapshot, later ones carry only the pools, and within a pool the endpoints or replicas, that
-//! changed; `null` stands for what is gone. A gap in `seq` or a new `sender` means: reconnect.
+//! full snapshot, later ones carry only the pools, and within a pool the endpoints or replicas,
+//! that changed; `null` stands for what is gone. A gap in `seq` or a new `sender` means: reconnect.
 //!
 //! The types are pure; sockets are in [`publisher`] and [`follower`] alone.
 
@@ -18,7 +18,10 @@ mod token;
 pub use feed::{Delta, Frame, SCHEMA, View};
 pub use histogram::Histogram;
 pub use replicas::{
-    Barrier, ColdStart, Figure, LastEnd, PoolReplicas, ProcessEnd, Replica, ReplicaState,
+    Barrier, ColdStart, FailedStart, Figure, LastEnd, PoolReplicas, ProcessEnd, Replica,
+    ReplicaState,
 };
-pub use signals::{EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting};
+pub use signals::{
+    EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting, estimated_tokens,
+};
 pub use token::{Token, bearers};

@@ -20,9 +20,9 @@ use tokio::sync::broadcast;
 
 use crate::feed::{Delta, Frame, SCHEMA};
 
-/// How many events a reader may lag behind.
+/// Events that a reader may lag behind.
 const BACKLOG: usize = 256;
-/// How many readers a feed's stream may have: the other half, the console, a few people.
+/// Readers that a feed's stream may have: the other half, the console, a few people.
 const READERS: usize = 256;
 
 /// One feed's sending side.
@@ -34,12 +34,13 @@ pub struct Publisher<P> {
 struct Inner<P> {
     seq: u64,
     gateways: Option<u32>,
-    pools: BTreeMap<String, P>,
+    /// Shared with those who read the last state.
+    pools: Arc<BTreeMap<String, P>>,
     /// `None` after the last event: streams end with it.
     events: Option<broadcast::Sender<Bytes>>,
 }
 
-impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
+impl<P: Delta + Serialize + Send + Sync + 'static> Publisher<P> {
     /// A feed with no pools yet, under a new random name.
     #[must_use]
     pub fn new() -> Arc<Self> {
@@ -48,7 +49,7 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
             inner: Mutex::new(Inner {
                 seq: 0,
                 gateways: None,
-                pools: BTreeMap::new(),
+                pools: Arc::default(),
                 events: Some(broadcast::Sender::new(BACKLOG)),
             }),
         })
@@ -60,8 +61,8 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         &self.sender
     }
 
-    /// Tells every reader what changed between the last state and this one. An event goes out also
-    /// when nothing did: it says that the sender is alive.
+    /// Sends every reader the changes from the last state to this one. Without changes an event is
+    /// sent too: it shows that the sender is alive.
     pub fn publish(&self, pools: BTreeMap<String, P>) {
         let mut inner = self.inner.lock();
         let mut changes: BTreeMap<String, Option<P>> = BTreeMap::new();
@@ -80,17 +81,17 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         for name in inner.pools.keys().filter(|name| !pools.contains_key(*name)) {
             changes.insert(name.clone(), None);
         }
-        inner.pools = pools;
+        inner.pools = Arc::new(pools);
         self.send(&mut inner, changes);
     }
 
     /// The last state that was published.
     #[must_use]
-    pub fn pools(&self) -> BTreeMap<String, P> {
-        self.inner.lock().pools.clone()
+    pub fn pools(&self) -> Arc<BTreeMap<String, P>> {
+        Arc::clone(&self.inner.lock().pools)
     }
 
-    /// As [`Publisher::publish`], for these pools alone; the others are as they were.
+    /// As [`Publisher::publish`], for these pools alone; the others have not changed.
     pub fn update(&self, pools: impl IntoIterator<Item = (String, P)>) {
         let mut inner = self.inner.lock();
         let mut changes: BTreeMap<String, Option<P>> = BTreeMap::new();
@@ -101,7 +102,7 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
             };
             if let Some(change) = change {
                 changes.insert(name.clone(), Some(change));
-                inner.pools.insert(name, pool);
+                Arc::make_mut(&mut inner.pools).insert(name, pool);
             }
         }
         self.send(&mut inner, changes);
@@ -123,8 +124,8 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
 
     fn send(&self, inner: &mut Inner<P>, pools: BTreeMap<String, Option<P>>) {
         inner.seq += 1;
-        // Without readers there is nobody to tell, and a new one begins with a snapshot.
-        if let Some(events) = inner.events.as_ref().filter(|it| it.receiver_count() > 0) {
+        // Without readers no event is needed: a new reader begins with a snapshot.
+        if let Some(events) = inner.events.as_ref().filter(|events| events.receiver_count() > 0) {
             let event = event(&self.frame(inner, false, pools));
             let _ = events.send(event);
         }
@@ -159,7 +160,7 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
         let (first, events) = {
             let inner = self.inner.lock();
             let sender = inner.events.as_ref();
-            if sender.is_some_and(|it| it.receiver_count() >= READERS) {
+            if sender.is_some_and(|sender| sender.receiver_count() >= READERS) {
                 return None;
             }
             (event(&self.snapshot(&inner)), sender.map(broadcast::Sender::subscribe))
@@ -176,7 +177,7 @@ impl<P: Delta + Serialize + Send + 'static> Publisher<P> {
     }
 }
 
-async fn serve<P: Delta + Serialize + Send + 'static>(
+async fn serve<P: Delta + Serialize + Send + Sync + 'static>(
     State(publisher): State<Arc<Publisher<P>>>,
     headers: HeaderMap,
 ) -> Response {

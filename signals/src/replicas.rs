@@ -1,4 +1,4 @@
-//! What the scaler tells the gateways: who is there, who is to drain, how long a start takes.
+//! The scaler's reports to the gateways: the replicas, which of them drain, how long a start takes.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ use crate::feed::{Delta, map_apply, map_since};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PoolReplicas {
-    /// Replicas asked for.
+    /// Replicas that the scaler wants.
     pub desired: u32,
-    /// The last decision in one sentence.
+    /// The decision that last changed the count (until then the first one), in one sentence, and after
+    /// it the reason why the target can't carry it out, if there is one.
     pub why: String,
-    /// Whether it may not be at zero: a count is wanted, or something is left there. KEDA's
-    /// `IsActive`.
+    /// Whether the pool must not be at zero: it wants replicas, or has requests. KEDA's `IsActive`.
     pub active: bool,
-    /// Figures of the pool's signals, where KEDA may ask for them.
+    /// Figures of the pool's signals, if KEDA may ask for them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub figures: BTreeMap<Figure, f64>,
     /// Requests that one replica should have, held and in flight.
@@ -26,6 +26,9 @@ pub struct PoolReplicas {
     /// Learned cold start; `None` before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cold_start: Option<ColdStart>,
+    /// The failure of the pool's starts, while no replica is ready and none is expected to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_start: Option<FailedStart>,
     /// The zero barrier, while it is up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub barrier: Option<Barrier>,
@@ -54,7 +57,7 @@ pub enum Figure {
 }
 
 impl Figure {
-    /// Every one.
+    /// All figures.
     pub const ALL: [Self; 7] = [
         Self::QueueDepth,
         Self::Concurrency,
@@ -87,9 +90,9 @@ pub struct Replica {
     /// `IP:PORT`, where the scaler knows it. Other gateways' endpoints come from discovery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// Where it is on its way.
+    /// Its phase.
     pub state: ReplicaState,
-    /// What a person should know about that state ("exited with status 1, again in 4 s").
+    /// The reason for that state, for people ("exited with status 1, again in 4 s").
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// How its last process ended, where the scaler saw that and has not started the next one.
@@ -113,12 +116,12 @@ pub struct LastEnd {
 pub enum ProcessEnd {
     /// By an order: SIGTERM or SIGINT.
     Stopped,
-    /// By itself, or by SIGKILL, as the kernel ends it when memory runs out.
+    /// On its own, or by SIGKILL, as the kernel ends it when memory runs out.
     Crashed,
 }
 
 impl ProcessEnd {
-    /// By its exit status, 128 + N after signal N. 0 is not an order by itself: a server also ends in
+    /// By its exit status, 128 + N after signal N. 0 alone does not mean an order: a server also ends in
     /// good order when its engine has died.
     #[must_use]
     pub fn of_status(status: i32) -> Option<Self> {
@@ -134,7 +137,7 @@ impl ProcessEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ReplicaState {
-    /// Asked for; nothing runs yet.
+    /// Ordered; nothing runs yet.
     Pending,
     /// A process or container is up, and not healthy yet.
     Starting,
@@ -142,7 +145,7 @@ pub enum ReplicaState {
     Ready,
     /// To be stopped: gets nothing new, is stopped once nothing is in flight there.
     Draining,
-    /// Down, and not coming back by itself at once.
+    /// Down, and not coming back on its own at once.
     Failed,
 }
 
@@ -156,6 +159,34 @@ pub struct ColdStart {
     pub p90_seconds: f64,
     /// How many starts it was learned from.
     pub samples: u32,
+}
+
+/// Starts of a pool that fail, each like the last. Gateways refuse its requests meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedStart {
+    /// The reason, as the predicate of a sentence about a replica ("exited with status 1").
+    pub reason: String,
+    /// The last line of the server's output, or Kubernetes' message; only if clients may read it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// When the pool was found to fail, in milliseconds since the epoch.
+    pub since_millis: u64,
+    /// When the next start begins, in milliseconds since the epoch; `None` if that is not known, or if
+    /// one is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try_millis: Option<u64>,
+}
+
+impl FailedStart {
+    /// The reason with its detail.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match self.detail.as_str() {
+            "" => self.reason.clone(),
+            detail => format!("{}: {detail}", self.reason),
+        }
+    }
 }
 
 /// Going to zero: gateways hold everything from `epoch` on, until it is lifted or runs out.

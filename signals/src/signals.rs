@@ -1,4 +1,4 @@
-//! What a gateway reports of its pools: first-hand figures, measured inline.
+//! The signals that a gateway reports of its pools: first-hand figures, measured inline.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ use crate::histogram::Histogram;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PoolSignals {
-    /// Requests held now.
+    /// Requests held now, and requests refused since the last second began because a cold start
+    /// takes too long: they are demand too.
     pub queue_depth: u32,
     /// Bytes of body held now.
     pub queue_bytes: u64,
@@ -29,7 +30,8 @@ pub struct PoolSignals {
     pub hold: Histogram,
     /// Accepted → first token passed on.
     pub ttft: Histogram,
-    /// The same, less the time held while no endpoint was ready: what more replicas can improve.
+    /// The same, without the time held while no endpoint was ready: the part that more replicas can
+    /// improve.
     pub warm_ttft: Histogram,
     /// Released → first token passed on.
     pub upstream_ttft: Histogram,
@@ -43,7 +45,7 @@ pub struct PoolSignals {
     pub zero_epoch: Option<u64>,
     /// Every endpoint by address (`IP:PORT`); `None`, in a change, for one that is gone.
     pub endpoints: BTreeMap<String, Option<EndpointSignals>>,
-    /// Pods that have no address yet, by name; `None`, in a change, for one that is no longer so.
+    /// Pods without an address yet, by name; in a change, `None` removes one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub waiting: BTreeMap<String, Option<Waiting>>,
 }
@@ -54,11 +56,12 @@ pub struct PoolSignals {
 pub struct Totals {
     /// Requests accepted for the pool.
     pub accepted: u64,
-    /// Requests given to an endpoint, each once, however often it was retried.
+    /// Requests released to an endpoint. Each counts once, at its first release; `retries` counts
+    /// the others.
     pub released: u64,
     /// Requests answered to the end.
     pub completed: u64,
-    /// Requests that failed for a reason on our side of the client.
+    /// Requests that failed for any other reason than the client's.
     pub failed: u64,
     /// Requests whose client left.
     pub client_left: u64,
@@ -66,12 +69,19 @@ pub struct Totals {
     pub refused: u64,
     /// Tries beyond a request's first.
     pub retries: u64,
-    /// Estimated prompt tokens of accepted requests.
+    /// Estimated prompt tokens of accepted requests, from the size of their bodies.
     pub accepted_prompt_tokens: u64,
     /// Prompt tokens of answered requests, as the replicas reported them.
     pub prompt_tokens: u64,
     /// Generated tokens, as the replicas reported them.
     pub generated_tokens: u64,
+}
+
+/// Estimated tokens of a text, at four bytes a token. Both halves use this where no replica has
+/// counted the tokens.
+#[must_use]
+pub const fn estimated_tokens(bytes: u64) -> u64 {
+    bytes / 4
 }
 
 impl Totals {
@@ -89,7 +99,7 @@ impl Totals {
         self.generated_tokens += other.generated_tokens;
     }
 
-    /// What was counted since `earlier`, a reading of the same process.
+    /// The difference to `earlier`, a reading of the same process.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -109,7 +119,7 @@ impl Totals {
     }
 }
 
-/// How an endpoint stands in the eyes of the gateway that probes it.
+/// The state of an endpoint, judged by the gateway that probes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Health {
@@ -118,13 +128,13 @@ pub enum Health {
     Starting,
     /// It takes requests.
     Ready,
-    /// It answered once, and its behaviour since then took it out: no capacity.
+    /// It was ejected because of its behaviour, so it does not count as capacity.
     Ejected,
-    /// It finishes what it has and gets nothing new.
+    /// It finishes its requests and gets no new ones.
     Draining,
 }
 
-/// Where a pod is on its way, by its conditions.
+/// The phase of a pod's start, by its conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PodPhase {
@@ -136,14 +146,14 @@ pub enum PodPhase {
     Starting,
     /// Kubernetes calls it ready.
     Healthy,
-    /// It was deleted, and finishes what it has.
+    /// It was deleted, and finishes its requests.
     Draining,
     /// It can't start, or has ended.
     Failed,
 }
 
 impl PodPhase {
-    /// Its word in a sentence: "2 replicas are …".
+    /// Its name in a sentence: "2 replicas are …".
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -161,9 +171,9 @@ impl PodPhase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
-    /// Where it is on its way.
+    /// Its phase.
     pub phase: PodPhase,
-    /// Why it is not further, in words; empty where there is nothing to say.
+    /// The reason why it is not ready, in words; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
@@ -174,10 +184,10 @@ pub struct Waiting {
 pub struct EndpointSignals {
     /// Whether it takes requests.
     pub health: Health,
-    /// Where its pod is on its way, for one that was found in Kubernetes.
+    /// The phase of its pod, for an endpoint that was found in Kubernetes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<PodPhase>,
-    /// Why it does not, in words; empty when ready.
+    /// The reason why it takes none, in words; empty when ready.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// Requests this gateway has there.
@@ -188,9 +198,9 @@ pub struct EndpointSignals {
     pub completed: u64,
     /// Requests it failed.
     pub failed: u64,
-    /// Prompt tokens of what it answered, as it reported them.
+    /// Prompt tokens of the requests it answered, as it reported them.
     pub prompt_tokens: u64,
-    /// Of these, found in its prefix cache.
+    /// Prompt tokens found in its prefix cache.
     pub cached_tokens: u64,
     /// Tokens it generated.
     pub generated_tokens: u64,

@@ -1,4 +1,5 @@
-//! The admin ports' bearer token, from a file that may change.
+//! The admin ports' bearer token, from a file that may change. It is read when it is needed, without a
+//! task: commands that run once use it too.
 
 use std::fmt;
 use std::fs;
@@ -12,11 +13,11 @@ use http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
-/// How old what was read may be.
+/// How long a reading counts as fresh.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A token whose file is read anew when it is needed, at most once a second. When that can't be
-/// read, it stays what it was.
+/// A token whose file is read again when it is needed, at most once a second. While the file can't be
+/// read, the token stays. Where its volume hangs, the reading thread alone does.
 #[derive(Clone)]
 pub struct Token {
     file: Option<PathBuf>,
@@ -43,13 +44,19 @@ impl Token {
         let fresh = |read: Instant| now.saturating_duration_since(read) < FRESH;
         let (last, read) = self.last.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(file) = self.file.as_deref().filter(|_| !fresh(read)) else { return last };
-        let mut last = self.last.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody else may have been first.
-        if !fresh(last.1) {
-            last.1 = now;
-            if let Ok(new) = text(file) {
-                last.0 = new;
+        {
+            let mut last = self.last.write().unwrap_or_else(PoisonError::into_inner);
+            // Another thread may have been first.
+            if fresh(last.1) {
+                return Arc::clone(&last.0);
             }
+            last.1 = now;
+        }
+        // Without the lock: other threads go on with the last token, however long this takes.
+        let read = text(file);
+        let mut last = self.last.write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(new) = read {
+            last.0 = new;
         }
         Arc::clone(&last.0)
     }
@@ -60,14 +67,15 @@ impl Token {
         bearers(headers).any(|sent| self.is(sent))
     }
 
-    /// Whether `sent` is the token; how long that takes tells nothing about where they differ.
+    /// Whether `sent` is the token. The time that the comparison takes does not depend on where they
+    /// differ.
     #[must_use]
     pub fn is(&self, sent: impl AsRef<[u8]>) -> bool {
         self.current().as_bytes().ct_eq(sent.as_ref()).into()
     }
 }
 
-/// What is sent as `authorization: Bearer`; the scheme's name in any case, as HTTP has it.
+/// The values of `authorization: Bearer`; the scheme's case does not matter, as in HTTP.
 pub fn bearers(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers.get_all(AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, sent) = value.as_bytes().split_at_checked("Bearer ".len())?;
@@ -84,14 +92,14 @@ fn text(file: &Path) -> io::Result<Arc<str>> {
     Ok(text.into())
 }
 
-/// Never the token itself.
+/// Shows the file and not the token.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
-/// One that does not change.
+/// A token that does not change.
 impl From<&str> for Token {
     fn from(text: &str) -> Self {
         Self { file: None, last: Arc::new(RwLock::new((text.into(), Instant::now()))) }
@@ -146,5 +154,26 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert_eq!(&*later(), "three");
         assert!(!format!("{token:?}").contains("three"));
+    }
+
+    #[test]
+    fn a_file_that_hangs_holds_up_one_reader_alone() {
+        let file = std::env::temp_dir().join(format!("forebay-fifo-{}", std::process::id()));
+        fs::write(&file, "one").unwrap();
+        let token = Token::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        // Opening a pipe waits for its writer, as a file waits for a volume that hangs.
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        let now = Instant::now() + FRESH;
+        let (read, tokens) = std::sync::mpsc::channel();
+        for _ in 0..2 {
+            let (token, read) = (token.clone(), read.clone());
+            std::thread::spawn(move || read.send(token.at(now)));
+        }
+        let wait = Duration::from_secs(60);
+        assert_eq!(tokens.recv_timeout(wait).as_deref(), Ok("one"), "the other reader goes on");
+        fs::write(&file, "two").unwrap();
+        assert_eq!(tokens.recv_timeout(wait).as_deref(), Ok("two"));
+        fs::remove_file(&file).unwrap();
     }
 }

@@ -36,7 +36,7 @@ async fn update(feed: &mut Feed<PoolSignals>) -> (BTreeMap<String, u32>, Vec<Str
                 return (depths.collect(), touched);
             }
             Event::Lost { .. } | Event::Short { .. } => {}
-            Event::Goodbye => panic!("nobody left"),
+            Event::Goodbye => panic!("no sender has left"),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The admin port's listener, on a thread of its own: a scrape delays no chunk and no decision, and
-//! health is answered however busy the others are.
+//! health is answered however busy the other threads are.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
-use forebay_bounds::{Bounds, Connection, Counted, CountedLayer, Heartbeats, Listener};
+use forebay_base::Heartbeats;
+use forebay_base::listen::{Bounds, Connection, Listener, TrackLayer, Tracked};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -20,8 +21,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, service_fn};
 
-use super::Scrape;
-
 const BOUNDS: Bounds = Bounds {
     connections: 512,
     head: Duration::from_secs(10),
@@ -29,11 +28,11 @@ const BOUNDS: Bounds = Bounds {
     write: Duration::from_secs(30),
     multiplexed: false,
 };
-/// Bytes of a head.
+/// Most bytes of a head.
 const HEAD_SIZE: usize = 32 << 10;
-/// How long the feeds' last events have to go out.
+/// Longest time to send the feeds' last events.
 const LAST: Duration = Duration::from_millis(100);
-/// How long the thread has to end.
+/// Longest time for the thread to end.
 const END: Duration = Duration::from_secs(1);
 /// How long connections may stay when another process has taken over.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -48,18 +47,17 @@ pub(crate) struct Port {
     ended: Receiver<()>,
 }
 
-/// Takes the address, so that a port that is taken is known before anything is started.
+/// Binds the address, so that a port in use is noticed before anything starts.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    forebay_bounds::bind(address, &BOUNDS)
+    forebay_base::listen::bind(address, &BOUNDS)
 }
 
 impl Port {
-    /// Keeps `scrape` small and watches the other threads' hearts; serves `router` from
+    /// Starts the thread, which watches the heartbeats of the other threads. It serves `router` from
     /// [`accept`](Self::accept) on.
     pub(crate) fn prepare(
         socket: TcpListener,
         router: Router,
-        scrape: Scrape,
         heartbeats: Heartbeats,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -75,9 +73,8 @@ impl Port {
                 };
                 tokio::select! {
                     served = accepted => if let Err(error) = served {
-                        tracing::error!("the admin port is gone: {error}");
+                        tracing::error!("the admin port has failed: {error}");
                     },
-                    () = scrape.upkeep() => {}
                     () = heartbeats.watch() => {}
                     () = stopped.cancelled() => sleep(LAST).await,
                 }
@@ -96,13 +93,13 @@ impl Port {
         self.begin.cancel();
     }
 
-    /// Leaves new connections to another process that has the socket too. Those that are here end
-    /// with their next answer.
+    /// Leaves new connections to another process that has the socket too. The open ones end with their
+    /// next answer.
     pub(crate) fn retire(&self) {
         self.retire.cancel();
     }
 
-    /// Until nothing is served any more.
+    /// Waits until the port has stopped serving.
     pub(crate) async fn ended(&self) {
         self.finished.cancelled().await;
     }
@@ -112,14 +109,16 @@ impl Drop for Port {
     fn drop(&mut self) {
         self.stop.cancel();
         if self.ended.recv_timeout(END) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("the admin port's thread does not end; it is left alone");
+            tracing::warn!(
+                "the admin port's thread has not ended within {END:?}; exiting without it"
+            );
         }
     }
 }
 
 async fn accept(socket: TcpListener, router: Router, retire: CancellationToken) -> io::Result<()> {
     let mut listener = Listener::new("admin", socket, BOUNDS)?;
-    let router = CountedLayer.layer(router);
+    let router = TrackLayer.layer(router);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -135,7 +134,7 @@ async fn accept(socket: TcpListener, router: Router, retire: CancellationToken) 
     Ok(())
 }
 
-async fn answer(connection: Connection, router: Counted<Router>, retire: CancellationToken) {
+async fn answer(connection: Connection, router: Tracked<Router>, retire: CancellationToken) {
     let peer = connection.peer();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());

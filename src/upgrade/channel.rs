@@ -23,7 +23,7 @@ const CHUNK: usize = 16 << 10;
 pub(super) struct Channel {
     stream: UnixStream,
     read: Vec<u8>,
-    /// Those that have come, in the order of their messages.
+    /// Descriptors that have come, in the order of their messages.
     descriptors: VecDeque<OwnedFd>,
 }
 
@@ -88,7 +88,7 @@ impl Channel {
     }
 }
 
-/// Sends a message without a runtime, as the last that this process does.
+/// Sends a message without a runtime, just before this process ends.
 pub(super) fn send_last(mut stream: &StdStream, message: &Message) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     io::Write::write_all(&mut stream, &line(message, false)?)
@@ -109,7 +109,7 @@ fn send(stream: &UnixStream, line: &[u8], descriptor: BorrowedFd<'_>) -> rustix:
     sendmsg(stream, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)
 }
 
-/// Reads once. The kernel ends a read behind a descriptor, so that room for one is enough.
+/// Reads once. The kernel ends a read after a descriptor, so room for one is enough.
 fn receive(
     stream: &UnixStream,
     read: &mut Vec<u8>,
@@ -147,7 +147,8 @@ mod tests {
         let (mut sender, mut receiver) = pair();
         let listeners: Vec<_> =
             (0..100).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-        let wanted: Vec<_> = listeners.iter().map(|it| it.local_addr().expect("bound")).collect();
+        let wanted: Vec<_> =
+            listeners.iter().map(|listener| listener.local_addr().expect("bound")).collect();
         let send = async {
             for (listener, configured) in listeners.iter().zip(&wanted) {
                 let place = Place { role: Role::Clients, configured: *configured };

@@ -1,4 +1,4 @@
-//! `forebay upgrade`: asks a running Forebay to let the binary at its path take over.
+//! `forebay upgrade`: orders a running Forebay to let the binary at its path take over.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,21 +6,27 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use forebay_bounds::print;
+use forebay_base::dial::dial;
+use forebay_base::{http1, print};
 use forebay_signals::Token;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use crate::admin;
 
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// Flags of `forebay upgrade`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct UpgradeArgs {
     /// Admin address of the running Forebay [default: 127.0.0.1:9900]
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        conflicts_with = "config",
+        value_parser = forebay_config::parse_listen_address
+    )]
     admin: Option<SocketAddr>,
     /// File with the token of its admin port
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
@@ -37,8 +43,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     forebay_config::parse_duration(text).map_err(|error| error.to_string())
 }
 
-/// Asks, and prints the answer; fails where the old process serves on.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+/// Sends the order and prints the answer. Fails if the old process goes on serving.
+pub(crate) async fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
     let (address, token_file) = match &args.config {
         Some(file) => {
             let name = file.display().to_string();
@@ -55,9 +61,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     let url = admin::own_url(address);
     let authority = url.strip_prefix("http://").unwrap_or(&url).to_owned();
-    let asked = ask(&authority, token.transpose()?, args.within.unwrap_or(super::WITHIN)).await;
+    let answer = ask(&authority, token.transpose()?, args.within.unwrap_or(super::WITHIN)).await;
     let (succeeded, text) =
-        asked.with_context(|| format!("no answer from Forebay's admin port at {authority}"))?;
+        answer.with_context(|| format!("no answer from Forebay's admin port at {authority}"))?;
     if !succeeded {
         bail!("not upgraded: {}", text.trim_end());
     }
@@ -70,25 +76,15 @@ async fn ask(
     token: Option<Token>,
     within: Duration,
 ) -> anyhow::Result<(bool, String)> {
-    let stream = TcpStream::connect(authority).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let stream = dial(authority, CONNECT).await?;
     let path = format!("/upgrade?within={}ms", within.as_millis());
     let mut request = Request::post(path).header(hyper::header::HOST, authority);
     if let Some(token) = token {
         let bearer = format!("Bearer {}", token.current());
         request = request.header(hyper::header::AUTHORIZATION, bearer);
     }
-    let exchange = async {
-        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-        let succeeded = response.status().is_success();
-        let text = response.into_body().collect().await?.to_bytes();
-        anyhow::Ok((succeeded, String::from_utf8_lossy(&text).into_owned()))
-    };
-    // Both in one future: dropped together.
-    let mut exchange = std::pin::pin!(exchange);
-    tokio::select! {
-        answer = exchange.as_mut() => answer,
-        _ = connection => exchange.await,
-    }
+    let response = http1::send(stream, request.body(Empty::<Bytes>::new())?).await?;
+    let succeeded = response.status().is_success();
+    let text = response.into_body().collect().await?.to_bytes();
+    Ok((succeeded, String::from_utf8_lossy(&text).into_owned()))
 }

@@ -1,4 +1,4 @@
-//! The new process: it takes over from the one that started it.
+//! The new process: takes over from the one that started it.
 
 use std::fs::File;
 use std::io;
@@ -15,24 +15,25 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{self, Channel};
 use super::{Message, Place, Role};
 
-/// The way to the old process, before there is a runtime.
+/// The channel to the old process, before there is a runtime.
 pub(crate) struct Inherited(UnixStream);
 
 impl Inherited {
-    /// Takes it from standard input, where nothing is left of it for this process's children.
+    /// Takes the channel from standard input, and puts /dev/null there, so that this process's children
+    /// don't inherit it.
     pub(crate) fn take() -> io::Result<Self> {
         let channel = io::stdin().as_fd().try_clone_to_owned()?;
         rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         Ok(Self(channel.into()))
     }
 
-    /// Says why this process can't take over.
+    /// Reports why this process can't take over.
     pub(crate) fn fail(&self, error: &anyhow::Error) {
-        // Whoever is not there any more does not need to know.
+        // A process that has ended needs no answer.
         let _ = channel::send_last(&self.0, &Message::Failed(format!("{error:#}")));
     }
 
-    /// Takes the sockets in. Must be called within a runtime.
+    /// Receives the sockets. Must be called within a runtime.
     pub(crate) async fn meet(&self) -> anyhow::Result<Predecessor> {
         let stream = self.0.try_clone();
         let mut channel = stream.and_then(Channel::new).context(
@@ -68,7 +69,7 @@ impl Predecessor {
     /// The old one's sockets for this role, where it was configured to the same address.
     pub(crate) fn sockets(&mut self, role: Role, configured: SocketAddr) -> Vec<TcpListener> {
         let place = Place { role, configured };
-        let same = |(its, _): &mut (Place, TcpListener)| *its == place;
+        let same = |(known, _): &mut (Place, TcpListener)| *known == place;
         self.sockets.extract_if(.., same).map(|(_, socket)| socket).collect()
     }
 
@@ -77,7 +78,7 @@ impl Predecessor {
         self.sockets(role, configured).pop()
     }
 
-    /// Says that this process is ready, and takes in what the old one lets go of.
+    /// Reports that this process is ready, and receives what the old one hands over.
     pub(crate) async fn succeed(&mut self) -> anyhow::Result<(Handover, Busy)> {
         self.channel.send(&Message::Ready, None).await.context(LOST)?;
         let mut replicas = Vec::new();
@@ -87,7 +88,7 @@ impl Predecessor {
                     replicas.push(PassedReplica { facts: *facts, tether });
                 }
                 Some((Message::TakeOver { known, busy }, _)) => {
-                    return Ok((Handover { known: *known, replicas }, busy));
+                    return Ok((Handover { state: *known, replicas }, busy));
                 }
                 Some((message, _)) => bail!("the old process sent {message:?} out of turn"),
                 None => bail!(LOST),
@@ -95,8 +96,8 @@ impl Predecessor {
         }
     }
 
-    /// Says that this process serves, and follows the old one to its end: `report` gets what it
-    /// still has to finish. `stop` asks it to end; `gone` is cancelled when it has.
+    /// Reports that this process serves, and follows the old one to its end: `report` gets its
+    /// remaining requests. `stop` asks it to end; `gone` is cancelled when it has.
     pub(crate) async fn follow(
         mut self,
         report: impl Fn(Busy),
@@ -105,11 +106,11 @@ impl Predecessor {
     ) {
         let _gone = gone.drop_guard();
         let process = self.process;
-        // Sockets that have no place here any more.
+        // Sockets that this configuration does not use.
         self.sockets.clear();
-        // Should this fail, it has ended, which is noticed below.
+        // If this fails, the old process has ended, which is noticed below.
         let _ = self.channel.send(&Message::Taken, None).await;
-        tracing::info!("took over from process {process}, which finishes what it has");
+        tracing::info!("took over from process {process}, which finishes its requests");
         let mut stopping = false;
         loop {
             tokio::select! {

@@ -1,4 +1,4 @@
-//! The old process: it starts the one that takes over, and finishes what it has.
+//! The old process: starts the one that takes over, and finishes its own requests.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -8,9 +8,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use forebay_base::open_files;
 use forebay_gateway::{Busy, Gateway};
 use forebay_scaler::{Handover, Scaler};
-use forebay_system::files;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -20,10 +20,10 @@ use super::{Message, OPEN_FILES, Place, Program, Role, TAKE_OVER};
 
 /// How long a new process that was ready may take to serve.
 const TAKEN_WITHIN: Duration = Duration::from_secs(10);
-/// How often it is looked whether what is still to be finished has changed.
+/// How often the remaining requests are counted.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What this process has to give away, and what it says on its sockets.
+/// The parts and sockets that this process hands over.
 pub(crate) struct Estate<'a> {
     pub(crate) gateway: Option<&'a Gateway>,
     pub(crate) scaler: Option<&'a Scaler>,
@@ -32,7 +32,7 @@ pub(crate) struct Estate<'a> {
     pub(crate) admin: (SocketAddr, &'a TcpListener),
 }
 
-/// The new process, as long as it does not serve.
+/// The new process, until it serves.
 pub(crate) struct Candidate {
     child: Child,
     channel: Channel,
@@ -44,7 +44,7 @@ pub(crate) struct Candidate {
 pub(crate) struct Successor {
     channel: Option<Channel>,
     pub(crate) process: u32,
-    told: Busy,
+    reported: Busy,
 }
 
 impl Candidate {
@@ -60,7 +60,7 @@ impl Candidate {
         let mut command = Command::new(&program.path);
         command.arg(TAKE_OVER);
         // The limit that this process raised is raised by the new one itself.
-        if let Some(soft) = files::for_children() {
+        if let Some(soft) = open_files::for_children() {
             command.arg(format!("{OPEN_FILES}{soft}"));
         }
         command.args(&program.arguments).stdin(Stdio::from(OwnedFd::from(theirs)));
@@ -79,7 +79,7 @@ impl Candidate {
     ) -> anyhow::Result<()> {
         let process = self.process;
         let prepared = async {
-            // It may have ended, and what it said before is in the channel.
+            // It may have ended; its last messages are still in the channel.
             let _ = self.send_sockets(estate).await;
             self.expect("ready", |message| matches!(message, Message::Ready)).await
         };
@@ -106,8 +106,8 @@ impl Candidate {
         self.channel.send(&Message::Start { process: std::process::id() }, None).await
     }
 
-    /// Hands over: it serves from then on. Where it does not come to that, this process's scaler
-    /// decides again.
+    /// Hands over: the new process serves from then on. If that fails, this process's scaler decides
+    /// again.
     pub(crate) async fn install(mut self, estate: &Estate<'_>) -> anyhow::Result<Successor> {
         let handover = match estate.scaler {
             Some(scaler) => scaler.hand_over().await.context("the scaler's loop has ended")?,
@@ -123,14 +123,14 @@ impl Candidate {
             Err(_) => Err(anyhow::anyhow!("it did not serve within {TAKEN_WITHIN:?}")),
         };
         if let Err(error) = taken {
-            // Dead before another decides, or there were two.
+            // First the new process ends, so that two never decide at once.
             self.end().await;
             if let Some(scaler) = estate.scaler {
                 scaler.take_over(handover, CancellationToken::new()).await;
             }
             return Err(error);
         }
-        Ok(Successor { channel: Some(self.channel), process: self.process, told: busy })
+        Ok(Successor { channel: Some(self.channel), process: self.process, reported: busy })
     }
 
     async fn send(&mut self, handover: &Handover, busy: Busy) -> io::Result<()> {
@@ -139,7 +139,7 @@ impl Candidate {
             let facts = Box::new(replica.facts.clone());
             self.channel.send(&Message::Replica(facts), tether).await?;
         }
-        let known = Box::new(handover.known.clone());
+        let known = Box::new(handover.state.clone());
         self.channel.send(&Message::TakeOver { known, busy }, None).await
     }
 
@@ -152,12 +152,12 @@ impl Candidate {
         match self.channel.receive().await {
             Ok(Some((message, _))) if expected(&message) => Ok(()),
             Ok(Some((Message::Failed(why), _))) => bail!("{}: {why}", self.path),
-            Ok(Some((message, _))) => bail!("{} said {message:?} instead of {what}", self.path),
+            Ok(Some((message, _))) => bail!("{} sent {message:?} instead of {what}", self.path),
             Ok(None) => {
-                let status = self.child.wait().await.context("no word of its end")?;
+                let status = self.child.wait().await.context("its exit status")?;
                 bail!("{} ended before it was {what}: {status}; see its output", self.path)
             }
-            Err(error) => Err(error).context("no word from it"),
+            Err(error) => Err(error).context("cannot read its message"),
         }
     }
 
@@ -187,14 +187,14 @@ impl Successor {
                 },
                 _ = looks.tick() => {
                     let now = busy();
-                    if now != self.told {
-                        // One that takes nothing must not keep this process from its own end.
+                    if now != self.reported {
+                        // A new process that reads nothing must not keep this one from ending.
                         let message = Message::Busy(now.clone());
                         let sent = timeout_at(Instant::now() + LOOK, channel.send(&message, None));
                         if !matches!(sent.await, Ok(Ok(()))) {
                             self.channel = None;
                         }
-                        self.told = now;
+                        self.reported = now;
                     }
                 }
             }

@@ -1,14 +1,14 @@
-//! What is started in this process's place.
+//! The program that is started in this process's place.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// The flag of a process that takes over from the one that started it. Comes first.
+/// The first flag of a process that takes over from the one that started it.
 pub(crate) const TAKE_OVER: &str = "--take-over";
 
-/// The soft limit on open files that it begins with. Comes next, where it is given.
+/// The soft limit on open files that it begins with. It comes next, if it is given.
 pub(crate) const OPEN_FILES: &str = "--open-files=";
 
 /// A program with its arguments.
@@ -19,9 +19,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// This process's, by the name that it was started with: a link may lead to another binary by
-    /// now, and a file at that path may be another. To be called at the start, since a relative
-    /// path depends on the working directory.
+    /// This process's program, by the name that it was started with: by now, the path may lead to a new
+    /// binary. Must be called at the start, since a relative path depends on the working directory.
     pub(crate) fn of_this_process() -> std::io::Result<Self> {
         let mut arguments = env::args_os();
         let path = arguments.next().and_then(|name| find(&name, env::var_os("PATH").as_deref()));
@@ -41,7 +40,8 @@ fn find(name: &OsStr, path: Option<&OsStr>) -> Option<PathBuf> {
     }
     let is_program = |file: &PathBuf| {
         let metadata = file.metadata();
-        metadata.is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+        metadata
+            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     };
     let found = env::split_paths(path?).map(|folder| folder.join(name)).find(is_program)?;
     std::path::absolute(found).ok()

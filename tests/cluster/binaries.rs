@@ -1,25 +1,28 @@
-//! Where the control plane comes from, by envtest's convention.
+//! The source of the control plane, by envtest's convention.
 
 use std::path::{Path, PathBuf};
 
-/// What the tests run against.
+/// The cluster that the tests run against.
 pub enum Source {
-    /// Binaries that are started for the tests.
+    /// Binaries that the tests start.
     Binaries(Binaries),
     /// A running cluster, by its kubeconfig.
     Existing(PathBuf),
 }
 
-/// Binaries by name, from `KUBEBUILDER_ASSETS` or else from where `tests/cluster/build` puts them.
+/// Binaries by name, from `KUBEBUILDER_ASSETS` or from the folder of `tests/cluster/build`.
 #[derive(Clone, Debug)]
 pub struct Binaries {
     folders: Vec<PathBuf>,
 }
 
 impl Source {
-    /// `Err` says in one line why nothing can run, and what would help.
+    /// Finds the source by the environment.
+    ///
+    /// # Errors
+    /// One line with the reason why nothing can run, and the remedy.
     pub fn find() -> Result<Self, String> {
-        let existing = std::env::var("USE_EXISTING_CLUSTER").is_ok_and(|it| it == "true");
+        let existing = std::env::var("USE_EXISTING_CLUSTER").is_ok_and(|value| value == "true");
         if existing {
             let file = std::env::var_os("KUBECONFIG").map(PathBuf::from);
             let file = file.filter(|file| file.exists());
@@ -30,7 +33,8 @@ impl Source {
         let binaries = Binaries::of_environment();
         let needed =
             ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
-        let missing: Vec<_> = needed.into_iter().filter(|it| binaries.get(it).is_none()).collect();
+        let missing: Vec<_> =
+            needed.into_iter().filter(|name| binaries.get(name).is_none()).collect();
         if missing.is_empty() {
             return Ok(Self::Binaries(binaries));
         }
@@ -41,7 +45,7 @@ impl Source {
             binaries
                 .folders
                 .iter()
-                .map(|it| it.display().to_string())
+                .map(|folder| folder.display().to_string())
                 .collect::<Vec<_>>()
                 .join(":")
         ))
@@ -49,7 +53,8 @@ impl Source {
 }
 
 impl Binaries {
-    fn of_environment() -> Self {
+    /// Those of the environment.
+    pub fn of_environment() -> Self {
         let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
         let own = std::env::var_os("FOREBAY_CLUSTER_BIN").map(PathBuf::from).or_else(|| {
             let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -59,14 +64,14 @@ impl Binaries {
         Self { folders: assets.into_iter().chain(own).collect() }
     }
 
-    /// The path of one of them, or of a folder beside them.
+    /// The path of a binary, or of a folder beside the binaries.
     pub fn get(&self, name: &str) -> Option<PathBuf> {
         self.folders.iter().map(|folder| folder.join(name)).find(|path| path.exists())
     }
 
-    /// Whether KEDA is among them.
+    /// Whether KEDA's binaries are there.
     pub fn has_keda(&self) -> bool {
         let needed = ["keda-operator", "keda-adapter", "keda-webhooks", "keda-crds"];
-        needed.iter().all(|it| self.get(it).is_some())
+        needed.iter().all(|name| self.get(name).is_some())
     }
 }

@@ -17,7 +17,7 @@ use crate::process::Process;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_forebay");
 
-/// The admin port's, where one is asked for.
+/// The token of the admin port, where a suite configures one.
 pub const TOKEN: &str = "for-operators-only";
 
 const LOG: &str = "info,forebay_gateway=debug,forebay_scaler=debug,forebay_discovery=debug";
@@ -29,7 +29,7 @@ pub struct Forebay {
 }
 
 impl Forebay {
-    /// `forebay PART` with this configuration, as the holder of `kubeconfig`.
+    /// Starts `forebay PART` with this configuration and this kubeconfig.
     pub async fn start(
         part: &str,
         name: &str,
@@ -42,7 +42,7 @@ impl Forebay {
         Self::start_by(program, part, name, config, admin, kubeconfig, folder).await
     }
 
-    /// The same by a command that runs the program with the arguments that are added to it.
+    /// The same, by a command that runs the program with the arguments that are appended to it.
     pub async fn start_by(
         mut command: Command,
         part: &str,
@@ -60,11 +60,11 @@ impl Forebay {
         command.env("FOREBAY_LOG", std::env::var("FOREBAY_LOG").unwrap_or_else(|_| LOG.to_owned()));
         let mut process = Process::start(name, &folder.join("log"), command);
         eventually(&format!("{name} is up"), async || {
-            // One that gave up is not waited for.
+            // If it has ended, waiting is of no use.
             if let Some(code) = process.ended() {
                 panic!("{name} ended with {code}:\n{}", process.tail(30));
             }
-            // Not ready: a scaler is that only when it has heard a gateway.
+            // Not `/readyz`: a scaler is ready only when it has heard from a gateway.
             status(&get(admin, "/healthz").await) == 200
         })
         .await;
@@ -79,13 +79,13 @@ impl Forebay {
         self.process.kill().await;
     }
 
-    /// SIGTERM; its exit code.
+    /// Sends SIGTERM, and returns the exit code.
     pub async fn stop(&mut self) -> i32 {
         self.process.signal(Signal::SIGTERM);
         timeout(PATIENCE, self.process.wait()).await.expect("it ends")
     }
 
-    /// `/signals` or `/replicas`: the part of `pool`.
+    /// The part of `/signals` or `/replicas` about `pool`.
     pub async fn pool(&self, feed: &str, pool: &str) -> serde_json::Value {
         let answer = get(self.admin, feed).await;
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
@@ -97,11 +97,13 @@ impl Forebay {
     pub async fn endpoints(&self, pool: &str) -> BTreeMap<String, String> {
         let signals = self.pool("/signals", pool).await;
         let endpoints = signals["endpoints"].as_object().cloned().unwrap_or_default();
-        let health = |it: serde_json::Value| it["health"].as_str().unwrap_or_default().to_owned();
-        endpoints.into_iter().map(|(address, it)| (address, health(it))).collect()
+        let health = |endpoint: serde_json::Value| {
+            endpoint["health"].as_str().unwrap_or_default().to_owned()
+        };
+        endpoints.into_iter().map(|(address, endpoint)| (address, health(endpoint))).collect()
     }
 
-    /// A gauge or counter of `/metrics`.
+    /// The value of a gauge or counter in `/metrics`.
     pub async fn metric(&self, series: &str) -> Option<f64> {
         let text = get(self.admin, "/metrics").await;
         let line = text.lines().find(|line| line.starts_with(series))?;
@@ -109,7 +111,7 @@ impl Forebay {
     }
 }
 
-/// Sends bytes and reads until the other side closes; what came, also when it broke off.
+/// Sends bytes and reads until the other side closes. Returns what came, even if it broke off.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut answer = Vec::new();
     let whole = async {
@@ -130,12 +132,12 @@ pub async fn get(address: SocketAddr, path: &str) -> String {
     exchange(address, request.as_bytes()).await
 }
 
-/// A chat of so many tokens.
+/// Sends a chat request for `tokens` tokens, and returns the answer.
 pub async fn chat(gateway: SocketAddr, model: &str, stream: bool, tokens: u32) -> String {
-    exchange(gateway, asked(model, stream, tokens).as_bytes()).await
+    exchange(gateway, chat_request(model, stream, tokens).as_bytes()).await
 }
 
-fn asked(model: &str, stream: bool, tokens: u32) -> String {
+fn chat_request(model: &str, stream: bool, tokens: u32) -> String {
     let body = format!(
         r#"{{"model":"{model}","stream":{stream},"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
     );
@@ -146,9 +148,9 @@ fn asked(model: &str, stream: bool, tokens: u32) -> String {
     )
 }
 
-/// A stream that has begun and goes on until this is dropped, in which case the client leaves.
+/// A stream that has begun. Its client leaves when this is dropped.
 pub struct Streaming {
-    /// Where it is served, by a gateway that tells.
+    /// The endpoint that serves it, if the gateway is configured to name it.
     pub endpoint: String,
     received: watch::Receiver<Received>,
     _task: AbortOnDropHandle<()>,
@@ -161,9 +163,9 @@ struct Received {
 }
 
 impl Streaming {
-    /// Waits, held or not, until the first token is there.
+    /// Starts a stream and waits for its first token, held or not.
     pub async fn begin(gateway: SocketAddr, model: &str, tokens: u32) -> Self {
-        let request = asked(model, true, tokens);
+        let request = chat_request(model, true, tokens);
         let (sender, mut received) = watch::channel(Received::default());
         let task = tokio::spawn(async move {
             let mut buffer = vec![0; 16 * 1024];
@@ -176,8 +178,8 @@ impl Streaming {
             }
             sender.send_modify(|received| received.ended = true);
         });
-        let begun = |it: &Received| it.ended || it.text.contains("data: {");
-        let head = timeout(PATIENCE, received.wait_for(begun)).await.expect("it begins");
+        let begun = |received: &Received| received.ended || received.text.contains("data: {");
+        let head = timeout(PATIENCE, received.wait_for(begun)).await.expect("the stream begins");
         let head = head.expect("read").text.clone();
         assert_eq!(status(&head), 200, "{head}");
         let header = head.lines().find_map(|line| line.strip_prefix("x-forebay-endpoint: "));
@@ -185,10 +187,12 @@ impl Streaming {
         Self { endpoint, received, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// That it still goes on: more comes, and no end.
+    /// Checks that the stream still goes on: more comes, and no end.
     pub async fn goes_on(&mut self) {
-        let had = self.received.borrow().text.len();
-        let more = self.received.wait_for(|it| it.ended || it.text.len() > had + 1000);
+        let before = self.received.borrow().text.len();
+        let more = self
+            .received
+            .wait_for(|received| received.ended || received.text.len() > before + 1000);
         let now = timeout(PATIENCE, more).await.expect("more comes").expect("read");
         assert!(!now.ended, "it ended: {}", now.text.get(now.text.len() - 500..).unwrap_or(""));
     }
@@ -198,7 +202,7 @@ pub fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// Whether an answer of [`chat`] is good to its end: 200, all its tokens, nothing cut off.
+/// Whether an answer of [`chat`] is complete: status 200, all its tokens, nothing cut off.
 pub fn is_whole(answer: &str, stream: bool) -> bool {
     let end = if stream { "data: [DONE]" } else { "\"usage\"" };
     status(answer) == 200

@@ -1,4 +1,4 @@
-//! A way to whoever answers at the other end: one address, as a Service has, that can be cut.
+//! A link to the first backend that answers: one address, as a Service has, and it can be cut.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Passes connections on for as long as it lives.
+/// Passes connections on until it is dropped.
 pub struct Link {
     pub address: SocketAddr,
     whole: Arc<watch::Sender<bool>>,
@@ -16,7 +16,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Leads to the first of these that takes a connection.
+    /// A link to the first of these backends that accepts a connection.
     pub async fn to(backends: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -35,7 +35,7 @@ impl Link {
         Self { address, whole, _task: task }
     }
 
-    /// Ends every connection, and every new one at once.
+    /// Ends every connection, and refuses new ones.
     pub fn cut(&self) {
         self.whole.send_replace(false);
     }

@@ -2,12 +2,12 @@
 //!
 //!   tests/cluster/build                        the control plane, once
 //!   cargo test --test cluster                  every suite
-//!   cargo test --test cluster -- keda          those with `keda` in their names
+//!   cargo test --test cluster -- keda          the suites with `keda` in their names
 //!   cargo test --test cluster -- --measure     the figures of docs/performance.md
 //!   cargo test --test cluster -- --keep        only the control plane, until Ctrl-C
 //!
-//! Without a control plane everything is skipped, with a line that says so; with
-//! `FOREBAY_REQUIRE_CLUSTER=1` that is a failure.
+//! Without a control plane everything is skipped, with a note; with `FOREBAY_REQUIRE_CLUSTER=1`
+//! that is a failure.
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, reason = "a test's own")]
 
@@ -33,7 +33,7 @@ use crate::binaries::Source;
 use crate::kubelet::Kubelet;
 use crate::plane::{Plane, Settings};
 
-/// What every suite gets.
+/// The cluster that every suite gets.
 pub struct Cluster {
     pub plane: Plane,
     pub client: kube::Client,
@@ -55,14 +55,16 @@ fn main() -> ExitCode {
         Ok(source) => source,
         Err(reason) => {
             println!("cluster tests skipped: {reason}");
-            let required = std::env::var_os("FOREBAY_REQUIRE_CLUSTER").is_some_and(|it| it == "1");
+            let required =
+                std::env::var_os("FOREBAY_REQUIRE_CLUSTER").is_some_and(|value| value == "1");
             return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let filters: Vec<_> = arguments.into_iter().filter(|it| !it.starts_with('-')).collect();
+    let filters: Vec<_> =
+        arguments.into_iter().filter(|argument| !argument.starts_with('-')).collect();
     let suites: Vec<_> = suites::all()
         .into_iter()
-        .filter(|suite| filters.is_empty() || filters.iter().any(|it| suite.name.contains(it)))
+        .filter(|suite| filters.is_empty() || filters.iter().any(|part| suite.name.contains(part)))
         .filter(|suite| suite.measures == measure && !keep)
         .collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -80,9 +82,9 @@ async fn interrupted() {
 
 async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool, keep: bool) -> ExitCode {
     let folder = std::env::temp_dir().join(format!("forebay-cluster-{}", std::process::id()));
-    // Kubernetes' own 15 s where figures are to be those of a cluster.
+    // Measurements use Kubernetes' own 15 s.
     let hpa_sync = Duration::from_secs(if measure { 15 } else { 5 });
-    // As Kubernetes has it: longer than the API server is away in a test.
+    // Kubernetes' own: longer than the API server is away in any test.
     let settings = Settings { hpa_sync, node_grace: Duration::from_secs(50) };
     let began = Instant::now();
     let plane = Plane::start(source, &folder, settings).await;
@@ -119,7 +121,7 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool, keep: bo
         }
         if suite.breaks_plane && !cluster.plane.is_own() {
             println!(
-                "{} ... skipped: it breaks the API server, and this one is not its own",
+                "{} ... skipped: it breaks the API server, which these tests did not start",
                 suite.name
             );
             continue;
@@ -128,7 +130,7 @@ async fn run(source: Source, suites: Vec<suites::Suite>, measure: bool, keep: bo
         let outcome = AssertUnwindSafe((suite.run)(Arc::clone(&cluster))).catch_unwind();
         let outcome = tokio::select! {
             outcome = outcome => outcome,
-            // What was started here does not outlive us.
+            // Leaving the loop stops everything that was started.
             () = interrupted() => {
                 println!("{} ... interrupted", suite.name);
                 failed.push(suite.name);

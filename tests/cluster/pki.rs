@@ -1,4 +1,4 @@
-//! One test authority and what it signs.
+//! A certificate authority for the tests, and the certificates that it signs.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
-/// Names that the certificates are good for.
+/// The names in the certificates.
 const NAMES: [&str; 6] = [
     "localhost",
     "kubernetes",
@@ -39,7 +39,7 @@ impl Pki {
         pki
     }
 
-    /// `FILE.crt` and `FILE.key`, for client and server.
+    /// Writes `FILE.crt` and `FILE.key`, for clients and servers.
     pub fn issue(&self, file: &str, common_name: &str, organization: Option<&str>) {
         let names = NAMES.map(str::to_owned).to_vec();
         let mut params = CertificateParams::new(names).expect("good names");

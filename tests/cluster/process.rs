@@ -1,4 +1,4 @@
-//! A process with its output in a file; it ends with this handle.
+//! A process with its output in a file. It ends when its handle is dropped.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, with all that it writes in `LOGS/NAME.log`.
+    /// Starts `command`, with its output in `LOGS/NAME.log`.
     pub fn start(name: &str, logs: &Path, mut command: Command) -> Self {
         std::fs::create_dir_all(logs).expect("a folder for logs");
         let log = logs.join(format!("{name}.log"));
@@ -40,7 +40,7 @@ impl Process {
         let _ = killpg(self.group, signal);
     }
 
-    /// Its exit code, or minus the signal that ended it.
+    /// Waits for its end. Returns the exit code, or minus the signal that ended it.
     pub async fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.wait().await.expect("our child");
@@ -53,7 +53,7 @@ impl Process {
         Some(status.code().unwrap_or(-1))
     }
 
-    /// SIGTERM, and SIGKILL after `grace`.
+    /// Sends SIGTERM, and SIGKILL after `grace`.
     pub async fn stop(&mut self, grace: Duration) -> i32 {
         self.signal(Signal::SIGTERM);
         if let Ok(code) = timeout(grace, self.wait()).await {
@@ -63,7 +63,7 @@ impl Process {
         self.wait().await
     }
 
-    /// SIGKILL, and gone when this returns.
+    /// Sends SIGKILL and waits for the end.
     pub async fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.wait().await;
@@ -73,7 +73,7 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The last lines of its output, for a failure.
+    /// The last lines of its output, for the report of a failure.
     pub fn tail(&self, lines: usize) -> String {
         let text = self.log();
         let all: Vec<_> = text.lines().collect();

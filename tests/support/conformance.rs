@@ -1,5 +1,5 @@
-//! One list of requests, to a server directly and through the gateway: a client cannot tell the two
-//! apart, but for what docs/conformance.md lists with its reason.
+//! One list of requests, sent to a server directly and through the gateway: a client cannot tell
+//! the two apart, except where docs/conformance.md gives a reason.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use crate::common::{Client, Reply, recorded, shape};
 use crate::support::{Forebay, eventually, gateway_with};
 
-/// A server as it was recorded, and what is asked of it and of the gateway before it.
-pub(crate) struct Asked {
+/// A server as it was recorded, and the requests that it and the gateway in front of it get.
+pub(crate) struct Requests {
     pub(crate) folder: &'static str,
     /// The simulator's flags.
     pub(crate) flags: &'static [&'static str],
@@ -17,11 +17,11 @@ pub(crate) struct Asked {
     pub(crate) names: &'static [&'static str],
 }
 
-/// Left out: HTTP/1.0, which vLLM answers as HTTP/1.1 and in chunks, and the gateway as it should;
-/// what the gateway answers by itself (models, unknown names and paths); and what is not to be
-/// reached through it (metrics, development, `/invocations`).
-pub(crate) const ASKED: &[Asked] = &[
-    Asked {
+/// Not among them: HTTP/1.0, which vLLM answers as HTTP/1.1 and in chunks, and the gateway
+/// correctly; requests that the gateway answers on its own (models, unknown names and paths); and
+/// paths that it does not expose (metrics, development, `/invocations`).
+pub(crate) const REQUESTS: &[Requests] = &[
+    Requests {
         folder: "a-default",
         flags: &[],
         model: "tiny",
@@ -87,7 +87,7 @@ pub(crate) const ASKED: &[Asked] = &[
             "accept_encoding_gzip",
         ],
     },
-    Asked {
+    Requests {
         folder: "c-options",
         flags: &["--enable-prompt-tokens-details", "--enable-request-id-headers"],
         model: "tiny",
@@ -99,7 +99,7 @@ pub(crate) const ASKED: &[Asked] = &[
             "keepalive_comments_logprobs_stream",
         ],
     },
-    Asked {
+    Requests {
         folder: "h-embeddings",
         flags: &["--runner=pooling", "--served-model-name=tiny-embed"],
         model: "tiny-embed",
@@ -120,16 +120,17 @@ pub(crate) const ASKED: &[Asked] = &[
 ];
 
 /// Headers that a client may act on.
-const TELLING: [&str; 3] = ["content-type", "retry-after", "www-authenticate"];
+const COMPARED: [&str; 3] = ["content-type", "retry-after", "www-authenticate"];
 
-pub(crate) fn told(reply: &Reply) -> Vec<String> {
+/// The status and the compared headers.
+pub(crate) fn head(reply: &Reply) -> Vec<String> {
     let header = |name: &&str| reply.header(name).map(|value| format!("{name}: {value}"));
-    let mut told = vec![reply.status.clone()];
-    told.extend(TELLING.iter().filter_map(header));
-    told
+    let mut head = vec![reply.status.clone()];
+    head.extend(COMPARED.iter().filter_map(header));
+    head
 }
 
-/// The shape of each event or of the body; repeated ones made one.
+/// The shape of each event, or of the body. A repeated shape occurs once.
 pub(crate) fn shapes(reply: &Reply) -> Vec<String> {
     if !reply.header("content-type").is_some_and(|kind| kind.starts_with("text/event")) {
         let json = reply.body.starts_with('{');
@@ -147,15 +148,15 @@ pub(crate) fn shapes(reply: &Reply) -> Vec<String> {
     shapes
 }
 
-/// A gateway that is called as the recorded servers were.
-pub(crate) fn before(endpoints: &[SocketAddr], models: &[&str]) -> Forebay {
+/// A gateway in front of these, for the hosts that the recorded requests name.
+pub(crate) fn gateway(endpoints: &[SocketAddr], models: &[&str]) -> Forebay {
     gateway_with(", allowedHosts: ['*']", endpoints, models, "")
 }
 
-/// Whether two answers differ only in their text, if they have one: sampled, it has its own length,
-/// and is cut into chunks by the server's mood.
+/// Whether two answers differ only in their generated text, which is sampled: its length differs,
+/// and so do its chunks.
 pub(crate) fn is_alike(direct: &Reply, through: &Reply) -> bool {
-    let [want, got] = [direct, through].map(|reply| (told(reply), shapes(reply)));
+    let [want, got] = [direct, through].map(|reply| (head(reply), shapes(reply)));
     if direct.code() != 200 {
         return want == got;
     }
@@ -171,7 +172,7 @@ pub(crate) async fn ask(address: SocketAddr, request: &[u8]) -> Reply {
     let mut client = Client::connect(address).await;
     client.send(request).await;
     let mut reply = client.reply(request.starts_with(b"HEAD")).await.expect("a whole response");
-    // `Expect` was answered on the way, or the server had it all and saw no need.
+    // A server that had the whole request already may leave out the answer to `Expect`.
     if reply.code() == 100 {
         reply = client.reply(false).await.expect("a whole response");
     }
@@ -186,15 +187,16 @@ pub(crate) async fn ready(forebay: &Forebay) {
     });
 }
 
-pub(crate) async fn compare(address: SocketAddr, asked: &Asked, sampled: bool) {
-    let forebay = before(&[address], &[asked.model]);
+/// Sends each request both ways, and fails with all answers that differ.
+pub(crate) async fn compare(address: SocketAddr, requests: &Requests, sampled: bool) {
+    let forebay = gateway(&[address], &[requests.model]);
     ready(&forebay).await;
     let mut different = Vec::new();
-    for name in asked.names {
-        let request = recorded(asked.folder, &format!("{name}.req"));
+    for name in requests.names {
+        let request = recorded(requests.folder, &format!("{name}.req"));
         let direct = ask(address, &request).await;
         let through = ask(forebay.address, &request).await;
-        let [want, got] = [&direct, &through].map(|reply| (told(reply), shapes(reply)));
+        let [want, got] = [&direct, &through].map(|reply| (head(reply), shapes(reply)));
         let same = if sampled { is_alike(&direct, &through) } else { want == got };
         if !same {
             different.push(format!("{name}:\n  direct  {want:?}\n  through {got:?}"));
@@ -202,5 +204,5 @@ pub(crate) async fn compare(address: SocketAddr, asked: &Asked, sampled: bool) {
         assert!(through.header("x-request-id").is_some(), "{name}");
         assert!(through.header("server-timing").is_some(), "{name}");
     }
-    assert!(different.is_empty(), "{}:\n{}", asked.folder, different.join("\n"));
+    assert!(different.is_empty(), "{}:\n{}", requests.folder, different.join("\n"));
 }

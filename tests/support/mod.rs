@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
+pub mod prometheus;
 pub mod reply;
 pub mod upstream;
 
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 pub mod sims;
 
-/// Nothing here takes as long, however busy the machine is.
+/// The longest wait for anything. Nothing takes this long, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `forebay`.
@@ -27,23 +28,24 @@ pub struct Forebay {
 }
 
 impl Forebay {
-    /// `forebay dev` with simulated replicas and these flags.
+    /// Starts `forebay dev` with simulated replicas and these flags.
     pub fn dev(flags: &[&str]) -> Self {
         let mut arguments = vec!["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         arguments.extend(flags);
         Self::start(&arguments, "info,forebay_gateway=debug")
     }
 
+    /// Starts the binary with these arguments, and waits until it listens.
     pub fn start(arguments: &[&str], log: &str) -> Self {
         Self::start_binary(env!("CARGO_BIN_EXE_forebay"), arguments, log)
     }
 
-    /// The same, of the binary at this path.
+    /// Starts the binary at this path.
     pub fn start_binary(path: &str, arguments: &[&str], log: &str) -> Self {
         Self::spawn(Command::new(path).args(arguments), log)
     }
 
-    /// The same in a shell that was set up by `setup`, as with `ulimit -n 1024`.
+    /// Starts the binary in a shell, after the command `setup`, for instance `ulimit -n 1024`.
     pub fn in_shell(setup: &str, arguments: &[&str], log: &str) -> Self {
         let script = format!("{setup} && exec \"$0\" \"$@\"");
         let mut shell = Command::new("sh");
@@ -70,7 +72,8 @@ impl Forebay {
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut forebay = Self { child, lines, log: Vec::new(), address: nowhere, admin: nowhere };
-        let line = forebay.wait_for("listening on http://");
+        let line = forebay.wait_for("listening on http");
+        let scheme = if line.contains("listening on https") { "https" } else { "http" };
         let after = |text: &str| {
             let start = line.find(text).expect("announced") + text.len();
             let rest = &line[start..];
@@ -78,11 +81,12 @@ impl Forebay {
             rest[..end].parse().expect("an address")
         };
         (forebay.address, forebay.admin) =
-            (after("listening on http://"), after("metrics on http://"));
+            (after(&format!("listening on {scheme}://")), after("metrics on http://"));
         forebay
     }
 
-    /// The first line from now on, or before if not yet seen, that contains `text`.
+    /// Waits for the next line of the log that contains `text`, and returns it. Lines that were
+    /// read before do not count.
     pub fn wait_for(&mut self, text: &str) -> String {
         let until = SystemTime::now() + PATIENCE;
         loop {
@@ -101,7 +105,7 @@ impl Forebay {
         }
     }
 
-    /// Waits until each of these was in some line from now on, in whatever order.
+    /// Waits until each of these texts was in a line, in any order.
     pub fn wait_for_all(&mut self, texts: &[&str]) {
         let mut left = texts.to_vec();
         while !left.is_empty() {
@@ -110,7 +114,7 @@ impl Forebay {
         }
     }
 
-    /// Everything logged so far.
+    /// All lines of the log so far.
     pub fn logged(&mut self) -> &[String] {
         self.log.extend(self.lines.try_iter());
         &self.log
@@ -133,14 +137,14 @@ impl Forebay {
         status.expect("just seen")
     }
 
-    /// A gauge or counter from `/metrics`.
+    /// The value of a gauge or counter in `/metrics`.
     pub fn metric(&self, series: &str) -> Option<f64> {
         let text = get(self.admin, "/metrics");
         let line = text.lines().find(|line| line.starts_with(series))?;
         line.rsplit(' ').next()?.parse().ok()
     }
 
-    /// One pool's part of `/signals`.
+    /// The part of `/signals` about the first pool.
     pub fn signals(&self) -> serde_json::Value {
         let text = get(self.admin, "/signals");
         let body = text.split_once("\r\n\r\n").expect("a head").1;
@@ -148,7 +152,7 @@ impl Forebay {
         frame["pools"].as_object().expect("pools").values().next().expect("one").clone()
     }
 
-    /// Processes of replicas: descendants that run the simulated server itself.
+    /// The replicas' processes: descendants that run the simulated server itself.
     pub fn replicas(&self) -> Vec<u32> {
         descendants(self.pid(), "vllm-sim")
     }
@@ -164,12 +168,12 @@ impl Drop for Forebay {
     }
 }
 
-/// A gateway alone before these addresses, with these lines of the pool's `upstream`.
+/// A gateway in front of these addresses; `upstream` has fields of the pool's `upstream`.
 pub fn gateway(endpoints: &[SocketAddr], models: &[&str], upstream: &str) -> Forebay {
     gateway_with("", endpoints, models, upstream)
 }
 
-/// The same with these fields of `gateway` as well.
+/// The same, with more fields of `gateway`, which begin with a comma.
 pub fn gateway_with(
     fields: &str,
     endpoints: &[SocketAddr],
@@ -198,11 +202,11 @@ pub fn kill(pid: u32, signal: &str) {
     assert!(status.expect("kill runs").success(), "kill -s {signal} {pid}");
 }
 
-/// Polls a condition that other processes bring about.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+/// Waits until a condition holds that other processes bring about.
+pub fn eventually(name: &str, mut condition: impl FnMut() -> bool) {
     let until = SystemTime::now() + PATIENCE;
     while !condition() {
-        assert!(SystemTime::now() < until, "not within {PATIENCE:?}: {what}");
+        assert!(SystemTime::now() < until, "not within {PATIENCE:?}: {name}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
@@ -215,12 +219,12 @@ fn stat(pid: u32) -> Option<(u32, Vec<u8>)> {
     Some((parent, std::fs::read(format!("/proc/{pid}/cmdline")).ok()?))
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process exists and is not a zombie.
 pub fn alive(pid: u32) -> bool {
     stat(pid).is_some()
 }
 
-/// Descendants whose second argument is `argument`.
+/// The descendants of `root` whose first argument is `argument`.
 pub fn descendants(root: u32, argument: &str) -> Vec<u32> {
     let pids = || {
         let entries = std::fs::read_dir("/proc").expect("Linux");
@@ -250,7 +254,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 /// Sends bytes and reads until the other side closes.
 pub fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = connect(address);
-    // A server that refuses early may close before it has read all.
+    // A server that refuses early may close before it has read everything.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -271,7 +275,7 @@ pub fn post(path: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A chat of so many tokens.
+/// A chat request with an answer of `tokens` tokens.
 pub fn chat(stream: bool, tokens: u32) -> Vec<u8> {
     let body = format!(
         r#"{{"model":"sim","stream":{stream},"max_tokens":{tokens},"ignore_eos":true,"messages":[{{"role":"user","content":"hello"}}]}}"#
@@ -283,7 +287,7 @@ pub fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// The JSON of a plain answer, or of one error.
+/// The body of a plain answer or an error, as JSON.
 pub fn json(answer: &str) -> serde_json::Value {
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     serde_json::from_str(body).unwrap_or_else(|error| panic!("{error} in {answer:?}"))

@@ -1,4 +1,4 @@
-//! A whole answer, its framing taken off.
+//! A whole answer, with its framing removed.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ pub struct Reply {
     pub status: u16,
     pub head: String,
     pub body: Vec<u8>,
-    /// Its framing came to its end.
+    /// Its framing is complete.
     pub whole: bool,
 }
 
@@ -27,7 +27,7 @@ impl Reply {
     }
 }
 
-/// Sends a request that asks for `connection: close`, and reads all that comes.
+/// Sends a request with `connection: close`, and reads until the other side closes.
 pub fn ask(address: SocketAddr, request: &[u8]) -> Reply {
     let mut stream = connect(address);
     stream.write_all(request).expect("sent");
@@ -36,7 +36,7 @@ pub fn ask(address: SocketAddr, request: &[u8]) -> Reply {
     parse(&answer)
 }
 
-/// Reads a recorded answer, too.
+/// Parses an answer; recorded ones, too.
 pub fn parse(answer: &[u8]) -> Reply {
     let end =
         answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
@@ -55,7 +55,7 @@ pub fn parse(answer: &[u8]) -> Reply {
     reply
 }
 
-/// What of a chunked body arrived, and whether that is all.
+/// The part of a chunked body that arrived, and whether it is all of it.
 fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while let Some(end) = raw.windows(2).position(|two| two == b"\r\n") {

@@ -1,4 +1,4 @@
-//! Simulated vLLM servers of a test's own, and a gateway before them from a configuration.
+//! Simulated vLLM servers for one test, and a gateway in front of them from a configuration.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Forebay, eventually, kill};
 
-/// One `forebay vllm-sim`, on an address of its own, that can be started again there.
+/// One `forebay vllm-sim` with an address of its own, at which it can be restarted.
 pub struct Sim {
     child: Child,
     arguments: Vec<String>,
@@ -16,23 +16,23 @@ pub struct Sim {
 
 impl Sim {
     pub fn start(arguments: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = port.expect("a free port");
-        let arguments: Vec<_> = arguments.iter().map(|it| (*it).to_owned()).collect();
+        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let child = Self::spawn(address, &arguments);
         let sim = Self { child, arguments, address };
-        sim.listens();
+        sim.wait_until_listening();
         sim
     }
 
     fn spawn(address: SocketAddr, arguments: &[String]) -> Child {
-        let given = |flag: &str| arguments.iter().any(|it| it == flag);
-        let own = |flags: &'static [&str]| if given(flags[0]) { &[][..] } else { flags };
+        let given = |flag: &str| arguments.iter().any(|argument| argument == flag);
+        let default = |flags: &'static [&str]| if given(flags[0]) { &[][..] } else { flags };
         Command::new(env!("CARGO_BIN_EXE_forebay"))
             .args(["vllm-sim", "--port", &address.port().to_string()])
             .args(["--stop-delay", "100ms"])
-            .args(own(&["--prefill-tokens-per-second", "0"]))
-            .args(own(&["--decode-step-ms", "1"]))
+            .args(default(&["--prefill-tokens-per-second", "0"]))
+            .args(default(&["--decode-step-ms", "1"]))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -41,7 +41,7 @@ impl Sim {
             .expect("the binary starts")
     }
 
-    fn listens(&self) {
+    fn wait_until_listening(&self) {
         let address = self.address;
         eventually("the simulated server listens", || TcpStream::connect(address).is_ok());
     }
@@ -50,14 +50,14 @@ impl Sim {
         kill(self.child.id(), signal);
     }
 
-    pub fn ended(&mut self) {
+    pub fn wait_for_end(&mut self) {
         eventually("the replica ends", || self.child.try_wait().expect("our child").is_some());
     }
 
-    /// The next one there, once this one has ended.
-    pub fn again(&mut self) {
+    /// Starts it at the same address again, once it has ended.
+    pub fn restart(&mut self) {
         self.child = Self::spawn(self.address, &self.arguments);
-        self.listens();
+        self.wait_until_listening();
     }
 }
 
@@ -68,7 +68,7 @@ impl Drop for Sim {
     }
 }
 
-/// A folder of a test's own, gone with it.
+/// A folder for one test, removed with it.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
@@ -81,7 +81,7 @@ impl Folder {
         Self(folder)
     }
 
-    /// Puts a file in place whole, as careful people do.
+    /// Replaces a file at once, by moving a new one into its place.
     pub fn write(&self, name: &str, text: &str) -> String {
         let (new, file) = (self.0.join(format!(".{name}.new")), self.0.join(name));
         std::fs::write(&new, text).expect("written");
@@ -89,7 +89,7 @@ impl Folder {
         file.to_str().expect("text").to_owned()
     }
 
-    /// `forebay gateway` with this configuration, on ports of its own.
+    /// Starts `forebay gateway` with this configuration.
     pub fn gateway(&self, config: &str) -> Forebay {
         let file = self.write("config.yaml", config);
         Forebay::start(&["gateway", "--config", &file], "info,forebay_gateway=debug")

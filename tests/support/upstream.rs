@@ -1,4 +1,4 @@
-//! An upstream that says exactly what a test wants, byte by byte, and keeps what it was sent.
+//! An upstream that plays a test's script, byte by byte, and keeps the requests that it receives.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
 
-/// What is done about a request, in order. Without `Close` the connection waits for the next one.
+/// One step of the answer to a request. Without `Close` the connection waits for the next request.
 #[derive(Clone)]
 pub enum Step {
     Send(Vec<u8>),
-    /// Says nothing until the other side closes.
+    /// Sends nothing until the other side closes.
     Hang,
     Close,
 }
@@ -39,11 +39,11 @@ impl Received {
     }
 }
 
-/// Runs until the test's process ends. Its probes are answered, and not kept.
+/// Runs until the test's process ends. It answers the gateway's probes and does not keep them.
 pub struct Upstream {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
-    left: Arc<AtomicUsize>,
+    hang_ups: Arc<AtomicUsize>,
 }
 
 type Script = Arc<dyn Fn(&Received) -> Vec<Step> + Send + Sync>;
@@ -61,27 +61,28 @@ impl Upstream {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
-        let (received, left) = (Arc::default(), Arc::default());
-        let upstream = Self { address, received: Arc::clone(&received), left: Arc::clone(&left) };
+        let (received, hang_ups) = (Arc::default(), Arc::default());
+        let upstream =
+            Self { address, received: Arc::clone(&received), hang_ups: Arc::clone(&hang_ups) };
         let script: Script = Arc::new(script);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (script, received) = (Arc::clone(&script), Arc::clone(&received));
-                let left = Arc::clone(&left);
-                std::thread::spawn(move || serve(stream, models, &script, &received, &left));
+                let hang_ups = Arc::clone(&hang_ups);
+                std::thread::spawn(move || serve(stream, models, &script, &received, &hang_ups));
             }
         });
         upstream
     }
 
-    /// What it was sent so far.
+    /// The requests so far.
     pub fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many connections the other side closed while this one was silent.
-    pub fn left(&self) -> usize {
-        self.left.load(SeqCst)
+    /// The number of connections that the other side closed during `Step::Hang`.
+    pub fn hang_ups(&self) -> usize {
+        self.hang_ups.load(SeqCst)
     }
 }
 
@@ -90,7 +91,7 @@ fn serve(
     models: &str,
     script: &Script,
     received: &Mutex<Vec<Received>>,
-    left: &AtomicUsize,
+    hang_ups: &AtomicUsize,
 ) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     loop {
@@ -103,13 +104,17 @@ fn serve(
             stream.write_all(&plain(200, models)).ok()?;
             continue;
         }
+        if request.head.starts_with("GET /metrics ") {
+            stream.write_all(&plain(404, "")).ok()?;
+            continue;
+        }
         received.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
         for step in script(&request) {
             match step {
                 Step::Send(bytes) => stream.write_all(&bytes).ok()?,
                 Step::Hang => {
-                    let gone = stream.read(&mut [0; 1]).map_or(true, |read| read == 0);
-                    left.fetch_add(usize::from(gone), SeqCst);
+                    let closed = stream.read(&mut [0; 1]).map_or(true, |read| read == 0);
+                    hang_ups.fetch_add(usize::from(closed), SeqCst);
                     return None;
                 }
                 Step::Close => return None,
@@ -152,7 +157,7 @@ pub fn stream_head() -> Vec<u8> {
         .to_vec()
 }
 
-/// One piece of a stream; an empty one is its end.
+/// One chunk of a stream; an empty one is its end.
 pub fn chunk(text: &str) -> Vec<u8> {
     format!("{:x}\r\n{text}\r\n", text.len()).into_bytes()
 }

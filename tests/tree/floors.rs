@@ -14,9 +14,13 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         folder: "gateway/src",
         floors: &[
-            "text", "answer", "figures", "net", "tenant", "pool", "read", "route", "exchange",
-            "realtime", "edge", "control", "inspect", "fuzzing",
+            "text", "wire", "answer", "figures", "net", "tenant", "pool", "read", "route",
+            "exchange", "realtime", "edge", "control", "inspect", "fuzzing",
         ],
+    },
+    Crate {
+        folder: "scheduling/src",
+        floors: &["queue", "retry_budget", "cold_wait", "models", "prompt", "prefix", "pick"],
     },
     Crate {
         folder: "scaler/src",
@@ -32,10 +36,12 @@ pub(crate) const CRATES: &[Crate] = &[
             "run",
         ],
     },
-    Crate { folder: "loadtests/src", floors: &["timing", "replay", "sim"] },
-    Crate { folder: "bounds/src", floors: &[] },
+    Crate {
+        folder: "loadtests/src",
+        floors: &["mix", "timing", "kv", "plot", "replay", "sim", "load"],
+    },
+    Crate { folder: "base/src", floors: &[] },
     Crate { folder: "discovery/src", floors: &[] },
     Crate { folder: "signals/src", floors: &[] },
     Crate { folder: "src", floors: &[] },
-    Crate { folder: "system/src", floors: &[] },
 ];

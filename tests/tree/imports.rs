@@ -25,7 +25,7 @@ fn edges(files: &Sources) -> BTreeMap<&str, BTreeSet<&str>> {
     edges
 }
 
-fn is_test(name: &str) -> bool {
+pub(crate) fn is_test(name: &str) -> bool {
     name.split('/').any(|part| matches!(part, "tests" | "tests.rs"))
 }
 
@@ -155,7 +155,9 @@ pub(crate) fn circles(files: &Sources) -> Vec<String> {
         edges.keys().map(|from| (*from, reachable(from, &edges))).collect();
     let mut circles = BTreeSet::new();
     for (from, reached) in reach.iter().filter(|(from, reached)| reached.contains(*from)) {
-        let circle = reached.iter().filter(|to| reach.get(*to).is_some_and(|it| it.contains(from)));
+        let circle = reached
+            .iter()
+            .filter(|to| reach.get(*to).is_some_and(|reached| reached.contains(from)));
         circles.insert(circle.copied().collect::<Vec<_>>());
     }
     circles.into_iter().map(|circle| format!("in a circle: {}", circle.join(", "))).collect()

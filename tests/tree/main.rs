@@ -1,10 +1,13 @@
-//! The shape of the source tree: which room may import from which, no circles, no long files.
+//! The shape of the source tree: which room may import from which, no circles, no long files, and
+//! sentences that can be read once.
 //!
 //! Reads the sources as they stand. A failure names the file, the line and the mend. The floors of
 //! each crate are in `floors.rs`; a new room gets its line there.
 
 mod floors;
 mod imports;
+mod language;
+mod types;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,17 +18,16 @@ use imports::Sources;
 
 /// Lines that a file may have before it has to be split.
 const LONGEST: usize = 500;
-/// Files that are longer already and wait for their split. None joins them.
-const LONG: &[&str] = &[
-    "config/tests/keda/corpus.rs",
-    "config/tests/triggers.rs",
-    "gateway/src/answer/judge.rs",
-    "gateway/src/pool/tests.rs",
-    "scaler/src/run/mod.rs",
-    "scaler/src/run/pool/tests.rs",
-    "scaler/tests/supervisor.rs",
-    "tests/answers.rs",
-    "tests/upgrade.rs",
+
+/// Structs that have a field for each one of a public text: a section of the configuration, an
+/// object of a feed. They are split where the text is.
+const AS_WIDE_AS_THEIR_TEXT: &[&str] = &[
+    "signals.rs: EndpointSignals",
+    "signals.rs: PoolSignals",
+    "types/gateway.rs: Gateway",
+    "types/gateway.rs: Limits",
+    "types/pool.rs: Pool",
+    "types/scaling.rs: Scaling",
 ];
 
 fn root() -> PathBuf {
@@ -81,15 +83,29 @@ fn every_room_has_its_floor_and_says_what_it_is() {
 }
 
 #[test]
+fn no_two_types_of_a_crate_share_a_name() {
+    each_crate(|_, files| types::shared_names(files));
+}
+
+#[test]
+fn no_struct_has_many_fields() {
+    each_crate(|_, files| types::wide_structs(files, AS_WIDE_AS_THEIR_TEXT));
+}
+
+#[test]
 fn no_file_is_longer_than_it_can_be_read() {
-    let files = read(&root());
-    let long = |name: &str| files.get(name).is_some_and(|text| text.lines().count() > LONGEST);
-    let longer = files.keys().filter(|name| long(name) && !LONG.contains(&name.as_str()));
+    let longer = read(&root()).into_iter().filter(|(_, text)| text.lines().count() > LONGEST);
     let longer =
-        longer.map(|name| format!("{name}: over {LONGEST} lines: split it by its subject"));
-    let split = LONG.iter().filter(|name| !long(name));
-    let split = split.map(|name| format!("{name}: short enough now: take it off the list"));
-    assert_none(longer.chain(split).collect());
+        longer.map(|(name, _)| format!("{name}: over {LONGEST} lines: split it by its subject"));
+    assert_none(longer.collect());
+}
+
+#[test]
+fn no_sentence_has_to_be_read_twice() {
+    let mut files = read(&root());
+    // The list names the phrases itself, and the planted ones are below.
+    files.retain(|name, _| !name.starts_with("tests/tree/"));
+    assert_none(language::phrases(&files));
 }
 
 // === the checks themselves, on planted faults ===
@@ -169,4 +185,47 @@ fn a_room_without_floor_or_comment_is_named() {
     let found = imports::rooms(FLOORS, &files).join("\n");
     assert!(found.contains("attic") && found.contains("low/mod.rs"), "{found}");
     assert!(!found.contains("high/mod.rs"), "{found}");
+}
+
+#[test]
+fn a_phrase_that_has_to_be_read_twice_is_named_with_its_line() {
+    for (case, source, line) in [
+        ("a doc comment", "mod a;\n/// What comes.\nfn a() {}", Some(2)),
+        ("a module's comment", "//! What comes.", Some(1)),
+        ("in the middle of one", "/// The rest.\n/// What comes.\nfn a() {}", None),
+        ("a question in a comment", "// What comes?", None),
+        ("a comment", "fn a() {}\n// It is no size.", Some(2)),
+        ("over a line's end", "/// Nobody\n/// is\n/// told.\nfn a() {}", Some(3)),
+        ("a text", "fn a() { say(\"a client is told\") }", Some(1)),
+        ("a text on two lines", "fn a() {\nsay(\"a client is \\\n  told\") }", Some(2)),
+        ("a raw text", "const A: &str = r#\"it is no \"size\"\"#;", Some(1)),
+        ("behind a character", "const A: (char, char) = ('\"', '\\''); // is told", Some(1)),
+        ("plain English", "// It is no longer there, and there is no other.", None),
+        ("part of a word", "// this told", None),
+        ("a name", "fn is_told() {}", None),
+    ] {
+        let found = language::phrases(&planted(&[("a.rs", source)]));
+        match line {
+            Some(line) => {
+                assert_eq!(found.len(), 1, "{case}: {found:?}");
+                assert!(found[0].starts_with(&format!("a.rs:{line}: ")), "{case}: {found:?}");
+            }
+            None => assert_eq!(found, Vec::<String>::new(), "{case}"),
+        }
+    }
+}
+
+#[test]
+fn a_shared_name_and_a_wide_struct_are_named() {
+    let fields: String = (0..13).map(|field| format!("f{field}: u8, ")).collect();
+    let wide = format!("struct Wide {{ {fields} }} mod tests {{ struct Twice; }}");
+    let files = planted(&[
+        ("lib.rs", "mod a; mod b;"),
+        ("a.rs", "struct Twice; fn f() { struct Wide; }"),
+        ("b.rs", "enum Twice { A }"),
+        ("c.rs", &wide),
+    ]);
+    assert_eq!(types::shared_names(&files), ["a.rs, b.rs: two types are called Twice: rename one"]);
+    assert_eq!(types::wide_structs(&files, &[]), ["c.rs: Wide has 13 fields: split it by duty"]);
+    assert_eq!(types::wide_structs(&files, &["c.rs: Wide"]), [""; 0]);
 }

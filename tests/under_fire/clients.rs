@@ -1,30 +1,32 @@
-//! Clients that ask at once, and what they may be told.
+//! Clients that send requests at once, and checks of their answers.
 
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
 use crate::support::{Forebay, eventually, exchange, json, status};
 
-/// Waits until so many endpoints are ready.
+/// Waits until this many endpoints are ready.
 pub fn ready(forebay: &Forebay, count: usize) {
-    eventually("so many endpoints are ready", || {
+    eventually(&format!("{count} endpoints are ready"), || {
         let signals = forebay.signals();
         let endpoints = signals["endpoints"].as_object().expect("endpoints").values();
         endpoints.filter(|endpoint| endpoint["health"] == "ready").count() == count
     });
 }
 
-/// Waits until so many requests are at endpoints.
+/// Waits until this many requests are in flight.
 pub fn in_flight(forebay: &Forebay, count: usize) {
-    eventually("so many requests are in flight", || forebay.signals()["inFlight"] == count);
+    eventually(&format!("{count} requests are in flight"), || {
+        forebay.signals()["inFlight"] == count
+    });
 }
 
-/// Requests under way.
-pub struct Asking(Vec<JoinHandle<String>>);
+/// Requests that wait for their answers.
+pub struct Requests(Vec<JoinHandle<String>>);
 
-impl Asking {
-    /// Asks `count` times at once.
-    pub fn all(address: SocketAddr, count: usize, request: &[u8]) -> Self {
+impl Requests {
+    /// Sends the request `count` times at once.
+    pub fn send(address: SocketAddr, count: usize, request: &[u8]) -> Self {
         let client = |_| {
             let request = request.to_vec();
             std::thread::spawn(move || exchange(address, &request))
@@ -32,11 +34,12 @@ impl Asking {
         Self((0..count).map(client).collect())
     }
 
+    /// Waits for all answers.
     pub fn answers(self) -> Vec<String> {
         self.0.into_iter().map(|client| client.join().expect("no panic")).collect()
     }
 
-    /// Every one is a whole plain answer.
+    /// Checks that every answer is a whole plain one.
     pub fn are_answered(self) {
         for answer in self.answers() {
             assert_eq!(status(&answer), 200, "{answer}");
@@ -44,8 +47,8 @@ impl Asking {
         }
     }
 
-    /// Every one is a stream with an end of its own, whole or with an error event; how many of the
-    /// latter there are.
+    /// Checks that every answer is a stream that ends properly, whole or with an error event.
+    /// Returns the number of those with an error event.
     pub fn broken(self) -> usize {
         let broke = |answer: &String| {
             assert_eq!(status(answer), 200, "{answer}");

@@ -1,10 +1,10 @@
-//! An engine that hangs behind a server whose health is fine, under each kind of traffic; and one
-//! that only is slow.
+//! An engine that hangs behind a server whose health check passes, under each kind of traffic; and
+//! an engine that is only slow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::clients::{Asking, in_flight, ready};
+use crate::clients::{Requests, in_flight, ready};
 use crate::support::sims::Sim;
 use crate::support::upstream::{Step, Upstream, plain};
 use crate::support::{Forebay, chat, exchange, gateway, get, post, status};
@@ -23,6 +23,7 @@ fn hang(sim: &Sim) {
     assert_eq!(status(&exchange(sim.address, &post("/sim/hang", ""))), 200);
 }
 
+/// Checks that the replica is out, and comes back once its engine goes on.
 fn comes_back(sim: &Sim, forebay: &Forebay) {
     ready(forebay, 1);
     assert_eq!(status(&get(sim.address, "/health")), 200);
@@ -31,40 +32,40 @@ fn comes_back(sim: &Sim, forebay: &Forebay) {
 }
 
 #[test]
-fn plain_requests_find_it_out_and_are_answered_elsewhere() {
+fn plain_requests_reveal_the_hang_and_are_answered_elsewhere() {
     let (sims, forebay) = start(&["--decode-step-ms", "20"]);
-    let asking = Asking::all(forebay.address, 6, &chat(false, 100));
+    let requests = Requests::send(forebay.address, 6, &chat(false, 100));
     in_flight(&forebay, 6);
     hang(&sims[0]);
-    asking.are_answered();
-    Asking::all(forebay.address, 4, &chat(false, 5)).are_answered();
+    requests.are_answered();
+    Requests::send(forebay.address, 4, &chat(false, 5)).are_answered();
     comes_back(&sims[0], &forebay);
 }
 
 #[test]
-fn streams_that_have_not_begun_find_it_out_and_are_answered_elsewhere() {
+fn streams_that_have_not_begun_reveal_the_hang_and_are_answered_elsewhere() {
     let (sims, forebay) = start(&[]);
     hang(&sims[0]);
-    assert_eq!(Asking::all(forebay.address, 4, &chat(true, 5)).broken(), 0);
+    assert_eq!(Requests::send(forebay.address, 4, &chat(true, 5)).broken(), 0);
     comes_back(&sims[0], &forebay);
 }
 
 #[test]
-fn embeddings_find_it_out_and_are_answered_elsewhere() {
+fn embeddings_reveal_the_hang_and_are_answered_elsewhere() {
     let (sims, forebay) = start(&["--runner", "pooling"]);
     hang(&sims[0]);
     let request = post("/v1/embeddings", r#"{"model":"sim","input":"hello"}"#);
-    Asking::all(forebay.address, 4, &request).are_answered();
+    Requests::send(forebay.address, 4, &request).are_answered();
     comes_back(&sims[0], &forebay);
 }
 
-/// A cross-encoder: it knows scores and ranks, and nothing else, which it says by a 501 or a 404. It
-/// hangs if it is the first that is asked for a rank.
-fn cross_encoder(asked: &Arc<AtomicBool>) -> Upstream {
-    let (asked, hangs) = (Arc::clone(asked), AtomicBool::new(false));
+/// A cross-encoder: it knows only scores and ranks, and answers the rest with a 501 or a 404. The
+/// first of several that gets a request for a rank hangs from then on.
+fn cross_encoder(taken: &Arc<AtomicBool>) -> Upstream {
+    let (taken, hangs) = (Arc::clone(taken), AtomicBool::new(false));
     Upstream::start(move |request| {
         let known = matches!(request.path(), "/v1/score" | "/v1/rerank");
-        if request.path() == "/v1/rerank" && !asked.swap(true, SeqCst) {
+        if request.path() == "/v1/rerank" && !taken.swap(true, SeqCst) {
             hangs.store(true, SeqCst);
         }
         match (known, hangs.load(SeqCst)) {
@@ -79,21 +80,22 @@ fn cross_encoder(asked: &Arc<AtomicBool>) -> Upstream {
 }
 
 #[test]
-fn ranks_find_it_out_and_are_answered_elsewhere() {
-    let asked = Arc::new(AtomicBool::new(false));
-    let replicas = [cross_encoder(&asked), cross_encoder(&asked)];
-    let forebay = gateway(&replicas.each_ref().map(|it| it.address), &["sim"], UPSTREAM);
+fn ranks_reveal_the_hang_and_are_answered_elsewhere() {
+    let taken = Arc::new(AtomicBool::new(false));
+    let replicas = [cross_encoder(&taken), cross_encoder(&taken)];
+    let forebay = gateway(&replicas.each_ref().map(|replica| replica.address), &["sim"], UPSTREAM);
     ready(&forebay, 2);
     let request = post("/v1/rerank", r#"{"model":"sim","query":"a","documents":["b"]}"#);
-    Asking::all(forebay.address, 1, &request).are_answered();
+    Requests::send(forebay.address, 1, &request).are_answered();
     ready(&forebay, 1);
 }
 
 #[test]
-fn a_saturated_engine_that_is_late_with_everything_keeps_its_requests() {
+fn a_saturated_engine_keeps_its_requests() {
     let (_sims, forebay) = start(&["--decode-step-ms", "20", "--max-num-seqs", "1"]);
-    // Eight seconds each and one at a time: a one-token request waits for longer than it may.
-    Asking::all(forebay.address, 4, &chat(false, 400)).are_answered();
+    // Each takes eight seconds, one at a time: a probe of one token waits for longer than its
+    // limit.
+    Requests::send(forebay.address, 4, &chat(false, 400)).are_answered();
     let signals = forebay.signals();
     assert_eq!(signals["totals"]["retries"], 0, "{signals}");
     ready(&forebay, 2);

@@ -1,4 +1,4 @@
-//! The admin port while somebody holds thousands of its connections open.
+//! The admin port while one client holds thousands of its connections open.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use crate::support::{Forebay, connect, eventually, get, status};
 
 const CONNECTIONS: usize = 2_000;
 
-/// This test's own connections, beside those of the ones next to it.
+/// Makes room for this test's own connections, and for those of tests in the same process.
 fn raise_the_limit() {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     let need = soft.max(hard.min(3 * CONNECTIONS as u64));
@@ -17,14 +17,14 @@ fn raise_the_limit() {
 }
 
 #[test]
-fn connections_that_ask_nothing_are_closed_and_keep_nobody_out_meanwhile() {
+fn connections_without_a_request_are_closed_and_keep_no_client_out() {
     raise_the_limit();
     let forebay = Forebay::dev(&[]);
     let open: Vec<TcpStream> = (0..CONNECTIONS)
         .map(|n| {
             let mut stream = connect(forebay.admin);
             let begun: &[u8] = if n % 2 == 0 { b"" } else { b"GET /metrics HTTP/1.1\r\nhost: lo" };
-            // It may have made way already.
+            // It may be closed already, to make way.
             let _ = stream.write_all(begun);
             if n % 100 == 0 {
                 for path in ["/healthz", "/readyz", "/metrics"] {
@@ -43,6 +43,6 @@ fn connections_that_ask_nothing_are_closed_and_keep_nobody_out_meanwhile() {
         let read = stream.read(&mut [0]);
         read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     };
-    eventually("all are closed", || open.iter().filter(|it| is_open(it)).count() == 0);
+    eventually("all are closed", || open.iter().filter(|stream| is_open(stream)).count() == 0);
     assert_eq!(status(&get(forebay.admin, "/healthz")), 200);
 }

@@ -1,4 +1,4 @@
-//! Logs and other side outputs that can't be written: closed, full, or read by nobody.
+//! Logs and other outputs that can't be written: closed, on a full disk, or without a reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write, pipe};
@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use crate::support::sims::{Folder, Sim};
 use crate::support::{connect, eventually, exchange, get, kill, status};
 
-/// A gateway whose standard error is the test's choice, so that its log can't say where it listens.
+/// A gateway with standard error of the test's choice, and so with addresses of the test's choice.
 struct Gateway {
     child: Child,
     address: SocketAddr,
@@ -42,7 +42,7 @@ impl Gateway {
             .spawn()
             .expect("the binary starts");
         let gateway = Self { child, address, admin, _folder: folder };
-        eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
+        eventually("the gateway listens", || std::net::TcpStream::connect(admin).is_ok());
         eventually("the endpoint is ready", || {
             gateway.metric("forebay_endpoint_ready{") == Some(1.0)
         });
@@ -60,17 +60,17 @@ impl Gateway {
         self.metric(&series).expect("a figure from the beginning")
     }
 
-    /// Asks the replica so many times.
+    /// Sends this many requests to the replica.
     fn ask(&self, count: usize) {
         self.exchange(count, "/v1/chat/completions", 200);
     }
 
-    /// More than waits to be written, whatever a pipe holds: the path is in the access log.
+    /// Logs more than a pipe and the lines waiting for it can hold: the path is in the access log.
     fn flood(&self) {
         self.exchange(1_500, &format!("/v1/{}", "p".repeat(4_000)), 404);
     }
 
-    /// Sends so many requests one after another and takes each answer.
+    /// Sends this many requests one after another and reads each answer.
     fn exchange(&self, count: usize, path: &str, want: u16) {
         let body =
             r#"{"model":"sim","max_tokens":2,"messages":[{"role":"user","content":"hello"}]}"#;
@@ -104,10 +104,10 @@ impl Gateway {
         }
     }
 
-    fn terminated(&mut self) -> ExitStatus {
+    fn terminate(&mut self) -> ExitStatus {
         kill(self.child.id(), "TERM");
         let mut status = None;
-        eventually("it ends", || {
+        eventually("the gateway ends", || {
             status = self.child.try_wait().expect("our child");
             status.is_some()
         });
@@ -136,8 +136,8 @@ fn a_log_whose_reader_has_left_costs_no_request() {
     assert!(first.join().expect("read").contains("listening on"));
     gateway.ask(50);
     gateway.healthy();
-    eventually("lines are missed", || gateway.dropped("log") >= 50.0);
-    assert!(gateway.terminated().success());
+    eventually("lines are dropped", || gateway.dropped("log") >= 50.0);
+    assert!(gateway.terminate().success());
 }
 
 #[test]
@@ -147,44 +147,44 @@ fn a_log_on_a_full_disk_costs_no_request() {
     let mut gateway = Gateway::start(&sim, "", full);
     gateway.ask(50);
     gateway.healthy();
-    eventually("lines are missed", || gateway.dropped("log") >= 50.0);
-    assert!(gateway.terminated().success());
+    eventually("lines are dropped", || gateway.dropped("log") >= 50.0);
+    assert!(gateway.terminate().success());
 }
 
 #[test]
-fn a_log_that_nobody_reads_costs_no_request_and_does_not_keep_the_process() {
+fn a_log_without_a_reader_costs_no_request_and_does_not_keep_the_process() {
     let sim = Sim::start(&["sim"]);
     let (_reader, writer) = pipe().expect("a pipe");
     let mut gateway = Gateway::start(&sim, "", writer);
     gateway.flood();
     gateway.ask(50);
     gateway.healthy();
-    assert!(gateway.dropped("log") > 0.0, "they found no place");
-    assert!(gateway.terminated().success());
+    assert!(gateway.dropped("log") > 0.0, "lines are dropped");
+    assert!(gateway.terminate().success());
 }
 
 #[test]
-fn what_a_log_missed_is_reported_in_it_when_it_is_read_again() {
+fn a_log_that_is_read_again_reports_its_dropped_lines() {
     let sim = Sim::start(&["sim"]);
     let (reader, writer) = pipe().expect("a pipe");
     let mut gateway = Gateway::start(&sim, "", writer);
     gateway.flood();
-    let missed = gateway.dropped("log");
-    assert!(missed > 0.0);
+    let dropped = gateway.dropped("log");
+    assert!(dropped > 0.0);
     let read = std::thread::spawn(move || {
         let lines: Vec<_> = BufReader::new(reader).lines().map_while(Result::ok).collect();
         lines
     });
-    eventually("what waited is read, and new lines find their place", || {
+    eventually("waiting lines are read, and new ones find their place", || {
         gateway.ask(1);
         let before = gateway.dropped("log");
         gateway.ask(1);
         gateway.dropped("log") == before
     });
-    assert!(gateway.terminated().success());
+    assert!(gateway.terminate().success());
     let lines = read.join().expect("read to the end");
     let reports: Vec<_> = lines.iter().filter(|line| line.contains("were dropped")).collect();
-    let told: u64 = reports
+    let reported: u64 = reports
         .iter()
         .filter_map(|line| {
             let json: serde_json::Value = serde_json::from_str(line).expect("a whole line");
@@ -192,8 +192,8 @@ fn what_a_log_missed_is_reported_in_it_when_it_is_read_again() {
             Some(if count == "a" { 1 } else { count.parse::<u64>().expect("a count") })
         })
         .sum();
-    assert!(told as f64 >= missed, "{missed} were missed, reported are {reports:?}");
-    assert!(lines.last().is_some_and(|line| line.contains("stopped")), "the end is there");
+    assert!(reported as f64 >= dropped, "{dropped} were dropped, reported are {reports:?}");
+    assert!(lines.last().is_some_and(|line| line.contains("stopped")), "the last line is there");
 }
 
 #[test]
@@ -203,28 +203,28 @@ fn arrivals_on_a_full_disk_cost_no_request_and_are_reported() {
     let mut gateway = Gateway::start(&sim, ", recordArrivals: {file: /dev/full}", writer);
     gateway.ask(50);
     gateway.healthy();
-    eventually("they are missed", || gateway.dropped("arrivals") >= 50.0);
+    eventually("arrivals are dropped", || gateway.dropped("arrivals") >= 50.0);
     assert_eq!(gateway.dropped("log"), 0.0);
-    assert!(gateway.terminated().success());
+    assert!(gateway.terminate().success());
     let lines: Vec<_> = BufReader::new(reader).lines().map_while(Result::ok).collect();
     let reports = lines.iter().filter(|line| line.contains("arrivals can't be written: No space"));
     assert_eq!(reports.count(), 1, "once, not for each: {lines:?}");
 }
 
 #[test]
-fn arrivals_that_nobody_takes_do_not_keep_the_process() {
+fn arrivals_without_a_reader_do_not_keep_the_process() {
     let sim = Sim::start(&["sim"]);
     let folder = Folder::new();
     let fifo = folder.0.join("arrivals");
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("it runs").success());
-    // There is somebody, who reads nothing.
+    // The pipe has a reader, which reads nothing.
     let open = |path| OpenOptions::new().read(true).custom_flags(0o4000).open(path);
     let _reader: File = open(&fifo).expect("a pipe");
     let fields = format!(", recordArrivals: {{file: {}}}", fifo.display());
     let mut gateway = Gateway::start(&sim, &fields, Stdio::null());
     gateway.ask(3_000);
     gateway.healthy();
-    assert!(gateway.terminated().success());
+    assert!(gateway.terminate().success());
 }
 
 fn forebay(arguments: &[&str]) -> Command {
@@ -233,7 +233,7 @@ fn forebay(arguments: &[&str]) -> Command {
     command
 }
 
-/// The end of a pipe that nobody reads any more.
+/// A pipe without a reader.
 fn closed() -> Stdio {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
@@ -241,12 +241,12 @@ fn closed() -> Stdio {
 }
 
 #[test]
-fn commands_that_print_end_quietly_when_nobody_reads_on() {
+fn commands_that_print_end_quietly_without_a_reader() {
     let folder = Folder::new();
     let config = folder.write(
         "config.yaml",
         "pools: [{name: p, models: [m], scaling: {maxReplicaCount: 2}, \
-         target: {processes: {command: [vllm, serve, m, '--port={port}']}}}]\n",
+         target: {processes: {command: [sleep, '{port}']}}}]\n",
     );
     for arguments in [
         &["schema"][..],
@@ -260,40 +260,41 @@ fn commands_that_print_end_quietly_when_nobody_reads_on() {
     ] {
         let output = forebay(arguments).stdout(closed()).stderr(Stdio::piped()).output();
         let output = output.expect("it runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {} {said}", output.status);
-        let key = arguments.contains(&"--new") && said.starts_with("sk-");
-        assert!(said.is_empty() || key, "{arguments:?} said: {said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {} {errors}", output.status);
+        let key = arguments.contains(&"--new") && errors.starts_with("sk-");
+        assert!(errors.is_empty() || key, "{arguments:?} printed: {errors}");
     }
     for arguments in [&["schema"][..], &["check", "--config", &config, "--print"]] {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("Linux");
         let output = forebay(arguments).stdout(full).stderr(Stdio::piped()).output();
         let output = output.expect("it runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-        assert!(said.contains("No space left"), "{arguments:?}: {said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+        assert!(errors.contains("No space left"), "{arguments:?}: {errors}");
     }
-    // What can't be said changes nothing of what is.
+    // An error that can't be printed is still an error.
     let wrong = folder.write("wrong.yaml", "pools: 3\n");
     for arguments in [&["check", "--config", &wrong][..], &["gateway", "--config", &wrong]] {
         let status = forebay(arguments).stdout(Stdio::null()).stderr(closed()).status();
         assert_eq!(status.expect("it runs").code(), Some(1), "{arguments:?}");
     }
     let status = forebay(&["hash-key", "--new"]).stdout(Stdio::null()).stderr(closed()).status();
-    assert_eq!(status.expect("it runs").code(), Some(1), "a key that nobody has seen is none");
+    assert_eq!(status.expect("it runs").code(), Some(1), "a key that was not shown is lost");
 }
 
 #[test]
 fn a_simulated_replica_serves_on_when_its_log_is_closed() {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("free");
+    let port =
+        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("free");
     let child = forebay(&["vllm-sim", "sim", "--port", &port.port().to_string()])
         .stdout(Stdio::null())
         .stderr(closed())
         .spawn();
     let mut child = child.expect("the binary starts");
-    eventually("it listens", || std::net::TcpStream::connect(port).is_ok());
+    eventually("the replica listens", || std::net::TcpStream::connect(port).is_ok());
     let health = exchange(port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     assert_eq!(status(&health), 200, "{health}");
     kill(child.id(), "TERM");
-    eventually("it ends", || child.try_wait().expect("our child").is_some());
+    eventually("the replica ends", || child.try_wait().expect("our child").is_some());
 }

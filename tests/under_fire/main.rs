@@ -1,8 +1,8 @@
 //! The real binary while its surroundings fail: logs that can't be written, descriptors that run
 //! out, replicas that fall silent, nodes that vanish, restarts in turn, memory that is short.
 //!
-//! One module a fault. Each starts the gateway as its user would, breaks one thing, and checks
-//! that clients lose nothing that could be kept and that the right part gets the blame.
+//! There is one module for each fault. Each starts the gateway as a user would, breaks one thing,
+//! and checks that clients lose nothing that could be kept, and that the right part gets the blame.
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, reason = "a test's own")]
 

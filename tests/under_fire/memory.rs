@@ -1,4 +1,4 @@
-//! One client that sends as much as it can: it fills its share of the memory and no more.
+//! A client that sends as much as it can: it fills its share of the memory and no more.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::support::sims::Folder;
 use crate::support::{Forebay, PATIENCE, eventually, status};
 
 const MIB: usize = 1 << 20;
-/// Requests may have this much memory, and the process this much for the rest of what it does.
+/// MiB for requests, and MiB for the rest of the process.
 const BODIES: usize = 256;
 const REST: usize = 128;
 
@@ -23,8 +23,8 @@ fn gateway(folder: &Folder, fields: &str) -> Forebay {
     ))
 }
 
-/// The most memory that the process ever had, in MiB.
-fn most_memory(forebay: &Forebay) -> usize {
+/// The largest memory of the process so far, in MiB.
+fn peak_memory(forebay: &Forebay) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", forebay.pid())).expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a figure");
     line.trim().trim_end_matches("kB").trim().parse::<usize>().expect("kB") / 1024
@@ -36,8 +36,8 @@ async fn from(source: [u8; 4], to: SocketAddr) -> TcpStream {
     socket.connect(to).await.expect("it listens")
 }
 
-/// Begins a body of 31 MiB that never ends, by length or in chunks. What it is answered, where it
-/// is answered at once; else the connection, held open.
+/// Begins a body of 31 MiB that never ends, by length or in chunks. Returns the open connection, or
+/// the status of an answer that comes at once.
 async fn unfinished(mut stream: TcpStream, head: String, chunked: bool) -> Result<TcpStream, u16> {
     let framing = if chunked {
         "transfer-encoding: chunked".to_owned()
@@ -63,7 +63,8 @@ async fn unfinished(mut stream: TcpStream, head: String, chunked: bool) -> Resul
     }
 }
 
-/// The status of a whole body of 20 MiB, which is not JSON: 400 when there was room to read it.
+/// Sends a whole body of 20 MiB, which is not JSON, and returns the status: 400 if there was room
+/// to read it.
 async fn whole(mut stream: TcpStream, head: &str) -> u16 {
     let body = vec![b' '; 20 * MIB];
     let head = format!(
@@ -78,7 +79,7 @@ async fn whole(mut stream: TcpStream, head: &str) -> u16 {
     status(&String::from_utf8_lossy(&answer))
 }
 
-/// 90 of `attacker`'s bodies, then one of everybody else's.
+/// Sends 90 bodies of `attacker`, then one of each other client, and checks memory and answers.
 async fn attack(
     forebay: &Forebay,
     attacker: ([u8; 4], &str),
@@ -92,26 +93,26 @@ async fn attack(
         clients.spawn(async move { unfinished(from(source, to).await, head, chunked).await });
     }
     let ended = clients.join_all().await;
-    let held = ended.iter().filter(|it| it.is_ok()).count();
-    // Half of all, which is four bodies, and what each needs beside.
+    let held = ended.iter().filter(|client| client.is_ok()).count();
+    // One client may have half of the memory: at most four bodies.
     assert!((2..=4).contains(&held), "{held} bodies are held");
-    // A client that sends on and on may see a reset instead of its answer.
-    let told = ended.iter().filter_map(|it| it.as_ref().err());
-    assert!(told.clone().all(|status| matches!(status, 0 | 429)), "{:?}", told.collect::<Vec<_>>());
+    // A client that is still sending may see a reset instead of its answer.
+    let refused: Vec<_> = ended.iter().filter_map(|client| client.as_ref().err()).collect();
+    assert!(refused.iter().all(|status| matches!(status, 0 | 429)), "{refused:?}");
     for (source, head) in others {
         assert_eq!(whole(from(*source, to).await, head).await, 400, "{source:?} {head}");
     }
-    let most = most_memory(forebay);
-    assert!(most < BODIES + REST, "{most} MiB");
+    let peak = peak_memory(forebay);
+    assert!(peak < BODIES + REST, "{peak} MiB");
     drop(ended);
-    eventually("its share is free again", || {
+    eventually("the attacker's share is free again", || {
         let again = async { whole(from(attacker.0, to).await, attacker.1).await };
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(again)) == 400
     });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_address_can_not_take_the_memory_of_the_others() {
+async fn one_address_cannot_take_the_memory_of_the_others() {
     let folder = Folder::new();
     let forebay = gateway(&folder, "");
     let others = [([127, 0, 0, 2], ""), ([127, 0, 0, 3], "")];
@@ -119,7 +120,7 @@ async fn one_address_can_not_take_the_memory_of_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_in_chunks_whose_sum_is_not_known() {
+async fn one_address_cannot_take_the_memory_of_the_others_in_chunks() {
     let folder = Folder::new();
     let forebay = gateway(&folder, "");
     attack(&forebay, ([127, 0, 0, 1], ""), &[([127, 0, 0, 2], "")], true).await;
@@ -150,10 +151,10 @@ async fn a_length_that_is_only_claimed_takes_no_memory() {
         stream.write_all(head.as_bytes()).await.expect("sent");
         held.push(stream);
     }
-    // A second piece, for which room is made.
+    // A second piece, for which the gateway makes room.
     for stream in &mut held {
         stream.write_all(b" ").await.expect("sent");
     }
     assert_eq!(whole(from([127, 0, 0, 1], forebay.address).await, "").await, 400);
-    assert!(most_memory(&forebay) < REST, "{} MiB", most_memory(&forebay));
+    assert!(peak_memory(&forebay) < REST, "{} MiB", peak_memory(&forebay));
 }

@@ -1,10 +1,10 @@
-//! A node that loses its power: nothing comes from it any more, not even an end. It is a network
-//! namespace whose link goes down, so it takes the right to make one.
+//! A node that loses its power: it sends nothing any more, not even a close. The node is a network
+//! namespace whose link goes down, so the test needs the right to make one.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-use crate::clients::{Asking, in_flight, ready};
+use crate::clients::{Requests, in_flight, ready};
 use crate::support::sims::Sim;
 use crate::support::{chat, eventually, gateway, get, status};
 
@@ -20,11 +20,11 @@ fn ip(arguments: &str) -> bool {
 }
 
 impl Node {
-    /// `None` where this user may not make one.
+    /// `None` if this user may not make a network namespace.
     fn start(flags: &[&str]) -> Option<Self> {
         let id = std::process::id();
         let name = format!("fb-{id}");
-        // Of a network that is kept free for tests.
+        // From a network that is reserved for tests.
         let subnet = format!("198.18.{}", id % 250);
         if !ip(&format!("netns add {name}")) {
             return None;
@@ -49,7 +49,7 @@ impl Node {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        node.sim = Some(sim.expect("it starts"));
+        node.sim = Some(sim.expect("the replica starts"));
         eventually("the node's replica listens", || {
             std::net::TcpStream::connect(address).is_ok() && status(&get(address, "/health")) == 200
         });
@@ -72,20 +72,20 @@ impl Drop for Node {
 }
 
 #[test]
-fn what_waits_there_is_answered_elsewhere_and_what_has_begun_ends() {
+fn requests_without_an_answer_are_answered_elsewhere_and_begun_streams_end() {
     let flags = ["--decode-step-ms", "50"];
     let Some(node) = Node::start(&flags) else {
-        eprintln!("left out: no network namespace can be made here");
+        eprintln!("skipped: this user may not make a network namespace");
         return;
     };
     let other = Sim::start(&flags);
     let upstream = "freezeTimeout: 2s, stallTimeout: 300s";
     let forebay = gateway(&[node.address, other.address], &["sim"], upstream);
     ready(&forebay, 2);
-    let plain = Asking::all(forebay.address, 6, &chat(false, 100));
+    let plain = Requests::send(forebay.address, 6, &chat(false, 100));
     in_flight(&forebay, 6);
-    let streams = Asking::all(forebay.address, 6, &chat(true, 200));
-    eventually("all have begun", || {
+    let streams = Requests::send(forebay.address, 6, &chat(true, 200));
+    eventually("all streams have begun", || {
         forebay.metric("forebay_ttft_seconds_count").is_some_and(|count| count >= 6.0)
     });
     node.lose_power();

@@ -1,49 +1,52 @@
-//! Replicas restarted in turn, some three seconds apart, under answers that take five: many requests
-//! are in flight at more than one end of a replica, and none of them is to blame.
+//! Replicas that restart in turn, about three seconds apart, while answers take five: many requests
+//! are in flight at the end of more than one replica, and none of them is to blame.
 
 use std::time::Duration;
 
-use crate::clients::{Asking, in_flight, ready};
+use crate::clients::{Requests, in_flight, ready};
 use crate::support::sims::{Folder, Sim};
 use crate::support::{Forebay, alive, chat, eventually, gateway, kill};
 
 const CLIENTS: usize = 100;
 const TOKENS: u32 = 100;
+/// The pause between two restarts, as in a rollout.
+const PAUSE: Duration = Duration::from_secs(2);
 
-fn under(stream: bool) -> (Vec<Sim>, Forebay, Asking) {
-    // The words for it are those of a crash, and no process on the way says more.
+/// Restarts three endpoints in turn while requests are in flight.
+fn restart_in_turn(stream: bool) -> (Vec<Sim>, Forebay, Requests) {
+    // Requests end with the words of a crash, and no process reports that it was stopped.
     let flags = ["--decode-step-ms", "50", "--sigterm-outcome", "error"];
     let mut sims: Vec<_> = (0..3).map(|_| Sim::start(&flags)).collect();
     let addresses: Vec<_> = sims.iter().map(|sim| sim.address).collect();
     let forebay = gateway(&addresses, &["sim"], "");
     ready(&forebay, 3);
-    let asking = Asking::all(forebay.address, CLIENTS, &chat(stream, TOKENS));
+    let requests = Requests::send(forebay.address, CLIENTS, &chat(stream, TOKENS));
     in_flight(&forebay, CLIENTS);
     for sim in &mut sims {
         sim.signal("TERM");
-        sim.ended();
-        sim.again();
-        std::thread::park_timeout(Duration::from_secs(2));
+        sim.wait_for_end();
+        sim.restart();
+        std::thread::park_timeout(PAUSE);
         ready(&forebay, 3);
     }
-    (sims, forebay, asking)
+    (sims, forebay, requests)
 }
 
 #[test]
-fn of_endpoints_that_nothing_else_is_known_of_cost_plain_requests_nothing() {
-    let (_sims, _forebay, asking) = under(false);
-    asking.are_answered();
+fn restarts_of_static_endpoints_cost_no_plain_request() {
+    let (_sims, _forebay, requests) = restart_in_turn(false);
+    requests.are_answered();
 }
 
 #[test]
-fn of_endpoints_that_nothing_else_is_known_of_break_only_begun_streams() {
-    let (_sims, mut forebay, asking) = under(true);
-    asking.broken();
+fn restarts_of_static_endpoints_break_only_begun_streams() {
+    let (_sims, mut forebay, requests) = restart_in_turn(true);
+    requests.broken();
     assert!(!forebay.logged().iter().any(|line| line.contains("replicas died")));
 }
 
 #[test]
-fn of_local_processes_cost_plain_requests_nothing() {
+fn restarts_of_local_processes_cost_no_plain_request() {
     let folder = Folder::new();
     let binary = env!("CARGO_BIN_EXE_forebay");
     let config = folder.write(
@@ -58,14 +61,14 @@ fn of_local_processes_cost_plain_requests_nothing() {
     let mut forebay = Forebay::start(&["run", "--config", &config], "info,forebay_gateway=debug");
     ready(&forebay, 3);
     let replicas = forebay.replicas();
-    let asking = Asking::all(forebay.address, CLIENTS, &chat(false, TOKENS));
+    let requests = Requests::send(forebay.address, CLIENTS, &chat(false, TOKENS));
     in_flight(&forebay, CLIENTS);
     for pid in replicas {
         kill(pid, "TERM");
         eventually("the replica ends", || !alive(pid));
-        std::thread::park_timeout(Duration::from_secs(2));
+        std::thread::park_timeout(PAUSE);
         ready(&forebay, 3);
     }
-    asking.are_answered();
+    requests.are_answered();
     assert!(!forebay.logged().iter().any(|line| line.contains("replicas died")));
 }

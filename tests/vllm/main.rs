@@ -1,8 +1,9 @@
-//! The gateway before a real vLLM: a client cannot tell the two apart, but for what
-//! docs/conformance.md lists.
+//! The gateway in front of a real vLLM: a client cannot tell the two apart, except where
+//! docs/conformance.md gives a reason.
 //!
-//! Skipped, and said so, where none is installed (`tests/vllm/setup`); with `FOREBAY_REQUIRE_VLLM`
-//! set that is a failure. `FOREBAY_VLLM=IP:PORT` names one that runs and serves a model as `tiny`.
+//! Skipped, with a note, where no vLLM is installed (`tests/vllm/setup`); with
+//! `FOREBAY_REQUIRE_VLLM` set that is a failure. `FOREBAY_VLLM=IP:PORT` names a running one that
+//! serves a model as `tiny`.
 
 #[path = "../../loadtests/tests/common/mod.rs"]
 mod common;
@@ -19,10 +20,10 @@ use std::process::Command;
 use server::{Server, home};
 use tokio::sync::Mutex;
 
-/// Either test keeps all cores busy for a minute.
+/// Held by each test, which keeps all cores busy for a minute.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// Whether there is a vLLM to ask.
+/// Whether a vLLM is installed.
 fn installed() -> bool {
     let there = home().join("venv/bin/vllm").exists() && home().join("model/config.json").exists();
     if !there {
@@ -55,7 +56,7 @@ async fn a_client_cannot_tell_the_gateway_from_a_real_vllm() {
             (Some(server), address)
         }
     };
-    list::compare(address, &list::ASKED[0], true).await;
+    list::compare(address, &list::REQUESTS[0], true).await;
     product::compare(address).await;
 }
 

@@ -1,5 +1,5 @@
-//! Each field that the gateway reads, with each value of the recorded verdicts, on each API that a
-//! model of text has; and whole bodies of every sort.
+//! Each field that the gateway reads, with each value of the recorded verdicts, on each API of a
+//! text model; and whole bodies of every kind.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use serde_json::{Value, json};
 
 use crate::common::Reply;
-use crate::list::{ask, is_alike, ready, shapes, told};
+use crate::list::{ask, head, is_alike, ready, shapes};
 use crate::support::Forebay;
 
-/// What generates one answer of a length of its own.
+/// Paths whose answers are generated, and so differ in length.
 const GENERATING: [&str; 4] =
     ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
-/// The same without generating.
+/// Paths whose answers are not generated.
 const OTHERS: [&str; 3] = ["/v1/messages/count_tokens", "/tokenize", "/detokenize"];
 
-/// Values enough for a field that an API does not have.
+/// Enough values for a field that an API does not have.
 const ANY: [&str; 8] =
     ["null", "true", "\"yes\"", "2", "1.5", "[]", "{\"include_usage\":2}", "\"\\ud800\""];
 
 const AT_ONCE: usize = 8;
 
-/// A request, and how its two answers may differ.
+/// A request, and the permitted difference of its two answers.
 struct Case {
     path: &'static str,
     body: Vec<u8>,
@@ -33,15 +33,15 @@ struct Case {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum May {
     BeAlike,
-    /// Both refuse, the gateway in its own words and its API's own shape.
+    /// Both refuse; the gateway in its own words and its API's own shape.
     RefuseAlike,
     /// vLLM answers 200, the gateway refuses (docs/conformance.md says why).
     BeRefusedHere,
 }
 
-/// Asks both, and fails with all that differs.
+/// Sends every case both ways, and fails with all answers that differ.
 pub(crate) async fn compare(address: SocketAddr) {
-    let forebay = before(address);
+    let forebay = gateway(address);
     ready(&forebay).await;
     let (through, cases) = (forebay.address, Arc::new(cases()));
     let next = Arc::new(AtomicUsize::new(0));
@@ -60,9 +60,9 @@ pub(crate) async fn compare(address: SocketAddr) {
                             case.path,
                             String::from_utf8_lossy(&case.body),
                             case.may,
-                            told(&direct),
+                            head(&direct),
                             shapes(&direct),
-                            told(&through),
+                            head(&through),
                             shapes(&through)
                         ));
                     }
@@ -81,8 +81,8 @@ pub(crate) async fn compare(address: SocketAddr) {
     assert!(count == 0, "{count} of {} differ:\n{}", cases.len(), different.join("\n"));
 }
 
-/// A gateway that takes nothing out of what it passes on.
-fn before(address: SocketAddr) -> Forebay {
+/// A gateway that removes no field from what it passes on.
+fn gateway(address: SocketAddr) -> Forebay {
     let file = std::env::temp_dir().join(format!("forebay-vllm-{}.yaml", std::process::id()));
     let config = format!(
         "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
@@ -105,7 +105,7 @@ fn is_allowed(may: May, direct: &Reply, through: &Reply) -> bool {
     }
 }
 
-/// The fields of an error and its code: their order and what they say may differ.
+/// The names of an error's fields, and its code. Order and text may differ.
 fn error(reply: &Reply) -> Option<(Vec<String>, Value)> {
     let json: Value = serde_json::from_str(&reply.body).ok()?;
     let error = json["error"].as_object()?;
@@ -136,7 +136,7 @@ fn cases() -> Vec<Case> {
             let values = if *verdicts == "any" { &ANY[..] } else { &values[..] };
             for value in values {
                 let body = with(path, &recorded["bodies"][path], field, value);
-                // A name that is not text wakes nothing.
+                // The gateway refuses a model that is not text.
                 let refused = field == "model" && !value.starts_with('"') && *value != "null";
                 let own_shape = path.starts_with("/v1/messages") && field == "model";
                 let may = match refused || *value == "\"\\ud800\"" && field == "model" {
@@ -150,7 +150,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A body with this field, and a bound on the answer's length that the field is not.
+/// A body with this field, and with bounds on the answer's length unless the field is one.
 fn with(path: &str, base: &Value, field: &str, value: &str) -> String {
     let mut base = base.as_object().expect("a body").clone();
     let (name, inner) = field.split_once('.').unwrap_or((field, ""));
@@ -169,7 +169,7 @@ fn with(path: &str, base: &Value, field: &str, value: &str) -> String {
     format!("{},\"{name}\":{value}}}", base.strip_suffix('}').expect("an object"))
 }
 
-/// Bodies as a whole: how they are written, nested, begun and ended, and fields given twice.
+/// Bodies that differ in encoding, nesting, beginning and end, and bodies with a field twice.
 fn whole_bodies() -> Vec<Case> {
     let base =
         json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}).to_string();

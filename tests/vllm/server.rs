@@ -1,4 +1,4 @@
-//! One vLLM of this test's own, with all of its processes.
+//! A vLLM of this test's own, with all of its processes.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -10,18 +10,18 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// It is ready after one to three minutes, and later on a busy machine.
+/// The longest start. vLLM is ready after one to three minutes, or later on a busy machine.
 const START: Duration = Duration::from_secs(600);
-/// It ends within a second, once nothing is in flight.
+/// The longest stop. vLLM ends within a second, once nothing is in flight.
 const STOP: Duration = Duration::from_secs(20);
 
-/// A running vLLM; it ends with this, and its engine with it.
+/// A running vLLM. It ends when this is dropped, and its engine with it.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     child: Child,
 }
 
-/// Where `setup` installs it.
+/// The folder in which `setup` installs vLLM.
 pub(crate) fn home() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
@@ -32,7 +32,9 @@ pub(crate) fn home() -> PathBuf {
 impl Server {
     /// Starts one and waits until it answers.
     pub(crate) fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port");
         let address = SocketAddr::from(([127, 0, 0, 1], port.port()));
         let log = std::env::temp_dir().join(format!("forebay-vllm-{}.log", std::process::id()));
         let file = File::create(&log).expect("a log");
@@ -70,7 +72,7 @@ impl Drop for Server {
         while matches!(self.child.try_wait(), Ok(None)) && SystemTime::now() < until {
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Its engine would live on.
+        // Otherwise its engine would live on.
         let _ = killpg(group, Signal::SIGKILL);
         let _ = self.child.wait();
     }

@@ -20,8 +20,8 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
         let max = pool.hold.max_bytes;
         if pool.hold.max_requests > 0 && max.bytes() > 0 && max < limit {
             let message = format!(
-                "{max} is less than one body may have (gateway.limits.bodySize is {limit}): such a \
-                 request is never held"
+                "{max} is less than the largest request body (gateway.limits.bodySize is {limit}): such a \
+                 body is never held"
             );
             found.warn(pools.index(at).key("hold").key("maxBytes"), message);
         }
@@ -48,8 +48,8 @@ fn endpoints(config: &Config, pools: &Path, found: &mut Findings) {
             let first = *seen.entry(authority.to_lowercase()).or_insert(at);
             if first != at {
                 let message = format!(
-                    "`{endpoint}` is an endpoint of pools[{first}] too: each pool fills it as if \
-                     it were alone there"
+                    "`{endpoint}` is an endpoint of pools[{first}] too: each pool fills it \
+                     without knowing of the other"
                 );
                 found.warn(pools.index(at).key("endpoints").index(place), message);
             }
@@ -57,27 +57,27 @@ fn endpoints(config: &Config, pools: &Path, found: &mut Findings) {
     }
 }
 
-/// Replicas get no port that Forebay listens on itself. Pools may lease from one range, as they do
-/// by default; together they need one port a replica.
+/// Replicas get no port that Forebay listens on itself. Pools may share a range of ports, as they
+/// do by default; together they need one port for each replica.
 fn ports(config: &Config, pools: &Path, found: &mut Findings) {
     let listeners =
         [("gateway.listen", config.gateway.listen), ("admin.listen", config.admin.listen)];
     let path = |at| pools.index(at).key("target").key("processes").key("ports");
-    for (at, it, _) in targets(config) {
+    for (at, processes, _) in targets(config) {
         for (name, address) in listeners {
-            if (it.ports.0..=it.ports.1).contains(&address.port()) {
+            if (processes.ports.0..=processes.ports.1).contains(&address.port()) {
                 let message = format!("contains {}, the port of {name}", address.port());
                 found.error(path(at), message);
             }
         }
     }
     let (mut needed, mut leased) = (0_u64, BTreeSet::new());
-    for (nth, (at, it, most)) in targets(config).enumerate() {
-        let range = it.ports.0..=it.ports.1;
+    for (nth, (at, processes, most)) in targets(config).enumerate() {
+        let range = processes.ports.0..=processes.ports.1;
         let enough_alone = u64::from(most) <= range.len() as u64;
         needed += u64::from(most);
         leased.extend(range);
-        // What one pool lacks alone is told of that pool, and what several lack once.
+        // Ports that one pool lacks alone are reported at that pool, and those of several once.
         if nth > 0 && enough_alone && needed > leased.len() as u64 {
             let message = format!(
                 "{} ports for up to {needed} replicas of this pool and those before it; widen the \
@@ -92,8 +92,8 @@ fn ports(config: &Config, pools: &Path, found: &mut Findings) {
 
 fn gpus(config: &Config, pools: &Path, found: &mut Findings) {
     let mut seen = HashMap::new();
-    for (at, it, _) in targets(config) {
-        for (place, gpu) in it.gpus.iter().enumerate() {
+    for (at, processes, _) in targets(config) {
+        for (place, gpu) in processes.gpus.iter().enumerate() {
             let first = *seen.entry(gpu).or_insert(at);
             if first != at {
                 let message = format!(
@@ -106,7 +106,7 @@ fn gpus(config: &Config, pools: &Path, found: &mut Findings) {
     }
 }
 
-/// KEDA's port is nobody else's, and a ScaledObject scales one workload, so one pool.
+/// KEDA's listener has its own port, and a ScaledObject scales one workload, so one pool.
 fn keda(config: &Config, pools: &Path, found: &mut Findings) {
     let driven = config.pools.iter().enumerate().filter_map(|(at, pool)| match &pool.target {
         Some(Target::Keda(keda)) => Some((at, keda)),
@@ -133,14 +133,14 @@ fn keda(config: &Config, pools: &Path, found: &mut Findings) {
     }
 }
 
-/// Processes belong to one machine: a scaler elsewhere could not start them when it leads, nor would
-/// those of one that no longer leads be stopped.
+/// Processes belong to one machine: a new leader elsewhere could neither start them nor stop those
+/// of the previous leader.
 fn election(config: &Config, pools: &Path, found: &mut Findings) {
     if config.scaler.leader_election.is_none() {
         return;
     }
     for (at, ..) in targets(config) {
-        let message = "replicas on this machine can't be another scaler's; leave out \
+        let message = "another scaler could not take over replicas on this machine; leave out \
                        scaler.leaderElection, or scale them by kubernetes or keda";
         found.error(pools.index(at).key("target").key("processes"), message);
     }

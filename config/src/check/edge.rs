@@ -5,7 +5,7 @@ use crate::types::edge::{Cors, PATHS, Tls};
 use crate::types::gateway::Limits;
 use crate::yaml::problem::Path;
 
-/// `PATHS` without the answer to a slip is a long list: the nearest is told where there is one.
+/// Paths that the gateway knows. For a misspelt one the nearest is named: the whole list is long.
 pub(super) fn paths(paths: &[String], path: &Path, found: &mut Findings) {
     for (at, given) in paths.iter().enumerate() {
         let here = path.index(at);
@@ -18,11 +18,15 @@ pub(super) fn paths(paths: &[String], path: &Path, found: &mut Findings) {
                 Some(nearest) => format!("did you mean {nearest}?"),
                 None => format!("known: {}", PATHS.join(", ")),
             };
-            found.error(here, format!("`{given}` is no path that the gateway can serve; {hint}"));
+            found
+                .error(here, format!("`{given}` is not a path that the gateway can serve; {hint}"));
         }
     }
     if paths.is_empty() {
-        found.error(path.clone(), "no path is exposed, so nobody is served; leave it out for all");
+        found.error(
+            path.clone(),
+            "no path is exposed, so every request would be refused; leave it out for all",
+        );
     }
 }
 
@@ -49,7 +53,7 @@ pub(super) fn cors(cors: &Cors, path: &Path, found: &mut Findings) {
             }
         } else if !is_origin(origin) {
             let message =
-                format!("`{origin}` is no origin; write https://HOST or https://HOST:PORT");
+                format!("`{origin}` is not an origin; write https://HOST or https://HOST:PORT");
             found.error(here, message);
         }
     }
@@ -62,7 +66,12 @@ pub(super) fn cors(cors: &Cors, path: &Path, found: &mut Findings) {
         for (at, word) in words.iter().enumerate() {
             if !is_token(word) {
                 let here = path.key(name).index(at);
-                found.error(here, format!("`{word}` is not a word as HTTP knows it"));
+                found.error(
+                    here,
+                    format!(
+                        "`{word}` is not a token: HTTP allows letters, digits and some signs here"
+                    ),
+                );
             }
         }
     }
@@ -122,7 +131,7 @@ pub(super) fn limits(limits: &Limits, path: &Path, found: &mut Findings) {
         ("streamsPerConnection", limits.streams_per_connection),
     ] {
         if count == 0 {
-            found.error(path.key(name), "0 lets nobody in; write 1 or more");
+            found.error(path.key(name), "0 refuses every connection; write 1 or more");
         }
     }
 }

@@ -10,7 +10,10 @@ use crate::{Config, Gateway};
 pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {
     let gateway = &config.gateway;
     if gateway.threads == Some(0) {
-        found.error(path.key("threads"), "0 threads serve nobody; leave it out for one per core");
+        found.error(
+            path.key("threads"),
+            "0 threads serve no request; leave it out for one per core",
+        );
     }
     if let Some(scaler) = &gateway.scaler {
         found.address(path.key("scaler"), scaler);
@@ -39,7 +42,7 @@ pub(super) fn check(config: &Config, path: &Path, found: &mut Findings) {
 fn keys(gateway: &Gateway, path: &Path, found: &mut Findings) {
     let Some(keys) = &gateway.keys else {
         if gateway.tenants.iter().any(|tenant| tenant.name != ANONYMOUS) {
-            let message = "nobody can be one of them without keys; give gateway.keys.file";
+            let message = "without gateway.keys no request belongs to them; give gateway.keys.file";
             found.error(path.key("tenants"), message);
         }
         return;
@@ -49,12 +52,12 @@ fn keys(gateway: &Gateway, path: &Path, found: &mut Findings) {
         found.error(path.key("file"), "empty; name the file or folder with the keys' hashes");
     }
     if gateway.tenants.iter().all(|tenant| tenant.name == ANONYMOUS) {
-        let message = "no key can be right: gateway.tenants names nobody to give one to";
+        let message = "no key can be valid: gateway.tenants lists no tenant that has keys";
         found.error(path, message);
     } else if keys.required
         && let Some(at) = gateway.tenants.iter().position(|tenant| tenant.name == ANONYMOUS)
     {
-        let message = "has no effect: keys.required refuses whoever comes without a key";
+        let message = "has no effect: keys.required refuses requests without a key";
         found.warn(Path::default().key("gateway").key("tenants").index(at), message);
     }
 }

@@ -4,15 +4,15 @@ use super::Findings;
 use crate::yaml::problem::Path;
 use crate::{Discovery, Keda, Kubernetes, LeaderElection, Pool};
 
-pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
-    match it {
+pub(super) fn discovery(discovery: &Discovery, path: &Path, found: &mut Findings) {
+    match discovery {
         Discovery::Pods(pods) => {
             let path = path.key("pods");
             namespace(pods.namespace.as_deref(), &path, found);
             port(pods.port, &path, found);
             match (&pods.selector, &pods.service) {
                 (Some(selector), None) if selector.trim().is_empty() => {
-                    let message = "empty, which is every pod; write for example app=vllm";
+                    let message = "empty, which selects every pod; write for example app=vllm";
                     found.error(path.key("selector"), message);
                 }
                 (Some(_), None) => {}
@@ -22,7 +22,8 @@ pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
                     found.error(path.key("service"), message);
                 }
                 (None, None) => {
-                    let message = "which pods? Give a selector, such as app=vllm, or a service";
+                    let message =
+                        "no pods are selected; give a selector, such as app=vllm, or a service";
                     found.error(path, message);
                 }
             }
@@ -36,8 +37,10 @@ pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
             let path = path.key("dns");
             port(dns.port, &path, found);
             if crate::units::authority::authority(&format!("{}:1", dns.host)).is_err() {
-                let message =
-                    format!("`{}` is no name; write vllm.models.svc, without a port", dns.host);
+                let message = format!(
+                    "`{}` is not a host name; write vllm.models.svc, without a port",
+                    dns.host
+                );
                 found.error(path.key("host"), message);
             }
             found.above_zero(&path, "interval", dns.interval);
@@ -45,45 +48,47 @@ pub(super) fn discovery(it: &Discovery, path: &Path, found: &mut Findings) {
     }
 }
 
-pub(super) fn target(it: &Kubernetes, path: &Path, found: &mut Findings) {
-    namespace(it.namespace.as_deref(), path, found);
-    name(&it.name, path.key("name"), found);
-    if it.port == Some(0) {
+pub(super) fn target(kubernetes: &Kubernetes, path: &Path, found: &mut Findings) {
+    namespace(kubernetes.namespace.as_deref(), path, found);
+    name(&kubernetes.name, path.key("name"), found);
+    if kubernetes.port == Some(0) {
         port(0, path, found);
     }
-    if it.kind.is_empty() || !it.kind.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        let message = format!("`{}` is no kind; write for example Deployment", it.kind);
+    if kubernetes.kind.is_empty()
+        || !kubernetes.kind.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    {
+        let message = format!("`{}` is not a kind; write for example Deployment", kubernetes.kind);
         found.error(path.key("kind"), message);
     }
-    let parts: Vec<_> = it.api_version.split('/').collect();
+    let parts: Vec<_> = kubernetes.api_version.split('/').collect();
     if parts.len() > 2 || parts.iter().any(|part| part.trim().is_empty()) {
         let message =
-            format!("`{}` is no GROUP/VERSION; write for example apps/v1", it.api_version);
+            format!("`{}` is not GROUP/VERSION; write for example apps/v1", kubernetes.api_version);
         found.error(path.key("apiVersion"), message);
     }
-    found.above_zero(path, "hungAfter", it.hung_after);
-    found.above_zero(path, "startTimeout", it.start_timeout);
+    found.above_zero(path, "hungAfter", kubernetes.hung_after);
+    found.above_zero(path, "startTimeout", kubernetes.start_timeout);
 }
 
-pub(super) fn keda(pool: &Pool, it: &Keda, path: &Path, found: &mut Findings) {
+pub(super) fn keda(pool: &Pool, keda: &Keda, path: &Path, found: &mut Findings) {
     let target = path.key("target").key("keda");
-    namespace(it.namespace.as_deref(), &target, found);
-    name(&it.scaled_object, target.key("scaledObject"), found);
+    namespace(keda.namespace.as_deref(), &target, found);
+    name(&keda.scaled_object, target.key("scaledObject"), found);
     if pool.discovery.is_none() && pool.endpoints.is_empty() {
-        let message = "KEDA starts replicas and tells nobody where; give discovery, such as the \
-                       pods' labels";
+        let message = "KEDA starts replicas and does not report their addresses; give discovery, \
+                       such as the pods' labels";
         found.error(path.key("discovery"), message);
     }
 }
 
-pub(super) fn leader_election(it: &LeaderElection, path: &Path, found: &mut Findings) {
-    namespace(it.namespace.as_deref(), path, found);
-    name(&it.lease, path.key("lease"), found);
-    if it.lease_duration < std::time::Duration::from_secs(2) {
-        let message = "less than 2s, in which a busy API server may not answer once";
+pub(super) fn leader_election(election: &LeaderElection, path: &Path, found: &mut Findings) {
+    namespace(election.namespace.as_deref(), path, found);
+    name(&election.lease, path.key("lease"), found);
+    if election.lease_duration < std::time::Duration::from_secs(2) {
+        let message = "must be 2s or longer: a busy API server may take that long for an answer";
         found.error(path.key("leaseDuration"), message);
     }
-    if let Some(address) = &it.advertise {
+    if let Some(address) = &election.advertise {
         found.address(path.key("advertise"), address);
     }
 }
@@ -94,7 +99,7 @@ fn namespace(given: Option<&str>, path: &Path, found: &mut Findings) {
     }
 }
 
-/// A DNS label or subdomain, as Kubernetes takes it.
+/// A DNS label or subdomain, as Kubernetes accepts it.
 fn name(name: &str, path: Path, found: &mut Findings) {
     let inner =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
@@ -102,7 +107,7 @@ fn name(name: &str, path: Path, found: &mut Findings) {
     let fits = name.len() <= 253 && name.bytes().all(inner);
     if !fits || !ends(name.bytes().next()) || !ends(name.bytes().last()) {
         let message =
-            format!("`{name}` is no name in Kubernetes: lower case letters, digits, - and .");
+            format!("`{name}` is not a name in Kubernetes: lower case letters, digits, - and .");
         found.error(path, message);
     }
 }

@@ -1,8 +1,8 @@
-//! The rules that types can't express: between fields, between pools, and against slips that
-//! would only show when a replica is to start.
+//! The rules that types can't express: between fields, between pools, and against mistakes that
+//! would only show when a replica starts.
 //!
-//! Pure: no file is opened and no name is looked up, so that a configuration can be checked on
-//! another machine than the one that it is for.
+//! Pure: no file is opened and no name is looked up, so a configuration can be checked on a machine
+//! other than its own.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ mod replay;
 mod routes;
 mod scaling;
 
-/// What a rule found, and about which field.
+/// A problem that a rule found, and its field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) path: Path,

@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 
 use super::{Findings, kubernetes, name};
+use crate::types::command;
 use crate::units::authority::authority;
 use crate::units::format_duration;
+use crate::yaml::flow_list;
 use crate::yaml::problem::Path;
 use crate::{Pool, Processes, Scaling, Target};
 
@@ -14,14 +16,14 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
     if let Some(discovery) = &pool.discovery {
         kubernetes::discovery(discovery, &path.key("discovery"), found);
         if matches!(pool.target, Some(Target::Processes(_))) {
-            let message = "the target starts processes, whose addresses the scaler tells; remove \
+            let message = "the target starts processes, whose addresses the scaler reports; remove \
                            one of the two";
             found.error(path.key("discovery"), message);
         }
     }
     if pool.endpoints.is_empty() && pool.target.is_none() && pool.discovery.is_none() {
         let message = "nothing serves it; give a target, which starts replicas, or endpoints or \
-                       discovery, which tell of running ones";
+                       discovery, which name running ones";
         found.error(path.clone(), message);
     }
     if pool.max_in_flight == 0 {
@@ -36,8 +38,8 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
             let most = pool.scaling.max_replica_count;
             self::processes(processes, most, &path, found);
         }
-        Some(Target::Kubernetes(it)) => {
-            kubernetes::target(it, &path.key("target").key("kubernetes"), found);
+        Some(Target::Kubernetes(kubernetes)) => {
+            kubernetes::target(kubernetes, &path.key("target").key("kubernetes"), found);
         }
         Some(Target::Keda(keda)) => {
             kubernetes::keda(pool, keda, path, found);
@@ -111,14 +113,15 @@ fn scaling(pool: &Pool, path: &Path, found: &mut Findings) {
     found.above_zero(&path.key("objective"), "ttft", scaling.objective.ttft);
     let share = scaling.objective.share;
     if !(share > 0.0 && share < 1.0) {
-        let message = format!("{share} is no share that can be kept; write for example 0.99");
+        let message =
+            format!("{share} must be more than 0 and less than 1; write for example 0.99");
         found.error(path.key("objective").key("share"), message);
     }
     if scaling.target_concurrency == Some(0) {
         let message = "must be at least 1; leave it out for 80 % of maxInFlight";
         found.error(path.key("targetConcurrency"), message);
     }
-    if let Some(target) = scaling.target_concurrency.filter(|it| *it > pool.max_in_flight) {
+    if let Some(target) = scaling.target_concurrency.filter(|target| *target > pool.max_in_flight) {
         let message = format!(
             "{target} is more than a replica takes (maxInFlight is {}): requests are held before \
              the pool grows",
@@ -138,27 +141,30 @@ fn scaling(pool: &Pool, path: &Path, found: &mut Findings) {
     }
     if scaling.panic_threshold.is_nan() || scaling.panic_threshold <= 1.0 {
         let message = format!(
-            "{} would be a panic without end; write a number over 1, such as 2",
+            "{} would begin a panic at any load; write a number over 1, such as 2",
             scaling.panic_threshold
         );
         found.error(path.key("panicThreshold"), message);
     }
 }
 
-fn processes(it: &Processes, most: u32, path: &Path, found: &mut Findings) {
-    if it.command.first().is_none_or(|program| program.trim().is_empty()) {
+fn processes(processes: &Processes, most: u32, path: &Path, found: &mut Findings) {
+    if processes.command.first().is_none_or(|program| program.trim().is_empty()) {
         let message = "empty; give the program and its arguments, with {port} among them";
         found.error(path.key("command"), message);
-    } else if !it.uses("{port}") {
-        let message = "does not contain {port}: the replica must serve where the gateway looks for \
-                       it; add for example --port, \"{port}\"";
+    } else if let Some(words) = command::unsplit(&processes.command) {
+        let list = flow_list(&words);
+        let message = format!("one word, which no shell splits; write {list}");
+        found.error(path.key("command"), message);
+    } else if !processes.uses("{port}") {
+        let message = "does not contain {port}, the port that the replica must serve on; add for example --port, \"{port}\"";
         found.error(path.key("command"), message);
     }
-    for name in it.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
+    for name in processes.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
         let message = "is not the name of an environment variable";
         found.error(path.key("env").key(name), message);
     }
-    let (first, last) = it.ports;
+    let (first, last) = processes.ports;
     if first > last {
         let message = format!("the range runs backwards; write {last}-{first}");
         found.error(path.key("ports"), message);
@@ -170,14 +176,14 @@ fn processes(it: &Processes, most: u32, path: &Path, found: &mut Findings) {
             format!("{ports} ports for up to {most} replicas (maxReplicaCount); widen the range");
         found.error(path.key("ports"), message);
     }
-    gpus(it, most, path, found);
-    found.above_zero(path, "startTimeout", it.start_timeout);
-    found.above_zero(path, "hungAfter", it.hung_after);
+    gpus(processes, most, path, found);
+    found.above_zero(path, "startTimeout", processes.start_timeout);
+    found.above_zero(path, "hungAfter", processes.hung_after);
 }
 
-fn gpus(it: &Processes, most: u32, path: &Path, found: &mut Findings) {
+fn gpus(processes: &Processes, most: u32, path: &Path, found: &mut Findings) {
     let mut seen = HashSet::new();
-    for (at, gpu) in it.gpus.iter().enumerate() {
+    for (at, gpu) in processes.gpus.iter().enumerate() {
         if gpu.trim().is_empty() {
             found.error(path.key("gpus").index(at), "a GPU's name must not be empty");
         } else if !seen.insert(gpu) {
@@ -185,13 +191,13 @@ fn gpus(it: &Processes, most: u32, path: &Path, found: &mut Findings) {
             found.error(path.key("gpus").index(at), message);
         }
     }
-    if it.gpus.is_empty() && it.uses("{gpu}") {
-        let message = "none, and {gpu} is used; name as many as maxReplicaCount, as in [0, 1]";
+    if processes.gpus.is_empty() && processes.uses("{gpu}") {
+        let message = "empty, and {gpu} is used; name as many as maxReplicaCount, as in [0, 1]";
         found.error(path.key("gpus"), message);
-    } else if !it.gpus.is_empty() && (it.gpus.len() as u64) < u64::from(most) {
+    } else if !processes.gpus.is_empty() && (processes.gpus.len() as u64) < u64::from(most) {
         let message = format!(
             "{} for up to {most} replicas (maxReplicaCount); name more, or lower maxReplicaCount",
-            it.gpus.len()
+            processes.gpus.len()
         );
         found.error(path.key("gpus"), message);
     }

@@ -1,4 +1,4 @@
-//! The rules of the rehearsal's model.
+//! The rules of the model for `forebay replay`.
 
 use super::Findings;
 use crate::types::replay::Replay;

@@ -65,15 +65,15 @@ fn names(config: &Config, pools: &Path, found: &mut Findings) {
 fn aliases(pool: &Pool, path: &Path, found: &mut Findings) {
     for (alias, model) in &pool.aliases {
         if model.trim().is_empty() {
-            found.error(path.key(alias), "empty; give the model's name that replicas are sent");
+            found.error(path.key(alias), "empty; give the model name that is sent to the replicas");
         } else if !serves(pool, model) {
-            let message = format!("`{model}` is none of the pool's models or adapters; add it");
+            let message = format!("`{model}` is not one of the pool's models or adapters; add it");
             found.error(path.key(alias), message);
         }
     }
 }
 
-/// Whether the replicas know this name, as far as the configuration tells.
+/// Whether the replicas know this name, by the configuration.
 fn serves(pool: &Pool, model: &str) -> bool {
     let known = |names: &[String]| names.iter().any(|name| name == model);
     pool.models.is_empty() || known(&pool.models) || known(&pool.adapters)
@@ -89,7 +89,7 @@ fn fallback(config: &Config, at: usize, path: &Path, found: &mut Findings) {
     }
     if let Some(after) = fallback.after.filter(|after| *after >= pool.hold.timeout) {
         let message = format!(
-            "{} is no sooner than the hold's own end (hold.timeout); make it shorter, or leave it \
+            "{} is not before the end of the hold (hold.timeout); make it shorter, or leave it \
              out",
             crate::format_duration(after)
         );
@@ -111,11 +111,11 @@ fn lookup<'a>(
     pool
 }
 
-/// The name that a pool's replicas are sent instead of the one asked for.
+/// Checks the model name that is sent to a pool's replicas in place of the requested one.
 fn sent_as(pool: &Pool, model: Option<&str>, path: &Path, found: &mut Findings) {
     match model {
         Some(model) if !serves(pool, model) => {
-            let message = format!("`{model}` is none of the models of pool `{}`", pool.name);
+            let message = format!("`{model}` is not one of the models of pool `{}`", pool.name);
             found.error(path.clone(), message);
         }
         _ => {}

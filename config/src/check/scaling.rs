@@ -1,29 +1,30 @@
-//! The rules of a pool's triggers and behavior, and of the Prometheus server that they ask.
+//! The rules of a pool's triggers and behavior, and of the Prometheus server that they query.
 
 use std::collections::HashMap;
 
 use super::Findings;
-use crate::lint::{Reader, Scene, lint};
+use crate::lint::{Context, TriggerReader, lint};
 use crate::types::behavior::{Advanced, Behavior, ScalingRules};
 use crate::types::trigger::{TRIGGER_TYPES, Trigger};
 use crate::yaml::problem::Path;
 use crate::{Pool, Prometheus, Scaling, base_url};
 
-/// What the triggers of a pool's `scaling` can't do as they are meant.
+/// Triggers of a pool's `scaling` that can't work as their author means.
 pub(super) fn triggers_meaning(pool: &Pool, server: bool, path: &Path, found: &mut Findings) {
     let path = path.key("triggers");
     let scaling = &pool.scaling;
     let concurrency = pool.target_concurrency();
-    let rules: Vec<_> = scaling.triggers.iter().map(|it| it.rule(concurrency).0).collect();
-    let scene = Scene {
+    let rules: Vec<_> =
+        scaling.triggers.iter().map(|trigger| trigger.rule(concurrency).0).collect();
+    let context = Context {
         triggers: &scaling.triggers,
         rules: &rules,
         idle: scaling.idle_replica_count,
         min: Some(scaling.min_replica_count),
         max: Some(scaling.max_replica_count),
-        reader: Reader::Forebay { server },
+        reader: TriggerReader::Forebay { server },
     };
-    for remark in lint(&scene) {
+    for remark in lint(&context) {
         let path = path.join(&remark.path);
         if remark.error {
             found.error(path, remark.message);
@@ -89,12 +90,12 @@ fn triggers(triggers: &[Trigger], target_concurrency: u32, path: &Path, found: &
     }
 }
 
-fn advanced(it: &Advanced, given: bool, path: &Path, found: &mut Findings) {
-    if it.restore_to_original_replica_count == Some(true) {
+fn advanced(advanced: &Advanced, given: bool, path: &Path, found: &mut Findings) {
+    if advanced.restore_to_original_replica_count == Some(true) {
         let message = "has no effect: replicas of a removed pool are left as its target has them";
         found.warn(path.key("restoreToOriginalReplicaCount"), message);
     }
-    let Some(hpa) = &it.horizontal_pod_autoscaler_config else { return };
+    let Some(hpa) = &advanced.horizontal_pod_autoscaler_config else { return };
     let Some(pasted) = &hpa.behavior else { return };
     let path = path.key("horizontalPodAutoscalerConfig").key("behavior");
     if given {
@@ -107,34 +108,33 @@ fn advanced(it: &Advanced, given: bool, path: &Path, found: &mut Findings) {
 }
 
 /// The HPA's own bounds.
-fn behavior(it: &Behavior, path: &Path) -> Vec<(Path, String)> {
+fn behavior(behavior: &Behavior, path: &Path) -> Vec<(Path, String)> {
     let mut found = Vec::new();
-    for (name, rules) in [("scaleUp", &it.scale_up), ("scaleDown", &it.scale_down)] {
-        if let Some(it) = rules {
-            self::rules(it, &path.key(name), &mut found);
+    for (name, rules) in [("scaleUp", &behavior.scale_up), ("scaleDown", &behavior.scale_down)] {
+        if let Some(rules) = rules {
+            self::rules(rules, &path.key(name), &mut found);
         }
     }
     found
 }
 
-fn rules(it: &ScalingRules, path: &Path, found: &mut Vec<(Path, String)>) {
+fn rules(rules: &ScalingRules, path: &Path, found: &mut Vec<(Path, String)>) {
     let mut error = |path: Path, message: String| found.push((path, message));
-    if let Some(seconds) = it.stabilization_window_seconds.filter(|it| *it > 3600) {
+    if let Some(seconds) = rules.stabilization_window_seconds.filter(|seconds| *seconds > 3600) {
         let message = format!("{seconds} is more than the HPA takes; write 3600 or less");
         error(path.key("stabilizationWindowSeconds"), message);
     }
-    if let Some(tolerance) = it.tolerance.filter(|it| it.is_nan() || *it < 0.0) {
-        error(
-            path.key("tolerance"),
-            format!("{tolerance} is less than none; write a share such as 0.1"),
-        );
+    if let Some(tolerance) =
+        rules.tolerance.filter(|tolerance| tolerance.is_nan() || *tolerance < 0.0)
+    {
+        error(path.key("tolerance"), format!("{tolerance} is negative; write a share such as 0.1"));
     }
-    if it.policies.as_ref().is_some_and(Vec::is_empty) {
+    if rules.policies.as_ref().is_some_and(Vec::is_empty) {
         let message = "empty, so nothing could change; leave it out for the HPA's default, or \
                        write selectPolicy: Disabled";
         error(path.key("policies"), message.to_owned());
     }
-    for (at, policy) in it.policies.iter().flatten().enumerate() {
+    for (at, policy) in rules.policies.iter().flatten().enumerate() {
         let path = path.key("policies").index(at);
         if policy.value == 0 {
             let message = "must be at least 1; to change nothing write selectPolicy: Disabled";
@@ -147,12 +147,12 @@ fn rules(it: &ScalingRules, path: &Path, found: &mut Vec<(Path, String)>) {
     }
 }
 
-pub(super) fn prometheus(it: &Prometheus, path: &Path, found: &mut Findings) {
-    if let Some(Err(message)) = it.server_address.as_deref().map(base_url) {
+pub(super) fn prometheus(prometheus: &Prometheus, path: &Path, found: &mut Findings) {
+    if let Some(Err(message)) = prometheus.server_address.as_deref().map(base_url) {
         found.error(path.key("serverAddress"), message);
     }
-    found.above_zero(path, "timeout", it.timeout);
-    if it.bearer_token_file.is_some() && it.basic_auth.is_some() {
+    found.above_zero(path, "timeout", prometheus.timeout);
+    if prometheus.bearer_token_file.is_some() && prometheus.basic_auth.is_some() {
         let message = "bearerTokenFile is given too; keep one of the two";
         found.error(path.key("basicAuth"), message);
     }

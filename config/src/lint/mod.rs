@@ -1,7 +1,10 @@
-//! What in a trigger can't work as its author means, in a sentence each.
+//! Warnings about triggers that can't work as their author means, a sentence each.
 //!
-//! Everything here is allowed, and KEDA takes it without a word. Where Forebay has a trigger of its
-//! own that means the same, it is named.
+//! All of it is allowed, and KEDA accepts it silently. If Forebay has a trigger of its own with the
+//! same meaning, the sentence names it.
+//!
+//! `promql-parser` reads queries. Formulas, cron expressions and Go's number formats are read here:
+//! no crate follows KEDA's dialects of them.
 
 use crate::types::trigger::{MetricType, Rule, Signal, Trigger};
 use crate::yaml::problem::Path;
@@ -14,11 +17,11 @@ mod schedule;
 mod series;
 mod waking;
 
-/// Where triggers stand.
-pub(crate) struct Scene<'a> {
-    /// All of them: one may do what another can't.
+/// The triggers to judge, and their surroundings.
+pub(crate) struct Context<'a> {
+    /// All of them: one may make up for another.
     pub(crate) triggers: &'a [Trigger],
-    /// What each of them means, where that is known.
+    /// The meaning of each of them, if it is known.
     pub(crate) rules: &'a [Option<Rule>],
     /// `idleReplicaCount`.
     pub(crate) idle: Option<u32>,
@@ -26,14 +29,14 @@ pub(crate) struct Scene<'a> {
     pub(crate) min: Option<u32>,
     /// `maxReplicaCount`; `None` where it is not known.
     pub(crate) max: Option<u32>,
-    /// Who reads them.
-    pub(crate) reader: Reader,
+    /// The program that reads them.
+    pub(crate) reader: TriggerReader,
 }
 
-/// Who reads the triggers.
+/// The program that reads the triggers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reader {
-    /// Forebay, with a server for those that name none, or without.
+pub(crate) enum TriggerReader {
+    /// Forebay, which may have a server for triggers that name none.
     Forebay {
         /// Whether there is a top-level `prometheus.serverAddress`.
         server: bool,
@@ -45,13 +48,13 @@ pub(crate) enum Reader {
     },
 }
 
-impl Scene<'_> {
+impl Context<'_> {
     fn is_composite(&self) -> bool {
-        self.reader == Reader::Keda { composite: true }
+        self.reader == TriggerReader::Keda { composite: true }
     }
 
     fn is_keda(&self) -> bool {
-        matches!(self.reader, Reader::Keda { .. })
+        matches!(self.reader, TriggerReader::Keda { .. })
     }
 }
 
@@ -61,48 +64,48 @@ pub(crate) struct Remark {
     /// Way from the list of triggers.
     pub(crate) path: Path,
     pub(crate) message: String,
-    /// Whether the trigger can't be used so; else a warning.
+    /// Whether this is an error, so that the trigger can't be used; else a warning.
     pub(crate) error: bool,
 }
 
 /// All remarks on all triggers.
-pub(crate) fn lint(scene: &Scene<'_>) -> Vec<Remark> {
+pub(crate) fn lint(context: &Context<'_>) -> Vec<Remark> {
     let mut remarks = Vec::new();
-    for (at, trigger) in scene.triggers.iter().enumerate() {
+    for (at, trigger) in context.triggers.iter().enumerate() {
         let mut notes = Notes { path: Path::default().index(at), remarks: &mut remarks };
         match trigger.kind.as_str() {
             "external" | "external-push" => external(trigger, &mut notes),
-            "prometheus" if scene.is_keda() && trigger.metadata.contains_key("metricName") => {
-                let message = "has no effect: KEDA took it out of the prometheus trigger; the name of the \
-                               trigger itself is `name`, beside `type`";
+            "prometheus" if context.is_keda() && trigger.metadata.contains_key("metricName") => {
+                let message = "has no effect: KEDA removed it from the prometheus trigger; to name the trigger, \
+                               write `name` beside `type`";
                 notes.say(&["metadata", "metricName"], message);
             }
             _ => {}
         }
-        let Some(rule) = scene.rules.get(at).and_then(Option::as_ref) else { continue };
+        let Some(rule) = context.rules.get(at).and_then(Option::as_ref) else { continue };
         match &rule.signal {
             Signal::Prometheus(query) => {
                 if query.server_address.is_none() {
-                    server(scene.reader, &mut notes);
+                    server(context.reader, &mut notes);
                 }
-                query::lint(scene, at, trigger, rule, query, &mut notes);
-                activation(scene, trigger, &mut notes);
+                query::lint(context, at, trigger, rule, query, &mut notes);
+                activation(context, trigger, &mut notes);
             }
             Signal::Gpu(_, crate::GpuSource::Prometheus(query))
                 if query.server_address.is_none() =>
             {
-                server(scene.reader, &mut notes);
+                server(context.reader, &mut notes);
             }
             Signal::Ttft { .. } | Signal::Itl { .. } | Signal::KvCache | Signal::Gpu(..) => {}
-            Signal::Cron(window) => schedule::lint(scene, at, window, &mut notes),
-            _ => activation(scene, trigger, &mut notes),
+            Signal::Cron(window) => schedule::lint(context, at, window, &mut notes),
+            _ => activation(context, trigger, &mut notes),
         }
         own(rule, trigger, &mut notes);
     }
     remarks
 }
 
-/// Collects what is said of one trigger.
+/// Collects the remarks on one trigger.
 struct Notes<'a> {
     path: Path,
     remarks: &'a mut Vec<Remark>,
@@ -123,26 +126,26 @@ impl Notes<'_> {
     }
 }
 
-fn server(reader: Reader, notes: &mut Notes<'_>) {
-    if reader == (Reader::Forebay { server: false }) {
+fn server(reader: TriggerReader, notes: &mut Notes<'_>) {
+    if reader == (TriggerReader::Forebay { server: false }) {
         let message = "missing, and there is no prometheus.serverAddress at the top either: there is \
-                       no server to ask, and the trigger is left out";
+                       no server to query, and the trigger is ignored";
         notes.say(&["metadata", "serverAddress"], message);
     }
 }
 
-/// A threshold between zero and one, where zero never is.
-fn activation(scene: &Scene<'_>, trigger: &Trigger, notes: &mut Notes<'_>) {
+/// An `activationThreshold` where the count is never zero, so that it has no effect.
+fn activation(context: &Context<'_>, trigger: &Trigger, notes: &mut Notes<'_>) {
     let written = trigger.metadata.get("activationThreshold").map(|text| text.trim());
-    if !written.is_some_and(|text| text.parse::<f64>().is_ok_and(|it| it != 0.0)) {
+    if !written.is_some_and(|text| text.parse::<f64>().is_ok_and(|number| number != 0.0)) {
         return;
     }
     let field = &["metadata", "activationThreshold"];
-    if scene.is_composite() {
+    if context.is_composite() {
         let message = "has no effect: with scalingModifiers the formula is compared with \
                        activationTarget";
         notes.say(field, message);
-    } else if let Some(min) = scene.min.filter(|min| *min > 0 && scene.idle.is_none()) {
+    } else if let Some(min) = context.min.filter(|min| *min > 0 && context.idle.is_none()) {
         let message = format!(
             "has no effect: it decides between none and one replica, and minReplicaCount is {min}"
         );

@@ -1,17 +1,17 @@
-//! What vLLM (0.32) and the DCGM exporter export, and what vLLM exported once.
+//! Metrics that vLLM (0.32) and the DCGM exporter export, and vLLM's former names.
 
-/// What kind of series a metric has.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MetricKind {
     Gauge,
     Counter,
     Histogram,
 }
 
-use Kind::{Counter, Gauge, Histogram};
+use MetricKind::{Counter, Gauge, Histogram};
 
-/// Names behind `vllm:`, histograms without their suffix.
-const EXPORTED: [(&str, Kind); 43] = [
+/// Names after `vllm:`, histograms without their suffix.
+const EXPORTED: [(&str, MetricKind); 43] = [
     ("admission_rejections_total", Counter),
     ("cache_config_info", Gauge),
     ("e2e_request_latency_seconds", Histogram),
@@ -61,7 +61,7 @@ const EXPORTED: [(&str, Kind); 43] = [
 const OPTIONAL: [&str; 5] =
     ["spec_decode_", "kv_block_", "nixl_", "kv_offload_", "corrupted_requests"];
 
-/// Series behind `vllm:` that routers in front of replicas export, such as production-stack's.
+/// Series after `vllm:` that routers in front of replicas export, such as production-stack's.
 const ROUTERS: [&str; 11] = [
     "avg_decoding_length",
     "avg_itl",
@@ -76,11 +76,11 @@ const ROUTERS: [&str; 11] = [
     "router_queueing_delay_seconds",
 ];
 
-/// Former and mistaken names, and what has taken their place.
+/// Former and mistaken names, and the names in their place.
 const REPLACED: [(&str, &str, &str); 14] = [
     ("gpu_cache_usage_perc", "kv_cache_usage_perc", "vLLM renamed it"),
-    ("cpu_cache_usage_perc", "kv_cache_usage_perc", "vLLM has no cache on the CPU's side any more"),
-    ("num_requests_swapped", "num_preemptions_total", "vLLM swaps no requests any more"),
+    ("cpu_cache_usage_perc", "kv_cache_usage_perc", "vLLM no longer has a cache on the CPU's side"),
+    ("num_requests_swapped", "num_preemptions_total", "vLLM no longer swaps requests"),
     ("gpu_prefix_cache_queries", "prefix_cache_queries_total", "vLLM renamed it"),
     ("gpu_prefix_cache_queries_total", "prefix_cache_queries_total", "vLLM renamed it"),
     ("gpu_prefix_cache_hits", "prefix_cache_hits_total", "vLLM renamed it"),
@@ -106,7 +106,7 @@ const REPLACED: [(&str, &str, &str); 14] = [
     ),
 ];
 
-/// The name behind `vllm:`.
+/// The name after `vllm:`.
 pub(super) fn vllm(metric: &str) -> Option<&str> {
     metric.strip_prefix("vllm:")
 }
@@ -120,20 +120,21 @@ fn suffix(name: &str) -> (&str, &str) {
     (name, "")
 }
 
-/// What kind a metric of vLLM's or the DCGM exporter's is; `None` for any other.
-pub(super) fn kind(metric: &str) -> Option<Kind> {
+/// The kind of a metric of vLLM's or the DCGM exporter's; `None` for any other.
+pub(super) fn kind(metric: &str) -> Option<MetricKind> {
     if metric.starts_with("DCGM_FI_DEV_") {
         let counter = metric.ends_with("_TOTAL") || metric.ends_with("_ENERGY_CONSUMPTION");
         return Some(if counter { Counter } else { Gauge });
     }
     let name = vllm(metric)?;
-    let of = |name: &str| EXPORTED.iter().find(|(it, _)| *it == name).map(|(_, kind)| *kind);
+    let of =
+        |name: &str| EXPORTED.iter().find(|(exported, _)| *exported == name).map(|(_, kind)| *kind);
     let (base, suffix) = suffix(name);
     match (of(name), of(base)) {
         (Some(kind), _) => Some(kind),
         // Each of its series is a counter.
         (None, Some(Histogram)) if suffix != "_created" => Some(Counter),
-        // A former name was what the present one is.
+        // A former name has the kind of the present one.
         _ => {
             let (_, now, _) = REPLACED.iter().find(|(old, ..)| *old == base || *old == name)?;
             of(now).map(|kind| if suffix.is_empty() { kind } else { Counter })
@@ -141,7 +142,7 @@ pub(super) fn kind(metric: &str) -> Option<Kind> {
     }
 }
 
-/// What is wrong with the name of a metric of vLLM's, and the right one where there is one.
+/// The fault of a vLLM metric's name, with the right name if there is one.
 pub(super) fn fault(metric: &str) -> Option<String> {
     if let Some(name) = metric.strip_prefix("vllm_") {
         let with_colon = format!("vllm:{name}");
@@ -155,7 +156,7 @@ pub(super) fn fault(metric: &str) -> Option<String> {
     if name.contains(':') || ROUTERS.contains(&name) {
         return None;
     }
-    let exported = |name: &str| EXPORTED.iter().any(|(it, _)| *it == name);
+    let exported = |name: &str| EXPORTED.iter().any(|(known, _)| *known == name);
     let (base, suffix) = suffix(name);
     let histogram = |name: &str| EXPORTED.contains(&(name, Histogram));
     if exported(name) && !histogram(name) {
@@ -181,9 +182,10 @@ pub(super) fn fault(metric: &str) -> Option<String> {
     if exported(&format!("{name}_total")) {
         return Some(format!("vLLM exports no {metric}; write {metric}_total"));
     }
-    // What differs from each of its names by more than a slip is somebody else's.
-    let slips = |(name, _): &(&str, Kind)| strsim::damerau_levenshtein(base, name);
-    let (near, _) = EXPORTED.iter().min_by_key(|it| slips(it)).filter(|it| slips(it) <= 2)?;
+    // A name that resembles none of vLLM's belongs to another exporter.
+    let slips = |(name, _): &(&str, MetricKind)| strsim::damerau_levenshtein(base, name);
+    let (near, _) =
+        EXPORTED.iter().min_by_key(|known| slips(known)).filter(|known| slips(known) <= 2)?;
     let suffix = match (histogram(near), suffix) {
         (true, "") => "_bucket",
         (true, suffix) => suffix,
@@ -192,7 +194,7 @@ pub(super) fn fault(metric: &str) -> Option<String> {
     Some(format!("vLLM exports no {metric}; did you mean vllm:{near}{suffix}?"))
 }
 
-/// The most that a metric can be, where it is a share of a whole.
+/// The upper bound of a metric that is a share of a whole.
 pub(super) fn whole(metric: &str) -> Option<f64> {
     match metric {
         "vllm:kv_cache_usage_perc" | "vllm:gpu_cache_usage_perc" | "vllm:cpu_cache_usage_perc" => {
@@ -203,8 +205,8 @@ pub(super) fn whole(metric: &str) -> Option<f64> {
     }
 }
 
-/// Whether it is exported by what is scaled, so that at zero replicas there is none: vLLM's own
-/// series by their names of today and before, and the GPUs' figures, which are idle then.
+/// Whether the replicas export it, so that at zero replicas there is no series: vLLM's own series
+/// by their present and former names, and the figures of GPUs, which are idle then.
 pub(super) fn of_replicas(metric: &str) -> bool {
     if metric.starts_with("DCGM_FI_") {
         return true;
@@ -219,7 +221,7 @@ pub(super) fn of_replicas(metric: &str) -> bool {
 fn is_created(name: &str) -> bool {
     name.strip_suffix("_created").is_some_and(|base| {
         let total = format!("{base}_total");
-        EXPORTED.iter().any(|(it, _)| *it == base || *it == total)
+        EXPORTED.iter().any(|(known, _)| *known == base || *known == total)
     })
 }
 
@@ -228,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_name_is_told_with_the_right_one() {
+    fn a_wrong_name_is_reported_with_the_right_one() {
         for (metric, want) in [
             ("vllm:num_requests_waiting", None),
             ("vllm:e2e_request_latency_seconds_bucket", None),
@@ -250,7 +252,7 @@ mod tests {
             match want {
                 None => assert_eq!(fault, None, "{metric}"),
                 Some(want) => assert!(
-                    fault.as_ref().is_some_and(|it| it.contains(want)),
+                    fault.as_ref().is_some_and(|message| message.contains(want)),
                     "{metric}: {fault:?}"
                 ),
             }

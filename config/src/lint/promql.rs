@@ -1,11 +1,11 @@
-//! A query's structure, as much of it as it takes to say what it gives.
+//! The structure of a PromQL query, as far as the lint needs it.
 //!
-//! `promql-parser` reads it and checks its types, as Prometheus does.
+//! `promql-parser` reads the query and checks its types, as Prometheus does.
 
 use promql_parser::label::{MatchOp, Matchers};
 use promql_parser::parser::{self, LabelModifier, VectorMatchCardinality, value::ValueType};
 
-/// Longest query, in bytes; those of people are a thousandth of it.
+/// Longest query, in bytes; queries that people write are a thousand times shorter.
 const LONGEST: usize = 20_000;
 
 /// Deepest nesting; queries that people write have a handful.
@@ -30,15 +30,16 @@ pub(super) enum Expr {
     },
     Aggregate {
         operator: String,
-        /// `topk`'s count and the like.
+        /// The parameter, such as the count of `topk`.
         parameter: Option<f64>,
-        /// The labels that are kept, or with `true` those that are not; `None` where all are dropped.
+        /// The labels that are kept, or with `true` those that are dropped; `None` if all are
+        /// dropped.
         labels: Option<(Vec<String>, bool)>,
         argument: Box<Expr>,
     },
     Binary {
         operator: String,
-        /// Whether a comparison gives 0 or 1, instead of letting through.
+        /// Whether a comparison gives 0 or 1 instead of filtering.
         is_bool: bool,
         matching: Matching,
         left: Box<Expr>,
@@ -46,33 +47,33 @@ pub(super) enum Expr {
     },
 }
 
-/// How many series of each side an operator joins.
+/// How an operator matches the series of its two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Matching {
-    /// Each with one of all the same labels.
+    /// One to one, by all labels.
     Whole,
-    /// Each with one of some of the same labels.
+    /// One to one, by some labels.
     Some,
     ManyLeft,
     ManyRight,
 }
 
-/// What a query's result is.
+/// The type of a query's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ResultKind {
     Vector,
     Scalar,
     Text,
     Range,
 }
 
-/// What is known of a query.
+/// A query as far as it could be read.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Read {
-    Query(Expr, Kind),
-    /// Prometheus refuses it, and why.
+    Query(Expr, ResultKind),
+    /// Prometheus refuses it, for this reason.
     Refused(String),
-    /// It is too long or too deep to be looked at.
+    /// It is too long or too deep to be read.
     Unknown,
 }
 
@@ -84,10 +85,10 @@ pub(super) fn read(query: &str) -> Read {
     match parser::parse(query) {
         Ok(expr) => {
             let kind = match expr.value_type() {
-                ValueType::Vector => Kind::Vector,
-                ValueType::Scalar => Kind::Scalar,
-                ValueType::String => Kind::Text,
-                ValueType::Matrix => Kind::Range,
+                ValueType::Vector => ResultKind::Vector,
+                ValueType::Scalar => ResultKind::Scalar,
+                ValueType::String => ResultKind::Text,
+                ValueType::Matrix => ResultKind::Range,
             };
             convert(&expr, 0).map_or(Read::Unknown, |expr| Read::Query(expr, kind))
         }
@@ -95,7 +96,7 @@ pub(super) fn read(query: &str) -> Read {
     }
 }
 
-/// How deep brackets and signs are nested at most, and operators in a row, which nest too.
+/// Greatest depth of brackets and signs, and of operators in a row, which nest too.
 fn nesting(query: &str) -> usize {
     let (mut depth, mut deepest, mut operators) = (0_usize, 0, 0);
     for byte in query.bytes() {
@@ -167,17 +168,22 @@ fn convert(expr: &parser::Expr, depth: usize) -> Option<Expr> {
 
 fn series(selector: &parser::VectorSelector) -> Expr {
     let Matchers { matchers, or_matchers } = &selector.matchers;
-    let equal = || matchers.iter().filter(|it| it.op == MatchOp::Equal && !it.value.is_empty());
-    let named = equal().find(|it| it.name == "__name__").map(|it| it.value.clone());
+    let equal = || {
+        matchers.iter().filter(|matcher| matcher.op == MatchOp::Equal && !matcher.value.is_empty())
+    };
+    let named =
+        equal().find(|matcher| matcher.name == "__name__").map(|matcher| matcher.value.clone());
     let pinned = match or_matchers[..] {
-        [] => equal().map(|it| it.name.clone()).filter(|name| name != "__name__").collect(),
+        [] => {
+            equal().map(|matcher| matcher.name.clone()).filter(|name| name != "__name__").collect()
+        }
         _ => Vec::new(),
     };
     Expr::Series { name: selector.name.clone().or(named).unwrap_or_default(), pinned }
 }
 
 impl Expr {
-    /// Calls `visit` for this and all below, each with what it is in, outermost first.
+    /// Calls `visit` for this expression and all below, each with its ancestors, outermost first.
     pub(super) fn walk<'a>(&'a self, visit: &mut dyn FnMut(&'a Self, &[&'a Self])) {
         fn go<'a>(
             expr: &'a Expr,
@@ -191,7 +197,7 @@ impl Expr {
                     go(inner, above, visit);
                 }
                 Expr::Call { arguments, .. } => {
-                    arguments.iter().for_each(|it| go(it, above, visit));
+                    arguments.iter().for_each(|argument| go(argument, above, visit));
                 }
                 Expr::Binary { left, right, .. } => {
                     go(left, above, visit);

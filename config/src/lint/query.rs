@@ -1,12 +1,12 @@
-//! What can't work in a `prometheus` trigger's query, together with its threshold.
+//! Warnings about a `prometheus` trigger's query together with its threshold.
 
-use super::names::{self, Kind};
+use super::names::{self, MetricKind};
 use super::promql::{self, Expr, Read};
 use super::series::{self, Count};
-use super::{Notes, Scene, waking};
+use super::{Context, Notes, waking};
 use crate::types::trigger::{MetricType, PromQuery, Rule, Trigger};
 
-/// Functions that leave a value as it is, or nearly.
+/// Functions that keep a value, or nearly.
 const WRAPPERS: [&str; 9] =
     ["round", "ceil", "floor", "clamp", "clamp_min", "clamp_max", "abs", "sort", "scalar"];
 /// Functions over a range of a gauge.
@@ -22,7 +22,7 @@ const OVER_TIME: [&str; 6] = [
 const GROWTH: [&str; 3] = ["rate", "irate", "increase"];
 
 pub(super) fn lint(
-    scene: &Scene<'_>,
+    context: &Context<'_>,
     at: usize,
     trigger: &Trigger,
     rule: &Rule,
@@ -31,41 +31,41 @@ pub(super) fn lint(
 ) {
     let (expr, kind) = match promql::read(&query.query) {
         Read::Query(expr, kind) => (expr, kind),
-        Read::Refused(why) => return refused(scene, query, &why, notes),
+        Read::Refused(why) => return refused(context, query, &why, notes),
         Read::Unknown => return,
     };
     let before = notes.remarks.len();
-    kind_of_result(scene, query, kind, notes);
+    kind_of_result(context, query, kind, notes);
     names(&expr, notes);
     functions(&expr, notes);
     quantiles(&expr, notes);
     number_of_series(&expr, notes);
-    // With a formula the HPA compares none of its triggers with a threshold of their own.
-    if !scene.is_composite() {
+    // With a formula the HPA compares no trigger with its own threshold.
+    if !context.is_composite() {
         bounds(&expr, trigger, rule, notes);
         if rule.metric_type == MetricType::AverageValue {
             averages(&expr, rule.threshold, notes);
         }
         direction(&expr, rule.threshold, notes);
-        waking::lint(scene, at, &expr, trigger, rule, notes);
+        waking::lint(context, at, &expr, trigger, rule, notes);
     }
     let faulty = notes.remarks.len() > before;
     if faulty
-        && !scene.is_composite()
+        && !context.is_composite()
         && let Some(message) = instead(&expr, rule.threshold)
     {
         notes.say(&["type"], message);
     }
 }
 
-/// A query that Prometheus does not take. Other servers take more.
-fn refused(scene: &Scene<'_>, query: &PromQuery, why: &str, notes: &mut Notes<'_>) {
+/// A query that Prometheus refuses. Other servers accept more.
+fn refused(context: &Context<'_>, query: &PromQuery, why: &str, notes: &mut Notes<'_>) {
     let field = &["metadata", "query"];
     let message = format!("can't be read as PromQL: {why}");
     let server = query.server_address.as_deref().unwrap_or_default();
     let other =
-        ["victoria", "vmselect", "vmsingle", "/select/"].iter().any(|it| server.contains(it));
-    if scene.is_keda() && !other {
+        ["victoria", "vmselect", "vmsingle", "/select/"].iter().any(|mark| server.contains(mark));
+    if context.is_keda() && !other {
         notes.error(
             field,
             format!("{message}; Prometheus refuses it, and the trigger has no figure"),
@@ -75,63 +75,68 @@ fn refused(scene: &Scene<'_>, query: &PromQuery, why: &str, notes: &mut Notes<'_
     }
 }
 
-/// KEDA reads the values of a vector alone.
-fn kind_of_result(scene: &Scene<'_>, query: &PromQuery, kind: promql::Kind, notes: &mut Notes<'_>) {
+/// KEDA reads only vectors.
+fn kind_of_result(
+    context: &Context<'_>,
+    query: &PromQuery,
+    kind: promql::ResultKind,
+    notes: &mut Notes<'_>,
+) {
     let field = &["metadata", "query"];
-    if !scene.is_keda() {
+    if !context.is_keda() {
         return;
     }
     match kind {
-        promql::Kind::Vector => {}
-        promql::Kind::Scalar => {
+        promql::ResultKind::Vector => {}
+        promql::ResultKind::Scalar => {
             notes.error(field, "gives a scalar, which KEDA can't read; write vector(…) around it");
         }
-        promql::Kind::Text => notes.error(field, "gives text, and no figure"),
-        promql::Kind::Range if query.ignore_null_values => notes.say(
+        promql::ResultKind::Text => notes.error(field, "gives text, not a figure"),
+        promql::ResultKind::Range if query.ignore_null_values => notes.say(
             field,
-            "gives a range of values, of which KEDA reads none and takes 0 instead; take the last by \
+            "gives a range of values, which KEDA can't read and takes for 0; take the last value by \
              leaving out the brackets, or write max_over_time(…) around it",
         ),
-        promql::Kind::Range => notes.error(
+        promql::ResultKind::Range => notes.error(
             field,
-            "gives a range of values, of which KEDA reads none; take the last by leaving out the \
+            "gives a range of values, which KEDA can't read; take the last value by leaving out the \
              brackets, or write max_over_time(…) around it",
         ),
     }
 }
 
 fn names(expr: &Expr, notes: &mut Notes<'_>) {
-    let mut told: Vec<&str> = Vec::new();
+    let mut known: Vec<&str> = Vec::new();
     for metric in expr.metrics() {
-        if !told.contains(&metric)
+        if !known.contains(&metric)
             && let Some(fault) = names::fault(metric)
         {
             notes.say(&["metadata", "query"], fault);
         }
-        told.push(metric);
+        known.push(metric);
     }
 }
 
-/// Growth is of counters, and counters are read by their growth alone.
+/// Functions of growth need counters, and counters are read by their growth alone.
 fn functions(expr: &Expr, notes: &mut Notes<'_>) {
     let mut found = Vec::new();
-    expr.walk(&mut |it, above| {
-        let Expr::Series { name, .. } = it else { return };
-        let called = above.iter().rev().find_map(|it| match it {
+    expr.walk(&mut |part, above| {
+        let Expr::Series { name, .. } = part else { return };
+        let called = above.iter().rev().find_map(|outer| match outer {
             Expr::Call { function, .. } => Some(function.as_str()),
             _ => None,
         });
         let ranged = matches!(above.last(), Some(Expr::Range(_)));
         match (names::kind(name), called) {
-            (Some(Kind::Gauge), Some(function)) if ranged && GROWTH.contains(&function) => {
+            (Some(MetricKind::Gauge), Some(function)) if ranged && GROWTH.contains(&function) => {
                 found.push(format!(
                     "{function}() counts how much a counter grew, and {name} is a gauge, which goes up \
                      and down: the result means nothing; write max_over_time() or avg_over_time()"
                 ));
             }
-            (Some(Kind::Counter), _) if !ranged && counts_as_value(above) => {
+            (Some(MetricKind::Counter), _) if !ranged && counts_as_value(above) => {
                 found.push(format!(
-                    "{name} is a counter, which only grows, so that this stays above any threshold; \
+                    "{name} is a counter, which only grows, so this stays above any threshold; \
                      write rate({name}[2m])"
                 ));
             }
@@ -146,7 +151,7 @@ fn functions(expr: &Expr, notes: &mut Notes<'_>) {
 /// Whether a counter's own value makes the result: neither a mean (`_sum / _count`) nor a count of
 /// series.
 fn counts_as_value(above: &[&Expr]) -> bool {
-    above.iter().all(|it| match it {
+    above.iter().all(|outer| match outer {
         Expr::Aggregate { operator, .. } => operator != "count" && operator != "group",
         Expr::Binary { operator, .. } => operator != "/" && operator != "-",
         Expr::Call { function, .. } => {
@@ -159,8 +164,8 @@ fn counts_as_value(above: &[&Expr]) -> bool {
 /// A quantile of a classic histogram needs the buckets' bound, `le`, and one histogram.
 fn quantiles(expr: &Expr, notes: &mut Notes<'_>) {
     let mut lacking = false;
-    expr.walk(&mut |it, _| {
-        let Expr::Call { function, arguments } = it else { return };
+    expr.walk(&mut |part, _| {
+        let Expr::Call { function, arguments } = part else { return };
         if function != "histogram_quantile" {
             return;
         }
@@ -182,12 +187,12 @@ fn quantiles(expr: &Expr, notes: &mut Notes<'_>) {
     }
 }
 
-/// KEDA and Forebay take a result of one series alone.
+/// KEDA and Forebay accept only a result of one series.
 fn number_of_series(expr: &Expr, notes: &mut Notes<'_>) {
     let quantile = matches!(expr, Expr::Call { function, .. } if function == "histogram_quantile");
     let message = match series::count(expr) {
         Count::One | Count::Selected => return,
-        // A quantile without `le` has been told.
+        // A quantile without `le` has been reported.
         Count::Replicas | Count::Unknown if quantile => return,
         Count::Replicas => "gives one series for each replica, and a trigger takes a single one; put \
                             sum() around it"
@@ -207,7 +212,7 @@ fn number_of_series(expr: &Expr, notes: &mut Notes<'_>) {
     notes.say(&["metadata", "query"], message);
 }
 
-/// Shares of a whole against thresholds that they never reach, or always are above.
+/// Shares of a whole with thresholds that are never reached or always exceeded.
 fn bounds(expr: &Expr, trigger: &Trigger, rule: &Rule, notes: &mut Notes<'_>) {
     let Some((metric, most)) = share(expr, rule.metric_type) else { return };
     let thresholds =
@@ -225,7 +230,7 @@ fn bounds(expr: &Expr, trigger: &Trigger, rule: &Rule, notes: &mut Notes<'_>) {
             notes.say(&["metadata", key], message);
         } else if key == "threshold" && most > 1.0 && threshold <= 1.0 {
             let message = format!(
-                "{written} is passed almost always: {metric} is 0 to {most} percent; write {}",
+                "{written} is almost always exceeded: {metric} is 0 to {most} percent; write {}",
                 threshold * 100.0
             );
             notes.say(&["metadata", key], message);
@@ -233,7 +238,7 @@ fn bounds(expr: &Expr, trigger: &Trigger, rule: &Rule, notes: &mut Notes<'_>) {
     }
 }
 
-/// The metric whose share of a whole the result is, and the most that it can be.
+/// The metric of a result that is a share of a whole, and its upper bound.
 fn share(expr: &Expr, metric_type: MetricType) -> Option<(&str, f64)> {
     match expr {
         Expr::Series { name, .. } => names::whole(name).map(|most| (name.as_str(), most)),
@@ -241,11 +246,11 @@ fn share(expr: &Expr, metric_type: MetricType) -> Option<(&str, f64)> {
         Expr::Call { function, arguments }
             if WRAPPERS.contains(&function.as_str()) || OVER_TIME.contains(&function.as_str()) =>
         {
-            arguments.iter().find_map(|it| share(it, metric_type))
+            arguments.iter().find_map(|argument| share(argument, metric_type))
         }
         Expr::Aggregate { operator, argument, .. } => {
             let kept = ["avg", "max", "min", "quantile", "topk", "bottomk"];
-            // A sum is shared among the replicas again.
+            // AverageValue divides a sum by the replicas again.
             let shared = operator == "sum" && metric_type == MetricType::AverageValue;
             let fits = kept.contains(&operator.as_str()) || shared;
             fits.then(|| share(argument, metric_type)).flatten()
@@ -254,11 +259,11 @@ fn share(expr: &Expr, metric_type: MetricType) -> Option<(&str, f64)> {
     }
 }
 
-/// A mean or a latency is one figure for all replicas, and AverageValue shares it among them.
+/// A mean or a latency is one figure for all replicas, which AverageValue wrongly divides by them.
 fn averages(expr: &Expr, threshold: f64, notes: &mut Notes<'_>) {
     let message = match average(expr) {
         Some(Mean::Latency) => format!(
-            "a latency is no total: as AverageValue it is divided by the pods, so that at 4 pods the \
+            "a latency is not a total: AverageValue divides it by the pods, so at 4 pods the \
              real threshold is {}; write metricType: Value",
             threshold * 4.0
         ),
@@ -291,7 +296,7 @@ fn averages(expr: &Expr, threshold: f64, notes: &mut Notes<'_>) {
 enum Mean {
     /// `avg(…)`.
     Average,
-    /// `max(…)` and the like.
+    /// `max(…)`, `min(…)` or a quantile.
     One,
     /// `sum(…) / count(…)`.
     Divided,
@@ -336,7 +341,8 @@ fn average(expr: &Expr) -> Option<Mean> {
 /// `…_seconds_sum / …_seconds_count`, the mean of a latency.
 fn is_latency(expr: &Expr) -> bool {
     let Expr::Binary { operator, left, right, .. } = expr else { return false };
-    let ends = |expr: &Expr, suffix: &str| expr.metrics().iter().any(|it| it.ends_with(suffix));
+    let ends =
+        |expr: &Expr, suffix: &str| expr.metrics().iter().any(|metric| metric.ends_with(suffix));
     operator == "/" && ends(left, "_seconds_sum") && ends(right, "_seconds_count")
 }
 
@@ -347,16 +353,15 @@ fn counts_pods(expr: &Expr) -> bool {
         Expr::Call { function, arguments } if WRAPPERS.contains(&function.as_str()) => {
             arguments.iter().any(counts_pods)
         }
-        _ => expr
-            .metrics()
-            .iter()
-            .any(|it| it.starts_with("kube_") && (it.contains("replicas") || it.contains("pod"))),
+        _ => expr.metrics().iter().any(|metric| {
+            metric.starts_with("kube_") && (metric.contains("replicas") || metric.contains("pod"))
+        }),
     }
 }
 
-/// Triggers fire above their threshold alone.
+/// A trigger fires only above its threshold.
 fn direction(expr: &Expr, threshold: f64, notes: &mut Notes<'_>) {
-    // One that gives 0 or 1 fires as it is meant.
+    // A comparison that gives 0 or 1 fires as its author means.
     let compares = matches!(
         expr,
         Expr::Binary { operator, is_bool: false, .. } if operator.starts_with('<')
@@ -370,30 +375,30 @@ fn direction(expr: &Expr, threshold: f64, notes: &mut Notes<'_>) {
          asks for fewer replicas"
     );
     if is_throughput(expr) {
-        message += "; and idle pods have no throughput at all, so that little may mean slow as well as \
-                    idle: go by a latency or by what waits";
+        message += "; and idle pods have no throughput at all, so a low value may mean slow as well as \
+                    idle: use a latency or the requests that wait";
     }
     notes.say(&["metadata", "threshold"], message);
 }
 
 fn is_throughput(expr: &Expr) -> bool {
     let mut found = false;
-    expr.walk(&mut |it, above| {
-        let Expr::Series { name, .. } = it else { return };
+    expr.walk(&mut |part, above| {
+        let Expr::Series { name, .. } = part else { return };
         let tokens =
             name.starts_with("vllm:") && name.contains("tokens") && name.ends_with("_total");
         let rated = above.iter().any(
-            |it| matches!(it, Expr::Call { function, .. } if GROWTH.contains(&function.as_str())),
+            |outer| matches!(outer, Expr::Call { function, .. } if GROWTH.contains(&function.as_str())),
         );
         found |= rated && (tokens || name == "vllm:request_success_total");
     });
     found
 }
 
-/// Forebay's own trigger that means the same.
+/// Forebay's own trigger with the same meaning.
 fn instead(expr: &Expr, threshold: f64) -> Option<String> {
     let metrics = expr.metrics();
-    let of = |part: &str| metrics.iter().any(|it| it.contains(part));
+    let of = |part: &str| metrics.iter().any(|metric| metric.contains(part));
     let (kind, threshold, why) = if of("cache_usage_perc") {
         let share = if threshold > 1.0 { threshold / 100.0 } else { threshold };
         ("kvCache", share.to_string(), "the mean over the replicas, by its old and new name")

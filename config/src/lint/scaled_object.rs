@@ -1,13 +1,13 @@
-//! ScaledObjects of KEDA's, whole or in part: what KEDA refuses of them, and what in their triggers
-//! can't work as it is meant.
+//! Judges KEDA's ScaledObjects, whole or in part: fields that KEDA refuses, and triggers that can't
+//! work as their author means.
 //!
-//! An error is what KEDA refuses in a namespace that has the target and nothing else: the API server
-//! or KEDA's admission webhook denies it, it is never Ready, or its first metrics are an error. A
-//! test compares this with a real KEDA.
+//! An error is a field that KEDA refuses in a namespace with the target and nothing else: the API
+//! server or KEDA's admission webhook denies the object, it is never Ready, or its first metrics are
+//! an error. A test compares this with a real KEDA.
 
 use std::collections::BTreeMap;
 
-use crate::lint::{Reader, Scene, lint};
+use crate::lint::{Context, TriggerReader, lint};
 use crate::types::trigger::{AuthenticationRef, MetricType, Rule, Trigger};
 use crate::yaml::problem::{Path, Place, Problem, Problems};
 use crate::yaml::{Kind, Node, Tree};
@@ -24,18 +24,18 @@ const API_VERSION: &str = "keda.sh/v1alpha1";
 /// When KEDA refuses something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Always: the API server or the webhook do so, or the operator whatever it is.
+    /// Always: the API server, the webhook or the operator refuses it.
     Always,
-    /// While the object is not paused: the operator makes no HPA for one that is.
+    /// While the object is not paused: for a paused one the operator makes no HPA.
     Active,
 }
 
 /// One ScaledObject while it is judged.
 struct Object<'a> {
     tree: &'a Tree,
-    /// The way to its spec.
+    /// The path of its spec.
     spec: Path,
-    /// Whether it is a whole one, so that what is not written has KEDA's default.
+    /// Whether it is a whole object, in which a missing field has KEDA's default.
     whole: bool,
     triggers: Vec<Trigger>,
     errors: Vec<(Path, String, Stage)>,
@@ -68,7 +68,7 @@ impl<'a> Object<'a> {
         self.text_at(&path).filter(|text| !text.is_empty())
     }
 
-    /// Whether the HPA sees a formula alone.
+    /// Whether the HPA sees only a formula.
     fn composite(&self) -> bool {
         ["formula", "target", "activationTarget", "metricType"]
             .iter()
@@ -87,18 +87,17 @@ fn text(node: &Node) -> Option<&str> {
     }
 }
 
-/// What is known of a file's ScaledObjects.
+/// The findings on a file's ScaledObjects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspection {
-    /// All that KEDA refuses.
+    /// Fields that KEDA refuses.
     pub errors: Problems,
-    /// All that KEDA takes, and that can't work as it is meant.
+    /// Fields that KEDA accepts, and that can't work as their author means.
     pub warnings: Problems,
 }
 
-/// What in the ScaledObjects of `text` KEDA refuses, or can't work as it is meant. `text` may hold
-/// several documents, of which others than ScaledObjects are passed over, or a part of one: its
-/// `spec`, or `triggers` and `advanced` alone.
+/// Judges the ScaledObjects of `text`, which may hold several documents: other kinds are ignored. It
+/// may also be a part of a ScaledObject: its `spec`, or `triggers` and `advanced` alone.
 #[must_use]
 pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -116,7 +115,7 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
     });
     let mut found = !errors.is_empty();
     for tree in &trees {
-        let Some((whole, spec)) = standing(&tree.root) else { continue };
+        let Some((whole, spec)) = locate_spec(&tree.root) else { continue };
         found = true;
         let mut object = Object {
             tree,
@@ -127,10 +126,10 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
             warnings: Vec::new(),
         };
         judge(&mut object, spec.is_some());
-        let told =
+        let shown =
             |path: Path, message: String| problem(tree.place(&path), path.to_string(), message);
-        errors.extend(object.errors.into_iter().map(|(path, message, _)| told(path, message)));
-        warnings.extend(object.warnings.into_iter().map(|(path, message)| told(path, message)));
+        errors.extend(object.errors.into_iter().map(|(path, message, _)| shown(path, message)));
+        warnings.extend(object.warnings.into_iter().map(|(path, message)| shown(path, message)));
     }
     if !found {
         let message = "no ScaledObject in it: neither one of `kind: ScaledObject` nor `triggers`";
@@ -139,9 +138,9 @@ pub fn inspect_scaled_object(text: &str, source_name: &str) -> Inspection {
     Inspection { errors: Problems::sorted(errors), warnings: Problems::sorted(warnings) }
 }
 
-/// Whether a document is a whole ScaledObject, and where its spec is, unless it is one itself;
-/// `None` for something else.
-fn standing(root: &Node) -> Option<(bool, Option<Path>)> {
+/// Whether a document is a whole ScaledObject, with the path of its spec; a document that is a spec
+/// itself has none. `None` for anything else.
+fn locate_spec(root: &Node) -> Option<(bool, Option<Path>)> {
     let Kind::Map(entries) = &root.kind else { return None };
     let value = |key: &str| entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value);
     let spec = Path::default().key("spec");
@@ -190,7 +189,7 @@ fn judge(object: &mut Object<'_>, document: bool) {
     }
 }
 
-/// What the API server asks for.
+/// Kind and version, as the API server needs them.
 fn shape(object: &mut Object<'_>, document: bool) {
     let mut found = Vec::new();
     if document {
@@ -213,7 +212,7 @@ fn shape(object: &mut Object<'_>, document: bool) {
         let mut inner = Vec::new();
         schema::check(node, &schema::SPEC, &object.spec, &mut inner);
         let (target, triggers) = (object.path("scaleTargetRef"), object.path("triggers"));
-        // A part has not everything.
+        // A part need not be complete.
         inner.retain(|(path, message)| {
             object.whole
                 || !message.starts_with("missing")
@@ -224,7 +223,7 @@ fn shape(object: &mut Object<'_>, document: bool) {
     object.errors.extend(found.into_iter().map(|(path, message)| (path, message, Stage::Always)));
 }
 
-/// What is written beside the spec; whether KEDA is to leave the object alone.
+/// Judges the metadata, and returns whether an annotation pauses the object.
 fn metadata(object: &mut Object<'_>) -> bool {
     let path = Path::default().key("metadata");
     if let Some(name) = object.text_at(&path.key("name")) {
@@ -240,7 +239,7 @@ fn metadata(object: &mut Object<'_>) -> bool {
         }
         return true;
     }
-    // What is neither true nor false counts as true.
+    // A text that is neither true nor false counts as true.
     object.text_at(&annotation("paused")).is_some_and(|text| go::flag(text) != Some(false))
 }
 
@@ -280,22 +279,22 @@ fn read_triggers(object: &mut Object<'_>) {
     }
 }
 
-/// What can't work as it is meant.
+/// Warnings about the triggers.
 fn meaning(object: &mut Object<'_>, rules: &[Option<Rule>], composite: bool) {
     let path = object.path("triggers");
     let count = |field: &str, default: i64| {
         let count = object.whole(field).or(object.whole.then_some(default));
         count.and_then(|count| u32::try_from(count).ok())
     };
-    let scene = Scene {
+    let context = Context {
         triggers: &object.triggers,
         rules,
         idle: object.whole("idleReplicaCount").and_then(|idle| u32::try_from(idle).ok()),
         min: count("minReplicaCount", admission::MIN),
         max: count("maxReplicaCount", admission::MAX),
-        reader: Reader::Keda { composite },
+        reader: TriggerReader::Keda { composite },
     };
-    for remark in lint(&scene) {
+    for remark in lint(&context) {
         let path = path.join(&remark.path);
         if remark.error {
             object.errors.push((path, remark.message, Stage::Active));

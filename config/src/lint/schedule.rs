@@ -1,24 +1,24 @@
-//! What of a `cron` trigger can't work as it is meant, by the windows that it really opens.
+//! Warnings about a `cron` trigger, from the windows that it really opens.
 
-use super::{Notes, Scene};
+use super::{Context, Notes};
 use crate::types::trigger::{CronWindow, MetricType, Signal};
 use crate::units::cron::Cron;
 
 const DAY_MS: u64 = 86_400_000;
-/// The weeks that are looked at.
+/// The number of weeks to examine.
 const HORIZON_MS: u64 = 5 * 7 * DAY_MS;
-/// More starts and ends than a schedule of people has in that time.
+/// More starts and ends than any real schedule has in that time.
 const MOST_CHANGES: usize = 1_000;
 
-pub(super) fn lint(scene: &Scene<'_>, at: usize, window: &CronWindow, notes: &mut Notes<'_>) {
-    if scene.is_composite() {
+pub(super) fn lint(context: &Context<'_>, at: usize, window: &CronWindow, notes: &mut Notes<'_>) {
+    if context.is_composite() {
         return;
     }
     let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
-    counts(scene, window, notes);
-    windows(scene, at, window, now, notes);
-    if scene.triggers.get(at).and_then(|it| it.metric_type) == Some(MetricType::Value)
-        && scene.is_keda()
+    counts(context, window, notes);
+    windows(context, at, window, now, notes);
+    if context.triggers.get(at).and_then(|trigger| trigger.metric_type) == Some(MetricType::Value)
+        && context.is_keda()
     {
         let message = "Value multiplies the schedule's count by the pods that are ready, up to \
                        maxReplicaCount; leave metricType out";
@@ -26,37 +26,37 @@ pub(super) fn lint(scene: &Scene<'_>, at: usize, window: &CronWindow, notes: &mu
     }
 }
 
-fn counts(scene: &Scene<'_>, window: &CronWindow, notes: &mut Notes<'_>) {
+fn counts(context: &Context<'_>, window: &CronWindow, notes: &mut Notes<'_>) {
     let desired = window.desired_replicas;
     let field = &["metadata", "desiredReplicas"];
     if desired == 0 {
-        notes.say(field, "less than none is none: the trigger asks for nothing; write 1 or more");
+        notes.say(field, "a negative count asks for no replicas; write 1 or more");
         return;
     }
-    if let Some(max) = scene.max.filter(|max| desired > *max) {
+    if let Some(max) = context.max.filter(|max| desired > *max) {
         notes.say(field, format!("{desired} is never reached: maxReplicaCount is {max}"));
     }
     // From an idle count it wakes, up to minReplicaCount.
-    let min = scene.min.filter(|min| *min > 0 && desired <= *min && scene.idle.is_none());
+    let min = context.min.filter(|min| *min > 0 && desired <= *min && context.idle.is_none());
     if let Some(min) = min {
         notes.say(field, format!("{desired} changes nothing: minReplicaCount is {min}"));
     }
 }
 
 /// A start that opens nothing, or a window that stays open longer than the others.
-fn windows(scene: &Scene<'_>, at: usize, window: &CronWindow, now: u64, notes: &mut Notes<'_>) {
+fn windows(context: &Context<'_>, at: usize, window: &CronWindow, now: u64, notes: &mut Notes<'_>) {
     let until = now + HORIZON_MS;
     if window.windows(now, until, MOST_CHANGES) == [(now, until)]
         && window.start.next(now, &window.timezone).is_some()
         && window.end.next(now, &window.timezone).is_some()
     {
-        let message = "never comes before the next start, so that the window is always open";
+        let message = "never comes before the next start, so the window is always open";
         notes.say(&["metadata", "end"], message);
         return;
     }
     let Some(found) = unmeant(window, now) else { return };
-    // What others ask for at that time anyway is no surprise.
-    let others = scene.rules.iter().enumerate().filter(|(other, _)| *other != at);
+    // Windows in which other triggers ask for as much are expected.
+    let others = context.rules.iter().enumerate().filter(|(other, _)| *other != at);
     let open = others.filter_map(|(_, rule)| match rule.as_ref().map(|rule| &rule.signal) {
         Some(Signal::Cron(other)) if other.desired_replicas >= window.desired_replicas => {
             Some(other.windows(now, until, MOST_CHANGES))
@@ -64,26 +64,26 @@ fn windows(scene: &Scene<'_>, at: usize, window: &CronWindow, now: u64, notes: &
         _ => None,
     });
     let open = union(open.flatten().collect());
-    let told = |ms: u64| window.weekday_and_time(ms);
+    let shown = |ms: u64| window.weekday_and_time(ms);
     let (field, mut message) = match found {
         Unmeant::Unopened { start, usual } if !covers(&open, start, start + usual) => (
             "start",
             format!(
                 "nothing opens on {}, since the next start comes before the next end",
-                told(start)
+                shown(start)
             ),
         ),
         Unmeant::Overlong { start, usual, end } if !covers(&open, start + usual, end) => (
             "end",
             format!(
                 "the window that begins on {} stays open until {}, when the next end comes",
-                told(start),
-                told(end)
+                shown(start),
+                shown(end)
             ),
         ),
         _ => return,
     };
-    let text = |key: &str| scene.triggers[at].metadata.get(key).map_or("", |text| text.trim());
+    let text = |key: &str| context.triggers[at].metadata.get(key).map_or("", |text| text.trim());
     let closes = |end: &str| {
         let end = Cron::parse(end);
         end.is_ok_and(|end| unmeant(&CronWindow { end, ..window.clone() }, now).is_none())
@@ -94,9 +94,9 @@ fn windows(scene: &Scene<'_>, at: usize, window: &CronWindow, now: u64, notes: &
     notes.say(&["metadata", field], message);
 }
 
-/// What a schedule does that is hardly meant.
+/// An effect of a schedule that its author hardly means.
 enum Unmeant {
-    /// A start that opens nothing; how long a window is usually.
+    /// A start that opens no window, with the usual length of a window.
     Unopened { start: u64, usual: u64 },
     /// A window that is longer than a day and than twice the shortest one.
     Overlong { start: u64, usual: u64, end: u64 },
@@ -105,10 +105,10 @@ enum Unmeant {
 fn unmeant(window: &CronWindow, now: u64) -> Option<Unmeant> {
     let until = now + HORIZON_MS;
     let windows = window.windows(now, until, MOST_CHANGES);
-    // Those that are cut off by what is looked at don't count.
+    // Windows that the examined time cuts off don't count.
     let whole = windows.iter().filter(|(from, to)| *from > now && *to < until);
     let length = |(from, to): &&(u64, u64)| to - from;
-    let usual = whole.clone().min_by_key(length).map_or(0, |it| it.1 - it.0);
+    let usual = whole.clone().min_by_key(length).map_or(0, |window| window.1 - window.0);
     let (mut start, mut seen) = (now, 0);
     while let Some(next) = window.start.next(start, &window.timezone)
         && next < until
@@ -124,7 +124,7 @@ fn unmeant(window: &CronWindow, now: u64) -> Option<Unmeant> {
     (longest > DAY_MS && longest > 2 * usual).then_some(Unmeant::Overlong { start, usual, end })
 }
 
-/// Overlapping and touching windows as one.
+/// Merges overlapping and adjacent windows.
 fn union(mut windows: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     windows.sort_unstable();
     let mut union: Vec<(u64, u64)> = Vec::new();

@@ -1,14 +1,14 @@
-//! How many series a query gives: a trigger takes one.
+//! The number of series that a query gives: a trigger accepts only one.
 
 use super::names;
 use super::promql::{Expr, Matching};
 
-/// What can be known of the number from the query alone.
+/// The number of series, as far as the query alone shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Count {
     /// One at most.
     One,
-    /// What somebody selected by its labels, such as a single queue.
+    /// The series that labels select, such as a single queue's.
     Selected,
     /// One for each replica.
     Replicas,
@@ -16,11 +16,11 @@ pub(super) enum Count {
     By(Vec<String>),
     /// One of each side of an `or`.
     Either,
-    /// Whatever is there.
+    /// Unknown: as many as there are.
     Unknown,
 }
 
-/// Of `expr`.
+/// The number of series of `expr`.
 pub(super) fn count(expr: &Expr) -> Count {
     match expr {
         Expr::Number(_) | Expr::Text => Count::One,
@@ -41,7 +41,7 @@ pub(super) fn count(expr: &Expr) -> Count {
 fn call(function: &str, arguments: &[Expr]) -> Count {
     match function {
         "scalar" | "vector" | "time" | "pi" | "absent" | "absent_over_time" => Count::One,
-        // The buckets' bound is gone then.
+        // It drops the buckets' bound.
         "histogram_quantile" => match arguments.get(1).map(count) {
             Some(Count::By(labels)) => {
                 let labels: Vec<_> = labels.into_iter().filter(|label| label != "le").collect();
@@ -49,8 +49,8 @@ fn call(function: &str, arguments: &[Expr]) -> Count {
             }
             other => other.unwrap_or(Count::Unknown),
         },
-        // Without an argument it is of the time.
-        _ => arguments.iter().map(count).find(|it| *it != Count::One).unwrap_or(Count::One),
+        // Without an argument it takes the current time.
+        _ => arguments.iter().map(count).find(|count| *count != Count::One).unwrap_or(Count::One),
     }
 }
 
@@ -66,7 +66,7 @@ fn aggregate(
     }
     match operator {
         "topk" | "bottomk" | "limitk"
-            if labels.is_none() && parameter.is_some_and(|it| it < 2.0) =>
+            if labels.is_none() && parameter.is_some_and(|quantile| quantile < 2.0) =>
         {
             return Count::One;
         }
@@ -85,11 +85,11 @@ fn aggregate(
     }
 }
 
-/// Whether all series below have the one value of a label.
+/// Whether a label has one value in all series below.
 fn is_pinned(expr: &Expr, label: &String) -> bool {
     let mut pinned = true;
-    expr.walk(&mut |it, _| {
-        if let Expr::Series { pinned: labels, .. } = it {
+    expr.walk(&mut |part, _| {
+        if let Expr::Series { pinned: labels, .. } = part {
             pinned &= labels.contains(label);
         }
     });
@@ -105,11 +105,11 @@ fn binary(operator: &str, matching: Matching, left: &Expr, right: &Expr) -> Coun
     let (of_left, of_right) = (count(left), count(right));
     match operator {
         "unless" => of_left,
-        // By all labels one of the right fits one of the left.
+        // By all labels, one series of the right matches one of the left.
         "and" if of_right == Count::One && matching == Matching::Whole => Count::One,
         "and" => of_left,
         "or" => match (of_left, of_right) {
-            // The right one is left out where the left one has the same labels, or those matched.
+            // The right series is dropped if the left one has the same labels, or those matched.
             (Count::One, Count::One) if matching != Matching::Whole => Count::One,
             (Count::Selected, Count::One) if matching != Matching::Whole => Count::Selected,
             (Count::One, Count::One) if is_bare(left) && is_bare(right) => Count::One,
@@ -121,7 +121,7 @@ fn binary(operator: &str, matching: Matching, left: &Expr, right: &Expr) -> Coun
         _ => match matching {
             Matching::ManyLeft => of_left,
             Matching::ManyRight => of_right,
-            // Of several that are matched, one may be left.
+            // Of several matched series, one may remain.
             _ if of_left == Count::One || of_right == Count::One => Count::One,
             _ => of_left,
         },
@@ -145,7 +145,7 @@ fn is_bare(expr: &Expr) -> bool {
         }
         Expr::Call { function, arguments } => {
             !function.starts_with("label_")
-                && arguments.iter().all(|it| *it == Expr::Text || is_bare(it))
+                && arguments.iter().all(|argument| *argument == Expr::Text || is_bare(argument))
         }
         Expr::Aggregate { operator, labels, argument, .. } => match operator.as_str() {
             "topk" | "bottomk" | "limitk" | "limit_ratio" | "count_values" => is_bare(argument),
@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn the_number_of_series_is_known_from_the_query_or_not() {
-        let by = |labels: &[&str]| Count::By(labels.iter().map(|it| (*it).to_owned()).collect());
+        let by =
+            |labels: &[&str]| Count::By(labels.iter().map(|label| (*label).to_owned()).collect());
         for (query, want) in [
             ("sum(vllm:num_requests_waiting)", Count::One),
             ("vllm:num_requests_waiting", Count::Replicas),

@@ -2,16 +2,16 @@
 
 use super::names;
 use super::promql::{self, Expr, Read};
-use super::{Notes, Reader, Scene};
+use super::{Context, Notes, TriggerReader};
 use crate::types::trigger::{Rule, Signal, Trigger};
 
-/// What a query gives while there are no replicas.
+/// The result of a query while there are no replicas.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum AtZero {
     /// Nothing, or nothing but zeros.
     Silent,
     Value(f64),
-    /// Whatever others export.
+    /// Anything: other programs export it.
     Unknown,
 }
 
@@ -28,7 +28,9 @@ fn at_zero(expr: &Expr) -> AtZero {
                 _ => AtZero::Unknown,
             },
             "vector" | "scalar" => arguments.first().map_or(AtZero::Unknown, at_zero),
-            _ if arguments.iter().any(|it| at_zero(it) == AtZero::Silent) => AtZero::Silent,
+            _ if arguments.iter().any(|argument| at_zero(argument) == AtZero::Silent) => {
+                AtZero::Silent
+            }
             _ => AtZero::Unknown,
         },
         Expr::Aggregate { operator, argument, .. } => {
@@ -42,7 +44,7 @@ fn at_zero(expr: &Expr) -> AtZero {
             match (operator.as_str(), at_zero(left), at_zero(right)) {
                 ("or", AtZero::Silent, right) => right,
                 ("or" | "unless", left, _) => left,
-                // What one side has not, the result has not.
+                // A series that one side lacks is not in the result.
                 (_, AtZero::Silent, _) | (_, _, AtZero::Silent) => AtZero::Silent,
                 _ => AtZero::Unknown,
             }
@@ -58,21 +60,21 @@ fn never_wakes(expr: &Expr, activation_threshold: f64) -> bool {
     }
 }
 
-/// At zero replicas there is nothing of what only replicas export.
+/// At zero replicas the metrics that only replicas export are missing.
 pub(super) fn lint(
-    scene: &Scene<'_>,
+    context: &Context<'_>,
     at: usize,
     expr: &Expr,
     trigger: &Trigger,
     rule: &Rule,
     notes: &mut Notes<'_>,
 ) {
-    if scene.idle.or(scene.min) != Some(0) || !never_wakes(expr, rule.activation_threshold) {
+    if context.idle.or(context.min) != Some(0) || !never_wakes(expr, rule.activation_threshold) {
         return;
     }
     let metrics = expr.metrics();
-    let Some(metric) = metrics.iter().find(|it| names::of_replicas(it)) else { return };
-    let others = scene.triggers.iter().zip(scene.rules).enumerate();
+    let Some(metric) = metrics.iter().find(|metric| names::of_replicas(metric)) else { return };
+    let others = context.triggers.iter().zip(context.rules).enumerate();
     let wakes = |other: &Trigger, rule: Option<&Rule>| match other.kind.as_str() {
         "prometheus" => rule.is_some_and(|rule| match &rule.signal {
             Signal::Prometheus(query) => match promql::read(&query.query) {
@@ -81,11 +83,11 @@ pub(super) fn lint(
             },
             _ => false,
         }),
-        // KEDA's of the replicas' own load.
+        // KEDA's triggers for the replicas' own load.
         "cpu" | "memory" | "kvCache" => false,
         kind => !kind.starts_with("gpu"),
     };
-    let mut others = others.filter(|(other, _)| *other != at).map(|(_, it)| it);
+    let mut others = others.filter(|(other, _)| *other != at).map(|(_, pair)| pair);
     if others.any(|(other, rule)| wakes(other, rule.as_ref())) {
         return;
     }
@@ -94,17 +96,19 @@ pub(super) fn lint(
     } else {
         "it is exported by the replicas, and at zero there are none"
     };
-    let message = match scene.reader {
-        Reader::Keda { .. } => format!(
-            "{metric} is silent at zero replicas ({why}), so that this never wakes the first one; go \
+    let message = match context.reader {
+        TriggerReader::Keda { .. } => format!(
+            "{metric} is silent at zero replicas ({why}), so this never wakes the first one; go \
              by requests that are held in front"
         ),
-        // A held request wakes the pool; only who expects more of the trigger has to know.
-        Reader::Forebay { .. } if trigger.metadata.contains_key("activationThreshold") => format!(
-            "{metric} is silent at zero replicas ({why}), so that this never wakes the pool; a held \
+        // A held request wakes the pool, so only a trigger that should do more is worth a warning.
+        TriggerReader::Forebay { .. } if trigger.metadata.contains_key("activationThreshold") => {
+            format!(
+                "{metric} is silent at zero replicas ({why}), so that this never wakes the pool; a held \
              request does, whatever the trigger says"
-        ),
-        Reader::Forebay { .. } => return,
+            )
+        }
+        TriggerReader::Forebay { .. } => return,
     };
     notes.say(&["metadata", "query"], message);
 }

@@ -13,7 +13,7 @@ use crate::{Config, check};
 /// Reads and checks the file at `path`.
 ///
 /// # Errors
-/// It can't be read, or everything that is wrong with it.
+/// It can't be read, or all its problems.
 pub fn load(path: impl AsRef<FilePath>) -> Result<Config, Problems> {
     let path = path.as_ref();
     let source = path.display().to_string();
@@ -31,8 +31,7 @@ pub fn load(path: impl AsRef<FilePath>) -> Result<Config, Problems> {
 /// Reads and checks `text`; problems name it as `source_name`.
 ///
 /// # Errors
-/// Everything that is wrong with it: of its syntax, or else of its fields, or else of the rules
-/// between them.
+/// All its problems: of the syntax, or else of the fields, or else of the rules between them.
 pub fn parse(text: &str, source_name: &str) -> Result<Config, Problems> {
     inspect(text, source_name).map(|(config, _)| config)
 }
@@ -48,7 +47,7 @@ pub fn inspect(text: &str, source_name: &str) -> Result<(Config, Problems), Prob
         field,
         message,
     };
-    // A byte order mark is no part of the text.
+    // A byte order mark does not belong to the text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let tree = Tree::parse(text).map_err(|broken| {
         let broken = broken.into_iter();
@@ -59,7 +58,7 @@ pub fn inspect(text: &str, source_name: &str) -> Result<(Config, Problems), Prob
     let homes = homes();
     let elsewhere = |name: &str| {
         let mut at = homes.iter().filter(|(field, _)| field == name).map(|(_, home)| home);
-        // Where several would do, a hint would be a guess.
+        // If several places have such a field, a hint would be a guess.
         at.next().filter(|_| at.next().is_none()).cloned()
     };
     let config: Config = yaml::read(&tree, &elsewhere).map_err(|faults| {

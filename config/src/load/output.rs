@@ -17,7 +17,7 @@ pub fn schema() -> Value {
     schema
 }
 
-/// Descriptions are wrapped as in our source; editors wrap them as they need.
+/// Unwraps descriptions, which are wrapped as in the source; editors wrap them as they need.
 fn flow(node: &mut Value) {
     match node {
         Value::Object(fields) => {
@@ -31,7 +31,7 @@ fn flow(node: &mut Value) {
     }
 }
 
-/// The effective configuration as YAML, defaults filled in. [`crate::parse`] reads it back to the
+/// The effective configuration as YAML, with all defaults. [`crate::parse`] reads it back to the
 /// same configuration.
 #[must_use]
 pub fn print(config: &Config) -> String {

@@ -8,7 +8,7 @@ use crate::units;
 
 /// How fast the count may change, as the HPA's `behavior`. A part that is left out has the HPA's
 /// default: up by 4 replicas or 100 % in 15 s, whichever is more; down by 100 % in 15 s, to no less
-/// than the most that was asked for in the last 300 s.
+/// than the highest proposal of the last 300 s.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Behavior {
@@ -24,20 +24,21 @@ pub struct Behavior {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ScalingRules {
-    /// Upwards the lowest, downwards the highest proposal of so many seconds counts; 3600 at most.
+    /// A window in seconds, 3600 at most: upwards the lowest, downwards the highest proposal within it
+    /// counts.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<units::Count>", extend("maximum" = 3600))]
+    #[schemars(with = "Option<units::CountSchema>", extend("maximum" = 3600))]
     pub stabilization_window_seconds: Option<u32>,
     /// Which of the policies counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub select_policy: Option<SelectPolicy>,
-    /// How much may change in what time.
+    /// Limits on the change within a period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policies: Option<Vec<ScalingPolicy>>,
-    /// A proposal that differs by no more than this share of the present count is not followed;
-    /// 0.1 unless given. Also as a Kubernetes quantity: `100m`.
+    /// A proposal that differs by no more than this share of the present count is ignored; by default
+    /// 0.1. It may be a Kubernetes quantity: `100m`.
     #[serde(skip_serializing_if = "Option::is_none", with = "units::quantity")]
-    #[schemars(with = "Option<units::quantity::Text>")]
+    #[schemars(with = "Option<units::quantity::QuantitySchema>")]
     pub tolerance: Option<f64>,
 }
 
@@ -53,21 +54,21 @@ pub enum SelectPolicy {
     Disabled,
 }
 
-/// So much change in so many seconds.
+/// A limit on the change within a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScalingPolicy {
-    /// What `value` counts.
+    /// The unit of `value`.
     pub r#type: PolicyType,
-    /// How many replicas, or what percentage; at least 1.
-    #[schemars(with = "units::Count", extend("minimum" = 1))]
+    /// Replicas or percent, at least 1.
+    #[schemars(with = "units::CountSchema", extend("minimum" = 1))]
     pub value: u32,
-    /// The time that it is counted over, 1 to 1800 s.
-    #[schemars(with = "units::Count", extend("minimum" = 1, "maximum" = 1800))]
+    /// The period, 1 to 1800 s.
+    #[schemars(with = "units::CountSchema", extend("minimum" = 1, "maximum" = 1800))]
     pub period_seconds: u32,
 }
 
-/// What a policy's value counts.
+/// The unit of a policy's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PolicyType {
     /// Replicas.
@@ -76,19 +77,19 @@ pub enum PolicyType {
     Percent,
 }
 
-/// The `advanced` of a ScaledObject, as far as it means something here.
+/// The `advanced` of a ScaledObject: the fields that have a meaning here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Advanced {
     /// KEDA's; without effect here: a removed pool's replicas are left as its target has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_to_original_replica_count: Option<bool>,
-    /// What KEDA hands to the HPA.
+    /// Settings that KEDA hands to the HPA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub horizontal_pod_autoscaler_config: Option<HpaConfig>,
 }
 
-/// What KEDA hands to the HPA.
+/// Settings that KEDA hands to the HPA.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HpaConfig {

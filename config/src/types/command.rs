@@ -1,17 +1,17 @@
-//! What a serving command says about the model names that its server will answer to.
+//! The model names that a server will answer to, read from the command that starts it.
 //!
-//! Reads vLLM's own command line (`vllm serve`, its module, wrappers in front of them). Where it
-//! can't know for sure it says nothing: a pool without names takes any until its first replica
-//! tells its own, and a wrong name would turn every request away.
+//! Understands vLLM's own command line (`vllm serve`, its module, wrappers in front of them). In
+//! doubt it returns no name: a pool without names takes any until its first replica reports its
+//! own, and a wrong name would make the gateway refuse every request.
 
 use serde_json::Value;
 
-/// Names that the server started by `argv` will answer to, its LoRA adapters' included; empty where
-/// the command doesn't tell.
+/// Names that the server started by `argv` will answer to, its LoRA adapters' included; empty if
+/// the command doesn't name them.
 ///
 /// As in vLLM, `--served-model-name` wins over the model itself, the model of `vllm serve MODEL`
 /// over `--model`, and a flag's last occurrence over earlier ones. A `--config FILE` may name
-/// others, so that with one only `--served-model-name` tells.
+/// others, so with one only `--served-model-name` is certain.
 #[must_use]
 pub fn served_names(argv: &[String]) -> Vec<String> {
     let mut names = values(argv, "served-model-name");
@@ -25,11 +25,24 @@ pub fn served_names(argv: &[String]) -> Vec<String> {
     }
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| !name.is_empty() && seen.insert(name.clone()));
-    // A name that differs from replica to replica is none of the pool's.
+    // A name that differs between replicas can't be the pool's.
     if names.iter().any(|name| name.contains("{port}") || name.contains("{gpu}")) {
         names.clear();
     }
     names
+}
+
+/// The words of a command that was given as one word, as in `"vllm serve X --port {port}"`, which no
+/// shell splits. `None` for any other command: a program's path may contain spaces.
+#[must_use]
+pub fn unsplit(argv: &[String]) -> Option<Vec<&str>> {
+    let [command] = argv else { return None };
+    let words: Vec<_> = command.split_whitespace().collect();
+    let has_arguments = words
+        .iter()
+        .skip(1)
+        .any(|word| word.starts_with('-') || word.contains("{port}") || word.contains("{gpu}"));
+    has_arguments.then_some(words)
 }
 
 /// The values of `--name A B` up to the next flag, or of `--name=A`; those of its last occurrence.
@@ -81,7 +94,7 @@ fn is_flag(argument: &str) -> bool {
     argument.len() > 1 && argument.starts_with('-') && !number
 }
 
-/// What follows a flag of vLLM 0.32, so that it isn't taken for the model.
+/// The number of arguments that follow a flag of vLLM 0.32, so that none is taken for the model.
 enum Takes {
     Nothing,
     One,
@@ -145,7 +158,7 @@ mod tests {
     use super::*;
 
     fn names(argv: &[&str]) -> Vec<String> {
-        served_names(&argv.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())
+        served_names(&argv.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
@@ -183,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_does_not_tell_gives_no_names() {
+    fn a_command_that_names_no_model_gives_no_names() {
         for command in [
             "",
             "./serve.sh {port} 127.0.0.1 tiny",
@@ -201,6 +214,19 @@ mod tests {
         ] {
             assert_eq!(names(&command.split(' ').collect::<Vec<_>>()), [""; 0], "{command}");
         }
+    }
+
+    #[test]
+    fn a_command_in_one_word_is_recognized() {
+        let words = |command: &str| {
+            unsplit(&[command.to_owned()]).map(|words| crate::yaml::flow_list(&words))
+        };
+        let split = r#"[vllm, serve, x, --port, "{port}"]"#;
+        assert_eq!(words("vllm serve x --port {port}").as_deref(), Some(split));
+        assert_eq!(words("./serve.sh {port}").as_deref(), Some(r#"[./serve.sh, "{port}"]"#));
+        assert_eq!(words("/opt/my programs/serve"), None, "a path with a space");
+        assert_eq!(words("vllm"), None);
+        assert_eq!(unsplit(&["vllm serve".to_owned(), "--port={port}".to_owned()]), None);
     }
 
     proptest! {

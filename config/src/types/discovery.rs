@@ -1,4 +1,4 @@
-//! Where addresses come from when they are not written down: Kubernetes or DNS.
+//! Discovery of addresses in Kubernetes or DNS.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units;
 
-/// Where addresses are found: exactly one way.
+/// Discovery of addresses: exactly one of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Discovery {
@@ -15,7 +15,7 @@ pub enum Discovery {
     Pods(Pods),
     /// The EndpointSlices of a Kubernetes Service, watched.
     EndpointSlices(EndpointSlices),
-    /// All addresses of a DNS name, such as a headless Service's, asked for again and again.
+    /// All addresses of a DNS name, such as a headless Service's, looked up at an interval.
     Dns(Dns),
 }
 
@@ -23,16 +23,16 @@ pub enum Discovery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pods {
-    /// Their namespace; the one that Forebay runs in unless given.
+    /// Their namespace; by default Forebay's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Label selector as in `kubectl get -l`, such as `app=qwen` or `app in (qwen, llama)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Name of a Service, whose own selector is taken.
+    /// Name of a Service whose selector is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// The port that each serves on.
+    /// The port that each member listens on.
     pub port: u16,
 }
 
@@ -40,12 +40,12 @@ pub struct Pods {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointSlices {
-    /// The Service's namespace; the one that Forebay runs in unless given.
+    /// The Service's namespace; by default Forebay's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// The Service's name.
     pub service: String,
-    /// The port's name in the Service; its only or first one unless given.
+    /// The port's name in the Service; by default its only or first port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_name: Option<String>,
 }
@@ -56,16 +56,16 @@ pub struct EndpointSlices {
 pub struct Dns {
     /// The name, such as `vllm-headless.models.svc.cluster.local`.
     pub host: String,
-    /// The port that each serves on.
+    /// The port that each member listens on.
     pub port: u16,
-    /// How often it is asked for.
+    /// How often it is looked up.
     #[serde(default = "default_interval", with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub interval: Duration,
 }
 
 impl Discovery {
-    /// The port, where it is known before anything is found.
+    /// The port, if it is known before a member is found.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         match self {

@@ -39,14 +39,14 @@ pub const PATHS: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tls {
-    /// The certificate, with those that lead to its root behind it.
+    /// The certificate, followed by those that lead to its root.
     pub cert_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
-    /// Authorities whose certificates clients must show. Left out: clients show none.
+    /// Authorities that must have signed the clients' certificates. Left out: clients need none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca_file: Option<PathBuf>,
-    /// Lowest version spoken.
+    /// Lowest version that is accepted.
     #[serde(default)]
     pub min_version: TlsVersion,
 }
@@ -63,7 +63,7 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// What browsers' pages of other origins may do (CORS).
+/// Access for browser pages of other origins (CORS).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cors {
@@ -72,18 +72,18 @@ pub struct Cors {
     /// Methods that they may use.
     #[serde(default = "default_methods")]
     pub methods: Vec<String>,
-    /// Request headers that they may send; `*` for any that they ask for.
+    /// Request headers that they may send; `*` for any.
     #[serde(default = "default_headers")]
     pub headers: Vec<String>,
     /// Response headers that they may read.
     #[serde(default = "default_exposed")]
     pub expose_headers: Vec<String>,
-    /// Whether they may send cookies and the like. Not with the origin `*`.
+    /// Whether they may send cookies and other credentials. Not with the origin `*`.
     #[serde(default)]
     pub credentials: bool,
     /// How long a browser may keep the answer to its preflight.
     #[serde(with = "units::duration", default = "default_max_age")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub max_age: Duration,
 }
 
@@ -95,7 +95,7 @@ fn default_methods() -> Vec<String> {
     owned(&["GET", "POST"])
 }
 
-/// What the clients of OpenAI and Anthropic send.
+/// The headers that the clients of OpenAI and Anthropic send.
 fn default_headers() -> Vec<String> {
     owned(&[
         "authorization",

@@ -1,4 +1,4 @@
-//! The data plane's and the operators' ports.
+//! The gateway's port for clients, its limits, and the operators' port.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Gateway {
     #[serde(with = "units::address")]
     #[schemars(with = "String")]
     pub listen: SocketAddr,
-    /// Threads, each with its own runtime and socket; one per core unless given.
+    /// Threads, each with its own runtime and socket; by default one per core.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub threads: Option<u16>,
@@ -31,34 +31,36 @@ pub struct Gateway {
     pub tls: Option<Tls>,
     /// Bounds on what a client may send, and on how many there may be.
     pub limits: Limits,
-    /// What clients may reach; anything else is answered 404. All that the gateway knows unless
-    /// given.
+    /// Paths that clients may reach; anything else is answered 404. By default all that the gateway
+    /// knows.
     pub paths: Vec<String>,
-    /// What browsers' pages of other origins may do. Left out: nothing.
+    /// Access for browser pages of other origins (CORS). Left out: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// Hosts that clients without a key may call the gateway by, besides loopback's and the
-    /// machine's addresses: `forebay.example.com`, `*.example.com` for every name under it, an
-    /// address, a network, or `*` for any. Where `keys` are required any host is served.
+    /// Hosts by which clients without a key may reach the gateway, besides loopback and the machine's
+    /// addresses: `forebay.example.com`, `*.example.com` for every name under it, an address, a
+    /// network, or `*` for any. If `keys` are required, any host is accepted.
     pub allowed_hosts: Vec<HostPattern>,
     /// Networks, `10.0.0.0/8` or one address, of the proxies in front whose `x-forwarded-for`,
-    /// `-proto` and `-host` are believed. From anybody else these are written anew.
+    /// `-proto` and `-host` are believed. In requests from other addresses these are overwritten.
     pub trusted_proxies: Vec<Network>,
-    /// Names the replica that answered to the client, as `x-forebay-endpoint: IP:PORT`.
+    /// Whether answers name the replica they come from, as `x-forebay-endpoint: IP:PORT`.
     pub endpoint_header: bool,
-    /// How long a shutdown waits for what is in flight and held. A second before, or a quarter of
-    /// a shorter time, clients are told in an error event or a 503; then all is cut off.
+    /// How long a shutdown waits for requests that are held or in flight; then they are cut off. One
+    /// second before that, or a quarter of this time if that is shorter, clients get an error event
+    /// or a 503.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub shutdown_timeout: Duration,
-    /// The scaler's admin address, `HOST:PORT` or `http://HOST:PORT`, where `/replicas` is read.
-    /// Left out where both run in one process, or where nothing scales.
+    /// The scaler's admin address, `HOST:PORT` or `http://HOST:PORT`, where the gateway reads
+    /// `/replicas`. Left out if both run in one process, or if nothing scales.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaler: Option<String>,
-    /// API keys; without it none are asked for.
+    /// API keys. Left out: keys are not checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keys: Option<Keys>,
-    /// Who has keys, with what limits. `anonymous`, who has none, is without limits unless listed.
+    /// Groups of clients that have keys, with their limits. `anonymous`, for requests without a
+    /// key, has no limits unless listed.
     pub tenants: Vec<Tenant>,
     /// Records when requests came and how long they were, for `forebay replay`. Left out: nothing
     /// is recorded.
@@ -75,12 +77,12 @@ pub struct Gateway {
 pub struct Limits {
     /// Largest request body; a longer one is answered 413.
     pub body_size: ByteSize,
-    /// Most bytes of requests, heads and bodies, in memory at once, of all clients together, being
-    /// read, held or on their way to a replica; a request beyond is answered 503 with `retry-after`.
-    /// A quarter of the memory that the process may use by its control groups or its machine, and
-    /// 4Gi at most, unless given. One tenant, or without keys one address as `trustedProxies` tell
-    /// it, may take as much as it leaves to others, and two bodies in any case; beyond, it is
-    /// answered 429.
+    /// Most bytes of requests in memory at once: heads and bodies of all clients together, being
+    /// read, held or on their way to a replica. A further request is answered 503 with
+    /// `retry-after`. By default a quarter of the memory that the process may use (by its control
+    /// groups or its machine), and 4Gi at most. One tenant (without keys: one client address, as
+    /// `trustedProxies` report it) may take as much as it leaves for others, and always two bodies;
+    /// its further requests are answered 429.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bodies_size: Option<ByteSize>,
     /// Largest request head, that is request line and headers; a longer one is answered 431.
@@ -88,43 +90,44 @@ pub struct Limits {
     /// Most headers of one request; more are answered 431.
     #[schemars(range(min = 1))]
     pub header_count: u16,
-    /// From the first byte of a head to its last, and for the TLS handshake; then the connection is
-    /// closed.
+    /// Longest time from the first byte of a head to its last, and for the TLS handshake; then the
+    /// connection is closed.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub header_timeout: Duration,
-    /// From the head to the body's last byte; then 408.
+    /// Longest time from the head to the body's last byte; then the answer is 408.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub body_timeout: Duration,
-    /// How long a client may take nothing of what is sent to it.
+    /// How long a client may leave its answer unread; then the connection is closed.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub write_timeout: Duration,
-    /// How long a connection may be without a request; then it is closed.
+    /// How long a connection may have no request; then it is closed.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub idle_timeout: Duration,
-    /// From the end of a request's head to the last byte of its answer that the client takes; then
-    /// it is cut off. Meant for clients that take their time: a pool's `requestTimeout`, which is
-    /// shorter, ends in a proper error.
+    /// Longest time from the end of a request's head to the last byte that the client reads; then
+    /// the request is cut off. Meant for clients that read slowly: a pool's `requestTimeout`, which
+    /// is shorter, ends in a proper error.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub total_timeout: Duration,
     /// Longest WebSocket session.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub session_timeout: Duration,
     /// Longest silence of a WebSocket session, both ways.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub session_idle_timeout: Duration,
-    /// Most connections at once; a further one is closed at once. Where the limit on open files or
-    /// the memory allows fewer, a further one waits for one of those to end, and the one that has
-    /// been without a request for longest is closed for it.
+    /// Most connections at once; a further one is closed immediately. If the limit on open files or
+    /// the memory allows fewer, a further one waits for another to end, and the connection that has
+    /// been idle for longest is closed for it.
     #[schemars(range(min = 1))]
     pub connections: u32,
-    /// Most connections at once from one address, IPv6 by its /64; a further one is closed at once.
+    /// Most connections at once from one address (one /64 of IPv6); a further one is closed
+    /// immediately.
     #[schemars(range(min = 1))]
     pub connections_per_client: u32,
     /// Most requests at once on one HTTP/2 connection.
@@ -136,8 +139,8 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Admin {
-    /// Address, `IP:PORT`. On any other than loopback, everything but `/metrics`, `/healthz` and
-    /// `/readyz` needs the token of `tokenFile`, which must be given then.
+    /// Address, `IP:PORT`. On an address other than loopback `tokenFile` must be given, and everything
+    /// but `/metrics`, `/healthz` and `/readyz` needs its token.
     #[serde(with = "units::address")]
     #[schemars(with = "String")]
     pub listen: SocketAddr,
@@ -150,10 +153,10 @@ pub struct Admin {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RecordArrivals {
-    /// The file, a CSV. It is added to, and made where there is none.
+    /// The file, a CSV. Lines are appended; it is created if there is none.
     pub file: PathBuf,
-    /// Largest size of the file. When it is full it is renamed, with `.1` at its end, in place of
-    /// the one before, and a new one is begun.
+    /// Largest size of the file. A full one is renamed, with `.1` at its end, and replaces the one
+    /// renamed before; then a new one begins.
     pub max_size: ByteSize,
 }
 

@@ -1,5 +1,5 @@
 //! The file with the API keys' hashes: a list in YAML or JSON, or a folder as Kubernetes mounts a
-//! Secret. Pure: reading the disk is the gateway's.
+//! Secret. Pure: the gateway reads the files.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use serde::{Deserialize, Deserializer, de};
 use crate::yaml::problem::{Place, Problem, Problems};
 use crate::yaml::{self, Tree};
 
-/// One API key, as far as it is known here.
+/// One API key: its hash, and the tenant that it belongs to.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Key {
-    /// Whose it is: a name of `gateway.tenants`.
+    /// The tenant that it belongs to: a name of `gateway.tenants`.
     pub tenant: String,
     /// SHA-256 of the key itself.
     #[serde(deserialize_with = "hash")]
     pub sha256: [u8; 32],
-    /// What people know it by; nothing depends on it.
+    /// A note for people; nothing depends on it.
     #[serde(default)]
     pub name: Option<String>,
 }
 
-/// Of a hash no more than is needed to find it again.
+/// The beginning of the hash, which is enough to find it again.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, ..] = self.sha256;
@@ -30,10 +30,10 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Why a text is not the hash of a key. It says nothing of the text, which may be a key itself.
+/// A text is not the hash of a key. The error does not show the text, which may be a key itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a SHA-256 hash, which has 64 hexadecimal digits; `forebay hash-key` makes it of a key"
+    "not a SHA-256 hash, which has 64 hexadecimal digits; `forebay hash-key` makes one from a key"
 )]
 pub struct NotAHash;
 
@@ -61,8 +61,8 @@ fn hash<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 32], D::Error> {
 /// Reads a list of keys; problems name it as `source_name`.
 ///
 /// # Errors
-/// Everything that is wrong with it. A file without any text is wrong too: it may be half written.
-/// An empty list is not.
+/// All problems of the list. A file without any text is one too: it may be half written. An empty
+/// list is not.
 pub fn parse_keys(text: &str, source_name: &str) -> Result<Vec<Key>, Problems> {
     let problem = |place: Option<Place>, field: String, message: String| Problem {
         source: source_name.to_owned(),
@@ -82,12 +82,12 @@ pub fn parse_keys(text: &str, source_name: &str) -> Result<Vec<Key>, Problems> {
     yaml::read(&tree, &|_| None).map_err(|faults| {
         let faults = faults.into_iter().map(|fault| {
             let place = Some(tree.place(&fault.path));
-            let tells_nothing =
+            let shows_no_value =
                 fault.message.starts_with("missing") || fault.message == NotAHash.to_string();
-            if tells_nothing {
+            if shows_no_value {
                 return problem(place, fault.path.to_string(), fault.message);
             }
-            // What was written where it does not belong may be a key.
+            // A value in the wrong place may be a key.
             let message = "not a list of items with `tenant`, `sha256` and, if wanted, `name`";
             problem(place, String::new(), message.to_owned())
         });
@@ -126,7 +126,7 @@ pub fn parse_key_lines(text: &str, tenant: &str, source_name: &str) -> Result<Ve
 mod tests {
     use super::*;
 
-    /// Of the word "hello".
+    /// The hash of `hello`.
     const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
     #[test]
@@ -155,15 +155,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_telling_a_key() {
-        let told = |text: &str| parse_keys(text, "keys").expect_err(text).to_string();
-        assert_eq!(told(" \n"), "keys: empty; write [] for no keys at all");
+    fn problems_are_reported_without_showing_a_key() {
+        let shown = |text: &str| parse_keys(text, "keys").expect_err(text).to_string();
+        assert_eq!(shown(" \n"), "keys: empty; write [] for no keys at all");
         assert_eq!(
-            told("- tenant: a\n  sha256: sk-secret\n"),
+            shown("- tenant: a\n  sha256: sk-secret\n"),
             "keys:2: [0].sha256: not a SHA-256 hash, which has 64 hexadecimal digits; `forebay \
-             hash-key` makes it of a key"
+             hash-key` makes one from a key"
         );
-        assert_eq!(told("- tenant: a\n"), "keys:1: [0].sha256: missing; it must be given");
+        assert_eq!(shown("- tenant: a\n"), "keys:1: [0].sha256: missing; it must be given");
         for text in [
             "- sk-secret\n",
             "sk-secret",
@@ -174,8 +174,8 @@ mod tests {
             "- tenant: a\n  sha256: sk-secret\n",
             "- tenant: a\n - sk-secret: [\n",
         ] {
-            let told = told(text);
-            assert!(told.starts_with("keys:") && !told.contains("secret"), "{text}: {told}");
+            let shown = shown(text);
+            assert!(shown.starts_with("keys:") && !shown.contains("secret"), "{text}: {shown}");
         }
     }
 
@@ -187,7 +187,10 @@ mod tests {
         assert_eq!(names, [Some("-"), Some("alice's laptop")]);
         assert!(keys.iter().all(|key| key.tenant == "a"));
         assert_eq!(parse_key_lines("", "a", "f"), Ok(Vec::new()));
-        let told = parse_key_lines("\nsk-secret\n", "a", "f").unwrap_err().to_string();
-        assert!(told.starts_with("f:2: not a SHA-256 hash") && !told.contains("secret"), "{told}");
+        let shown = parse_key_lines("\nsk-secret\n", "a", "f").unwrap_err().to_string();
+        assert!(
+            shown.starts_with("f:2: not a SHA-256 hash") && !shown.contains("secret"),
+            "{shown}"
+        );
     }
 }

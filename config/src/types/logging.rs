@@ -1,28 +1,28 @@
-//! What is written to standard error.
+//! The log on standard error.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is logged, and how. `FOREBAY_LOG` in the environment sets levels, as in `info` or
+/// The log on standard error. `FOREBAY_LOG` in the environment sets levels, as in `info` or
 /// `warn,forebay_gateway=debug`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Logging {
-    /// How a line looks.
+    /// The format of its lines.
     pub format: LogFormat,
-    /// A line for each request, under the target `forebay::access`. No prompt, answer or key is
-    /// ever in it.
+    /// Whether each request gets a line, under the target `forebay::access`. It never contains a
+    /// prompt, an answer or a key.
     pub access: bool,
 }
 
-/// How a line of the log looks.
+/// Format of the log's lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LogFormat {
     /// One JSON object a line, for machines.
     #[default]
     Json,
-    /// Words, for people.
+    /// Plain text, for people.
     Text,
 }
 

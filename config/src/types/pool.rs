@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::types::discovery::Discovery;
+use crate::types::pick::Pick;
 use crate::types::route::Fallback;
 use crate::types::scaling::Scaling;
 use crate::types::target::Target;
@@ -22,37 +23,41 @@ pub struct Pool {
     /// beginning with a letter or digit.
     #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     pub name: String,
-    /// Model names that clients may send. Where empty, any name is taken until the first replica
-    /// tells its own; that is possible for one pool only.
+    /// Model names that clients may send. If empty, any name is accepted until the first replica
+    /// reports its own; only one pool may have none.
     #[serde(default)]
     pub models: Vec<String>,
-    /// More names that clients may send, each with the model's name that the replicas are sent in
+    /// More names that clients may send, each with the model name that is sent to the replicas in
     /// its place.
     #[serde(default)]
     pub aliases: BTreeMap<String, String>,
-    /// Names of LoRA adapters that replicas load. Those that a running replica tells of are known
-    /// without being listed; listed ones are known also while none runs.
+    /// Names of LoRA adapters that replicas load. Adapters that a running replica reports need not
+    /// be listed; listed ones are known also while no replica runs.
     #[serde(default)]
     pub adapters: Vec<String>,
-    /// Where requests go that this pool can't serve in time: its queue is full, the learned cold
-    /// start takes longer than the client waits, or the hold is over. By default they are refused.
+    /// The other pool for requests that this one can't serve in time: its queue is full, the
+    /// learned cold start takes longer than the client waits, or the hold is over. Left out: they
+    /// are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
     /// File with the key that the replicas were started with (`--api-key`), sent to them as
     /// `Bearer`; read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_file: Option<PathBuf>,
-    /// Whether clients may say where they stand in a replica's own queue, and which of its engines
-    /// serves them: the headers `x-vllm-priority` and `x-data-parallel-rank` and the body's
-    /// `priority`. By default these are taken out of every request.
+    /// Whether clients may choose their place in a replica's own queue and the engine that serves
+    /// them: the headers `x-vllm-priority` and `x-data-parallel-rank` and the body's `priority`. By
+    /// default these are removed from every request.
     #[serde(default)]
     pub allow_priority: bool,
     /// Fixed addresses, `HOST:PORT` or `http://HOST:PORT`, of replicas that something else runs.
     #[serde(default)]
     pub endpoints: Vec<String>,
-    /// Where the addresses of its replicas are found, instead of or besides `endpoints`.
+    /// Discovery of replicas' addresses, instead of or besides `endpoints`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovery: Option<Discovery>,
+    /// How an endpoint with room is chosen for a request.
+    #[serde(default)]
+    pub pick: Pick,
     /// Most requests in flight at one endpoint.
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
@@ -63,33 +68,55 @@ pub struct Pool {
     /// Time limits on the way to and at the replicas.
     #[serde(default)]
     pub upstream: Upstream,
-    /// What starts and stops replicas. Left out where nothing scales.
+    /// The scale target, which starts and stops replicas. Left out if nothing scales.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
-    /// How many replicas. Without effect where there is no `target`.
+    /// Replica counts and how they follow the load. Without effect if there is no `target`.
     #[serde(default)]
     pub scaling: Scaling,
 }
 
-/// Bounds on a pool's queue. What goes beyond them is answered 429 or 503, with `retry-after`.
+/// Bounds on a pool's queue. A request beyond them is answered 429 or 503, with `retry-after`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hold {
-    /// Most requests held. 0 holds none: what finds no room at once is refused.
+    /// Most requests held. With 0, a request that finds no room at once is refused.
     pub max_requests: u32,
     /// Most bytes of request bodies held.
     pub max_bytes: ByteSize,
     /// Longest hold of one request; then it is answered 503.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub timeout: Duration,
-    /// How long a client that asked for a stream waits in silence. Then it is sent status 200 and
-    /// something that clients pass over, again each time as much time has gone by, so that
-    /// nothing on the way takes the connection for dead; what goes wrong later is told as an event
-    /// of the stream. `0s` sends nothing before the answer.
+    /// Interval of the heartbeats for a held request that asked for a stream. The first one sends
+    /// status 200, each is a comment that clients ignore, so that proxies on the way keep the
+    /// connection open. A later error is sent as an event of the stream. `0s`: no heartbeats.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub heartbeat: Duration,
+    /// Whether held requests for a plain answer get heartbeats too: a line feed before the JSON, which
+    /// JSON allows. The first one sends status 200, so a later error is JSON after which the
+    /// connection is cut: clients raise an error, and do not take it for an answer. Forms (audio) and
+    /// requests for bytes get none.
+    pub heartbeat_plain: bool,
+    /// How much clients read of the reason why no replica can be started: `none`; `reason`, an exit
+    /// status or Kubernetes' own word such as `ImagePullBackOff`; `output`, also the last line of the
+    /// server's output or Kubernetes' message, which can hold names and secrets.
+    pub show_reason: ShowReason,
+}
+
+/// How much clients read of the reason why no replica can be started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ShowReason {
+    /// Nothing but the fact.
+    None,
+    /// The kind of the failure: an exit status, or Kubernetes' own word such as `ImagePullBackOff`.
+    #[default]
+    Reason,
+    /// Also the last line of the server's output, or Kubernetes' own message. It can hold names of
+    /// files, images and hosts, and secrets.
+    Output,
 }
 
 /// Time limits on the way to and at the replicas.
@@ -98,40 +125,41 @@ pub struct Hold {
 pub struct Upstream {
     /// Longest time to connect to an endpoint.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub connect_timeout: Duration,
     /// Longest silence of a stream: until its first event, and between two. Comments that only keep
     /// the connection alive are silence too.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub stall_timeout: Duration,
-    /// From the request's acceptance to the answer's last byte, the hold included.
+    /// Longest time from the request's acceptance to the answer's last byte, the hold included.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub request_timeout: Duration,
-    /// Most tries of one request, the first included. Only what the client has seen nothing of is
-    /// tried again.
+    /// Most tries of one request, the first included. A try counts if the replica may have worked on
+    /// the request: not if it made no connection, was full or shutting down, or refused the pool's own
+    /// key or model. A request is tried again only while the client has received nothing of an answer.
     #[schemars(range(min = 1))]
     pub max_tries: u32,
-    /// Failures in a row that take an endpoint out, never the last that is ready. One that dies or
-    /// says that it is shutting down is out at once. It comes back by answering a real request for
-    /// one token.
+    /// Failures in a row that eject an endpoint; the last ready one stays. One that dies or reports
+    /// that it is shutting down is ejected at once. It comes back by answering a real request for one
+    /// token.
     #[schemars(range(min = 1))]
     pub eject_after: u32,
-    /// When an endpoint has work, of whatever kind, and produces nothing for this long, it is asked
-    /// for one token and gets nothing new meanwhile; one that does not answer is out, and what has
-    /// no answer from it yet is tried elsewhere. Where no connection can be made for a second, what
-    /// has no answer is tried elsewhere, and a stream ends after this much silence.
+    /// An endpoint that has work and produces nothing for this long is asked for one token, and
+    /// gets no new requests meanwhile. If it does not answer it is ejected, and its requests without
+    /// an answer are tried elsewhere. If no connection can be made for a second, requests without an
+    /// answer are tried elsewhere too, and a stream ends after this much silence.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub freeze_timeout: Duration,
-    /// Longest plain answer that is kept back until it is complete, so that it can be tried again;
-    /// a longer one is passed on as it comes.
+    /// Largest plain answer that is kept back until it is complete, so that the request can be tried
+    /// again; a larger one is passed on as it comes.
     pub commit_size: ByteSize,
 }
 
 impl Pool {
-    /// A pool of this name with all else at its default: nothing to serve from yet.
+    /// A pool of this name with all else at its default. It has no replicas to serve from yet.
     #[must_use]
     pub fn named(name: impl Into<String>) -> Self {
         Self {
@@ -144,6 +172,7 @@ impl Pool {
             allow_priority: false,
             endpoints: Vec::new(),
             discovery: None,
+            pick: Pick::default(),
             max_in_flight: default_max_in_flight(),
             hold: Hold::default(),
             upstream: Upstream::default(),
@@ -152,8 +181,8 @@ impl Pool {
         }
     }
 
-    /// Whether the scaler tells gateways which replicas there are. Elsewhere gateways find their
-    /// endpoints themselves, and the scaler only tells who is to drain.
+    /// Whether gateways learn from the scaler which replicas there are. Otherwise they find their
+    /// endpoints themselves, and the scaler only reports which of them are to drain.
     #[must_use]
     pub fn scaler_lists_replicas(&self) -> bool {
         match self.target {
@@ -168,8 +197,8 @@ impl Pool {
     #[must_use]
     pub fn replica_port(&self) -> u16 {
         let targets = match &self.target {
-            Some(Target::Kubernetes(it)) => it.port,
-            _ => None,
+            Some(Target::Kubernetes(kubernetes)) => kubernetes.port,
+            Some(Target::Processes(_) | Target::Keda(_)) | None => None,
         };
         let found = || self.discovery.as_ref().and_then(Discovery::port);
         targets.or_else(found).unwrap_or(8000)
@@ -196,6 +225,8 @@ impl Default for Hold {
             max_bytes: ByteSize::mib(1024),
             timeout: Duration::from_secs(10 * 60),
             heartbeat: Duration::from_secs(15),
+            heartbeat_plain: false,
+            show_reason: ShowReason::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The Prometheus server that triggers ask.
+//! The Prometheus server that triggers query.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::units;
 use crate::units::redact::redacted;
 
-/// The Prometheus server, or one with its API, that triggers ask which name none of their own.
+/// The Prometheus server, or one with its API, for triggers that name none of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Prometheus {
@@ -18,17 +18,16 @@ pub struct Prometheus {
     pub server_address: Option<String>,
     /// Longest time for one query; then its figure is unknown until the next.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub timeout: Duration,
-    /// File with the token that is sent as `Bearer`; read anew for each query. Sent to this server
-    /// alone.
+    /// File with the token that is sent to this server alone, as `Bearer`; read anew for each query.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bearer_token_file: Option<PathBuf>,
-    /// A name and a password instead. Sent to this server alone.
+    /// A name and a password, instead of a token; sent to this server alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub basic_auth: Option<BasicAuth>,
-    /// File with certificates, in PEM, of the authorities that `https` servers are checked by; the
-    /// system's own unless given.
+    /// File with the certificates, in PEM, of the authorities for `https` servers; by default the
+    /// system's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
 }
@@ -55,12 +54,12 @@ impl Default for Prometheus {
     }
 }
 
-/// The base URL that `text` is, without a `/` at its end.
+/// Reads `text` as a base URL, and returns it without a `/` at its end.
 ///
 /// # Errors
-/// What it lacks.
+/// The text is not such a URL; the message says why.
 pub fn base_url(text: &str) -> Result<&str, String> {
-    reachable(text)?;
+    check_server_url(text)?;
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     if rest.contains('@') {
         return Err(format!("`{}` holds a name or password; give them in files", redacted(text)));
@@ -71,11 +70,11 @@ pub fn base_url(text: &str) -> Result<&str, String> {
     Ok(text.trim_end_matches('/'))
 }
 
-/// Whether a client can ask whoever `text` names.
+/// Checks that `text` is the URL of a server.
 ///
 /// # Errors
-/// What it lacks.
-pub(crate) fn reachable(text: &str) -> Result<(), String> {
+/// The text is not such a URL; the message says why.
+pub(crate) fn check_server_url(text: &str) -> Result<(), String> {
     let wrong = |what: &str| {
         format!("`{}` {what}; write for example http://prometheus:9090", redacted(text))
     };
@@ -99,7 +98,10 @@ pub(crate) fn reachable(text: &str) -> Result<(), String> {
 }
 
 fn not_a_server(text: &str) -> String {
-    format!("`{}` is no URL of a server; write for example http://prometheus:9090", redacted(text))
+    format!(
+        "`{}` is not the URL of a server; write for example http://prometheus:9090",
+        redacted(text)
+    )
 }
 
 #[cfg(test)]

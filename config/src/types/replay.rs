@@ -1,4 +1,4 @@
-//! What `forebay replay` plays a load against: the replicas' speed, their price, and the clients.
+//! The model of `forebay replay`: the replicas' speed, their price, and the clients.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::units;
 
-/// What `forebay replay` rehearses with. Nothing else reads it.
+/// The model that `forebay replay` plays a load against. Nothing else reads it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Replay {
-    /// How one replica works.
+    /// Timing of one replica.
     pub replica: ReplicaModel,
     /// How clients behave.
     pub clients: Clients,
     /// Price of one GPU for one hour, in any currency.
     #[schemars(range(min = 0))]
     pub gpu_hour_price: f64,
-    /// Everything random follows from it.
+    /// Seed of all random choices.
     pub seed: u64,
 }
 
-/// How one replica works: the timing model of `forebay vllm-sim`.
+/// Timing of one replica: the model of `forebay vllm-sim`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ReplicaModel {
@@ -34,11 +34,11 @@ pub struct ReplicaModel {
     /// Prompt tokens computed per second; 0 makes prompts free.
     #[schemars(range(min = 0))]
     pub prefill_tokens_per_second: f64,
-    /// A decode step, whatever is in it.
+    /// Time of a decode step without any sequence.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub decode_step: Duration,
-    /// What each decoding sequence adds to a step, in milliseconds.
+    /// Time that each decoding sequence adds to a step, in milliseconds.
     #[schemars(range(min = 0))]
     pub decode_step_millis_per_sequence: f64,
     /// Sequences that run at once (vLLM's `--max-num-seqs`).
@@ -56,19 +56,19 @@ pub struct ReplicaModel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ColdStartModel {
-    /// Asked for → scheduled.
+    /// Ordered → scheduled.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub scheduled: Duration,
     /// Scheduled → process or container started.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub started: Duration,
     /// Started → healthy.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub healthy: Duration,
-    /// How much starts differ: the deviation of a start's logarithm. 0.1 is about 10 % up or down.
+    /// Spread of starts: the standard deviation of their logarithm. 0.1 is about 10 % up or down.
     #[schemars(range(min = 0, max = 2))]
     pub spread: f64,
 }
@@ -79,15 +79,15 @@ pub struct ColdStartModel {
 pub struct Clients {
     /// How long a client waits for its first token before it gives up.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub patience: Duration,
-    /// First pause of a client that was refused, before it comes again; doubled each time.
+    /// First pause of a client before it retries a refused request; doubled each time.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub retry_pause: Duration,
     /// Longest such pause.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub max_retry_pause: Duration,
 }
 

@@ -11,9 +11,9 @@ use crate::units;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Route {
-    /// The name that clients send. It may be one that pools serve themselves; this goes before.
+    /// The name that clients send. If pools serve it themselves, the split takes precedence.
     pub model: String,
-    /// What is kept together on one side of the split.
+    /// Requests that stay together on one side of the split.
     #[serde(default)]
     pub by: SplitBy,
     /// The pools that share it; at least one.
@@ -29,8 +29,8 @@ pub struct Share {
     /// Its part of the requests, relative to the other weights; 0 gives it none.
     #[serde(default = "default_weight")]
     pub weight: u32,
-    /// The name that the pool's replicas are sent. By default the route's own where the pool serves
-    /// it, or else the first of the pool's `models`.
+    /// The model name that is sent to the pool's replicas. By default the route's own if the pool
+    /// serves it, or else the first of the pool's `models`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
 }
@@ -39,33 +39,33 @@ fn default_weight() -> u32 {
     1
 }
 
-/// What is kept together on one side of a split.
+/// Requests that stay together on one side of a split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SplitBy {
     /// Nothing: each request is on its own.
     Request,
-    /// A conversation, known by the header `x-session-id`, or else by the tenant and how the prompt
-    /// begins.
+    /// A conversation, identified by the header `x-session-id`, or else by the tenant and the
+    /// beginning of the prompt.
     #[default]
     Session,
-    /// All that a tenant asks.
+    /// All requests of a tenant.
     Tenant,
 }
 
-/// Where requests go that a pool can't serve in time.
+/// The other pool for requests that a pool can't serve in time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fallback {
     /// The other pool's name. Its own fallback is not followed.
     pub pool: String,
-    /// The name that its replicas are sent. By default the one asked for where that pool serves it,
-    /// or else the first of its `models`.
+    /// The model name that is sent to its replicas. By default the requested one if that pool serves
+    /// it, or else the first of its `models`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// How long a request is held in its own pool before the other is asked. By default until the
-    /// hold is over, where the learned cold start does not tell before that it would be in vain.
+    /// How long a request is held in its own pool before it goes to the other. By default until the
+    /// hold is over, or until the learned cold start shows that no replica can be ready in time.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "units::duration::optional")]
-    #[schemars(with = "Option<units::duration::Text>")]
+    #[schemars(with = "Option<units::duration::DurationSchema>")]
     pub after: Option<Duration>,
 }

@@ -1,4 +1,4 @@
-//! What decides replica counts, and by which figures.
+//! The scaler: how it decides replica counts, and from which figures.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::types::discovery::Discovery;
 use crate::types::trigger::Trigger;
 use crate::units;
 
-/// What decides replica counts.
+/// The scaler, which decides replica counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Scaler {
@@ -28,18 +28,19 @@ pub struct Scaler {
     /// How long a listed gateway may be silent before its last figures begin to fade. While any
     /// is silent, nothing scales down until then.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub stale_after: Duration,
-    /// Folder where what was learned of cold starts, capacities and times of day is kept over a
-    /// restart. Left out, ConfigMaps beside the Lease keep it where a leader is elected, and else
-    /// nothing does.
+    /// Folder for the figures that the scaler learns (cold starts, capacities, times of day), so that
+    /// they survive a restart. Left out: ConfigMaps beside the Lease keep them if a leader is elected;
+    /// otherwise they are lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
-    /// Where KEDA's operator asks, for pools whose target is `keda`.
+    /// The gRPC listener for KEDA's operator, for pools whose target is `keda`.
     pub keda: KedaListener,
 }
 
-/// Where KEDA's operator asks: its `scalerAddress`. Served where a pool's target is `keda`.
+/// The gRPC listener for KEDA's operator, which is the `scalerAddress` of its triggers. Served if
+/// a pool's target is `keda`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct KedaListener {
@@ -47,7 +48,7 @@ pub struct KedaListener {
     #[serde(with = "units::address")]
     #[schemars(with = "String")]
     pub listen: SocketAddr,
-    /// TLS; plain unless given. The trigger then needs `enableTLS: "true"`.
+    /// TLS; left out: plain text. With it, the trigger needs `enableTLS: "true"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<KedaTls>,
 }
@@ -60,8 +61,8 @@ pub struct KedaTls {
     pub cert_file: PathBuf,
     /// Its key, PEM.
     pub key_file: PathBuf,
-    /// The authority that the operator's own certificate must be from, PEM; any caller is answered
-    /// unless given.
+    /// The authority that must have signed the operator's certificate, PEM. Left out:
+    /// any caller is answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca_file: Option<PathBuf>,
 }
@@ -73,15 +74,16 @@ pub struct KedaTls {
 pub struct LeaderElection {
     /// The Lease's name.
     pub lease: String,
-    /// Its namespace; the one that Forebay runs in unless given.
+    /// Its namespace; by default Forebay's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// How long a leader that is not heard keeps the lease. It renews it five times as often.
+    /// How long a leader that has fallen silent keeps the lease. It renews the lease five times in
+    /// this period.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub lease_duration: Duration,
-    /// Where the other scalers reach this one's admin port, `HOST:PORT`. Unless given, the address
-    /// in the environment's `POD_IP` with the port of `admin.listen`.
+    /// Where the other scalers reach this one's admin port, `HOST:PORT`. By default the address in the
+    /// environment variable `POD_IP`, with the port of `admin.listen`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<String>,
 }
@@ -97,70 +99,70 @@ impl Default for LeaderElection {
     }
 }
 
-/// How many replicas. Names are KEDA's and the HPA's where the thing exists there; whole numbers
-/// may be quoted.
+/// Replica counts and how they follow the load. Names are KEDA's and the HPA's for settings that
+/// exist there; whole numbers may be quoted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Scaling {
     /// Fewest replicas. 0 scales to zero when idle.
-    #[schemars(with = "units::Count")]
+    #[schemars(with = "units::CountSchema")]
     pub min_replica_count: u32,
     /// Most replicas; at least 1.
-    #[schemars(with = "units::Count", extend("minimum" = 1))]
+    #[schemars(with = "units::CountSchema", extend("minimum" = 1))]
     pub max_replica_count: u32,
-    /// The count of an idle pool, where it is to be another than `minReplicaCount`, and less.
+    /// Replicas of an idle pool, if it is to have fewer than `minReplicaCount`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<units::Count>")]
+    #[schemars(with = "Option<units::CountSchema>")]
     pub idle_replica_count: Option<u32>,
-    /// What clients are promised; without triggers, as few replicas as keep it.
+    /// The promise to clients. Without triggers, the pool gets the fewest replicas that keep it.
     pub objective: Objective,
-    /// Requests, in flight and held, for each replica; 80 % of `maxInFlight` unless given.
+    /// Requests, in flight and held, for each replica; by default 80 % of `maxInFlight`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<units::Count>", extend("minimum" = 1))]
+    #[schemars(with = "Option<units::CountSchema>", extend("minimum" = 1))]
     pub target_concurrency: Option<u32>,
-    /// Requests that wake a pool from zero must be more than this. A held request always does.
-    #[schemars(with = "units::Count")]
+    /// A pool at zero wakes when it has more requests than this. A held request always wakes it.
+    #[schemars(with = "units::CountSchema")]
     pub activation_threshold: u32,
     /// Window over which the load is averaged to scale down.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub stable_window: Duration,
     /// Window over which the load is averaged to scale up, not longer than `stableWindow`. While
-    /// it asks for `panicThreshold` times the replicas there are, nothing scales down.
+    /// it asks for `panicThreshold` times the present replicas, nothing scales down.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub panic_window: Duration,
-    /// How many times the replicas there are the panic window must ask for to begin a panic; more
+    /// A panic begins when the panic window asks for this many times the present replicas; more
     /// than 1.
     #[schemars(extend("exclusiveMinimum" = 1))]
     pub panic_threshold: f64,
     /// How long a pool must be idle before it goes to zero, where `minReplicaCount` is 0. Counted
     /// from the last request or from when a replica became ready, whichever is later.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub cooldown_period: Duration,
-    /// How long a pool does not go to zero after the scaler began to look after it.
+    /// How long a pool stays above zero after the scaler has begun to scale it.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub initial_cooldown_period: Duration,
     /// How fast the count may change, as in the HPA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub behavior: Option<Behavior>,
-    /// What the count goes by. Without any, by the work in the system.
+    /// Rules that propose replica counts. Without any, the requests of the pool decide.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub triggers: Vec<Trigger>,
-    /// How often a trigger's figures are read where they are not first-hand: PromQL, vLLM's and
-    /// the DCGM exporter's `/metrics`. No decision waits for them.
+    /// How often second-hand figures are read: PromQL, vLLM's and the DCGM exporter's `/metrics`.
+    /// No decision waits for them.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub polling_interval: Duration,
-    /// The `advanced` of a ScaledObject, to be pasted as it is. Its behavior is `behavior`.
+    /// The `advanced` of a ScaledObject, pasted as it is. Its behavior counts as `behavior`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advanced: Option<Advanced>,
 }
 
 impl Scaling {
-    /// How fast the count may change, wherever that is written.
+    /// How fast the count may change, from either place where that can be written.
     #[must_use]
     pub fn behavior(&self) -> Option<&Behavior> {
         let pasted = || {
@@ -171,15 +173,15 @@ impl Scaling {
     }
 }
 
-/// What clients are promised: that an answer begins in time.
+/// The promise to clients: that an answer begins in time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Objective {
     /// Longest time from a request's arrival to its first token.
     #[serde(with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub ttft: Duration,
-    /// Share of the requests for which that is to hold, more than 0 and less than 1.
+    /// Share of the requests that must meet it, more than 0 and less than 1.
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub share: f64,
 }

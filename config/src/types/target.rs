@@ -1,4 +1,4 @@
-//! Scale targets: what starts and stops a pool's replicas.
+//! Scale targets, which start and stop a pool's replicas.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units;
 
-/// What starts and stops replicas: exactly one kind.
+/// The scale target, which starts and stops replicas: exactly one of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Target {
@@ -33,26 +33,26 @@ pub struct Kubernetes {
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// Its namespace; the one that Forebay runs in unless given.
+    /// Its namespace; by default Forebay's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The port that each replica serves on; that of the pool's `discovery`, or else 8000.
+    /// The port that each replica listens on; by default that of the pool's `discovery`, or else 8000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Delete the pod of a replica that hangs, or whose start takes too long, so that its workload
-    /// makes another. Needs the permission to delete pods.
+    /// Whether to delete the pod of a replica that hangs, or whose start takes too long, so that its
+    /// workload makes another. Needs the permission to delete pods.
     #[serde(default)]
     pub replace_hung: bool,
-    /// With `replaceHung`, how long a replica that was ready may answer nothing, in the eyes of all
-    /// gateways, before it is replaced; at least as long as a start takes, as learned.
+    /// With `replaceHung`: a replica that was ready is replaced when it has answered no gateway for
+    /// this long, and at least for as long as a start takes.
     #[serde(default = "default_hung_after", with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub hung_after: Duration,
-    /// With `replaceHung`, the longest time from containers that run to healthy before a replica is
-    /// replaced; once starts are learned, ten times what nine of ten took, and at least 10 minutes,
+    /// With `replaceHung`: longest time from running containers to healthy; then the replica is
+    /// replaced. Once starts are learned, ten times what nine of ten took (10 minutes or more) counts
     /// if that is less.
     #[serde(default = "default_start_timeout", with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub start_timeout: Duration,
 }
 
@@ -63,11 +63,11 @@ pub struct Kubernetes {
 pub struct Keda {
     /// The ScaledObject's name. A trigger of it without `pool` in its metadata means this pool.
     pub scaled_object: String,
-    /// Its namespace; the scaler's own unless given.
+    /// Its namespace; by default the scaler's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// At zero, where more than one replica is needed, write the count to the workload beside
-    /// telling KEDA, which starts one and leaves the rest to the HPA's next sync.
+    /// Whether a pool at zero that needs more than one replica also writes the count to the workload.
+    /// KEDA alone starts one and leaves the rest to the HPA's next sync.
     #[serde(default)]
     pub boost: bool,
 }
@@ -77,39 +77,40 @@ pub struct Keda {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Processes {
     /// Program and arguments, one item each; no shell reads them. `{port}` is filled in with the
-    /// port that the replica must serve on, and `{gpu}` with its GPU where `gpus` are given.
-    #[schemars(with = "Vec<units::Word>", length(min = 1))]
+    /// port that the replica must listen on, and `{gpu}` with its GPU where `gpus` are given.
+    #[schemars(with = "Vec<units::WordSchema>", length(min = 1))]
     pub command: Vec<String>,
     /// Environment added to Forebay's own; `{port}` and `{gpu}` are filled in here too.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, units::Word>")]
+    #[schemars(with = "BTreeMap<String, units::WordSchema>")]
     pub env: BTreeMap<String, String>,
     /// Ports to lease to replicas, first and last. At least as many as `maxReplicaCount`; more
     /// let a new replica start while an old one still stops.
     #[serde(default = "default_ports", with = "units::port_range")]
-    #[schemars(with = "units::port_range::Text")]
+    #[schemars(with = "units::port_range::PortRangeSchema")]
     pub ports: (u16, u16),
     /// GPUs to lease, one to each replica; filled in for `{gpu}`, and as `CUDA_VISIBLE_DEVICES`
     /// where `{gpu}` is not used. At least as many as `maxReplicaCount`.
     #[serde(default)]
-    #[schemars(with = "Vec<units::Word>")]
+    #[schemars(with = "Vec<units::WordSchema>")]
     pub gpus: Vec<String>,
-    /// Folder for the replicas' output, a file each; one below the working directory unless given.
+    /// Folder for the replicas' output, a file each; by default one below the working
+    /// directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_dir: Option<PathBuf>,
     /// Longest time from start to healthy; then the replica is ended and started anew. Once starts
-    /// are learned, ten times what nine of ten took, and at least 10 minutes, if that is less.
+    /// are learned, ten times what nine of ten took (10 minutes or more) counts if that is less.
     #[serde(default = "default_start_timeout", with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub start_timeout: Duration,
-    /// How long a replica that was ready may answer nothing, in the eyes of all gateways, before it
-    /// is ended and started anew; at least as long as a start takes, as learned.
+    /// A replica that was ready is ended and started anew when it has answered no gateway for this
+    /// long, and at least for as long as a start takes.
     #[serde(default = "default_hung_after", with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub hung_after: Duration,
-    /// From SIGTERM to SIGKILL when a replica is stopped.
+    /// Time from SIGTERM to SIGKILL when a replica is stopped.
     #[serde(default = "default_stop_timeout", with = "units::duration")]
-    #[schemars(with = "units::duration::Text")]
+    #[schemars(with = "units::duration::DurationSchema")]
     pub stop_timeout: Duration,
 }
 
@@ -146,7 +147,7 @@ impl Processes {
         }
     }
 
-    /// Whether `{name}` stands in the command or in the environment.
+    /// Whether the command or the environment contains this placeholder.
     #[must_use]
     pub(crate) fn uses(&self, name: &str) -> bool {
         self.command.iter().chain(self.env.values()).any(|text| text.contains(name))
@@ -169,7 +170,7 @@ fn default_start_timeout() -> Duration {
     Duration::from_secs(30 * 60)
 }
 
-/// Longer than anything that an engine does between two answers.
+/// Longer than any pause of a working engine between two answers.
 fn default_hung_after() -> Duration {
     Duration::from_secs(120)
 }

@@ -1,4 +1,4 @@
-//! Who may ask for what, and how much of it: keys and tenants.
+//! Tenants, their limits and their keys.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 /// The tenant of requests without a key.
 pub const ANONYMOUS: &str = "anonymous";
 
-/// Where the hashes of the API keys are. Without this section keys are neither asked for nor
-/// checked, and every request is the tenant `anonymous`.
+/// The file with the hashes of the API keys. Without this section keys are not checked, and every
+/// request belongs to the tenant `anonymous`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Keys {
@@ -17,8 +17,8 @@ pub struct Keys {
     /// file for each tenant, named like it, with one hash a line. `forebay hash-key` makes them. It
     /// is read again when it changes; a file that can't be used leaves the keys as they were.
     pub file: PathBuf,
-    /// Whether a request without a key is refused. If not, it is the tenant `anonymous`; one with a
-    /// wrong key is refused in any case.
+    /// Whether a request without a key is refused. If not, it belongs to the tenant `anonymous`. A
+    /// request with a wrong key is always refused.
     #[serde(default = "default_required")]
     pub required: bool,
 }
@@ -31,33 +31,33 @@ fn default_required() -> bool {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tenant {
-    /// The name that keys give; `anonymous` is whoever comes without one. Up to 63 letters, digits,
-    /// `-`, `_` and `.`, beginning with a letter or digit.
+    /// The name that keys refer to; `anonymous` is for requests without a key. Up to 63 letters,
+    /// digits, `-`, `_` and `.`, beginning with a letter or digit.
     #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     pub name: String,
     /// Held requests of a higher class are released before those of a lower one.
     #[serde(default)]
     pub priority_class: PriorityClass,
-    /// Most requests a minute; any number unless given. A minute's worth may come at once.
+    /// Most requests a minute; by default unlimited. A minute's worth may come at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub requests_per_minute: Option<u32>,
-    /// Most tokens a minute, prompts and answers together; any number unless given. A request is
-    /// admitted by an estimate, its prompt's length and its `max_tokens`; what it did not use is
-    /// given back.
+    /// Most tokens a minute, prompts and answers together; by default unlimited. A request is
+    /// admitted by an estimate from its prompt's length and its `max_tokens`; unused tokens are given
+    /// back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub tokens_per_minute: Option<u64>,
-    /// Most requests at once, being read, held and in flight; any number unless given.
+    /// Most requests at once: being read, held or in flight; by default unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_concurrent: Option<u32>,
-    /// Model names that it may send and see, `*` standing for any text; all where empty.
+    /// Model names that it may use and list; `*` stands for any text. If empty, all.
     #[serde(default)]
     pub models: Vec<String>,
 }
 
-/// Which held requests go first. Within a class, tenants take turns by the tokens that they got.
+/// Order of held requests. Within a class, the tenant that got the fewest tokens goes first.
 #[derive(
     Clone,
     Copy,
@@ -74,13 +74,18 @@ pub struct Tenant {
 )]
 #[serde(rename_all = "camelCase")]
 pub enum PriorityClass {
-    /// Before all others: people who wait.
+    /// Released before all others: people who wait.
     High,
-    /// What is not said to be anything else.
+    /// The default.
     #[default]
     Normal,
-    /// When nothing else is held: batches.
+    /// Released when no other is held: batches.
     Low,
+}
+
+impl PriorityClass {
+    /// How many classes there are.
+    pub const COUNT: usize = Self::Low as usize + 1;
 }
 
 impl Tenant {
@@ -104,8 +109,8 @@ impl Tenant {
     }
 }
 
-/// Whether `text` is what `pattern` says, `*` in it standing for any text. The leftmost fit of each
-/// piece is as good as any other, so there is nothing to come back to.
+/// Whether `text` matches `pattern`, in which `*` stands for any text. The leftmost match of each
+/// piece is as good as any other, so no backtracking is needed.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(head) else { return false };

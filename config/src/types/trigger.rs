@@ -1,6 +1,6 @@
 //! Triggers as they are written: KEDA's shape, so that those of a ScaledObject can be pasted.
 //!
-//! What one means is read from its metadata by [`Trigger::rule`].
+//! [`Trigger::rule`] reads a trigger's meaning from its metadata.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,20 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::units;
 
-mod fault;
 mod gpu;
 mod metadata;
 mod range;
 mod rule;
 mod schedule;
 
-pub use fault::Fault;
 pub use gpu::{Gauge, GpuFigure};
+pub use metadata::Fault;
 pub use range::Range;
 pub(crate) use rule::unknown_zone;
 pub use rule::{CronWindow, GpuSource, PromQuery, Rule, Signal};
 
-/// What [`Trigger::kind`] may be: Forebay's own signals first, then what is read elsewhere.
+/// Values of [`Trigger::kind`]: first-hand signals, then those that are read elsewhere.
 pub const TRIGGER_TYPES: [&str; 12] = [
     "queueDepth",
     "concurrency",
@@ -49,7 +48,7 @@ pub struct Trigger {
     #[serde(rename = "type")]
     #[schemars(extend("enum" = TRIGGER_TYPES))]
     pub kind: String,
-    /// The trigger's name in decisions and metrics; its type unless given.
+    /// The trigger's name in decisions and metrics; by default its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// How the value is compared with the threshold: `AverageValue` asks for ⌈value ÷ threshold⌉
@@ -65,9 +64,9 @@ pub struct Trigger {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authentication_ref: Option<AuthenticationRef>,
     /// The signal's own settings, `threshold` and `activationThreshold` among them. Numbers may be
-    /// quoted; what is not known here is a warning.
+    /// quoted; an unknown key is a warning.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, units::Word>")]
+    #[schemars(with = "BTreeMap<String, units::WordSchema>")]
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -99,7 +98,7 @@ impl Trigger {
         Self { kind: kind.into(), metadata: metadata.collect(), ..Self::default() }
     }
 
-    /// The name it goes by where it is the only one of its kind.
+    /// Its name, or else its type.
     #[must_use]
     pub fn label(&self) -> &str {
         self.name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.kind)
@@ -115,8 +114,8 @@ impl fmt::Display for MetricType {
     }
 }
 
-/// The name of each of a pool's triggers: its label, with a number behind it where an earlier one
-/// has the same.
+/// The name of each of a pool's triggers: its label, with a number after it if an earlier one has the
+/// same.
 #[must_use]
 pub fn trigger_names(triggers: &[Trigger]) -> Vec<String> {
     let mut names: Vec<String> = Vec::with_capacity(triggers.len());

@@ -1,23 +1,23 @@
-//! Addresses of what Forebay connects to.
+//! Addresses that Forebay connects to.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::units::host::is_name;
 use crate::units::redact::redacted;
 
-/// Why a text is no address to connect to, and what to write.
+/// A text is not an address to connect to. The message says why, and what to write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Another scheme than `http`.
-    #[error("`{0}`: only plain http is spoken here; write HOST:PORT or http://HOST:PORT")]
+    #[error("`{0}`: only plain http is supported; write HOST:PORT or http://HOST:PORT")]
     Scheme(String),
-    /// A path, query or user behind or before the authority.
+    /// A path, query or user after or before the authority.
     #[error("`{0}`: an address ends with its port; write HOST:PORT or http://HOST:PORT")]
     Path(String),
     /// No port, or none between 1 and 65535.
     #[error("`{0}` has no port from 1 to 65535; write HOST:PORT or http://HOST:PORT")]
     Port(String),
-    /// Nothing, or something else than a name or an IP address, before the port.
+    /// Neither a name nor an IP address before the port.
     #[error("`{0}` has no valid host; write HOST:PORT or http://HOST:PORT, an IPv6 address in []")]
     Host(String),
 }
@@ -26,7 +26,7 @@ pub enum AddressError {
 /// `/` at its end.
 ///
 /// # Errors
-/// The text is no such address.
+/// The text is not such an address.
 pub fn authority(text: &str) -> Result<&str, AddressError> {
     let whole = || redacted(text).into_owned();
     let bare = match text.split_once("://") {
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_told_with_what_to_write() {
+    fn a_text_that_is_not_an_address_is_refused_with_what_to_write() {
         use AddressError::{Host, Path, Port, Scheme};
         type Makes = fn(String) -> AddressError;
         let cases: [(&str, Makes); 14] = [

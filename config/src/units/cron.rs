@@ -5,8 +5,8 @@
 //! Sunday is 0 alone, and a `TZ=` or `CRON_TZ=` in front names a zone. Where day and weekday are
 //! both restricted, one of them is enough.
 //!
-//! Own code, since other crates read another dialect (`7`, `L`, `W`, `#`, `@daily`), and their next
-//! times differ where the clock is changed. Pure: a test compares it with the Go module.
+//! Written by hand, since crates read another dialect (`7`, `L`, `W`, `#`, `@daily`), and compute other
+//! times when the clock changes. Pure. A test compares it with the Go module.
 
 use jiff::civil::{Date, DateTime};
 use jiff::tz::{Offset, TimeZone, TimeZoneDatabase};
@@ -24,29 +24,29 @@ pub struct Cron {
     zone: Option<TimeZone>,
 }
 
-/// Set beside a field's values where it is `*` or `?`.
+/// The bit for a field that is `*` or `?`.
 const STAR: u64 = 1 << 63;
 
-struct Field {
+struct FieldRange {
     least: u64,
     most: u64,
-    /// Of the values from `least` on.
+    /// Bits for the values from `least` on.
     names: &'static [&'static str],
 }
 
-const MINUTE: Field = Field { least: 0, most: 59, names: &[] };
-const HOUR: Field = Field { least: 0, most: 23, names: &[] };
-const DAY: Field = Field { least: 1, most: 31, names: &[] };
-const MONTH: Field = Field {
+const MINUTE: FieldRange = FieldRange { least: 0, most: 59, names: &[] };
+const HOUR: FieldRange = FieldRange { least: 0, most: 23, names: &[] };
+const DAY: FieldRange = FieldRange { least: 1, most: 31, names: &[] };
+const MONTH: FieldRange = FieldRange {
     least: 1,
     most: 12,
     names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
 };
-const WEEKDAY: Field =
-    Field { least: 0, most: 6, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] };
+const WEEKDAY: FieldRange =
+    FieldRange { least: 0, most: 6, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] };
 
-/// The zone that Go's `time.LoadLocation` finds by this name: it minds the case, `Local` is the
-/// machine's and an empty name UTC.
+/// The zone that Go's `time.LoadLocation` finds by this name: case matters, `Local` is the machine's
+/// zone, and an empty name is UTC.
 pub(crate) fn time_zone(name: &str) -> Option<TimeZone> {
     match name {
         "" | "UTC" => return Some(TimeZone::UTC),
@@ -58,7 +58,7 @@ pub(crate) fn time_zone(name: &str) -> Option<TimeZone> {
     (known.iana_name() == Some(name)).then(|| TimeZone::get(name).unwrap_or(known))
 }
 
-/// The zone's name in its right case, where that alone is wrong.
+/// The zone's name in its right case, if only the case is wrong.
 pub(crate) fn near_zone(name: &str) -> Option<String> {
     TimeZoneDatabase::bundled().get(name).ok()?.iana_name().map(str::to_owned)
 }
@@ -67,7 +67,7 @@ impl Cron {
     /// Reads `text`.
     ///
     /// # Errors
-    /// What in it is wrong, to be put behind the text.
+    /// The fault, as the end of a sentence that begins with the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (zone, text) = prefix(text)?;
         if text.starts_with('@') {
@@ -91,9 +91,8 @@ impl Cron {
         })
     }
 
-    /// The first time after `now_ms` that it names, in milliseconds since the epoch. `zone` is
-    /// where its times are told unless it names a zone itself. `None` where there is none within
-    /// five years.
+    /// The first time after `now_ms` that matches, in milliseconds since the epoch. `zone` counts
+    /// unless the expression names one itself. `None` if no time matches within five years.
     #[must_use]
     pub fn next(&self, now_ms: u64, zone: &TimeZone) -> Option<u64> {
         // A field without a value never fits.
@@ -103,7 +102,7 @@ impl Cron {
         let clock = Clock(self.zone.as_ref().unwrap_or(zone));
         let mut t = i64::try_from(now_ms / 1000).ok()? + 1;
         let last_year = clock.wall(t)?.year().checked_add(5)?;
-        // Whether smaller fields are at their beginning, because a larger one was advanced.
+        // Whether smaller fields are at their first value, because a larger one was advanced.
         let mut advanced = false;
         'wrap: loop {
             if clock.wall(t)?.year() > last_year {
@@ -207,27 +206,27 @@ fn has(bits: u64, value: i8) -> bool {
     u32::try_from(value).is_ok_and(|value| bits & (1 << value) != 0)
 }
 
-/// The zone in front, where there is one, and what is behind it.
+/// The zone in front, if there is one, and the rest.
 fn prefix(text: &str) -> Result<(Option<TimeZone>, &str), String> {
     let Some(rest) = text.strip_prefix("TZ=").or_else(|| text.strip_prefix("CRON_TZ=")) else {
         return Ok((None, text));
     };
     let Some((name, rest)) = rest.split_once(' ') else {
-        return Err("has nothing behind its zone".to_owned());
+        return Err("has nothing after its zone".to_owned());
     };
     let zone = time_zone(name).ok_or_else(|| format!("names the unknown zone `{name}`"))?;
-    // `Local` is wherever the time is told that it starts from.
+    // `Local` is the zone of the time that the search starts from.
     Ok(((name != "Local").then_some(zone), rest.trim()))
 }
 
 /// The values of one field, a list of ranges.
-fn values(text: &str, field: &Field) -> Result<u64, String> {
+fn values(text: &str, field: &FieldRange) -> Result<u64, String> {
     let ranges = text.split(',').filter(|range| !range.is_empty());
     ranges.map(|range| self::range(range, field)).try_fold(0, |bits, range| Ok(bits | range?))
 }
 
 /// `*`, `N`, `N-M`, each with or without a step.
-fn range(text: &str, field: &Field) -> Result<u64, String> {
+fn range(text: &str, field: &FieldRange) -> Result<u64, String> {
     let wrong = |what: &str| Err(format!("is wrong at `{text}`: {what}"));
     let (bounds, step) = match text.split_once('/') {
         None => (text, None),
@@ -239,7 +238,7 @@ fn range(text: &str, field: &Field) -> Result<u64, String> {
         ["*" | "?", ..] => (field.least, field.most, STAR),
         [one] => {
             let from = field.value(one, text)?;
-            // With a step it goes on from there.
+            // With a step the range goes on to the field's end.
             (from, if step.is_some() { field.most } else { from }, 0)
         }
         [from, to] => (field.value(from, text)?, field.value(to, text)?, 0),
@@ -262,7 +261,7 @@ fn range(text: &str, field: &Field) -> Result<u64, String> {
     Ok((from..=to).step_by(step).fold(star, |bits, value| bits | (1 << value)))
 }
 
-impl Field {
+impl FieldRange {
     fn value(&self, text: &str, range: &str) -> Result<u64, String> {
         // Go maps each letter to one letter.
         let lower: String = text.chars().filter_map(|c| c.to_lowercase().next()).collect();
@@ -274,11 +273,12 @@ impl Field {
 fn number(text: &str, range: &str) -> Result<u64, String> {
     let digits = text.strip_prefix('+').unwrap_or(text);
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let number = digits.parse::<i64>().ok().filter(|_| plain).and_then(|it| u64::try_from(it).ok());
+    let number =
+        digits.parse::<i64>().ok().filter(|_| plain).and_then(|number| u64::try_from(number).ok());
     number.ok_or_else(|| format!("is wrong at `{range}`: `{text}` is not a number"))
 }
 
-/// The same time a month later, as Go's `AddDate`: days that the month has not go on into the next.
+/// The same time a month later, as Go's `AddDate`: surplus days overflow into the next month.
 fn months_later(from: DateTime) -> Option<DateTime> {
     let first = from.date().first_of_month().checked_add(Span::new().months(1)).ok()?;
     let date = first.checked_add(Span::new().days(i64::from(from.day()) - 1)).ok()?;
@@ -297,7 +297,8 @@ impl Clock<'_> {
         Some(self.offset(unix)?.to_datetime(Timestamp::from_second(unix).ok()?))
     }
 
-    /// When the clock shows this, as Go's `time.Date` chooses where it does so twice or never.
+    /// The moment when the clock shows this; Go's `time.Date` decides where it does so twice or
+    /// never.
     fn unix(&self, wall: DateTime) -> Option<i64> {
         let unix = Offset::UTC.to_timestamp(wall).ok()?.as_second();
         match i64::from(self.offset(unix)?.seconds()) {

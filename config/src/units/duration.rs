@@ -5,16 +5,16 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserializer, Serializer, de};
 
-/// Longest duration that is accepted. Longer ones are slips, and could overflow a deadline.
+/// Longest duration that is accepted. Longer ones are mistakes, and could overflow a deadline.
 const LONGEST: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
-/// Why a text is no duration, and what to write.
+/// A text is not a duration. The message says why, and what to write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// A number without a unit behind a number with one, or no number at all.
+    /// A number without a unit after a number with one, or no number at all.
     #[error("`{0}` is not a duration; write for example 250ms, 30s, 5m or 1h30m")]
     Unreadable(String),
-    /// A unit that is none of ours.
+    /// An unknown unit.
     #[error("`{text}` is not a duration: unit `{unit}` is not known; use d, h, m, s or ms")]
     UnknownUnit {
         /// The whole text.
@@ -22,7 +22,7 @@ pub enum DurationError {
         /// The unknown unit.
         unit: String,
     },
-    /// Units not from large to small.
+    /// Units that are not in order from large to small.
     #[error("`{0}` is not a duration: write each unit once, larger ones first, as in 1h30m")]
     Order(String),
     /// A fraction, which has a smaller unit to be written in.
@@ -94,8 +94,8 @@ fn bounded(duration: Duration, text: &str) -> Result<Duration, DurationError> {
     Ok(duration)
 }
 
-/// Writes what [`parse_duration`] reads: `1h30m`, `250ms`, `0s`. Less than a millisecond is left
-/// out.
+/// Writes a duration as [`parse_duration`] reads it: `1h30m`, `250ms`, `0s`. Fractions of a
+/// millisecond are left out.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
@@ -117,15 +117,18 @@ pub(crate) fn serialize<S: Serializer>(duration: &Duration, s: S) -> Result<S::O
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    d.deserialize_any(Visitor)
+    d.deserialize_any(DurationVisitor)
 }
 
 /// The same for a duration that may be left out.
 pub(crate) mod optional {
     use super::{Deserializer, Duration, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(it: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
-        match it {
+    pub(crate) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
             Some(duration) => super::serialize(duration, s),
             None => s.serialize_none(),
         }
@@ -138,9 +141,9 @@ pub(crate) mod optional {
     }
 }
 
-struct Visitor;
+struct DurationVisitor;
 
-impl de::Visitor<'_> for Visitor {
+impl de::Visitor<'_> for DurationVisitor {
     type Value = Duration;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -165,9 +168,9 @@ impl de::Visitor<'_> for Visitor {
 }
 
 /// Schema of a duration, as text or as bare seconds.
-pub(crate) struct Text;
+pub(crate) struct DurationSchema;
 
-impl JsonSchema for Text {
+impl JsonSchema for DurationSchema {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Duration".into()
     }
@@ -181,7 +184,9 @@ impl JsonSchema for Text {
             "title": "duration",
             "type": ["string", "integer"],
             "minimum": 0,
-            "pattern": "^([0-9]+|(?=[0-9])([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?)$",
+            "minLength": 1,
+            // Without lookahead, which helm's regular expressions don't have.
+            "pattern": "^([0-9]+|([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?)$",
         })
     }
 }
@@ -211,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_told_with_what_to_write() {
+    fn a_text_that_is_not_a_duration_is_refused_with_what_to_write() {
         for (text, message) in [
             ("", "`` is not a duration; write for example 250ms, 30s, 5m or 1h30m"),
             ("soon", "`soon` is not a duration; write for example 250ms, 30s, 5m or 1h30m"),

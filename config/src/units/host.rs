@@ -18,14 +18,14 @@ pub enum HostPattern {
     Any,
     /// This name, in lower case.
     Name(String),
-    /// Every name that ends in this, which begins with a point.
+    /// Every name that ends in this suffix, which begins with a dot.
     Under(String),
     /// Every address of this network.
     Network(Network),
 }
 
 impl HostPattern {
-    /// Whether it includes a name, which has no point at its end.
+    /// Whether it includes this name, which has no dot at its end.
     #[must_use]
     pub fn has_name(&self, name: &str) -> bool {
         match self {
@@ -76,8 +76,8 @@ impl FromStr for HostPattern {
     }
 }
 
-/// Whether a text is a host's name: labels of letters, digits, `-` and `_` with points between them,
-/// which are more than numbers. A URI may have more in it, DNS has not.
+/// Whether a text is a host name: labels of letters, digits, `-` and `_` joined by dots, and not
+/// numbers alone. A URI allows more characters, DNS does not.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     let label = |label: &str| {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_host_is_reported_with_what_to_write() {
+    fn a_text_that_is_not_a_host_is_refused_with_what_to_write() {
         for text in [
             "",
             ".",

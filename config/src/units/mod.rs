@@ -1,7 +1,9 @@
 //! Durations, sizes and the like as people write them, and back in the same form.
 //!
-//! Each has a type or module for serde and a schema that says what is accepted, so that an editor
-//! objects to the same things as we do.
+//! Each has a type or module for serde, and a schema by which an editor rejects the same texts.
+//!
+//! Durations, sizes and cron expressions are read by hand, since they follow Kubernetes and KEDA (bare numbers are seconds, `Mi` is binary, five fields of cron with KEDA's extras), and
+//! their errors say what to write instead.
 
 use std::net::SocketAddr;
 
@@ -12,6 +14,7 @@ pub(crate) mod authority;
 pub(crate) mod cron;
 pub(crate) mod duration;
 pub(crate) mod host;
+pub(crate) mod millis;
 pub(crate) mod network;
 pub(crate) mod redact;
 pub(crate) mod size;
@@ -20,9 +23,9 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use size::{ByteSize, SizeError};
 
 /// Schema of a count that may be quoted, as KEDA and its users' templates write them.
-pub(crate) struct Count;
+pub(crate) struct CountSchema;
 
-impl JsonSchema for Count {
+impl JsonSchema for CountSchema {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Count".into()
     }
@@ -43,9 +46,9 @@ impl JsonSchema for Count {
 }
 
 /// Schema of a text that may look like a number, as GPUs and ports on a command line do.
-pub(crate) struct Word;
+pub(crate) struct WordSchema;
 
-impl JsonSchema for Word {
+impl JsonSchema for WordSchema {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Word".into()
     }
@@ -64,8 +67,8 @@ pub(crate) mod quantity {
     use super::*;
 
     #[allow(clippy::ref_option)] // serde's signature
-    pub(crate) fn serialize<S: Serializer>(it: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
-        match it {
+    pub(crate) fn serialize<S: Serializer>(number: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
+        match number {
             Some(number) => s.serialize_f64(*number),
             None => s.serialize_none(),
         }
@@ -83,9 +86,9 @@ pub(crate) mod quantity {
         })
     }
 
-    pub(crate) struct Text;
+    pub(crate) struct QuantitySchema;
 
-    impl JsonSchema for Text {
+    impl JsonSchema for QuantitySchema {
         fn schema_name() -> std::borrow::Cow<'static, str> {
             "Quantity".into()
         }
@@ -109,22 +112,38 @@ pub(crate) mod quantity {
 pub(crate) mod address {
     use super::*;
 
-    pub(crate) fn serialize<S: Serializer>(it: &SocketAddr, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(it)
+    pub(crate) fn serialize<S: Serializer>(address: &SocketAddr, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(address)
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
-        let text = String::deserialize(d)?;
-        let wanted = text.parse();
-        wanted.map_err(|_| {
-            let port = text.rsplit(':').next().unwrap_or_default();
-            let port = if port.parse::<u16>().is_ok() { port } else { "8080" };
-            D::Error::custom(format!(
-                "`{text}` is not IP:PORT; write 127.0.0.1:{port}, or 0.0.0.0:{port} for all \
-                 interfaces"
-            ))
-        })
+        parse_listen_address(&String::deserialize(d)?).map_err(D::Error::custom)
     }
+}
+
+/// An address to listen on, `IP:PORT`.
+///
+/// # Errors
+/// The text is not one; the message says what to write.
+pub fn parse_listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let port = text.rsplit(':').next().unwrap_or_default();
+        let port = if port.parse::<u16>().is_ok() { port } else { "8080" };
+        format!(
+            "`{text}` is not IP:PORT; write 127.0.0.1:{port}, or 0.0.0.0:{port} for all interfaces"
+        )
+    })
+}
+
+/// Ports from first to last, `18100-18999`.
+///
+/// # Errors
+/// The text is not such a range; the message says what to write.
+pub fn parse_port_range(text: &str) -> Result<(u16, u16), String> {
+    let range = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    range.ok_or_else(|| format!("`{text}` is not a range of ports; write 18100-18999"))
 }
 
 /// For `#[serde(with)]`: ports from first to last, `18100-18999`.
@@ -136,18 +155,12 @@ pub(crate) mod port_range {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<(u16, u16), D::Error> {
-        let text = String::deserialize(d)?;
-        let range = text.split_once('-').and_then(|(first, last)| {
-            Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
-        });
-        range.ok_or_else(|| {
-            D::Error::custom(format!("`{text}` is not a range of ports; write 18100-18999"))
-        })
+        parse_port_range(&String::deserialize(d)?).map_err(D::Error::custom)
     }
 
-    pub(crate) struct Text;
+    pub(crate) struct PortRangeSchema;
 
-    impl JsonSchema for Text {
+    impl JsonSchema for PortRangeSchema {
         fn schema_name() -> std::borrow::Cow<'static, str> {
             "PortRange".into()
         }

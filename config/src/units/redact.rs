@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-/// `text` without what stands before the `@` of an address, in whatever it is part of: an address
-/// itself, or a sentence about one.
+/// `text` with `***` in place of the name and password before the `@` of each address in it. The
+/// text is an address or a sentence about one.
 ///
 /// ```
-/// let shown = forebay_config::redacted("`http://me:secret@host:1` is no server");
-/// assert_eq!(shown, "`http://***@host:1` is no server");
+/// let shown = forebay_config::redacted("`http://me:secret@host:1` is not a server");
+/// assert_eq!(shown, "`http://***@host:1` is not a server");
 /// ```
 #[must_use]
 pub fn redacted(text: &str) -> Cow<'_, str> {
@@ -20,7 +20,7 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
         let Some(at) = word.rfind('@') else { return Cow::Borrowed(word) };
         let before = match word.find("://") {
             Some(scheme) if scheme < at => &word[..scheme + 3],
-            // Without a scheme it takes a name and a password to be one.
+            // Without a scheme only a name with a password counts as an address.
             _ if word[..at].contains(':') => "",
             _ => return Cow::Borrowed(word),
         };

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Suffixes and what they stand for, the ones to write sizes with first.
+/// Suffixes and their values; the preferred ones for writing come first.
 const SUFFIXES: [(&str, u64); 8] = [
     ("Ti", 1 << 40),
     ("Gi", 1 << 30),
@@ -21,39 +21,39 @@ const SUFFIXES: [(&str, u64); 8] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(u64);
 
-/// Why a text is no size, and what to write.
+/// A text is not a size. The message says why, and what to write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
     /// Not a whole number with one of our suffixes.
     #[error("`{0}` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes")]
     Unreadable(String),
-    /// A suffix as others write it.
+    /// A suffix in another notation.
     #[error("`{text}` is not a size; write {meant}")]
     OtherSuffix {
         /// The text.
         text: String,
-        /// What was probably meant.
+        /// The size that was probably meant.
         meant: String,
     },
-    /// Over what 64 bits hold.
+    /// More than 64 bits can hold.
     #[error("`{0}` is too large a size")]
     TooLarge(String),
 }
 
 impl ByteSize {
-    /// So many bytes.
+    /// This many bytes.
     #[must_use]
     pub const fn new(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// So many KiB.
+    /// This many KiB.
     #[must_use]
     pub const fn kib(n: u64) -> Self {
         Self(n << 10)
     }
 
-    /// So many MiB.
+    /// This many MiB.
     #[must_use]
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
@@ -119,13 +119,13 @@ impl Serialize for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(Visitor)
+        d.deserialize_any(SizeVisitor)
     }
 }
 
-struct Visitor;
+struct SizeVisitor;
 
-impl de::Visitor<'_> for Visitor {
+impl de::Visitor<'_> for SizeVisitor {
     type Value = ByteSize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_told_with_what_to_write() {
+    fn a_text_that_is_not_a_size_is_refused_with_what_to_write() {
         for (text, message) in [
             ("", "`` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes"),
             ("big", "`big` is not a size; write for example 64Ki, 32Mi, 1Gi or a number of bytes"),

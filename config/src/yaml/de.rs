@@ -1,7 +1,7 @@
-//! Serde's deserializer over a tree's nodes: what is written may differ from what is wanted only
-//! where people mean the same, such as a quoted number.
+//! Serde's deserializer over a tree's nodes. It converts only where the meaning is clear, as with a
+//! quoted number.
 //!
-//! Every error is marked with the way to the value that it is about.
+//! Every error carries the path of its value.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -11,6 +11,7 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::error::{Error, ErrorKind};
+use super::flow::{flow_list, placeholder};
 use super::tree::{Entry, Kind, Node};
 use crate::yaml::problem::Path;
 
@@ -26,7 +27,7 @@ impl<'a> Reader<'a> {
         seed.deserialize(self).map_err(|error| error.at(&path))
     }
 
-    /// A scalar's text, where `wanted` is to be read.
+    /// A scalar's text. The error says that `wanted` was expected.
     fn text(&self, wanted: &str) -> Result<&'a str, Error> {
         match &self.node.kind {
             Kind::Scalar { text, .. } if !self.node.is_null() => Ok(text),
@@ -41,14 +42,21 @@ impl<'a> Reader<'a> {
         let found = match &self.node.kind {
             Kind::Scalar { text, .. } => format!("`{text}`"),
             Kind::List(_) => "a list".to_owned(),
-            Kind::Map(_) => "a mapping".to_owned(),
+            Kind::Map(entries) => {
+                let first =
+                    entries.first().filter(|entry| entries.len() == 1 && entry.value.is_null());
+                if let Some(name) = first.and_then(|entry| placeholder(&entry.key)) {
+                    return Error::value(format!("must be {wanted}; write \"{name}\" in quotes"));
+                }
+                "a mapping".to_owned()
+            }
             Kind::Removed { .. } => "nothing".to_owned(),
         };
         Error::value(format!("must be {wanted}, not {found}"))
     }
 }
 
-/// Numbers are read from their text, so that they may be quoted, as templates tend to leave them.
+/// Numbers are read from their text, so they may be quoted, as templates often leave them.
 macro_rules! whole_numbers {
     ($($method:ident $visit:ident $type:ty,)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -123,7 +131,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         }
     }
 
-    /// Any scalar is text where text is wanted: `models: [1.10]` keeps its zero.
+    /// Any scalar can be read as text: `models: [1.10]` keeps its zero.
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_str(self.text("text")?)
     }
@@ -148,7 +156,13 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         match &self.node.kind {
             Kind::List(items) => visitor.visit_seq(List { items, next: 0, path: &self.path }),
             Kind::Scalar { text, .. } if !self.node.is_null() => {
-                Err(Error::value(format!("must be a list; write [{text}]")))
+                let is_command = self.path.to_string().ends_with("command");
+                let words: Vec<_> = if is_command {
+                    text.split_whitespace().collect()
+                } else {
+                    vec![text.as_str()]
+                };
+                Err(Error::value(format!("must be a list; write {}", flow_list(&words))))
             }
             _ => Err(self.unfit("a list")),
         }
@@ -204,7 +218,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
     }
 }
 
-/// A float as YAML writes it, but for its infinities and NaN, which no field takes.
+/// A float as YAML writes it, without infinities and NaN, which no field accepts.
 fn finite(text: &str) -> Option<f64> {
     let digits = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     text.parse().ok().filter(|number: &f64| digits && number.is_finite())

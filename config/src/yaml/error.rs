@@ -6,7 +6,7 @@ use serde::de;
 
 use crate::yaml::problem::Path;
 
-/// An error and, once it has passed the value that it is about, where that is.
+/// An error, with the path of its value once that is known.
 #[derive(Debug)]
 pub(super) struct Error {
     pub(super) path: Option<Path>,
@@ -35,7 +35,7 @@ impl Error {
         Self { path: None, kind: ErrorKind::Value(message.into()) }
     }
 
-    /// The innermost value that an error passes is the one it is about.
+    /// Adds the path. The first one that is added belongs to the innermost value, and stays.
     pub(super) fn at(mut self, path: &Path) -> Self {
         self.path.get_or_insert_with(|| path.clone());
         self
@@ -66,13 +66,14 @@ impl ErrorKind {
     }
 }
 
-/// The known name that was probably meant: the same but for case and separators, or near enough.
+/// The known name that was probably meant: one that differs in case and separators only, or the
+/// nearest if it is near enough.
 pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let bare = |text: &str| text.replace(['_', '-'], "").to_lowercase();
     let wanted = bare(name);
-    let scored = known.iter().map(|it| (strsim::jaro_winkler(&wanted, &bare(it)), *it));
+    let scored = known.iter().map(|name| (strsim::jaro_winkler(&wanted, &bare(name)), *name));
     let best = scored.max_by(|(one, _), (other, _)| one.total_cmp(other));
-    best.filter(|(score, _)| *score >= 0.85).map(|(_, it)| it)
+    best.filter(|(score, _)| *score >= 0.85).map(|(_, name)| name)
 }
 
 impl fmt::Display for Error {

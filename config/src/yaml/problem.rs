@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where: for people, one line each.
+//! Problems of a configuration and their places: for people, one line each.
 
 use std::fmt;
 
@@ -75,7 +75,7 @@ pub struct Place {
     pub column: usize,
 }
 
-/// One thing that is wrong, or worth a warning.
+/// An error or a warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file, as it was named to us; empty where the configuration came from no text.
@@ -84,7 +84,7 @@ pub struct Problem {
     pub place: Option<Place>,
     /// The field, as `pools[0].scaling.maxReplicaCount`; empty for the file as a whole.
     pub field: String,
-    /// What is wrong and what to do about it.
+    /// The problem and its remedy.
     pub message: String,
 }
 
@@ -105,7 +105,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong with a configuration, in the order of the file. Shown one a line.
+/// All problems of a configuration, in the order of the file. Displayed one a line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 

@@ -14,21 +14,21 @@ use crate::yaml::problem::Path;
 /// Most faults reported at once: a file with more is not of our format.
 const MOST_FAULTS: usize = 50;
 
-/// One thing that is wrong with the value at `path`.
+/// A fault of the value at `path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
+pub(crate) struct FieldError {
     pub(crate) path: Path,
     pub(crate) message: String,
 }
 
-/// Reads a `T`; `elsewhere` says where a field that is unknown at its place does belong.
+/// Reads a `T`. `elsewhere` returns the right place of a field that is unknown where it stands.
 ///
 /// # Errors
 /// All faults that were found, up to a bound, in no order.
 pub(crate) fn read<T: DeserializeOwned>(
     tree: &Tree,
     elsewhere: &dyn Fn(&str) -> Option<String>,
-) -> Result<T, Vec<Fault>> {
+) -> Result<T, Vec<FieldError>> {
     let mut tree = tree.clone();
     let mut faults = Vec::new();
     // Fields that were meant by misspelt ones, and so are not missing.
@@ -43,7 +43,7 @@ pub(crate) fn read<T: DeserializeOwned>(
         let path = error.path.unwrap_or_default();
         let Some(node) = tree.node_mut(&path) else { return Err(faults) };
         let (field, silent) = match &error.kind {
-            // What is missing because it was faulty has been reported.
+            // A field that was removed as faulty is reported already.
             ErrorKind::MissingField(name) => {
                 let field = path.key(name);
                 let reported = node.lost(Some(name)) || meant.contains(&field);
@@ -61,7 +61,7 @@ pub(crate) fn read<T: DeserializeOwned>(
         let empty = silent && node.is_null();
         node.kind = Kind::Removed { faulty: !empty };
         if !silent {
-            faults.push(Fault { path: field, message: error.kind.message(elsewhere) });
+            faults.push(FieldError { path: field, message: error.kind.message(elsewhere) });
         }
         if faults.len() >= MOST_FAULTS || path.steps().is_empty() {
             return Err(faults);

@@ -6,16 +6,17 @@ use std::collections::HashMap;
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
+use super::flow::unquoted;
 use crate::yaml::problem::{Path, Place, Step};
 
-/// Most nodes of a document, aliases expanded: a configuration of a few thousand pools has fewer,
-/// and aliases of aliases can't fill the memory.
+/// Most nodes of a document, aliases expanded. A configuration of a few thousand pools has fewer,
+/// and the bound keeps aliases of aliases from filling the memory.
 const MOST_NODES: usize = 500_000;
 
-/// Deepest nesting. Ours needs six.
+/// Deepest nesting. The configuration needs six levels.
 const DEEPEST: usize = 64;
 
-/// One value and where it is written.
+/// One value and its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) place: Place,
@@ -31,7 +32,7 @@ pub(crate) enum Kind {
     },
     List(Vec<Node>),
     Map(Vec<Entry>),
-    /// Taken out, so that reading can go on without it: with a fault of its own, or empty.
+    /// Removed so that reading can go on: the value was faulty or empty.
     Removed {
         faulty: bool,
     },
@@ -50,28 +51,29 @@ pub(crate) struct Tree {
     pub(crate) root: Node,
 }
 
-/// What makes a text no tree: its place and the reason.
+/// A fault of the syntax: its place and the reason.
 pub(crate) type Broken = (Place, String);
 
 impl Tree {
     /// # Errors
-    /// Everything that is wrong with the YAML itself. Of syntax errors that is the first one only,
-    /// since what follows it can't be trusted.
+    /// All faults of the YAML itself. Of syntax errors only the first, since the text after it
+    /// can't be trusted.
     pub(crate) fn parse(text: &str) -> Result<Self, Vec<Broken>> {
         let mut builder = Builder::new(text);
         let root = builder.document();
-        builder.end(root).map(|root| Self { root })
+        let read = builder.end(root).map(|root| Self { root });
+        read.map_err(|broken| with_remedy(text, broken))
     }
 
     /// Like [`Tree::parse`], for a file of several documents.
     pub(crate) fn parse_all(text: &str) -> Result<Vec<Self>, Vec<Broken>> {
         let mut builder = Builder::new(text);
         let roots = builder.documents();
-        let roots = builder.end(roots)?;
+        let roots = builder.end(roots).map_err(|broken| with_remedy(text, broken))?;
         Ok(roots.into_iter().map(|root| Self { root }).collect())
     }
 
-    /// Where the field at `path` is written, or else the innermost of what holds it.
+    /// The place of the field at `path`, or else of the innermost value that holds it.
     pub(crate) fn place(&self, path: &Path) -> Place {
         let (mut node, mut place) = (&self.root, self.root.place);
         for step in path.steps() {
@@ -102,7 +104,7 @@ impl Tree {
         })
     }
 
-    /// The value at `path`, to be changed.
+    /// The value at `path`, mutable.
     pub(crate) fn node_mut(&mut self, path: &Path) -> Option<&mut Node> {
         let mut node = &mut self.root;
         for step in path.steps() {
@@ -135,11 +137,23 @@ impl Node {
     }
 }
 
+/// Adds what to write instead, where it is known.
+fn with_remedy(text: &str, broken: Vec<Broken>) -> Vec<Broken> {
+    let with_remedy = |(place, message): Broken| {
+        let line = text.lines().nth(place.line.saturating_sub(1)).unwrap_or_default();
+        match unquoted(line) {
+            Some(remedy) => (place, format!("{message}; {remedy}")),
+            None => (place, message),
+        }
+    };
+    broken.into_iter().map(with_remedy).collect()
+}
+
 struct Builder<'a, I: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> {
     events: I,
     anchors: HashMap<usize, Node>,
     nodes: usize,
-    /// Found on the way; the rest can still be read.
+    /// Faults that were found; the rest can still be read.
     broken: Vec<Broken>,
 }
 
@@ -155,7 +169,7 @@ impl<'a> Builder<'a, Parser<'a, StrInput<'a>>> {
 }
 
 impl<'a, I: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> Builder<'a, I> {
-    /// What was read, unless something is broken.
+    /// The tree that was read, unless the syntax is broken.
     fn end<T>(mut self, read: Result<T, Broken>) -> Result<T, Vec<Broken>> {
         match read {
             Ok(read) if self.broken.is_empty() => Ok(read),
@@ -289,7 +303,7 @@ impl<'a, I: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> Builder<'a, I
                 entries.push(Entry { key, key_place, value });
             }
         }
-        // What is written here wins over what is merged in, and the first merged over the later.
+        // A field that is written here wins over a merged one, and an earlier merge over a later.
         for entry in merged {
             if entries.iter().all(|own| own.key != entry.key) {
                 entries.push(entry);
@@ -335,7 +349,7 @@ mod tests {
             (b.clone(), 2),
             (b.index(0), 3),
             (b.index(1).key("d").key("e"), 5),
-            // What is not written is placed at what holds it.
+            // A missing field has the place of the mapping that lacks it.
             (b.index(1).key("d").key("other"), 4),
             (b.index(7), 2),
         ] {

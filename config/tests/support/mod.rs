@@ -1,4 +1,4 @@
-//! Wrong files, and what is told of them.
+//! Wrong files and their problems.
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
@@ -7,7 +7,7 @@ use forebay_config::parse;
 /// A pool that is right, to be put where the rest is what a case is about.
 pub const POOL: &str = "pools: [{name: a, models: [m], endpoints: ['h:1']}]\n";
 
-pub fn told(text: &str) -> String {
+pub fn report(text: &str) -> String {
     match parse(text, "f.yaml") {
         Ok(_) => format!("is valid:\n{text}"),
         Err(problems) => problems.to_string(),
@@ -17,7 +17,7 @@ pub fn told(text: &str) -> String {
 /// With `fields` of one pool, from line 3 on.
 pub fn of_pool(fields: &str) -> String {
     let fields: String = fields.lines().map(|line| format!("    {line}\n")).collect();
-    told(&format!("pools:\n  - name: a\n{fields}"))
+    report(&format!("pools:\n  - name: a\n{fields}"))
 }
 
 /// With `fields` of a processes target that is right, from line 4 on; the command comes last.

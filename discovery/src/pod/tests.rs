@@ -34,16 +34,19 @@ fn read(status: Value) -> Pod {
 }
 
 #[test]
-fn each_phase_of_a_start_is_told_with_its_reason() {
+fn each_phase_of_a_start_is_reported_with_its_reason() {
     let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": "at length"}});
     let unscheduled = json!({"phase": "Pending", "conditions": [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"},
     ]});
+    let mut nominated = unscheduled.clone();
+    nominated["nominatedNodeName"] = json!("gpu-1");
     let scheduled = json!({"phase": "Pending",
         "conditions": [condition("PodScheduled", "True", SCHEDULED)]});
     for (case, status, phase, reason) in [
         ("just made", json!({"phase": "Pending"}), PodPhase::Unscheduled, ""),
         ("no node", unscheduled, PodPhase::Unscheduled, "Unschedulable"),
+        ("preempts", nominated, PodPhase::Unscheduled, "Nominated"),
         ("on a node", scheduled, PodPhase::Pulling, ""),
         ("creating", with(&waiting("ContainerCreating"), None), PodPhase::Pulling, ""),
         (
@@ -80,7 +83,7 @@ fn a_deleted_pod_drains_from_that_moment() {
 }
 
 #[test]
-fn turning_from_ready_to_not_ready_is_told_from_not_being_ready_yet() {
+fn a_pod_that_was_ready_differs_from_one_that_is_not_ready_yet() {
     let later = "2026-01-01T00:09:00Z";
     let turned = read(with(&running(), Some(("False", later))));
     assert!(turned.withdrawn, "its condition turned after the container had started");
@@ -88,7 +91,7 @@ fn turning_from_ready_to_not_ready_is_told_from_not_being_ready_yet() {
     let starting = read(with(&running(), Some(("False", SCHEDULED))));
     assert!(!starting.withdrawn, "never ready since its container started: not waited for");
 
-    // Within one second the times don't tell; what was seen before does.
+    // Within one second the times are equal; the state seen before decides.
     let same = "2026-01-01T00:01:00Z";
     let ready = read(with(&running(), Some(("True", same))));
     let pod = wire(with(&running(), Some(("False", same))));
@@ -104,13 +107,13 @@ fn turning_from_ready_to_not_ready_is_told_from_not_being_ready_yet() {
 }
 
 #[test]
-fn how_a_container_ended_last_is_told_where_that_says_whether_it_was_ordered() {
+fn the_last_end_of_a_container_is_reported_if_it_shows_whether_it_was_ordered() {
     let ended = |code: i32, reason: &str, at: &str| json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": at}});
     let (early, late) = ("2026-01-01T00:05:00Z", "2026-01-01T00:06:00Z");
     for (case, code, reason, how) in [
         ("SIGTERM", 143, "Error", Some(ProcessEnd::Stopped)),
         ("SIGINT", 130, "Error", Some(ProcessEnd::Stopped)),
-        ("by itself, for whatever reason", 0, "Completed", None),
+        ("on its own, for whatever reason", 0, "Completed", None),
         ("SIGSEGV", 139, "Error", Some(ProcessEnd::Crashed)),
         ("an exception", 1, "Error", Some(ProcessEnd::Crashed)),
         ("out of memory", 137, "OOMKilled", Some(ProcessEnd::Crashed)),

@@ -1,4 +1,4 @@
-//! The request scan: whatever is sent, it is read as a JSON reader reads it, or refused.
+//! The request scan: it reads any bytes as a JSON reader does, or refuses them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| forebay_gateway::fuzzing::request(body));

@@ -1,56 +1,57 @@
-//! A short copy of a JSON answer that is too long to be kept: what `judge` reads of an answer, and
-//! nothing of its bulk.
+//! A short copy of a JSON answer that is too long to keep: only the members that `judge` reads, and
+//! only their upper levels.
 //!
-//! An answer's counts stand where its server puts them: vLLM writes `usage` behind the choices, and
-//! `prompt_logprobs`, which may be megabytes, behind `usage`. So the whole answer is passed over as
-//! it comes, at about a nanosecond a byte or less, and of the few members that count the upper
-//! levels are kept. The same pass tells whether the JSON has come to its end.
+//! Servers put the token counts where they like: vLLM writes `usage` behind the choices, and
+//! `prompt_logprobs`, which may be megabytes, behind `usage`. So the whole answer is scanned as it
+//! comes, at a nanosecond a byte or less, and the upper levels of the few members that matter are
+//! kept. The same scan finds out whether the JSON is complete.
 //!
 //! Pure: bytes come in as arguments, cut anywhere.
 
 use memchr::memchr2;
 
-/// The members that `judge` reads of an answer.
+/// The members that `judge` reads.
 const MEMBERS: [&[u8]; 6] = [b"choices", b"usage", b"error", b"type", b"status", b"stop_reason"];
-/// Brackets around what is kept: `usage` has its details at this depth, a choice its members.
+/// Levels of nesting that are kept: `usage` has its details at this depth, a choice its members.
 const DEPTH: u32 = 3;
-/// Longer texts are kept as empty ones.
-const TEXT: usize = 1024;
-/// A member is left out when the copy would become longer.
-const LENGTH: usize = 256 << 10;
+/// Longer strings are kept as empty ones.
+const LONGEST_STRING: usize = 1024;
+/// The longest copy: a member that would make it longer is left out.
+const LONGEST_COPY: usize = 256 << 10;
 
-/// What was kept, and where in the JSON the reading is.
+/// The copy so far, and the position in the JSON.
 #[derive(Debug, Default)]
 pub(crate) struct Abridged {
     kept: Vec<u8>,
-    place: Place,
+    place: Position,
     /// Open brackets.
     depth: u32,
-    /// The next text at the top is the key of a member.
+    /// The next string at the top level is a member's key.
     key_next: bool,
-    /// The text being read is a key.
+    /// The current string is a key.
     in_key: bool,
-    /// What is read belongs to a member that is kept.
+    /// The current member is kept.
     keeps: bool,
     /// The first value has ended; nothing behind it is kept.
     over: bool,
-    /// The text being read is too long to be kept.
+    /// The current string is too long to keep.
     long: bool,
-    /// Where in `kept` the member begins, and where the text.
+    /// The offset in `kept` where the current member begins.
     member: usize,
+    /// The offset in `kept` where the current string begins.
     text: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum Position {
     #[default]
     Between,
     Text,
-    /// Behind a backslash in a text.
+    /// Behind a backslash in a string.
     Escape,
 }
 
-/// Whether `json` ends in the middle of an object, an array or a text.
+/// Whether `json` ends in the middle of an object, an array or a string.
 pub(crate) fn is_cut(json: &[u8]) -> bool {
     let mut all = Abridged::default();
     all.feed(json);
@@ -58,15 +59,15 @@ pub(crate) fn is_cut(json: &[u8]) -> bool {
 }
 
 impl Abridged {
-    /// The next bytes.
+    /// Takes the next bytes.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(first) = rest.first() {
             let passed = match self.place {
-                Place::Between => self.between(rest),
-                Place::Text => self.text(rest),
-                Place::Escape => {
-                    self.place = Place::Text;
+                Position::Between => self.between(rest),
+                Position::Text => self.text(rest),
+                Position::Escape => {
+                    self.place = Position::Text;
                     self.keep(&[*first]);
                     1
                 }
@@ -75,17 +76,17 @@ impl Abridged {
         }
     }
 
-    /// What was kept: an object with some of the answer's members.
+    /// The copy: an object with some of the answer's members.
     pub(crate) fn kept(&self) -> &[u8] {
         &self.kept
     }
 
-    /// Whether the bytes so far end in the middle of an object, an array or a text.
+    /// Whether the bytes so far end in the middle of an object, an array or a string.
     pub(crate) fn is_open(&self) -> bool {
-        self.depth > 0 || self.place != Place::Between
+        self.depth > 0 || self.place != Position::Between
     }
 
-    /// Up to the next bracket or quote, and that one.
+    /// Reads up to and including the next bracket or quote; returns the number of bytes.
     fn between(&mut self, bytes: &[u8]) -> usize {
         let end = bracket_or_quote(bytes);
         let run = &bytes[..end];
@@ -123,7 +124,7 @@ impl Abridged {
     }
 
     fn begin_text(&mut self) {
-        self.place = Place::Text;
+        self.place = Position::Text;
         self.in_key = self.depth == 1 && std::mem::take(&mut self.key_next);
         if self.in_key {
             self.member = self.kept.len();
@@ -136,13 +137,13 @@ impl Abridged {
         self.keep(b"\"");
     }
 
-    /// Up to the next quote or backslash, and that one.
+    /// Reads up to and including the next quote or backslash; returns the number of bytes.
     fn text(&mut self, bytes: &[u8]) -> usize {
         let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
         if !self.long {
             self.keep(&bytes[..end]);
         }
-        if self.keeps && self.depth <= DEPTH && self.kept.len() - self.text > TEXT {
+        if self.keeps && self.depth <= DEPTH && self.kept.len() - self.text > LONGEST_STRING {
             self.kept.truncate(self.text + 1);
             self.long = true;
         }
@@ -151,14 +152,14 @@ impl Abridged {
             Some(b'"') => self.end_text(),
             Some(_) => {
                 self.keep(b"\\");
-                self.place = Place::Escape;
+                self.place = Position::Escape;
             }
         }
         end + 1
     }
 
     fn end_text(&mut self) {
-        self.place = Place::Between;
+        self.place = Position::Between;
         self.long = false;
         self.keep(b"\"");
         if std::mem::take(&mut self.in_key) && self.keeps {
@@ -170,11 +171,11 @@ impl Abridged {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if !self.keeps || self.depth > DEPTH || self.long && self.place != Place::Between {
+        if !self.keeps || self.depth > DEPTH || self.long && self.place != Position::Between {
             return;
         }
         self.kept.extend_from_slice(bytes);
-        if self.kept.len() > LENGTH {
+        if self.kept.len() > LONGEST_COPY {
             self.leave_out();
         }
     }
@@ -185,16 +186,16 @@ impl Abridged {
     }
 }
 
-/// Where the first bracket or quote is, eight bytes at a time.
+/// The position of the first bracket or quote. Reads eight bytes at a time.
 fn bracket_or_quote(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const TOPS: u64 = ONES << 7;
-    // A borrow can only mark bytes after a true hit, so the first mark is exact.
+    // A borrow can only mark bytes after a real hit, so the first mark is exact.
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
     let mut at = 0;
     while let Some(eight) = bytes[at..].first_chunk() {
         let word = u64::from_le_bytes(*eight);
-        // This bit alone tells square brackets from curly ones.
+        // Square brackets differ from curly ones in this bit only.
         let curly = word | (ONES * 0x20);
         let open = zeros(curly ^ (ONES * u64::from(b'{')));
         let close = zeros(curly ^ (ONES * u64::from(b'}')));

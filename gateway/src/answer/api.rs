@@ -1,7 +1,7 @@
-//! The inference APIs, known by their paths, and what is special about each.
+//! The inference APIs, known by their paths, and the peculiarities of each.
 //!
-//! vLLM leaves some of its paths open even with a key (`/invocations`, `/metrics`, `/load`), so a
-//! path that is not listed here is nothing the gateway passes on.
+//! vLLM serves some paths without checking its key (`/invocations`, `/metrics`, `/load`), so the
+//! gateway passes on only the paths that are listed here.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub(crate) enum Api {
     Detokenize,
 }
 
-/// How a stream says that it is complete.
+/// The end mark of a stream. It shows that the stream is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndMark {
     /// `data: [DONE]`.
@@ -43,9 +43,19 @@ pub(crate) enum ErrorShape {
     Anthropic,
 }
 
+impl ErrorShape {
+    /// The shape of the errors about `path`, which may be one that no API has.
+    pub(crate) fn of(path: &str) -> Self {
+        let anthropic = path
+            .strip_prefix("/v1/messages")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if anthropic { Self::Anthropic } else { Self::OpenAi }
+    }
+}
+
 impl Api {
     /// The API at `path`, which must match to the byte: vLLM serves none of these with a doubled
-    /// slash, and redirects those with slashes behind them.
+    /// slash, and redirects a path that ends with a slash.
     pub(crate) fn of(path: &str) -> Option<Self> {
         Some(match path {
             "/v1/chat/completions" => Self::ChatCompletions,
@@ -66,7 +76,7 @@ impl Api {
         })
     }
 
-    /// How its streams end; `None` where there are none.
+    /// The end mark of its streams; `None` where there are none.
     pub(crate) fn end_mark(self) -> Option<EndMark> {
         match self {
             Self::ChatCompletions
@@ -91,7 +101,7 @@ impl Api {
         self.end_mark().is_some()
     }
 
-    /// Whether an answer takes the engine. The server in front of it counts tokens by itself.
+    /// Whether an answer needs the engine. The server in front of it counts tokens on its own.
     pub(crate) fn takes_engine(self) -> bool {
         !matches!(self, Self::CountTokens | Self::Tokenize | Self::Detokenize)
     }
@@ -101,11 +111,17 @@ impl Api {
         matches!(self, Self::ChatCompletions | Self::Completions)
     }
 
+    /// Whether replicas keep the beginnings of its prompts in their caches.
+    pub(crate) fn has_prompt(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions | Self::Responses | Self::Messages)
+    }
+
     /// Whether its bodies are forms with files, not JSON.
     pub(crate) fn multipart(self) -> bool {
         matches!(self, Self::AudioTranscriptions | Self::AudioTranslations)
     }
 
+    /// The shape of its errors.
     pub(crate) fn errors(self) -> ErrorShape {
         match self {
             Self::Messages | Self::CountTokens => ErrorShape::Anthropic,
@@ -113,8 +129,8 @@ impl Api {
         }
     }
 
-    /// What a stream's client passes over while it waits: a comment, or the event that its API has
-    /// for it.
+    /// A heartbeat, which keeps a waiting stream's connection open and which clients ignore: a
+    /// comment, or the API's own event for this.
     pub(crate) fn heartbeat(self) -> Bytes {
         Bytes::from_static(match self.end_mark() {
             Some(EndMark::MessageStop) => b"event: ping\ndata: {\"type\":\"ping\"}\n\n",
@@ -122,13 +138,13 @@ impl Api {
         })
     }
 
-    /// A plain answer's error as the last event of a stream: as it stands where the API's events
-    /// have the same form.
+    /// A plain error as the last event of a stream: unchanged where the API's events have the same
+    /// form.
     pub(crate) fn plain_error_event(self, status: u16, body: &[u8]) -> Bytes {
-        let as_it_stands = matches!(self.end_mark(), Some(EndMark::Done))
+        let same_form = matches!(self.end_mark(), Some(EndMark::Done))
             && body.starts_with(b"{")
             && !body.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
-        if as_it_stands {
+        if same_form {
             return Bytes::from([b"data: ", body, b"\n\ndata: [DONE]\n\n"].concat());
         }
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -137,8 +153,8 @@ impl Api {
         self.error_event(status, text("type").unwrap_or("BadRequestError"), message, 0)
     }
 
-    /// An error as the last event of a stream, with the end that this API's clients wait for.
-    /// `sequence` numbers the events of `/v1/responses`; the others have no such number.
+    /// An error as the last event of a stream, with the end mark that this API's clients wait for.
+    /// `sequence` numbers the events of `/v1/responses`; other APIs have no such number.
     pub(crate) fn error_event(
         self,
         status: u16,
@@ -166,12 +182,12 @@ impl Api {
     }
 }
 
-/// An error in the shape of OpenAI, `code` an integer as vLLM has it.
+/// An error in OpenAI's shape; `code` is an integer, as in vLLM.
 pub(crate) fn openai_error(status: u16, kind: &str, message: &str, param: Option<&str>) -> Value {
     json!({"error": {"message": message, "type": kind, "param": param, "code": status}})
 }
 
-/// An error in the shape of Anthropic, which has types of its own.
+/// An error in Anthropic's shape, which has types of its own.
 pub(crate) fn anthropic_error(status: u16, message: &str) -> Value {
     let kind = match status {
         401 => "authentication_error",
@@ -209,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_stream_ends_in_its_apis_own_words() {
+    fn a_broken_stream_ends_with_its_apis_own_error_event() {
         let event = |api: Api| {
             let bytes = api.error_event(503, "ServiceUnavailableError", "a \"b\"\n", 7);
             String::from_utf8(bytes.to_vec()).expect("text")
@@ -246,13 +262,17 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_is_an_event_that_commits_to_nothing() {
+    fn a_heartbeat_does_not_commit_the_answer() {
         use crate::answer::judge::{Verdict, judge_event};
-        use crate::text::sse::Event;
+        use crate::text::sse::SseEvent;
         for api in [Api::ChatCompletions, Api::Completions, Api::Messages, Api::Responses] {
             let beat = api.heartbeat();
             assert!(beat.ends_with(b"\n\n"));
-            assert_eq!(judge_event(api, &Event::read(&beat)).verdict, Verdict::Hold, "{api:?}");
+            assert_eq!(
+                judge_event(api, &SseEvent::read(&beat)).verdict,
+                Verdict::Preamble,
+                "{api:?}"
+            );
         }
     }
 
@@ -264,5 +284,13 @@ mod tests {
         assert!(Api::Completions.usage_on_request() && !Api::Messages.usage_on_request());
         assert_eq!(Api::CountTokens.errors(), ErrorShape::Anthropic);
         assert_eq!(Api::Responses.errors(), ErrorShape::OpenAi);
+        for (path, shape) in [
+            ("/v1/messages/batches", ErrorShape::Anthropic),
+            ("/v1/messages", ErrorShape::Anthropic),
+            ("/v1/messagesx", ErrorShape::OpenAi),
+            ("/v1/completions", ErrorShape::OpenAi),
+        ] {
+            assert_eq!(ErrorShape::of(path), shape, "{path}");
+        }
     }
 }

@@ -1,26 +1,28 @@
-//! What follows from a failure: for the endpoint, whether it is taken out; for the request, whether
-//! it counts as a try and as a death.
+//! The consequences of a failure: whether it ejects the endpoint, and whether the request counts it
+//! as a try and as a death.
 
 use crate::answer::failure::Cause;
 
-/// How an endpoint is taken out for a failure.
+/// How a failure ejects its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ejection {
-    /// It is sound.
+    /// Not at all: the endpoint is sound.
     No,
-    /// When enough came in a row, or its streams are silent as well; never the last.
+    /// After enough failures in a row, or if the endpoint's streams are silent as well. The last
+    /// endpoint is never ejected like this.
     Counted,
-    /// Whatever is sent there now will fail too.
+    /// At once: all that is sent there now will fail, too.
     AtOnce,
 }
 
 impl Cause {
+    /// How this failure ejects its endpoint.
     pub(crate) fn ejection(self) -> Ejection {
         match self {
             Self::QueueFull | Self::Shortage => Ejection::No,
-            // A prompt that takes too long, or that the replica ends, may do so everywhere.
+            // The prompt may be the reason: it would take too long, or be aborted, everywhere.
             Self::Server | Self::EventTooLong | Self::Stalled | Self::Aborted => Ejection::Counted,
-            // One model or API of several, perhaps; a key may be changed at any time.
+            // This may concern one model or API of several, and a key can change at any time.
             Self::KeyRefused | Self::NotServed => Ejection::Counted,
             Self::Connect
             | Self::Connection
@@ -31,27 +33,56 @@ impl Cause {
         }
     }
 
-    /// Whether the replica may have worked on the request: only that is a try, and costs of the
-    /// retry budget.
-    pub(crate) fn is_try(self) -> bool {
+    /// Whether the replica may have worked on the request. Only then the try counts towards
+    /// `upstream.maxTries` and is charged to the retry budget. The access log and the pool's count of
+    /// retries count every try.
+    pub(crate) fn is_counted_try(self) -> bool {
         !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull | Self::Shortage)
             && !self.is_misfit()
     }
 
-    /// Whether the replica is not set up for what its pool serves: another one may be, and this one
-    /// is no use to the request however often it is asked.
+    /// Whether the replica is not set up for its pool's models, APIs or key. Another replica may
+    /// be; this one can't answer the request however often it is tried.
     pub(crate) fn is_misfit(self) -> bool {
         matches!(self, Self::KeyRefused | Self::NotServed)
     }
 
-    /// Whether the replica died with the request in it, perhaps of it. An answer that makes no sense
-    /// is not a death: somebody wrote it.
+    /// Whether the replica died with the request in flight, perhaps because of it. A meaningless
+    /// answer is not a death: a live server wrote it.
     pub(crate) fn is_death(self) -> bool {
         matches!(self, Self::Connection | Self::EngineDead)
     }
 
-    /// Whether the replica's process ends, be it by an order.
+    /// Whether the replica's process may have ended, on its own or by an order.
     pub(crate) fn is_end(self) -> bool {
         self.is_death() || matches!(self, Self::Aborted | Self::ShuttingDown | Self::Unreachable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_try_that_may_have_cost_work_counts() {
+        for cause in Cause::ALL {
+            let free = match cause {
+                Cause::Connect | Cause::ShuttingDown | Cause::QueueFull | Cause::Shortage => true,
+                Cause::KeyRefused | Cause::NotServed => true,
+                Cause::Connection
+                | Cause::Stalled
+                | Cause::Unreachable
+                | Cause::EngineDead
+                | Cause::Aborted
+                | Cause::Server
+                | Cause::Truncated
+                | Cause::EventTooLong => false,
+            };
+            assert_eq!(cause.is_counted_try(), !free, "{cause:?}");
+            assert!(
+                !cause.is_death() || cause.is_counted_try(),
+                "{cause:?}: a death follows a counted try"
+            );
+        }
     }
 }

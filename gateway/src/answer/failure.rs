@@ -1,46 +1,46 @@
-//! Why a try at an endpoint brought no answer: a cause for rules, and a text for people.
+//! The failure of a try at an endpoint: a cause for rules, and a message for people.
 
 use std::fmt;
 
-/// Why an answer is none.
+/// The reason why a try brought no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) cause: Cause,
-    /// The status as the server gave it, or what it amounts to.
+    /// The server's status, or the one that fits the cause.
     pub(crate) status: u16,
     pub(crate) message: String,
 }
 
-/// What a failure tells about the replica.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
     /// No connection could be made.
     Connect,
     /// The connection died before the answer was complete.
     Connection,
-    /// Nothing came for longer than the stall limit.
+    /// The replica sent nothing for longer than the stall limit.
     Stalled,
-    /// Nothing came, and no new connection can be made.
+    /// The replica sends nothing, and no new connection can be made.
     Unreachable,
-    /// It has more waiting than it allows: busy, and sound.
+    /// The replica's queue is full: it is busy, and sound.
     QueueFull,
-    /// It is shutting down and takes no new work.
+    /// The replica is shutting down and accepts no new work.
     ShuttingDown,
-    /// Its engine died, and the rest of it will.
+    /// The replica's engine died, and its server will follow.
     EngineDead,
-    /// It ended the request on its own.
+    /// The replica ended the request on its own.
     Aborted,
-    /// It failed in another way.
+    /// The replica failed in another way.
     Server,
     /// The answer ended without its end mark, or in the middle of its JSON.
     Truncated,
-    /// It sent an event without end.
+    /// The replica sent an event over the size limit.
     EventTooLong,
-    /// It refused the key that the gateway sends, or asked for one where it sends none.
+    /// The replica refused the gateway's key, or requires one where the gateway sends none.
     KeyRefused,
-    /// It does not know the model or the API that its pool serves.
+    /// The replica does not know the model or the API that its pool serves.
     NotServed,
-    /// It was not asked: the gateway itself is short of what a connection needs.
+    /// No replica was tried: the gateway itself is short of what a connection needs.
     Shortage,
 }
 
@@ -62,7 +62,7 @@ impl Cause {
         Self::Shortage,
     ];
 
-    /// The word for it in figures and logs.
+    /// Its label in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -90,8 +90,8 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// A failure in words of our own. What the server did wrong is 500, as its own words for it
-    /// would be; what happened on the way to it is 502.
+    /// A failure with a message of the gateway's own. The status is 500 for a fault of the server,
+    /// as the server itself would answer, and 502 for a fault on the way to it.
     pub(crate) fn new(cause: Cause, message: impl Into<String>) -> Self {
         let status = match cause {
             Cause::Connect
@@ -108,17 +108,18 @@ impl Failure {
         Self { cause, status, message: message.into() }
     }
 
-    /// Of an endpoint that can't be reached and left its connections open.
+    /// The failure of an endpoint that can't be reached and has left its connections open.
     pub(crate) fn unreachable() -> Self {
-        let message = "The replica can't be reached any more, and nothing comes from it.";
+        let message = "The replica can't be reached any longer, and sends nothing.";
         Self::new(Cause::Unreachable, message)
     }
 
+    /// The failure of a request that the replica ended on its own.
     pub(crate) fn aborted() -> Self {
         Self::new(Cause::Aborted, "The replica aborted the request.")
     }
 
-    /// An error in the server's words, whose cause only these tell.
+    /// A failure with the server's own message, which shows the cause.
     pub(crate) fn of(status: u16, message: String) -> Self {
         let says = |words: &str| message.contains(words);
         let cause = if says("cannot schedule new futures after shutdown") {

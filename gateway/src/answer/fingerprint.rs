@@ -1,8 +1,8 @@
-//! `system_fingerprint`: vLLM's word for its version and configuration, in a stream's last chunk.
+//! `system_fingerprint`: the mark of vLLM's version and configuration, in a stream's last chunk.
 //!
-//! vLLM 0.32 (`chat_completion/serving.py`, `completion/serving.py`) ends each choice's last chunk with
-//! it, or, where usage was asked for, puts it into the usage chunk alone. So the one can be made of
-//! the other.
+//! vLLM 0.32 (`chat_completion/serving.py`, `completion/serving.py`) puts it into the last chunk of
+//! each choice, or, if usage is requested, into the usage chunk alone. So the gateway can make the
+//! first form out of the second.
 //!
 //! Pure.
 
@@ -11,18 +11,18 @@ use memchr::memmem;
 
 use crate::answer::judge::Facts;
 use crate::text::json::Cursor;
-use crate::text::rope::Pieces;
+use crate::text::rope::Rope;
 
-/// A quote within a text is escaped, so this can only be a key.
+/// A quote within a string is escaped, so this can only be a key.
 const KEY: &[u8] = b"\"system_fingerprint\":";
 
 /// A member with its comma, as it stands at the end of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fingerprint(Bytes);
 
-/// Whether an unasked server would have written it into this event: the last of a choice, where it
-/// is not yet.
-pub(crate) fn belongs(event: &[u8], facts: &Facts) -> bool {
+/// Whether this event would have a fingerprint if the gateway had not requested usage: it ends a
+/// choice, and has no fingerprint.
+pub(crate) fn is_missing(event: &[u8], facts: &Facts) -> bool {
     facts.choices().any(|choice| choice.finish.is_some()) && memmem::find(event, KEY).is_none()
 }
 
@@ -35,8 +35,8 @@ impl Fingerprint {
         Some(Self(member.into()))
     }
 
-    /// The event with it as its object's last member, for what its neighbours are one slice.
-    pub(crate) fn stamp(&self, event: Bytes, out: &mut Pieces) {
+    /// Appends the event to `out`, with the fingerprint as its object's last member.
+    pub(crate) fn stamp(&self, event: Bytes, out: &mut Rope) {
         let end = event.iter().rposition(|byte| *byte == b'}');
         let Some(end) = end.filter(|end| event[end + 1..].trim_ascii().is_empty()) else {
             out.push(event);
@@ -53,9 +53,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_taken_from_one_chunk_and_put_into_another() {
+    fn a_fingerprint_is_taken_from_one_chunk_and_put_into_another() {
         let usage = br#"data: {"model":"\"system_fingerprint\":","choices":[],"usage":{},"system_fingerprint":"vllm-0.32.0-b\"b","metrics":{}}"#;
-        let fingerprint = Fingerprint::read(usage).expect("it has one");
+        let fingerprint = Fingerprint::read(usage).expect("a fingerprint");
         for (event, want) in [
             (
                 "data: {\"choices\":[{}]}\n\n",
@@ -68,7 +68,7 @@ mod tests {
             ("data: {}\nid: 1\n\n", "data: {}\nid: 1\n\n"),
             ("data: 1\n\n", "data: 1\n\n"),
         ] {
-            let mut out = Pieces::default();
+            let mut out = Rope::default();
             fingerprint.stamp(event.into(), &mut out);
             assert_eq!(out.flatten().collect::<Vec<u8>>(), want.as_bytes());
         }

@@ -1,8 +1,8 @@
-//! The limits of a tenant that a request can be over.
+//! The limits of a tenant that a request can exceed.
 
 use std::fmt;
 
-/// A limit that a request is over.
+/// A limit that a request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
     Requests(u64),
@@ -11,7 +11,7 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    /// The word for it in figures.
+    /// Its label in metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Requests(_) => "requests",

@@ -1,48 +1,48 @@
-//! Counts tokens and times them from what `judge` read of an answer's events.
+//! Counts and times tokens, from the facts that `judge` reads of an answer's events.
 //!
-//! Chunks are not tokens: one may carry several, or the bytes of an unfinished character. So
-//! counts are the server's own where it reports them, and counted events only where it does not.
-//! Times are those of events, for each choice by itself; ITL is the gap between two events that
-//! carry tokens, as vLLM's own benchmark takes it.
+//! Chunks are not tokens: one may carry several, or the bytes of an unfinished character. So the
+//! counts are the server's own where it reports them, and numbers of events where it does not.
+//! Times are those of events, separately for each choice; ITL is the gap between two events that
+//! carry tokens, as in vLLM's own benchmark.
 
 use std::time::Duration;
 
 use forebay_signals::Histogram;
 use tokio::time::Instant;
 
-use crate::answer::judge::{Facts, Finish, Usage, Verdict};
+use crate::answer::judge::{Facts, Finish, TokenUsage, Verdict};
 
-/// One answer's figures while it comes.
+/// The figures of one answer while it arrives.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
-    /// Gaps between tokens in seconds, taken by the reader from time to time.
+    /// Gaps between tokens in seconds. The relay takes them out from time to time.
     pub(crate) itl: Histogram,
-    choices: Vec<Progress>,
+    choices: Vec<ChoiceProgress>,
     /// The server's sum over all choices.
-    total: Option<Usage>,
-    /// The prompt as reported on the way.
+    total: Option<TokenUsage>,
+    /// The prompt's tokens, as reported before the end.
     prompt: Option<u64>,
-    /// A part of the answer came with usage of its own, which only an asking client is given, or
-    /// everybody by a server that is set to.
+    /// Usage came with a part of the answer: the client requested that, or the server is configured
+    /// to send it to every client.
     continuous: bool,
 }
 
-/// How far one choice has come.
+/// The progress of one choice.
 #[derive(Clone, Copy, Debug)]
-struct Progress {
+struct ChoiceProgress {
     index: u64,
     last: Option<Instant>,
     events: u64,
-    /// Tokens by their ids, where the client asked for these.
+    /// Tokens counted by their ids, where the client requested these.
     counted: u64,
     /// Tokens as reported with the choice's events.
     reported: Option<u64>,
     finish: Option<Finish>,
 }
 
-/// What came of an answer, in tokens.
+/// The token counts of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tokens {
     /// `None` where the server did not report it.
@@ -51,12 +51,12 @@ pub(crate) struct Tokens {
     pub(crate) generated: u64,
     /// `generated` is the server's own count.
     pub(crate) exact: bool,
-    /// Why each choice ended, in order of index; unfinished ones are left out.
+    /// Why each choice ended, in order of index; unfinished choices are left out.
     pub(crate) finishes: Vec<Finish>,
 }
 
 impl Meter {
-    /// The next event's facts.
+    /// Takes the next event's facts.
     pub(crate) fn record(&mut self, facts: &Facts, now: Instant) {
         for choice in facts.choices() {
             let progress = self.progress(choice.index);
@@ -74,23 +74,23 @@ impl Meter {
         }
         let Some(usage) = facts.usage else { return };
         match facts.first {
-            // A report within a chunk is of its choice alone; the one after all is of all.
+            // Usage beside a choice is that choice's; usage after the last chunk is that of all.
             Some(choice) if facts.usage_of_choice => {
                 self.continuous = true;
                 self.prompt = Some(usage.prompt);
                 self.progress(choice.index).reported = Some(usage.generated);
             }
-            None if facts.verdict == Verdict::Hold => self.prompt = Some(usage.prompt),
+            None if facts.verdict == Verdict::Preamble => self.prompt = Some(usage.prompt),
             _ => self.total = Some(usage),
         }
     }
 
-    fn progress(&mut self, index: u64) -> &mut Progress {
+    fn progress(&mut self, index: u64) -> &mut ChoiceProgress {
         let at = match self.choices.iter().position(|choice| choice.index >= index) {
             Some(at) if self.choices[at].index == index => at,
             other => {
                 let at = other.unwrap_or(self.choices.len());
-                let fresh = Progress {
+                let fresh = ChoiceProgress {
                     index,
                     last: None,
                     events: 0,
@@ -105,7 +105,7 @@ impl Meter {
         &mut self.choices[at]
     }
 
-    /// Whether the server reports usage all along, so also at the end, unasked.
+    /// Whether the server reports usage with each part, and so also sends it at the end.
     pub(crate) fn continuous(&self) -> bool {
         self.continuous
     }
@@ -126,7 +126,7 @@ impl Meter {
         let reported: Option<u64> = self.choices.iter().map(|choice| choice.reported).sum();
         let reported = reported.filter(|_| !self.choices.is_empty());
         let counted =
-            |choice: &Progress| choice.reported.unwrap_or(choice.counted.max(choice.events));
+            |choice: &ChoiceProgress| choice.reported.unwrap_or(choice.counted.max(choice.events));
         Tokens {
             prompt: self.total.map(|usage| usage.prompt).or(self.prompt),
             cached: self.total.and_then(|usage| usage.cached),
@@ -160,20 +160,20 @@ mod tests {
     use super::*;
     use crate::answer::api::Api;
     use crate::answer::judge::judge_event;
-    use crate::text::sse::Event;
+    use crate::text::sse::SseEvent;
 
-    /// Events with the milliseconds at which they came.
+    /// The meter after these events, each with the millisecond at which it came.
     fn metered(api: Api, events: &[(u64, &str)]) -> (Meter, Instant) {
         let (mut meter, start) = (Meter::default(), Instant::now());
         for (at, event) in events {
-            let facts = judge_event(api, &Event::read(event.as_bytes()));
+            let facts = judge_event(api, &SseEvent::read(event.as_bytes()));
             meter.record(&facts, start + Duration::from_millis(*at));
         }
         (meter, start)
     }
 
     #[test]
-    fn each_choice_is_timed_by_itself() {
+    fn each_choice_is_timed_separately() {
         let (meter, start) = metered(
             Api::Completions,
             &[
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_on_the_way_is_of_one_choice() {
+    fn usage_beside_a_choice_is_that_choices() {
         let chunk = |index: u64, tokens: u64| {
             format!(
                 r#"data: {{"choices":[{{"index":{index},"text":"a"}}],"usage":{{"prompt_tokens":9,"completion_tokens":{tokens}}}}}"#
@@ -218,11 +218,11 @@ mod tests {
         let (meter, _) = metered(Api::Completions, &[(0, &a), (0, &b)]);
         let tokens = meter.tokens();
         assert_eq!((tokens.prompt, tokens.generated, tokens.exact), (Some(9), 7, true));
-        assert!(meter.continuous(), "cut off here, the count is still exact");
+        assert!(meter.continuous(), "the count is exact even if the stream is cut off here");
     }
 
     #[test]
-    fn tokens_in_cache_are_part_of_the_prompt_in_every_api() {
+    fn cached_tokens_are_part_of_the_prompt_in_every_api() {
         let (meter, _) = metered(
             Api::Messages,
             &[(

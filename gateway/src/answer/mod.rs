@@ -1,7 +1,12 @@
-//! The meaning of a replica's answer: output, end, failure; tokens and times.
+//! The meaning of a replica's answer: output, end, failure; tokens and times. Also the ways in
+//! which a request can end: its outcome, a replica's failure, a refusal of the gateway.
 //!
-//! Bytes and times go in, bytes and a verdict come out. Also the ways in which a request can end: by an
-//! outcome, a failure of a replica, a refusal of the gateway. Pure; uses `text`.
+//! Bytes and times go in, bytes and a verdict come out. Pure; uses `text`.
+//!
+//! `api` has the peculiarities of each API. `judge` reads one event or body. `stream` and `plain`
+//! pass an answer through it, with `meter` for its tokens, `fingerprint` for a removed usage chunk,
+//! and `abridged` for a long answer. The ends of a request are `failure` (its consequences are in
+//! `ejection`), `refusal` (with the tenants' `limit`) and `outcome`. `traffic` counts a session.
 
 pub(crate) mod abridged;
 pub(crate) mod api;
@@ -15,4 +20,5 @@ pub(crate) mod outcome;
 pub(crate) mod plain;
 pub(crate) mod refusal;
 pub(crate) mod stream;
+pub(crate) mod template;
 pub(crate) mod traffic;

@@ -1,15 +1,14 @@
-//! How a request ended, and its first token: the values that figures, the pool's totals and the
-//! access log share.
+//! A request's end and its first token: values that the metrics, the pool's totals and the access
+//! log share.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::answer::meter::Tokens;
 use crate::answer::traffic::Traffic;
 
-/// The reason where a request's own time ran out.
+/// The reason for a request that took longer than its time limit.
 pub(crate) const TOO_LONG: &str = "too_long";
-/// The reason of one that a shutdown did not wait for.
+/// The reason for a request that a shutdown did not wait for.
 pub(crate) const SHUTTING_DOWN: &str = "shutting_down";
 
 /// How a request ended.
@@ -19,49 +18,47 @@ pub(crate) enum Outcome {
     Completed,
     /// Answered with a replica's refusal (4xx).
     ClientError,
-    /// By our side's fault: no replica answered, or an answer broke off.
+    /// Failed on the gateway's side: no replica answered, or an answer broke off.
     Failed,
-    /// The client was gone first.
+    /// The client left before the end.
     ClientLeft,
-    /// By the gateway itself.
+    /// Refused by the gateway itself.
     Refused,
 }
 
-/// Whose fault an answer's end before its time was.
+/// Who ended an answer early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aborter {
-    /// It left while a replica had its request.
+    /// The client: it left while a replica had its request.
     Client,
-    /// By an answer that said so.
+    /// The replica: its answer reports an abort.
     Replica,
-    /// The request's time was over.
+    /// The gateway: the request took longer than its time limit.
     Gateway,
 }
 
-/// A stream's first token, for the figures.
+/// A stream's first token, for the metrics.
 pub(crate) struct FirstToken {
-    pub(crate) endpoint: SocketAddr,
-    /// From acceptance.
+    /// The time since the request was accepted.
     pub(crate) ttft: Duration,
-    /// What of it was waited for a cold start.
+    /// The part of it that the request waited for a cold start.
     pub(crate) cold: Duration,
-    /// From release.
+    /// The time since the request was released.
     pub(crate) upstream: Duration,
 }
 
-/// A request's end, for the figures.
-pub(crate) struct Ended<'a> {
-    pub(crate) endpoint: Option<SocketAddr>,
+/// A request's end, for the metrics.
+pub(crate) struct RequestEnd<'a> {
     pub(crate) outcome: Outcome,
-    /// Why it was refused or failed.
+    /// The reason for its refusal or failure.
     pub(crate) reason: Option<&'static str>,
     pub(crate) aborted: Option<Aborter>,
-    /// `None` for what never came into the queue.
+    /// The hold time; `None` if it never entered the queue.
     pub(crate) held: Option<Duration>,
     pub(crate) took: Duration,
     pub(crate) tries: u32,
     pub(crate) tokens: &'a Tokens,
-    /// Of a WebSocket session: how long it was open, and what it carried.
+    /// For a WebSocket session: how long it was open, and the data it carried.
     pub(crate) session: Option<(Duration, &'a Traffic)>,
 }
 
@@ -69,7 +66,7 @@ impl Outcome {
     pub(crate) const ALL: [Self; 5] =
         [Self::Completed, Self::ClientError, Self::Failed, Self::ClientLeft, Self::Refused];
 
-    /// The word for it in figures and logs.
+    /// Its label in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -84,6 +81,7 @@ impl Outcome {
 impl Aborter {
     pub(crate) const ALL: [Self; 3] = [Self::Client, Self::Replica, Self::Gateway];
 
+    /// Its label in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Client => "client",

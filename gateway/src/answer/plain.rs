@@ -1,5 +1,5 @@
-//! A plain answer: kept back until it is complete, so that a failure can be tried elsewhere, or
-//! passed on as it comes where it is longer than is worth keeping.
+//! A plain answer. It is kept back until it is complete, so that a failed request can be retried
+//! elsewhere. An answer that is too long to keep is passed on as it comes.
 //!
 //! Pure: bytes come in as arguments.
 
@@ -11,49 +11,50 @@ use crate::answer::api::Api;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::judge::{Verdict, is_failure, judge_plain};
 use crate::answer::meter::Tokens;
-use crate::text::rope::Pieces;
+use crate::text::rope::Rope;
 
-/// What an answer's head says of its body.
+/// The facts about an answer's body that its head gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Head {
+pub(crate) struct AnswerHead {
     pub(crate) status: StatusCode,
-    /// It is JSON, or does not say what it is.
+    /// The body is JSON, or has no content type.
     pub(crate) json: bool,
-    /// Its end is told by a length or by chunks, not by the connection's end alone.
+    /// A length or chunks mark the body's end, not only the end of the connection.
     pub(crate) framed: bool,
 }
 
-/// A plain answer on its way.
+/// A plain answer while it arrives.
 #[derive(Debug)]
 pub(crate) struct PlainAnswer {
     api: Api,
-    head: Head,
+    head: AnswerHead,
     bound: usize,
     held: Vec<Bytes>,
     held_len: usize,
-    /// What counts of an answer that is passed on.
+    /// The short copy of an answer that is passed on.
     passed: Option<Abridged>,
 }
 
 /// How a plain answer ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Plain {
-    /// Answered: the body, or nothing where it has gone out.
+pub(crate) enum PlainEnd {
+    /// Answered. The body is empty if it has gone out already.
     Answered(Bytes, Tokens),
     /// The client's own error with its body.
     Client(Bytes),
-    /// Not answered at all: can be tried elsewhere where nothing has gone out.
+    /// Not answered: the request can be retried elsewhere if nothing has gone out.
     Retry(Failure),
 }
 
-impl Head {
-    /// Before the headers that speak of the connection are taken out.
+impl AnswerHead {
+    /// Reads a head, from which the headers about the connection are not yet removed.
     pub(crate) fn of(head: &response::Parts) -> Self {
         let headers = &head.headers;
         let json = headers.get(header::CONTENT_TYPE).is_none_or(|kind| {
             let kind = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
-            let kind = kind.trim_ascii().to_ascii_lowercase();
-            kind == b"application/json" || kind.ends_with(b"+json")
+            let kind = kind.trim_ascii();
+            let end = kind.last_chunk::<5>().unwrap_or(b"     ");
+            kind.eq_ignore_ascii_case(b"application/json") || end.eq_ignore_ascii_case(b"+json")
         });
         let empty = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let framed = empty
@@ -65,39 +66,44 @@ impl Head {
 
 impl PlainAnswer {
     /// Keeps back about `bound` bytes.
-    pub(crate) fn new(api: Api, head: Head, bound: usize) -> Self {
+    pub(crate) fn new(api: Api, head: AnswerHead, bound: usize) -> Self {
         Self { api, head, bound, held: Vec::new(), held_len: 0, passed: None }
     }
 
-    /// The next bytes; what comes back goes out, which is nothing before `commit`.
-    pub(crate) fn feed(&mut self, bytes: Bytes) -> Pieces {
+    /// Takes the next bytes, and returns those that go out: none before `commit`.
+    pub(crate) fn feed(&mut self, bytes: Bytes) -> Rope {
         if self.passed.is_some() {
             return self.pass([bytes]);
         }
         self.held_len += bytes.len();
         self.held.push(bytes);
-        Pieces::default()
+        Rope::default()
     }
 
-    /// Whether more has come than is worth keeping.
+    /// Whether more is kept back than the bound allows.
     pub(crate) fn is_long(&self) -> bool {
         self.held_len > self.bound
     }
 
-    /// Whether it can't be an answer, whatever else comes of it.
+    /// Whether its status alone shows that it is a failure.
     pub(crate) fn is_failure(&self) -> bool {
         is_failure(self.head.status.as_u16())
     }
 
-    /// Gives up keeping it back: what has come goes out.
-    pub(crate) fn commit(&mut self) -> Pieces {
+    /// Whether its status shows that the replica refuses the client's request.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.head.status.as_u16() >= 400 && !self.is_failure()
+    }
+
+    /// Stops keeping it back: everything that has come goes out.
+    pub(crate) fn commit(&mut self) -> Rope {
         let held = std::mem::take(&mut self.held);
         self.pass(held)
     }
 
-    fn pass(&mut self, pieces: impl IntoIterator<Item = Bytes>) -> Pieces {
+    fn pass(&mut self, pieces: impl IntoIterator<Item = Bytes>) -> Rope {
         let abridged = self.passed.get_or_insert_default();
-        let mut out = Pieces::default();
+        let mut out = Rope::default();
         for piece in pieces {
             if self.head.json {
                 abridged.feed(&piece);
@@ -107,8 +113,8 @@ impl PlainAnswer {
         out
     }
 
-    /// The body is complete, as its framing says.
-    pub(crate) fn end(self) -> Plain {
+    /// Judges the body, which is complete according to its framing.
+    pub(crate) fn end(self) -> PlainEnd {
         let Self { api, head, held, passed, .. } = self;
         let body = match <[Bytes; 1]>::try_from(held) {
             Ok([only]) => only,
@@ -122,19 +128,19 @@ impl PlainAnswer {
         };
         let facts = judge_plain(api, head.status.as_u16(), seen);
         match facts.verdict {
-            Verdict::Failed(failure) => Plain::Retry(failure),
-            // Nothing that could be read: either no JSON, or half of one.
-            Verdict::Client(_) | Verdict::Hold if head.json && cut() => {
-                Plain::Retry(cut_off(head.framed))
+            Verdict::Failed(failure) => PlainEnd::Retry(failure),
+            // Nothing could be read: it is not JSON, or half of it is missing.
+            Verdict::Client(_) | Verdict::Preamble if head.json && cut() => {
+                PlainEnd::Retry(cut_off(head.framed))
             }
-            Verdict::Client(_) => Plain::Client(body),
-            _ => Plain::Answered(body, Tokens::of_plain(&facts)),
+            Verdict::Client(_) => PlainEnd::Client(body),
+            _ => PlainEnd::Answered(body, Tokens::of_plain(&facts)),
         }
     }
 }
 
-/// JSON that ends in its middle. Where its framing says that this is all, the connection is sound:
-/// the replica, or what is in front of it, has lost the rest.
+/// The failure of JSON that is cut off. If the framing says that this is all, the connection is
+/// sound: the replica, or a proxy before it, has lost the rest.
 fn cut_off(framed: bool) -> Failure {
     let cause = if framed { Cause::Server } else { Cause::Truncated };
     Failure::new(cause, "The replica's answer ends in the middle of its JSON.")

@@ -1,4 +1,6 @@
-//! All that a client can be told by the gateway itself, in vLLM's shape.
+//! The gateway's own refusals: their statuses, messages and headers, in vLLM's shape.
+//!
+//! `docs/answers.md` lists them for clients; a test holds that table against this file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,39 +14,38 @@ use crate::answer::failure::{Cause, Failure};
 use crate::answer::limit::Limit;
 use crate::answer::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 
-/// Why a request is not answered by a replica.
+/// The reason why no replica answers a request.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("The path `{0}` is not served here.")]
     UnknownPath(String),
-    #[error(
-        "The path `{path}` is not exposed. The gateway exposes only what `gateway.paths` of its \
-         configuration lists: {exposed}."
-    )]
-    NotExposed { path: String, exposed: Arc<str> },
+    /// `gateway.paths` does not list the path. `hint`: the path that was probably meant, in a
+    /// sentence; may be empty.
+    #[error("The path `{path}` is not served here.{hint}")]
+    NotExposed { path: String, hint: String },
     #[error("The path `{path}` takes {allowed} requests, not {method}.")]
     WrongMethod { path: String, method: String, allowed: &'static str },
     #[error("The request's head is not valid: {0}.")]
     BadHead(&'static str),
     #[error(
-        "The host `{0}` is not this machine's, and `gateway.allowedHosts` of the configuration \
-         (`--allowed-host` of `forebay dev`) does not list it. Without an API key the gateway serves \
-         only requests for hosts that are its own."
+        "The host `{0}` is neither this machine's nor listed in `gateway.allowedHosts` of the \
+         configuration (`--allowed-host` of `forebay dev`). Without an API key the gateway serves \
+         only requests for its own hosts."
     )]
     ForeignHost(String),
     #[error(
-        "The origin `{0}` is not this gateway's own, and `gateway.cors` of the configuration does not \
-         list it. Without an API key, pages of other sites may not send requests."
+        "The origin `{0}` is neither this gateway's own nor listed in `gateway.cors` of the \
+         configuration. Without an API key, pages of other sites may not send requests."
     )]
     ForeignOrigin(String),
-    #[error("The request body must be JSON that says so: send `content-type: application/json`.")]
+    #[error("The request body must be marked as JSON: send `content-type: application/json`.")]
     NotJson,
     #[error(
         "The request body is compressed (`content-encoding: {0}`), which the gateway does not read. \
          Send it uncompressed."
     )]
     Compressed(String),
-    #[error("The only expectation that can be met is `100-continue`.")]
+    #[error("The header `expect` may only be `100-continue`.")]
     Expectation,
     #[error("This path is a WebSocket: it takes an HTTP/1.1 request with `upgrade: websocket`.")]
     UpgradeRequired,
@@ -59,13 +60,13 @@ pub(crate) enum Refusal {
     #[error("The request body did not arrive within {0:?}.")]
     BodyTooSlow(Duration),
     #[error(
-        "The gateway has as many bytes of requests in memory as gateway.limits.bodiesSize allows. \
-         Try again in 1 s."
+        "The requests in the gateway's memory have reached `gateway.limits.bodiesSize`. Try again \
+         in 1 s."
     )]
     BodiesFull,
     #[error(
-        "The requests of {0} take as much of the gateway's memory (gateway.limits.bodiesSize) as one \
-         may while others need some, too. Try again in 1 s."
+        "The requests of {0} use their whole share of the gateway's memory \
+         (`gateway.limits.bodiesSize`). Try again in 1 s."
     )]
     ClientBodiesFull(String),
     #[error("{0}")]
@@ -78,7 +79,7 @@ pub(crate) enum Refusal {
     NoModel { known: String },
     #[error("No API key was given. Send it as `authorization: Bearer KEY` or as `x-api-key: KEY`.")]
     NoKey,
-    #[error("The API key is not known.")]
+    #[error("The API key is unknown.")]
     WrongKey,
     #[error("The tenant `{tenant}` may not use the model `{model}`.")]
     ForbiddenModel { tenant: Arc<str>, model: String },
@@ -87,18 +88,25 @@ pub(crate) enum Refusal {
         whole_seconds(*.retry_after)
     )]
     Limited { tenant: Arc<str>, limit: Limit, retry_after: Duration },
-    #[error("The queue is full: {held} requests are held already{why}.")]
+    #[error("The queue is full: it holds {held} requests{why}.")]
     QueueFull { held: usize, retry_after: Duration, why: String },
     #[error("No replica had room within {waited:.0?}{why}.")]
     HoldExpired { waited: Duration, retry_after: Duration, why: String },
     #[error(
-        "No replica is ready, and none will be in time. Try again in {} s.",
+        "No replica is ready, and none will be ready in time. Try again in {} s.",
         whole_seconds(*.retry_after)
     )]
-    InVain { retry_after: Duration },
-    #[error("The request failed {tries} times; the last time: {last}")]
-    Exhausted { tries: u32, last: Failure },
-    #[error("The request was in flight when three replicas died. It is not given to another.")]
+    CannotStartInTime { retry_after: Duration },
+    /// `why`: the reason, as far as clients may read it.
+    #[error("No replica can be started{why}. Try again in {} s.", whole_seconds(*.retry_after))]
+    StartFailed { why: String, retry_after: Duration },
+    /// `counted_tries`: the tries at which a replica may have worked on the request. The access log
+    /// counts the others as well.
+    #[error("All tries failed ({counted_tries} counted). The last failure: {last}")]
+    Exhausted { counted_tries: u32, last: Failure },
+    #[error(
+        "The request was in flight when three replicas died, so it is not sent to another one."
+    )]
     Poison,
     /// The replicas' own error.
     #[error("{0}")]
@@ -109,12 +117,13 @@ pub(crate) enum Refusal {
     PoolRemoved,
     #[error("The gateway is shutting down.")]
     ShuttingDown,
-    /// Nobody is left to read it.
+    /// No client reads it; it is for logs.
     #[error("The client closed the connection.")]
     ClientLeft,
 }
 
 impl Refusal {
+    /// The error's status, type and parameter.
     fn kind(&self) -> (StatusCode, &'static str, Option<&'static str>) {
         match self {
             Self::UnknownPath(_) | Self::NotExposed { .. } => {
@@ -153,7 +162,8 @@ impl Refusal {
                 (StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsError", None)
             }
             Self::HoldExpired { .. }
-            | Self::InVain { .. }
+            | Self::CannotStartInTime { .. }
+            | Self::StartFailed { .. }
             | Self::ShuttingDown
             | Self::PoolRemoved
             | Self::BodiesFull
@@ -168,18 +178,18 @@ impl Refusal {
                 (status.unwrap_or(StatusCode::BAD_GATEWAY), failure.kind(), None)
             }
             Self::TooLong(_) => (StatusCode::GATEWAY_TIMEOUT, "GatewayTimeoutError", None),
-            // Never seen by anyone; the status that access logs use for it.
+            // No client sees it: the status is for logs.
             Self::ClientLeft => (StatusCode::REQUEST_TIMEOUT, "ClientClosedRequest", None),
         }
     }
 
-    /// Status and type, as the API's error names them.
+    /// The error's status and type.
     pub(crate) fn status(&self) -> (StatusCode, &'static str) {
         let (status, kind, _) = self.kind();
         (status, kind)
     }
 
-    /// The word for it in figures and logs.
+    /// Its label in metrics and logs, which others read: a changed name breaks their queries.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPath(_) => "unknown_path",
@@ -206,7 +216,8 @@ impl Refusal {
             Self::ForbiddenModel { .. } => "forbidden_model",
             Self::Limited { .. } => "limited",
             Self::QueueFull { .. } => "queue_full",
-            Self::InVain { .. } => "in_vain",
+            Self::CannotStartInTime { .. } => "in_vain",
+            Self::StartFailed { .. } => "start_failed",
             Self::HoldExpired { .. } => "hold_expired",
             Self::Exhausted { .. } => "exhausted",
             Self::Poison => "poison",
@@ -218,12 +229,63 @@ impl Refusal {
         }
     }
 
-    /// Another pool may have what this one lacks.
-    pub(crate) fn for_want_of_room(&self) -> bool {
-        matches!(self, Self::QueueFull { .. } | Self::HoldExpired { .. } | Self::InVain { .. })
+    /// When the client may try again, for `retry-after`: every 429 and 503 says so.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after, .. }
+            | Self::HoldExpired { retry_after, .. }
+            | Self::CannotStartInTime { retry_after }
+            | Self::StartFailed { retry_after, .. }
+            | Self::Limited { retry_after, .. } => Some(*retry_after),
+            Self::BodiesFull
+            | Self::ClientBodiesFull(_)
+            | Self::Shortage(_)
+            | Self::PoolRemoved
+            | Self::ShuttingDown
+            | Self::Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => {
+                Some(Duration::from_secs(1))
+            }
+            Self::UnknownPath(_)
+            | Self::NotExposed { .. }
+            | Self::WrongMethod { .. }
+            | Self::BadHead(_)
+            | Self::ForeignHost(_)
+            | Self::ForeignOrigin(_)
+            | Self::NotJson
+            | Self::Compressed(_)
+            | Self::Expectation
+            | Self::UpgradeRequired
+            | Self::TooManyHeaders(_)
+            | Self::BadBody(_)
+            | Self::BadRequest { .. }
+            | Self::BodyTooLarge(_)
+            | Self::BodyTooSlow(_)
+            | Self::LongModel(_)
+            | Self::UnknownModel { .. }
+            | Self::NoModel { .. }
+            | Self::NoKey
+            | Self::WrongKey
+            | Self::ForbiddenModel { .. }
+            | Self::Exhausted { .. }
+            | Self::Poison
+            | Self::Failed(_)
+            | Self::TooLong(_)
+            | Self::ClientLeft => None,
+        }
     }
 
-    /// How a request that ends with it is counted.
+    /// Whether this pool lacks room, so that another pool may serve the request.
+    pub(crate) fn is_lack_of_room(&self) -> bool {
+        matches!(
+            self,
+            Self::QueueFull { .. }
+                | Self::HoldExpired { .. }
+                | Self::CannotStartInTime { .. }
+                | Self::StartFailed { .. }
+        )
+    }
+
+    /// The outcome of a request that ends with it.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::ClientLeft => Outcome::ClientLeft,
@@ -242,7 +304,6 @@ impl Refusal {
         }
     }
 
-    /// The whole answer.
     pub(crate) fn response(&self, shape: ErrorShape) -> Response<Bytes> {
         let (status, ..) = self.kind();
         let body = Bytes::from(self.body(shape).to_string());
@@ -250,25 +311,12 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(retry_after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, whole_seconds(retry_after).into());
+        }
         match self {
-            Self::QueueFull { retry_after, .. }
-            | Self::HoldExpired { retry_after, .. }
-            | Self::InVain { retry_after }
-            | Self::Limited { retry_after, .. } => {
-                headers.insert(header::RETRY_AFTER, whole_seconds(*retry_after).into());
-            }
             Self::NoKey | Self::WrongKey => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            Self::Exhausted { .. } if status == StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
-            }
-            Self::PoolRemoved | Self::Shortage(_) => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
-            }
-            Self::ShuttingDown => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Self::UpgradeRequired => {
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -277,16 +325,19 @@ impl Refusal {
             Self::WrongMethod { allowed, .. } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::BodiesFull | Self::ClientBodiesFull(_) => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
+            Self::ShuttingDown => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Compressed(_) => {
                 headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             }
-            // What is left of the body is not read, or where it ends is not sure, so the connection
-            // can't go on.
-            Self::BadHead(_) | Self::BodyTooLarge(_) | Self::BodyTooSlow(_) => {
+            // The rest of the body is not read, or the body's end is not known, so the connection
+            // can't carry another request.
+            Self::BadHead(_)
+            | Self::BodyTooLarge(_)
+            | Self::BodyTooSlow(_)
+            | Self::BodiesFull
+            | Self::ClientBodiesFull(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -295,71 +346,10 @@ impl Refusal {
     }
 }
 
-/// What `retry-after` can say: after less than this it would be too early.
+/// Whole seconds for `retry-after`, rounded up: any earlier would be too early.
 fn whole_seconds(duration: Duration) -> u64 {
     (duration.as_nanos().div_ceil(1_000_000_000) as u64).max(1)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_refusal_has_vllms_shape_and_its_own_status() {
-        let second = Duration::from_secs(1);
-        for (refusal, status) in [
-            (Refusal::UnknownPath("/x".into()), 404),
-            (Refusal::NotExposed { path: "/x".into(), exposed: "/y".into() }, 404),
-            (Refusal::BadHead("no host"), 400),
-            (Refusal::ForeignHost("evil.example".into()), 403),
-            (Refusal::ForeignOrigin("null".into()), 403),
-            (Refusal::NotJson, 400),
-            (Refusal::Compressed("gzip".into()), 415),
-            (Refusal::Expectation, 417),
-            (Refusal::UpgradeRequired, 426),
-            (Refusal::TooManyHeaders(100), 431),
-            (Refusal::BadBody("broken".into()), 400),
-            (Refusal::BodyTooLarge(1), 413),
-            (Refusal::BodyTooSlow(second), 408),
-            (Refusal::BodiesFull, 503),
-            (Refusal::ClientBodiesFull("tenant `a`".into()), 429),
-            (Refusal::Shortage("no more files".into()), 503),
-            (Refusal::LongModel(256), 400),
-            (Refusal::UnknownModel { model: "x".into(), known: "`a`".into() }, 404),
-            (Refusal::NoModel { known: "`a`".into() }, 400),
-            (Refusal::NoKey, 401),
-            (Refusal::WrongKey, 401),
-            (Refusal::ForbiddenModel { tenant: "a".into(), model: "m".into() }, 403),
-            (
-                Refusal::Limited {
-                    tenant: "a".into(),
-                    limit: Limit::Requests(60),
-                    retry_after: second,
-                },
-                429,
-            ),
-            (Refusal::QueueFull { held: 1, retry_after: second, why: String::new() }, 429),
-            (Refusal::HoldExpired { waited: second, retry_after: second, why: String::new() }, 503),
-            (Refusal::InVain { retry_after: second }, 503),
-            (Refusal::BadRequest { message: "twice".into(), param: Some("model") }, 400),
-            (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::Connect, "reset") }, 502),
-            (Refusal::Exhausted { tries: 2, last: Failure::new(Cause::QueueFull, "full") }, 503),
-            (Refusal::Failed(Failure::of(500, "a bug".into())), 500),
-            (Refusal::Poison, 500),
-            (Refusal::TooLong(second), 504),
-            (Refusal::PoolRemoved, 503),
-            (Refusal::ShuttingDown, 503),
-        ] {
-            let body = refusal.body(ErrorShape::OpenAi);
-            assert_eq!(body["error"]["code"], status, "{refusal}");
-            assert_eq!(body["error"]["message"], refusal.to_string());
-            assert!(body["error"]["type"].is_string());
-            let anthropic = refusal.body(ErrorShape::Anthropic);
-            assert_eq!(anthropic["error"]["message"], refusal.to_string());
-            let response = refusal.response(ErrorShape::OpenAi);
-            assert_eq!(response.status(), status);
-            let retry = response.headers().contains_key(header::RETRY_AFTER);
-            assert_eq!(retry, matches!(status, 429 | 503), "{refusal}: retry-after");
-        }
-    }
-}
+mod tests;

@@ -1,16 +1,19 @@
-//! One answer on its way from a replica to a client: judged, metered, and passed on.
+//! One streamed answer on its way from a replica to a client: judged, metered, and passed on.
 //!
 //! Only whole events go out, so that an error event never lands in the middle of another one.
-//! Nothing goes out before an event has shown that the answer is one; a failure until then can be
-//! tried elsewhere. Bytes are passed on as they came, but for a usage chunk that nobody but us
-//! asked for. What goes out is what an unasked server sends, to the byte: vLLM puts its
-//! `system_fingerprint` into the chunks that end a choice, or into that of the usage where there is
-//! one. So a choice's last chunk waits for the next event, which nearly always is the usage and
-//! comes at once, and is given the fingerprint from there; the relay sees that it waits briefly.
+//! Nothing goes out before an event shows that the stream is an answer; a request that fails until
+//! then can be retried elsewhere.
+//!
+//! Bytes are passed on unchanged, except for a usage chunk that only the gateway requested. Without
+//! that chunk, the client gets exactly the bytes that the server sends when no usage is requested.
+//! vLLM puts its `system_fingerprint` into the chunks that end a choice, or, if usage is requested,
+//! into the usage chunk alone. So a choice's last chunk waits for the next event, which is nearly
+//! always the usage chunk and comes at once, and gets the fingerprint from there. The relay bounds
+//! this wait.
 //!
 //! Pure: bytes and times come in as arguments.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio::time::Instant;
 
 use crate::answer::api::Api;
@@ -18,31 +21,32 @@ use crate::answer::failure::{Cause, Failure};
 use crate::answer::fingerprint::{self, Fingerprint};
 use crate::answer::judge::{Verdict, judge_event};
 use crate::answer::meter::Meter;
-use crate::text::rope::Pieces;
-use crate::text::sse::{Event, MAX_EVENT, Splitter};
+use crate::answer::template::ChunkTemplate;
+use crate::text::rope::Rope;
+use crate::text::sse::{MAX_EVENT, Splitter, SseEvent};
 
-/// What came of the bytes fed.
+/// The result of feeding bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Nothing goes out yet; before commit, the failure of the replica can still be hidden.
+    /// Nothing goes out yet, so a failure of the replica can still be hidden.
     Hold,
-    /// Committed: these go out. They may be empty.
-    Pass(Pieces),
-    /// Not committed and failed: can be tried elsewhere.
+    /// Committed: these bytes go out. There may be none.
+    Pass(Rope),
+    /// Failed before the commit: the request can be retried elsewhere.
     Retry(Failure),
-    /// Committed and failed: these go out, then an error event. The failing event is not among
-    /// them, and nothing after it is read.
-    Failed(Pieces, Failure),
+    /// Failed after the commit: these bytes go out, then an error event. The failing event is not
+    /// among them, and nothing after it is read.
+    Failed(Rope, Failure),
 }
 
-/// How a stream that reached its end ended.
+/// How a stream ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum StreamEnd {
     /// With its API's end mark.
     Complete,
     /// With its end mark, after an error of the client's own with this status.
     Client(u16),
-    /// Without its end mark, or as `feed` said before.
+    /// Without its end mark, or with the failure that `feed` returned.
     Failed(Failure),
 }
 
@@ -52,45 +56,58 @@ pub(crate) struct AnswerStream {
     api: Api,
     splitter: Splitter,
     pub(crate) meter: Meter,
-    strip_usage: bool,
-    /// The server's own word for what it is, where it is known.
-    fingerprint: Option<Fingerprint>,
-    /// The last chunk of a choice, which waits for its fingerprint.
-    last: Option<Bytes>,
-    held: Vec<Bytes>,
-    held_len: usize,
+    /// The form of the last chunk of output.
+    template: Option<ChunkTemplate>,
+    stripped_usage: StrippedUsage,
+    preamble: Preamble,
     committed: bool,
     end_seen: bool,
     client_error: Option<u16>,
     failure: Option<Failure>,
-    /// Events with data, which is what `/v1/responses` numbers.
+    /// The number of events with data: `/v1/responses` numbers these.
     events: u64,
-    /// What was fed last had something of the answer in it.
+    /// The last bytes had a part of the answer in them.
     progressed: bool,
 }
 
-/// What to do about one event.
+/// The removal of a usage chunk that only the gateway requested, whose fingerprint moves to the
+/// chunk before.
+#[derive(Debug)]
+struct StrippedUsage {
+    enabled: bool,
+    /// The server's fingerprint, once it is known.
+    fingerprint: Option<Fingerprint>,
+    /// The last chunk of a choice, which waits for its fingerprint.
+    waiting: Option<Bytes>,
+}
+
+/// The events before the commit, which are kept back.
+#[derive(Debug, Default)]
+struct Preamble {
+    pieces: Vec<Bytes>,
+    length: usize,
+}
+
+/// The treatment of one event.
 enum Next {
     Keep,
-    /// Wait with it for the next one.
+    /// It waits for the next event.
     Wait,
     Drop,
     Stop,
 }
 
 impl AnswerStream {
-    /// `strip_usage`: take out the usage chunk that only we asked for. `fingerprint` is what the
-    /// server was last known by.
+    /// `strip_usage`: the usage chunk was requested by the gateway only. `fingerprint` is the
+    /// server's, if earlier answers had it.
     pub(crate) fn new(api: Api, strip_usage: bool, fingerprint: Option<Fingerprint>) -> Self {
         Self {
             api,
             splitter: Splitter::default(),
             meter: Meter::default(),
-            strip_usage,
-            fingerprint,
-            last: None,
-            held: Vec::new(),
-            held_len: 0,
+            template: None,
+            stripped_usage: StrippedUsage { enabled: strip_usage, fingerprint, waiting: None },
+            preamble: Preamble::default(),
             committed: false,
             end_seen: false,
             client_error: None,
@@ -100,38 +117,38 @@ impl AnswerStream {
         }
     }
 
-    /// Whether anything went out.
+    /// Whether anything has gone out.
     #[cfg(test)]
     pub(crate) fn committed(&self) -> bool {
         self.committed
     }
 
-    /// Why it can't go on, once it can't.
+    /// The failure after which it can't go on, if there was one.
     pub(crate) fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
 
-    /// What the server is known by, where a usage chunk told.
+    /// The server's fingerprint, if a usage chunk has shown it.
     pub(crate) fn fingerprint(&self) -> Option<&Fingerprint> {
-        self.fingerprint.as_ref()
+        self.stripped_usage.fingerprint.as_ref()
     }
 
     /// Whether a choice's last chunk waits for the next event.
-    pub(crate) fn waits(&self) -> bool {
-        self.last.is_some()
+    pub(crate) fn keeps_last_chunk(&self) -> bool {
+        self.stripped_usage.waiting.is_some()
     }
 
-    /// The chunk that waits, to go out now.
-    pub(crate) fn take_last(&mut self, out: &mut Pieces) {
-        let Some(last) = self.last.take() else { return };
-        match &self.fingerprint {
+    /// Puts the waiting chunk into `out`, with the fingerprint if it is known.
+    pub(crate) fn take_last_chunk(&mut self, out: &mut Rope) {
+        let Some(last) = self.stripped_usage.waiting.take() else { return };
+        match &self.stripped_usage.fingerprint {
             Some(fingerprint) => fingerprint.stamp(last, out),
             None => out.push(last),
         }
     }
 
-    /// Whether what was fed last had more in it than comments and announcements, which a server
-    /// sends also while its engine hangs.
+    /// Whether the last bytes had more in them than comments and announcements, which a server also
+    /// sends while its engine hangs.
     pub(crate) fn progressed(&self) -> bool {
         self.progressed
     }
@@ -141,7 +158,7 @@ impl AnswerStream {
         self.end_seen && self.failure.is_none()
     }
 
-    /// The next bytes, cut anywhere.
+    /// Takes the next bytes, which may be cut anywhere.
     pub(crate) fn feed(&mut self, bytes: Bytes, now: Instant) -> Step {
         self.progressed = false;
         if self.failure.is_some() {
@@ -149,11 +166,20 @@ impl AnswerStream {
         }
         let frame = bytes.clone();
         let mut rest = bytes;
-        let mut out = Pieces::default();
+        let mut out = Rope::default();
         // Events that lie side by side in the frame go out as one slice of it.
         let mut run = 0..0;
         loop {
             let before = frame.len() - rest.len();
+            if let Some(length) = self.like_the_last(&rest, now) {
+                rest.advance(length);
+                if run.end == before && !run.is_empty() {
+                    run.end += length;
+                } else {
+                    out.push(frame.slice(std::mem::replace(&mut run, before..before + length)));
+                }
+                continue;
+            }
             let joined = self.splitter.joining();
             let next = self.splitter.next(&mut rest);
             let after = frame.len() - rest.len();
@@ -165,22 +191,22 @@ impl AnswerStream {
                         format!("The replica sent an event of more than {MAX_EVENT} bytes.");
                     self.failure = Some(Failure::new(Cause::EventTooLong, &message));
                     out.push(frame.slice(std::mem::take(&mut run)));
-                    self.take_last(&mut out);
+                    self.take_last_chunk(&mut out);
                     break;
                 }
             };
-            let waited = self.last.take();
+            let waiting = self.stripped_usage.waiting.take();
             let next = self.event(&event, now);
-            if waited.is_some() {
+            if waiting.is_some() {
                 out.push(frame.slice(std::mem::take(&mut run)));
-                self.last = waited;
-                self.take_last(&mut out);
+                self.stripped_usage.waiting = waiting;
+                self.take_last_chunk(&mut out);
             }
             match next {
                 Next::Wait => {
-                    // Not to go out with the next one's neighbours.
+                    // It ends the run: the events behind it go out after it.
                     out.push(frame.slice(std::mem::take(&mut run)));
-                    self.last = Some(event);
+                    self.stripped_usage.waiting = Some(event);
                 }
                 Next::Keep if joined => out.push(event),
                 Next::Keep if run.end == before && !run.is_empty() => run.end = after,
@@ -196,23 +222,38 @@ impl AnswerStream {
         self.step(out)
     }
 
+    /// Takes a whole event at the beginning of `bytes` that is a chunk of output like the last one,
+    /// and returns its length.
+    fn like_the_last(&mut self, bytes: &[u8], now: Instant) -> Option<usize> {
+        let template = self.template.as_ref()?;
+        if !self.splitter.is_between_events() || self.stripped_usage.waiting.is_some() {
+            return None;
+        }
+        let length = template.matches(bytes)?;
+        self.events += 1;
+        self.progressed = true;
+        self.meter.record(template.facts(), now);
+        Some(length)
+    }
+
     fn event(&mut self, raw: &[u8], now: Instant) -> Next {
-        let event = Event::read(raw);
+        let event = SseEvent::read(raw);
         let facts = judge_event(self.api, &event);
         self.events += u64::from(event.data.is_some());
         self.meter.record(&facts, now);
-        self.progressed |= facts.verdict != Verdict::Hold;
+        self.progressed |= facts.verdict != Verdict::Preamble;
         match facts.verdict {
-            Verdict::Hold => {}
+            Verdict::Preamble => {}
             Verdict::Output => {
                 self.committed = true;
-                if self.strips() && fingerprint::belongs(raw, &facts) {
+                self.template = ChunkTemplate::of(raw, &facts);
+                if self.strips_usage() && fingerprint::is_missing(raw, &facts) {
                     return Next::Wait;
                 }
             }
             Verdict::UsageOnly => {
-                if self.strips() {
-                    self.fingerprint = Fingerprint::read(raw);
+                if self.strips_usage() {
+                    self.stripped_usage.fingerprint = Fingerprint::read(raw);
                     return Next::Drop;
                 }
             }
@@ -224,7 +265,7 @@ impl AnswerStream {
                 self.committed = true;
                 self.client_error = Some(status);
             }
-            // A server may fail after its end mark all it likes.
+            // A failure after the end mark changes nothing.
             Verdict::Failed(_) if self.end_seen => {}
             Verdict::Failed(failure) => {
                 self.failure = Some(failure);
@@ -234,31 +275,36 @@ impl AnswerStream {
         Next::Keep
     }
 
-    /// Whether the usage is ours to take out: a server that reports it all along does so for all.
-    fn strips(&self) -> bool {
-        self.strip_usage && !self.meter.continuous()
+    /// Whether the usage chunk is removed. A server that reports usage with each part sends it to
+    /// every client, so it stays.
+    fn strips_usage(&self) -> bool {
+        self.stripped_usage.enabled && !self.meter.continuous()
     }
 
-    fn step(&mut self, out: Pieces) -> Step {
+    fn step(&mut self, out: Rope) -> Step {
         if !self.committed {
             if let Some(failure) = &self.failure {
                 return Step::Retry(failure.clone());
             }
             for piece in out {
-                self.held_len += piece.len();
-                self.held.push(piece);
+                self.preamble.length += piece.len();
+                self.preamble.pieces.push(piece);
             }
-            if self.held_len > MAX_EVENT {
-                let failure = Failure::new(Cause::EventTooLong, "The replica only announces.");
+            if self.preamble.length > MAX_EVENT {
+                let failure =
+                    Failure::new(Cause::EventTooLong, "The replica sends events, but no answer.");
                 self.failure = Some(failure.clone());
                 return Step::Retry(failure);
             }
             return Step::Hold;
         }
         let mut pieces = out;
-        if !self.held.is_empty() {
-            let mut all = Pieces::default();
-            std::mem::take(&mut self.held).into_iter().chain(pieces).for_each(|p| all.push(p));
+        if !self.preamble.pieces.is_empty() {
+            let mut all = Rope::default();
+            std::mem::take(&mut self.preamble.pieces)
+                .into_iter()
+                .chain(pieces)
+                .for_each(|p| all.push(p));
             pieces = all;
         }
         match &self.failure {
@@ -267,14 +313,14 @@ impl AnswerStream {
         }
     }
 
-    /// The stream ended, in whatever way. What is to go out still comes with it; before commit,
-    /// a failed end can be tried elsewhere.
-    pub(crate) fn end(&mut self, now: Instant) -> (Pieces, End) {
-        let mut out = Pieces::default();
-        self.take_last(&mut out);
-        // An end mark counts also without the blank line; half an event is thrown away.
+    /// Ends the stream and returns how it ended, with the bytes that still go out. If it fails
+    /// before the commit, the request can be retried elsewhere.
+    pub(crate) fn end(&mut self, now: Instant) -> (Rope, StreamEnd) {
+        let mut out = Rope::default();
+        self.take_last_chunk(&mut out);
+        // An end mark counts even without its blank line; half an event is dropped.
         let rest = self.splitter.rest();
-        let last = Event::read(&rest);
+        let last = SseEvent::read(&rest);
         if self.failure.is_none() && last.data.is_some() {
             let facts = judge_event(self.api, &last);
             if facts.verdict == Verdict::End {
@@ -283,22 +329,22 @@ impl AnswerStream {
             }
         }
         if self.end_seen && self.failure.is_none() {
-            std::mem::take(&mut self.held).into_iter().for_each(|piece| out.push(piece));
+            std::mem::take(&mut self.preamble.pieces).into_iter().for_each(|piece| out.push(piece));
             out.push(rest);
         }
         let end = match (&self.failure, self.end_seen, self.client_error) {
-            (Some(failure), ..) => End::Failed(failure.clone()),
-            (None, _, Some(status)) => End::Client(status),
-            (None, true, None) => End::Complete,
+            (Some(failure), ..) => StreamEnd::Failed(failure.clone()),
+            (None, _, Some(status)) => StreamEnd::Client(status),
+            (None, true, None) => StreamEnd::Complete,
             (None, false, None) => {
                 let message = "The replica's answer broke off.";
-                End::Failed(Failure::new(Cause::Truncated, message))
+                StreamEnd::Failed(Failure::new(Cause::Truncated, message))
             }
         };
         (out, end)
     }
 
-    /// The event that tells the client of `failure`, with the end its API's clients wait for.
+    /// The event that reports a failure to the client, with the end mark of its API.
     pub(crate) fn error_event(&self, status: u16, kind: &str, message: &str) -> Bytes {
         self.api.error_event(status, kind, message, self.events)
     }

@@ -1,27 +1,27 @@
-//! The messages and bytes that a WebSocket session has carried.
+//! Counts of the messages and bytes of a WebSocket session.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What a session has carried so far.
+/// A session's messages and bytes so far.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
-    /// From the client.
-    pub(crate) client: Carried,
-    /// From the replica.
-    pub(crate) replica: Carried,
+    /// Sent by the client.
+    pub(crate) client: SideTraffic,
+    /// Sent by the replica.
+    pub(crate) replica: SideTraffic,
 }
 
-/// What came from one side.
+/// Messages and bytes from one side.
 #[derive(Debug, Default)]
-pub(crate) struct Carried {
-    /// Complete ones.
+pub(crate) struct SideTraffic {
+    /// Complete messages.
     messages: AtomicU64,
-    /// Of frames, heads included.
+    /// Bytes of frames, their heads included.
     bytes: AtomicU64,
 }
 
-impl Carried {
-    /// Bytes that have come, and the messages that are complete with them.
+impl SideTraffic {
+    /// Adds `bytes` that have come; `messages` is the new number of complete messages.
     pub(crate) fn add(&self, bytes: u64, messages: u64) {
         self.bytes.fetch_add(bytes, Relaxed);
         self.messages.store(messages, Relaxed);

@@ -1,6 +1,11 @@
-//! The gateway as one thing to start, reload and stop; what it follows and reports.
+//! Starting, reloading and stopping the gateway, and its two feeds.
 //!
-//! Serving never waits for this room: when the scaler is silent, the last known state stays in force.
+//! Serving never waits for this room: when the scaler is silent, the last known state stays in
+//! force. Uses all rooms below it.
+//!
+//! `server` is the running gateway; `reload` applies a configuration; `follow` reads the scaler's
+//! feed, and `report` publishes the gateway's own, with the requests of the `predecessor` after an
+//! upgrade. `start_error` has the errors.
 
 pub(crate) mod follow;
 pub(crate) mod predecessor;

@@ -1,7 +1,7 @@
-//! What still goes on in the process that served here before: its requests count as this one's, so
-//! that the scaler hears one gateway, and stops no replica under them.
+//! The requests of the process that served here before an upgrade. They count as this process's
+//! own, so the scaler sees one gateway, and stops no replica under them.
 //!
-//! Only what goes on now is added. What a process has counted so far ends with it.
+//! Only queues and requests in flight are added. A process's totals end with it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use forebay_signals::{EndpointSignals, Health, PoolSignals};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// What goes on in one process, by pool.
+/// The requests that are held and in flight in one process, by pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Busy(BTreeMap<String, BusyPool>);
 
@@ -33,20 +33,20 @@ struct BusyEndpoint {
 
 impl Busy {
     pub(crate) fn of(pools: &BTreeMap<String, PoolSignals>) -> Self {
-        let endpoint = |(address, it): (&String, &Option<EndpointSignals>)| {
-            let EndpointSignals { health, in_flight, .. } = it.as_ref()?;
+        let endpoint = |(address, endpoint): (&String, &Option<EndpointSignals>)| {
+            let EndpointSignals { health, in_flight, .. } = endpoint.as_ref()?;
             Some((address.clone(), BusyEndpoint { health: *health, in_flight: *in_flight }))
         };
-        let pool = |(name, it): (&String, &PoolSignals)| {
+        let pool = |(name, signals): (&String, &PoolSignals)| {
             let busy = BusyPool {
-                queue_depth: it.queue_depth,
-                queue_bytes: it.queue_bytes,
-                held_tokens: it.held_tokens,
-                oldest_hold_seconds: it.oldest_hold_seconds,
-                in_flight: it.in_flight,
-                in_flight_tokens: it.in_flight_tokens,
-                zero_epoch: it.zero_epoch,
-                endpoints: it.endpoints.iter().filter_map(endpoint).collect(),
+                queue_depth: signals.queue_depth,
+                queue_bytes: signals.queue_bytes,
+                held_tokens: signals.held_tokens,
+                oldest_hold_seconds: signals.oldest_hold_seconds,
+                in_flight: signals.in_flight,
+                in_flight_tokens: signals.in_flight_tokens,
+                zero_epoch: signals.zero_epoch,
+                endpoints: signals.endpoints.iter().filter_map(endpoint).collect(),
             };
             (name.clone(), busy)
         };
@@ -62,7 +62,7 @@ impl BusyPool {
         own.oldest_hold_seconds = own.oldest_hold_seconds.max(self.oldest_hold_seconds);
         own.in_flight += self.in_flight;
         own.in_flight_tokens += self.in_flight_tokens;
-        // The two hold for zero when each does.
+        // The zero barrier is up only if it is up in both processes.
         own.zero_epoch = own.zero_epoch.filter(|epoch| self.zero_epoch == Some(*epoch));
         for (address, theirs) in &self.endpoints {
             let known = own.endpoints.entry(address.clone()).or_default();
@@ -71,7 +71,7 @@ impl BusyPool {
                 ..EndpointSignals::default()
             });
             known.in_flight += theirs.in_flight;
-            // One that gets nothing new gets it from neither.
+            // An endpoint drains only if it gets no new request from either process.
             if known.health == Health::Draining {
                 known.health = theirs.health;
             }
@@ -79,17 +79,17 @@ impl BusyPool {
     }
 }
 
-/// The last that was heard of it.
+/// The predecessor's last report.
 #[derive(Default)]
 pub(crate) struct Predecessor(Mutex<Busy>);
 
 impl Predecessor {
-    /// True if that is news.
+    /// Returns whether the report differs from the last one.
     pub(crate) fn set(&self, busy: Busy) -> bool {
         let mut known = self.0.lock();
-        let news = *known != busy;
+        let changed = *known != busy;
         *known = busy;
-        news
+        changed
     }
 
     pub(crate) fn add_to(&self, pools: &mut BTreeMap<String, PoolSignals>) {
@@ -107,13 +107,13 @@ mod tests {
 
     fn pool(endpoints: &[(&str, Health, u32)]) -> BTreeMap<String, PoolSignals> {
         let endpoint = |(address, health, in_flight): &(&str, Health, u32)| {
-            let it =
+            let signals =
                 EndpointSignals { health: *health, in_flight: *in_flight, ..Default::default() };
-            (String::from(*address), Some(it))
+            (String::from(*address), Some(signals))
         };
         let signals = PoolSignals {
             queue_depth: 1,
-            in_flight: endpoints.iter().map(|it| it.2).sum(),
+            in_flight: endpoints.iter().map(|(.., in_flight)| in_flight).sum(),
             zero_epoch: Some(7),
             endpoints: endpoints.iter().map(endpoint).collect(),
             ..PoolSignals::default()
@@ -135,12 +135,13 @@ mod tests {
             &[("a", Health::Ready, 3), ("b", Health::Draining, 1)],
         );
         assert_eq!((both.queue_depth, both.in_flight), (2, 6));
-        let in_flight = |address| both.endpoints[address].as_ref().map(|it| it.in_flight);
+        let in_flight =
+            |address| both.endpoints[address].as_ref().map(|endpoint| endpoint.in_flight);
         assert_eq!((in_flight("a"), in_flight("b")), (Some(5), Some(1)));
     }
 
     #[test]
-    fn an_endpoint_drains_when_neither_gives_it_anything_new() {
+    fn an_endpoint_drains_if_it_drains_in_both() {
         for (own, theirs, want) in [
             (Health::Draining, Health::Ready, Health::Ready),
             (Health::Draining, Health::Draining, Health::Draining),
@@ -148,12 +149,12 @@ mod tests {
             (Health::Starting, Health::Ready, Health::Starting),
         ] {
             let both = both(&[("a", own, 0)], &[("a", theirs, 0)]);
-            assert_eq!(both.endpoints["a"].as_ref().map(|it| it.health), Some(want));
+            assert_eq!(both.endpoints["a"].as_ref().map(|endpoint| endpoint.health), Some(want));
         }
     }
 
     #[test]
-    fn zero_is_held_for_when_both_hold() {
+    fn the_zero_barrier_is_up_if_it_is_up_in_both() {
         let mut own = pool(&[]);
         let mut theirs = pool(&[]);
         let epoch = |own: &BTreeMap<String, PoolSignals>| own["p"].zero_epoch;
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_counts_no_more() {
+    fn a_predecessor_that_has_ended_adds_nothing() {
         let predecessor = Predecessor::default();
         predecessor.set(Busy::of(&pool(&[("a", Health::Ready, 3)])));
         assert!(predecessor.set(Busy::default()));

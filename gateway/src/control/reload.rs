@@ -1,6 +1,6 @@
-//! A new configuration for a running gateway: all that can fail is done first, then it is applied
-//! without a pause. A pool is who it was by its name, and keeps its queue, its books and its
-//! connections.
+//! A new configuration for a running gateway. Every step that can fail comes first; then the
+//! configuration is applied without a pause. A pool's identity is its name: it keeps its queue, its
+//! figures and its connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,9 +24,9 @@ use crate::pool::Pool;
 use crate::pool::directory::{Directory, Source};
 use crate::pool::discover::discover;
 use crate::pool::upstream_key::UpstreamKey;
-use crate::tenant::registry::Tenants;
+use crate::tenant::registry::{PreparedTenants, Tenants};
 
-/// The pools as configured now, in the configuration's order.
+/// The configured pools, in the configuration's order.
 #[derive(Clone, Default)]
 pub(crate) struct Pools(Arc<ArcSwap<Vec<Arc<Pool>>>>);
 
@@ -40,43 +40,44 @@ impl Pools {
     }
 }
 
-/// What runs by the configuration.
-pub(crate) struct Live {
+/// The parts of the gateway that follow the configuration.
+pub(crate) struct LiveConfig {
     pub(crate) pools: Pools,
     pub(crate) tenants: Arc<Tenants>,
     pub(crate) directory: Arc<Directory>,
-    pub(crate) news: Arc<Notify>,
+    /// Notified when something changes that the scaler should know at once.
+    pub(crate) changed: Arc<Notify>,
     drain: Drain,
     cluster: Option<Cluster>,
-    now: Mutex<Now>,
+    applied: Mutex<AppliedConfig>,
 }
 
-/// As of the last configuration.
-struct Now {
+/// The configuration that is in force.
+struct AppliedConfig {
     config: Config,
     endpoints: BTreeMap<String, BTreeSet<SocketAddr>>,
-    /// Of each pool that has one.
-    discoveries: BTreeMap<String, Running>,
+    /// By pool.
+    discoveries: BTreeMap<String, RunningDiscovery>,
 }
 
 /// A pool's discovery.
-struct Running {
+struct RunningDiscovery {
     as_configured: Discovery,
     stop: CancellationToken,
-    /// Once it does nothing any more.
+    /// Cancelled at its end.
     ended: CancellationToken,
 }
 
-/// All of a configuration that had to be read, resolved or made.
-pub(crate) struct Prepared {
+/// A configuration whose files are read and whose names are resolved.
+pub(crate) struct PreparedConfig {
     config: Config,
     endpoints: BTreeMap<String, BTreeSet<SocketAddr>>,
     keys: BTreeMap<String, UpstreamKey>,
-    tenants: crate::tenant::registry::Prepared,
+    tenants: PreparedTenants,
 }
 
-impl Prepared {
-    /// Does all that can fail.
+impl PreparedConfig {
+    /// Takes every step that can fail.
     pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
         let (mut endpoints, mut keys) = (BTreeMap::new(), BTreeMap::new());
         for pool in &config.pools {
@@ -106,18 +107,22 @@ impl Prepared {
     }
 }
 
-impl Live {
+impl LiveConfig {
     /// The first configuration.
-    pub(crate) fn begin(prepared: Prepared, drain: &Drain, cluster: Option<&Cluster>) -> Self {
-        let Prepared { config, endpoints, keys, tenants } = prepared;
+    pub(crate) fn begin(
+        prepared: PreparedConfig,
+        drain: &Drain,
+        cluster: Option<&Cluster>,
+    ) -> Self {
+        let PreparedConfig { config, endpoints, keys, tenants } = prepared;
         let live = Self {
             pools: Pools::default(),
             tenants: Tenants::new(tenants, Instant::now()),
             directory: Arc::default(),
-            news: Arc::default(),
+            changed: Arc::default(),
             drain: drain.clone(),
             cluster: cluster.cloned(),
-            now: Mutex::new(Now {
+            applied: Mutex::new(AppliedConfig {
                 config: Config::default(),
                 endpoints: BTreeMap::new(),
                 discoveries: BTreeMap::new(),
@@ -127,26 +132,26 @@ impl Live {
         live
     }
 
-    /// Takes a configuration over; what can't be changed while the gateway runs is told.
+    /// Applies a configuration. Returns the fields that differ and need a restart.
     pub(crate) async fn reload(
         &self,
         edge: &Edge,
         config: &Config,
     ) -> Result<Vec<String>, StartError> {
-        let before = self.now.lock().config.gateway.clone();
-        let (new, served) = (config.clone(), before.tls.clone());
-        // It reads files, and asks for addresses by name.
+        let before = self.applied.lock().config.gateway.clone();
+        let (new, tls_before) = (config.clone(), before.tls.clone());
+        // This reads files and resolves names, which may block.
         let prepare = spawn_blocking(move || {
             let tls = match &new.gateway.tls {
-                same if *same == served => None,
+                same if *same == tls_before => None,
                 None => Some(None),
                 Some(tls) => Some(Some(Tls::load(tls)?)),
             };
-            Ok::<_, StartError>((Prepared::new(&new)?, tls))
+            Ok::<_, StartError>((PreparedConfig::new(&new)?, tls))
         });
         let (prepared, tls) =
             prepare.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
-        let Prepared { config, endpoints, keys, tenants } = prepared;
+        let PreparedConfig { config, endpoints, keys, tenants } = prepared;
         let unchangeable = [
             ("gateway.listen", before.listen != config.gateway.listen),
             ("gateway.threads", before.threads != config.gateway.threads),
@@ -157,11 +162,11 @@ impl Live {
                 before.limits.write_timeout != config.gateway.limits.write_timeout,
             ),
         ];
-        // Tenants first: a new pool is not to be open to those who may not use it.
+        // Tenants first: otherwise a new pool would be open to tenants that may not use it.
         self.tenants.apply(tenants, Instant::now());
         let gone = self.arrange(config.clone(), endpoints, &keys);
         edge.apply(&config, self.pools.all(), tls);
-        // Last, since until now requests were routed to them.
+        // Last, since requests were routed to these pools until now.
         for pool in gone {
             pool.close();
         }
@@ -169,15 +174,14 @@ impl Live {
         Ok(changed.map(|(field, _)| field.to_owned()).collect())
     }
 
-    /// Makes pools and their endpoints such as they are configured; those that are no longer are
-    /// returned.
+    /// Adds, changes and removes pools and their endpoints as configured. Returns the removed pools.
     fn arrange(
         &self,
         config: Config,
         endpoints: BTreeMap<String, BTreeSet<SocketAddr>>,
         keys: &BTreeMap<String, UpstreamKey>,
     ) -> Vec<Arc<Pool>> {
-        let mut now = self.now.lock();
+        let mut applied = self.applied.lock();
         let none = BTreeSet::new();
         let mut pools = Vec::new();
         for settings in &config.pools {
@@ -189,15 +193,15 @@ impl Live {
                     pool
                 }
                 None => {
-                    let pool = Pool::new(settings.clone(), Arc::clone(&self.news));
+                    let pool = Pool::new(settings.clone(), Arc::clone(&self.changed));
                     self.directory.open(&pool);
                     pool
                 }
             };
             pool.key.copy(keys.get(&settings.name));
-            let before = now.endpoints.get(&settings.name).unwrap_or(&none);
+            let before = applied.endpoints.get(&settings.name).unwrap_or(&none);
             let after = endpoints.get(&settings.name).unwrap_or(&none);
-            // New ones first, or a pool could have none for a moment.
+            // Added first: otherwise a pool could be without endpoints for a moment.
             for address in after.difference(before) {
                 self.directory.add(&pool, Source::Fixed, *address);
             }
@@ -210,26 +214,28 @@ impl Live {
         let all = self.pools.all();
         let gone: Vec<_> = all.iter().filter(|pool| !is_configured(&pool.name)).cloned().collect();
         for pool in &gone {
-            if let Some(running) = now.discoveries.remove(&*pool.name) {
+            if let Some(running) = applied.discoveries.remove(&*pool.name) {
                 running.stop.cancel();
             }
             self.directory.close(pool);
         }
         for pool in &pools {
-            self.discover(pool, &mut now.discoveries);
+            self.discover(pool, &mut applied.discoveries);
         }
         self.pools.0.store(Arc::new(pools));
-        now.endpoints = endpoints;
-        now.config = config;
-        self.news.notify_one();
+        applied.endpoints = endpoints;
+        applied.config = config;
+        self.changed.notify_one();
         gone
     }
 
-    /// Begins and ends a pool's discovery as it is configured.
-    fn discover(&self, pool: &Arc<Pool>, running: &mut BTreeMap<String, Running>) {
+    /// Starts and stops a pool's discovery as configured.
+    fn discover(&self, pool: &Arc<Pool>, running: &mut BTreeMap<String, RunningDiscovery>) {
         let settings = pool.settings();
         let name = &*pool.name;
-        if running.get(name).map(|it| &it.as_configured) == settings.discovery.as_ref() {
+        if running.get(name).map(|discovery| &discovery.as_configured)
+            == settings.discovery.as_ref()
+        {
             return;
         }
         let before = running.remove(name).map(|running| {
@@ -244,13 +250,13 @@ impl Live {
         let ends = ended.clone().drop_guard();
         self.drain.spawn(async move {
             let _ends = ends;
-            // Or the one before could take away what this one finds.
+            // Otherwise the old discovery could remove endpoints that the new one finds.
             if let Some(before) = before {
                 before.cancelled().await;
             }
             finding.await;
         });
         let as_configured = discovery.clone();
-        running.insert(name.to_owned(), Running { as_configured, stop, ended });
+        running.insert(name.to_owned(), RunningDiscovery { as_configured, stop, ended });
     }
 }

@@ -1,4 +1,4 @@
-//! The gateway as one thing to start and to stop.
+//! The running gateway: start, hand-over, reload, shutdown.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use forebay_bounds::Heartbeats;
+use forebay_base::Heartbeats;
+use forebay_base::{memory, open_files};
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
-use forebay_system::{files, memory};
 use tokio::time::{Instant, timeout};
 
 use crate::control::follow;
 use crate::control::predecessor::{Busy, Predecessor};
-use crate::control::reload::{Live, Pools, Prepared};
+use crate::control::reload::{LiveConfig, Pools, PreparedConfig};
 use crate::control::report::report;
 use crate::control::start_error::StartError;
 use crate::edge::layers::Edge;
@@ -26,18 +26,18 @@ use crate::edge::listen::Listeners;
 use crate::exchange::proxy::Proxy;
 use crate::figures::arrivals::{Recorder, Recording};
 use crate::figures::endpoints_text;
-use crate::net::bounds::{Bounds, Note};
 use crate::net::drain::Drain;
+use crate::net::machine_limits::{MachineLimits, Note};
 use crate::net::tls::Tls;
 use crate::pool::Pool;
-use crate::read::body_memory::Bodies;
+use crate::read::body_memory::BodyMemory;
 use crate::route::Routes;
 
-/// How long threads that have nothing left to do may take to end.
+/// How long the threads may take to end when they have nothing left to do.
 const STOP: Duration = Duration::from_secs(5);
 
-/// A running gateway. Its probes and feeds run on the runtime that started it, clients are served
-/// by threads of its own.
+/// A running gateway. Its probes and feeds run on the runtime that started it; threads of its own
+/// serve clients.
 pub struct Gateway {
     listeners: Listeners,
     drain: Drain,
@@ -45,30 +45,30 @@ pub struct Gateway {
     edge: Arc<Edge>,
     heartbeats: Heartbeats,
     /// Probes end with it.
-    live: Live,
+    live: LiveConfig,
     recording: Option<Recording>,
-    /// Of the bounds at the start.
+    /// Notes about the machine's limits at the start.
     notes: Vec<Note>,
     predecessor: Arc<Predecessor>,
 }
 
-/// Lets others stop a gateway from taking work, before it is shut down.
+/// A handle that makes a gateway refuse new work, before it is shut down.
 #[derive(Clone)]
 pub struct Draining(Drain);
 
 impl Draining {
-    /// From now on new requests are answered 503. What is held and in flight goes on.
+    /// Answers new requests with 503 from now on. Requests that are held or in flight go on.
     pub fn begin(&self) {
         self.0.begin();
     }
 
-    /// Whether it takes no work any more, for whatever reason.
+    /// Whether the gateway refuses new work, for any reason.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.0.has_begun()
     }
 
-    /// Until no client is connected any more.
+    /// Resolves when no client is connected.
     pub async fn idle(&self) {
         self.0.idle().await;
     }
@@ -76,10 +76,10 @@ impl Draining {
 
 impl Gateway {
     /// Starts serving. `scaler` is the base URL of the admin port whose `/replicas` is followed,
-    /// `token` its bearer token. `cluster` is needed where replicas are found in Kubernetes.
+    /// and `token` its bearer token. `cluster` is needed if replicas are discovered in Kubernetes.
     ///
     /// # Errors
-    /// [`StartError`] when an address can't be used.
+    /// [`StartError`] if the configuration can't be used.
     pub fn start(
         config: &Config,
         scaler: Option<String>,
@@ -91,11 +91,11 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Starts all but serving, which [`accept`](Self::accept) begins. `sockets` are those of a
-    /// process that this one takes over from, if any, which are listening.
+    /// Starts everything but serving, which [`accept`](Self::accept) begins. `sockets` are the
+    /// listening sockets of a process that this one takes over from, if any.
     ///
     /// # Errors
-    /// [`StartError`] when an address can't be used.
+    /// [`StartError`] if the configuration can't be used.
     pub fn prepare(
         config: &Config,
         scaler: Option<String>,
@@ -103,27 +103,26 @@ impl Gateway {
         cluster: Option<&Cluster>,
         sockets: Vec<TcpListener>,
     ) -> Result<Self, StartError> {
-        let prepared = Prepared::new(config)?;
+        let prepared = PreparedConfig::new(config)?;
         let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
         if config.gateway.keys.is_none() && !config.gateway.listen.ip().to_canonical().is_loopback()
         {
             tracing::warn!(
-                "gateway.keys is not set: whoever reaches {} may use every model",
+                "gateway.keys is not set: every client that reaches {} may use every model",
                 config.gateway.listen
             );
         }
-        let (limits, files) = (&config.gateway.limits, files::limit());
+        let (limits, files) = (&config.gateway.limits, open_files::limit());
         let memory = memory::available();
-        let bounds = Bounds::of(limits, &memory, files);
+        let bounds = MachineLimits::of(limits, &memory, files);
         let notes = bounds.notes(limits, &memory, files);
         let drain = Drain::default();
-        let live = Live::begin(prepared, &drain, cluster);
+        let live = LiveConfig::begin(prepared, &drain, cluster);
         let pools = live.pools.all();
         let proxy = Proxy {
-            bodies: Bodies::default(),
+            body_memory: BodyMemory::default(),
             routes: ArcSwap::from_pointee(Routes::new(config, pools.to_vec())),
             tenants: Arc::clone(&live.tenants),
-            limits: ArcSwap::from_pointee(limits.clone()),
             bounds: ArcSwap::from_pointee(bounds),
             drain: drain.clone(),
         };
@@ -138,13 +137,14 @@ impl Gateway {
             .map_err(|source| StartError::Listen { address, source })?;
         let recording = record(config, &pools)?;
         let publisher = Publisher::new();
-        // Whoever reads the feed first finds every pool in it.
+        // The first reader of the feed finds every pool in it.
         let first = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
         publisher.publish(first.collect());
         drain.spawn(Arc::clone(&edge).follow_tls());
         let predecessor = Arc::<Predecessor>::default();
-        let (pools, news) = (live.pools.clone(), Arc::clone(&live.news));
-        drain.spawn(report(Arc::clone(&publisher), pools, news, Arc::clone(&predecessor)));
+        let (pools, changed) = (live.pools.clone(), Arc::clone(&live.changed));
+        drain.spawn(report(Arc::clone(&publisher), pools, changed, Arc::clone(&predecessor)));
+        drain.spawn(follow::upstream_keys(live.pools.clone()));
         drain.spawn(Arc::clone(&live.tenants).watch());
         if let Some(url) = scaler {
             let (tenants, directory) = (Arc::clone(&live.tenants), Arc::clone(&live.directory));
@@ -163,7 +163,7 @@ impl Gateway {
         })
     }
 
-    /// Begins to serve clients.
+    /// Starts serving clients.
     pub fn accept(&self) {
         self.listeners.accept();
     }
@@ -176,28 +176,28 @@ impl Gateway {
         self.listeners.sockets()
     }
 
-    /// Leaves new connections to a process that has the sockets too. What is connected is served on
-    /// to the end of its next answer; whoever reads `/signals` reads the other process's from now
-    /// on.
+    /// Leaves new connections to the process that took the sockets over. Each open connection ends
+    /// with its next answer. Readers of `/signals` go to the other process.
     pub async fn retire(&self) {
         self.listeners.stop_accepting().await;
         self.drain.retire();
         self.publisher.goodbye();
     }
 
-    /// Until no client is connected to a gateway that has retired.
+    /// Resolves when the gateway has retired and no client is connected any longer.
     pub async fn deserted(&self) {
         self.drain.deserted().await;
     }
 
-    /// What still goes on here, to be reported by a process that took over.
+    /// The requests that are held and in flight here. The process that took over reports them.
     #[must_use]
     pub fn busy(&self) -> Busy {
         Busy::of(&signals(&self.live.pools, &self.predecessor))
     }
 
-    /// Reports what goes on in the process that was here before as this one's own, so that no
-    /// replica is stopped under its requests. `Busy::default()` when that has ended.
+    /// Returns a function that takes each report of the process that served here before. Its
+    /// requests are reported as this process's own, so that no replica is stopped under them. After
+    /// its end, the report is `Busy::default()`.
     pub fn predecessor(&self) -> impl Fn(Busy) + Send + 'static {
         let (predecessor, pools) = (Arc::clone(&self.predecessor), self.live.pools.clone());
         let publisher = Arc::clone(&self.publisher);
@@ -208,14 +208,15 @@ impl Gateway {
         }
     }
 
-    /// Takes a new configuration over without dropping a request, or leaves all as it is.
+    /// Applies a new configuration without dropping a request. After an error, the old one stays in
+    /// force.
     ///
-    /// Pools keep their queue and their connections by their name; a pool that is no longer
-    /// configured answers what it holds with 503, and finishes what is in flight. Returned are the
-    /// fields that differ and can't be changed while the gateway runs.
+    /// Pools with the same name keep their queue and their connections. A pool that is no longer
+    /// configured answers its held requests with 503, and finishes those in flight. Returns the
+    /// fields that differ and need a restart.
     ///
     /// # Errors
-    /// What can't be used, as at the start.
+    /// [`StartError`] if the configuration can't be used.
     pub async fn reload(&self, config: &Config) -> Result<Vec<String>, StartError> {
         let kept = self.live.reload(&self.edge, config).await?;
         if let Some(recording) = &self.recording {
@@ -224,33 +225,34 @@ impl Gateway {
         Ok(kept)
     }
 
-    /// Logs which bounds come from the machine.
+    /// Logs the limits that come from the machine.
     pub fn log_bounds(&self) {
         self.notes.iter().for_each(Note::log);
     }
 
-    /// Where clients connect.
+    /// The address that clients connect to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listeners.address
     }
 
-    /// The part of `/metrics` that comes and goes with the endpoints, made anew at each call.
-    pub fn endpoint_metrics(&self) -> impl Fn() -> String + Clone + Send + Sync + 'static {
+    /// Returns a function that writes the metrics of endpoints: the part of `/metrics` whose series
+    /// come and go.
+    pub fn endpoint_metrics(&self) -> impl Fn(&mut String) + Clone + Send + Sync + 'static {
         let publisher = Arc::clone(&self.publisher);
-        move || {
+        move |text| {
             let pools = publisher.pools();
-            endpoints_text(pools.iter().map(|(name, signals)| (name.as_str(), signals)))
+            endpoints_text(text, pools.iter().map(|(name, signals)| (name.as_str(), signals)));
         }
     }
 
-    /// Those of the threads that serve clients.
+    /// The heartbeats of the threads that serve clients.
     #[must_use]
     pub fn heartbeats(&self) -> Heartbeats {
         self.heartbeats.clone()
     }
 
-    /// To drain it from elsewhere.
+    /// A handle to drain the gateway.
     #[must_use]
     pub fn draining(&self) -> Draining {
         Draining(self.drain.clone())
@@ -261,10 +263,10 @@ impl Gateway {
         Router::new().route("/signals", self.publisher.route())
     }
 
-    /// Stops accepting and finishes what is in flight and held.
+    /// Stops accepting, and finishes the requests that are held and in flight.
     ///
     /// # Errors
-    /// How many connections were cut off because their requests were not finished after `within`.
+    /// The number of connections that were cut off because they had not ended after `within`.
     pub async fn shutdown(self, within: Duration) -> Result<(), usize> {
         self.listeners.stop_accepting().await;
         let finished = self.drain.finish(Instant::now() + within).await;
@@ -278,13 +280,13 @@ impl Gateway {
             }
         });
         if timeout(STOP, stopped).await.is_err() {
-            tracing::warn!("a thread for clients does not end; it is left alone");
+            tracing::warn!("a thread that serves clients does not end; it is abandoned");
         }
         finished
     }
 }
 
-/// What goes on here and in the process before.
+/// The signals of this process, with the requests of the one before.
 fn signals(pools: &Pools, predecessor: &Predecessor) -> BTreeMap<String, PoolSignals> {
     let pools = pools.all();
     let signals = pools.iter().map(|pool| (pool.name.to_string(), pool.signals()));
@@ -293,7 +295,7 @@ fn signals(pools: &Pools, predecessor: &Predecessor) -> BTreeMap<String, PoolSig
     signals
 }
 
-/// Records the arrivals of every pool, where that is configured.
+/// Records the arrivals of every pool if that is configured.
 fn record(config: &Config, pools: &[Arc<Pool>]) -> Result<Option<Recording>, StartError> {
     let Some(settings) = &config.gateway.record_arrivals else { return Ok(None) };
     let recording = Recording::start(settings)
@@ -302,7 +304,7 @@ fn record(config: &Config, pools: &[Arc<Pool>]) -> Result<Option<Recording>, Sta
     Ok(Some(recording))
 }
 
-/// Records these pools from now on; those that are recorded already stay so.
+/// Records the arrivals of these pools from now on.
 fn record_arrivals(recorder: &Recorder, pools: &[Arc<Pool>]) {
     for pool in pools {
         let _ = pool.recorder.set(recorder.clone());

@@ -1,5 +1,5 @@
-//! The reasons for which a gateway does not start or reload, and the addresses that are a part of
-//! them.
+//! The errors of starting and reloading a gateway, and the resolution of endpoints, which can fail
+//! with one of them.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -7,28 +7,28 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use crate::net::tls::TlsError;
 use crate::tenant::api_keys::KeysError;
 
-/// A gateway that does not start.
+/// A gateway can't start, or can't use a new configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Mostly: the port is taken.
+    /// The address can't be used; most often the port is taken.
     #[error("gateway.listen: cannot listen on {address}: {source}")]
     Listen {
         /// As configured.
         address: SocketAddr,
-        /// The system's word.
+        /// The system's error.
         source: io::Error,
     },
     /// The files of `gateway.tls` can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The file with the replicas' key is not there, or holds none.
+    /// The file with the replicas' key can't be read, or has no key.
     #[error("pools: apiKeyFile of pool `{pool}`: {}: {source}", file.display())]
     Key {
         /// Its pool.
         pool: String,
         /// As configured.
         file: std::path::PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: io::Error,
     },
     /// The file for arrivals can't be written.
@@ -36,20 +36,20 @@ pub enum StartError {
     Arrivals {
         /// As configured.
         file: std::path::PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: io::Error,
     },
-    /// The API keys' file can't be read, or is wrong.
+    /// The API keys' file can't be read, or is not valid.
     #[error("gateway.keys.file: {0}")]
     Keys(KeysError),
-    /// Not an address, or a name that does not resolve.
+    /// An endpoint is neither an address nor a name that resolves.
     #[error("pools: endpoint `{endpoint}` of pool `{pool}`: {reason}")]
     Endpoint {
         /// Its pool.
         pool: String,
         /// As configured.
         endpoint: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
 }

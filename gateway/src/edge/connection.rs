@@ -1,13 +1,14 @@
-//! One connection of a client, from its handshake to its end: HTTP/1.1 or HTTP/2, by negotiation or
-//! by its first bytes, within its time limits.
+//! One connection of a client, from its handshake to its end, within its time limits. It speaks
+//! HTTP/1.1 or HTTP/2: TLS negotiates the version, and without TLS the first bytes show it.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -16,52 +17,68 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use pingora_core::protocols::Stream;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::edge::head::ServedHost;
 use crate::edge::layers::{Edge, Peer};
-use crate::net::activity::{Activity, Over, Watched};
+use crate::net::activity::{Activity, TimeLimit, WatchedBody};
 use crate::net::alarm::poll_alarm;
-use crate::net::connection_limits::Counted;
-use crate::net::h2_tasks::{Running, Streams};
+use crate::net::clock;
+use crate::net::connection_limits::CountedConnection;
+use crate::net::h2_tasks::{H2Executor, H2Tasks};
 use crate::net::linger::Linger;
 use crate::net::socket::ClientSocket;
 use crate::net::upload::Upload;
+use crate::net::wake_flag::WakeFlag;
 use crate::read::context::Client;
-use crate::realtime::Sessions;
+use crate::realtime::session::ConnectionSessions;
 
-/// What an HTTP/2 client with prior knowledge begins with.
+/// The first bytes of an HTTP/2 client with prior knowledge.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How often an HTTP/2 client is asked whether it is still there, and how long it may take.
+/// The bytes that are read at once to find out the version: the whole of a usual request. hyper
+/// keeps a buffer for each read that a head or a body comes in.
+const FIRST_READ: usize = 4 << 10;
+/// How often an HTTP/2 client is pinged, and how long its answer may take.
 const PING: Duration = Duration::from_secs(20);
-/// What is kept of one answer's stream for a client that takes nothing.
+/// The bytes of one answer that are buffered for a client that takes nothing.
 const SEND_BUFFER: usize = 64 << 10;
-/// Streams that a client has reset before they were looked at: beyond, it does nothing else.
+/// The most streams that a client may reset before the gateway has handled them. A client that
+/// exceeds this does nothing but reset.
 const PENDING_RESETS: usize = 64;
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(stream: Stream, address: SocketAddr, counted: &Counted, edge: Arc<Edge>) {
-    let client = Client { socket: ClientSocket::new(stream.id()), address: Some(address.ip()) };
-    let digest = stream.get_socket_digest();
-    let local = digest.and_then(|digest| Some(digest.local_addr()?.as_inet()?.ip()));
-    let peer = Peer { client, local, encrypted: false };
-    let greeted = async {
+pub(crate) async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    counted: &CountedConnection,
+    edge: Arc<Edge>,
+) {
+    let socket = ClientSocket::new(stream.as_raw_fd());
+    let client = Client { socket, address: Some(address.ip()) };
+    let local = stream.local_addr().ok().map(|local| local.ip());
+    let peer = Peer { client, local, encrypted: false, served_host: ServedHost::default() };
+    let negotiation = async {
         match edge.tls() {
             None => plain(stream, peer, &edge).await,
-            Some(tls) => secure(stream, tls, Peer { encrypted: true, ..peer }, &edge).await,
+            // Boxed, like everything that most connections don't need: a connection's future is as
+            // large as its largest branch.
+            Some(tls) => {
+                Box::pin(secure(stream, tls, Peer { encrypted: true, ..peer }, &edge)).await
+            }
         }
     };
-    let greeted = tokio::select! {
-        // It may have sent something meanwhile.
+    let negotiated = tokio::select! {
+        // A client whose first bytes have come is served.
         biased;
-        greeted = greeted => greeted,
-        () = counted.asked_to_close() => Err("closed for another's sake".into()),
+        negotiated = negotiation => negotiated,
+        () = counted.close_requested() => Err("closed to make room for another".into()),
     };
-    let outcome = match greeted {
+    let outcome = match negotiated {
         Ok((io, http2, peer)) => serve_http(io, http2, peer, counted, edge).await,
         Err(error) => Err(error),
     };
@@ -70,27 +87,31 @@ pub(crate) async fn serve(stream: Stream, address: SocketAddr, counted: &Counted
     }
 }
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A connection whose version of HTTP is known: whether that is HTTP/2.
-type Greeted = (ClientIo, bool, Peer);
+/// A connection whose version of HTTP is known, with whether that is HTTP/2.
+type Negotiated = (ClientIo, bool, Peer);
 
-async fn plain(mut stream: Stream, peer: Peer, edge: &Edge) -> Result<Greeted, Error> {
+async fn plain(
+    mut stream: TcpStream,
+    peer: Peer,
+    edge: &Edge,
+) -> Result<Negotiated, ConnectionError> {
     let limit = edge.limits().header_timeout;
     let Ok(sniffed) = timeout(limit, sniff(&mut stream)).await else {
-        return Err("nothing came".into());
+        return Err("the client sent nothing".into());
     };
-    let Sniffed { read, http2 } = sniffed?;
+    let FirstBytes { read, http2 } = sniffed?;
     let io = ClientIo::new(Io::Plain(stream), read);
     Ok((io, http2, peer))
 }
 
 async fn secure(
-    stream: Stream,
+    stream: TcpStream,
     tls: Arc<ServerConfig>,
     peer: Peer,
     edge: &Edge,
-) -> Result<Greeted, Error> {
+) -> Result<Negotiated, ConnectionError> {
     let limit = edge.limits().header_timeout;
     let stream = timeout(limit, TlsAcceptor::from(tls).accept(stream))
         .await
@@ -101,25 +122,25 @@ async fn secure(
     Ok((io, http2, peer))
 }
 
-/// The first bytes, as far as they were needed to know the version.
-struct Sniffed {
+/// The bytes that were read to find out the version, and whether it is HTTP/2.
+struct FirstBytes {
     read: Bytes,
     http2: bool,
 }
 
-async fn sniff(stream: &mut Stream) -> io::Result<Sniffed> {
-    let mut read = BytesMut::with_capacity(1024);
+async fn sniff(stream: &mut TcpStream) -> io::Result<FirstBytes> {
+    let mut read = BytesMut::with_capacity(FIRST_READ);
     loop {
         let known = read.len().min(PREFACE.len());
         if read[..known] != PREFACE[..known] || known == PREFACE.len() {
-            return Ok(Sniffed {
+            return Ok(FirstBytes {
                 http2: known == PREFACE.len() && read[..known] == *PREFACE,
                 read: read.freeze(),
             });
         }
         if stream.read_buf(&mut read).await? == 0 {
-            // Left, maybe in the middle of a preface. HTTP/1 knows what to do of either.
-            return Ok(Sniffed { read: read.freeze(), http2: false });
+            // The client left, perhaps within a preface. HTTP/1 handles both.
+            return Ok(FirstBytes { read: read.freeze(), http2: false });
         }
     }
 }
@@ -128,123 +149,134 @@ async fn serve_http(
     mut io: ClientIo,
     http2: bool,
     mut peer: Peer,
-    counted: &Counted,
+    counted: &CountedConnection,
     edge: Arc<Edge>,
-) -> Result<(), Error> {
+) -> Result<(), ConnectionError> {
     let limits = edge.limits();
     let activity = Activity::new(Instant::now(), !http2);
-    counted.speaks(&activity);
+    counted.set_activity(&activity);
     io.activity = Some(Arc::clone(&activity));
-    let streams = Streams::default();
+    let streams = H2Executor::default();
     if http2 {
-        // A stream's end is told by the protocol, and the socket is always read.
+        // The protocol reports the end of a stream, and the socket is always read.
         peer.client.socket = ClientSocket::unwatched();
     }
-    let peer = Arc::new(peer);
-    let sessions = Sessions::default();
+    let encrypted = peer.encrypted;
+    let sessions = ConnectionSessions::default();
+    // Cloned for each request. This reference count is the connection's own; the edge's is shared
+    // by all threads.
+    let shared = Arc::new((Arc::clone(&edge), peer, sessions.clone()));
     let service = {
-        let (edge, activity, streams) = (Arc::clone(&edge), Arc::clone(&activity), streams.clone());
-        let sessions = sessions.clone();
+        let (activity, streams) = (Arc::clone(&activity), streams.clone());
         service_fn(move |request: Request<Incoming>| {
             let request = request.map(|body| Upload::new(body, Arc::clone(&activity)));
-            let flight = activity.begin(Instant::now());
+            let flight = activity.begin();
             if http2 {
                 streams.announce(&flight);
             }
-            let (edge, peer, sessions) = (Arc::clone(&edge), Arc::clone(&peer), sessions.clone());
+            let shared = Arc::clone(&shared);
             async move {
-                let response = edge.serve(request, &peer, &sessions).await;
-                Ok::<_, Infallible>(response.map(|body| Watched::new(body, flight)))
+                let (edge, peer, sessions) = &*shared;
+                let response = edge.serve(request, peer, sessions).await;
+                Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, flight)))
             }
         })
     };
     let header_size = usize::try_from(limits.header_size.bytes()).unwrap_or(usize::MAX);
     if http2 {
-        let mut builder = http2::Builder::new(streams.clone());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.streams_per_connection)
-            .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
-            .max_pending_accept_reset_streams(PENDING_RESETS)
-            .max_send_buf_size(SEND_BUFFER)
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING);
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
-        let mut running = Running::new(streams, Arc::clone(&limits));
-        let poll = |cx: &mut Context<'_>, action| match action {
-            Drive::End => {
-                connection.as_mut().graceful_shutdown();
-                Poll::Pending
-            }
-            Drive::Poll => loop {
-                running.poll(cx);
-                if let Poll::Ready(served) = connection.as_mut().poll(cx) {
-                    return Poll::Ready(served);
+        let serving = async {
+            let mut builder = http2::Builder::new(streams.clone());
+            builder
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(limits.streams_per_connection)
+                .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
+                .max_pending_accept_reset_streams(PENDING_RESETS)
+                .max_send_buf_size(SEND_BUFFER)
+                .keep_alive_interval(PING)
+                .keep_alive_timeout(PING);
+            let mut connection =
+                std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+            let mut running = H2Tasks::new(streams, Arc::clone(&limits));
+            let poll = |cx: &mut Context<'_>, action| match action {
+                Drive::End => {
+                    connection.as_mut().graceful_shutdown();
+                    Poll::Pending
                 }
-                if !running.poll(cx) {
-                    return Poll::Pending;
-                }
-            },
+                Drive::Poll => loop {
+                    running.poll(cx);
+                    if let Poll::Ready(served) = connection.as_mut().poll(cx) {
+                        return Poll::Ready(served);
+                    }
+                    if !running.poll(cx) {
+                        return Poll::Pending;
+                    }
+                },
+            };
+            drive(poll, &activity, counted, &edge, true).await
         };
-        drive(poll, &activity, counted, &edge, true).await
-    } else {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            // Ours, which tells heads from idleness.
-            .header_read_timeout(None)
-            .max_buf_size(header_size.max(8192))
-            .max_header_size(header_size);
-        if limits.header_count != 100 {
-            // hyper's own number costs no allocation.
-            builder.max_headers(limits.header_count.into());
-        }
-        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        let mut connection = std::pin::pin!(connection);
-        let poll = |cx: &mut Context<'_>, action| match action {
-            Drive::End => {
-                connection.as_mut().graceful_shutdown();
-                Poll::Pending
-            }
-            Drive::Poll => connection.as_mut().poll(cx),
-        };
-        drive(poll, &activity, counted, &edge, false).await?;
-        // What it was upgraded to, which is as good as a request.
-        let _flight = activity.begin(Instant::now());
-        sessions.run().await;
-        Ok(())
+        // Boxed: most connections need only the room for HTTP/1.
+        return Box::pin(serving).await;
     }
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // `activity` has this limit: it distinguishes a slow head from an idle connection.
+        .header_read_timeout(None)
+        // Each request watches the socket for its client's close. To notice it as well, hyper would
+        // keep 8 KiB to read into for each request. Only it can read the end of a TLS connection.
+        .half_close(!encrypted)
+        .max_buf_size(header_size.max(8192))
+        .max_header_size(header_size);
+    if limits.header_count != 100 {
+        // hyper's default costs no allocation.
+        builder.max_headers(limits.header_count.into());
+    }
+    let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let poll = |cx: &mut Context<'_>, action| match action {
+        Drive::End => {
+            connection.as_mut().graceful_shutdown();
+            Poll::Pending
+        }
+        Drive::Poll => connection.as_mut().poll(cx),
+    };
+    drive(poll, &activity, counted, &edge, false).await?;
+    // A session counts as a request.
+    let _flight = activity.begin();
+    Box::pin(sessions.run()).await;
+    Ok(())
 }
 
-/// What a connection is to do next.
+/// The next step of a connection.
 enum Drive {
     Poll,
-    /// Answer what is there and take nothing new.
+    /// Answer the present requests, and take no others.
     End,
 }
 
-/// How long a connection that came too late may take to ask.
+/// How long a connection that comes during a drain may take to send its request.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long a connection without a request may stay with a gateway that has retired. Its next
-/// answer ends it without doubt; to close it before could cross a request that is on its way.
+/// How long an idle connection may stay with a gateway that has retired. The answer to its next
+/// request ends it safely; closing it at once could cross a request that is on its way.
 const LAST_REQUEST: Duration = Duration::from_secs(10);
 
-/// Drives a connection within its limits; when the gateway drains or retires, to its orderly end.
+/// Drives a connection within its limits. If the gateway drains or retires, the connection ends in
+/// good order.
 async fn drive(
     mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<hyper::Result<()>>,
     activity: &Activity,
-    counted: &Counted,
+    counted: &CountedConnection,
     edge: &Edge,
     http2: bool,
-) -> Result<(), Error> {
+) -> Result<(), ConnectionError> {
     let limits = edge.limits();
-    // One that came while the gateway drained still gets its first request's answer, a refusal.
+    // A connection that comes during a drain still gets the answer to its first request, a refusal.
     let late = edge.drain().has_begun();
     let mut draining = std::pin::pin!(async {
         let retired = async {
             edge.drain().retired().await;
-            // HTTP/2 says which requests it still answers.
+            // With HTTP/2, the gateway can say which requests it still answers.
             if !http2 {
                 sleep(LAST_REQUEST.min(limits.idle_timeout)).await;
             }
@@ -257,54 +289,67 @@ async fn drive(
         }
     });
     let mut alarm = std::pin::pin!(sleep_until(activity.due(&limits).0));
-    let mut asked = std::pin::pin!(counted.asked_to_close());
+    let mut close_requested = std::pin::pin!(counted.close_requested());
     let (mut drains, mut ending) = (false, false);
+    // Nearly always, a poll is the socket's or a request's doing, and these three wait on. Two of
+    // them would lock what all threads share.
+    let events = WakeFlag::new();
+    let event_waker = Waker::from(Arc::clone(&events));
     std::future::poll_fn(|cx| {
-        if !drains && draining.as_mut().poll(cx).is_ready() {
+        let (woken, now) = (events.take(cx), Instant::now());
+        activity.set_now(now);
+        let mut connection = |cx: &mut Context<'_>, step| clock::hold(now, || connection(cx, step));
+        let event_cx = &mut Context::from_waker(&event_waker);
+        if woken && !drains && draining.as_mut().poll(event_cx).is_ready() {
             drains = true;
             let _ = connection(cx, Drive::End);
         }
         if let Poll::Ready(served) = connection(cx, Drive::Poll) {
-            return Poll::Ready(served.map_err(Error::from));
+            return Poll::Ready(served.map_err(ConnectionError::from));
         }
-        if asked.as_mut().poll(cx).is_ready() {
-            // One that is in use again by now is left alone, and may be asked anew.
-            asked.set(counted.asked_to_close());
+        if woken && close_requested.as_mut().poll(event_cx).is_ready() {
+            // A connection that is in use again stays. It may get another request to close later.
+            close_requested.set(counted.close_requested());
             if activity.unused().is_some() {
                 ending = true;
                 alarm.as_mut().reset(Instant::now());
                 let _ = connection(cx, Drive::End);
                 if let Poll::Ready(served) = connection(cx, Drive::Poll) {
-                    return Poll::Ready(served.map_err(Error::from));
+                    return Poll::Ready(served.map_err(ConnectionError::from));
                 }
             }
-            cx.waker().wake_by_ref();
+            event_waker.wake_by_ref();
         }
-        // Moved when it must ring earlier, or has rung: not with each request.
-        if !ending && activity.due(&limits).0 < alarm.deadline() {
-            alarm.as_mut().reset(activity.due(&limits).0);
+        // The alarm is moved only if it must ring earlier, or has rung: not for each request.
+        let due = activity.due(&limits).0;
+        let moved = !ending && due < alarm.deadline();
+        if moved {
+            alarm.as_mut().reset(due);
+        }
+        if !woken && !moved && alarm.deadline() > now {
+            return Poll::Pending;
         }
         loop {
-            ready!(poll_alarm(alarm.as_mut(), cx));
+            ready!(poll_alarm(alarm.as_mut(), event_cx));
             let (now, (due, over)) = (Instant::now(), activity.due(&limits));
             if ending {
-                return Poll::Ready(Err("did not end in time".into()));
+                return Poll::Ready(Err("it did not close in time".into()));
             }
             if due > now {
                 alarm.as_mut().reset(due);
                 continue;
             }
             match over {
-                Over::Idle => {
+                TimeLimit::Idle => {
                     ending = true;
                     alarm.as_mut().reset(now + limits.write_timeout);
                     let _ = connection(cx, Drive::End);
                     if let Poll::Ready(served) = connection(cx, Drive::Poll) {
-                        return Poll::Ready(served.map_err(Error::from));
+                        return Poll::Ready(served.map_err(ConnectionError::from));
                     }
                 }
-                Over::Head => return Poll::Ready(Err("a head took too long".into())),
-                Over::Total => return Poll::Ready(Err("an answer took too long".into())),
+                TimeLimit::Head => return Poll::Ready(Err("a head took too long".into())),
+                TimeLimit::Total => return Poll::Ready(Err("an answer took too long".into())),
             }
         }
     })
@@ -312,17 +357,17 @@ async fn drive(
 }
 
 enum Io {
-    Plain(Stream),
-    Tls(Box<TlsStream<Stream>>),
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A client's bytes, those first that were read to know the version.
+/// A client's bytes, beginning with those that were read to find out the version.
 struct ClientIo {
     io: Io,
     read: Bytes,
     activity: Option<Arc<Activity>>,
-    /// Our side is closed, and the client's is not yet.
-    linger: Option<Linger>,
+    /// Set when the gateway's side is closed and the client's is not.
+    linger: Option<Box<Linger>>,
 }
 
 impl ClientIo {
@@ -348,11 +393,15 @@ impl AsyncRead for ClientIo {
             let count = this.read.len().min(buf.remaining());
             buf.put_slice(&this.read[..count]);
             this.read.advance(count);
+            if this.read.is_empty() {
+                // Its memory is not needed any longer.
+                this.read = Bytes::new();
+            }
         }
         if buf.filled().len() > before
             && let Some(activity) = &this.activity
         {
-            activity.received(Instant::now());
+            activity.received();
         }
         Poll::Ready(Ok(()))
     }
@@ -402,12 +451,13 @@ impl AsyncWrite for ClientIo {
                 Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
                 Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
             })?;
-            let Some(activity) = this.activity.as_ref().filter(|it| it.is_unread()) else {
+            let Some(activity) = this.activity.as_ref().filter(|activity| activity.is_unread())
+            else {
                 return Poll::Ready(Ok(()));
             };
-            activity.closed(Instant::now());
+            activity.closed();
         }
-        let linger = this.linger.get_or_insert_with(|| Linger::new(Instant::now()));
+        let linger = this.linger.get_or_insert_with(|| Box::new(Linger::new(Instant::now())));
         ready!(match &mut this.io {
             Io::Plain(io) => linger.poll(cx, Pin::new(io)),
             Io::Tls(io) => linger.poll(cx, Pin::new(io)),

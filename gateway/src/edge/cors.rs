@@ -1,17 +1,27 @@
-//! Pages of other origins in browsers (CORS): the answer to their preflight, and what they may read
-//! of the others. Pure.
+//! CORS: the answer to a preflight, and the headers that let a page of another origin read an
+//! answer. Pure.
+//!
+//! By hand, since `tower_http::cors::CorsLayer` (0.7) differs in ways that matter here. It takes
+//! every OPTIONS request for a preflight, also one that asks for the methods of a path. It lists
+//! methods and headers for origins that are not allowed. It keeps a replica's own
+//! `access-control-*` headers, and vLLM's allow every origin. It is cloned, with all its lists, for
+//! each request, and would have to be built anew for each connection to follow a reload.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request};
 
-use crate::exchange::answer_body::Body;
+use crate::exchange::answer_body::AnswerBody;
 
-/// `gateway.cors`, as headers.
+/// Marks an answer to a preflight, in the response's extensions: its CORS headers are complete.
+#[derive(Clone, Copy)]
+pub(crate) struct PreflightAnswer;
+
+/// `gateway.cors` as headers.
 pub(crate) struct Cors {
     any_origin: bool,
     origins: Vec<HeaderValue>,
     methods: HeaderValue,
-    /// `None`: any that are asked for.
+    /// `None` allows any headers that a preflight asks for.
     headers: Option<HeaderValue>,
     exposed: Option<HeaderValue>,
     credentials: bool,
@@ -20,8 +30,8 @@ pub(crate) struct Cors {
 
 impl Cors {
     pub(crate) fn new(config: &forebay_config::Cors) -> Self {
-        let list = |words: &[String]| HeaderValue::from_str(&words.join(", ")).ok();
-        let any = |words: &[String]| words.iter().any(|word| word == "*");
+        let list = |values: &[String]| HeaderValue::from_str(&values.join(", ")).ok();
+        let any = |values: &[String]| values.iter().any(|value| value == "*");
         let origins =
             config.origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
         Self {
@@ -40,22 +50,23 @@ impl Cors {
         self.any_origin || self.origins.contains(origin)
     }
 
-    /// The answer to a preflight; `None` for what is none. To an origin that is not allowed it
-    /// allows nothing.
-    pub(crate) fn preflight(&self, parts: &request::Parts) -> Option<Response<Body>> {
-        let asked = &parts.headers;
+    /// The answer to a preflight; `None` for any other request. An origin that is not listed is
+    /// allowed nothing.
+    pub(crate) fn preflight(&self, parts: &request::Parts) -> Option<Response<AnswerBody>> {
+        let requested = &parts.headers;
         let is_preflight = parts.method == Method::OPTIONS
-            && asked.contains_key(header::ORIGIN)
-            && asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+            && requested.contains_key(header::ORIGIN)
+            && requested.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         if !is_preflight {
             return None;
         }
-        let mut response = Response::new(Body::full(bytes::Bytes::new()));
+        let mut response = Response::new(AnswerBody::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
+        response.extensions_mut().insert(PreflightAnswer);
         let headers = response.headers_mut();
-        if self.allow(asked.get(header::ORIGIN), headers) {
+        if self.allow(requested.get(header::ORIGIN), headers) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone());
-            let wanted = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+            let wanted = requested.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
             if let Some(allowed) = self.headers.as_ref().or(wanted) {
                 headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed.clone());
             }
@@ -66,10 +77,9 @@ impl Cors {
         Some(response)
     }
 
-    /// Lets a page of an allowed origin read an answer. What the replica says of this does not
-    /// count.
+    /// Lets a page of an allowed origin read an answer, from which the replica's own CORS headers
+    /// are cleared.
     pub(crate) fn expose(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        clear(headers);
         if self.allow(origin, headers)
             && let Some(exposed) = &self.exposed
         {
@@ -79,7 +89,7 @@ impl Cors {
 
     fn allow(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) -> bool {
         if !self.any_origin {
-            // Caches must not give one origin's answer to another.
+            // A cache must not give one origin's answer to another.
             vary(headers, header::ORIGIN);
         }
         let Some(origin) = origin else { return false };
@@ -97,16 +107,22 @@ impl Cors {
     }
 }
 
-/// Only the gateway's configuration says what other origins may do.
+/// Removes a replica's CORS headers: only the gateway's configuration counts.
 pub(crate) fn clear(headers: &mut HeaderMap) {
-    for name in [
-        header::ACCESS_CONTROL_ALLOW_ORIGIN,
-        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-        header::ACCESS_CONTROL_ALLOW_METHODS,
-        header::ACCESS_CONTROL_ALLOW_HEADERS,
-        header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        header::ACCESS_CONTROL_MAX_AGE,
-    ] {
+    let is_cors = |name: &&HeaderName| {
+        name.as_str().starts_with("access-control-")
+            && [
+                header::ACCESS_CONTROL_ALLOW_ORIGIN,
+                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                header::ACCESS_CONTROL_MAX_AGE,
+            ]
+            .contains(name)
+    };
+    // Few replicas send any.
+    while let Some(name) = headers.keys().find(is_cors).cloned() {
         headers.remove(name);
     }
 }
@@ -135,7 +151,7 @@ mod tests {
         Some(lines(response.headers()))
     }
 
-    /// Sorted, and without the prefix that all have.
+    /// The headers, sorted, without their common prefix.
     fn lines(headers: &HeaderMap) -> String {
         let line = |(name, value): (&HeaderName, &HeaderValue)| {
             format!("{name}: {}", value.to_str().expect("text")).replace("access-control-", "")
@@ -146,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_origin_is_told_what_it_may_do_and_another_nothing() {
+    fn a_preflight_allows_a_listed_origin_and_no_other() {
         let cors = cors(
             r#"{"origins": ["https://a.example", "https://b.example"], "headers": ["authorization"],
                 "credentials": true, "maxAge": "1m", "exposeHeaders": ["x-request-id"]}"#,
@@ -160,21 +176,21 @@ mod tests {
             )
         );
         for other in ["https://c.example", "https://a.example:8443", "null"] {
-            let told = preflight(&cors, other).expect("a preflight");
-            assert!(!told.contains("allow-"), "{told}");
+            let answer = preflight(&cors, other).expect("a preflight");
+            assert!(!answer.contains("allow-"), "{answer}");
         }
     }
 
     #[test]
     fn any_origin_and_any_header_can_be_allowed() {
         let cors = cors(r#"{"origins": ["*"], "headers": ["*"]}"#);
-        let told = preflight(&cors, "https://any.example").expect("a preflight");
-        assert!(told.contains("allow-origin: *\n") && told.contains("allow-headers: x-mine\n"));
-        assert!(!told.contains("credentials") && !told.contains("vary: origin"), "{told}");
+        let answer = preflight(&cors, "https://any.example").expect("a preflight");
+        assert!(answer.contains("allow-origin: *\n") && answer.contains("allow-headers: x-mine\n"));
+        assert!(!answer.contains("credentials") && !answer.contains("vary: origin"), "{answer}");
     }
 
     #[test]
-    fn what_is_no_preflight_goes_its_way() {
+    fn a_request_that_is_not_a_preflight_goes_on() {
         let cors = cors(r#"{"origins": ["*"]}"#);
         for request in [
             http::Request::options("/").header("origin", "https://a.example"),
@@ -189,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_gateway_says_who_may_read_an_answer() {
+    fn only_the_gateways_configuration_says_who_may_read_an_answer() {
         let cors = cors(r#"{"origins": ["https://a.example"], "exposeHeaders": ["x-request-id"]}"#);
         for (origin, want) in [
             (
@@ -204,6 +220,7 @@ mod tests {
             headers.insert("access-control-allow-origin", HeaderValue::from_static("*"));
             headers.insert("access-control-allow-credentials", HeaderValue::from_static("true"));
             let origin = origin.map(HeaderValue::from_static);
+            clear(&mut headers);
             cors.expose(origin.as_ref(), &mut headers);
             assert_eq!(lines(&headers), want);
         }

@@ -1,9 +1,9 @@
-//! Who may send requests where no key tells one client from another. Pure.
+//! The guard against foreign web pages where no key is required. Pure.
 //!
-//! Whoever reaches the gateway is then a client, and so is every web page that a browser near it
-//! opens. Three things give a page away that isn't the gateway's own: a `host` that is the page's,
-//! made to point here (DNS rebinding); a foreign `origin`; and a body that doesn't say that it is
-//! JSON, since browsers send that across sites only after a preflight.
+//! Every program that reaches the gateway is a client then, and so is every web page that a browser
+//! near it opens. Three signs show a page that isn't the gateway's own: a `host` of the page's
+//! site, whose DNS points here (DNS rebinding); a foreign `origin`; and a body that isn't declared
+//! as JSON, since browsers send JSON to other sites only after a preflight.
 
 use std::net::IpAddr;
 
@@ -13,27 +13,28 @@ use http::header::{self, HeaderMap, HeaderValue};
 use crate::answer::refusal::Refusal;
 use crate::edge::cors::Cors;
 use crate::net::host::{Host, HostName};
+use crate::read::known_headers::{KnownHeader, KnownHeaders};
 use crate::tenant::api_keys;
 
-/// What a request without a key may name, where one is let in.
+/// The check of requests without a key.
 pub(crate) struct Guard {
     /// `gateway.allowedHosts`.
     hosts: Vec<HostPattern>,
-    /// Keys are configured and not required: what shows one is judged by it.
+    /// Keys are configured but not required. A request that has one is judged by its key.
     keys: bool,
 }
 
-/// The places that a request names as its own.
-pub(crate) struct Places<'a> {
-    /// The authority of HTTP/2, or `host`. Only HTTP/1.0 has requests without one, and browsers
-    /// don't send those.
+/// The hosts that a request names as the gateway's own.
+pub(crate) struct NamedHosts<'a> {
+    /// The authority of HTTP/2, or `host`. Only an HTTP/1.0 request may lack it, and browsers don't
+    /// send those.
     pub(crate) host: Option<Host<'a>>,
-    /// What a known proxy in front was called by.
+    /// The host by which the client reached a trusted proxy.
     pub(crate) forwarded: Option<Host<'a>>,
 }
 
 impl Guard {
-    /// `None` where every request must show a key, which pages of other sites don't know.
+    /// `None` if every request needs a key: pages of other sites don't know one.
     pub(crate) fn new(gateway: &Gateway) -> Option<Self> {
         let keys = match &gateway.keys {
             None => false,
@@ -43,17 +44,18 @@ impl Guard {
         Some(Self { hosts: gateway.allowed_hosts.clone(), keys })
     }
 
-    /// Whether a request has only its head to be judged by.
+    /// Whether the check applies: the request has no key that could be judged instead.
     pub(crate) fn applies(&self, headers: &HeaderMap) -> bool {
-        !self.keys || api_keys::shown(headers).next().is_none()
+        !self.keys || api_keys::client_keys(headers).next().is_none()
     }
 
-    /// Refuses what a page of another site makes a browser send. `own` says which addresses are
-    /// this machine's.
+    /// Refuses requests that a page of another site makes a browser send. `own` says whether an
+    /// address is this machine's.
     pub(crate) fn check(
         &self,
-        places: &Places<'_>,
+        hosts: &NamedHosts<'_>,
         headers: &HeaderMap,
+        known: KnownHeaders,
         cors: Option<&Cors>,
         own: impl Fn(IpAddr) -> bool,
     ) -> Result<(), Refusal> {
@@ -61,14 +63,17 @@ impl Guard {
             true => Ok(()),
             false => Err(Refusal::ForeignHost(host.name.to_string())),
         };
-        places.host.iter().try_for_each(served)?;
+        hosts.host.iter().try_for_each(served)?;
+        if !known.has(KnownHeader::Origin) {
+            return Ok(());
+        }
         for origin in headers.get_all(header::ORIGIN) {
             if cors.is_some_and(|cors| cors.allows(origin)) {
                 continue;
             }
-            match places.of_page(origin) {
+            match hosts.of_page(origin) {
                 Some(host) => served(host)?,
-                None => return Err(Refusal::ForeignOrigin(shown(origin))),
+                None => return Err(Refusal::ForeignOrigin(excerpt(origin))),
             }
         }
         Ok(())
@@ -81,8 +86,8 @@ impl Guard {
     }
 }
 
-impl<'a> Places<'a> {
-    /// The one that a page of this origin is of.
+impl<'a> NamedHosts<'a> {
+    /// The host that a page of this origin belongs to.
     fn of_page(&self, origin: &HeaderValue) -> Option<&Host<'a>> {
         let page = origin.to_str().ok().and_then(Host::of_origin)?;
         let port = page.port?;
@@ -90,9 +95,13 @@ impl<'a> Places<'a> {
     }
 }
 
-/// The content type says that a body is JSON.
-pub(crate) fn says_json(headers: &HeaderMap) -> Result<(), Refusal> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+/// Refuses a body whose content type is not JSON.
+pub(crate) fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let kind = headers.get(header::CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind.as_bytes() == b"application/json") {
+        return Ok(());
+    }
+    let kind = kind.and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let is_json = kind.split_once('/').is_some_and(|(of, subtype)| {
         let form = subtype.rsplit('+').next().unwrap_or_default();
@@ -101,8 +110,8 @@ pub(crate) fn says_json(headers: &HeaderMap) -> Result<(), Refusal> {
     if is_json { Ok(()) } else { Err(Refusal::NotJson) }
 }
 
-/// A client's own text as an error shows it.
-pub(crate) fn shown(value: &HeaderValue) -> String {
+/// The beginning of a header's value, for an error's text.
+pub(crate) fn excerpt(value: &HeaderValue) -> String {
     String::from_utf8_lossy(value.as_bytes()).chars().take(100).collect()
 }
 
@@ -121,14 +130,15 @@ mod tests {
             headers.insert(header::ORIGIN, HeaderValue::from_str(origin).expect("a value"));
         }
         let host = host.map(|host| Host::parse(host).expect("a host"));
-        let places = Places { host, forwarded: Host::parse("chat.example") };
+        let named_hosts = NamedHosts { host, forwarded: Host::parse("chat.example") };
         let cors = serde_json::from_str(r#"{"origins": ["https://ui.example"]}"#).expect("valid");
         let own = |address: IpAddr| address == IpAddr::from([192, 168, 1, 5]);
-        guard(hosts).check(&places, &headers, Some(&Cors::new(&cors)), own).is_ok()
+        let known = KnownHeaders::of(&headers);
+        guard(hosts).check(&named_hosts, &headers, known, Some(&Cors::new(&cors)), own).is_ok()
     }
 
     #[test]
-    fn a_host_is_this_machines_or_listed() {
+    fn a_host_must_be_this_machines_or_listed() {
         for (host, want) in [
             (Some("localhost:8080"), true),
             (Some("192.168.1.5:8080"), true),
@@ -144,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_the_gateways_own_or_of_a_listed_origin() {
+    fn a_page_must_be_the_gateways_own_or_of_a_listed_origin() {
         for (origin, want) in [
             ("http://localhost:8080", true),
             ("https://ui.example", true),
@@ -157,15 +167,18 @@ mod tests {
         ] {
             assert_eq!(allowed(&["*"], Some("localhost:8080"), Some(origin)), want, "{origin}");
         }
-        assert!(!allowed(&["*"], None, Some("http://localhost:8080")), "without a host none is");
+        assert!(
+            !allowed(&["*"], None, Some("http://localhost:8080")),
+            "without a host no page is the gateway's own"
+        );
         let by_proxy =
             |hosts: &[&str]| allowed(hosts, Some("localhost"), Some("https://chat.example"));
         assert!(by_proxy(&["chat.example"]));
-        assert!(!by_proxy(&[]), "a page can let its own name point to the proxy, too");
+        assert!(!by_proxy(&[]), "a page's own name could point to the proxy, too");
     }
 
     #[test]
-    fn a_key_is_judged_instead_where_keys_are_known() {
+    fn a_request_with_a_key_is_not_checked_if_keys_are_configured() {
         let with = |name: &'static str, value: &'static str| {
             HeaderMap::from_iter([(name.parse().expect("a name"), HeaderValue::from_static(value))])
         };
@@ -190,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_that_it_is_json() {
+    fn only_content_types_of_json_count_as_json() {
         for (kind, want) in [
             (Some("application/json"), true),
             (Some("Application/JSON; charset=utf-8"), true),
@@ -209,7 +222,7 @@ mod tests {
             if let Some(kind) = kind {
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
             }
-            assert_eq!(says_json(&headers).is_ok(), want, "{kind:?}");
+            assert_eq!(require_json(&headers).is_ok(), want, "{kind:?}");
         }
     }
 }

@@ -1,66 +1,75 @@
-//! What is done for every request of a client before and after its own way.
+//! The steps around every request, before and after its exchange with a replica.
+//!
+//! They are plain calls and not `tower` layers. A layer would be cloned for each request, would
+//! wrap its future once more, and would keep the configuration that its connection began with. Here
+//! one load of the settings serves all steps. `cors` and `request_id` say why tower-http's layers
+//! for these don't fit. Its layer for sensitive headers hides keys in traces of headers, and no
+//! header is traced here.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use forebay_base::open_files;
 use forebay_config::{Config, Gateway, Limits, Network};
-use forebay_system::files;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rustls::ServerConfig;
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::answer::api::{Api, ErrorShape};
 use crate::answer::refusal::Refusal;
-use crate::edge::allowed_paths::{self, Door, Exposed};
-use crate::edge::cors::{self, Cors};
-use crate::edge::forwarded::{self, Hop};
-use crate::edge::guard::{self, Guard, Places};
-use crate::edge::head;
-use crate::exchange::answer_body::Body;
-use crate::exchange::answered_by::AnsweredBy;
-use crate::exchange::outgoing::strip_hop_by_hop;
+use crate::edge::allowed_paths::{self, Access, AllowedPaths};
+use crate::edge::cors::{self, Cors, PreflightAnswer};
+use crate::edge::forwarded;
+use crate::edge::guard::{self, Guard, NamedHosts};
+use crate::edge::head::{self, ServedHost};
+use crate::exchange::answer_body::AnswerBody;
 use crate::exchange::proxy::Proxy;
 use crate::exchange::record::Record;
 use crate::exchange::respond::{local_response, refuse};
-use crate::net::bounds::Bounds;
-use crate::net::connection_limits::Clients;
+use crate::net::connection_limits::ConnectionLimits;
 use crate::net::drain::Drain;
+use crate::net::machine_limits::MachineLimits;
 use crate::net::tls::{self, Tls};
 use crate::net::upload::Upload;
 use crate::pool::Pool;
 use crate::read::body;
 use crate::read::context::{Client, RequestContext};
-use crate::read::request_id;
-use crate::realtime::{Sessions, Wish};
+use crate::read::head::{ClientHead, FORWARDED_HOST, FORWARDED_PROTO, Forwarding, OwnHeaders};
+use crate::read::known_headers::{KnownHeader, KnownHeaders, strip_named};
+use crate::read::request_id::{self, RequestId};
+use crate::realtime::handshake::UpgradeRequest;
+use crate::realtime::session::ConnectionSessions;
 use crate::route::Routes;
 
-/// How much of a body that nobody wants is taken all the same, and for how long.
+/// The size up to which an unwanted body is read, and the time for it.
 const UNWANTED: u64 = 1 << 20;
 const UNWANTED_TIME: Duration = Duration::from_secs(2);
-/// What may come in a query and does not stand in a URL as it is.
+/// The characters that hyper accepts in a query and a URL must escape.
 const QUERY: &AsciiSet = &CONTROLS.add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
 const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 
-/// Everything that connections share.
+/// The state that all connections share.
 pub(crate) struct Edge {
-    pub(crate) clients: Arc<Clients>,
+    pub(crate) connection_limits: Arc<ConnectionLimits>,
     tls: ArcSwapOption<Tls>,
     proxy: Proxy,
     drain: Drain,
     settings: ArcSwap<Settings>,
 }
 
-/// The configuration's part in it, swapped whole.
+/// The edge's part of the configuration, swapped whole.
 struct Settings {
+    /// Distinguishes them from earlier ones.
+    number: u64,
     limits: Arc<Limits>,
-    exposed: Exposed,
+    allowed_paths: AllowedPaths,
     cors: Option<Cors>,
-    /// `None` where keys are required.
+    /// `None` if every request needs a key.
     guard: Option<Guard>,
     trusted: Vec<Network>,
     endpoint_header: bool,
@@ -69,9 +78,10 @@ struct Settings {
 /// The other end of a connection.
 pub(crate) struct Peer {
     pub(crate) client: Client,
-    /// The address that it connected to.
+    /// The address of the gateway that it connected to.
     pub(crate) local: Option<IpAddr>,
     pub(crate) encrypted: bool,
+    pub(crate) served_host: ServedHost,
 }
 
 impl Peer {
@@ -94,11 +104,12 @@ impl Edge {
         let settings = ArcSwap::from_pointee(Settings::new(gateway));
         let tls = ArcSwapOption::new(tls);
         let bounds = **proxy.bounds.load();
-        let clients = Clients::new(bounds.connections, bounds.scarce(files::limit()));
-        Arc::new(Self { clients, tls, proxy, drain, settings })
+        let connection_limits =
+            ConnectionLimits::new(bounds.connections, bounds.scarce(open_files::limit()));
+        Arc::new(Self { connection_limits, tls, proxy, drain, settings })
     }
 
-    /// Takes a configuration over. `tls` is given where that is to change.
+    /// Applies a configuration. `tls` is given if that changes.
     pub(crate) fn apply(
         &self,
         config: &Config,
@@ -108,29 +119,21 @@ impl Edge {
         if let Some(tls) = tls {
             self.tls.store(tls);
         }
-        let memory = forebay_system::memory::available();
-        let bounds = Bounds::of(&config.gateway.limits, &memory, files::limit());
+        let memory = forebay_base::memory::available();
+        let bounds = MachineLimits::of(&config.gateway.limits, &memory, open_files::limit());
         self.proxy.bounds.store(Arc::new(bounds));
-        self.proxy.limits.store(Arc::new(config.gateway.limits.clone()));
         self.settings.store(Arc::new(Settings::new(&config.gateway)));
         self.proxy.routes.store(Arc::new(Routes::new(config, pools.to_vec())));
     }
 
-    /// What new connections are greeted with; `None` for plain text.
+    /// The TLS of new connections; `None` for plain text.
     pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.load().as_ref().map(|tls| tls.current())
     }
 
-    /// Looks after the files of TLS for as long as it is polled.
+    /// Reloads the files of TLS when they change, while it is polled.
     pub(crate) async fn follow_tls(self: Arc<Self>) {
-        let mut ticks = interval(tls::POLL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            if let Some(tls) = self.tls.load_full() {
-                let _ = tokio::task::spawn_blocking(move || tls.poll()).await;
-            }
-        }
+        tls::follow(move || self.tls.load_full()).await;
     }
 
     pub(crate) fn limits(&self) -> Arc<Limits> {
@@ -141,65 +144,66 @@ impl Edge {
         &self.drain
     }
 
-    /// Answers one request, whatever it is.
+    /// Answers one request.
     pub(crate) async fn serve(
         &self,
         request: Request<Upload>,
         peer: &Peer,
-        sessions: &Sessions,
-    ) -> Response<Body> {
+        sessions: &ConnectionSessions,
+    ) -> Response<AnswerBody> {
         let settings = self.settings.load_full();
         let (mut parts, body) = request.into_parts();
+        let known = KnownHeaders::of(&parts.headers);
         let http2 = parts.version == Version::HTTP_2;
-        let head = parts.method == Method::HEAD;
-        let origin = parts.headers.get(header::ORIGIN).cloned();
-        let mut client = peer.client;
-        let own = settings.own_answer(&parts, peer).transpose();
-        let wish = Wish::take(&mut parts);
-        // Before anything of ours is written, or a client could have it taken out by naming it in
-        // `connection`.
-        strip_hop_by_hop(&mut parts.headers);
-        let id = request_id::request_id(&mut parts.headers);
-        request_id::trace(&mut parts.headers);
-        client.address = Some(settings.forward(&mut parts, peer));
+        let is_head = parts.method == Method::HEAD;
+        let given = |header, name: HeaderName| {
+            known.has(header).then(|| parts.headers.get(name).cloned()).flatten()
+        };
+        let origin = given(KnownHeader::Origin, header::ORIGIN);
+        let own = settings.own_answer(&parts, known, peer).transpose();
         let realtime = parts.uri.path() == allowed_paths::REALTIME;
+        let upgrade = if realtime { UpgradeRequest::take(&mut parts) } else { None };
+        let (head, client) = settings.head(parts, known, peer);
+        let id = head.own.id.clone();
         let mut response = match own {
             None if realtime => {
                 let limits = Arc::clone(&settings.limits);
-                Box::pin(self.proxy.session(parts, wish, client, limits, sessions)).await
+                Box::pin(self.proxy.session(head, upgrade, client, limits, sessions)).await
             }
-            // Boxed, so that a held request is no larger than its own way.
-            None => Box::pin(self.proxy.serve(Request::from_parts(parts, body), client)).await,
+            // Boxed, so that the future of a held request does not contain the other branches.
+            None => Box::pin(self.proxy.serve(head, body, client, &settings.limits)).await,
             Some(own) => {
                 if http2 {
-                    // Its only word for "the rest is not wanted" is a reset, which some clients take
-                    // for a failure.
+                    // HTTP/2 can refuse the rest of a body only by a reset, which some clients
+                    // take for a failure.
                     body::discard(body, UNWANTED, UNWANTED_TIME).await;
                 }
-                let record = Record::begin(RequestContext::new(&parts, client));
-                let shape = record.context.api.map_or(ErrorShape::OpenAi, Api::errors);
+                let record = Record::begin(RequestContext::new(&head, client));
+                let shape = ErrorShape::of(head.parts.uri.path());
                 match own {
                     Ok(response) => local_response(response, record),
                     Err(refusal) => refuse(&refusal, record, shape),
                 }
             }
         };
-        settings.finish(&mut response, id, origin.as_ref());
+        settings.finish(&mut response, &id, origin.as_ref());
         let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if !http2 && !switches && self.drain.has_retired() {
             // The client's next connection reaches the process that took over.
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        if head { without_body(response) } else { response }
+        if is_head { without_body(response) } else { response }
     }
 }
 
 impl Settings {
     fn new(gateway: &Gateway) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            number: NEXT.fetch_add(1, Relaxed),
             limits: Arc::new(gateway.limits.clone()),
-            exposed: Exposed::new(&gateway.paths),
+            allowed_paths: AllowedPaths::new(&gateway.paths),
             cors: gateway.cors.as_ref().map(Cors::new),
             guard: Guard::new(gateway),
             trusted: gateway.trusted_proxies.clone(),
@@ -207,57 +211,102 @@ impl Settings {
         }
     }
 
-    /// Writes a request's way here into its headers; the address is the client's own.
-    fn forward(&self, parts: &mut Parts, peer: &Peer) -> IpAddr {
-        let host = match parts.uri.authority() {
-            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-            None => parts.headers.get(header::HOST).cloned(),
+    /// A request's head with the headers for replicas, and its client with the client's own address.
+    fn head(
+        &self,
+        mut parts: Parts,
+        known: KnownHeaders,
+        peer: &Peer,
+    ) -> (Box<ClientHead>, Client) {
+        let headers = &mut parts.headers;
+        if known.has(KnownHeader::Connection) {
+            // The gateway must not read them either.
+            strip_named(headers);
+        }
+        let id = match known.has(KnownHeader::RequestId) {
+            true => RequestId::of(headers),
+            false => RequestId::made(),
         };
-        let hop = Hop { peer: peer.address(), encrypted: peer.encrypted, host };
-        forwarded::forward(&mut parts.headers, hop, &self.trusted)
+        let trace = match known.has(KnownHeader::Trace) {
+            true => request_id::trace(headers),
+            false => Some(request_id::new_trace()),
+        };
+        let (address, forwarding) = self.forward(headers, peer);
+        let client = Client { address: Some(address), ..peer.client };
+        let own = OwnHeaders { id, trace, forwarding };
+        (Box::new(ClientHead { parts, known, own }), client)
     }
 
-    /// What is answered before anything else is looked at, to a head as it came; `None` for what is
-    /// to go on.
-    fn own_answer(&self, parts: &Parts, peer: &Peer) -> Result<Option<Response<Body>>, Refusal> {
-        let host = head::check(parts, self.limits.header_count)?;
-        let guard = self.guard.as_ref().filter(|guard| guard.applies(&parts.headers));
-        if let Some(guard) = guard {
-            let forwarded = forwarded::host(&parts.headers, peer.address(), &self.trusted);
-            let places = Places { host, forwarded };
-            let own = |address| peer.is_at(address) || is_bindable(address);
-            guard.check(&places, &parts.headers, self.cors.as_ref(), own)?;
+    /// The client's own address, and the forwarding headers for replicas.
+    fn forward(&self, headers: &HeaderMap, peer: &Peer) -> (IpAddr, Forwarding) {
+        forwarded::forward(headers, peer.address(), peer.encrypted, &self.trusted)
+    }
+
+    /// Checks a head as it came. Returns the gateway's own answer, or `None` if the request goes
+    /// on to a replica or a local answer.
+    fn own_answer(
+        &self,
+        parts: &Parts,
+        known: KnownHeaders,
+        peer: &Peer,
+    ) -> Result<Option<Response<AnswerBody>>, Refusal> {
+        head::check(parts, known, self.limits.header_count)?;
+        if !peer.served_host.is_of(parts, known, self.number) {
+            self.check_host(parts, known, peer)?;
         }
         if let Some(preflight) = self.cors.as_ref().and_then(|cors| cors.preflight(parts)) {
             return Ok(Some(preflight));
         }
         let path = parts.uri.path();
-        match self.exposed.door(path, &parts.method)? {
-            Door::Open => {}
-            Door::Methods(methods) => {
-                let mut response = Response::new(Body::full(bytes::Bytes::new()));
+        match self.allowed_paths.access(path, &parts.method)? {
+            Access::Allowed => {}
+            Access::Methods(methods) => {
+                let mut response = Response::new(AnswerBody::empty());
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
                 return Ok(Some(response));
             }
-            Door::Elsewhere(path) => return Ok(Some(self.redirect(parts.clone(), peer, &path))),
+            Access::Redirect(path) => return Ok(Some(self.redirect(parts, peer, &path))),
         }
         if let Some(api) = Api::of(path) {
-            head::uncompressed(&parts.headers)?;
-            if guard.is_some() && !api.multipart() {
-                guard::says_json(&parts.headers)?;
+            if known.has(KnownHeader::ContentEncoding) {
+                head::require_uncompressed(&parts.headers)?;
+            }
+            if !api.multipart() {
+                guard::require_json(&parts.headers)?;
             }
         }
         Ok(None)
     }
 
-    /// To another path of this gateway, as vLLM's router answers: absolute, by the host that the
-    /// client named, with the method and the body to be sent again.
-    fn redirect(&self, mut parts: Parts, peer: &Peer, path: &str) -> Response<Body> {
-        // What the connection and the proxies in front make of the scheme and the host.
-        self.forward(&mut parts, peer);
-        let text = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
-        let mut location = match (text("x-forwarded-proto"), text("x-forwarded-host")) {
+    /// Checks the host that a head names, and notes it if it is one of the gateway's.
+    fn check_host(&self, parts: &Parts, known: KnownHeaders, peer: &Peer) -> Result<(), Refusal> {
+        let host = head::host(parts)?;
+        if let Some(guard) = &self.guard {
+            if !guard.applies(&parts.headers) {
+                return Ok(());
+            }
+            let forwarded = forwarded::host(&parts.headers, peer.address(), &self.trusted);
+            let hosts = NamedHosts { host, forwarded };
+            let own = |address| peer.is_at(address) || is_bindable(address);
+            guard.check(&hosts, &parts.headers, known, self.cors.as_ref(), own)?;
+        }
+        peer.served_host.set(&parts.headers, self.number);
+        Ok(())
+    }
+
+    /// A redirect to another path of this gateway, as vLLM's router answers: to an absolute URL
+    /// with the host that the client named. The client repeats the method and the body.
+    fn redirect(&self, parts: &Parts, peer: &Peer, path: &str) -> Response<AnswerBody> {
+        // The scheme and the host are those for replicas, also through trusted proxies.
+        let (_, forwarding) = self.forward(&parts.headers, peer);
+        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let scheme = forwarding.scheme.or_else(|| text(FORWARDED_PROTO));
+        let hosts = match forwarding.own_host {
+            true => parts.uri.authority().map(|at| at.as_str()).or_else(|| text(header::HOST)),
+            false => text(FORWARDED_HOST),
+        };
+        let mut location = match (scheme, hosts) {
             (Some(scheme), Some(hosts)) => {
                 let host = hosts.split(',').next().unwrap_or_default().trim();
                 format!("{scheme}://{host}{path}")
@@ -268,7 +317,7 @@ impl Settings {
             location.push('?');
             location.extend(utf8_percent_encode(query, QUERY));
         }
-        let mut response = Response::new(Body::full(bytes::Bytes::new()));
+        let mut response = Response::new(AnswerBody::empty());
         *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
         if let Ok(location) = HeaderValue::from_str(&location) {
             response.headers_mut().insert(header::LOCATION, location);
@@ -276,23 +325,27 @@ impl Settings {
         response
     }
 
-    /// What every answer has, whoever gave it.
-    fn finish(&self, response: &mut Response<Body>, id: HeaderValue, origin: Option<&HeaderValue>) {
-        let answered_by = response.extensions().get::<AnsweredBy>().copied();
+    /// Writes the headers that every answer has.
+    fn finish(
+        &self,
+        response: &mut Response<AnswerBody>,
+        id: &RequestId,
+        origin: Option<&HeaderValue>,
+    ) {
+        let answered_by = response.body().answered_by.filter(|_| self.endpoint_header);
+        let is_preflight = response.extensions().get::<PreflightAnswer>().is_some();
         let headers = response.headers_mut();
-        headers.insert(request_id::REQUEST_ID, id);
-        headers.remove(ENDPOINT);
-        if self.endpoint_header
-            && let Some(AnsweredBy(address)) = answered_by
+        if !is_preflight {
+            cors::clear(headers);
+        }
+        headers.insert(request_id::REQUEST_ID, id.value());
+        if let Some(address) = answered_by
             && let Ok(address) = HeaderValue::from_str(&address.to_string())
         {
             headers.insert(ENDPOINT, address);
         }
-        match &self.cors {
-            // The answer to a preflight is whole.
-            Some(_) if headers.contains_key(header::ACCESS_CONTROL_MAX_AGE) => {}
-            Some(cors) => cors.expose(origin, headers),
-            None => cors::clear(headers),
+        if let (Some(cors), false) = (&self.cors, is_preflight) {
+            cors.expose(origin, headers);
         }
     }
 }
@@ -302,11 +355,73 @@ fn is_bindable(address: IpAddr) -> bool {
     !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// To HEAD: the head that GET would have.
-fn without_body(mut response: Response<Body>) -> Response<Body> {
+/// The answer to HEAD: the head that GET would get.
+fn without_body(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
     use http_body::Body as _;
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
     }
-    response.map(|_| Body::full(bytes::Bytes::new()))
+    response.map(|_| AnswerBody::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::socket::ClientSocket;
+
+    #[test]
+    fn a_connections_host_is_checked_again_when_it_or_the_settings_change() {
+        let client = Client { socket: ClientSocket::unwatched(), address: None };
+        let served_host = ServedHost::default();
+        let peer = Peer { client, local: None, encrypted: false, served_host };
+        let is_served = |settings: &Settings, headers: &[(&str, &str)]| {
+            let mut request = Request::get("/v1/models");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let parts = request.body(()).expect("valid").into_parts().0;
+            settings.own_answer(&parts, KnownHeaders::of(&parts.headers), &peer).is_ok()
+        };
+        let hosts = vec!["a.example".parse().expect("a host")];
+        let keys = forebay_config::Keys { file: "f".into(), required: false };
+        let gateway = Gateway { allowed_hosts: hosts, keys: Some(keys), ..Gateway::default() };
+        let settings = Settings::new(&gateway);
+        let (own, foreign) = (("host", "a.example"), ("host", "b.example"));
+        for (headers, want) in [
+            (&[own][..], true),
+            (&[own], true),
+            (&[foreign], false),
+            (&[own, foreign], false),
+            (&[own, own], false),
+            (&[own, ("origin", "https://b.example")], false),
+            (&[foreign, ("x-api-key", "k")], true),
+            (&[foreign], false),
+            (&[own, ("x-api-key", "k")], true),
+            (&[own], true),
+        ] {
+            assert_eq!(is_served(&settings, headers), want, "{headers:?}");
+        }
+        assert!(!is_served(&Settings::new(&Gateway::default()), &[own]), "no longer configured");
+    }
+
+    #[test]
+    fn a_preflight_that_is_not_allowed_names_each_header_once_in_vary() {
+        let cors = serde_json::from_str(r#"{"origins": ["https://a.example"]}"#).expect("valid");
+        let gateway = Gateway { cors: Some(cors), ..Gateway::default() };
+        let settings = Settings::new(&gateway);
+        for origin in ["https://a.example", "https://b.example"] {
+            let request = Request::options("/v1/completions")
+                .header("origin", origin)
+                .header("access-control-request-method", "POST");
+            let parts = request.body(()).expect("valid").into_parts().0;
+            let cors = settings.cors.as_ref().expect("configured");
+            let mut response = cors.preflight(&parts).expect("a preflight");
+            let id = RequestId::made();
+            settings.finish(&mut response, &id, parts.headers.get(header::ORIGIN));
+            let vary: Vec<_> = response.headers().get_all(header::VARY).iter().collect();
+            let want =
+                ["origin", "access-control-request-method", "access-control-request-headers"];
+            assert_eq!(vary, want, "{origin}");
+        }
+    }
 }

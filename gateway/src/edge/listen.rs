@@ -1,15 +1,14 @@
-//! The client's side: a thread a core, each with its own runtime and socket.
+//! The client's side: a thread for each core, with its own runtime and socket.
 //!
-//! Every thread owns an `SO_REUSEPORT` socket of the same address, so that no connection is handed
-//! between cores. The first is bound without it, once: a taken port is an error and not a silent
-//! share. pingora's listener accepts. Where there is no place for what was accepted, nothing else is
-//! until there is one: the rest wait in the kernel's backlog. `connection` serves.
+//! Every thread owns an `SO_REUSEPORT` socket of the same address, so no connection moves between
+//! cores. First the address is bound once without the option: a port that is taken must be an
+//! error, not a silent share. `connection` serves what is accepted. If no descriptor is free for a
+//! connection, the next ones wait in the kernel's backlog.
 //!
-//! A process that takes over gets every socket of the one before it, listening as it is: a socket
-//! that is closed takes the connections with it that wait in it. With fewer threads each accepts
-//! from several; with more, the rest bind sockets of their own, which listen only once it serves.
-//! pingora's own way of passing sockets is not used: its message has room for 32, it knows one for
-//! each address, and its path can be opened by every user of the machine.
+//! A process that takes over gets every socket of the one before it, still listening: closing a
+//! socket would drop the connections that wait in its backlog. With fewer threads, each accepts
+//! from several sockets. With more, the rest bind sockets of their own, which listen only when the
+//! process serves.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -17,14 +16,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_bounds::Heartbeats;
-use forebay_system::Resource;
+use forebay_base::Heartbeats;
+use forebay_base::shortage::Resource;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use pingora_core::protocols::GetSocketDigest;
-use pingora_core::protocols::l4::listener::Listener;
-use pingora_core::protocols::l4::stream::Stream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -33,13 +30,14 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::edge::connection;
 use crate::edge::layers::Edge;
+use crate::exchange::late::ring_alarms;
 use crate::exchange::upstream;
-use crate::net::share::Place;
+use crate::net::file_shares::FilePermit;
 use crate::net::socket::watch_hangups;
 
-/// The pause after a failed `accept`, which would fail again at once.
+/// The pause after a failed `accept`: the next one would fail at once, too.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Connections that wait in the kernel until they are accepted.
+/// The most connections that wait in the kernel to be accepted.
 const BACKLOG: i32 = 4096;
 
 /// The threads that serve clients.
@@ -49,15 +47,15 @@ pub(crate) struct Listeners {
     sockets: Mutex<Vec<TcpListener>>,
     begin: watch::Sender<bool>,
     stop_accepting: watch::Sender<bool>,
-    /// Threads that accept.
+    /// The threads that still accept.
     accepting: TaskTracker,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Listeners {
-    /// Binds what `inherited` sockets leave to do, for threads whose hearts beat in `heartbeats`.
-    /// Nothing is accepted before [`accept`](Self::accept).
+    /// Uses the `inherited` sockets and binds the rest. The threads beat in `heartbeats`, and
+    /// accept nothing before [`accept`](Self::accept).
     pub(crate) fn bind(
         address: SocketAddr,
         threads: usize,
@@ -65,8 +63,8 @@ impl Listeners {
         edge: &Arc<Edge>,
         heartbeats: &Heartbeats,
     ) -> io::Result<Self> {
-        let patience = edge.limits().write_timeout;
-        let sockets = sockets(address, threads, inherited, patience)?;
+        let write_timeout = edge.limits().write_timeout;
+        let sockets = sockets(address, threads, inherited, write_timeout)?;
         let address = sockets[0].local_addr()?;
         let copies = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
         let (begin, begun) = watch::channel(false);
@@ -96,7 +94,7 @@ impl Listeners {
         Ok(Self { address, sockets, begin, stop_accepting, accepting, stop, threads })
     }
 
-    /// Begins to accept.
+    /// Starts accepting connections.
     pub(crate) fn accept(&self) {
         self.begin.send_replace(true);
     }
@@ -106,8 +104,8 @@ impl Listeners {
         self.sockets.lock().iter().map(TcpListener::try_clone).collect()
     }
 
-    /// Closes the sockets; connections go on. Returns when no thread accepts any more, and each
-    /// connection that was accepted is counted.
+    /// Closes the sockets; connections go on. Returns when no thread accepts any more. By then the
+    /// drain counts each connection that was accepted.
     pub(crate) async fn stop_accepting(&self) {
         self.sockets.lock().clear();
         self.stop_accepting.send_replace(true);
@@ -115,7 +113,7 @@ impl Listeners {
         self.accepting.wait().await;
     }
 
-    /// Ends the threads, and with them whatever connections are left.
+    /// Ends the threads, and all connections that are left.
     pub(crate) fn stop(self) {
         let _ = self.stop.send(true);
         for thread in self.threads {
@@ -126,16 +124,16 @@ impl Listeners {
     }
 }
 
-/// At least one socket for each thread, those first that were inherited.
+/// At least one socket for each thread, the inherited ones first.
 ///
-/// A client that takes nothing for `patience` is cut off by the kernel, whose accepted sockets
-/// inherit the option. The server does not poll an answer while its client's socket is full, so no
-/// timer of the answer's own would ring.
+/// The kernel cuts off a client that takes nothing for `write_timeout`: accepted sockets inherit
+/// the option. A timer of the answer's own would not ring, since the server does not poll an answer
+/// while its client's socket is full.
 fn sockets(
     address: SocketAddr,
     threads: usize,
     mut sockets: Vec<TcpListener>,
-    patience: Duration,
+    write_timeout: Duration,
 ) -> io::Result<Vec<TcpListener>> {
     let inherited = !sockets.is_empty();
     let address = match sockets.first() {
@@ -144,14 +142,14 @@ fn sockets(
     };
     for _ in sockets.len()..threads {
         let socket = bind(address, true)?;
-        // Beside others that listen, it would get some of their clients before it serves any.
+        // If it listened, it would get clients while only the other process serves.
         if !inherited {
             SockRef::from(&socket).listen(BACKLOG)?;
         }
         sockets.push(socket);
     }
     for socket in &sockets {
-        SockRef::from(socket).set_tcp_user_timeout(Some(patience))?;
+        SockRef::from(socket).set_tcp_user_timeout(Some(write_timeout))?;
     }
     Ok(sockets)
 }
@@ -165,7 +163,7 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// One thread, with all that it needs.
+/// One thread that serves clients.
 struct Thread {
     sockets: Vec<TcpListener>,
     edge: Arc<Edge>,
@@ -188,11 +186,9 @@ impl Thread {
             let serving = async {
                 if begins {
                     let listeners = sockets.into_iter().filter_map(listen);
-                    let accept = |it| accept(it, Arc::clone(&edge), stopping.clone());
+                    let accept = |listener| accept(listener, Arc::clone(&edge), stopping.clone());
                     // Connections are tasks of this runtime, and go on when accepting stops.
                     join_all(listeners.map(accept)).await;
-                    // The tasks of those that were accepted last run once before this goes on.
-                    tokio::task::yield_now().await;
                 }
                 drop(accepting);
                 let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -201,17 +197,18 @@ impl Thread {
                 biased;
                 never = watch_hangups() => match never {},
                 never = upstream::close_idle() => match never {},
+                never = ring_alarms() => match never {},
                 () = serving => {}
             }
         });
     }
 }
 
-/// Listens, where it does not yet.
-fn listen(socket: TcpListener) -> Option<Listener> {
+/// Makes a socket listen, if it does not yet.
+fn listen(socket: TcpListener) -> Option<tokio::net::TcpListener> {
     let listening = SockRef::from(&socket).listen(BACKLOG);
     match listening.and_then(|()| tokio::net::TcpListener::from_std(socket)) {
-        Ok(listener) => Some(Listener::from(listener)),
+        Ok(listener) => Some(listener),
         Err(error) => {
             tracing::error!("a gateway thread can't watch its socket: {error}");
             None
@@ -219,56 +216,69 @@ fn listen(socket: TcpListener) -> Option<Listener> {
     }
 }
 
-/// Accepts until `stop`.
-async fn accept(listener: Listener, edge: Arc<Edge>, mut stop: watch::Receiver<bool>) {
+/// Accepts connections until `stop`.
+async fn accept(
+    listener: tokio::net::TcpListener,
+    edge: Arc<Edge>,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(stream) => {
+            Ok((stream, address)) => {
                 let place = tokio::select! {
                     _ = stop.wait_for(|stop| *stop) => None,
-                    place = edge.clients.place() => Some(place),
+                    place = edge.connection_limits.place() => Some(place),
                 };
-                tokio::spawn(serve_one(stream, place, Arc::clone(&edge)));
+                // The drain owns the task: it waits for the token. A connection that outlives the
+                // drain ends with this thread's runtime.
+                let token = edge.drain().count();
+                tokio::spawn(serve_one(stream, address, place, token, Arc::clone(&edge)));
             }
             Err(error) => match Resource::of(&error) {
                 Some(resource) => {
-                    forebay_system::report(resource, &format_args!("cannot accept: {error}"));
+                    forebay_base::shortage::report(
+                        resource,
+                        &format_args!("cannot accept: {error}"),
+                    );
                     sleep(PAUSE).await;
                 }
-                // The client's end: it left before it was accepted, or its network did.
+                // The client left before it was accepted, or its network broke.
                 None => tracing::debug!("not accepted: {error}"),
             },
         }
     }
 }
 
-/// Without a place it waits for one: what was accepted is served, also when nothing else is accepted
-/// any more.
-async fn serve_one(mut stream: Stream, place: Option<Place>, edge: Arc<Edge>) {
-    // A drain waits for connections, not only requests: the last bytes are still to be written.
-    let _waited_for = edge.drain().count();
+/// Serves one connection. Without a place it waits for one: an accepted connection is served, also
+/// when the thread has stopped accepting. The drain waits for `_drain_token`, so it ends only when
+/// the last bytes are written.
+async fn serve_one(
+    stream: TcpStream,
+    address: SocketAddr,
+    place: Option<FilePermit>,
+    _drain_token: TaskTrackerToken,
+    edge: Arc<Edge>,
+) {
     let place = match place {
         Some(place) => place,
-        None => edge.clients.place().await,
+        None => edge.connection_limits.place().await,
     };
-    let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
-    let Some(address) = peer else { return };
-    if let Err(error) = stream.set_nodelay() {
+    if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%address, "connection: {error}");
         return;
     }
     let limits = edge.limits();
     let (most, most_per_client) = (limits.connections, limits.connections_per_client);
-    let counted = match edge.clients.admit(address.ip(), place, most, most_per_client) {
+    let counted = match edge.connection_limits.admit(address.ip(), place, most, most_per_client) {
         Ok(counted) => counted,
         Err(full) => {
-            tracing::debug!(%address, "connection closed: {full} is reached");
+            tracing::debug!(%address, "connection closed: the limit {full} is reached");
             return;
         }
     };
-    connection::serve(Box::new(stream), address, &counted, Arc::clone(&edge)).await;
+    connection::serve(stream, address, &counted, Arc::clone(&edge)).await;
 }

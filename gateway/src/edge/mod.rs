@@ -1,7 +1,11 @@
-//! Everything around a request: listeners, connections, hosts and origins, CORS, ids.
+//! Everything around a request: listeners, connections, hosts and origins, CORS, request ids.
 //!
-//! The edge refuses what no request may be before anything is read, and writes the headers that every
-//! answer has. Uses `exchange` and `realtime`.
+//! The edge refuses invalid requests before any body is read, and writes the headers that every
+//! answer has. Uses all rooms below it.
+//!
+//! In the order of a request's way: `listen` accepts a connection, `connection` serves it, and
+//! `layers` takes the steps around each request. The steps are `head` (checks of every head),
+//! `guard` (against foreign pages), `cors`, `allowed_paths` and `forwarded`.
 
 pub(crate) mod allowed_paths;
 pub(crate) mod connection;

@@ -1,158 +1,150 @@
-//! A routed request's way to an answer: held, tried, tried again, until something can go out.
+//! One try of a request at one replica, up to the point where something can go out to the client.
+//!
+//! An answer is kept back until its first event is judged or, if it is plain, until it is complete
+//! or too long to keep. A request that fails until then can be tried elsewhere.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::pin::pin;
 
-use http::{StatusCode, header, response};
+use bytes::Bytes;
+use forebay_scheduling::prompt::Prompt;
+use futures_util::future::poll_immediate;
+use http::{HeaderValue, StatusCode, header, response};
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use crate::answer::api::Api;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::meter::Tokens;
-use crate::answer::plain::{Head, Plain, PlainAnswer};
-use crate::answer::refusal::Refusal;
+use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
 use crate::answer::stream::{AnswerStream, Step};
-use crate::exchange::ours::Ours;
-use crate::exchange::outgoing::{Outgoing, strip_hop_by_hop};
-use crate::exchange::record::Record;
-use crate::exchange::upstream::{Answer, Connection, NoAnswer};
-use crate::pool::{End, Pool, Slot, Ticket};
-use crate::text::rope::Pieces;
+use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind};
+use crate::exchange::upstream::{Connection, NoAnswer, UpstreamBody};
+use crate::net::clock;
+use crate::pool::Slot;
+use crate::read::edit::{EditedBody, Edits, edit};
+use crate::read::head::ClientHead;
+use crate::read::known_headers::{KnownHeader, SESSION, strip_hop_by_hop};
+use crate::read::prompt::{Contents, Owner};
+use crate::read::scan::Scan;
+use crate::route::Destination;
+use crate::text::rope::Rope;
 
-/// All that is needed to have one request answered.
-pub(crate) struct Exchange {
-    pub(crate) pool: Arc<Pool>,
+/// A request of an inference API, read whole.
+pub(crate) struct InferenceRequest {
     pub(crate) api: Api,
-    pub(crate) outgoing: Outgoing,
-    pub(crate) ours: Ours,
-    pub(crate) ticket: Ticket,
-    pub(crate) record: Record,
-    /// Usage was asked for by us alone.
-    pub(crate) strip_usage: bool,
-    /// Cancelled when the gateway waits no longer.
-    pub(crate) ending: CancellationToken,
+    pub(crate) head: Box<ClientHead>,
+    pub(crate) body: Bytes,
+    pub(crate) scan: Scan,
+    /// Whether the client asks for an event stream.
+    pub(crate) stream: bool,
 }
 
 /// An answer of which something can go out to the client.
 pub(crate) struct Committed {
     pub(crate) head: response::Parts,
-    pub(crate) slot: Slot,
-    pub(crate) answer: Begun,
+    pub(crate) start: AnswerStart,
 }
 
-/// An answer as far as it is known.
-pub(crate) enum Begun {
-    /// A plain one, complete.
-    Whole(Pieces, Tokens),
-    /// A plain one, refused by the replica for the client's own error.
-    Refused(Pieces),
-    /// A plain one too long to be kept back.
-    Long(Pieces, Answer, PlainAnswer),
-    Stream(Pieces, Answer, Box<AnswerStream>),
+/// An answer as far as it is known when it is committed.
+pub(crate) enum AnswerStart {
+    /// A plain answer, complete.
+    Whole(Rope, Tokens),
+    /// A replica's refusal of the client's request, complete.
+    Refused(Rope),
+    /// A plain answer that is too long to be kept back.
+    Long(Rope, UpstreamBody, PlainAnswer),
+    Stream(Rope, UpstreamBody, Box<AnswerStream>),
 }
 
-/// What came of it, and the books that go on.
-pub(crate) struct Outcome {
-    pub(crate) result: Result<Committed, Refusal>,
-    pub(crate) record: Record,
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) deadline: Instant,
-}
+impl RequestKind for InferenceRequest {
+    type Answer = Box<Committed>;
 
-impl Exchange {
-    /// Dropping it leaves the queue or the endpoint at once.
-    pub(crate) async fn run(mut self) -> Outcome {
-        let deadline = self.ticket.request.deadline;
-        let ending = self.ending.clone();
-        let result = tokio::select! {
-            biased;
-            result = timeout_at(deadline, self.until_committed()) => result,
-            () = ending.cancelled() => Ok(Err(Refusal::ShuttingDown)),
-        };
-        let too_long = Refusal::TooLong(self.pool.settings().upstream.request_timeout);
-        let result = result.unwrap_or(Err(too_long));
-        Outcome { result, record: self.record, pool: self.pool, deadline }
+    fn shows_engine(&self) -> bool {
+        self.api.takes_engine()
     }
 
-    async fn until_committed(&mut self) -> Result<Committed, Refusal> {
-        loop {
-            self.record.holds();
-            let mut slot = self.pool.hold(&mut self.ticket).await?;
-            if !self.api.takes_engine() {
-                slot.without_engine();
-            }
-            self.record.released(&self.ticket, slot.address);
-            let attempt = async {
-                tokio::select! {
-                    biased;
-                    answer = self.attempt(slot.address) => answer,
-                    failure = slot.evicted() => Err(failure),
-                }
-            };
-            match attempt.await {
-                Ok((head, answer)) => return Ok(Committed { head, slot, answer }),
-                Err(failure) => {
-                    let (pool, endpoint) = (&self.pool.name, slot.address);
-                    tracing::debug!(%pool, %endpoint, cause = failure.cause.name(), %failure, "try failed");
-                    let again = self.pool.try_again(&mut self.ticket, &slot, &failure);
-                    slot.ended(End::of(failure));
-                    again?;
-                }
-            }
+    fn edited(&self, to: &Destination, settings: &forebay_config::Pool) -> EditedRequest<'_> {
+        let edits = Edits {
+            model: to.served.as_deref(),
+            ask_usage: self.api.usage_on_request(),
+            drop_priority: !settings.allow_priority,
+        };
+        let EditedBody { body, strip_usage } = edit(&self.body, &self.scan, &edits);
+        EditedRequest { head: Cow::Borrowed(&self.head), body, strip_usage }
+    }
+
+    fn prompt(&self, owner: Owner<'_>) -> Option<Prompt> {
+        let session = match self.head.known.has(KnownHeader::Session) {
+            true => self.head.parts.headers.get(SESSION).map(HeaderValue::as_bytes),
+            false => None,
+        };
+        let session = session.filter(|name| !name.is_empty());
+        match &self.scan.contents {
+            Some(contents) => Some(contents.prompt(owner, session)),
+            // A session is worth the same endpoint whatever it asks for.
+            None => session.map(|_| Contents::default().prompt(owner, session)),
         }
     }
 
-    /// One try at one endpoint, up to the point where something can go out to the client.
-    async fn attempt(&self, address: SocketAddr) -> Result<(response::Parts, Begun), Failure> {
-        let stall = self.pool.settings().upstream.stall_timeout;
-        let dispatched = Instant::now();
-        let (mut head, upstream) = self.send(address, dispatched + stall).await?;
-        let framing = Head::of(&head);
+    async fn attempt(&self, to: &Delivery<'_>, slot: &Slot) -> Result<Box<Committed>, Failure> {
+        Attempt { request: self, to, slot }.run().await
+    }
+}
+
+/// One try at one endpoint.
+struct Attempt<'a> {
+    request: &'a InferenceRequest,
+    to: &'a Delivery<'a>,
+    slot: &'a Slot,
+}
+
+impl Attempt<'_> {
+    async fn run(&self) -> Result<Box<Committed>, Failure> {
+        let stall = self.to.settings.upstream.stall_timeout;
+        let dispatched = clock::now();
+        let (mut head, upstream) = self.send(dispatched + stall).await?;
+        let framing = AnswerHead::of(&head);
         strip_hop_by_hop(&mut head.headers);
         let kind = head.headers.get(header::CONTENT_TYPE);
         let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let begun = if streamed && head.status == StatusCode::OK {
-            // One time for all of it: a server keeps a connection alive also while its engine
-            // hangs. Where nobody expected a stream, it begins with the head.
-            let since = if self.record.context.stream { dispatched } else { Instant::now() };
-            self.stream(upstream, address, since + stall).await?
+        let start = if streamed && head.status == StatusCode::OK {
+            // One limit for head and first event: a server keeps a connection alive also while its
+            // engine hangs. A stream that the client did not ask for is timed from its head.
+            let since = if self.request.stream { dispatched } else { clock::now() };
+            self.stream(upstream, since + stall).await?
         } else {
             self.plain(framing, upstream).await?
         };
-        Ok((head, begun))
+        Ok(Box::new(Committed { head, start }))
     }
 
-    /// `due`: when a stream's first event has to be there, and so its head.
-    async fn send(
-        &self,
-        address: SocketAddr,
-        due: Instant,
-    ) -> Result<(response::Parts, Answer), Failure> {
-        let settings = self.pool.settings();
-        let settings = &settings.upstream;
+    /// Sends the request and waits for the answer's head. `due` is the limit for a stream's first
+    /// event, and so for its head.
+    async fn send(&self, due: Instant) -> Result<(response::Parts, UpstreamBody), Failure> {
+        let connect_timeout = self.to.settings.upstream.connect_timeout;
+        let (endpoint, deadline) = (self.slot.address, self.to.deadline);
         let mut stale = None;
         loop {
-            let (fresh, patience) = (stale.is_some(), settings.connect_timeout);
-            let deadline = self.ticket.request.deadline;
-            let connection = Connection::get(address, fresh, patience, deadline).await.map_err(
-                |NoAnswer { failure, .. }| match failure.cause {
+            let fresh = stale.is_some();
+            let connection = Connection::get(endpoint, fresh, connect_timeout, deadline)
+                .await
+                .map_err(|NoAnswer { failure, .. }| match failure.cause {
                     Cause::Shortage => failure,
-                    // Nothing listens any more: it died, and perhaps of this request.
+                    // Nothing listens any more: the replica died, perhaps of this request.
                     _ => stale.take().unwrap_or(failure),
-                },
-            )?;
-            let sending = connection.send(self.outgoing.to(address));
-            // A stream's head comes at once. A plain answer's comes only when all of it is there,
-            // however long that takes: the request's own time is its limit.
-            let sent = if self.record.context.stream {
+                })?;
+            let sending = connection.send(&self.to.outgoing);
+            // A stream's head comes at once. A plain answer's head comes only when all of it is
+            // there, however long that takes: only the request's deadline limits it.
+            let sent = if self.request.stream {
                 timeout_at(due, sending).await.map_err(|_| self.stalled())?
             } else {
                 sending.await
             };
             match sent {
-                Ok(response) => return Ok(response.into_parts()),
-                // A keep-alive gone stale: nobody's fault, and once is enough.
+                Ok(answer) => return Ok(answer),
+                // The replica had closed an idle connection, which is not a failure. On a new
+                // connection, it would be.
                 Err(no_answer) if no_answer.stale && stale.is_none() => {
                     stale = Some(no_answer.failure);
                 }
@@ -161,65 +153,78 @@ impl Exchange {
         }
     }
 
-    /// The first event that is one decides, if it is there when `due`.
+    /// Reads a stream up to the first event that can be judged, which must come before `due`.
     async fn stream(
         &self,
-        mut upstream: Answer,
-        address: SocketAddr,
+        mut upstream: UpstreamBody,
         due: Instant,
-    ) -> Result<Begun, Failure> {
-        let known = self.strip_usage.then(|| self.pool.fingerprint(address)).flatten();
-        let mut stream = AnswerStream::new(self.api, self.strip_usage, known);
+    ) -> Result<AnswerStart, Failure> {
+        let (api, strip_usage) = (self.request.api, self.to.strip_usage);
+        let known = strip_usage.then(|| self.slot.fingerprint()).flatten();
+        let mut stream = AnswerStream::new(api, strip_usage, known);
         loop {
             let data = timeout_at(due, upstream.data()).await.map_err(|_| self.stalled())?;
             let Some(bytes) = data.transpose()? else {
-                let message = "The stream ended before its first event.";
+                let message = "The stream ended before its first output.";
                 return Err(Failure::new(Cause::Truncated, message));
             };
-            match stream.feed(bytes, Instant::now()) {
+            match stream.feed(bytes, clock::now()) {
                 Step::Hold => {}
                 Step::Retry(failure) => return Err(failure),
-                // What failed in the same breath is the relay's to tell.
+                // A failure in the same bytes is for the relay to report: the answer has begun.
                 Step::Pass(out) | Step::Failed(out, _) => {
-                    return Ok(Begun::Stream(out, upstream, Box::new(stream)));
+                    return Ok(AnswerStart::Stream(out, upstream, Box::new(stream)));
                 }
             }
         }
     }
 
-    /// Kept back until it is complete, up to a bound; a replica's failure is never passed on.
-    async fn plain(&self, head: Head, mut upstream: Answer) -> Result<Begun, Failure> {
-        let settings = self.pool.settings();
-        let settings = &settings.upstream;
+    /// Keeps a plain answer back until it is complete, up to a bound. A replica's failure is never
+    /// passed on.
+    async fn plain(
+        &self,
+        head: AnswerHead,
+        mut upstream: UpstreamBody,
+    ) -> Result<AnswerStart, Failure> {
+        let settings = &self.to.settings.upstream;
         let bound = usize::try_from(settings.commit_size.bytes()).unwrap_or(usize::MAX);
-        let refused = |body: &[u8]| self.ours.failure(head.status, body);
-        let mut answer = PlainAnswer::new(self.api, head, bound);
+        let misfit = |body: &[u8]| self.to.misfit.failure(head.status, body);
+        let mut answer = PlainAnswer::new(self.request.api, head, bound);
         let stall = settings.stall_timeout;
-        while let Some(data) = timeout(stall, upstream.data()).await.map_err(|_| self.stalled())? {
+        loop {
+            let data = {
+                let mut data = pin!(upstream.data());
+                // Nearly all answers come whole with their heads, and need no timer.
+                match poll_immediate(data.as_mut()).await {
+                    Some(data) => data,
+                    None => timeout(stall, data).await.map_err(|_| self.stalled())?,
+                }
+            };
+            let Some(data) = data else { break };
             answer.feed(data?);
-            // What has come whole can still be judged.
+            // An answer that is complete can still be judged, however long it is.
             if answer.is_long() && !upstream.is_over() {
-                if let Some(failure) = refused(b"") {
+                if let Some(failure) = misfit(b"") {
                     return Err(failure);
                 }
                 if answer.is_failure() {
                     break;
                 }
-                return Ok(Begun::Long(answer.commit(), upstream, answer));
+                return Ok(AnswerStart::Long(answer.commit(), upstream, answer));
             }
         }
         match answer.end() {
-            Plain::Answered(body, tokens) => Ok(Begun::Whole(body.into(), tokens)),
-            Plain::Client(body) => match refused(&body) {
+            PlainEnd::Answered(body, tokens) => Ok(AnswerStart::Whole(body.into(), tokens)),
+            PlainEnd::Client(body) => match misfit(&body) {
                 Some(failure) => Err(failure),
-                None => Ok(Begun::Refused(body.into())),
+                None => Ok(AnswerStart::Refused(body.into())),
             },
-            Plain::Retry(failure) => Err(failure),
+            PlainEnd::Retry(failure) => Err(failure),
         }
     }
 
     fn stalled(&self) -> Failure {
-        let stall = self.pool.settings().upstream.stall_timeout;
-        Failure::new(Cause::Stalled, format!("Nothing came for {stall:?}."))
+        let stall = self.to.settings.upstream.stall_timeout;
+        Failure::new(Cause::Stalled, format!("The replica sent nothing for {stall:?}."))
     }
 }

@@ -1,5 +1,5 @@
-//! What ends an answer before its own end: its client's leaving, its replica's, or the end of a
-//! shutdown's patience.
+//! The events that end an answer before its own end: its client leaves, its replica is lost, or a
+//! shutdown stops waiting.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,32 +9,38 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-/// The client's leaving.
-pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Resolves when the client has left.
+pub(crate) type ClientGone = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Why an answer ends now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     ClientLeft,
-    /// Nothing more will come from the replica.
-    Lost,
+    /// The replica will send nothing more.
+    ReplicaLost,
     ShuttingDown,
 }
 
-/// Polled with every chunk: what it waits for is looked at only when that woke, which costs a chunk
-/// next to nothing.
-pub(crate) struct Watch(FuturesUnordered<Pin<Box<dyn Future<Output = Cut> + Send>>>);
+/// Watches for the events that cut an answer off.
+///
+/// It is polled with every chunk. An event is looked at only when it has woken the task, so a poll
+/// costs next to nothing.
+pub(crate) struct Cutoff(FuturesUnordered<Pin<Box<dyn Future<Output = Cut> + Send>>>);
 
-impl Watch {
-    pub(crate) fn new(gone: Gone, lost: CancellationToken, ending: CancellationToken) -> Self {
+impl Cutoff {
+    pub(crate) fn new(
+        client_gone: ClientGone,
+        replica_lost: CancellationToken,
+        ending: CancellationToken,
+    ) -> Self {
         let all = FuturesUnordered::<Pin<Box<dyn Future<Output = Cut> + Send>>>::new();
         all.push(Box::pin(async move {
-            gone.await;
+            client_gone.await;
             Cut::ClientLeft
         }));
         all.push(Box::pin(async move {
-            lost.cancelled_owned().await;
-            Cut::Lost
+            replica_lost.cancelled_owned().await;
+            Cut::ReplicaLost
         }));
         all.push(Box::pin(async move {
             ending.cancelled_owned().await;

@@ -1,7 +1,9 @@
-//! A streaming client that waits long: kept alive until there is an answer, then given it.
+//! A client that waits long: kept alive by heartbeats until there is an answer.
 //!
-//! Status 200 has gone out by then, so whatever goes wrong is told as an event, in the API's own
-//! form. Tries go on as before: a heartbeat is nothing of an answer.
+//! The first heartbeat sends status 200. So every later error of a stream is an event, in the form of
+//! its API. A plain answer's heartbeats are line feeds before its JSON; a later error is the usual JSON,
+//! after which the connection is cut, since clients take any JSON with status 200 for an answer. The
+//! request is still tried again as before: a heartbeat commits nothing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,59 +11,107 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::api::Api;
-use crate::answer::failure::{Cause, Failure};
-use crate::answer::outcome::Outcome as Ended;
+use crate::answer::plain::AnswerHead;
 use crate::answer::refusal::Refusal;
-use crate::exchange::attempt::{Begun, Outcome};
-use crate::exchange::cutoff::{Gone, Watch};
+use crate::exchange::attempt::Committed;
+use crate::exchange::cutoff::ClientGone;
+use crate::exchange::dispatch::DispatchResult;
+use crate::exchange::finish::{FinishedAnswer, RelayLimits, finish_json, finish_stream};
 use crate::exchange::record::Record;
-use crate::exchange::relay::{Broken, Form, Relay};
-use crate::pool::End;
-use crate::text::rope::Pieces;
+use crate::exchange::relay::Relay;
+use crate::read::scan::Scan;
+use crate::text::rope::Rope;
 
-/// What comes of a request, whenever it comes.
-pub(crate) type Exchanging = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+/// A dispatch that is under way.
+pub(crate) type RunningDispatch =
+    Pin<Box<dyn Future<Output = DispatchResult<Box<Committed>>> + Send>>;
 
-/// Dropped, the client left: the request leaves the queue or the endpoint at once.
-pub(crate) struct Held {
-    api: Api,
-    waiting: Option<(Exchanging, Gone)>,
+/// The body of an answer that has not begun. Dropping it when the client leaves takes the request
+/// out of the queue or off its endpoint at once.
+pub(crate) struct HeldAnswer {
+    form: HeldForm,
+    dispatch: RunningDispatch,
+    /// `None` after the answer has begun.
+    client_gone: Option<ClientGone>,
     ending: CancellationToken,
+    /// The first heartbeat, which goes out with the head.
+    first: Option<Bytes>,
     every: Duration,
     next: Pin<Box<Sleep>>,
-    out: Pieces,
-    relay: Option<Box<Relay>>,
 }
 
-impl Held {
-    /// The answer's beginning: a stream with the headers `told`, and a first heartbeat in it.
+/// The form of a held answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeldForm {
+    Stream(Api),
+    /// One JSON text, with errors of this API.
+    Plain(Api),
+}
+
+impl HeldForm {
+    /// The form of the answer to a request with this `scan`; `None` if nothing may come before it.
+    pub(crate) fn of(api: Api, scan: &Scan) -> Option<Self> {
+        if scan.stream && api.streams() {
+            return Some(Self::Stream(api));
+        }
+        // An answer to a form may be plain text, in which a line feed means something. So it does in
+        // an answer of bytes.
+        (!api.multipart() && !scan.wants_bytes).then_some(Self::Plain(api))
+    }
+
+    fn heartbeat(self) -> Bytes {
+        match self {
+            Self::Stream(api) => api.heartbeat(),
+            Self::Plain(_) => Bytes::from_static(b"\n"),
+        }
+    }
+}
+
+/// The next part of a held answer.
+pub(crate) enum HeldStep {
+    Heartbeat(Bytes),
+    /// The answer has begun: its relay takes over.
+    Answer(Box<Relay>),
+    /// The whole answer.
+    Whole(Rope),
+    /// The only event: an error.
+    Error(Bytes),
+    /// An error, after which the connection is cut.
+    Cut(FinishedAnswer),
+    ClientLeft,
+}
+
+impl HeldAnswer {
+    /// The beginning of an answer: a head with `headers`, and a first heartbeat.
     pub(crate) fn respond(
-        api: Api,
-        (exchange, gone): (Exchanging, Gone),
+        form: HeldForm,
+        (dispatch, client_gone): (RunningDispatch, ClientGone),
         ending: CancellationToken,
         every: Duration,
-        told: HeaderMap,
+        headers: HeaderMap,
         accepted: Instant,
     ) -> Response<Self> {
-        let held = Self {
-            api,
-            waiting: Some((exchange, gone)),
+        let mut response = Response::new(Self {
+            form,
+            dispatch,
+            client_gone: Some(client_gone),
             ending,
+            first: Some(form.heartbeat()),
             every,
             next: Box::pin(sleep(every)),
-            out: api.heartbeat().into(),
-            relay: None,
-        };
-        let mut response = Response::new(held);
+        });
+        *response.headers_mut() = headers;
         let headers = response.headers_mut();
-        *headers = told;
-        let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
-        headers.insert(header::CONTENT_TYPE, kind);
+        let kind = match form {
+            HeldForm::Stream(_) => "text/event-stream; charset=utf-8",
+            HeldForm::Plain(_) => "application/json",
+        };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         let total = accepted.elapsed().as_secs_f64() * 1e3;
         if let Ok(timing) = HeaderValue::from_str(&format!("total;dur={total:.1}")) {
@@ -70,72 +120,88 @@ impl Held {
         response
     }
 
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Broken>>> {
-        loop {
-            if let Some(bytes) = self.out.pop() {
-                return Poll::Ready(Some(Ok(bytes)));
-            }
-            if let Some(relay) = &mut self.relay {
-                return relay.poll_frame(cx);
-            }
-            let Some((exchange, gone)) = &mut self.waiting else { return Poll::Ready(None) };
-            if let Poll::Ready(outcome) = exchange.as_mut().poll(cx) {
-                if let Some((_, gone)) = self.waiting.take() {
-                    self.answered(outcome, gone);
-                }
-                continue;
-            }
-            if gone.as_mut().poll(cx).is_ready() {
-                self.waiting = None;
-                return Poll::Ready(Some(Err(Broken("the client left".to_owned()))));
-            }
-            ready!(self.next.as_mut().poll(cx));
-            self.next.as_mut().reset(Instant::now() + self.every);
-            self.out.push(self.api.heartbeat());
+    /// Polls for the next part. Any part but a heartbeat is the last: it must not be polled again.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<HeldStep> {
+        if let Some(heartbeat) = self.first.take() {
+            return Poll::Ready(HeldStep::Heartbeat(heartbeat));
         }
+        let Some(client_gone) = &mut self.client_gone else {
+            return Poll::Ready(HeldStep::ClientLeft);
+        };
+        if let Poll::Ready(dispatched) = self.dispatch.as_mut().poll(cx) {
+            let client_gone = self.client_gone.take();
+            return Poll::Ready(
+                client_gone.map_or(HeldStep::ClientLeft, |client_gone| {
+                    self.begin(dispatched, client_gone)
+                }),
+            );
+        }
+        if client_gone.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(HeldStep::ClientLeft);
+        }
+        ready!(self.next.as_mut().poll(cx));
+        self.next.as_mut().reset(Instant::now() + self.every);
+        Poll::Ready(HeldStep::Heartbeat(self.form.heartbeat()))
     }
 
-    fn answered(&mut self, outcome: Outcome, gone: Gone) {
-        let Outcome { result, mut record, pool, deadline } = outcome;
-        record.committed(200);
-        let committed = match result {
+    fn begin(
+        &self,
+        dispatched: DispatchResult<Box<Committed>>,
+        client_gone: ClientGone,
+    ) -> HeldStep {
+        let DispatchResult { result, mut record, pool, deadline } = dispatched;
+        record.head_sent(200);
+        let (committed, slot) = match result {
             Ok(committed) => committed,
             Err(refusal) => return self.refused(&refusal, record),
         };
-        let mut slot = committed.slot;
-        match committed.answer {
-            Begun::Stream(out, upstream, stream) => {
-                let stall = pool.settings().upstream.stall_timeout;
-                let parts = (out, upstream, Form::Stream(stream));
-                let watch = Watch::new(gone, slot.lost(), self.ending.clone());
-                let relay = Relay::new(parts, slot, record, (stall, deadline), watch);
-                self.relay = Some(Box::new(relay));
+        let Committed { head, start } = *committed;
+        let limits = || {
+            let stall = pool.settings().upstream.stall_timeout;
+            RelayLimits { stall, deadline, client_gone, ending: self.ending.clone() }
+        };
+        let api = match self.form {
+            HeldForm::Stream(api) => api,
+            HeldForm::Plain(api) => {
+                let json = AnswerHead::of(&head).json;
+                return match finish_json(start, json, slot, record, limits) {
+                    // The replica's refusal.
+                    Ok(refusal) if head.status != StatusCode::OK => HeldStep::Cut(refusal),
+                    Ok(FinishedAnswer::Relayed(relay)) => HeldStep::Answer(relay),
+                    Ok(FinishedAnswer::Whole(body)) => HeldStep::Whole(body),
+                    Err(failure) => cut(api, &Refusal::Failed(failure)),
+                };
             }
-            Begun::Refused(body) => {
-                slot.without_engine();
-                slot.ended(End::Complete);
-                record.ended(Ended::ClientError, None);
+        };
+        match finish_stream(start, slot, record, limits) {
+            Ok(FinishedAnswer::Relayed(relay)) => HeldStep::Answer(relay),
+            // Not a stream, so it is the replica's refusal.
+            Ok(FinishedAnswer::Whole(body)) => {
                 let body: Vec<u8> = body.flatten().collect();
-                self.out.push(self.api.plain_error_event(committed.head.status.as_u16(), &body));
+                HeldStep::Error(api.plain_error_event(head.status.as_u16(), &body))
             }
-            Begun::Whole(..) | Begun::Long(..) => {
-                let failure =
-                    Failure::new(Cause::Server, "The replica did not answer with a stream.");
-                record.ended(Ended::Failed, Some(failure.cause.name()));
+            Err(failure) => {
                 let (status, kind) = (failure.status, failure.kind());
-                self.out.push(self.api.error_event(status, kind, &failure.message, 0));
-                slot.ended(End::Failed(failure));
+                HeldStep::Error(api.error_event(status, kind, &failure.message, 0))
             }
         }
     }
 
-    fn refused(&mut self, refusal: &Refusal, record: Record) {
-        let (status, kind) = refusal.status();
-        let message = refusal.to_string();
-        self.out.push(self.api.error_event(status.as_u16(), kind, &message, 0));
+    fn refused(&self, refusal: &Refusal, record: Box<Record>) -> HeldStep {
         record.refused(refusal);
+        let (status, kind) = refusal.status();
+        match self.form {
+            HeldForm::Stream(api) => {
+                let message = refusal.to_string();
+                HeldStep::Error(api.error_event(status.as_u16(), kind, &message, 0))
+            }
+            HeldForm::Plain(api) => cut(api, refusal),
+        }
     }
+}
+
+/// An error instead of a plain answer.
+fn cut(api: Api, refusal: &Refusal) -> HeldStep {
+    let body = refusal.response(api.errors()).into_body();
+    HeldStep::Cut(FinishedAnswer::Whole(body.into()))
 }

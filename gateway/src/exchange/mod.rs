@@ -1,16 +1,29 @@
-//! The way of one request to its answer: held, tried, tried again, passed on, recorded.
+//! The way of one request to its answer: admitted, held, tried, tried again, passed on, recorded.
 //!
-//! Nothing goes out to the client before an answer is judged, so that every failure until then can be
-//! tried elsewhere. Dropping any future of this room ends its request. Uses all rooms before it.
+//! Nothing goes out to the client before an answer is judged, so a request that fails until then
+//! can be tried elsewhere. Dropping any future of this room ends its request. Uses all rooms below
+//! it.
+//!
+//! In the order of a request's way: `proxy` admits it and finds its pool; `dispatch` holds it,
+//! tries again and falls back; `attempt` is one try, with `outgoing` (the request for replicas),
+//! `upstream` (connections) and `misfit` (whose fault a refusal is); `respond` writes the answer's
+//! head, or `heartbeat` keeps the client alive until there is one; `finish` counts the answer or
+//! gives it to `relay`, which `cutoff` may end early. `record` accompanies the request, with
+//! `allowance` (the tenant's limits), `progress` (times and tries) and `access_log`. The waits of a
+//! request beside that for its answer begin `late`.
 
+pub(crate) mod access_log;
+pub(crate) mod allowance;
 pub(crate) mod answer_body;
-pub(crate) mod answered_by;
 pub(crate) mod attempt;
 pub(crate) mod cutoff;
-pub(crate) mod fallback;
+pub(crate) mod dispatch;
+pub(crate) mod finish;
 pub(crate) mod heartbeat;
-pub(crate) mod ours;
+pub(crate) mod late;
+pub(crate) mod misfit;
 pub(crate) mod outgoing;
+pub(crate) mod progress;
 pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod relay;

@@ -1,175 +1,294 @@
-//! A request as replicas get it: the client's, less what is not theirs to see.
+//! A request as replicas receive it: the client's, without the headers that are for the gateway
+//! alone, and with the gateway's own. Pure.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Request};
+use http::{Method, Request, Uri};
 
-use crate::exchange::ours::Key;
-use crate::text::rope::Pieces;
+use crate::exchange::misfit::KeyOwner;
+use crate::read::head::{ClientHead, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarding};
+use crate::read::known_headers::KnownHeader;
+use crate::read::request_id::{REQUEST_ID, RequestId, TRACE_PARENT};
+use crate::text::rope::Rope;
+use crate::text::stack::StackText;
 
-/// What vLLM would let any client decide about its own place.
-const PRIORITY: [&str; 2] = ["x-vllm-priority", "x-data-parallel-rank"];
-
-/// What a client's headers may say to a replica.
+/// The rights of a client's headers at a replica.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rights {
-    /// Its place in the replica's queue.
+    /// The client may choose its place in the replica's queue.
     pub(crate) priority: bool,
-    /// The key it sent was meant for the gateway.
+    /// The client's key was for the gateway, and goes no further.
     pub(crate) keyed: bool,
     /// The replicas' own key, as the value of `authorization`.
     pub(crate) authorization: Option<HeaderValue>,
 }
 
 impl Rights {
-    /// Whose key goes out.
-    pub(crate) fn key(&self) -> Key {
+    pub(crate) fn key_owner(&self) -> KeyOwner {
         match self {
-            Self { authorization: Some(_), .. } => Key::Pools,
-            Self { keyed: true, .. } => Key::Withheld,
-            Self { .. } => Key::Clients,
+            Self { authorization: Some(_), .. } => KeyOwner::Pool,
+            Self { keyed: true, .. } => KeyOwner::Withheld,
+            Self { .. } => KeyOwner::Client,
         }
     }
 }
 
-/// Sent as often as needed.
+/// A request that can be sent any number of times.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
-    method: Method,
-    path: Option<PathAndQuery>,
-    headers: HeaderMap,
-    body: Pieces,
+pub(crate) struct Outgoing<'a> {
+    head: Cow<'a, ClientHead>,
+    body: Rope,
+    rights: Rights,
 }
 
-impl Outgoing {
-    pub(crate) fn new(parts: Parts, body: Pieces, rights: Rights) -> Self {
-        let mut headers = parts.headers;
-        strip_hop_by_hop(&mut headers);
-        // The body is here whole, so the length is ours to say, and nobody waits for a 100. The
-        // answer is read on its way, so it must not be compressed.
-        for name in [header::CONTENT_LENGTH, header::EXPECT, header::HOST, header::ACCEPT_ENCODING]
-        {
-            headers.remove(name);
+impl<'a> Outgoing<'a> {
+    pub(crate) fn new(head: Cow<'a, ClientHead>, body: Rope, rights: Rights) -> Self {
+        Self { head, body, rights }
+    }
+
+    pub(crate) fn method(&self) -> &Method {
+        &self.head.parts.method
+    }
+
+    /// The path with the query.
+    pub(crate) fn path(&self) -> &str {
+        self.head.parts.uri.path_and_query().map_or("/", PathAndQuery::as_str)
+    }
+
+    pub(crate) fn body(&self) -> &Rope {
+        &self.body
+    }
+
+    /// Calls `write` with each header, in one walk. `host` and the headers that frame the body are
+    /// not among them: they belong to the connection that the request is sent on.
+    pub(crate) fn each_header(&self, mut write: impl FnMut(&HeaderName, &[u8])) {
+        let ClientHead { parts, own, .. } = &*self.head;
+        let Forwarding { chain, peer, scheme, own_host, keeps_port } = &own.forwarding;
+        let Rights { priority, keyed, authorization } = &self.rights;
+        let mut host = None;
+        for (name, value) in &parts.headers {
+            let passes = match KnownHeader::of(name) {
+                None
+                | Some(
+                    KnownHeader::ContentEncoding
+                    | KnownHeader::Endpoint
+                    | KnownHeader::Origin
+                    | KnownHeader::Timeout
+                    | KnownHeader::Session,
+                ) => true,
+                Some(KnownHeader::Key) => !keyed && authorization.is_none(),
+                Some(KnownHeader::Priority) => *priority,
+                Some(KnownHeader::RequestId) => matches!(own.id, RequestId::Client(_)),
+                Some(KnownHeader::Trace) => own.trace.is_none(),
+                Some(KnownHeader::ForwardedProto) => scheme.is_none(),
+                Some(KnownHeader::ForwardedHost) => !own_host,
+                Some(KnownHeader::ForwardedPort) => *keeps_port,
+                Some(KnownHeader::Host) => {
+                    host = Some(value.as_bytes());
+                    false
+                }
+                // The body is complete: the gateway does not wait for a 100.
+                Some(
+                    KnownHeader::Connection
+                    | KnownHeader::TransferEncoding
+                    | KnownHeader::HopByHop
+                    | KnownHeader::Coding
+                    | KnownHeader::Expect
+                    | KnownHeader::ForwardedFor
+                    | KnownHeader::OtherForwarded,
+                ) => false,
+            };
+            if passes {
+                write(name, value.as_bytes());
+            }
         }
-        if !rights.priority {
-            PRIORITY.into_iter().for_each(|name| drop(headers.remove(name)));
+        if let Some(authorization) = authorization {
+            write(&header::AUTHORIZATION, authorization.as_bytes());
         }
-        if rights.keyed || rights.authorization.is_some() {
-            headers.remove(header::AUTHORIZATION);
-            headers.remove("x-api-key");
+        if let RequestId::Made(id) = &own.id {
+            write(&REQUEST_ID, id);
         }
-        if let Some(authorization) = rights.authorization {
-            headers.insert(header::AUTHORIZATION, authorization);
+        if let Some(trace) = &own.trace {
+            write(&TRACE_PARENT, trace);
         }
-        let path = parts.uri.path_and_query().cloned();
-        Self { method: parts.method, path, headers, body }
+        let mut last = StackText::<39>::new();
+        last.ip(*peer);
+        if chain.is_empty() {
+            write(&FORWARDED_FOR, last.as_bytes());
+        } else {
+            write(&FORWARDED_FOR, &[chain.as_bytes(), b", ", last.as_bytes()].concat());
+        }
+        if let Some(scheme) = scheme {
+            write(&FORWARDED_PROTO, scheme.as_bytes());
+        }
+        let target = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+        if let (true, Some(host)) = (own_host, target.or(host)) {
+            write(&FORWARDED_HOST, host);
+        }
     }
 
     /// The request for the replica at `address`.
-    pub(crate) fn to(&self, address: SocketAddr) -> Request<Pieces> {
-        let mut request = Request::new(self.body.clone());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.path.clone().map_or_else(Default::default, Into::into);
-        *request.headers_mut() = self.headers.clone();
-        if let Ok(host) = HeaderValue::from_str(&address.to_string()) {
-            request.headers_mut().insert(header::HOST, host);
+    pub(crate) fn to(&self, address: SocketAddr) -> Request<Rope> {
+        let mut headers = HeaderMap::with_capacity(self.head.parts.headers.len() + 6);
+        self.each_header(|name, value| {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                headers.append(name, value);
+            }
+        });
+        let mut host = StackText::<64>::new();
+        host.socket(address);
+        if let Ok(host) = HeaderValue::from_bytes(host.as_bytes()) {
+            headers.insert(header::HOST, host);
         }
+        let mut request = Request::new(self.body.clone());
+        *request.method_mut() = self.method().clone();
+        let path = self.head.parts.uri.path_and_query().cloned();
+        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+        *request.headers_mut() = headers;
         request
-    }
-}
-
-/// Headers that speak of one connection only, with those that `connection` names.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::TE,
-        header::TRAILER,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ] {
-        headers.remove(name);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::Ipv4Addr;
 
-    fn sent(headers: &[(&'static str, &'static str)], rights: Rights) -> HeaderMap {
-        let mut request = Request::post("http://client.example/v1/completions?a=b");
+    use super::*;
+    use crate::read::head::OwnHeaders;
+    use crate::read::known_headers::KnownHeaders;
+
+    fn own() -> OwnHeaders {
+        let peer = Ipv4Addr::new(203, 0, 113, 9).into();
+        let scheme = Some("http");
+        let forwarding =
+            Forwarding { chain: String::new(), peer, scheme, own_host: true, keeps_port: false };
+        OwnHeaders { id: RequestId::Made([b'0'; 32]), trace: None, forwarding }
+    }
+
+    fn sent(
+        headers: &[(&'static str, &'static str)],
+        own: OwnHeaders,
+        rights: Rights,
+    ) -> Vec<String> {
+        let mut request = Request::post("/v1/completions?a=b");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).expect("valid").into_parts();
-        let outgoing = Outgoing::new(parts, Pieces::default(), rights);
+        let known = KnownHeaders::of(&parts.headers);
+        let head = ClientHead { parts, known, own };
+        let outgoing = Outgoing::new(Cow::Owned(head), Rope::default(), rights);
         let request = outgoing.to(([10, 0, 0, 7], 8000).into());
         assert_eq!(request.uri(), "/v1/completions?a=b");
-        assert_eq!(request.headers()[header::HOST], "10.0.0.7:8000");
-        request.headers().clone()
+        assert_eq!(request.method(), Method::POST);
+        let line = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}", value.to_str().expect("text"))
+        };
+        let mut lines: Vec<_> = request.headers().iter().map(line).collect();
+        lines.sort_unstable();
+        lines
     }
 
     #[test]
-    fn what_speaks_of_the_clients_connection_stays_behind() {
-        let headers = sent(
+    fn headers_for_the_gateway_are_not_passed_on_and_its_own_are_added() {
+        let lines = sent(
             &[
                 ("host", "client.example"),
-                ("connection", "close, x-private"),
-                ("x-private", "1"),
+                ("connection", "close"),
                 ("keep-alive", "timeout=5"),
                 ("te", "trailers"),
                 ("expect", "100-continue"),
                 ("content-length", "7"),
                 ("accept-encoding", "gzip"),
-                ("x-request-id", "r1"),
+                ("x-request-id", "a b"),
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x-forwarded-proto", "ftp"),
+                ("x-forwarded-host", "evil.example"),
+                ("x-forwarded-port", "1"),
+                ("x-real-ip", "1.1.1.1"),
+                ("forwarded", "for=1.1.1.1"),
+                ("traceparent", "00-1-2-01"),
+                ("tracestate", "a=b"),
+                ("x-mine", "1"),
+                ("x-mine", "2"),
                 ("authorization", "Bearer theirs"),
             ],
+            OwnHeaders { trace: Some([b'1'; 55]), ..own() },
             Rights::default(),
         );
-        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["authorization", "host", "x-request-id"]);
+        let want = [
+            "authorization: Bearer theirs".to_owned(),
+            "host: 10.0.0.7:8000".to_owned(),
+            format!("traceparent: {}", "1".repeat(55)),
+            "x-forwarded-for: 203.0.113.9".to_owned(),
+            "x-forwarded-host: client.example".to_owned(),
+            "x-forwarded-proto: http".to_owned(),
+            "x-mine: 1".to_owned(),
+            "x-mine: 2".to_owned(),
+            format!("x-request-id: {}", "0".repeat(32)),
+        ];
+        assert_eq!(lines, want);
     }
 
     #[test]
-    fn priority_and_keys_go_through_only_as_the_pool_says() {
+    fn the_headers_of_the_client_and_of_trusted_proxies_are_kept() {
         let given = [
-            ("x-vllm-priority", "-5"),
-            ("x-data-parallel-rank", "1"),
+            ("host", "10.0.0.1"),
+            ("traceparent", "00-1-2-01"),
+            ("tracestate", "a=b"),
+            ("x-forwarded-host", "chat.example"),
+            ("x-forwarded-port", "443"),
+            ("x-forwarded-proto", "https"),
+            ("x-request-id", "r1"),
+        ];
+        let forwarding = Forwarding {
+            chain: "9.9.9.9".to_owned(),
+            peer: Ipv4Addr::new(10, 1, 1, 1).into(),
+            scheme: None,
+            own_host: false,
+            keeps_port: true,
+        };
+        let id = RequestId::Client(HeaderValue::from_static("r1"));
+        let lines = sent(&given, OwnHeaders { id, trace: None, forwarding }, Rights::default());
+        let want = [
+            "host: 10.0.0.7:8000",
+            "traceparent: 00-1-2-01",
+            "tracestate: a=b",
+            "x-forwarded-for: 9.9.9.9, 10.1.1.1",
+            "x-forwarded-host: chat.example",
+            "x-forwarded-port: 443",
+            "x-forwarded-proto: https",
+            "x-request-id: r1",
+        ];
+        assert_eq!(lines, want);
+    }
+
+    #[test]
+    fn priority_and_keys_are_passed_on_only_if_the_pool_allows_it() {
+        let given = [
             ("authorization", "Bearer theirs"),
             ("x-api-key", "theirs"),
+            ("x-data-parallel-rank", "1"),
+            ("x-vllm-priority", "-5"),
         ];
-        let names = |rights: Rights| {
-            let headers = sent(&given, rights);
-            let has = |name: &str| headers.contains_key(name);
-            let key =
-                headers.get("authorization").map(|key| key.to_str().expect("text").to_owned());
-            (has("x-vllm-priority"), has("x-data-parallel-rank"), has("x-api-key"), key)
+        let lines = |rights: Rights| {
+            let mut lines = sent(&given, own(), rights);
+            let gateways = ["host", "x-forwarded-", "x-request-id"];
+            lines.retain(|line| !gateways.iter().any(|own| line.starts_with(own)));
+            lines
         };
-        let theirs = Some("Bearer theirs".to_owned());
-        assert_eq!(names(Rights::default()), (false, false, true, theirs.clone()));
+        let (theirs, key) = ("authorization: Bearer theirs", "x-api-key: theirs");
+        assert_eq!(lines(Rights::default()), [theirs, key]);
         let priority = Rights { priority: true, ..Rights::default() };
-        assert_eq!(names(priority), (true, true, true, theirs));
+        let both = [theirs, key, "x-data-parallel-rank: 1", "x-vllm-priority: -5"];
+        assert_eq!(lines(priority), both);
         let keyed = Rights { keyed: true, ..Rights::default() };
-        assert_eq!(names(keyed), (false, false, false, None));
+        assert_eq!(lines(keyed), [""; 0]);
         let own = HeaderValue::from_static("Bearer ours");
         let own = Rights { authorization: Some(own), ..Rights::default() };
-        assert_eq!(names(own), (false, false, false, Some("Bearer ours".to_owned())));
+        assert_eq!(lines(own), ["authorization: Bearer ours"]);
     }
 }

@@ -1,304 +1,214 @@
-//! One request's books, from its acceptance to its last byte: figures, access log, `server-timing`.
+//! One request's record, from its acceptance to its last byte: figures, access log,
+//! `server-timing`.
+//!
+//! The record accompanies the request to its end. Dropping it counts the request and writes its
+//! line in the access log, so no way to end a request can forget either.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use forebay_signals::Histogram;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use forebay_signals::{Histogram, estimated_tokens};
+use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
 use crate::answer::failure::Cause;
-use crate::answer::judge::Finish;
 use crate::answer::meter::Tokens;
-use crate::answer::outcome::{Aborter, Ended, FirstToken, Outcome, SHUTTING_DOWN, TOO_LONG};
+use crate::answer::outcome::{Aborter, Outcome, RequestEnd, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::refusal::Refusal;
 use crate::answer::traffic::Traffic;
+use crate::exchange::access_log::Line;
+use crate::exchange::allowance::Allowance;
+use crate::exchange::progress::{Conclusion, RequestProgress};
 use crate::figures;
 use crate::figures::arrivals::Arrival;
-use crate::pool::{Pool, Ticket};
+use crate::net::clock;
+use crate::pool::{Pool, Slot, Ticket};
 use crate::read::context::RequestContext;
-use crate::tenant::{Budget, Grant, Tenant};
+use crate::tenant::Tenant;
 
-/// Dropped without a word, its client left.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// A request's record. Dropping it before its end is noted means that its client left.
 pub(crate) struct Record {
     pub(crate) context: RequestContext,
-    tenant: Option<Arc<Tenant>>,
-    grant: Option<Grant>,
-    budget: Budget,
-    /// Estimated tokens of the prompt, until the server tells.
-    prompt: u64,
+    progress: RequestProgress,
+    allowance: Allowance,
     pool: Option<Arc<Pool>>,
-    /// The last that it was released to.
-    endpoint: Option<SocketAddr>,
-    released: Option<Instant>,
-    committed: Option<Instant>,
-    /// Since when it is held, for the first time or again.
-    holding: Option<Instant>,
-    held: Option<Duration>,
-    cold: Duration,
-    tries: u32,
-    seq: u64,
-    /// Prompt tokens by the body's length, where the replica tells none.
-    estimated: u64,
-    first_token: Option<Instant>,
+    /// Prompt tokens estimated from the body's length, for replicas that report none.
+    estimated_prompt: u64,
     tokens: Tokens,
     /// The mean time for each token after the first.
     per_token: Option<Duration>,
+    /// The traffic of a WebSocket session.
     session: Option<Arc<Traffic>>,
-    outcome: Outcome,
-    status: Option<u16>,
-    /// Why it was refused or failed.
-    reason: Option<&'static str>,
+    conclusion: Conclusion,
 }
 
 impl Record {
-    pub(crate) fn begin(context: RequestContext) -> Self {
-        Self {
+    /// Boxed, because it is moved through many futures.
+    pub(crate) fn begin(context: RequestContext) -> Box<Self> {
+        Box::new(Self {
             context,
-            tenant: None,
-            grant: None,
-            budget: Budget::default(),
-            prompt: 0,
+            progress: RequestProgress::default(),
+            allowance: Allowance::default(),
             pool: None,
-            endpoint: None,
-            released: None,
-            committed: None,
-            holding: None,
-            held: None,
-            cold: Duration::ZERO,
-            tries: 0,
-            seq: 0,
-            estimated: 0,
-            first_token: None,
+            estimated_prompt: 0,
             tokens: Tokens::default(),
             per_token: None,
             session: None,
-            outcome: Outcome::ClientLeft,
-            status: None,
-            reason: None,
-        }
+            conclusion: Conclusion { outcome: Outcome::ClientLeft, status: None, reason: None },
+        })
     }
 
-    /// Whose request it is.
-    pub(crate) fn identified(&mut self, tenant: &Arc<Tenant>) {
+    /// Counts the request as one of the tenant's, while the record lives. Its tokens are not known
+    /// yet.
+    pub(crate) fn admit(&mut self, tenant: &Arc<Tenant>) -> Result<(), Refusal> {
         self.context.tenant = Arc::clone(&tenant.name);
-        self.tenant = Some(Arc::clone(tenant));
+        self.allowance.admit(tenant)
     }
 
-    /// Counts it as one of its tenant's requests, within the limits on these, for as long as this
-    /// record. Its tokens are not known yet.
-    pub(crate) fn admit(&mut self) -> Result<(), Refusal> {
-        let Some(tenant) = &self.tenant else { return Ok(()) };
-        let now = Instant::now();
-        let granted = tenant.admit(now);
-        self.budget = tenant.budget(now);
-        self.grant = Some(granted.map_err(|limited| limited.refusal(&tenant.name))?);
-        Ok(())
-    }
-
-    /// Takes `tokens`, `prompt` of them for the prompt, within the tenant's limits.
+    /// Takes `tokens`, of which `prompt` are the prompt's, within the tenant's limits.
     pub(crate) fn reserve(&mut self, prompt: u64, tokens: u64) -> Result<(), Refusal> {
-        let (Some(tenant), Some(grant)) = (&self.tenant, &mut self.grant) else { return Ok(()) };
-        let now = Instant::now();
-        self.prompt = prompt;
-        let reserved = grant.reserve(tokens, now);
-        self.budget = tenant.budget(now);
-        reserved.map_err(|limited| limited.refusal(&tenant.name))
+        self.allowance.reserve(prompt, tokens)
     }
 
     pub(crate) fn routed(&mut self, pool: &Arc<Pool>) {
         self.pool = Some(Arc::clone(pool));
     }
 
-    /// It waits in the queue from now on.
-    pub(crate) fn holds(&mut self) {
-        self.holding = Some(Instant::now());
+    /// Notes that the request waits in the queue from now on.
+    pub(crate) fn hold_began(&mut self) {
+        self.progress.hold_began();
     }
 
-    /// The time held so far; `None` for what never came into the queue.
-    fn held(&self) -> Option<Duration> {
-        let now = self.holding.map(|since| since.elapsed());
-        now.or(self.held).map(|_| now.unwrap_or_default() + self.held.unwrap_or_default())
+    /// Notes a release to an endpoint, the first or another. Returns the present time.
+    pub(crate) fn released(&mut self, ticket: &Ticket, slot: &Slot) -> Instant {
+        self.estimated_prompt = estimated_tokens(ticket.entry.bytes);
+        self.progress.released(ticket, slot)
     }
 
-    /// Released to an endpoint, for the first time or again.
-    pub(crate) fn released(&mut self, ticket: &Ticket, endpoint: SocketAddr) {
-        self.tries += 1;
-        self.endpoint = Some(endpoint);
-        self.released = Some(Instant::now());
-        self.holding = None;
-        self.held = Some(ticket.held);
-        self.cold = ticket.cold;
-        self.seq = ticket.seq();
-        self.estimated = ticket.request.bytes / 4;
+    /// Notes the status that is sent to the client.
+    pub(crate) fn head_sent(&mut self, status: u16) {
+        self.conclusion.status = Some(status);
+        self.progress.head_sent();
     }
 
-    /// The status that the client is sent.
-    pub(crate) fn committed(&mut self, status: u16) {
-        self.status = Some(status);
-        self.committed = Some(Instant::now());
-    }
-
-    /// It is a session from now on, which carries what is counted in this.
-    pub(crate) fn carries(&mut self) -> Arc<Traffic> {
+    /// Makes this the record of a WebSocket session, and returns the counts of its traffic.
+    pub(crate) fn session_began(&mut self) -> Arc<Traffic> {
         Arc::clone(self.session.get_or_insert_default())
     }
 
-    /// The first event of a stream that carries a token.
+    /// Notes the first event of a stream that carries a token.
     pub(crate) fn first_token(&mut self, at: Instant) {
-        if self.first_token.is_some() {
-            return;
-        }
-        self.first_token = Some(at);
-        if let (Some(pool), Some(released), Some(endpoint)) =
-            (&self.pool, self.released, self.endpoint)
-        {
-            pool.first_token(&FirstToken {
-                endpoint,
-                ttft: at.saturating_duration_since(self.context.accepted),
-                cold: self.cold,
-                upstream: at.saturating_duration_since(released),
-            });
+        let first = self.progress.first_token(at, self.context.accepted);
+        let endpoint = self.progress.endpoint_totals.as_deref();
+        if let (Some(pool), Some(first), Some(endpoint)) = (&self.pool, first, endpoint) {
+            let objective = pool.settings().scaling.objective.ttft;
+            pool.figures.first_token(&first, objective, endpoint);
         }
     }
 
-    /// Gaps between a stream's tokens since the last call.
+    /// Adds the gaps between a stream's tokens since the last call.
     pub(crate) fn gaps(&self, gaps: &Histogram) {
-        if let (Some(pool), Some(endpoint)) = (&self.pool, self.endpoint) {
-            pool.gaps(endpoint, gaps);
+        if let (Some(pool), Some(endpoint)) = (&self.pool, &self.progress.endpoint_totals) {
+            pool.figures.gaps(gaps, endpoint);
         }
-        if let Some(tenant) = &self.tenant {
+        if let Some(tenant) = self.allowance.tenant() {
             tenant.metrics.gaps(gaps);
         }
     }
 
-    /// Tokens as far as they are known, with the mean time for each after the first.
+    /// Sets the tokens that are known so far, with the mean time for each after the first.
     pub(crate) fn tokens(&mut self, tokens: Tokens, per_token: Option<Duration>) {
-        if let Some(grant) = &mut self.grant {
-            let prompt = tokens.prompt.unwrap_or(self.prompt);
-            grant.used(prompt + tokens.generated, Instant::now());
-        }
+        self.allowance.used(&tokens);
         self.tokens = tokens;
         self.per_token = per_token;
     }
 
-    pub(crate) fn ended(mut self, outcome: Outcome, reason: Option<&'static str>) {
-        self.outcome = outcome;
-        self.reason = reason;
+    pub(crate) fn ended(mut self: Box<Self>, outcome: Outcome, reason: Option<&'static str>) {
+        self.conclusion.outcome = outcome;
+        self.conclusion.reason = reason;
     }
 
-    pub(crate) fn refused(mut self, refusal: &Refusal) {
+    pub(crate) fn refused(mut self: Box<Self>, refusal: &Refusal) {
         let (status, _) = refusal.status();
-        self.status.get_or_insert(status.as_u16());
+        self.conclusion.status.get_or_insert(status.as_u16());
         self.ended(refusal.outcome(), Some(refusal.reason()));
     }
 
-    /// For a rehearsal: when it came, and how long it was.
-    fn arrived(&self, took: Duration) {
+    /// Writes the headers that every answer has: the rest of the tenant's limits, and the times so
+    /// far.
+    pub(crate) fn write_headers(&self, headers: &mut HeaderMap) {
+        self.allowance.write_headers(headers);
+        if let Some(timing) = self.progress.server_timing(self.context.accepted) {
+            headers.insert(SERVER_TIMING, timing);
+        }
+    }
+
+    /// Records the arrival for a later replay, if arrivals are recorded.
+    fn record_arrival(&self, took: Duration) {
         let Some(pool) = &self.pool else { return };
         let Some(recorder) = pool.recorder.get() else { return };
-        recorder.tell(&Arrival {
+        recorder.record(&Arrival {
             at: SystemTime::now() - took,
             pool: Arc::clone(&pool.name),
-            prompt_tokens: self.tokens.prompt.unwrap_or(self.estimated),
+            prompt_tokens: self.tokens.prompt.unwrap_or(self.estimated_prompt),
             generated_tokens: self.tokens.generated,
         });
     }
 
-    /// What the client is told beside the answer: how its limits stand, and the times so far in
-    /// milliseconds, held, and from release to the answer's first byte.
-    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
-        self.budget.write(headers);
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let mut text = format!("hold;dur={:.1}", ms(self.held().unwrap_or_default()));
-        if let (Some(released), Some(committed)) = (self.released, self.committed) {
-            text += &format!(", upstream;dur={:.1}", ms(committed - released));
-        }
-        text += &format!(", total;dur={:.1}", ms(self.context.accepted.elapsed()));
-        if let Ok(text) = HeaderValue::from_str(&text) {
-            headers.insert(HeaderName::from_static("server-timing"), text);
+    fn aborter(&self) -> Option<Aborter> {
+        let Conclusion { outcome, reason, .. } = self.conclusion;
+        match outcome {
+            Outcome::ClientLeft if self.progress.tries > 0 => Some(Aborter::Client),
+            Outcome::Failed if reason == Some(Cause::Aborted.name()) => Some(Aborter::Replica),
+            Outcome::Failed if matches!(reason, Some(TOO_LONG | SHUTTING_DOWN)) => {
+                Some(Aborter::Gateway)
+            }
+            _ => None,
         }
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let took = self.context.accepted.elapsed();
-        // A replica had it: its prompt was read, or is being read, for nobody.
-        if self.outcome == Outcome::ClientLeft
-            && self.released.is_some()
-            && self.holding.is_none()
-            && let Some(grant) = &mut self.grant
-        {
-            grant.used_at_least(self.prompt, Instant::now());
+        let took = clock::now() - self.context.accepted;
+        if self.conclusion.outcome == Outcome::ClientLeft && self.progress.is_released() {
+            self.allowance.used_prompt();
         }
-        let aborted = match self.outcome {
-            Outcome::ClientLeft if self.tries > 0 => Some(Aborter::Client),
-            Outcome::Failed if self.reason == Some(Cause::Aborted.name()) => Some(Aborter::Replica),
-            Outcome::Failed if matches!(self.reason, Some(TOO_LONG | SHUTTING_DOWN)) => {
-                Some(Aborter::Gateway)
-            }
-            _ => None,
-        };
-        let ended = Ended {
-            endpoint: self.endpoint,
-            outcome: self.outcome,
-            reason: self.reason,
-            aborted,
-            held: self.held(),
+        let ended = RequestEnd {
+            outcome: self.conclusion.outcome,
+            reason: self.conclusion.reason,
+            aborted: self.aborter(),
+            held: self.progress.held(),
             took,
-            tries: self.tries,
+            tries: self.progress.tries,
             tokens: &self.tokens,
-            session: self.session.as_deref().map(|traffic| {
-                (self.committed.map_or(Duration::ZERO, |since| since.elapsed()), traffic)
-            }),
+            session: self.session.as_deref().map(|traffic| (self.progress.since_head(), traffic)),
         };
         match &self.pool {
-            Some(pool) => pool.ended(&ended),
+            Some(pool) => {
+                pool.figures.ended(&ended, self.progress.endpoint_totals.as_deref());
+            }
             None => figures::unrouted(&ended),
         }
-        if let Some(tenant) = &self.tenant {
+        if let Some(tenant) = self.allowance.tenant() {
             let accepted = self.context.accepted;
-            let ttft = self.first_token.map(|at| at.saturating_duration_since(accepted));
+            let first_token = self.progress.first_token;
+            let ttft = first_token.map(|at| at.saturating_duration_since(accepted));
             tenant.metrics.ended(&ended, ttft);
         }
-        self.arrived(took);
-        let ms = |time: Duration| time.as_millis() as u64;
-        let since =
-            |from: Instant| self.first_token.map(|at| ms(at.saturating_duration_since(from)));
-        let (context, session) = (&self.context, self.session.as_deref());
-        let finishes: Vec<_> =
-            self.tokens.finishes.iter().map(|finish| Finish::name(*finish)).collect();
-        tracing::info!(
-            target: "forebay::access",
-            request_id = %context.id,
-            client = context.client.address.map(tracing::field::display),
-            method = %context.method,
-            path = %context.path,
-            tenant = %context.tenant,
-            pool = self.pool.as_ref().map(|pool| &*pool.name),
-            model = context.model.as_deref(),
-            endpoint = self.endpoint.map(tracing::field::display),
-            status = self.status,
-            outcome = self.outcome.name(),
-            reason = self.reason,
-            stream = context.stream,
-            seq = self.seq,
-            tries = self.tries,
-            hold_ms = ms(self.held().unwrap_or_default()),
-            ttft_ms = since(context.accepted),
-            upstream_ttft_ms = self.released.and_then(since),
-            itl_ms = self.per_token.map(|time| time.as_secs_f64() * 1e3),
-            took_ms = ms(took),
-            prompt_tokens = self.tokens.prompt,
-            cached_tokens = self.tokens.cached,
-            generated_tokens = self.tokens.generated,
-            finish = (!finishes.is_empty()).then(|| finishes.join(",")),
-            client_messages = session.map(|it| it.client.messages()),
-            client_bytes = session.map(|it| it.client.bytes()),
-            replica_messages = session.map(|it| it.replica.messages()),
-            replica_bytes = session.map(|it| it.replica.bytes()),
-        );
+        self.record_arrival(took);
+        Line {
+            context: &self.context,
+            pool: self.pool.as_ref().map(|pool| &*pool.name),
+            progress: &self.progress,
+            conclusion: self.conclusion,
+            tokens: &self.tokens,
+            per_token: self.per_token,
+            session: self.session.as_deref(),
+            took,
+        }
+        .write();
     }
 }

@@ -1,71 +1,83 @@
-//! A committed answer on its way to the client: each chunk passed on when it came, metered inline.
+//! A committed answer on its way to the client: each chunk is passed on and metered as it comes.
 
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::SizeHint;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::meter::Tokens;
 use crate::answer::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
-use crate::answer::plain::{Plain, PlainAnswer};
+use crate::answer::plain::{PlainAnswer, PlainEnd};
 use crate::answer::refusal::Refusal;
-use crate::answer::stream::{AnswerStream, End as StreamEnd, Step};
-use crate::exchange::cutoff::{Cut, Watch};
+use crate::answer::stream::{AnswerStream, Step, StreamEnd};
+use crate::exchange::cutoff::{Cut, Cutoff};
 use crate::exchange::record::Record;
-use crate::exchange::upstream;
-use crate::net::alarm::poll_alarm;
+use crate::exchange::upstream::UpstreamBody;
+use crate::net::alarm::Alarm;
+use crate::net::clock;
 use crate::pool::{End, Slot};
-use crate::text::rope::Pieces;
+use crate::text::rope::Rope;
 
-/// How often a long stream's ITLs reach the pool's books.
+/// How often a long stream's ITLs reach the pool's figures.
 const MERGE: Duration = Duration::from_secs(1);
-/// A choice's last chunk goes out without the event that it waits for if that takes longer: it comes
-/// in the same breath, or its server hangs.
-const LAST_WAITS: Duration = Duration::from_secs(1);
+/// How long a choice's last chunk waits for the event behind it. That event comes at once, or the
+/// server hangs.
+const LAST_CHUNK_WAIT: Duration = Duration::from_secs(1);
 
-/// The answer broke off after it had begun, in a form that has no error event: the connection to
-/// the client is cut, so that nobody takes a part for the whole.
+/// The answer broke off after it had begun, in a form that has no error event. The connection to
+/// the client is cut, so that the client can't take a part for the whole.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer broke off: {0}")]
-pub(crate) struct Broken(pub(crate) String);
+pub(crate) struct BrokenOff(String);
 
-/// An answer of which not all had come when it was committed.
-pub(crate) enum Form {
+impl BrokenOff {
+    pub(crate) fn client_left() -> Self {
+        Self("the client left".to_owned())
+    }
+
+    pub(crate) fn refused() -> Self {
+        Self("the request was refused after a heartbeat".to_owned())
+    }
+}
+
+/// The form of an answer that was committed before all of it had come.
+pub(crate) enum AnswerForm {
     Stream(Box<AnswerStream>),
-    /// `None` once it has ended.
+    /// `None` after its end.
     Plain(Option<PlainAnswer>),
 }
 
-/// A streamed answer, or a plain one too long to be kept back. Dropped before its end, the client
-/// left: the connection to the replica closes with it.
+/// A streamed answer, or a plain one that is too long to be kept back. Dropping it before its end
+/// means that the client left: the connection to the replica closes with it.
 pub(crate) struct Relay {
-    /// Taken from the replica, not yet passed on.
-    out: Pieces,
-    upstream: Option<upstream::Answer>,
-    form: Form,
+    /// Bytes for the client that are not passed on yet.
+    out: Rope,
+    upstream: Option<UpstreamBody>,
+    form: AnswerForm,
     slot: Option<Slot>,
-    record: Option<Record>,
+    record: Option<Box<Record>>,
     stall: Duration,
     deadline: Instant,
+    /// When the answer last made progress.
     last: Instant,
+    /// When tokens and gaps were last merged into the figures.
     merged: Instant,
-    alarm: Pin<Box<Sleep>>,
-    watch: Watch,
+    alarm: Alarm,
+    cutoff: Cutoff,
 }
 
 impl Relay {
     pub(crate) fn new(
-        (out, upstream, form): (Pieces, upstream::Answer, Form),
+        (out, upstream, form): (Rope, UpstreamBody, AnswerForm),
         slot: Slot,
-        record: Record,
+        record: Box<Record>,
         (stall, deadline): (Duration, Instant),
-        watch: Watch,
+        cutoff: Cutoff,
     ) -> Self {
-        let now = Instant::now();
+        let now = clock::now();
         let mut relay = Self {
             out,
             upstream: Some(upstream),
@@ -76,16 +88,16 @@ impl Relay {
             deadline,
             last: now,
             merged: now,
-            alarm: Box::pin(sleep_until(deadline.min(now + stall))),
-            watch,
+            alarm: Alarm::at(deadline.min(now + stall)),
+            cutoff,
         };
         relay.note_first_token();
         relay.progressed(now);
-        // It may have failed in the same breath in which it began.
-        if let Form::Stream(stream) = &relay.form
+        // It may have failed within its first bytes.
+        if let AnswerForm::Stream(stream) = &relay.form
             && let Some(failure) = stream.failure()
         {
-            relay.tell(failure.clone());
+            relay.fail_with_event(failure.clone());
         }
         relay
     }
@@ -93,7 +105,7 @@ impl Relay {
     pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Broken>>> {
+    ) -> Poll<Option<Result<Bytes, BrokenOff>>> {
         loop {
             if let Some(bytes) = self.out.pop() {
                 return Poll::Ready(Some(Ok(bytes)));
@@ -103,8 +115,8 @@ impl Relay {
                 Poll::Ready(Some(Ok(bytes))) => {
                     let over = upstream.is_over();
                     self.data(bytes);
-                    // A server of HTTP/1 that has written as many bytes as the length says asks for
-                    // nothing more, not even for the end.
+                    // hyper's HTTP/1 server polls no further once it has as many bytes as the
+                    // length says, not even for the end.
                     if over && self.upstream.is_some() {
                         self.end(None)?;
                     }
@@ -112,19 +124,19 @@ impl Relay {
                 Poll::Ready(Some(Err(failure))) => self.end(Some(failure))?,
                 Poll::Ready(None) => self.end(None)?,
                 Poll::Pending => {
-                    if let Poll::Ready(cut) = self.watch.poll(cx) {
+                    if let Poll::Ready(cut) = self.cutoff.poll(cx) {
                         self.cut(cut)?;
                         continue;
                     }
                     ready!(self.poll_alarm(cx));
-                    if self.waits() {
-                        self.take_last();
+                    if self.keeps_last_chunk() {
+                        self.take_last_chunk();
                         continue;
                     }
-                    if Instant::now() >= self.deadline {
+                    if clock::now() >= self.deadline {
                         self.too_late()?;
                     } else {
-                        let message = format!("Nothing came for {:?}.", self.stall);
+                        let message = format!("The replica sent nothing for {:?}.", self.stall);
                         self.end(Some(Failure::new(Cause::Stalled, message)))?;
                     }
                 }
@@ -132,33 +144,35 @@ impl Relay {
         }
     }
 
-    /// One timer a stream, moved only when it rings or a last chunk waits: others cost no timer
-    /// operation.
+    /// One timer for each stream. It is moved only when it rings, or when a last chunk waits: other
+    /// chunks cost no timer operation.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let patience = if self.waits() { self.stall.min(LAST_WAITS) } else { self.stall };
-        let due = self.deadline.min(self.last + patience);
-        if due < self.alarm.deadline() {
-            self.alarm.as_mut().reset(due);
+        let wait =
+            if self.keeps_last_chunk() { self.stall.min(LAST_CHUNK_WAIT) } else { self.stall };
+        let due = self.deadline.min(self.last + wait);
+        if due < self.alarm.due() {
+            self.alarm.set(due);
         }
+        let now = clock::now();
         loop {
-            ready!(poll_alarm(self.alarm.as_mut(), cx));
-            if Instant::now() >= due {
+            ready!(self.alarm.poll(cx, now));
+            if now >= due {
                 return Poll::Ready(());
             }
-            self.alarm.as_mut().reset(due);
+            self.alarm.set(due);
         }
     }
 
     fn data(&mut self, bytes: Bytes) {
-        let now = Instant::now();
+        let now = clock::now();
         let stream = match &mut self.form {
-            Form::Stream(stream) => stream,
-            Form::Plain(Some(answer)) => {
+            AnswerForm::Stream(stream) => stream,
+            AnswerForm::Plain(Some(answer)) => {
                 self.out = answer.feed(bytes);
                 self.progressed(now);
                 return;
             }
-            Form::Plain(None) => return,
+            AnswerForm::Plain(None) => return,
         };
         let step = stream.feed(bytes, now);
         if stream.progressed() {
@@ -170,10 +184,10 @@ impl Relay {
             Step::Pass(out) => self.out = out,
             Step::Failed(out, failure) => {
                 self.out = out;
-                self.tell(failure);
+                self.fail_with_event(failure);
             }
-            // It is committed; were it not, the client would still have to be told.
-            Step::Retry(failure) => self.tell(failure),
+            // The answer is committed, so the only way to report this is an event.
+            Step::Retry(failure) => self.fail_with_event(failure),
         }
         if now - self.merged >= MERGE {
             self.merged = now;
@@ -182,17 +196,17 @@ impl Relay {
     }
 
     /// Whether a choice's last chunk is kept back.
-    fn waits(&self) -> bool {
-        matches!(&self.form, Form::Stream(stream) if stream.waits())
+    fn keeps_last_chunk(&self) -> bool {
+        matches!(&self.form, AnswerForm::Stream(stream) if stream.keeps_last_chunk())
     }
 
-    fn take_last(&mut self) {
-        if let Form::Stream(stream) = &mut self.form {
-            stream.take_last(&mut self.out);
+    fn take_last_chunk(&mut self) {
+        if let AnswerForm::Stream(stream) = &mut self.form {
+            stream.take_last_chunk(&mut self.out);
         }
     }
 
-    /// Something of the answer came.
+    /// Notes that a part of the answer came.
     fn progressed(&mut self, now: Instant) {
         self.last = now;
         if let Some(slot) = &self.slot {
@@ -201,64 +215,67 @@ impl Relay {
     }
 
     fn note_first_token(&mut self) {
-        if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record)
+        if let (AnswerForm::Stream(stream), Some(record)) = (&self.form, &mut self.record)
             && let Some(first) = stream.meter.first_token()
         {
             record.first_token(first);
+            if let Some(slot) = &mut self.slot {
+                slot.first_token(first);
+            }
         }
     }
 
-    /// What a long stream has come to so far, for the books.
+    /// Merges a stream's tokens and gaps so far into the figures.
     fn merge(&mut self) {
         self.merge_gaps();
-        if let (Form::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
+        if let (AnswerForm::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
             let tokens: Tokens = stream.meter.tokens();
             if let Some(slot) = &mut self.slot {
-                slot.generated(tokens.generated);
+                slot.tokens(&tokens);
             }
             record.tokens(tokens, stream.meter.per_token());
         }
     }
 
     fn merge_gaps(&mut self) {
-        if let (Form::Stream(stream), Some(record)) = (&mut self.form, &self.record)
+        if let (AnswerForm::Stream(stream), Some(record)) = (&mut self.form, &self.record)
             && stream.meter.itl.count() > 0
         {
             record.gaps(&std::mem::take(&mut stream.meter.itl));
         }
     }
 
-    /// The replica's end of the answer, by `failure` or as its framing says. What came with it is
-    /// still to go out.
-    fn end(&mut self, failure: Option<Failure>) -> Result<(), Broken> {
+    /// Ends the answer as the replica did: by `failure`, or as its framing says. Bytes that are not
+    /// passed on yet still go out.
+    fn end(&mut self, failure: Option<Failure>) -> Result<(), BrokenOff> {
         let plain = match &mut self.form {
-            Form::Stream(stream) => {
-                let (out, end) = stream.end(Instant::now());
+            AnswerForm::Stream(stream) => {
+                let (out, end) = stream.end(clock::now());
                 out.for_each(|piece| self.out.push(piece));
                 match end {
-                    // An end mark without the connection's proper end is an end all the same.
+                    // After the end mark, a broken connection does not matter.
                     StreamEnd::Complete => self.finish(End::Complete, Outcome::Completed, None),
                     StreamEnd::Client(_) => self.finish(End::Complete, Outcome::ClientError, None),
-                    StreamEnd::Failed(own) => self.tell(failure.unwrap_or(own)),
+                    StreamEnd::Failed(own) => self.fail_with_event(failure.unwrap_or(own)),
                 }
                 return Ok(());
             }
-            Form::Plain(answer) => answer.take(),
+            AnswerForm::Plain(answer) => answer.take(),
         };
         let plain = match failure {
-            Some(failure) => Some(Plain::Retry(failure)),
+            Some(failure) => Some(PlainEnd::Retry(failure)),
             None => plain.map(PlainAnswer::end),
         };
         match plain {
-            Some(Plain::Retry(failure)) => {
+            Some(PlainEnd::Retry(failure)) => {
                 let message = failure.message.clone();
                 self.fail(failure);
-                return Err(Broken(message));
+                return Err(BrokenOff(message));
             }
-            Some(Plain::Client(_)) => self.finish(End::Complete, Outcome::ClientError, None),
-            Some(Plain::Answered(_, tokens)) => {
+            Some(PlainEnd::Client(_)) => self.finish(End::Complete, Outcome::ClientError, None),
+            Some(PlainEnd::Answered(_, tokens)) => {
                 if let Some(slot) = &mut self.slot {
-                    slot.generated(tokens.generated);
+                    slot.tokens(&tokens);
                 }
                 if let Some(record) = &mut self.record {
                     record.tokens(tokens, None);
@@ -270,65 +287,66 @@ impl Relay {
         Ok(())
     }
 
-    /// The request's own time is over, which is no fault of the replica.
-    fn too_late(&mut self) -> Result<(), Broken> {
+    /// Ends the answer at its deadline. The replica is not at fault.
+    fn too_late(&mut self) -> Result<(), BrokenOff> {
         let message = "The time for one request is over.";
         self.break_off(504, "GatewayTimeoutError", message, TOO_LONG)
     }
 
-    /// From outside, before its end.
-    fn cut(&mut self, cut: Cut) -> Result<(), Broken> {
+    /// Ends the answer before its own end.
+    fn cut(&mut self, cut: Cut) -> Result<(), BrokenOff> {
         match cut {
             Cut::ShuttingDown => {
                 let message = Refusal::ShuttingDown.to_string();
                 self.break_off(503, "ServiceUnavailableError", &message, SHUTTING_DOWN)
             }
-            Cut::Lost => self.end(Some(Failure::unreachable())),
+            Cut::ReplicaLost => self.end(Some(Failure::unreachable())),
             Cut::ClientLeft => {
-                self.left();
-                Err(Broken("the client left".to_owned()))
+                self.client_left();
+                Err(BrokenOff::client_left())
             }
         }
     }
 
-    /// The client left. A stream's client may do so with the end mark: it has all there is.
-    fn left(&mut self) {
+    /// Ends the answer because its client left. A client that leaves after the end mark has the
+    /// whole stream.
+    fn client_left(&mut self) {
         let had_all = match &self.form {
-            Form::Stream(stream) => stream.is_complete() && self.out.is_empty(),
-            Form::Plain(_) => false,
+            AnswerForm::Stream(stream) => stream.is_complete() && self.out.is_empty(),
+            AnswerForm::Plain(_) => false,
         };
         if had_all && self.record.is_some() {
-            // It broke off or ended as it came: the mark says how.
+            // This ends as the end mark says.
             let _ = self.end(None);
             return;
         }
-        // What it got until then was generated all the same.
+        // The tokens until then were generated, so they count.
         self.merge();
         (self.upstream, self.slot, self.record) = (None, None, None);
     }
 
-    /// Ends it by no fault of the replica.
+    /// Breaks off an answer for a reason that is not the replica's fault.
     fn break_off(
         &mut self,
         status: u16,
         kind: &str,
         message: &str,
         reason: &'static str,
-    ) -> Result<(), Broken> {
-        self.take_last();
-        if let Form::Stream(stream) = &self.form {
+    ) -> Result<(), BrokenOff> {
+        self.take_last_chunk();
+        if let AnswerForm::Stream(stream) = &self.form {
             self.out.push(stream.error_event(status, kind, message));
         }
         self.finish(End::Dropped, Outcome::Failed, Some(reason));
         match self.form {
-            Form::Stream(_) => Ok(()),
-            Form::Plain(_) => Err(Broken(message.to_owned())),
+            AnswerForm::Stream(_) => Ok(()),
+            AnswerForm::Plain(_) => Err(BrokenOff(message.to_owned())),
         }
     }
 
-    /// The stream can't go on: an error event in its API's own form, and its end.
-    fn tell(&mut self, failure: Failure) {
-        if let Form::Stream(stream) = &self.form {
+    /// Ends a stream with an error event in the form of its API.
+    fn fail_with_event(&mut self, failure: Failure) {
+        if let AnswerForm::Stream(stream) = &self.form {
             let event = stream.error_event(failure.status, failure.kind(), &failure.message);
             self.out.push(event);
         }
@@ -344,10 +362,10 @@ impl Relay {
         self.upstream = None;
         self.merge();
         if let Some(slot) = self.slot.take() {
-            if let Form::Stream(stream) = &self.form
+            if let AnswerForm::Stream(stream) = &self.form
                 && let Some(fingerprint) = stream.fingerprint()
             {
-                slot.known_by(fingerprint);
+                slot.set_fingerprint(fingerprint);
             }
             slot.ended(end);
         }
@@ -356,14 +374,18 @@ impl Relay {
         }
     }
 
-    /// Whether all has been passed on.
+    /// Whether everything has been passed on.
     pub(crate) fn is_over(&self) -> bool {
         self.upstream.is_none() && self.out.is_empty()
     }
 
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.form, AnswerForm::Stream(_))
+    }
+
     pub(crate) fn size_hint(&self) -> SizeHint {
         match (&self.form, &self.upstream) {
-            (Form::Plain(_), Some(upstream)) => {
+            (AnswerForm::Plain(_), Some(upstream)) => {
                 let kept = self.out.len() as u64;
                 let rest = upstream.size_hint().exact();
                 rest.map_or_else(SizeHint::new, |rest| SizeHint::with_exact(rest + kept))
@@ -375,6 +397,6 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.left();
+        self.client_left();
     }
 }

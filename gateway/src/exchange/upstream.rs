@@ -1,253 +1,237 @@
-//! Connections to replicas: one request at a time, polled inline, kept for the next.
+//! Connections to replicas: one request at a time, kept for the next one.
 //!
-//! hyper hands back a sender and a connection future. Spawning the latter would cost two more
-//! wake-ups a request; kept beside the request and polled in the same `poll`, it costs none. Each
-//! thread keeps its own idle connections: a socket is registered with the runtime that made it.
+//! A connection has no task of its own: it is read and written where its request is polled. It
+//! keeps no buffers between two polls. What a request needs is in its future, and each thread has
+//! one buffer for reading.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::Body as _;
-use hyper::body::{Frame, Incoming, SizeHint};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::response;
+use http_body::SizeHint;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::answer::failure::{Cause, Failure};
-use crate::net::dial::{Dialed, dial};
-use crate::net::share::{Place, UPSTREAMS};
-use crate::text::rope::Pieces;
+use crate::exchange::outgoing::Outgoing;
+use crate::net::dial::{NewConnection, dial};
+use crate::net::file_shares::FilePermit;
+use crate::wire::WireError;
+use crate::wire::body::ResponseBody;
+use crate::wire::head::{HeadReader, ResponseStart};
 
-/// How often those are looked for that have been idle for too long.
-const LOOK: Duration = Duration::from_secs(2);
-/// vLLM's uvicorn closes an idle connection after exactly 5 s.
-const IDLE: Duration = Duration::from_millis(4500);
-const IDLE_PER_ENDPOINT: usize = 128;
-/// A keep-alive gone stale shows at once. What breaks later broke while the replica worked.
+mod idle;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub(crate) use idle::close_idle;
+use writer::{RequestRest, RequestWriter};
+
+/// A failure within this time after sending means that the replica had closed the idle connection.
+/// A later failure happened while the replica worked.
 const STALE_WITHIN: Duration = Duration::from_millis(50);
-
-type Driver = http1::Connection<TokioIo<TcpStream>, Pieces>;
-
-type Idle = HashMap<SocketAddr, Vec<(Instant, Connection)>>;
+/// The bytes that are read at once.
+const READ: usize = 64 << 10;
 
 thread_local! {
-    static POOL: RefCell<Idle> = RefCell::new(HashMap::new());
+    /// The bytes of one read, of whichever connection.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
 }
 
-/// One connection with its driver. Dropping it closes the socket at once, which aborts at vLLM.
+/// One connection. Dropping it closes the socket at once, which makes vLLM abort the request.
 pub(crate) struct Connection {
     address: SocketAddr,
-    sender: SendRequest<Pieces>,
-    driver: Option<Pin<Box<Driver>>>,
-    /// It has answered a request before: its failure may be a keep-alive gone stale.
-    reused: bool,
-    _place: Place,
+    /// The address as the replica's name.
+    host: Box<str>,
+    stream: TcpStream,
+    /// When it was taken for another request, if it has carried one before: the replica may have
+    /// closed it since.
+    reused: Option<Instant>,
+    _place: FilePermit,
 }
 
-/// A try that brought no response head.
+/// A try without a response head.
 #[derive(Debug)]
 pub(crate) struct NoAnswer {
     pub(crate) failure: Failure,
-    /// On a reused connection, at once: most likely not the endpoint's fault.
+    /// Whether the connection was reused and failed at once: most likely it was closed while idle.
     pub(crate) stale: bool,
 }
 
 impl Connection {
-    /// An idle connection, or a new one. What the gateway is short of is waited for until `deadline`.
+    /// Takes an idle connection, or makes a new one. If the gateway itself is short of something,
+    /// this waits for it until `deadline`.
     pub(crate) async fn get(
         address: SocketAddr,
         fresh: bool,
         connect_timeout: Duration,
         deadline: Instant,
-    ) -> Result<Self, NoAnswer> {
-        if !fresh && let Some(connection) = take_idle(address) {
+    ) -> Result<Box<Self>, NoAnswer> {
+        if !fresh && let Some(connection) = idle::take(address) {
             return Ok(connection);
         }
-        let no_answer = |failure| NoAnswer { failure, stale: false };
-        let Dialed { stream, place } =
-            dial(address, connect_timeout, deadline).await.map_err(no_answer)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| no_answer(Failure::new(Cause::Connect, error.to_string())))?;
-        let driver = Some(Box::pin(driver));
-        Ok(Self { address, sender, driver, reused: false, _place: place })
+        let dialed = dial(address, connect_timeout, deadline).await;
+        let NewConnection { stream, place } =
+            dialed.map_err(|failure| NoAnswer { failure, stale: false })?;
+        let host = address.to_string().into();
+        Ok(Box::new(Self { address, host, stream, reused: None, _place: place }))
     }
 
-    /// Sends a request and waits for the response's head.
+    /// Sends a request and waits for the response's head. A response that begins before the whole
+    /// request is sent is the answer as well.
     pub(crate) async fn send(
-        mut self,
-        request: Request<Pieces>,
-    ) -> Result<Response<Answer>, NoAnswer> {
-        let since = Instant::now();
-        let mut response = std::pin::pin!(self.sender.send_request(request));
-        let (driver, reused) = (&mut self.driver, self.reused);
+        self: Box<Self>,
+        request: &Outgoing<'_>,
+    ) -> Result<(response::Parts, UpstreamBody), NoAnswer> {
+        let mut connection = self;
+        let head = writer::head(request, &connection.host);
+        let mut writer = RequestWriter::new(&head, request.body());
+        let mut reader = HeadReader::default();
+        // The reason why the replica takes nothing more. It may have answered before.
+        let mut refused = None;
         let outcome = poll_fn(|cx| {
-            poll_driver(driver, cx);
-            response.as_mut().poll(cx)
+            let stream = &mut connection.stream;
+            if refused.is_none()
+                && let Poll::Ready(Err(error)) = writer.poll(stream, cx)
+            {
+                refused = Some(error);
+            }
+            loop {
+                let start = ready!(poll_read(stream, cx, |read| match read {
+                    Ok([]) => Err(WireError::Cut),
+                    Ok(bytes) => reader.feed(bytes, request.method()),
+                    Err(error) => Err(error.into()),
+                }));
+                if let Some(start) = start.transpose() {
+                    return Poll::Ready(start);
+                }
+            }
         })
         .await;
         match outcome {
-            Ok(response) => Ok(response.map(|body| Answer { body, connection: Some(self) })),
+            Ok(ResponseStart { parts, body, keep_alive }) => {
+                let sent = writer.is_complete();
+                // A client that hears of an error stops sending (RFC 9112, 9.5).
+                let goes_on = !sent && refused.is_none() && parts.status.as_u16() < 400;
+                let rest = goes_on.then(|| Box::new(writer.rest()));
+                let keep_alive = keep_alive && (sent || goes_on);
+                let body = UpstreamBody { body, connection: Some(connection), rest, keep_alive };
+                Ok((parts, body))
+            }
             Err(error) => {
-                let stale = reused && since.elapsed() < STALE_WITHIN;
+                let at_once =
+                    || connection.reused.is_some_and(|since| since.elapsed() < STALE_WITHIN);
+                let stale = error.is_end() && at_once();
+                let error = match refused {
+                    Some(refused) if error.is_end() => WireError::Io(refused),
+                    _ => error,
+                };
                 Err(NoAnswer { failure: broken(&error), stale })
             }
         }
     }
 
-    /// Back to the idle ones, if it is ready for another request.
-    fn keep(mut self) {
-        poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop()));
-        if self.driver.is_none() || !self.sender.is_ready() || UPSTREAMS.is_scarce() {
-            return;
-        }
-        self.reused = true;
-        POOL.with_borrow_mut(|pool| {
-            let now = Instant::now();
-            drop_old(pool, now);
-            let idle = pool.entry(self.address).or_default();
-            if idle.len() < IDLE_PER_ENDPOINT {
-                idle.push((now, self));
-            }
-        });
+    /// Whether the replica has neither closed it nor sent bytes that answer no request, as far as
+    /// this thread has noticed.
+    fn is_quiet(&self) -> bool {
+        let read = self.stream.try_read(&mut [0]);
+        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
-/// Of every address: replicas come and go on ever other ports.
-fn drop_old(pool: &mut Idle, now: Instant) {
-    pool.retain(|_, idle| {
-        // Oldest first, so what is too old is at the front.
-        let old = idle.iter().take_while(|(since, _)| now - *since > IDLE).count();
-        idle.drain(..old);
-        !idle.is_empty()
-    });
-}
-
-/// Closes this thread's connections that have been idle for too long, and all that are idle when
-/// another request wants a place; for as long as it is polled.
-pub(crate) async fn close_idle() -> Infallible {
-    loop {
-        tokio::select! {
-            () = sleep(LOOK) => POOL.with_borrow_mut(|pool| drop_old(pool, Instant::now())),
-            () = UPSTREAMS.wanted() => POOL.with_borrow_mut(HashMap::clear),
-        }
-    }
-}
-
-/// Ends in `None` once the connection is over, whose reason the sender or the body tells.
-fn poll_driver(driver: &mut Option<Pin<Box<Driver>>>, cx: &mut Context<'_>) {
-    if let Some(running) = driver
-        && running.as_mut().poll(cx).is_ready()
-    {
-        *driver = None;
-    }
-}
-
-/// Last in first out; one that the peer has closed, or on which it sent something unasked, is
-/// found out by polling it once.
-fn take_idle(address: SocketAddr) -> Option<Connection> {
-    POOL.with_borrow_mut(|pool| {
-        let idle = pool.get_mut(&address)?;
-        while let Some((since, mut connection)) = idle.pop() {
-            if since.elapsed() > IDLE {
-                idle.clear();
-                return None;
-            }
-            poll_driver(&mut connection.driver, &mut Context::from_waker(Waker::noop()));
-            if connection.driver.is_some() && connection.sender.is_ready() {
-                return Some(connection);
-            }
-        }
-        None
+/// Reads once, and gives the bytes, none at the connection's end, to `take`.
+fn poll_read<T>(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    take: impl FnOnce(io::Result<&[u8]>) -> T,
+) -> Poll<T> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut buffer = ReadBuf::new(buffer);
+        let read = ready!(Pin::new(stream).poll_read(cx, &mut buffer));
+        Poll::Ready(take(read.map(|()| buffer.filled())))
     })
 }
 
 /// A response's body together with the connection that it comes on.
-pub(crate) struct Answer {
-    body: Incoming,
-    connection: Option<Connection>,
+pub(crate) struct UpstreamBody {
+    body: ResponseBody,
+    /// `None` after the body's end.
+    connection: Option<Box<Connection>>,
+    rest: Option<Box<RequestRest>>,
+    /// The connection can carry another request if this one and its answer come to their end.
+    keep_alive: bool,
 }
 
-impl Answer {
-    /// The next bytes; `None` at the end. With the end, or with the last bytes where a length tells
-    /// which those are, the connection goes back to the idle ones.
+impl UpstreamBody {
+    /// The next bytes, or `None` at the end. The connection becomes idle at the end, or with the
+    /// last bytes if those are known to be the last.
     pub(crate) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Failure>>> {
         loop {
-            let frame = if self.is_over() { None } else { ready!(self.poll_once(cx)) };
-            let Some(frame) = frame else {
+            let data = self.body.take();
+            if self.body.is_over() {
                 self.keep();
-                return Poll::Ready(None);
-            };
-            match frame.map(Frame::into_data) {
-                Ok(Ok(data)) => {
-                    if self.is_over() {
-                        self.keep();
-                    }
-                    return Poll::Ready(Some(Ok(data)));
-                }
-                Ok(Err(_trailers)) => {}
-                Err(error) => {
-                    self.connection = None;
-                    return Poll::Ready(Some(Err(broken(&error))));
-                }
             }
+            if let Some(data) = data {
+                return Poll::Ready(Some(Ok(data)));
+            }
+            if let Some(error) = self.body.take_error() {
+                self.connection = None;
+                return Poll::Ready(Some(Err(broken(&error))));
+            }
+            let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
+            let stream = &mut connection.stream;
+            if let Some(rest) = &mut self.rest
+                && let Poll::Ready(sent) = rest.poll(stream, cx)
+            {
+                self.rest = None;
+                // The replica does not want the rest. Its answer goes on.
+                self.keep_alive &= sent.is_ok();
+            }
+            ready!(poll_read(stream, cx, |read| match read {
+                Ok([]) => self.body.close(None),
+                Ok(bytes) => self.body.feed(bytes),
+                Err(error) => self.body.close(Some(error.into())),
+            }));
         }
-    }
-
-    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        // The driver first; and once more when the body has nothing, or a wake-up is lost: taking
-        // from the body makes room for what the driver reads.
-        for _ in 0..2 {
-            if let Some(connection) = &mut self.connection {
-                poll_driver(&mut connection.driver, cx);
-            }
-            if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-                return Poll::Ready(frame);
-            }
-        }
-        Poll::Pending
     }
 
     pub(crate) async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
+    /// Gives the connection up for the next request, or closes it.
     fn keep(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.keep();
+        if let Some(connection) = self.connection.take()
+            && self.keep_alive
+            && self.rest.is_none()
+            && !self.body.has_excess()
+        {
+            idle::keep(connection);
         }
     }
 
-    /// Whether all has come, as a length tells before the end itself is seen. Chunks do not.
+    /// Whether all bytes have come and are taken.
     pub(crate) fn is_over(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_over()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.left().map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }
 
-/// What hyper says, with what caused it, which its own text leaves out.
-fn broken(error: &hyper::Error) -> Failure {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    Failure::new(Cause::Connection, text)
+fn broken(error: &WireError) -> Failure {
+    let cause = if error.is_end() { Cause::Connection } else { Cause::Server };
+    Failure::new(cause, error.to_string())
 }

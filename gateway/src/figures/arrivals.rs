@@ -1,7 +1,7 @@
-//! Records when requests came and how long they were, for `forebay replay`. No content.
+//! Records when requests arrived and how many tokens they had, for `forebay replay`. No content.
 //!
-//! One line for each request, written at its end on the side ([`Output`]): whoever serves clients
-//! never waits for the disk.
+//! Each request is one line, written at its end by a thread of its own ([`Output`]), so that
+//! threads that serve clients never wait for the disk.
 
 use std::fs::{OpenOptions, rename};
 use std::io;
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use forebay_bounds::{Lines, Output, Sink};
+use forebay_base::output::{Lines, Output, Sink};
 use forebay_config::RecordArrivals;
 
 const HEADER: &str = "time,pool,promptTokens,generatedTokens\n";
-/// How long the last lines may take when the gateway ends.
+/// How long writing the last lines may take when the gateway ends.
 const LAST: Duration = Duration::from_secs(1);
 
 /// One request.
@@ -34,55 +34,55 @@ impl Arrival {
     }
 }
 
-/// Where requests are recorded.
+/// A pool's way to record its requests.
 #[derive(Clone)]
 pub(crate) struct Recorder(Output);
 
 impl Recorder {
-    /// Never waits.
-    pub(crate) fn tell(&self, arrival: &Arrival) {
+    /// Records a request. Never waits.
+    pub(crate) fn record(&self, arrival: &Arrival) {
         self.0.write(arrival.line().as_bytes());
     }
 }
 
-/// The record of every pool.
+/// The recording of every pool's arrivals.
 pub(crate) struct Recording(Recorder);
 
 impl Recording {
-    /// Opens the file, or makes it.
+    /// Opens the file, or creates it.
     pub(crate) fn start(settings: &RecordArrivals) -> io::Result<Self> {
-        let log = Log::open(&settings.file, settings.max_size.bytes())?;
+        let log = ArrivalFile::open(&settings.file, settings.max_size.bytes())?;
         Ok(Self(Recorder(Output::start("arrivals", log)?)))
     }
 
-    /// Where pools report their requests.
+    /// A way to record requests.
     pub(crate) fn recorder(&self) -> Recorder {
         self.0.clone()
     }
 
-    /// Writes what was recorded so far, and ends; at once where nothing can be written.
+    /// Writes the lines recorded so far, and ends. It does not wait if nothing can be written.
     pub(crate) fn finish(self) {
         if !self.0.0.finish(LAST) {
-            tracing::warn!("the last arrivals are not recorded: the file takes nothing");
+            tracing::warn!("the last arrivals are not recorded: the file can't be written");
         }
     }
 }
 
-/// The file, with the one before it beside it.
-struct Log {
+/// The file, and beside it the one before (`.1`).
+struct ArrivalFile {
     path: PathBuf,
     most: u64,
     size: u64,
     lines: Lines,
-    /// What is not a file, such as a pipe, has no other beside it.
-    turns: bool,
+    /// Whether it is rotated: it is a file, not a pipe.
+    rotates: bool,
 }
 
-impl Log {
+impl ArrivalFile {
     fn open(path: &Path, most: u64) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        let (size, turns) = (file.metadata()?.len(), file.metadata()?.is_file());
-        Ok(Self { path: path.to_owned(), most, size, lines: Lines::new(file), turns })
+        let (size, rotates) = (file.metadata()?.len(), file.metadata()?.is_file());
+        Ok(Self { path: path.to_owned(), most, size, lines: Lines::new(file), rotates })
     }
 
     fn put(&mut self, text: &[u8]) -> io::Result<()> {
@@ -91,12 +91,12 @@ impl Log {
         Ok(())
     }
 
-    /// The file becomes the one before; a new one is begun.
-    fn turn(&mut self) -> io::Result<()> {
+    /// Renames the file to the one with `.1`, and begins a new one.
+    fn rotate(&mut self) -> io::Result<()> {
         let mut before = self.path.clone().into_os_string();
         before.push(".1");
         match rename(&self.path, before) {
-            // Somebody took it away, or only the new one could not be made the last time.
+            // The file was deleted, or an earlier rotation could not create the new one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             renamed => renamed?,
         }
@@ -105,12 +105,12 @@ impl Log {
     }
 }
 
-impl Sink for Log {
+impl Sink for ArrivalFile {
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             let full = self.size + line.len() as u64 > self.most;
-            if full && self.turns && self.size > HEADER.len() as u64 {
-                self.turn()?;
+            if full && self.rotates && self.size > HEADER.len() as u64 {
+                self.rotate()?;
             }
             if self.size == 0 {
                 self.put(HEADER.as_bytes())?;
@@ -139,13 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn each_request_is_one_line_and_a_restart_goes_on_in_the_same_file() {
+    fn each_request_is_one_line_and_a_restart_appends_to_the_same_file() {
         let folder = folder("lines");
         let file = folder.join("arrivals.csv");
         let settings = RecordArrivals { file: file.clone(), ..RecordArrivals::default() };
         for second in [1_767_571_200, 1_767_571_201] {
             let recording = Recording::start(&settings).expect("writable");
-            recording.0.tell(&arrival(second, 12));
+            recording.0.record(&arrival(second, 12));
             recording.finish();
         }
         let text = std::fs::read_to_string(&file).expect("written");
@@ -157,11 +157,11 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_becomes_the_one_before_and_both_stay_within_their_size() {
+    fn a_full_file_is_rotated_and_both_files_stay_within_their_size() {
         let folder = folder("turn");
         let file = folder.join("arrivals.csv");
         let most = 200;
-        let mut log = Log::open(&file, most).expect("writable");
+        let mut log = ArrivalFile::open(&file, most).expect("writable");
         for second in 0..20 {
             log.write(arrival(second, 1).line().as_bytes()).expect("written");
         }
@@ -177,14 +177,14 @@ mod tests {
         for second in 20..30 {
             log.write(arrival(second, 1).line().as_bytes()).expect("written");
         }
-        assert!(read("arrivals.csv").contains("1970-01-01T00:00:29.250Z"), "begun anew");
+        assert!(read("arrivals.csv").contains("1970-01-01T00:00:29.250Z"), "a new file");
         std::fs::remove_dir_all(folder).expect("ours");
     }
 
     #[test]
-    fn what_is_not_a_file_is_never_renamed() {
-        let mut log = Log::open(Path::new("/dev/null"), 200).expect("writable");
-        assert!(!log.turns);
+    fn a_device_is_never_renamed() {
+        let mut log = ArrivalFile::open(Path::new("/dev/null"), 200).expect("writable");
+        assert!(!log.rotates);
         for second in 0..20 {
             log.write(arrival(second, 1).line().as_bytes()).expect("written");
         }

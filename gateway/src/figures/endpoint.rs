@@ -1,9 +1,10 @@
-//! The figures of each endpoint, written out when `/metrics` is read.
+//! Metrics of each endpoint, written when `/metrics` is read.
 //!
-//! Endpoints come and go with other addresses all day, and a registered series stays for as long
-//! as the process lives. So theirs are made anew from the books each time: what is gone is gone.
+//! Endpoints come and go with new addresses all day, and a registered series lives as long as the
+//! process. So the endpoints' series are made from the pools' signals each time, and end with the
+//! endpoint.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use forebay_signals::{EndpointSignals, Health, PoolSignals};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -19,12 +20,12 @@ const TTFT: &str = "forebay_endpoint_ttft_seconds";
 const ITL: &str = "forebay_endpoint_itl_seconds";
 
 const HELP: [(&str, &str, &str); 9] = [
-    (READY, "gauge", "Whether it takes requests (1) or not (0), by pool and endpoint"),
-    (IN_FLIGHT, "gauge", "Requests there now, by pool and endpoint"),
-    (LIMIT, "gauge", "Most requests there at once, by pool and endpoint"),
-    (REQUESTS, "counter", "Tries ended there, by pool, endpoint and outcome"),
+    (READY, "gauge", "Whether the endpoint takes requests (1) or not (0), by pool and endpoint"),
+    (IN_FLIGHT, "gauge", "Requests in flight, by pool and endpoint"),
+    (LIMIT, "gauge", "Most requests in flight at once, by pool and endpoint"),
+    (REQUESTS, "counter", "Tries that ended, by pool, endpoint and outcome"),
     (PROMPT_TOKENS, "counter", "Prompt tokens, by pool and endpoint"),
-    (CACHED_TOKENS, "counter", "Prompt tokens found in its prefix cache, by pool and endpoint"),
+    (CACHED_TOKENS, "counter", "Prompt tokens found in the prefix cache, by pool and endpoint"),
     (GENERATED_TOKENS, "counter", "Generated tokens, by pool and endpoint"),
     (
         TTFT,
@@ -44,29 +45,32 @@ pub(super) fn describe() {
     }
 }
 
-/// All endpoints' series in Prometheus' text format.
+/// Writes the series of all endpoints in Prometheus' text format.
 pub(crate) fn endpoints_text<'a>(
-    pools: impl Iterator<Item = (&'a str, &'a PoolSignals)> + Clone,
-) -> String {
-    let mut text = String::new();
+    text: &mut String,
+    pools: impl Iterator<Item = (&'a str, &'a PoolSignals)>,
+) {
+    let labelled = |(pool, signals): (&'a str, &'a PoolSignals)| {
+        let endpoints = signals.endpoints.iter();
+        endpoints.filter_map(move |(address, endpoint)| {
+            Some((format!("pool=\"{pool}\",endpoint=\"{address}\""), endpoint.as_ref()?))
+        })
+    };
+    let endpoints: Vec<_> = pools.flat_map(labelled).collect();
     for (name, kind, help) in HELP {
         // Writing to a string does not fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (pool, signals) in pools.clone() {
-            for (address, endpoint) in &signals.endpoints {
-                let Some(endpoint) = endpoint else { continue };
-                let labels = format!("pool=\"{pool}\",endpoint=\"{address}\"");
-                series(&mut text, name, &labels, endpoint);
-            }
+        for (labels, endpoint) in &endpoints {
+            series(text, name, labels, endpoint);
         }
     }
-    text
 }
 
 fn series(text: &mut String, name: &str, labels: &str, endpoint: &EndpointSignals) {
     let ready = u64::from(endpoint.health == Health::Ready);
     let summary = |text: &mut String, sum: f64, count: u64| {
-        let _ = writeln!(text, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        line(text, [name, "_sum"], [labels, ""], sum);
+        line(text, [name, "_count"], [labels, ""], count);
     };
     let value = match name {
         READY => ready,
@@ -76,16 +80,18 @@ fn series(text: &mut String, name: &str, labels: &str, endpoint: &EndpointSignal
         CACHED_TOKENS => endpoint.cached_tokens,
         GENERATED_TOKENS => endpoint.generated_tokens,
         REQUESTS => {
-            for (outcome, count) in [("completed", endpoint.completed), ("failed", endpoint.failed)]
-            {
-                let _ = writeln!(text, "{name}{{{labels},outcome=\"{outcome}\"}} {count}");
-            }
-            return;
+            line(text, [name, ""], [labels, ",outcome=\"completed\""], endpoint.completed);
+            return line(text, [name, ""], [labels, ",outcome=\"failed\""], endpoint.failed);
         }
         TTFT => return summary(text, endpoint.ttft_seconds, endpoint.first_tokens),
         _ => return summary(text, endpoint.itl_seconds, endpoint.token_gaps),
     };
-    let _ = writeln!(text, "{name}{{{labels}}} {value}");
+    line(text, [name, ""], [labels, ""], value);
+}
+
+fn line(text: &mut String, name: [&str; 2], labels: [&str; 2], value: impl Display) {
+    name.into_iter().chain(["{"]).chain(labels).for_each(|part| text.push_str(part));
+    let _ = writeln!(text, "}} {value}");
 }
 
 #[cfg(test)]
@@ -93,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_endpoint_has_its_series_and_one_that_is_gone_has_none() {
+    fn each_endpoint_has_its_series_and_a_removed_one_has_none() {
         let endpoint = EndpointSignals {
             health: Health::Ready,
             in_flight: 3,
@@ -105,7 +111,8 @@ mod tests {
         let endpoints =
             [("10.0.0.1:8000".to_owned(), Some(endpoint)), ("10.0.0.2:8000".to_owned(), None)];
         let signals = PoolSignals { endpoints: endpoints.into(), ..PoolSignals::default() };
-        let text = endpoints_text([("p", &signals)].into_iter());
+        let mut text = String::new();
+        endpoints_text(&mut text, [("p", &signals)].into_iter());
         for line in [
             "# TYPE forebay_endpoint_in_flight gauge",
             r#"forebay_endpoint_in_flight{pool="p",endpoint="10.0.0.1:8000"} 3"#,
@@ -113,7 +120,7 @@ mod tests {
             r#"forebay_endpoint_ttft_seconds_sum{pool="p",endpoint="10.0.0.1:8000"} 0.5"#,
             r#"forebay_endpoint_ttft_seconds_count{pool="p",endpoint="10.0.0.1:8000"} 2"#,
         ] {
-            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+            assert!(text.lines().any(|other| other == line), "{line} in\n{text}");
         }
         assert!(!text.contains("10.0.0.2"));
     }

@@ -1,49 +1,60 @@
-//! One endpoint's own figures: sums, from which any reader makes means and rates.
+//! One endpoint's own sums, from which readers compute means and rates.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use forebay_signals::{EndpointSignals, Histogram};
 
 use crate::answer::meter::Tokens;
 
-/// Since the endpoint is known.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Figures {
-    prompt_tokens: u64,
-    cached_tokens: u64,
-    generated_tokens: u64,
-    first_tokens: u64,
-    ttft_seconds: f64,
-    token_gaps: u64,
-    itl_seconds: f64,
+/// Sums since the endpoint was added, shared with its requests and changed without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct EndpointTotals {
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+    first_tokens: AtomicU64,
+    ttft_nanos: AtomicU64,
+    token_gaps: AtomicU64,
+    itl_nanos: AtomicU64,
 }
 
-impl Figures {
-    /// A request's tokens, at its end.
-    pub(crate) fn tokens(&mut self, tokens: &Tokens) {
-        self.prompt_tokens += tokens.prompt.unwrap_or(0);
-        self.cached_tokens += tokens.cached.unwrap_or(0);
-        self.generated_tokens += tokens.generated;
+impl EndpointTotals {
+    /// Adds a request's tokens, at its end.
+    pub(crate) fn tokens(&self, tokens: &Tokens) {
+        self.prompt_tokens.fetch_add(tokens.prompt.unwrap_or(0), Relaxed);
+        self.cached_tokens.fetch_add(tokens.cached.unwrap_or(0), Relaxed);
+        self.generated_tokens.fetch_add(tokens.generated, Relaxed);
     }
 
-    /// `ttft`: from release.
-    pub(crate) fn first_token(&mut self, ttft: Duration) {
-        self.first_tokens += 1;
-        self.ttft_seconds += ttft.as_secs_f64();
+    /// Adds a stream's first token. `ttft`: the time since its release.
+    pub(crate) fn first_token(&self, ttft: Duration) {
+        self.first_tokens.fetch_add(1, Relaxed);
+        self.ttft_nanos.fetch_add(nanos(ttft.as_secs_f64()), Relaxed);
     }
 
-    pub(crate) fn gaps(&mut self, gaps: &Histogram) {
-        self.token_gaps += gaps.count();
-        self.itl_seconds += gaps.sum();
+    /// Adds gaps between tokens.
+    pub(crate) fn gaps(&self, gaps: &Histogram) {
+        self.token_gaps.fetch_add(gaps.count(), Relaxed);
+        self.itl_nanos.fetch_add(nanos(gaps.sum()), Relaxed);
     }
 
-    pub(crate) fn tell(&self, signals: &mut EndpointSignals) {
-        signals.prompt_tokens = self.prompt_tokens;
-        signals.cached_tokens = self.cached_tokens;
-        signals.generated_tokens = self.generated_tokens;
-        signals.first_tokens = self.first_tokens;
-        signals.ttft_seconds = self.ttft_seconds;
-        signals.token_gaps = self.token_gaps;
-        signals.itl_seconds = self.itl_seconds;
+    /// Writes the sums into the endpoint's signals.
+    pub(crate) fn report(&self, signals: &mut EndpointSignals) {
+        signals.prompt_tokens = self.prompt_tokens.load(Relaxed);
+        signals.cached_tokens = self.cached_tokens.load(Relaxed);
+        signals.generated_tokens = self.generated_tokens.load(Relaxed);
+        signals.first_tokens = self.first_tokens.load(Relaxed);
+        signals.ttft_seconds = seconds(self.ttft_nanos.load(Relaxed));
+        signals.token_gaps = self.token_gaps.load(Relaxed);
+        signals.itl_seconds = seconds(self.itl_nanos.load(Relaxed));
     }
+}
+
+fn nanos(seconds: f64) -> u64 {
+    (seconds * 1e9).round() as u64
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
 }

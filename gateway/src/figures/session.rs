@@ -1,10 +1,10 @@
-//! The figures of WebSocket sessions, by pool and by tenant.
+//! Metrics of WebSocket sessions, by pool and by tenant.
 
 use std::time::Duration;
 
 use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
 
-use crate::answer::traffic::{Carried, Traffic};
+use crate::answer::traffic::{SideTraffic, Traffic};
 
 pub(super) const SECONDS: &str = "forebay_session_seconds";
 const MESSAGES: &str = "forebay_session_messages_total";
@@ -18,7 +18,7 @@ pub(super) const LENGTHS: &[f64] =
 
 pub(super) fn describe() {
     describe_histogram!(SECONDS, Unit::Seconds, "WebSocket sessions: open to closed, by pool");
-    describe_counter!(MESSAGES, "Messages in WebSocket sessions, by pool and side that said them");
+    describe_counter!(MESSAGES, "Messages in WebSocket sessions, by pool and side that sent them");
     describe_counter!(BYTES, "Bytes in WebSocket sessions, by pool and side that sent them");
     describe_histogram!(
         TENANT_SECONDS,
@@ -27,7 +27,7 @@ pub(super) fn describe() {
     );
     describe_counter!(
         TENANT_MESSAGES,
-        "Messages in WebSocket sessions, by tenant and side that said them"
+        "Messages in WebSocket sessions, by tenant and side that sent them"
     );
     describe_counter!(
         TENANT_BYTES,
@@ -35,19 +35,19 @@ pub(super) fn describe() {
     );
 }
 
-/// The handles of one pool or tenant.
-pub(crate) struct Sessions {
+/// The session metrics of one pool or tenant, looked up once.
+pub(crate) struct SessionMetrics {
     seconds: Histogram,
-    client: Side,
-    replica: Side,
+    client: SideMetrics,
+    replica: SideMetrics,
 }
 
-struct Side {
+struct SideMetrics {
     messages: Counter,
     bytes: Counter,
 }
 
-impl Sessions {
+impl SessionMetrics {
     pub(super) fn of_pool(pool: &str) -> Self {
         Self::register([SECONDS, MESSAGES, BYTES], "pool", pool)
     }
@@ -58,7 +58,7 @@ impl Sessions {
 
     fn register(names: [&'static str; 3], label: &'static str, value: &str) -> Self {
         let [seconds, messages, bytes] = names;
-        let side = |side: &'static str| Side {
+        let side = |side: &'static str| SideMetrics {
             messages: counter!(messages, label => value.to_owned(), "from" => side),
             bytes: counter!(bytes, label => value.to_owned(), "from" => side),
         };
@@ -69,7 +69,7 @@ impl Sessions {
         }
     }
 
-    /// One that was open for so long.
+    /// Records a session that has ended. `lasted`: how long it was open.
     pub(crate) fn ended(&self, lasted: Duration, traffic: &Traffic) {
         self.seconds.record(lasted);
         self.client.add(&traffic.client);
@@ -77,8 +77,8 @@ impl Sessions {
     }
 }
 
-impl Side {
-    fn add(&self, carried: &Carried) {
+impl SideMetrics {
+    fn add(&self, carried: &SideTraffic) {
         self.messages.increment(carried.messages());
         self.bytes.increment(carried.bytes());
     }

@@ -1,4 +1,4 @@
-//! A tenant's figures. Tenants come from the configuration, so their names may be labels.
+//! Metrics of tenants. Tenants come from the configuration, so their names may be labels.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use metrics::{
 };
 
 use crate::answer::limit::Limit;
-use crate::answer::outcome::{Ended, Outcome};
-use crate::figures::Sessions;
+use crate::answer::outcome::{Outcome, RequestEnd};
+use crate::figures::session::SessionMetrics;
 
 const REQUESTS: &str = "forebay_tenant_requests_total";
 const LIMITED: &str = "forebay_tenant_limited_total";
@@ -39,8 +39,8 @@ pub(crate) fn describe() {
     describe_histogram!(END_TO_END, Unit::Seconds, "From accepted to the last byte, by tenant");
 }
 
-/// A tenant's handles, looked up once.
-pub(crate) struct Metrics {
+/// The metrics of one tenant, looked up once.
+pub(crate) struct TenantMetrics {
     ended: [(Outcome, Counter); 5],
     limited: [(&'static str, Counter); 3],
     pub(crate) concurrent: Gauge,
@@ -51,10 +51,10 @@ pub(crate) struct Metrics {
     ttft: Histogram,
     itl: Histogram,
     end_to_end: Histogram,
-    sessions: Sessions,
+    sessions: SessionMetrics,
 }
 
-impl Metrics {
+impl TenantMetrics {
     pub(crate) fn register(tenant: &str) -> Self {
         let tenant = tenant.to_owned();
         let ended = |outcome: Outcome| {
@@ -76,7 +76,7 @@ impl Metrics {
             hold: histogram!(HOLD, "tenant" => tenant.clone()),
             ttft: histogram!(TTFT, "tenant" => tenant.clone()),
             itl: histogram!(ITL, "tenant" => tenant.clone()),
-            sessions: Sessions::of_tenant(&tenant),
+            sessions: SessionMetrics::of_tenant(&tenant),
             end_to_end: histogram!(END_TO_END, "tenant" => tenant),
         }
     }
@@ -87,16 +87,17 @@ impl Metrics {
         }
     }
 
-    /// The gaps of one stream, each at its bucket's bound.
+    /// Records gaps between the tokens of one stream, each at its bucket's bound.
     pub(crate) fn gaps(&self, gaps: &forebay_signals::Histogram) {
         for (bound, count) in gaps.buckets() {
             self.itl.record_many(bound, count);
         }
     }
 
-    /// A request's end. `ttft` is `None` where it did not get so far, or was no stream.
-    pub(crate) fn ended(&self, ended: &Ended<'_>, ttft: Option<Duration>) {
-        if let Some((_, counter)) = self.ended.iter().find(|(it, _)| *it == ended.outcome) {
+    /// Records a request's end. `ttft` is `None` if there was no token, or no stream.
+    pub(crate) fn ended(&self, ended: &RequestEnd<'_>, ttft: Option<Duration>) {
+        if let Some((_, counter)) = self.ended.iter().find(|(outcome, _)| *outcome == ended.outcome)
+        {
             counter.increment(1);
         }
         self.prompt_tokens.increment(ended.tokens.prompt.unwrap_or(0));

@@ -1,7 +1,8 @@
-//! One connection's books of time: when it has been idle, in a head or in an answer for too long.
+//! The time limits of one client connection: how long it may be idle, in a head, or in an answer.
 //!
-//! Milliseconds since the connection was accepted, in atomics: written where a request begins and
-//! ends, read where the connection is driven, all on one thread.
+//! Times are milliseconds since the connection was accepted, in atomics: written where a request
+//! begins and ends, read where the connection is driven, all on one thread. The clock is read once
+//! for each poll of the connection.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,42 +15,44 @@ use forebay_config::Limits;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
-/// No such moment. Moments are counted from 1.
+/// The value of a moment that has not come. Moments count from 1.
 const NEVER: u64 = 0;
 
-/// What a connection is doing, for its time limits.
+/// The state of a connection, as far as its time limits need it.
 pub(crate) struct Activity {
     base: Instant,
+    /// The time of the present poll.
+    now: AtomicU64,
     /// Whether one request follows another, as on HTTP/1.
     serial: bool,
     requests: AtomicU32,
-    /// Where there is no request: since when.
+    /// When it last became idle.
     idle: AtomicU64,
-    /// Where a head has begun: since when.
+    /// When the head that is arriving began.
     head: AtomicU64,
-    /// Where there is a request on a serial connection: since when.
+    /// When the last request began.
     request: AtomicU64,
-    /// Something came of a request that is not read to its end: of a body that nobody wants, or of
-    /// a head that is none.
+    /// Data has come that no request reads: the rest of an unwanted body, or a part of a head.
     unread: AtomicBool,
 }
 
-/// Why a connection is to end.
+/// The time limit that ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    /// Nothing was asked for too long; not an error.
+pub(crate) enum TimeLimit {
+    /// No request came for too long; not an error.
     Idle,
     /// A head did not arrive in time.
     Head,
-    /// A client took too long over its answer.
+    /// A request took too long, from its head to the end of its answer.
     Total,
 }
 
 impl Activity {
-    /// Of a connection that is new; its first head is waited for as if it had begun.
+    /// A new connection. The limit for its first head runs from now on.
     pub(crate) fn new(now: Instant, serial: bool) -> Arc<Self> {
         Arc::new(Self {
             base: now,
+            now: AtomicU64::new(1),
             serial,
             requests: AtomicU32::new(0),
             idle: AtomicU64::new(1),
@@ -64,78 +67,88 @@ impl Activity {
     }
 
     fn after(&self, moment: u64, limit: Duration) -> Instant {
-        // A day too far is as good as never, and adds up.
+        // A deadline ten years away stands for "never" and cannot overflow.
         let far = Duration::from_secs(10 * 365 * 24 * 3600);
         self.base + (Duration::from_millis(moment - 1) + limit).min(far)
     }
 
-    /// Bytes came.
-    pub(crate) fn received(&self, now: Instant) {
+    /// Sets the time of everything that follows.
+    pub(crate) fn set_now(&self, now: Instant) {
+        self.now.store(self.moment(now), Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        self.now.load(Relaxed)
+    }
+
+    /// Notes that bytes have come.
+    pub(crate) fn received(&self) {
         if self.serial && self.requests.load(Relaxed) == 0 {
             self.unread.store(true, Relaxed);
             if self.head.load(Relaxed) == NEVER {
-                self.head.store(self.moment(now), Relaxed);
+                self.head.store(self.now(), Relaxed);
             }
         }
     }
 
-    /// A request's body was given up before its end.
+    /// Notes that a request's body was dropped before its end.
     pub(crate) fn left_unread(&self) {
         self.unread.store(self.serial, Relaxed);
     }
 
-    /// Our side is closed: what comes from now on begins nothing.
-    pub(crate) fn closed(&self, now: Instant) {
+    /// Notes that our side is closed: bytes that come from now on begin no request.
+    pub(crate) fn closed(&self) {
         self.head.store(NEVER, Relaxed);
-        self.idle.store(self.moment(now), Relaxed);
+        self.idle.store(self.now(), Relaxed);
     }
 
-    /// Whether the client may be sending what nobody reads.
+    /// Whether the client may be sending data that nothing reads.
     pub(crate) fn is_unread(&self) -> bool {
         self.unread.load(Relaxed)
     }
 
-    /// Since when there has been no request, if there is none. A head on its way is none yet.
+    /// When the connection became idle, if it is idle. A head that is still arriving is not a
+    /// request yet.
     pub(crate) fn unused(&self) -> Option<Instant> {
         let idle = (self.requests.load(Relaxed) == 0).then(|| self.idle.load(Relaxed).max(1))?;
         Some(self.after(idle, Duration::ZERO))
     }
 
-    /// A head is complete, and with it there is a request.
-    pub(crate) fn begin(self: &Arc<Self>, now: Instant) -> Arc<Flight> {
-        let moment = self.moment(now);
+    /// Begins a request: its head is complete.
+    pub(crate) fn begin(self: &Arc<Self>) -> Arc<RequestActivity> {
+        let moment = self.now();
         self.requests.fetch_add(1, Relaxed);
         self.head.store(NEVER, Relaxed);
         self.unread.store(false, Relaxed);
         self.request.store(moment, Relaxed);
         let blocked = AtomicU64::new(NEVER);
-        Arc::new(Flight { activity: Arc::clone(self), begun: moment, blocked })
+        Arc::new(RequestActivity { activity: Arc::clone(self), begun: moment, blocked })
     }
 
-    /// When something will be over unless more happens, and what.
-    pub(crate) fn due(&self, limits: &Limits) -> (Instant, Over) {
+    /// The time limit that ends the connection if nothing more happens, and when.
+    pub(crate) fn due(&self, limits: &Limits) -> (Instant, TimeLimit) {
         if self.requests.load(Relaxed) > 0 {
-            // Where requests go side by side, each has its own alarm.
+            // Concurrent requests have an alarm each.
             let begun = if self.serial { self.request.load(Relaxed) } else { u64::MAX >> 1 };
-            (self.after(begun, limits.total_timeout), Over::Total)
+            (self.after(begun, limits.total_timeout), TimeLimit::Total)
         } else if let head @ 1.. = self.head.load(Relaxed) {
-            (self.after(head, limits.header_timeout), Over::Head)
+            (self.after(head, limits.header_timeout), TimeLimit::Head)
         } else {
-            (self.after(self.idle.load(Relaxed), limits.idle_timeout), Over::Idle)
+            (self.after(self.idle.load(Relaxed), limits.idle_timeout), TimeLimit::Idle)
         }
     }
 }
 
 /// One request, from its head to the last byte of its answer. Dropping it ends it.
-pub(crate) struct Flight {
+pub(crate) struct RequestActivity {
     activity: Arc<Activity>,
     begun: u64,
-    /// Since when a piece of the answer waits to be sent.
+    /// When the piece of the answer that waits to be sent was given to the server.
     blocked: AtomicU64,
 }
 
-impl Flight {
-    /// When this request will be over unless its client takes something.
+impl RequestActivity {
+    /// When this request is cut off unless its client reads more.
     pub(crate) fn due(&self, now: Instant, limits: &Limits) -> Instant {
         let total = self.activity.after(self.begun, limits.total_timeout);
         let write = match self.blocked.load(Relaxed) {
@@ -146,28 +159,28 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for RequestActivity {
     fn drop(&mut self) {
         let activity = &self.activity;
         if activity.requests.fetch_sub(1, Relaxed) == 1 {
-            activity.idle.store(activity.moment(Instant::now()), Relaxed);
+            activity.idle.store(activity.now(), Relaxed);
         }
     }
 }
 
-/// An answer's body that notes whether the client takes it.
-pub(crate) struct Watched<B> {
+/// An answer's body that notes whether the client reads it.
+pub(crate) struct WatchedBody<B> {
     body: B,
-    flight: Arc<Flight>,
+    flight: Arc<RequestActivity>,
 }
 
-impl<B> Watched<B> {
-    pub(crate) fn new(body: B, flight: Arc<Flight>) -> Self {
+impl<B> WatchedBody<B> {
+    pub(crate) fn new(body: B, flight: Arc<RequestActivity>) -> Self {
         Self { body, flight }
     }
 }
 
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Watched<B> {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for WatchedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -175,12 +188,11 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Watched<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        // Asked for more: what was given before is on its way.
+        // The server polls for more, so the earlier data is on its way.
         self.flight.blocked.store(NEVER, Relaxed);
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         if frame.is_some() {
-            let moment = self.flight.activity.moment(Instant::now());
-            self.flight.blocked.store(moment, Relaxed);
+            self.flight.blocked.store(self.flight.activity.now(), Relaxed);
         }
         Poll::Ready(frame)
     }
@@ -216,42 +228,55 @@ mod tests {
             let (at, over) = activity.due(&limits());
             ((at - start).as_secs(), over)
         };
-        assert_eq!(due(), (10, Over::Head), "the first head is waited for from the beginning");
-        tokio::time::advance(3 * second).await;
-        activity.received(Instant::now());
-        assert_eq!(due(), (10, Over::Head), "drops of a head do not prolong it");
-        let flight = activity.begin(Instant::now());
-        assert_eq!(due(), (7203, Over::Total));
-        activity.received(Instant::now());
-        tokio::time::advance(2 * second).await;
+        assert_eq!(
+            due(),
+            (10, TimeLimit::Head),
+            "the limit for the first head runs from the beginning"
+        );
+        let advance = async |seconds: u32| {
+            tokio::time::advance(seconds * second).await;
+            activity.set_now(Instant::now());
+        };
+        advance(3).await;
+        activity.received();
+        assert_eq!(due(), (10, TimeLimit::Head), "more bytes of a head do not extend its limit");
+        let flight = activity.begin();
+        assert_eq!(due(), (7203, TimeLimit::Total));
+        activity.received();
+        advance(2).await;
         drop(flight);
-        assert_eq!(due(), (80, Over::Idle), "a body's bytes are no head");
-        tokio::time::advance(70 * second).await;
-        activity.received(Instant::now());
-        assert_eq!(due(), (85, Over::Head));
-        tokio::time::advance(5 * second).await;
-        activity.closed(Instant::now());
-        assert_eq!(due(), (155, Over::Idle), "a head that was refused is not waited for");
+        assert_eq!(due(), (80, TimeLimit::Idle), "bytes of a body do not begin a head");
+        advance(70).await;
+        activity.received();
+        assert_eq!(due(), (85, TimeLimit::Head));
+        advance(5).await;
+        activity.closed();
+        assert_eq!(due(), (155, TimeLimit::Idle), "a head on a closed connection has no limit");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_known_by_what_waits() {
+    async fn a_client_that_reads_nothing_is_cut_off_from_the_first_unread_piece_on() {
         use http_body_util::{BodyExt, Full};
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let activity = Activity::new(start, false);
-        let flight = activity.begin(start);
-        let due = |flight: &Flight| (flight.due(Instant::now(), &limits()) - start).as_secs();
-        tokio::time::advance(1000 * second).await;
+        let flight = activity.begin();
+        let due =
+            |flight: &RequestActivity| (flight.due(Instant::now(), &limits()) - start).as_secs();
+        let advance = async |seconds: u32| {
+            tokio::time::advance(seconds * second).await;
+            activity.set_now(Instant::now());
+        };
+        advance(1000).await;
         assert_eq!(due(&flight), 1120, "waiting for the answer is not the client's fault");
-        let mut body = Watched::new(Full::from("x"), Arc::clone(&flight));
+        let mut body = WatchedBody::new(Full::from("x"), Arc::clone(&flight));
         body.frame().await.expect("a frame").expect("right");
-        tokio::time::advance(100 * second).await;
-        assert_eq!(due(&flight), 1120, "what was given has not gone out for so long");
+        advance(100).await;
+        assert_eq!(due(&flight), 1120, "the piece has waited since then");
         assert!(body.frame().await.is_none());
-        tokio::time::advance(6000 * second).await;
-        assert_eq!(due(&flight), 7200, "there is a limit to everything");
-        assert_eq!(activity.due(&limits()).1, Over::Total);
+        advance(6000).await;
+        assert_eq!(due(&flight), 7200, "the total limit holds as well");
+        assert_eq!(activity.due(&limits()).1, TimeLimit::Total);
         drop((body, flight));
-        assert_eq!(activity.due(&limits()), (start + 7175 * second, Over::Idle));
+        assert_eq!(activity.due(&limits()), (start + 7175 * second, TimeLimit::Idle));
     }
 }

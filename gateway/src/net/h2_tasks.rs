@@ -1,7 +1,8 @@
-//! The requests of one HTTP/2 connection, driven by the task of the connection itself.
+//! The requests of one HTTP/2 connection, driven by the connection's own task.
 //!
-//! hyper hands each to an executor. Polled here, beside the connection, they need no task of their
-//! own, and they are gone with it: a client that leaves frees at once whatever it held.
+//! hyper hands each request to an executor. This one polls the requests beside the connection, so
+//! they need no tasks of their own and end with the connection: when a client leaves, all that its
+//! requests occupy is free at once.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,30 +16,30 @@ use hyper::rt::Executor;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::net::activity::Flight;
+use crate::net::activity::RequestActivity;
 use crate::net::alarm::poll_alarm;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Where hyper puts them.
+/// The executor to which hyper hands the requests.
 #[derive(Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<New>>);
+pub(crate) struct H2Executor(Arc<Mutex<NewTasks>>);
 
 #[derive(Default)]
-struct New {
-    /// Of the request that hyper has just begun, and will hand over next.
-    flight: Option<Arc<Flight>>,
-    tasks: Vec<(Task, Option<Arc<Flight>>)>,
+struct NewTasks {
+    /// The activity of the request that hyper has just begun and hands over next.
+    flight: Option<Arc<RequestActivity>>,
+    tasks: Vec<(Task, Option<Arc<RequestActivity>>)>,
 }
 
-impl Streams {
-    /// Notes whose future comes next.
-    pub(crate) fn announce(&self, flight: &Arc<Flight>) {
+impl H2Executor {
+    /// Notes the request whose future comes next.
+    pub(crate) fn announce(&self, flight: &Arc<RequestActivity>) {
         self.0.lock().flight = Some(Arc::clone(flight));
     }
 }
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for H2Executor {
     fn execute(&self, future: F) {
         let mut new = self.0.lock();
         let flight = new.flight.take();
@@ -46,40 +47,40 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     }
 }
 
-/// Where they are polled.
-pub(crate) struct Running {
-    streams: Streams,
-    running: FuturesUnordered<Timed>,
+/// The requests in progress, polled by the connection's task.
+pub(crate) struct H2Tasks {
+    streams: H2Executor,
+    running: FuturesUnordered<TimedTask>,
     limits: Arc<Limits>,
 }
 
-impl Running {
-    pub(crate) fn new(streams: Streams, limits: Arc<Limits>) -> Self {
+impl H2Tasks {
+    pub(crate) fn new(streams: H2Executor, limits: Arc<Limits>) -> Self {
         Self { streams, running: FuturesUnordered::new(), limits }
     }
 
-    /// Polls what can go on; true if there was something new.
+    /// Polls the requests that can go on; returns whether there were new ones.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         let new = std::mem::take(&mut self.streams.0.lock().tasks);
         let any = !new.is_empty();
         for (task, flight) in new {
-            self.running.push(Timed::new(task, flight, Arc::clone(&self.limits)));
+            self.running.push(TimedTask::new(task, flight, Arc::clone(&self.limits)));
         }
         while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
         any
     }
 }
 
-/// A request that is dropped, and so reset, when its client has taken nothing for too long, or too
-/// long altogether. The alarm moves only when it rings.
-struct Timed {
+/// A request that is dropped, and so reset, when its client has read nothing for too long or its
+/// total time is over. The alarm is set again only when it rings.
+struct TimedTask {
     task: Task,
-    watch: Option<(Arc<Flight>, Pin<Box<Sleep>>)>,
+    watch: Option<(Arc<RequestActivity>, Pin<Box<Sleep>>)>,
     limits: Arc<Limits>,
 }
 
-impl Timed {
-    fn new(task: Task, flight: Option<Arc<Flight>>, limits: Arc<Limits>) -> Self {
+impl TimedTask {
+    fn new(task: Task, flight: Option<Arc<RequestActivity>>, limits: Arc<Limits>) -> Self {
         let watch = flight.map(|flight| {
             let due = flight.due(Instant::now(), &limits);
             (flight, Box::pin(sleep_until(due)))
@@ -88,7 +89,7 @@ impl Timed {
     }
 }
 
-impl Future for Timed {
+impl Future for TimedTask {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -101,7 +102,9 @@ impl Future for Timed {
             let now = Instant::now();
             let due = flight.due(now, &this.limits);
             if due <= now {
-                tracing::debug!("a stream was cut off: its client took nothing for too long");
+                tracing::debug!(
+                    "a stream was cut off: its client read nothing for too long, or its total time was over"
+                );
                 return Poll::Ready(());
             }
             alarm.as_mut().reset(due);

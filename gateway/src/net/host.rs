@@ -1,11 +1,12 @@
-//! A host as clients name it, `NAME[:PORT]`. Pure, and borrowed: every request has one.
+//! A host as clients write it, `NAME[:PORT]`. Pure; borrows its text, since every request has a
+//! host.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use forebay_config::{HostPattern, is_name};
 
-/// Who a request is for, or which site a page is of.
+/// The host that a request names, or the site of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Host<'a> {
     pub(crate) name: HostName<'a>,
@@ -15,13 +16,13 @@ pub(crate) struct Host<'a> {
 #[derive(Clone, Copy, Debug, Eq)]
 pub(crate) enum HostName<'a> {
     Address(IpAddr),
-    /// Without a point at its end. Its case doesn't count.
+    /// A name without a dot at its end; its case does not count.
     Name(&'a str),
 }
 
 impl<'a> Host<'a> {
-    /// `None` for what is not a host: a user before it, a path behind it, a port that is none,
-    /// characters that no host has.
+    /// Reads a host; `None` for text with a user, a path, an invalid port, or a character that no
+    /// host has.
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let (name, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -39,7 +40,7 @@ impl<'a> Host<'a> {
                 (name, port)
             }
         };
-        // A port may be left out behind its colon.
+        // The port may be missing behind its colon.
         let port = match port.strip_prefix(':') {
             None if port.is_empty() => None,
             Some("") => None,
@@ -51,7 +52,7 @@ impl<'a> Host<'a> {
         Some(Self { name, port })
     }
 
-    /// A page's site as `origin` has it; `None` for one that no page of HTTP is of.
+    /// Reads a page's site from the header `origin`; `None` unless its scheme is http or https.
     pub(crate) fn of_origin(origin: &'a str) -> Option<Self> {
         let (scheme, rest) = origin.split_once("://")?;
         let default = match scheme {
@@ -63,7 +64,7 @@ impl<'a> Host<'a> {
         Some(Self { port: host.port.or(Some(default)), ..host })
     }
 
-    /// Whether both are the same place, if `default` is the port of one that names none.
+    /// Whether both are the same host and port; `default` is the port where none is given.
     pub(crate) fn is(&self, other: &Host<'_>, default: u16) -> bool {
         let port = |host: &Host<'_>| host.port.unwrap_or(default);
         self.name == other.name && port(self) == port(other)
@@ -71,8 +72,8 @@ impl<'a> Host<'a> {
 }
 
 impl HostName<'_> {
-    /// Whether it is this machine's wherever it is used: `localhost` and what is under it,
-    /// loopback's addresses, and the address that stands for all of the machine's own.
+    /// Whether the name means the machine it is used on: `localhost` and names below it, loopback
+    /// addresses, and the unspecified address, which stands for all of the machine's own.
     pub(crate) fn is_loopback(&self) -> bool {
         match self {
             Self::Address(address) => address.is_loopback() || address.is_unspecified(),
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_host_is_none() {
+    fn text_that_is_not_a_host_is_refused() {
         for text in [
             "",
             ":80",
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_the_same_place_by_host_and_port() {
+    fn an_origin_is_compared_by_host_and_port() {
         for (origin, host, same) in [
             ("http://a.example", "a.example", true),
             ("http://a.example", "A.example:80", true),
@@ -206,7 +207,7 @@ mod tests {
         ] {
             let page = Host::of_origin(origin).expect(origin);
             let host = Host::parse(host).expect(host);
-            let default = page.port.expect("always there");
+            let default = page.port.expect("an origin has a port");
             assert_eq!(page.is(&host, default), same, "{origin} {host:?}");
         }
         for origin in ["null", "", "file://", "chrome-extension://a", "http://a/b", "a.example"] {

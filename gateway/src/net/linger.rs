@@ -1,9 +1,9 @@
-//! The end of a connection whose client may still be sending what nobody reads.
+//! The end of a connection whose client may still be sending data that the gateway does not want.
 //!
-//! A socket that is closed with something unread, or that gets more afterwards, is reset, and a reset
-//! throws away what the client has not read yet: the very answer that says why. So our side is closed
-//! first, and what comes is read and thrown away until the client has closed its own, as RFC 9112
-//! (9.6) has it, for as long as something comes and no longer than [`LONGEST`].
+//! A socket that is closed with unread data, or that gets more data afterwards, is reset, and a
+//! reset discards what the client has not read yet: the very answer that gives the reason. So our
+//! side is closed first. Then data is read and discarded until the client closes its side, as RFC
+//! 9112 (9.6) advises, but only while data comes, and no longer than [`LONGEST`].
 
 use std::io;
 use std::pin::Pin;
@@ -13,17 +13,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Nothing came for so long: it is not sending.
+/// No data for this long: the client has stopped sending.
 const QUIET: Duration = Duration::from_secs(2);
-/// However fast it sends, it should have read the answer by then. Well within the default
-/// `shutdownTimeout`, so that such a client does not spoil a drain.
+/// The longest time: by then any client should have read the answer. It is well within the default
+/// `shutdownTimeout`, so such a client does not delay a drain.
 const LONGEST: Duration = Duration::from_secs(20);
 const SCRATCH: usize = 16 << 10;
 
-/// Reads on to the client's end.
+/// Reads and discards until the client is done.
 pub(crate) struct Linger {
     until: Instant,
-    /// When something came last.
+    /// When data came last.
     last: Instant,
     alarm: Pin<Box<Sleep>>,
 }
@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    /// So long a connection lingers on that of a client.
+    /// How long a connection lingers.
     async fn lingers(mut near: DuplexStream) -> Duration {
         let start = Instant::now();
         let mut linger = Linger::new(start);
@@ -80,7 +80,7 @@ mod tests {
         start.elapsed()
     }
 
-    /// A client that sends each so many milliseconds, for so often.
+    /// A client that sends a byte every `every` milliseconds, `times` times.
     async fn sending(mut client: DuplexStream, every: u64, times: u32) -> DuplexStream {
         for _ in 0..times {
             sleep(Duration::from_millis(every)).await;
@@ -94,12 +94,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_lingers_until_its_client_is_done() {
         for (case, every, times, leaves, want) in [
-            ("it closes at once", 0, 0, true, 0),
-            ("it sends on, then closes", 900, 10, true, 9_000),
-            ("it says nothing", 0, 0, false, 2_000),
-            ("it stops", 900, 10, false, 11_000),
-            ("it never stops", 900, u32::MAX, false, 20_000),
-            ("it is too slow", 2_100, 10, true, 2_000),
+            ("closes at once", 0, 0, true, 0),
+            ("sends on, then closes", 900, 10, true, 9_000),
+            ("sends nothing", 0, 0, false, 2_000),
+            ("stops sending", 900, 10, false, 11_000),
+            ("never stops sending", 900, u32::MAX, false, 20_000),
+            ("sends too slowly", 2_100, 10, true, 2_000),
         ] {
             let (client, near) = duplex(64);
             let client = tokio::spawn(async move {

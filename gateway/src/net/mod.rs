@@ -1,18 +1,27 @@
-//! Client connections and dials: TLS, time limits, shares of files and memory, drain.
+//! Connections: those of clients with their TLS, time limits, numbers and drain, and those to
+//! replicas.
 //!
-//! Every connection has one owner and one alarm for all its time limits. Uses `answer` for causes and
-//! `figures` for its counts.
+//! Every client connection has one owner, and one alarm for all its time limits. Uses `answer` for
+//! the causes of failures and `figures` for counts.
+//!
+//! For clients: `socket` notices that one leaves, `tls` encrypts, `host` reads a host's name;
+//! `activity` and `alarm` have the time limits, `clock` has the time of a poll, `wake_flag` shows
+//! whether a connection's task was woken by them, `upload` and `linger` have bodies that are not
+//! read; `h2_tasks` drives the requests of HTTP/2, `connection_limits` counts connections, and `drain`
+//! waits for them. For replicas: `dial`. Both share `machine_limits` and `file_shares`.
 
 pub(crate) mod activity;
 pub(crate) mod alarm;
-pub mod bounds;
+pub(crate) mod clock;
 pub(crate) mod connection_limits;
 pub(crate) mod dial;
 pub(crate) mod drain;
+pub(crate) mod file_shares;
 pub(crate) mod h2_tasks;
 pub(crate) mod host;
 pub(crate) mod linger;
-pub(crate) mod share;
+pub mod machine_limits;
 pub(crate) mod socket;
 pub(crate) mod tls;
 pub(crate) mod upload;
+pub(crate) mod wake_flag;

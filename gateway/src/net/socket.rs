@@ -1,10 +1,10 @@
-//! The client's socket: a watch for its closing that does not depend on reading.
+//! The client's socket: notices its close without reading from it.
 //!
-//! Once hyper has read bytes beyond a request (the next one, pipelined) it no longer watches the
-//! socket, and a close would go unnoticed for as long as the request is held. So a held request
-//! watches for itself. The runtime's own epoll takes a descriptor once, so each thread has a second
-//! epoll for the hang-ups of all its clients, which is watched by the first: no request needs a
-//! descriptor more for it.
+//! While hyper has a request, it reads no further: what comes may be the next one, pipelined. So a
+//! close would go unnoticed while the request is held, and a held request watches the socket
+//! itself. The runtime's own epoll takes a descriptor only once, so each thread has a second
+//! epoll for the hang-ups of all its clients, watched by the first: no request needs a descriptor
+//! for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,83 +15,102 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
-/// One client connection, as far as a request needs to know it.
+/// The socket of a client connection, for a request that has to notice its close.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClientSocket(Option<RawFd>);
 
 impl ClientSocket {
-    /// `fd` is a socket of this thread.
+    /// `fd` must be a socket of this thread.
     pub(crate) fn new(fd: RawFd) -> Self {
         Self(Some(fd))
     }
 
-    /// Of a connection whose protocol tells of the client's leaving by itself, as HTTP/2 does.
+    /// The socket of a connection whose protocol reports a client that leaves, as HTTP/2 does.
     pub(crate) fn unwatched() -> Self {
         Self(None)
     }
 
-    /// Resolves when the client has closed its side. Never, if that can't be watched: then the
-    /// server's own reading has to notice.
+    /// Resolves when the client has closed its side.
     pub(crate) async fn closed(self) {
-        match self.0.and_then(Watch::begin) {
+        let Some(fd) = self.0 else { return pending().await };
+        match HangupWatch::begin(fd) {
             Some(watch) => watch.await,
-            None => pending().await,
+            // The system gives no memory for another watch.
+            None => {
+                while !has_hung_up(fd) {
+                    sleep(LOOK).await;
+                }
+            }
         }
     }
 }
 
+/// The interval at which a socket that can't be watched is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Whether the other side has closed the connection, or at least its own half.
+fn has_hung_up(fd: RawFd) -> bool {
+    let mut polled = [PollFd::new(borrow(fd), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+    // An error here is one of `poll` itself, after which the next look may succeed.
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
 thread_local! {
-    /// There while [`watch_hangups`] runs.
+    /// Set while [`watch_hangups`] runs.
     static HANGUPS: RefCell<Option<Hangups>> = const { RefCell::new(None) };
 }
 
-/// The sockets of this thread whose closing is waited for.
+/// The sockets of this thread whose close a request waits for.
 struct Hangups {
-    set: Rc<Set>,
-    watched: HashMap<RawFd, Watched>,
-    /// Tells one watch of a descriptor from the next one's.
+    set: Rc<EpollSet>,
+    watched: HashMap<RawFd, WatchedSocket>,
+    /// Distinguishes a watch from later ones of the same descriptor.
     next: u32,
 }
 
-struct Watched {
+struct WatchedSocket {
     id: u32,
     closed: bool,
     waker: Option<Waker>,
 }
 
-struct Set(Epoll);
+struct EpollSet(Epoll);
 
-impl AsRawFd for Set {
+impl AsRawFd for EpollSet {
     fn as_raw_fd(&self) -> RawFd {
         self.0.0.as_raw_fd()
     }
 }
 
-impl AsFd for Set {
+impl AsFd for EpollSet {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.0.as_fd()
     }
 }
 
-/// Sees to the watches of this thread for as long as it is polled.
+/// Serves the watches of this thread while it is polled.
 pub(crate) async fn watch_hangups() -> Infallible {
     match hangups().await {
         Ok(never) => never,
         Err(error) => {
-            tracing::warn!("a client that leaves may be noticed late: {error}");
+            tracing::warn!("clients that leave are noticed late: {error}");
             pending().await
         }
     }
 }
 
 async fn hangups() -> io::Result<Infallible> {
-    let set = Rc::new(Set(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?));
+    let set = Rc::new(EpollSet(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?));
     let ready = register(Rc::clone(&set))?;
     let _cleared = Cleared;
     HANGUPS.set(Some(Hangups { set: Rc::clone(&set), watched: HashMap::new(), next: 0 }));
@@ -115,7 +134,7 @@ async fn hangups() -> io::Result<Infallible> {
     }
 }
 
-/// Leaves no watch behind that is never woken.
+/// Clears [`HANGUPS`] when dropped, so that no watch begins that would never be woken.
 struct Cleared;
 
 impl Drop for Cleared {
@@ -125,7 +144,7 @@ impl Drop for Cleared {
 }
 
 impl Hangups {
-    /// `data` is what [`Watch::data`] gave.
+    /// Wakes the watch whose [`HangupWatch::data`] this is.
     fn hung_up(&mut self, data: u64) {
         let (fd, id) = (data as u32 as RawFd, (data >> 32) as u32);
         if let Some(watched) = self.watched.get_mut(&fd).filter(|watched| watched.id == id) {
@@ -138,27 +157,27 @@ impl Hangups {
 }
 
 /// One request's watch of its client's socket.
-struct Watch {
+struct HangupWatch {
     fd: RawFd,
     id: u32,
 }
 
-impl Watch {
+impl HangupWatch {
     fn begin(fd: RawFd) -> Option<Self> {
         HANGUPS.with_borrow_mut(|hangups| {
             let hangups = hangups.as_mut()?;
             hangups.next = hangups.next.wrapping_add(1);
             let watch = Self { fd, id: hangups.next };
-            // Once is enough, and nothing is told of bytes that come.
+            // One event is enough, and bytes that come cause none.
             let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
             let mut event = EpollEvent::new(flags, watch.data());
             let set = &hangups.set.0;
             match set.add(borrow(fd), event) {
-                // An earlier watch of the same connection is not quite gone.
+                // An earlier watch of the same connection has not been removed yet.
                 Err(Errno::EEXIST) => set.modify(borrow(fd), &mut event).ok()?,
                 added => added.ok()?,
             }
-            hangups.watched.insert(fd, Watched { id: watch.id, closed: false, waker: None });
+            hangups.watched.insert(fd, WatchedSocket { id: watch.id, closed: false, waker: None });
             Some(watch)
         })
     }
@@ -168,14 +187,14 @@ impl Watch {
     }
 }
 
-impl Future for Watch {
+impl Future for HangupWatch {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         HANGUPS.with_borrow_mut(|hangups| {
-            let watched = hangups.as_mut().and_then(|it| it.watched.get_mut(&self.fd));
+            let watched = hangups.as_mut().and_then(|hangups| hangups.watched.get_mut(&self.fd));
             match watched.filter(|watched| watched.id == self.id) {
-                Some(Watched { closed: true, .. }) => Poll::Ready(()),
+                Some(WatchedSocket { closed: true, .. }) => Poll::Ready(()),
                 Some(watched) => {
                     watched.waker = Some(cx.waker().clone());
                     Poll::Pending
@@ -186,16 +205,16 @@ impl Future for Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for HangupWatch {
     fn drop(&mut self) {
-        // While the thread ends there may be nothing to take it out of.
+        // While the thread ends, the thread-local may be gone.
         let _ = HANGUPS.try_with(|hangups| {
             let mut hangups = hangups.borrow_mut();
             let Some(hangups) = hangups.as_mut() else { return };
             if hangups.watched.get(&self.fd).is_some_and(|watched| watched.id == self.id) {
                 hangups.watched.remove(&self.fd);
-                // A socket that is closed already took itself out, and its number can't be another
-                // socket in this set yet: only this thread adds to it.
+                // A closed socket has left the set on its own, and its number can't stand for
+                // another socket in the set yet: only this thread adds to it.
                 let _ = hangups.set.0.delete(borrow(self.fd));
             }
         });
@@ -203,22 +222,20 @@ impl Drop for Watch {
 }
 
 #[allow(unsafe_code)]
-fn register(set: Rc<Set>) -> io::Result<AsyncFd<Rc<Set>>> {
-    // SAFETY: the set is open, and the same descriptor, for as long as it lives.
+fn register(set: Rc<EpollSet>) -> io::Result<AsyncFd<Rc<EpollSet>>> {
+    // SAFETY: the set is open, with the same descriptor, while it lives.
     Ok(unsafe { AsyncFd::register_with_interest(set, Interest::READABLE) }?)
 }
 
 #[allow(unsafe_code)]
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: used for one call of `epoll_ctl`, which reads no memory and answers with an error for
-    // a descriptor that is closed.
+    // SAFETY: used for one call of `epoll_ctl` or `poll`, which report a descriptor that is closed
+    // as an error, and touch no memory of it.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
     use tokio::time::timeout;
@@ -240,27 +257,31 @@ mod tests {
     }
 
     fn watched() -> usize {
-        HANGUPS.with_borrow(|hangups| hangups.as_ref().map_or(0, |it| it.watched.len()))
+        HANGUPS.with_borrow(|hangups| hangups.as_ref().map_or(0, |hangups| hangups.watched.len()))
     }
 
     const SOON: Duration = Duration::from_secs(20);
 
+    async fn notices_a_close_behind_unread_bytes() {
+        let (mut client, server) = pair().await;
+        let mut closed = std::pin::pin!(ClientSocket::new(server.as_raw_fd()).closed());
+        client.write_all(b"the next request").await.expect("sent");
+        assert!(timeout(Duration::from_millis(50), &mut closed).await.is_err());
+        client.shutdown().await.expect("closed");
+        timeout(SOON, closed).await.expect("noticed");
+    }
+
     #[tokio::test]
-    async fn a_close_is_noticed_behind_bytes_that_nobody_reads() {
+    async fn a_close_is_noticed_behind_unread_bytes() {
         with_watches(async {
             tokio::task::yield_now().await;
-            let (mut client, server) = pair().await;
-            let mut closed = std::pin::pin!(ClientSocket::new(server.as_raw_fd()).closed());
-            client.write_all(b"the next request").await.expect("sent");
-            assert!(timeout(Duration::from_millis(50), &mut closed).await.is_err());
-            client.shutdown().await.expect("closed");
-            timeout(SOON, closed).await.expect("noticed");
+            notices_a_close_behind_unread_bytes().await;
         })
         .await;
     }
 
     #[tokio::test]
-    async fn a_close_before_the_watch_counts_too_and_a_watch_leaves_nothing_behind() {
+    async fn a_close_before_the_watch_is_noticed_and_a_watch_leaves_nothing_behind() {
         with_watches(async {
             tokio::task::yield_now().await;
             let (client, server) = pair().await;
@@ -275,11 +296,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_that_outlives_its_socket_harms_no_other() {
+    async fn a_close_is_noticed_where_no_watch_can_begin() {
+        notices_a_close_behind_unread_bytes().await;
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_outlives_its_socket_does_not_affect_the_next() {
         with_watches(async {
             tokio::task::yield_now().await;
             let (_client, server) = pair().await;
-            let watch = Watch::begin(server.as_raw_fd()).expect("watched");
+            let watch = HangupWatch::begin(server.as_raw_fd()).expect("watched");
             drop(server);
             let (other, server) = pair().await;
             let mut closed = Box::pin(ClientSocket::new(server.as_raw_fd()).closed());

@@ -1,36 +1,36 @@
-//! TLS for clients: one `rustls` configuration, made anew when its files change.
+//! TLS for clients: one `rustls` configuration, replaced when its files change.
 //!
-//! The files are read again every few seconds and compared by content, so that it does not matter
-//! how they were replaced: written over, moved in, or by the symbolic links of a Kubernetes volume.
+//! The files are read every few seconds and compared by content, so any way to replace them works:
+//! writing, moving, or the symbolic links of a Kubernetes volume.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use forebay_base::file_watch::FileWatch;
+use forebay_base::trouble::Trouble;
 use forebay_config::TlsVersion;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::figures;
-
 /// How often the files are read.
-pub(crate) const POLL: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_secs(5);
 
-/// What new connections are greeted with.
+/// The TLS configuration for new connections, and the files behind it.
 pub(crate) struct Tls {
     settings: forebay_config::Tls,
     current: ArcSwap<ServerConfig>,
-    seen: parking_lot::Mutex<Seen>,
+    known: parking_lot::Mutex<KnownFiles>,
 }
 
-/// Contents by which a change is known.
-struct Seen {
+/// The contents that were read last, by which a change is noticed.
+struct KnownFiles {
     used: Files,
-    /// Refused, and whether that was told.
-    refused: Option<(Files, bool)>,
+    /// Contents that could not be used.
+    refused: Option<Files>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ struct Files {
     client_ca: Option<Vec<u8>>,
 }
 
-/// Which field's file can't be used, and why.
+/// A file that can't be used: its field, and the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("gateway.tls.{field}: {reason}")]
 pub struct TlsError {
@@ -53,51 +53,95 @@ impl Tls {
     pub(crate) fn load(settings: &forebay_config::Tls) -> Result<Arc<Self>, TlsError> {
         let files = Files::read(settings)?;
         let current = ArcSwap::from_pointee(files.configuration(settings.min_version)?);
-        let seen = parking_lot::Mutex::new(Seen { used: files, refused: None });
-        Ok(Arc::new(Self { settings: settings.clone(), current, seen }))
+        let known = parking_lot::Mutex::new(KnownFiles { used: files, refused: None });
+        Ok(Arc::new(Self { settings: settings.clone(), current, known }))
     }
 
     pub(crate) fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 
-    /// Takes changed files, if they are right. Others are told once, and only when they were there
-    /// twice: certificate and key may be replaced one after the other.
-    pub(crate) fn poll(&self) {
-        let mut seen = self.seen.lock();
-        let outcome = Files::read(&self.settings).and_then(|files| {
-            if files == seen.used {
-                return Ok(None);
-            }
-            match files.configuration(self.settings.min_version) {
-                Ok(configuration) => Ok(Some((files, configuration))),
-                Err(error) => {
-                    match &mut seen.refused {
-                        Some((refused, true)) if *refused == files => return Ok(None),
-                        Some((refused, told @ false)) if *refused == files => *told = true,
-                        refused => {
-                            *refused = Some((files, false));
-                            return Ok(None);
-                        }
-                    }
-                    Err(error)
-                }
-            }
-        });
-        match outcome {
-            Ok(None) => {}
-            Ok(Some((files, configuration))) => {
+    fn read(self: &Arc<Self>) -> Result<Reading, TlsError> {
+        Files::read(&self.settings).map(|files| Reading { tls: Arc::clone(self), files })
+    }
+
+    /// Applies files that have changed, if they are valid.
+    fn apply(&self, files: Files) -> Result<FileChange, TlsError> {
+        let mut known = self.known.lock();
+        if files == known.used {
+            return Ok(FileChange::None);
+        }
+        match files.configuration(self.settings.min_version) {
+            Ok(configuration) => {
                 self.current.store(Arc::new(configuration));
-                *seen = Seen { used: files, refused: None };
-                figures::reload("tls", true);
-                tracing::info!("new TLS files are in use");
+                *known = KnownFiles { used: files, refused: None };
+                Ok(FileChange::Applied)
             }
-            Err(error) => {
-                figures::reload("tls", false);
-                tracing::warn!("{error}; the files read before stay in use");
+            Err(error) if known.refused.as_ref() == Some(&files) => Err(error),
+            Err(_) => {
+                known.refused = Some(files);
+                Ok(FileChange::Unconfirmed)
             }
         }
     }
+}
+
+/// Follows the files of the `current` TLS, while it is polled. Files that can't be used are
+/// reported, and the earlier ones stay in use.
+pub(crate) async fn follow(current: impl Fn() -> Option<Arc<Tls>> + Send + Sync + 'static) {
+    let mut readings =
+        FileWatch::new(POLL, None, move || current().map(|tls| tls.read()).transpose());
+    let mut trouble = Trouble::default();
+    loop {
+        let change = match readings.next().await {
+            Ok(None) => continue,
+            Ok(Some(Reading { tls, files })) => tls.apply(files),
+            Err(error) => Err(error),
+        };
+        match change {
+            Ok(FileChange::Unconfirmed) => readings.read_again(),
+            Ok(FileChange::None) => {
+                trouble.ends();
+            }
+            Ok(FileChange::Applied) => {
+                trouble.ends();
+                forebay_base::reloaded("tls", true);
+                tracing::info!("new TLS files are in use");
+            }
+            Err(error) => {
+                forebay_base::reloaded("tls", false);
+                let error = error.to_string();
+                if trouble.begins(error.as_str()) {
+                    tracing::warn!("{error}; the earlier files stay in use");
+                }
+            }
+        }
+    }
+}
+
+/// Files that were read for one TLS configuration.
+#[derive(Clone)]
+struct Reading {
+    tls: Arc<Tls>,
+    files: Files,
+}
+
+impl PartialEq for Reading {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tls, &other.tls) && self.files == other.files
+    }
+}
+
+/// The change that reading the files has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileChange {
+    /// The files are those in use.
+    None,
+    /// The files are in use from now on.
+    Applied,
+    /// The files can't be used. Certificate and key may be replaced one after the other, so they
+    /// are read once more before anything is reported.
+    Unconfirmed,
 }
 
 impl Files {

@@ -1,4 +1,4 @@
-//! A request's body on its way in, which notes whether it was read to its end.
+//! A request's body while it arrives. It notes whether it was read to its end.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use hyper::body::Incoming;
 
 use crate::net::activity::Activity;
 
-/// A body as it comes. Dropped before its end, the connection knows that its client may still be
-/// sending.
+/// A body while it arrives. If it is dropped before its end, it reports to the connection that the
+/// client may still be sending.
 pub(crate) struct Upload {
     body: Incoming,
     ended: bool,

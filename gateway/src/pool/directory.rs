@@ -1,6 +1,6 @@
-//! Which endpoints there are, by whom they are known, and their probes.
+//! Every endpoint with the sources that list it, and its probe.
 //!
-//! An endpoint stays as long as one of its sources has it, and is probed all the while.
+//! An endpoint stays, and is probed, while at least one source lists it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,39 +8,50 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 use crate::pool::Pool;
-use crate::pool::probe::probe;
+use crate::pool::probe::{Pace, probe};
 
-/// Who knows an endpoint.
+/// A source of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Source {
     /// The configuration.
     Fixed,
     /// The scaler, which started it.
     Scaler,
-    /// Discovery.
-    Found,
+    /// Pods, EndpointSlices or DNS.
+    Discovery,
 }
 
-/// Every endpoint with its probe; dropping this ends the probes.
-#[derive(Default)]
+/// Every endpoint of every pool. Dropping this ends the probes.
 pub(crate) struct Directory {
     inner: Mutex<Inner>,
+    /// The pace of all probes together.
+    pace: Arc<Pace>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), pace: Arc::new(Pace::new(Instant::now())) }
+    }
 }
 
 #[derive(Default)]
 struct Inner {
     tasks: JoinSet<()>,
-    /// Those that are configured. Who found an endpoint may still know a pool that no longer is.
+    /// The configured pools. A source may still report to a pool that was removed.
     pools: BTreeMap<Arc<str>, Arc<Pool>>,
-    known: BTreeMap<(Arc<str>, SocketAddr), Known>,
-    /// Probes of endpoints that are known no longer and have requests in flight: these should not
-    /// wait for a replica that is gone.
-    leaving: BTreeMap<(Arc<str>, SocketAddr), AbortHandle>,
+    listed: BTreeMap<Key, Listed>,
+    /// Probes of endpoints that their last source has removed while requests are in flight there.
+    /// If such a replica dies, the probe notices it, and the requests go elsewhere.
+    leaving: BTreeMap<Key, AbortHandle>,
 }
 
-struct Known {
+/// A pool's name, and an endpoint of it.
+type Key = (Arc<str>, SocketAddr);
+
+struct Listed {
     sources: BTreeSet<Source>,
     probe: AbortHandle,
 }
@@ -50,14 +61,14 @@ impl Inner {
         self.pools.get(&pool.name).is_some_and(|open| Arc::ptr_eq(open, pool))
     }
 
-    /// No source has it any more.
-    fn forget(&mut self, pool: &Pool, key: (Arc<str>, SocketAddr)) {
-        let Some(known) = self.known.remove(&key) else { return };
+    /// Removes an endpoint whose last source is gone.
+    fn forget(&mut self, pool: &Pool, key: Key) {
+        let Some(listed) = self.listed.remove(&key) else { return };
         self.leaving.retain(|_, probe| !probe.is_finished());
         if pool.remove_endpoint(key.1) {
-            self.leaving.insert(key, known.probe);
+            self.leaving.insert(key, listed.probe);
         } else {
-            known.probe.abort();
+            listed.probe.abort();
         }
     }
 }
@@ -68,49 +79,50 @@ impl Directory {
         self.inner.lock().pools.insert(Arc::clone(&pool.name), Arc::clone(pool));
     }
 
-    /// Takes away all endpoints of `pool`, and takes no more.
+    /// Removes all endpoints of `pool`, and takes no more.
     pub(crate) fn close(&self, pool: &Arc<Pool>) {
         let mut inner = self.inner.lock();
         if !inner.is_open(pool) {
             return;
         }
         inner.pools.remove(&pool.name);
-        let mine = |(name, _): &(Arc<str>, SocketAddr)| *name == pool.name;
-        let keys: Vec<_> = inner.known.keys().filter(|key| mine(key)).cloned().collect();
+        let mine = |(name, _): &Key| *name == pool.name;
+        let keys: Vec<_> = inner.listed.keys().filter(|key| mine(key)).cloned().collect();
         for key in keys {
             inner.forget(pool, key);
         }
     }
 
-    /// Nothing, where `pool` is not open.
+    /// Adds a source of an endpoint. Does nothing if `pool` is not open.
     pub(crate) fn add(&self, pool: &Arc<Pool>, source: Source, address: SocketAddr) {
         let mut inner = self.inner.lock();
         if !inner.is_open(pool) {
             return;
         }
         let key = (Arc::clone(&pool.name), address);
-        if let Some(known) = inner.known.get_mut(&key) {
-            known.sources.insert(source);
+        if let Some(listed) = inner.listed.get_mut(&key) {
+            listed.sources.insert(source);
             return;
         }
         if let Some(probe) = inner.leaving.remove(&key) {
             probe.abort();
         }
         pool.add_endpoint(address);
-        let probe = inner.tasks.spawn(probe(Arc::clone(pool), address));
-        inner.known.insert(key, Known { sources: [source].into(), probe });
+        let probe = inner.tasks.spawn(probe(Arc::clone(pool), address, Arc::clone(&self.pace)));
+        inner.listed.insert(key, Listed { sources: [source].into(), probe });
         while inner.tasks.try_join_next().is_some() {}
     }
 
+    /// Removes a source of an endpoint, and the endpoint with its last source.
     pub(crate) fn remove(&self, pool: &Arc<Pool>, source: Source, address: SocketAddr) {
         let mut inner = self.inner.lock();
         if !inner.is_open(pool) {
             return;
         }
         let key = (Arc::clone(&pool.name), address);
-        let Some(known) = inner.known.get_mut(&key) else { return };
-        known.sources.remove(&source);
-        if known.sources.is_empty() {
+        let Some(listed) = inner.listed.get_mut(&key) else { return };
+        listed.sources.remove(&source);
+        if listed.sources.is_empty() {
             inner.forget(pool, key);
         }
     }

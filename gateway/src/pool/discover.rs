@@ -1,4 +1,4 @@
-//! What discovery finds becomes a pool's endpoints, from the moment that it has an address.
+//! Makes endpoints of the pods that discovery finds for a pool, as soon as they have an address.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,34 +11,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pool::Pool;
 use crate::pool::directory::{Directory, Source};
-use crate::pool::waiting::at_length;
+use crate::pool::pods::full_reason;
 
-/// Follows one pool's discovery until `stop`, which takes away all that it found.
+/// Follows one pool's discovery until `stop`, and then removes all endpoints that it found.
 pub(crate) async fn discover(
     pool: Arc<Pool>,
     mut changes: Changes,
     directory: Arc<Directory>,
     stop: CancellationToken,
 ) {
-    let mut found = Found { pool, directory, addresses: BTreeMap::new(), holders: BTreeMap::new() };
+    let mut follower =
+        Follower { pool, directory, addresses: BTreeMap::new(), holders: BTreeMap::new() };
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
-        found.take(change);
+        follower.take(change);
     }
-    // What was found stays where only the news of it ended.
+    // If only the changes end, the endpoints stay.
     stop.cancelled().await;
-    found.take(Change::All(Vec::new()));
+    follower.take(Change::All(Vec::new()));
 }
 
-struct Found {
+struct Follower {
     pool: Arc<Pool>,
     directory: Arc<Directory>,
     /// Every member by name, with its address where it has one.
     addresses: BTreeMap<String, Option<SocketAddr>>,
-    /// Whose an address is: a new pod may have it before the old one's end is told.
+    /// The member that holds each address. A new pod may get an address before the end of its last
+    /// holder is reported.
     holders: BTreeMap<SocketAddr, String>,
 }
 
-impl Found {
+impl Follower {
     fn take(&mut self, change: Change) {
         match change {
             Change::All(all) => {
@@ -59,7 +61,7 @@ impl Found {
             Change::Put(name, member) => self.put(name, member),
             Change::Gone(name) => self.gone(&name),
             Change::Trouble(why) => {
-                tracing::warn!("{}: discovery: {why}; what is known stays", self.pool.name);
+                tracing::warn!("{}: discovery: {why}; known endpoints stay", self.pool.name);
             }
         }
     }
@@ -73,17 +75,17 @@ impl Found {
         }
         let Some(address) = member.address else {
             let Some(phase) = member.phase else { return };
-            let waiting = Waiting { phase, reason: at_length(&member) };
-            return self.pool.set_waiting(name, Some((waiting, member.reason)));
+            let waiting = Waiting { phase, reason: full_reason(&member) };
+            return self.pool.set_pending_pod(name, Some((waiting, member.reason)));
         };
-        self.pool.set_waiting(name.clone(), None);
+        self.pool.set_pending_pod(name.clone(), None);
         self.holders.insert(address, name);
-        self.directory.add(&self.pool, Source::Found, address);
+        self.directory.add(&self.pool, Source::Discovery, address);
         self.pool.found(address, &member);
     }
 
     fn gone(&mut self, name: &str) {
-        self.pool.set_waiting(name.to_owned(), None);
+        self.pool.set_pending_pod(name.to_owned(), None);
         if let Some(Some(address)) = self.addresses.remove(name) {
             self.release(name, address);
         }
@@ -92,7 +94,7 @@ impl Found {
     fn release(&mut self, name: &str, address: SocketAddr) {
         if self.holders.get(&address).is_some_and(|holder| holder == name) {
             self.holders.remove(&address);
-            self.directory.remove(&self.pool, Source::Found, address);
+            self.directory.remove(&self.pool, Source::Discovery, address);
         }
     }
 }

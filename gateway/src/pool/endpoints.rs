@@ -1,149 +1,223 @@
-//! What the feed of the scaler, the probes and the configuration say of a pool's endpoints.
+//! Reports about a pool's endpoints: from the scaler's feed, the probes, discovery and the
+//! configuration.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_discovery::Member;
+use forebay_scheduling::pick::CacheReport;
 use forebay_signals::{ColdStart, ProcessEnd};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Pool;
-use crate::pool::endpoint::{Endpoint, Probe, Probed, Rules};
+use super::scheduling::{Scheduling, ZeroBarrier};
+use crate::pool::endpoint::{Due, Endpoint, Probe, Probed, Rules};
 use crate::pool::model_registry::ServedModel;
 
 impl Pool {
+    /// Adds an endpoint; true if it is new, or listed again.
     pub(crate) fn add_endpoint(&self, address: SocketAddr) -> bool {
-        let mut books = self.books.lock();
-        let rules = Rules::of(&self.settings());
-        let mut new = false;
-        let endpoint = books.endpoints.entry(address).or_insert_with(|| {
-            new = true;
-            Endpoint::new(rules, Instant::now())
-        });
-        if endpoint.is_gone() {
-            new = true;
-            endpoint.come_back(rules);
-        }
-        books.set_budget(rules.limit);
+        let mut state = self.scheduling.lock();
+        let (rules, now) = (Rules::of(&self.settings()), Instant::now());
+        let endpoints = &mut state.endpoints;
+        let new = match endpoints.id(address) {
+            None => {
+                endpoints.add(address, Endpoint::new(rules, now), now);
+                true
+            }
+            Some(id) if endpoints.get(id).is_some_and(Endpoint::is_gone) => {
+                endpoints.change(id, now, |endpoint| endpoint.come_back(rules, now));
+                true
+            }
+            Some(_) => false,
+        };
+        state.set_budget(rules.limit);
         if new {
-            self.news.notify_one();
+            self.changed.notify_one();
         }
         new
     }
 
-    /// Whether it stays for what is in flight there, and is to be probed until that has ended.
+    /// Removes an endpoint. True if it stays, with its probe, until the requests there have ended.
     pub(crate) fn remove_endpoint(&self, address: SocketAddr) -> bool {
-        let mut books = self.books.lock();
-        // Streams there go on as long as they do.
-        let stays = books.endpoints.get_mut(&address).is_some_and(Endpoint::leave);
-        if !stays {
-            books.endpoints.remove(&address);
+        let mut state = self.scheduling.lock();
+        let now = Instant::now();
+        let mut stays = false;
+        if let Some(id) = state.endpoints.id(address) {
+            stays = state.endpoints.change(id, now, Endpoint::leave) == Some(true);
+            if stays {
+                state.endpoints.unlist(id);
+            } else {
+                state.remove_endpoint(id);
+            }
         }
-        self.served.gone(address);
-        books.set_budget(self.settings().max_in_flight);
-        books.note_readiness(Instant::now());
-        self.news.notify_one();
+        self.models.remove(address);
+        state.set_budget(self.settings().max_in_flight);
+        state.note_readiness(now);
+        self.changed.notify_one();
         stays
     }
 
+    /// Starts or ends the draining of an endpoint.
     pub(crate) fn drain_endpoint(self: &Arc<Self>, address: SocketAddr, draining: bool) {
-        let changed = {
-            let mut books = self.books.lock();
-            let changed = books.endpoints.get_mut(&address).is_some_and(|e| e.drain(draining));
-            books.note_readiness(Instant::now());
+        self.change(address, |endpoint| endpoint.drain(draining));
+    }
+
+    /// Takes discovery's report on an endpoint.
+    pub(crate) fn found(self: &Arc<Self>, address: SocketAddr, member: &Member) {
+        self.change(address, |endpoint| endpoint.found(member));
+    }
+
+    /// Changes an endpoint; `change` returns whether anything changed.
+    fn change(self: &Arc<Self>, address: SocketAddr, change: impl FnOnce(&mut Endpoint) -> bool) {
+        self.locked(|state| {
+            let now = Instant::now();
+            let id = state.endpoints.id(address);
+            let changed = id.and_then(|id| state.endpoints.change(id, now, change)) == Some(true);
+            state.note_readiness(now);
+            if changed {
+                self.changed.notify_one();
+            }
             changed
-        };
-        if changed {
-            self.news.notify_one();
-            self.release();
+        });
+    }
+
+    /// Changes the state, and releases requests under the same lock if `change` returns true.
+    fn locked(self: &Arc<Self>, change: impl FnOnce(&mut Scheduling) -> bool) {
+        let mut state = self.scheduling.lock();
+        if change(&mut state) {
+            let deferred = self.release_held(&mut state, Instant::now());
+            drop(state);
+            deferred.run(self);
         }
     }
 
-    /// The scaler saw an endpoint's process end.
+    /// Takes the end of an endpoint's process, as the scaler reports it.
     pub(crate) fn process_ended(&self, address: SocketAddr, how: ProcessEnd) {
-        self.with_endpoint(address, |endpoint| endpoint.process_ended(how));
+        let endpoints = &mut self.scheduling.lock().endpoints;
+        if let Some(id) = endpoints.id(address) {
+            endpoints.change(id, Instant::now(), |endpoint| endpoint.process_ended(how));
+        }
     }
 
-    /// The probe's word on one endpoint; true if that changed how it stands.
+    /// Begins the probe of an endpoint that is due, or returns when one will be; `None` if there is no
+    /// such endpoint. See [`Endpoint::due`].
+    pub(crate) fn begin_probe(
+        &self,
+        address: SocketAddr,
+        spread: Duration,
+        closed: bool,
+    ) -> Option<Due> {
+        let endpoints = &mut self.scheduling.lock().endpoints;
+        let (id, now) = (endpoints.id(address)?, Instant::now());
+        endpoints.change(id, now, |endpoint| endpoint.due(spread, closed, now))
+    }
+
+    /// The endpoint's way to wake the task that probes it; `None` if there is no such endpoint.
+    pub(crate) fn probe_wake(&self, address: SocketAddr) -> Option<Arc<Notify>> {
+        let endpoints = &self.scheduling.lock().endpoints;
+        endpoints.get(endpoints.id(address)?).map(Endpoint::probe_wake)
+    }
+
+    /// Whether a report about an endpoint's KV cache is of use: the policy learns from it.
+    pub(crate) fn wants_cache_report(&self, address: SocketAddr) -> bool {
+        let mut state = self.scheduling.lock();
+        state.endpoints.id(address).is_some_and(|id| state.wants_cache_report(id))
+    }
+
+    /// Takes a report about an endpoint's KV cache.
+    pub(crate) fn cache_reported(&self, address: SocketAddr, report: &CacheReport) {
+        let mut state = self.scheduling.lock();
+        if let Some(id) = state.endpoints.id(address) {
+            state.cache_reported(id, report);
+        }
+    }
+
+    /// Takes a probe's outcome; true if the endpoint's health changed.
     pub(crate) fn probed(
         self: &Arc<Self>,
         address: SocketAddr,
         probe: Probe,
-        word: Probed,
+        outcome: Probed,
     ) -> bool {
-        let now = Instant::now();
-        let changed = {
-            let mut books = self.books.lock();
-            let last = books.is_last(address);
-            let endpoint = books.endpoints.get_mut(&address);
-            let changed = endpoint.is_some_and(|it| it.probed(probe, word, last, now));
-            books.note_readiness(now);
-            books.relieve_hung(now);
-            changed
-        };
-        // One that only was suspected takes requests again.
-        if changed || probe == Probe::Token {
-            self.release();
-        }
-        if changed {
-            self.news.notify_one();
-        }
+        let mut changed = false;
+        self.locked(|state| {
+            let now = Instant::now();
+            let endpoints = &mut state.endpoints;
+            let Some(id) = endpoints.id(address) else { return false };
+            let last = endpoints.is_last(id);
+            let probed = |endpoint: &mut Endpoint| endpoint.probed(probe, outcome, last, now);
+            changed = endpoints.change(id, now, probed) == Some(true);
+            endpoints.relieve_hung(now);
+            if changed {
+                state.note_readiness(now);
+                self.changed.notify_one();
+            }
+            // After a token probe an endpoint that was only suspected takes requests again.
+            changed || probe == Probe::Token
+        });
         changed
     }
 
-    /// What one endpoint says that it serves.
+    /// Takes the models that an endpoint lists.
     pub(crate) fn serves(self: &Arc<Self>, address: SocketAddr, models: Vec<ServedModel>) {
-        if self.served.tell(address, models) {
-            self.release();
-        }
+        self.locked(|state| {
+            // It may have been removed while it answered. One that leaves is still probed.
+            let Some(id) = state.endpoints.id(address) else { return false };
+            if state.endpoints.get(id).is_none_or(Endpoint::is_gone) {
+                return false;
+            }
+            let names = models.iter().map(|model| (model.id.as_str(), model.parent.is_none()));
+            let changed = state.endpoints.list(id, names);
+            self.models.set(address, models);
+            changed
+        });
     }
 
-    /// What to ask an endpoint now; `None` once there is no such endpoint.
-    pub(crate) fn probe_due(&self, address: SocketAddr) -> Option<Option<Probe>> {
-        let mut books = self.books.lock();
-        books.endpoints.get_mut(&address).map(|endpoint| endpoint.due(Instant::now()))
-    }
-
-    /// Holds everything for a barrier, or lifts it.
+    /// Puts the zero barrier up for a lease, or lifts it.
     pub(crate) fn set_barrier(self: &Arc<Self>, barrier: Option<(u64, Duration)>) {
-        {
-            let mut books = self.books.lock();
-            let before = books.barrier.map(|(epoch, _)| epoch);
-            books.barrier = barrier.map(|(epoch, lease)| (epoch, Instant::now() + lease));
+        self.locked(|state| {
+            let before = state.barrier.map(|barrier| barrier.epoch);
+            let now = Instant::now();
+            state.barrier = barrier.map(|(epoch, lease)| ZeroBarrier { epoch, until: now + lease });
             if before != barrier.map(|(epoch, _)| epoch) {
-                self.news.notify_one();
+                self.changed.notify_one();
             }
-        }
-        self.release();
+            true
+        });
     }
 
-    /// Once a second. A barrier that nobody renewed has run out: the scaler is gone, and what it
-    /// wanted drained serves on, if its probe answers.
+    /// Does the work of each second. If the barrier's lease has run out, the scaler is gone: the
+    /// endpoints that it wanted drained serve again while their probes answer. Nor do its reports
+    /// of failing starts count any longer.
     pub(crate) fn tick(self: &Arc<Self>) {
-        let ran_out = {
-            let mut books = self.books.lock();
-            books.turned_away = 0;
-            let ran_out = books.barrier.is_some() && !books.barrier_is_up();
+        let (mut ran_out, mut failed_start_ran_out) = (false, false);
+        self.locked(|state| {
+            let now = Instant::now();
+            state.backlog.refused = 0;
+            ran_out = state.barrier.is_some() && !state.barrier_is_up(now);
             if ran_out {
-                books.barrier = None;
-                for endpoint in books.endpoints.values_mut() {
+                state.barrier = None;
+                state.endpoints.change_all(now, |endpoint| {
                     endpoint.drain(false);
-                }
-                books.note_readiness(Instant::now());
+                });
+                state.note_readiness(now);
             }
-            ran_out
-        };
+            failed_start_ran_out = state.failed_start_ran_out(now);
+            true
+        });
+        if failed_start_ran_out {
+            tracing::warn!("{}: the scaler is silent; requests are held again", self.name);
+        }
         if ran_out {
             tracing::warn!("{}: the scaler is silent; serving with what answers", self.name);
         }
-        self.release();
     }
 
-    /// What the scaler has learned of starts, and how many replicas it wants.
+    /// Takes the scaler's figures of cold starts, and how many replicas it wants.
     pub(crate) fn set_cold_start(&self, cold_start: Option<ColdStart>, desired: u32) {
-        let mut books = self.books.lock();
-        books.cold_start = cold_start;
-        let starting = desired > 0 && books.none_ready.is_some();
-        books.starting = starting.then(|| books.starting.unwrap_or_else(Instant::now));
+        self.scheduling.lock().set_cold_start(cold_start, desired, Instant::now());
     }
 }

@@ -1,280 +1,270 @@
 //! Holding requests, and releasing them to endpoints with room.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_signals::Health;
-use parking_lot::MutexGuard;
+use forebay_scheduling::cold_wait::Wait;
+use forebay_scheduling::pick::{Choice, Requirements};
+use forebay_scheduling::queue::Place;
+use forebay_signals::estimated_tokens;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Pool;
-use super::books::{Books, Waiter};
-use super::slot::{End, Slot};
-use super::ticket::{Ticket, Wants};
+use super::scheduling::{Scheduling, Waiter};
+use super::slot::{Slot, Turn};
+use super::ticket::{Fallback, Ticket};
 use crate::answer::refusal::Refusal;
-use crate::pool::cold_wait::Patience;
-use crate::pool::endpoint::Endpoint;
-use crate::pool::model_registry::{Served, Who};
-use crate::pool::queue::Place;
+use crate::net::clock;
 
-/// What every choice of an endpoint at one moment goes by.
-struct Choice {
-    who: Arc<Who>,
-    turn: usize,
-    now: Instant,
+/// An admitted request.
+enum Admission<'a> {
+    Released(Slot),
+    Held(HeldRequest<'a>),
 }
 
-impl Choice {
-    /// `None` while nobody is released at all.
-    fn among(books: &Books, served: &Served) -> Option<Self> {
-        let (turn, now) = (books.turn, Instant::now());
-        let room = !books.barrier_is_up() && books.endpoints.values().any(|it| it.room(now) > 0);
-        room.then(|| Self { who: served.who(), turn, now })
-    }
-
-    /// The least loaded endpoint with room that knows the model; one that failed this request, or
-    /// whose engine may hang, only where no other is ready, be it full; one that refused it, never.
-    fn of(&self, endpoints: &BTreeMap<SocketAddr, Endpoint>, wants: &Wants) -> Option<SocketAddr> {
-        let Self { who, turn, now } = self;
-        let knows = |address: &SocketAddr| who.knows(*address, wants.model.as_deref());
-        let last_resort = |endpoint: &Endpoint| {
-            wants.avoid.contains(&endpoint.life().id()) || endpoint.is_suspect(*now)
-        };
-        let others = endpoints.iter().any(|(address, endpoint)| {
-            endpoint.health() == Health::Ready && !last_resort(endpoint) && knows(address)
-        });
-        let restarted =
-            |endpoint: &Endpoint| wants.ended_at.is_none_or(|ended| endpoint.up_since() > ended);
-        endpoints
-            .iter()
-            .enumerate()
-            .filter(|(_, (address, endpoint))| {
-                endpoint.room(*now) > 0
-                    && !(others && last_resort(endpoint))
-                    && !wants.refused.contains(&endpoint.life().id())
-                    && knows(address)
-            })
-            // Equals take turns.
-            .min_by_key(|(i, (_, endpoint))| {
-                let turn = i.wrapping_add(*turn) % endpoints.len();
-                (!restarted(endpoint), endpoint.in_flight, turn)
-            })
-            .map(|(_, (address, _))| *address)
-    }
-}
-
-/// A place in the queue, given up when dropped.
-struct Held<'a> {
+/// A request in the queue. Dropping this takes the request out of the queue.
+struct HeldRequest<'a> {
     pool: &'a Arc<Pool>,
     place: Place,
     slot: oneshot::Receiver<Slot>,
+    since: Instant,
+    /// Whether no endpoint was ready when the hold began. Such a hold ends when the first one is.
+    cold: bool,
+    /// Whether the request may still be in the queue.
+    queued: bool,
 }
 
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        let mut books = self.pool.books.lock();
-        books.queue.remove(self.place);
-        let held = self.pool.tell_of_depth(&mut books);
-        drop(books);
-        self.pool.log_held(held);
+/// Work that follows a release, once the lock is free: logging, and giving back slots, which takes
+/// the lock again.
+#[must_use]
+#[derive(Default)]
+pub(super) struct Deferred {
+    /// Slots of requests whose clients left in the meantime.
+    untaken: Vec<Slot>,
+    released: Vec<(u64, Arc<str>)>,
+    /// The number of requests in a burst that is over, and the longest time one of them was held.
+    burst: Option<(u64, Duration)>,
+    /// The reason why the first request of a new burst is held.
+    held: Option<&'static str>,
+}
+
+impl Deferred {
+    pub(super) fn run(self, pool: &Pool) {
+        if let Some(why) = self.held {
+            tracing::info!("{}: request held, {why}", pool.name);
+        }
+        for (seq, tenant) in self.released {
+            tracing::debug!(pool = %pool.name, seq, %tenant, "released");
+        }
+        if let Some((released, longest)) = self.burst {
+            let noun = if released == 1 { "request" } else { "requests" };
+            let seconds = longest.as_secs_f64();
+            tracing::info!("{}: {released} {noun} released after {seconds:.1} s", pool.name);
+        }
+        drop(self.untaken);
     }
 }
 
-impl Pool {
-    /// Waits for an endpoint with room. Dropping the future leaves the queue at once.
-    pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
-        let started = Instant::now();
-        let (mut held, cold, first_held) = {
-            let mut books = self.books.lock();
-            if books.closed {
-                return Err(Refusal::PoolRemoved);
-            }
-            let first = ticket.place.is_none();
-            if first {
-                books.totals.accepted += 1;
-                // As the estimate of all tokens: four bytes a token.
-                books.totals.accepted_prompt_tokens += ticket.request.bytes / 4;
-                books.budget.deposit();
-            }
-            let place = *ticket.place.get_or_insert_with(|| {
-                books.queue.arrive(ticket.request.class, &ticket.request.tenant)
-            });
-            if books.queue.depth() == 0
-                && let Some(choice) = Choice::among(&books, &self.served)
-                && let Some(address) = choice.of(&books.endpoints, &ticket.wants)
-                && let Some(mut slot) = self.occupy(&mut books, address, ticket.request.tokens)
-            {
-                if first {
-                    books.queue.pass(place, ticket.request.cost);
-                }
-                slot.turn = Some((place, ticket.request.answer));
-                return Ok(slot);
-            }
-            if first && let Some(retry_after) = self.in_vain(&mut books, ticket, started) {
-                return Err(Refusal::InVain { retry_after });
-            }
-            let (sender, slot) = oneshot::channel();
-            let request = ticket.request.clone();
-            let waiter = Waiter { slot: sender, wants: ticket.wants.clone() };
-            if let Err(full) = books.queue.push(place, request, waiter, !first) {
-                let retry_after = books.retry_after();
-                let why = books.why_waiting();
-                return Err(Refusal::QueueFull { held: full.requests, retry_after, why });
-            }
-            let first_held = self.tell_of_depth(&mut books);
-            // What began while nothing was ready ends with the first that is.
-            (Held { pool: self, place, slot }, books.none_ready.is_some(), first_held)
-        };
-        self.log_held(first_held);
-        // An endpoint may have become free between a failed try and this one.
-        self.release();
-        let longest = ticket.longest_hold(self.settings().hold.timeout);
-        let rest = longest.saturating_sub(ticket.held);
-        let deadline = ticket.request.deadline.min(started + rest);
-        let outcome = timeout_at(deadline, &mut held.slot).await;
-        ticket.held += started.elapsed();
+impl Drop for HeldRequest<'_> {
+    fn drop(&mut self) {
+        if self.queued {
+            let mut state = self.pool.scheduling.lock();
+            state.queue.remove(self.place);
+            let deferred = self.pool.note_depth(&mut state);
+            drop(state);
+            deferred.run(self.pool);
+        }
+    }
+}
+
+impl HeldRequest<'_> {
+    /// The endpoint that it gets; `None` if it was taken out of the queue, and has to ask again.
+    async fn released(mut self, ticket: &mut Ticket) -> Result<Option<Slot>, Refusal> {
+        let rest = ticket.rest_of_hold(self.pool.settings().hold.timeout);
+        let deadline = ticket.deadline.min(self.since + rest);
+        let outcome = timeout_at(deadline, &mut self.slot).await;
+        let held = clock::now() - self.since;
+        ticket.held += held;
         match outcome {
             Ok(Ok(slot)) => {
-                let mut books = self.books.lock();
-                if cold {
-                    ticket.cold += started.elapsed();
+                self.queued = false;
+                ticket.released = true;
+                if self.cold {
+                    ticket.cold += held;
                 }
-                books.burst.0 += 1;
-                books.burst.1 = books.burst.1.max(ticket.held);
-                let burst = (books.queue.depth() == 0).then(|| std::mem::take(&mut books.burst));
-                drop(books);
-                if let Some((released, longest)) = burst {
-                    let noun = if released == 1 { "request" } else { "requests" };
-                    let seconds = longest.as_secs_f64();
-                    tracing::info!(
-                        "{}: {released} {noun} released after {seconds:.1} s",
-                        self.name
-                    );
-                }
-                Ok(slot)
+                Ok(Some(slot))
             }
-            Ok(Err(_)) => Err(Refusal::PoolRemoved),
+            Ok(Err(_)) => {
+                self.queued = false;
+                Ok(None)
+            }
             Err(_) => {
-                let books = self.books.lock();
-                let (retry_after, why) = (books.retry_after(), books.why_waiting());
+                let state = self.pool.scheduling.lock();
+                let (retry_after, why) = (state.retry_after(clock::now()), state.why_waiting());
                 Err(Refusal::HoldExpired { waited: ticket.held, retry_after, why })
             }
         }
     }
+}
 
-    /// Whether a request need not be held at all, and when its client may come back.
-    pub(super) fn in_vain(
+impl Pool {
+    /// Waits for an endpoint with room. Dropping the future takes the request out of the queue at
+    /// once.
+    ///
+    /// # Errors
+    /// The queue is full, the request can't or could not be served in time, no replica can be
+    /// started, or the pool is removed.
+    pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
+        loop {
+            match self.admit(ticket)? {
+                Admission::Released(slot) => return Ok(slot),
+                Admission::Held(held) => {
+                    if let Some(slot) = held.released(ticket).await? {
+                        return Ok(slot);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Releases a request at once if an endpoint has room for it, and otherwise puts it into the
+    /// queue.
+    fn admit(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Admission<'_>, Refusal> {
+        let now = clock::now();
+        let mut state = self.scheduling.lock();
+        if state.closed {
+            return Err(Refusal::PoolRemoved);
+        }
+        if ticket.place.is_none() {
+            state.admitted.accepted += 1;
+            state.admitted.accepted_prompt_tokens += estimated_tokens(ticket.entry.bytes);
+            state.budget.deposit();
+        }
+        let place = *ticket
+            .place
+            .get_or_insert_with(|| state.queue.arrive(ticket.entry.class, &ticket.entry.tenant));
+        // A request that was taken out of the queue without an endpoint has not had its turn.
+        let first = !ticket.released;
+        let empty = state.queue.depth() == 0;
+        if empty
+            && let Some(choice) = state.pick(&ticket.requirements, now)
+            && let Some(mut slot) =
+                self.occupy(&mut state, (choice, &ticket.requirements), ticket.entry.tokens, now)
+        {
+            state.queue.pass(place, &ticket.entry, !first);
+            state.admitted.released += u64::from(first);
+            ticket.released = true;
+            slot.turn = Some(Turn::new(place, ticket.entry.answer, state.queue.tab(place)));
+            return Ok(Admission::Released(slot));
+        }
+        if let Some(refusal) = self.start_refused(&mut state, now) {
+            return Err(refusal);
+        }
+        if first && let Some(retry_after) = self.cannot_start_in_time(&mut state, ticket, now) {
+            return Err(Refusal::CannotStartInTime { retry_after });
+        }
+        let (sender, slot) = oneshot::channel();
+        let waiter = Waiter {
+            slot: sender,
+            requirements: ticket.requirements.clone(),
+            accepted: ticket.accepted,
+            first,
+            since: now,
+            held_before: ticket.held,
+        };
+        if let Err(full) = state.queue.push(place, ticket.entry.clone(), waiter, !first) {
+            let (retry_after, why) = (state.retry_after(now), state.why_waiting());
+            return Err(Refusal::QueueFull { held: full.requests, retry_after, why });
+        }
+        let cold = state.readiness.none_since.is_some();
+        // The requests before it may wait for endpoints that this one does not need.
+        let deferred =
+            if empty { self.note_depth(&mut state) } else { self.release_held(&mut state, now) };
+        drop(state);
+        let held = HeldRequest { pool: self, place, slot, since: now, cold, queued: true };
+        deferred.run(self);
+        Ok(Admission::Held(held))
+    }
+
+    /// When the client should come back, if no replica will start in time for the request.
+    fn cannot_start_in_time(
         &self,
-        books: &mut MutexGuard<'_, Books>,
+        state: &mut Scheduling,
         ticket: &Ticket,
         now: Instant,
     ) -> Option<Duration> {
-        books.none_ready?;
+        state.readiness.none_since?;
         let settings = self.settings();
-        let hold = now + ticket.longest_hold(settings.hold.timeout);
-        let until = hold.min(ticket.request.deadline).min(ticket.gives_up.unwrap_or(hold));
-        let patience = Patience { until, elsewhere: ticket.elsewhere.is_some() };
-        let starts = settings.target.is_some() || books.any_starting();
-        let retry_after = books.cold(starts).in_vain(patience, now)?;
-        books.turned_away += 1;
-        self.news.notify_one();
+        let end_of_hold = now + ticket.rest_of_hold(settings.hold.timeout);
+        let until = end_of_hold.min(ticket.deadline).min(ticket.gives_up.unwrap_or(end_of_hold));
+        let longest = until.saturating_duration_since(now);
+        let wait = Wait { longest, fallback: ticket.fallback != Fallback::None };
+        let starts = settings.target.is_some() || state.endpoints.any_starting();
+        let retry_after = state.cold(starts, now).cannot_start_in_time(wait)?;
+        state.backlog.refused += 1;
+        self.changed.notify_one();
         Some(retry_after)
     }
 
     /// Takes a place at an endpoint.
-    pub(super) fn occupy(
+    fn occupy(
         self: &Arc<Self>,
-        books: &mut Books,
-        address: SocketAddr,
+        state: &mut Scheduling,
+        (choice, request): (Choice, &Requirements),
         tokens: u64,
+        now: Instant,
     ) -> Option<Slot> {
-        books.turn = books.turn.wrapping_add(1);
-        let endpoint = books.endpoints.get_mut(&address)?;
-        endpoint.given(Instant::now());
-        let (pulse, evictions) = (endpoint.pulse(), endpoint.evictions());
-        let life = Arc::clone(endpoint.life());
-        books.in_flight_tokens += tokens;
-        books.totals.released += 1;
-        let (pool, end) = (Arc::clone(self), End::Dropped);
-        Some(Slot {
-            pool,
-            address,
-            tokens,
-            end,
-            turn: None,
-            generated: 0,
-            pulse,
-            engine: true,
-            session: false,
-            evictions,
-            life,
-        })
+        let (address, endpoint) = state.endpoints.give(choice.id, now)?;
+        let mut slot = Slot::new(self, (choice.id, address), tokens, endpoint);
+        slot.given = state.given(choice, request, now);
+        state.admitted.in_flight_tokens += tokens;
+        Some(slot)
     }
 
-    /// Gives endpoints with room to those held longest. Who waits for one that is full holds up
-    /// nobody who does not.
+    /// Releases held requests as long as an endpoint has room for any of them.
     pub(super) fn release(self: &Arc<Self>) {
-        // What nobody took is given back after the lock is gone: a slot's drop takes it again.
-        let (mut untaken, mut released) = (Vec::new(), Vec::new());
-        let mut books = self.books.lock();
-        while books.queue.depth() > 0 {
-            let Some(choice) = Choice::among(&books, &self.served) else { break };
-            let Books { queue, endpoints, .. } = &mut *books;
-            let mut chosen = None;
-            // Neighbours mostly want the same.
-            let mut in_vain: Option<Wants> = None;
-            let popped = queue.pop_first(|_, waiter| {
-                if in_vain.as_ref() == Some(&waiter.wants) {
-                    return false;
-                }
-                chosen = choice.of(endpoints, &waiter.wants);
-                if chosen.is_none() {
-                    in_vain = Some(waiter.wants.clone());
-                }
-                chosen.is_some()
-            });
-            let (Some(address), Some((place, request, waiter))) = (chosen, popped) else { break };
-            let Some(mut slot) = self.occupy(&mut books, address, request.tokens) else { break };
-            slot.turn = Some((place, request.answer));
-            released.push((place.seq, request.tenant));
+        let mut state = self.scheduling.lock();
+        let deferred = self.release_held(&mut state, Instant::now());
+        drop(state);
+        deferred.run(self);
+    }
+
+    /// Gives endpoints with room to held requests, in the queue's order. A request whose endpoints
+    /// are full does not block those behind it.
+    pub(super) fn release_held(self: &Arc<Self>, state: &mut Scheduling, now: Instant) -> Deferred {
+        let mut deferred = Deferred::default();
+        if state.queue.depth() == 0 && state.backlog.was_empty() {
+            return deferred;
+        }
+        while let Some((choice, (place, entry, waiter))) = state.pop_releasable(now) {
+            let chosen = (choice, &waiter.requirements);
+            let Some(mut slot) = self.occupy(state, chosen, entry.tokens, now) else { break };
+            slot.turn = Some(Turn::new(place, entry.answer, state.queue.tab(place)));
+            state.admitted.released += u64::from(waiter.first);
+            deferred.released.push((place.seq, entry.tenant));
+            let held = waiter.held_before + now.saturating_duration_since(waiter.since);
+            let burst = state.backlog.released(held, state.queue.depth());
+            deferred.burst = burst.or(deferred.burst);
             if let Err(slot) = waiter.slot.send(slot) {
-                untaken.push(slot);
+                deferred.untaken.push(slot);
             }
         }
-        let held = self.tell_of_depth(&mut books);
-        drop(books);
-        self.log_held(held);
-        for (seq, tenant) in released {
-            tracing::debug!(pool = %self.name, seq, %tenant, "released");
-        }
-        drop(untaken);
+        deferred.held = self.note_depth(state).held;
+        deferred
     }
 
-    /// Leaving zero, reaching it and doubling are news for the scaler. Why the first is held is for
-    /// the log, which is written when the lock is gone.
-    #[must_use]
-    pub(super) fn tell_of_depth(&self, books: &mut MutexGuard<'_, Books>) -> Option<&'static str> {
-        let depth = books.queue.depth();
-        let told = books.told_depth;
-        let why = (told == 0 && depth > 0).then(|| {
-            let ready = books.endpoints.values().filter(|e| e.health() == Health::Ready).count();
-            if ready == 0 { "no replica is ready" } else { "every replica is full" }
-        });
-        if (depth == 0) != (told == 0) || depth >= told.saturating_mul(2).max(1) {
-            books.told_depth = depth;
-            self.news.notify_one();
-        } else if depth < told / 2 {
-            books.told_depth = depth;
+    /// Notes the queue's depth, and notifies the scaler's feed if it should hear of it at once.
+    pub(super) fn note_depth(&self, state: &mut Scheduling) -> Deferred {
+        let depth = state.queue.depth();
+        let held =
+            (state.backlog.was_empty() && depth > 0).then(|| match state.endpoints.any_ready() {
+                true => "every replica is full",
+                false => "no replica is ready",
+            });
+        if state.backlog.note_depth(depth) {
+            self.changed.notify_one();
         }
-        why
-    }
-
-    pub(super) fn log_held(&self, why: Option<&'static str>) {
-        if let Some(why) = why {
-            tracing::info!("{}: request held, {why}", self.name);
-        }
+        Deferred { held, ..Deferred::default() }
     }
 }

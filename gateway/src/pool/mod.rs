@@ -1,100 +1,110 @@
-//! A pool: one queue, its endpoints and its books, shared by all threads behind one short lock.
+//! A pool: one queue, its endpoints, and the way of a request between them.
 //!
-//! The lock is taken a few times a request and never per chunk. Binding is late: a request gets its
-//! endpoint when there is room, so that a new replica takes waiting work the moment it answers.
+//! - Scheduling, behind one short lock: `scheduling.rs` has the state, `hold.rs` holds and releases
+//!   requests, `slot.rs` is a request's place at an endpoint, `give_back.rs` ends it, `ticket.rs`
+//!   decides whether a failed request is tried again; `failed_start.rs` refuses requests while no
+//!   replica can be started. The order of release and the choice of an
+//!   endpoint are the crate `forebay-scheduling`.
+//! - Endpoints: `endpoint.rs` judges their health, `endpoint_set.rs` keeps them in order for a pick,
+//!   `probe.rs` probes them, `endpoints.rs` and
+//!   `pods.rs` take the scaler's and discovery's reports, `directory.rs` and `discover.rs` decide
+//!   which endpoints there are, `model_registry.rs` knows which models they serve.
+//! - Figures are recorded without the lock: see the room `figures`.
+//!
+//! Binding is late: a request gets its endpoint when there is room, so a new replica takes waiting
+//! work the moment it answers. The lock is taken at most three times for each try of a request,
+//! and never for a chunk. May use `text`, `wire`, `answer`, `figures`
+//! and `net`.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use forebay_signals::{Histogram, Totals};
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::figures::Metrics;
 use crate::figures::arrivals::Recorder;
-use crate::pool::budget::RetryBudget;
-use crate::pool::model_registry::Served;
-use crate::pool::queue::Queue;
+use crate::figures::pool::PoolFigures;
+use crate::pool::lock::Lock;
+use crate::pool::model_registry::ModelRegistry;
+use crate::pool::scheduling::Scheduling;
 use crate::pool::upstream_key::UpstreamKey;
 
-use books::Books;
 pub(crate) use slot::{End, Slot};
-pub(crate) use ticket::Ticket;
+pub(crate) use ticket::{Fallback, Ticket};
 
-mod books;
-pub(crate) mod budget;
-pub(crate) mod cold_wait;
 pub(crate) mod directory;
 pub(crate) mod discover;
-mod discovered;
 pub(crate) mod endpoint;
+mod endpoint_set;
 mod endpoints;
+mod failed_start;
+mod give_back;
 mod hold;
+mod lock;
 pub(crate) mod model_registry;
+pub(crate) mod pods;
 pub(crate) mod probe;
-pub(crate) mod queue;
 mod reload;
+mod scheduling;
+mod signals;
 mod slot;
 #[cfg(test)]
 mod tests;
 mod ticket;
 pub(crate) mod upstream_key;
-pub(crate) mod waiting;
 
-/// Shared by every thread.
+/// A pool, shared by every thread.
 pub(crate) struct Pool {
     pub(crate) name: Arc<str>,
     settings: ArcSwap<forebay_config::Pool>,
-    pub(crate) metrics: Metrics,
+    pub(crate) figures: PoolFigures,
     pub(crate) key: UpstreamKey,
-    pub(crate) served: Served,
-    /// Where arrivals are recorded, if they are.
+    pub(crate) models: ModelRegistry,
+    /// The recording of arrivals, if it is configured.
     pub(crate) recorder: OnceLock<Recorder>,
-    /// Woken when the scaler should hear of a change at once.
-    pub(crate) news: Arc<Notify>,
-    books: Mutex<Books>,
+    changed: ChangeNotice,
+    /// The moment from which the retry budget's times count.
+    began: Instant,
+    scheduling: Lock<Scheduling>,
+}
+
+/// Notes changes that the scaler should hear of at once.
+struct ChangeNotice {
+    /// Whether this pool has changed since its last report.
+    pending: AtomicBool,
+    /// Notified of a change in any pool.
+    any: Arc<Notify>,
+}
+
+impl ChangeNotice {
+    fn notify_one(&self) {
+        self.pending.store(true, Release);
+        self.any.notify_one();
+    }
 }
 
 impl Pool {
-    pub(crate) fn new(settings: forebay_config::Pool, news: Arc<Notify>) -> Arc<Self> {
-        let hold = &settings.hold;
-        let books = Books {
-            queue: Queue::bounded(hold.max_requests as usize, hold.max_bytes.bytes()),
-            endpoints: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            budget: RetryBudget::new(Instant::now()),
-            barrier: None,
-            cold_start: None,
-            totals: Totals::default(),
-            in_flight_tokens: 0,
-            hold: Histogram::default(),
-            ttft: Histogram::default(),
-            warm_ttft: Histogram::default(),
-            upstream_ttft: Histogram::default(),
-            itl: Histogram::default(),
-            end_to_end: Histogram::default(),
-            told_depth: 0,
-            none_ready: Some(Instant::now()),
-            starting: None,
-            turned_away: 0,
-            turn: 0,
-            closed: false,
-            burst: (0, Duration::ZERO),
-        };
-        let metrics = Metrics::register(&settings.name);
-        let name = Arc::from(settings.name.as_str());
+    /// Whether it has changed since the last call.
+    pub(crate) fn take_change(&self) -> bool {
+        self.changed.pending.swap(false, Acquire)
+    }
+
+    pub(crate) fn new(settings: forebay_config::Pool, changed: Arc<Notify>) -> Arc<Self> {
+        let began = Instant::now();
         Arc::new(Self {
-            name,
-            settings: ArcSwap::from_pointee(settings),
-            metrics,
+            name: Arc::from(settings.name.as_str()),
+            figures: PoolFigures::register(&settings.name),
             key: UpstreamKey::default(),
-            served: Served::default(),
+            models: ModelRegistry::default(),
             recorder: OnceLock::new(),
-            news,
-            books: Mutex::new(books),
+            changed: ChangeNotice { pending: AtomicBool::new(true), any: changed },
+            began,
+            scheduling: Lock::new(Scheduling::new(&settings, began)),
+            settings: ArcSwap::from_pointee(settings),
         })
     }
 }

@@ -1,7 +1,11 @@
-//! What a pool's replicas tell of themselves on `/v1/models`: the names they know, and which of
-//! them are LoRA adapters.
+//! The models of a pool: the names that its replicas list on `/v1/models`, and which of them are LoRA
+//! adapters.
+//!
+//! Every request reads, and a replica's list changes once in minutes. So readers get a snapshot that
+//! is swapped whole; a `DashMap` would cost them more (see `tenant/registry.rs`). It is built anew
+//! only when a list appears that no replica had, or one leaves with its last replica.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,102 +13,104 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-/// One name that replicas know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One name that replicas list.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ServedModel {
     pub(crate) id: String,
-    /// The model that this one, an adapter, is for.
+    /// The model that this one, an adapter, belongs to.
     pub(crate) parent: Option<String>,
     /// Tokens of prompt and answer together.
     pub(crate) max_model_len: Option<u64>,
 }
 
-/// What the replicas of a pool told last; kept while none runs.
+type List = Arc<[ServedModel]>;
+
+/// The lists of a pool's replicas. The last one's list is kept while none runs.
 #[derive(Default)]
-pub(crate) struct Served {
-    told: Mutex<BTreeMap<SocketAddr, Vec<ServedModel>>>,
+pub(crate) struct ModelRegistry {
+    lists: Mutex<Lists>,
     all: ArcSwap<Vec<ServedModel>>,
-    who: ArcSwap<Who>,
 }
 
-/// Which replicas know which names.
-#[derive(Debug, Default)]
-pub(crate) struct Who {
-    /// All that have told anything.
-    told: HashSet<SocketAddr>,
-    names: HashMap<String, Knowing>,
+/// Each list once: most replicas of a pool have the same.
+#[derive(Default)]
+struct Lists {
+    replicas: HashMap<SocketAddr, List>,
+    distinct: HashMap<List, Holders>,
+    /// The number of lists so far.
+    count: u64,
 }
 
-#[derive(Debug, Default)]
-struct Knowing {
-    replicas: HashSet<SocketAddr>,
-    /// Some were started with it, so that others will know it too.
-    own: bool,
+/// The replicas with one list.
+struct Holders {
+    replicas: usize,
+    /// The list's number, in the order of their first reports.
+    number: u64,
 }
 
-impl Who {
-    /// Whether a request for this name may go there: the replica told of it, or none has. One that
-    /// has told nothing yet is taken to know what replicas are started with, and no adapter.
-    pub(crate) fn knows(&self, address: SocketAddr, name: Option<&str>) -> bool {
-        let Some(known) = name.and_then(|name| self.names.get(name)) else { return true };
-        known.replicas.contains(&address) || (known.own && !self.told.contains(&address))
-    }
-}
-
-impl Served {
-    /// True if that is news.
-    pub(crate) fn tell(&self, address: SocketAddr, models: Vec<ServedModel>) -> bool {
-        let mut told = self.told.lock();
-        let news = told.get(&address) != Some(&models);
-        if news {
-            told.insert(address, models);
-            self.gather(&told);
-            self.who.store(Arc::new(who(&told)));
-        }
-        news
-    }
-
-    /// A replica is gone, and the names that it alone had with it. Those of the last one stay.
-    pub(crate) fn gone(&self, address: SocketAddr) {
-        let mut told = self.told.lock();
-        if told.remove(&address).is_some() {
-            if !told.is_empty() {
-                self.gather(&told);
-            }
-            self.who.store(Arc::new(who(&told)));
+impl ModelRegistry {
+    /// Takes a replica's list.
+    pub(crate) fn set(&self, address: SocketAddr, models: Vec<ServedModel>) {
+        let mut lists = self.lists.lock();
+        if lists.set(address, models) {
+            self.all.store(Arc::new(lists.union()));
         }
     }
 
-    fn gather(&self, told: &BTreeMap<SocketAddr, Vec<ServedModel>>) {
-        let mut all: Vec<ServedModel> = Vec::new();
-        for model in told.values().flatten() {
-            if all.iter().all(|known| known.id != model.id) {
-                all.push(model.clone());
-            }
+    /// Forgets a replica, with the names that it alone had. Those of the last replica stay.
+    pub(crate) fn remove(&self, address: SocketAddr) {
+        let mut lists = self.lists.lock();
+        if lists.remove(address) && !lists.replicas.is_empty() {
+            self.all.store(Arc::new(lists.union()));
         }
-        self.all.store(Arc::new(all));
     }
 
-    /// Every name, each once.
-    pub(crate) fn models(&self) -> Arc<Vec<ServedModel>> {
+    /// Every model, each name once.
+    pub(crate) fn all(&self) -> Arc<Vec<ServedModel>> {
         self.all.load_full()
     }
-
-    pub(crate) fn who(&self) -> Arc<Who> {
-        self.who.load_full()
-    }
 }
 
-fn who(told: &BTreeMap<SocketAddr, Vec<ServedModel>>) -> Who {
-    let mut who = Who { told: told.keys().copied().collect(), names: HashMap::new() };
-    for (address, models) in told {
-        for model in models {
-            let known = who.names.entry(model.id.clone()).or_default();
-            known.replicas.insert(*address);
-            known.own |= model.parent.is_none();
+impl Lists {
+    /// Takes a replica's list; true if there are other lists than before.
+    fn set(&mut self, address: SocketAddr, models: Vec<ServedModel>) -> bool {
+        if self.replicas.get(&address).is_some_and(|known| **known == models) {
+            return false;
         }
+        let gone = self.remove(address);
+        let (list, new) = match self.distinct.get_key_value(models.as_slice()) {
+            Some((known, _)) => (Arc::clone(known), false),
+            None => (List::from(models), true),
+        };
+        let number = self.count;
+        let holders =
+            self.distinct.entry(Arc::clone(&list)).or_insert(Holders { replicas: 0, number });
+        holders.replicas += 1;
+        self.count += u64::from(new);
+        self.replicas.insert(address, list);
+        new || gone
     }
-    who
+
+    /// Forgets a replica; true if its list has gone with it.
+    fn remove(&mut self, address: SocketAddr) -> bool {
+        let Some(list) = self.replicas.remove(&address) else { return false };
+        let Some(holders) = self.distinct.get_mut(&list) else { return false };
+        holders.replicas -= 1;
+        let gone = holders.replicas == 0;
+        if gone {
+            self.distinct.remove(&list);
+        }
+        gone
+    }
+
+    /// The models of all lists, each name once, the oldest list first.
+    fn union(&self) -> Vec<ServedModel> {
+        let mut lists: Vec<_> = self.distinct.iter().collect();
+        lists.sort_unstable_by_key(|(_, holders)| holders.number);
+        let mut known = HashSet::new();
+        let models = lists.into_iter().flat_map(|(list, _)| list.iter());
+        models.filter(|model| known.insert(&model.id)).cloned().collect()
+    }
 }
 
 /// Reads the answer to `GET /v1/models`.
@@ -140,35 +146,34 @@ mod tests {
     }
 
     #[test]
-    fn names_go_with_the_last_replica_that_had_them_but_not_with_the_last_of_all() {
-        let served = Served::default();
+    fn a_name_leaves_with_the_last_replica_that_lists_it_unless_that_is_the_last_of_all() {
+        let registry = ModelRegistry::default();
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let ids = || served.models().iter().map(|model| model.id.clone()).collect::<Vec<_>>();
+        let ids = || registry.all().iter().map(|model| model.id.clone()).collect::<Vec<_>>();
         let both = parse(TWO).expect("a list");
-        served.tell(address(1), both[..1].to_vec());
-        served.tell(address(2), both.clone());
+        registry.set(address(1), both[..1].to_vec());
+        registry.set(address(2), both.clone());
         assert_eq!(ids(), ["tiny", "ad1"]);
-        served.gone(address(2));
+        registry.remove(address(2));
         assert_eq!(ids(), ["tiny"]);
-        served.tell(address(1), both);
-        served.gone(address(1));
+        registry.set(address(1), both);
+        registry.remove(address(1));
         assert_eq!(ids(), ["tiny", "ad1"], "the pool sleeps");
-        assert!(served.who().knows(address(3), Some("ad1")), "nobody says who has it");
+        registry.set(address(1), Vec::new());
+        assert!(ids().is_empty(), "the first replica since then lists nothing");
     }
 
     #[test]
-    fn a_name_goes_to_replicas_that_told_of_it_and_an_unknown_name_to_any() {
-        let served = Served::default();
+    fn replicas_with_the_same_list_change_nothing_for_readers() {
+        let registry = ModelRegistry::default();
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let both = parse(TWO).expect("a list");
-        assert!(served.tell(address(1), both[..1].to_vec()));
-        assert!(served.tell(address(2), both.clone()));
-        assert!(!served.tell(address(2), both), "as before");
-        let who = served.who();
-        let knows = |name| [1, 2, 3].map(|port| who.knows(address(port), name));
-        assert_eq!(knows(Some("ad1")), [false, true, false]);
-        assert_eq!(knows(Some("tiny")), [true; 3], "the third will tell of it");
-        assert_eq!(knows(Some("other")), [true; 3]);
-        assert_eq!(knows(None), [true; 3]);
+        registry.set(address(0), both.clone());
+        let before = registry.all();
+        (1..1000).for_each(|port| registry.set(address(port), both.clone()));
+        (0..999).for_each(|port| registry.remove(address(port)));
+        assert!(Arc::ptr_eq(&before, &registry.all()), "nothing is built anew");
+        let lists = registry.lists.lock();
+        assert_eq!((lists.replicas.len(), lists.distinct.len()), (1, 1));
     }
 }

@@ -1,148 +1,233 @@
-//! Asks endpoints whether they answer, from the moment they have an address.
+//! Probes of endpoints, from the moment they have an address.
 //!
-//! Every 100 ms while one starts: vLLM refuses connections until it is up, and what is held waits
-//! for this. Once a second while it serves, where its behaviour tells more. One that its behaviour
-//! took out is asked for a real token: `/health` is 200 also while vLLM drains, hangs or sleeps.
+//! An endpoint is probed every 100 ms while it starts: vLLM refuses connections until it is up, and
+//! held requests wait for this. While it serves, its answers say more: only one that has answered
+//! nothing for a few seconds is asked for its health, on a connection that is kept. vLLM may close its
+//! listener and leave its connections open and silent, so where no answer comes within a second, a new
+//! connection is tried at once. A kept connection that the endpoint closes is a reason to ask as well.
+//! An endpoint that was ejected gets a real request for one token: `/health` is 200 even while vLLM
+//! drains, hangs or sleeps.
+//!
+//! Each endpoint has a task, which sleeps until the next probe is due: `endpoint/probing.rs` says when
+//! that is, and wakes it when a request's failure makes it earlier. `pace.rs` bounds all probes
+//! together, `connection.rs` is the kept connection, `token.rs` asks the engine, `cache.rs` reads what a
+//! replica says of its KV cache.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_system::Resource;
-use http::{HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use forebay_base::shortage::Resource;
+use http::{HeaderValue, StatusCode};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
+use crate::net::file_shares::UPSTREAM_FILES;
 use crate::pool::Pool;
-use crate::pool::endpoint::{Probe, Probed};
+use crate::pool::endpoint::{Due, Probe, Probed, SPREAD, Urgency};
 use crate::pool::model_registry::{self, ServedModel};
 
-const TICK: Duration = Duration::from_millis(100);
-const HEALTH_PATIENCE: Duration = Duration::from_secs(2);
-/// A one-token request waits its turn among others.
-const TOKEN_PATIENCE: Duration = Duration::from_secs(5);
-/// Adapters come and go while a replica runs.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+use connection::{ProbeConnection, ProbeRequest};
+pub(crate) use pace::Pace;
+
+mod cache;
+mod connection;
+mod pace;
+mod token;
+
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an answer may take on a kept connection before a new one is tried.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The shortest pause after a probe that brought no answer, or that could not be sent.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How often a replica's models are listed, more or less a tenth: adapters come and go while it runs.
+const LIST_EVERY: Duration = Duration::from_secs(30);
+/// The pause after a list that could not be read.
+const LIST_AGAIN: Duration = Duration::from_secs(3);
 const MAX_ANSWER: usize = 4 << 20;
 
-/// Probes one endpoint until it is dropped, or the pool has it no longer.
-pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told: Option<(Instant, Vec<ServedModel>)> = None;
+/// Probes one endpoint until the pool no longer has it. Dropping the future ends the probes.
+pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr, pace: Arc<Pace>) {
+    let Some(wake) = pool.probe_wake(address) else { return };
+    let mut prober = Prober { pool, address, kept: None, listed: None, next_list: None };
+    let (mut next, mut closed) = (Instant::now(), false);
     loop {
-        ticks.tick().await;
-        let Some(due) = pool.probe_due(address) else { return };
-        let Some(probe) = due else { continue };
-        let replica = Replica { address, key: pool.key.get() };
-        let word = match probe {
-            Probe::Health => health(&replica).await,
-            Probe::Token => {
-                let model = told.as_ref().and_then(|(_, models)| models.first());
-                token(&replica, model.map(|model| &model.id)).await
+        closed |= prober.rest(next, &wake).await;
+        let Some(due) = prober.pool.begin_probe(address, spread(SPREAD), closed) else { return };
+        match due {
+            Due::At(at) => {
+                if prober.next_list.is_some_and(|list| list <= Instant::now()) {
+                    prober.list(Urgency::Answering).await;
+                }
+                next = prober.next_list.map_or(at, |list| pace.step(list.min(at)));
+            }
+            Due::Now(probe, urgency) => {
+                closed = false;
+                next = match prober.send(probe, urgency).await {
+                    true => Instant::now(),
+                    false => pace.turn(urgency, Instant::now() + AGAIN),
+                };
+            }
+        }
+    }
+}
+
+/// A random time up to `most`.
+fn spread(most: Duration) -> Duration {
+    most.mul_f32(rand::random())
+}
+
+/// One endpoint's probes.
+struct Prober {
+    pool: Arc<Pool>,
+    address: SocketAddr,
+    kept: Option<ProbeConnection>,
+    /// The first model that it lists, once it has listed any.
+    listed: Option<String>,
+    /// When its models are listed next; `None` while it does not answer.
+    next_list: Option<Instant>,
+}
+
+impl Prober {
+    /// Waits until a time, or until the endpoint wakes its probe. True if it has closed the connection
+    /// meanwhile, and sooner than an idle one is closed. A request that needs the connection's place
+    /// among the open files gets it.
+    async fn rest(&mut self, until: Instant, wake: &Notify) -> bool {
+        if until <= Instant::now() {
+            return false;
+        }
+        let closed = async {
+            let Some(connection) = &self.kept else { return std::future::pending().await };
+            tokio::select! {
+                early = connection.closed() => early,
+                () = UPSTREAM_FILES.wanted() => false,
             }
         };
-        let answers = word == Probed::Answered;
-        if !answers && probe == Probe::Health && !matches!(word, Probed::NotAsked(_)) {
-            told = None;
-        }
-        if pool.probed(address, probe, word) {
-            tracing::debug!(pool = %pool.name, %address, answers, "probed");
-        }
-        if answers
-            && told.as_ref().is_none_or(|(at, _)| at.elapsed() >= ASK_AGAIN)
-            && let Some(models) = served_models(&replica).await
-        {
-            pool.serves(address, models.clone());
-            told = Some((Instant::now(), models));
-        }
+        let early = tokio::select! {
+            () = sleep_until(until) => return false,
+            () = wake.notified() => return false,
+            early = closed => early,
+        };
+        self.kept = None;
+        early
     }
-}
 
-async fn served_models(replica: &Replica) -> Option<Vec<ServedModel>> {
-    let (_, body) = replica.ask(get("/v1/models"), HEALTH_PATIENCE).await.ok()?;
-    model_registry::parse(&body)
-}
-
-async fn health(replica: &Replica) -> Probed {
-    judge("/health", replica.ask(get("/health"), HEALTH_PATIENCE).await, |status| {
-        status.is_success()
-    })
-}
-
-/// Whether the engine works: one token of whatever it makes. Where many requests wait, that one
-/// waits its turn; an engine whose own counters go on meanwhile works all the same.
-async fn token(replica: &Replica, model: Option<&String>) -> Probed {
-    let (before, answer) = tokio::join!(progress(replica), one_token(replica, model));
-    match (before, answer) {
-        (Some(before), Probed::Silent(reason)) => match progress(replica).await {
-            Some(after) if after != before => Probed::Answered,
-            _ => Probed::Silent(reason),
-        },
-        (_, answer) => answer,
-    }
-}
-
-/// What only an engine that works changes in vLLM's `/metrics`. Its server shows them frozen while
-/// the engine hangs.
-const PROGRESS: [&[u8]; 4] = [
-    b"vllm:generation_tokens_total",
-    b"vllm:prompt_tokens_total",
-    b"vllm:kv_cache_usage_perc",
-    b"vllm:num_requests_running",
-];
-
-/// How far the engine has come by its server's own figures; `None` where it shows none.
-async fn progress(replica: &Replica) -> Option<Vec<Bytes>> {
-    let (_, page) = replica.ask(get("/metrics"), HEALTH_PATIENCE).await.ok()?;
-    let lines = page.split(|byte| *byte == b'\n');
-    let told = lines.filter(|line| PROGRESS.iter().any(|series| line.starts_with(series)));
-    let told: Vec<_> = told.map(|line| page.slice_ref(line)).collect();
-    (!told.is_empty()).then_some(told)
-}
-
-/// Text, an embedding, a score, a class. One that knows none of these, or asks for more than we know,
-/// has only its health to show.
-async fn one_token(replica: &Replica, model: Option<&String>) -> Probed {
-    let requests = [
-        ("/v1/completions", json!({"model": model, "prompt": "a", "max_tokens": 1})),
-        ("/v1/embeddings", json!({"model": model, "input": "a"})),
-        ("/v1/score", json!({"model": model, "text_1": "a", "text_2": "a"})),
-        ("/classify", json!({"model": model, "input": "a"})),
-        ("/pooling", json!({"model": model, "input": "a"})),
-    ];
-    for (path, body) in requests {
-        let answer = replica.ask(post(path, &body), TOKEN_PATIENCE).await;
-        match answer {
-            // With a wrong key it does no work for us.
-            Ok((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) if replica.key.is_some() => {
-                return judge(path, answer, |_| false);
+    /// Sends a probe and reports its outcome; true if the endpoint answered it.
+    async fn send(&mut self, probe: Probe, urgency: Urgency) -> bool {
+        let Some(place) = pace::place(urgency).await else { return false };
+        let target = self.target();
+        let outcome = match probe {
+            Probe::Health => self.health(&target).await,
+            Probe::Token => Box::pin(token::token(&target, self.listed.as_ref())).await,
+        };
+        drop(place);
+        let answers = outcome == Probed::Answered;
+        if !answers && !matches!(outcome, Probed::NotSent(_)) {
+            self.next_list = None;
+            if probe == Probe::Health {
+                self.listed = None;
             }
-            Ok((status, _))
-                if status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED => {}
-            answer => return judge(path, answer, |status| status.is_success()),
+        }
+        if self.pool.probed(self.address, probe, outcome) {
+            tracing::debug!(pool = %self.pool.name, address = %self.address, answers, "probed");
+        }
+        if answers && self.next_list.is_none_or(|list| list <= Instant::now()) {
+            self.list(urgency).await;
+        }
+        answers
+    }
+
+    /// Asks for its health, on the kept connection if there is one. If that brings no answer, a new
+    /// connection shows why.
+    async fn health(&mut self, target: &Target) -> Probed {
+        let begun = Instant::now();
+        let health = ProbeRequest::get("/health");
+        let mut asked = Err(ProbeError::Silent(String::new()));
+        if let Some(kept) = self.kept.take() {
+            asked = kept.ask(target, &health, KEPT_TIMEOUT).await;
+        }
+        if asked.is_err() {
+            let within = HEALTH_TIMEOUT.saturating_sub(begun.elapsed());
+            asked = match ProbeConnection::open(self.address, within).await {
+                Ok(connection) => connection.ask(target, &health, within).await,
+                Err(error) => Err(error),
+            };
+        }
+        let answer = asked.map(|((status, _), kept)| {
+            self.kept = kept;
+            (status, Bytes::new())
+        });
+        judge(health.path, answer, |status| status.is_success())
+    }
+
+    /// Lists the models that it serves.
+    async fn list(&mut self, urgency: Urgency) {
+        let models = match pace::place(urgency).await {
+            Some(_place) => self.models().await,
+            None => None,
+        };
+        let again = match models {
+            Some(models) => {
+                self.listed = models.first().map(|model| model.id.clone());
+                self.pool.serves(self.address, models);
+                self.report_cache(urgency).await;
+                LIST_EVERY * 9 / 10 + spread(LIST_EVERY / 5)
+            }
+            None => LIST_AGAIN,
+        };
+        self.next_list = Some(Instant::now() + again);
+    }
+
+    async fn models(&mut self) -> Option<Vec<ServedModel>> {
+        model_registry::parse(&self.ask(&ProbeRequest::get("/v1/models")).await?)
+    }
+
+    /// Reads what it says of its KV cache, if the pool's policy learns from that.
+    async fn report_cache(&mut self, urgency: Urgency) {
+        if !self.pool.wants_cache_report(self.address) {
+            return;
+        }
+        if let Some(_place) = pace::place(urgency).await
+            && let Some(page) = self.ask(&ProbeRequest::get("/metrics")).await
+            && let Some(report) = cache::parse(&page)
+        {
+            self.pool.cache_reported(self.address, &report);
         }
     }
-    health(replica).await
+
+    /// The body of its answer, on the kept connection if there is one.
+    async fn ask(&mut self, request: &ProbeRequest) -> Option<Bytes> {
+        let target = self.target();
+        if let Some(kept) = self.kept.take()
+            && let Ok(((_, body), kept)) = kept.ask(&target, request, HEALTH_TIMEOUT).await
+        {
+            self.kept = kept;
+            return Some(body);
+        }
+        // No connection is kept, or it is closed by now.
+        let (_, body) = target.ask(request, HEALTH_TIMEOUT).await.ok()?;
+        Some(body)
+    }
+
+    fn target(&self) -> Target {
+        Target { address: self.address, key: self.pool.key.get() }
+    }
 }
 
-/// A try's failure: no connection, or nothing for too long, or an end too early.
-enum Failure {
+/// Why a probe got no answer.
+#[derive(Debug)]
+enum ProbeError {
     Unreachable(String),
     Silent(String),
     Broken(String),
-    /// It was not asked.
+    /// It was not sent.
     Shortage(Resource),
 }
 
 fn judge(
     path: &str,
-    answer: Result<(StatusCode, Bytes), Failure>,
+    answer: Result<(StatusCode, Bytes), ProbeError>,
     good: impl Fn(StatusCode) -> bool,
 ) -> Probed {
     match answer {
@@ -152,91 +237,31 @@ fn judge(
         }
         Ok((status, _)) if good(status) => Probed::Answered,
         Ok((status, _)) => Probed::Failed(format!("{path} answered {status}")),
-        Err(Failure::Unreachable(reason)) => Probed::Unreachable(reason),
-        Err(Failure::Silent(reason)) => Probed::Silent(reason),
-        Err(Failure::Broken(reason)) => Probed::Failed(reason),
-        Err(Failure::Shortage(resource)) => Probed::NotAsked(resource),
+        Err(ProbeError::Unreachable(reason)) => Probed::Unreachable(reason),
+        Err(ProbeError::Silent(reason)) => Probed::Silent(reason),
+        Err(ProbeError::Broken(reason)) => Probed::Failed(reason),
+        Err(ProbeError::Shortage(resource)) => Probed::NotSent(resource),
     }
 }
 
-fn get(path: &str) -> Request<Full<Bytes>> {
-    request(Method::GET, path, Bytes::new())
-}
-
-fn post(path: &str, body: &Value) -> Request<Full<Bytes>> {
-    request(Method::POST, path, body.to_string().into())
-}
-
-fn request(method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = method;
-    *request.uri_mut() = path.parse().unwrap_or_default();
-    let json = header::HeaderValue::from_static("application/json");
-    request.headers_mut().insert(header::CONTENT_TYPE, json);
-    let close = header::HeaderValue::from_static("close");
-    request.headers_mut().insert(header::CONNECTION, close);
-    request
-}
-
-/// Whom to ask, and with which key.
-struct Replica {
+/// An endpoint to probe, and the key that it needs.
+struct Target {
     address: SocketAddr,
     key: Option<HeaderValue>,
 }
 
-impl Replica {
+impl Target {
+    /// Sends a request on a connection of its own, and waits for the answer.
     async fn ask(
         &self,
-        mut request: Request<Full<Bytes>>,
-        patience: Duration,
-    ) -> Result<(StatusCode, Bytes), Failure> {
-        let path = request.uri().path().to_owned();
-        if let Some(key) = &self.key {
-            request.headers_mut().insert(header::AUTHORIZATION, key.clone());
-        }
-        let stream = match timeout(patience, TcpStream::connect(self.address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(self.unconnected(&error)),
-            Err(_) => {
-                return Err(Failure::Unreachable(format!("no connection within {patience:?}")));
-            }
-        };
-        let answer = timeout(patience, exchange(stream, self.address, request)).await;
-        let silent = |_| Failure::Silent(format!("no answer to {path} within {patience:?}"));
-        answer.map_err(silent)?.map_err(Failure::Broken)
-    }
-
-    fn unconnected(&self, error: &io::Error) -> Failure {
-        let Some(resource) = Resource::of(error) else {
-            return Failure::Unreachable(error.to_string());
-        };
-        let during = format_args!("cannot probe {}: {error}", self.address);
-        forebay_system::report(resource, &during);
-        Failure::Shortage(resource)
+        request: &ProbeRequest,
+        within: Duration,
+    ) -> Result<connection::Answer, ProbeError> {
+        let connection = ProbeConnection::open(self.address, within).await?;
+        let (answer, _) = connection.ask(self, request, within).await?;
+        Ok(answer)
     }
 }
 
-async fn exchange(
-    stream: TcpStream,
-    address: SocketAddr,
-    mut request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), String> {
-    let text = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
-    if let Ok(host) = header::HeaderValue::from_str(&address.to_string()) {
-        request.headers_mut().insert(header::HOST, host);
-    }
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(text)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        body.map(|body| (status, body.to_bytes())).map_err(|error| error.to_string())
-    };
-    // Both in one future: dropped together.
-    let mut exchange = std::pin::pin!(exchange);
-    tokio::select! {
-        answer = exchange.as_mut() => answer,
-        _ = connection => exchange.await,
-    }
-}
+#[cfg(test)]
+mod tests;

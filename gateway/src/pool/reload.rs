@@ -1,47 +1,59 @@
 //! New settings for a pool that goes on, and the end of one that is no longer configured.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Pool;
 use crate::pool::endpoint::Rules;
 
 impl Pool {
-    /// As configured now.
+    /// The pool's present configuration.
     pub(crate) fn settings(&self) -> Arc<forebay_config::Pool> {
         self.settings.load_full()
     }
 
-    /// Takes new settings. What is held and in flight stays, with the deadlines that it came with.
-    pub(crate) fn reconfigure(self: &Arc<Self>, settings: forebay_config::Pool) {
-        {
-            let mut books = self.books.lock();
-            let hold = &settings.hold;
-            books.queue.set_bounds(hold.max_requests as usize, hold.max_bytes.bytes());
-            for endpoint in books.endpoints.values_mut() {
-                endpoint.set_rules(Rules::of(&settings));
-            }
-            books.set_budget(settings.max_in_flight);
-        }
-        self.settings.store(Arc::new(settings));
-        // There may be more room than before.
-        self.release();
-        self.news.notify_one();
+    /// The interval of the heartbeats for a held request, `stream` or plain; zero for none.
+    pub(crate) fn heartbeat(&self, stream: bool) -> Duration {
+        let settings = self.settings.load();
+        let hold = &settings.hold;
+        if stream || hold.heartbeat_plain { hold.heartbeat } else { Duration::ZERO }
     }
 
-    /// Holds nothing any more: what is held is answered 503, and so is what still comes. What is in
-    /// flight goes on to its end.
-    pub(crate) fn close(self: &Arc<Self>) {
-        let mut waiters = Vec::new();
-        {
-            let mut books = self.books.lock();
-            books.closed = true;
-            while let Some((_, _, waiter)) = books.queue.pop() {
-                waiters.push(waiter);
-            }
+    /// Takes new settings. Requests that are held or in flight keep their deadlines.
+    pub(crate) fn reconfigure(self: &Arc<Self>, settings: forebay_config::Pool) {
+        let (policy, other_policy) = (settings.pick, {
+            let mut state = self.scheduling.lock();
+            let hold = &settings.hold;
+            state.queue.set_bounds(hold.max_requests as usize, hold.max_bytes.bytes());
+            let rules = Rules::of(&settings);
+            state.endpoints.change_all(Instant::now(), |endpoint| endpoint.set_rules(rules));
+            state.set_budget(settings.max_in_flight);
+            // Under the lock, so that an endpoint added meanwhile gets the new rules.
+            let changed = state.set_policy(settings.pick);
+            self.settings.store(Arc::new(settings));
+            changed
+        });
+        if other_policy {
+            tracing::info!("{}: endpoints are picked by {policy} from now on", self.name);
         }
-        // Now their requests see that nobody can release them.
+        // There may be more room than before.
+        self.release();
+        self.changed.notify_one();
+    }
+
+    /// Closes the pool: held requests and later ones are answered with 503. Requests in flight
+    /// continue to their end.
+    pub(crate) fn close(self: &Arc<Self>) {
+        let waiters = {
+            let mut state = self.scheduling.lock();
+            state.closed = true;
+            state.queue.drain()
+        };
+        // Each held request sees its channel closed, and asks again.
         drop(waiters);
-        self.metrics.set(0, 0, &self.signals().totals, 0.0);
-        self.metrics.set_endpoints(|_| 0);
+        self.figures.set(0, 0, &self.signals().totals, 0.0);
+        self.figures.set_endpoints([0; 4]);
     }
 }

@@ -1,78 +1,135 @@
-//! One request at one endpoint, from its release to its end.
+//! A request's place at an endpoint, from its release to its end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use forebay_signals::Health;
+use forebay_scheduling::pick::{EndpointId, Given, Usage};
+use forebay_scheduling::queue::{Place, Tab};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Pool;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::fingerprint::Fingerprint;
-use crate::pool::endpoint::{Endpoint, Evictions, Life, Pulse};
-use crate::pool::queue::Place;
+use crate::answer::meter::Tokens;
+use crate::figures::endpoint_totals::EndpointTotals;
+use crate::net::clock;
+use crate::pool::endpoint::{Endpoint, Evictions, Process, Pulse};
 
 /// How a try at an endpoint ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Complete,
-    /// For a reason of the endpoint's own.
+    /// It failed by the endpoint's own fault.
     Failed(Failure),
-    /// By the client's leaving, or for no fault of the endpoint.
+    /// The client left, or it ended by no fault of the endpoint.
     Dropped,
 }
 
 impl End {
-    /// A failed try's. What the gateway itself was short of is not the endpoint's failure.
-    pub(crate) fn of(failure: Failure) -> Self {
+    /// A failed try's end. A shortage of the gateway itself is not the endpoint's failure.
+    pub(super) fn of(failure: Failure) -> Self {
         if failure.cause == Cause::Shortage { Self::Dropped } else { Self::Failed(failure) }
     }
 }
 
-/// One request at one endpoint, counted while this lives. Dropped without a word it counts as one
-/// whose client left.
+/// A request's place at an endpoint. Dropping it counts as the client's leaving.
 #[must_use = "dropping it ends the request's accounting"]
 pub(crate) struct Slot {
     pub(super) pool: Arc<Pool>,
+    /// The endpoint's number in the pool. The endpoint stays in the pool while this lives.
+    pub(super) id: EndpointId,
     pub(crate) address: SocketAddr,
+    /// Estimated tokens of prompt and answer.
     pub(super) tokens: u64,
-    pub(super) end: End,
-    /// Its place in the queue, and the tokens of the answer that its tenant was counted.
-    pub(super) turn: Option<(Place, u64)>,
+    /// `None` once the place is given back.
+    pub(super) end: Option<End>,
+    pub(super) turn: Option<Turn>,
+    /// The request as the pool's picker knows it; `None` if that learns nothing from it.
+    pub(super) given: Option<Box<Given>>,
+    pulse: Pulse,
+    pub(super) kind: Kind,
+    pub(super) evictions: Arc<Evictions>,
+    pub(super) process: Arc<Process>,
+    totals: Arc<EndpointTotals>,
+}
+
+/// How many tokens of a long answer are charged together.
+const CHARGED_TOGETHER: u64 = 16;
+
+/// A request's turn in the queue, and the tokens that its tenant was charged for the answer.
+pub(super) struct Turn {
+    pub(super) place: Place,
+    pub(super) charged: u64,
     pub(super) generated: u64,
-    pub(super) pulse: Pulse,
-    /// Whether its answer shows that the engine works.
-    pub(super) engine: bool,
-    pub(super) session: bool,
-    pub(super) evictions: Evictions,
-    /// The process that has it.
-    pub(super) life: Arc<Life>,
+    tab: Tab,
+}
+
+impl Turn {
+    pub(super) fn new(place: Place, charged: u64, tab: Tab) -> Self {
+        Self { place, charged, generated: 0, tab }
+    }
+}
+
+/// A request's kind, as far as it matters to the endpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The answer shows that the engine works.
+    Engine,
+    /// The server in front of the engine answers.
+    Server,
+    Session,
 }
 
 impl Slot {
-    pub(crate) fn ended(mut self, end: End) {
-        self.end = end;
-    }
-
-    /// Its answer is no sign of the engine: the server in front of it gives that by itself.
-    pub(crate) fn without_engine(&mut self) {
-        self.engine = false;
-    }
-
-    /// It is a session from now on, which may be silent.
-    pub(crate) fn session_began(&mut self) {
-        if !std::mem::replace(&mut self.session, true) {
-            let began = |endpoint: &mut Endpoint| endpoint.session_began(Instant::now());
-            self.pool.with_endpoint(self.address, began);
+    pub(super) fn new(
+        pool: &Arc<Pool>,
+        (id, address): (EndpointId, SocketAddr),
+        tokens: u64,
+        endpoint: &Endpoint,
+    ) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            id,
+            address,
+            tokens,
+            end: Some(End::Dropped),
+            turn: None,
+            given: None,
+            pulse: endpoint.pulse(),
+            kind: Kind::Engine,
+            evictions: endpoint.evictions(),
+            process: Arc::clone(endpoint.process()),
+            totals: Arc::clone(endpoint.totals()),
         }
     }
 
-    /// Ends when a request without an answer is better off elsewhere, with the reason.
+    /// Gives the place back.
+    pub(crate) fn ended(mut self, end: End) {
+        self.end = Some(end);
+    }
+
+    /// Notes that the answer says nothing about the engine, since the server in front of it
+    /// answers.
+    pub(crate) fn without_engine(&mut self) {
+        self.kind = Kind::Server;
+    }
+
+    /// Notes that it is a session from now on, which may be silent.
+    pub(crate) fn session_began(&mut self) {
+        if self.kind != Kind::Session {
+            self.kind = Kind::Session;
+            let now = clock::now();
+            let mut state = self.pool.scheduling.lock();
+            state.endpoints.change(self.id, now, |endpoint| endpoint.session_began(now));
+        }
+    }
+
+    /// Completes, with the reason, when a request without an answer should go elsewhere.
     pub(crate) async fn evicted(&self) -> Failure {
         self.evictions.unanswered.cancelled().await;
-        let books = self.pool.books.lock();
-        if books.endpoints.get(&self.address).is_some_and(Endpoint::is_unreachable) {
+        let state = self.pool.scheduling.lock();
+        if state.endpoints.get(self.id).is_some_and(Endpoint::is_unreachable) {
             return Failure::unreachable();
         }
         let message = "The replica has work, and answers nothing, not even a probe.";
@@ -84,100 +141,70 @@ impl Slot {
         self.evictions.begun.clone()
     }
 
-    /// Ends when a session, which may be silent, should not wait any more.
+    /// Completes when a session, which may be silent, should wait no longer.
     pub(crate) async fn given_up(&self) {
         self.evictions.sessions.cancelled().await;
     }
 
-    /// Tokens of the answer so far. What goes beyond a usual one is counted for the tenant now, not
-    /// when a long answer is over.
+    /// Takes the answer's tokens so far. Those beyond a usual answer are charged to the tenant while
+    /// they come, not when a long answer is over.
+    pub(crate) fn tokens(&mut self, tokens: &Tokens) {
+        if let Some(given) = &mut self.given {
+            given.set_usage(Usage {
+                prompt: tokens.prompt.unwrap_or(0),
+                cached: tokens.cached,
+                generated: tokens.generated,
+            });
+        }
+        self.generated(tokens.generated);
+    }
+
+    /// Takes the number of the answer's tokens so far.
     pub(crate) fn generated(&mut self, tokens: u64) {
-        self.generated = tokens;
-        if let Some((place, counted)) = &mut self.turn
-            && tokens > *counted
-        {
-            let more = i64::try_from(tokens - *counted).unwrap_or(i64::MAX);
-            *counted = tokens;
-            self.pool.books.lock().queue.charge(*place, more);
+        let Some(turn) = &mut self.turn else { return };
+        turn.generated = tokens;
+        if tokens >= turn.charged + CHARGED_TOGETHER {
+            turn.tab.charge(i64::try_from(tokens - turn.charged).unwrap_or(i64::MAX));
+            turn.charged = tokens;
         }
     }
 
-    /// The replica said what it is to be known by.
-    pub(crate) fn known_by(&self, fingerprint: &Fingerprint) {
-        self.pool.with_endpoint(self.address, |endpoint| {
-            if endpoint.fingerprint.as_ref() != Some(fingerprint) {
-                endpoint.fingerprint = Some(fingerprint.clone());
-            }
-        });
+    /// Notes the first token of a stream. The first call takes the lock if the pool's picker learns
+    /// from it.
+    pub(crate) fn first_token(&mut self, at: Instant) {
+        if let Some(given) = &mut self.given
+            && !given.is_answered()
+        {
+            self.pool.scheduling.lock().first_token(given, at);
+        }
     }
 
-    /// Something came: told for every chunk, without a lock.
+    /// The fingerprint that the replica's streams carry, once it has reported one.
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        self.process.fingerprint()
+    }
+
+    /// Takes the fingerprint that the replica reported.
+    pub(crate) fn set_fingerprint(&self, fingerprint: &Fingerprint) {
+        self.process.set_fingerprint(fingerprint);
+    }
+
+    /// Notes that something came from the engine. Called for every chunk; takes no lock.
     pub(crate) fn pulse(&self, now: Instant) {
         self.pulse.beat(now);
+    }
+
+    /// The sums of its endpoint.
+    pub(crate) fn totals(&self) -> &Arc<EndpointTotals> {
+        &self.totals
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let end = std::mem::replace(&mut self.end, End::Dropped);
-        let pool = Arc::clone(&self.pool);
-        // What failed is tried again, and is counted then.
-        if let (Some((place, counted)), false) = (self.turn, matches!(end, End::Failed(_))) {
-            let unused = i64::try_from(counted.saturating_sub(self.generated)).unwrap_or(i64::MAX);
-            pool.books.lock().queue.charge(place, -unused);
-        }
-        pool.give_back(self, end);
-    }
-}
-
-impl Pool {
-    fn give_back(self: &Arc<Self>, slot: &Slot, end: End) {
-        let address = slot.address;
-        let (mut known, mut out) = (false, false);
-        {
-            let now = Instant::now();
-            let mut books = self.books.lock();
-            books.in_flight_tokens = books.in_flight_tokens.saturating_sub(slot.tokens);
-            let last = books.is_last(address);
-            if let Some(endpoint) = books.endpoints.get_mut(&address) {
-                known = true;
-                match &end {
-                    End::Complete => endpoint.completed(slot.engine, now),
-                    End::Failed(failure) => {
-                        out = endpoint.failed(failure, last, now);
-                        self.news.notify_one();
-                    }
-                    End::Dropped => {}
-                }
-                endpoint.given_back(slot.session, now);
-                if endpoint.health() == Health::Draining && endpoint.in_flight == 0 {
-                    self.news.notify_one();
-                    if endpoint.is_gone() {
-                        books.endpoints.remove(&address);
-                    }
-                }
-            }
-            books.note_readiness(now);
-        }
-        if let (End::Failed(failure), true) = (&end, known) {
-            self.metrics.failed(failure.cause);
-            let (kind, reason) = (failure.cause.name(), &failure.message);
-            tracing::warn!(kind, "{}: {address} failed a request: {reason}", self.name);
-            if out {
-                tracing::warn!("{}: {address} is out: {reason}", self.name);
-            }
-        }
-        self.release();
-    }
-
-    /// What the replica there is known by, if it told.
-    pub(crate) fn fingerprint(&self, address: SocketAddr) -> Option<Fingerprint> {
-        self.books.lock().endpoints.get(&address)?.fingerprint.clone()
-    }
-
-    pub(super) fn with_endpoint(&self, address: SocketAddr, change: impl FnOnce(&mut Endpoint)) {
-        if let Some(endpoint) = self.books.lock().endpoints.get_mut(&address) {
-            change(endpoint);
+        if let Some(end) = self.end.take() {
+            let given = self.given.take();
+            self.pool.give_back(self, given, &end);
         }
     }
 }

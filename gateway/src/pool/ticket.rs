@@ -1,169 +1,184 @@
-//! One request's way through its pool: what it asks for, and what it may still be tried for.
+//! One request's way through its pool: its requirements and failures, and the decision whether it
+//! is tried again.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_signals::Health;
+use forebay_scheduling::pick::{Requirements, Suitable};
+use forebay_scheduling::prompt::Prompt;
+use forebay_scheduling::queue::{Entry, Place};
+use forebay_scheduling::retry_budget::RetryBudget;
 use tokio::time::Instant;
 
+use super::scheduling::Scheduling;
 use super::{Pool, Slot};
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::refusal::Refusal;
-use crate::pool::endpoint::{Endpoint, Life};
-use crate::pool::model_registry::Who;
-use crate::pool::queue::{Place, Request};
+use crate::pool::endpoint::Process;
 
-/// A request that was in flight at so many deaths of replicas that no order explains is not given to
-/// another. Restarts in turn can look like two such deaths: the one that it was at, and the one that
-/// it was moved to. The third try goes to a replica that was started since, where there is one.
-const MOST_DEATHS: usize = 3;
+/// The number of unexplained deaths of replicas after which a request that was in flight at all of
+/// them is not tried again. A rolling restart can look like two such deaths: of the replica that
+/// the request was at, and of the one that it moved to. The third try prefers a replica that was
+/// started since.
+const FATAL_DEATHS: usize = 3;
 
-/// A request to which so many replicas answered with an error of their own has its answer.
-const MOST_ERRORS: u32 = 2;
+/// The number of replicas' own errors after which the last one is passed on as the answer.
+const FINAL_ERRORS: u32 = 2;
 
-/// What a request asks of the endpoint that it gets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wants {
-    /// The model, by the name that is sent.
-    pub(crate) model: Option<Arc<str>>,
-    /// Lives of endpoints that failed it.
-    pub(crate) avoid: BTreeSet<u64>,
-    /// Those among them that are not set up for it, and so would fail it again.
-    pub(crate) refused: BTreeSet<u64>,
-    /// When a replica's end first cost it a try. Where replicas are restarted in turn, one that was
-    /// started since has its restart behind it.
-    pub(crate) ended_at: Option<Instant>,
-}
-
-impl Wants {
-    /// Whether one is ready, be it full, that knows its model and has not refused it.
-    fn served_by_any(&self, endpoints: &BTreeMap<SocketAddr, Endpoint>, who: &Who) -> bool {
-        endpoints.iter().any(|(address, endpoint)| {
-            endpoint.health() == Health::Ready
-                && !self.refused.contains(&endpoint.life().id())
-                && who.knows(*address, self.model.as_deref())
-        })
-    }
-}
-
-/// Where a request is in the queue's order, and what it brings.
+/// A request in its pool, over all its tries.
 pub(crate) struct Ticket {
-    pub(crate) request: Request,
+    pub(crate) entry: Entry,
+    pub(super) accepted: Instant,
+    /// The end of the request's own time.
+    pub(super) deadline: Instant,
     pub(super) place: Option<Place>,
-    pub(crate) wants: Wants,
-    /// Tries at which a replica may have worked on it.
-    pub(super) tries: u32,
-    /// Lives that ended with it in flight, each once.
-    pub(super) deaths: Vec<Arc<Life>>,
-    /// Replicas' own errors about it.
-    pub(super) errors: u32,
-    /// Time held while nothing was ready.
+    /// Whether it had its turn: an endpoint has been given to it before.
+    pub(super) released: bool,
+    pub(super) requirements: Requirements,
+    failures: Failures,
+    /// Time held while no endpoint was ready.
     pub(crate) cold: Duration,
+    /// Time held in all.
     pub(crate) held: Duration,
-    /// Until when its client waits, where that is known.
+    /// When its client gives up, if the request says so.
     pub(super) gives_up: Option<Instant>,
-    /// Another pool is asked when this one can't serve it, after so long a hold if that is given.
-    pub(super) elsewhere: Option<Option<Duration>>,
+    pub(super) fallback: Fallback,
+}
+
+/// A request's failed tries.
+#[derive(Default)]
+struct Failures {
+    /// Tries at which a replica may have worked on it.
+    counted_tries: u32,
+    /// Processes that ended with it in flight, each once.
+    deaths: Vec<Arc<Process>>,
+    /// Replicas' own errors about it.
+    errors: u32,
+}
+
+/// The consequence for a request that its pool can't serve in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fallback {
+    /// It is refused.
+    None,
+    /// Another pool gets it.
+    Pool,
+    /// Another pool gets it, at the latest when this one has held it for this time.
+    PoolAfter(Duration),
 }
 
 impl Ticket {
-    pub(crate) fn new(request: Request) -> Self {
+    pub(crate) fn new(entry: Entry, accepted: Instant, deadline: Instant) -> Self {
         Self {
-            request,
+            entry,
+            accepted,
+            deadline,
             place: None,
-            wants: Wants::default(),
-            tries: 0,
-            deaths: Vec::new(),
-            errors: 0,
+            released: false,
+            requirements: Requirements::default(),
+            failures: Failures::default(),
             cold: Duration::ZERO,
             held: Duration::ZERO,
             gives_up: None,
-            elsewhere: None,
+            fallback: Fallback::None,
         }
     }
 
-    /// The model, by the name that is sent.
-    pub(crate) fn model(&mut self, name: Option<&str>) {
-        self.wants.model = name.map(Arc::from);
+    /// Sets the model, by the name that the replica receives.
+    pub(crate) fn model(&mut self, name: Option<Arc<str>>) {
+        self.requirements.model = name;
     }
 
-    /// Its client waits no longer than this.
+    /// Sets its prompt, for policies that read it.
+    pub(crate) fn prompt(&mut self, prompt: Option<Prompt>) {
+        self.requirements.prompt = prompt.map(Arc::new);
+    }
+
+    /// Sets whether the first token of its answer will be seen: whether it asks for a stream.
+    pub(crate) fn streams(&mut self, streams: bool) {
+        self.requirements.streamed = streams;
+    }
+
+    /// Sets when its client gives up, if the request says so.
     pub(crate) fn gives_up(&mut self, at: Option<Instant>) {
         self.gives_up = at;
     }
 
-    /// Another pool is asked when this one can't serve it in time, or `after` so long a hold.
-    pub(crate) fn may_go_elsewhere(&mut self, after: Option<Duration>) {
-        self.elsewhere = Some(after);
+    /// Sets what happens if its pool can't serve it in time.
+    pub(crate) fn set_fallback(&mut self, fallback: Fallback) {
+        self.fallback = fallback;
     }
 
-    /// How long its pool may hold it in all.
-    pub(super) fn longest_hold(&self, hold: Duration) -> Duration {
-        self.elsewhere.flatten().map_or(hold, |after| after.min(hold))
+    /// The time for which its pool may still hold it. `hold`: the pool's own limit for all of its
+    /// holds together.
+    pub(super) fn rest_of_hold(&self, hold: Duration) -> Duration {
+        let longest = match self.fallback {
+            Fallback::PoolAfter(after) => after.min(hold),
+            Fallback::Pool | Fallback::None => hold,
+        };
+        longest.saturating_sub(self.held)
     }
 
-    /// The queue's own number of this arrival.
+    /// The number of its arrival in the pool.
     pub(crate) fn seq(&self) -> u64 {
         self.place.map_or(0, |place| place.seq)
     }
 }
 
 impl Pool {
-    /// Whether a request that an endpoint failed may be tried again: within its number of tries and
-    /// the pool's retry budget, and not when three replicas have died with it. One that replicas are
-    /// not set up for goes to each that is ready once.
-    pub(crate) fn try_again(
+    /// Decides whether a request whose try failed is tried again. Its number of tries and the
+    /// pool's retry budget limit that, and so do unexplained deaths of replicas. If a replica is
+    /// not set up for the request, the request goes to each ready endpoint once.
+    pub(super) fn try_again(
         &self,
+        state: &mut Scheduling,
         ticket: &mut Ticket,
         slot: &Slot,
         failure: &Failure,
     ) -> Result<(), Refusal> {
-        if failure.cause == Cause::Shortage {
-            // It was waited for until the request's time was over.
+        let cause = failure.cause;
+        if cause == Cause::Shortage {
+            // The gateway waited for an end of the shortage until the request's time was over.
             return Err(Refusal::Shortage(failure.message.clone()));
         }
-        let (life, now) = (&slot.life, Instant::now());
-        ticket.wants.avoid.insert(life.id());
-        let mut books = self.books.lock();
-        // Deleted, to be drained, or no longer listed. Of a local replica that is no longer listed since
-        // it crashed, its supervisor says so, which outranks this.
-        if books.endpoints.get(&slot.address).is_none_or(|endpoint| endpoint.is_draining()) {
-            life.stopped();
+        let (process, now) = (&slot.process, Instant::now());
+        let Ticket { requirements, failures, .. } = ticket;
+        requirements.avoid.insert(process.id());
+        // A drained, deleted or unlisted endpoint was stopped by an order. If a local replica is
+        // unlisted because it crashed, its supervisor reports that, which outranks this.
+        if state.endpoints.get(slot.id).is_none_or(|endpoint| endpoint.is_draining()) {
+            process.stopped();
         }
-        if failure.cause.is_end() {
-            ticket.wants.ended_at.get_or_insert(now);
+        if cause.is_end() {
+            requirements.began_after.get_or_insert_with(Process::latest);
         }
-        if failure.cause.is_death() && ticket.deaths.iter().all(|death| death.id() != life.id()) {
-            ticket.deaths.push(Arc::clone(life));
+        if cause.is_death() && failures.deaths.iter().all(|death| death.id() != process.id()) {
+            failures.deaths.push(Arc::clone(process));
         }
-        ticket.tries += u32::from(failure.cause.is_try());
-        ticket.errors += u32::from(failure.cause == Cause::Server);
-        // What explains an end may have become known since.
-        let unexplained = ticket.deaths.iter().filter(|death| !death.was_stopped()).count();
-        if unexplained >= MOST_DEATHS {
-            drop(books);
-            tracing::error!(
-                endpoint = %slot.address,
-                "{}: three replicas died with the same request in flight; it is given to no other",
-                self.name,
-            );
+        failures.counted_tries += u32::from(cause.is_counted_try());
+        failures.errors += u32::from(cause == Cause::Server);
+        // An order that explains an end may have become known since.
+        let unexplained = failures.deaths.iter().filter(|death| !death.was_stopped()).count();
+        if unexplained >= FATAL_DEATHS {
             return Err(Refusal::Poison);
         }
-        if failure.cause.is_misfit() {
-            ticket.wants.refused.insert(life.id());
-            let served = ticket.wants.served_by_any(&books.endpoints, &self.served.who());
+        if cause.is_misfit() {
+            requirements.refused.insert(process.id());
+            let served = Suitable::of(state.endpoints.candidates(), requirements).could_serve();
             return if served { Ok(()) } else { Err(Refusal::Failed(failure.clone())) };
         }
-        if ticket.errors >= MOST_ERRORS {
+        if failures.errors >= FINAL_ERRORS {
             return Err(Refusal::Failed(failure.clone()));
         }
-        let refused = || Refusal::Exhausted { tries: ticket.tries, last: failure.clone() };
-        if ticket.tries >= self.settings().upstream.max_tries {
-            return Err(refused());
+        let in_budget = |budget: &mut RetryBudget| {
+            !cause.is_counted_try() || budget.withdraw(now.saturating_duration_since(self.began))
+        };
+        if failures.counted_tries < self.settings().upstream.max_tries
+            && in_budget(&mut state.budget)
+        {
+            Ok(())
+        } else {
+            Err(Refusal::Exhausted { counted_tries: failures.counted_tries, last: failure.clone() })
         }
-        let free = !failure.cause.is_try() || books.budget.withdraw(now);
-        free.then_some(()).ok_or_else(refused)
     }
 }

@@ -1,12 +1,11 @@
-//! The key that a pool's replicas were started with, from a file that may change.
+//! The API key of a pool's replicas, from a file that may change.
 
 use std::io;
-use std::path::Path;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 
-/// The value of `authorization` that replicas get; none where no file is configured.
+/// The value of `authorization` that replicas receive; `None` where no file is configured.
 #[derive(Debug, Default)]
 pub(crate) struct UpstreamKey(ArcSwapOption<HeaderValue>);
 
@@ -15,10 +14,10 @@ impl UpstreamKey {
         self.0.load().as_deref().cloned()
     }
 
-    /// Takes the key out of what the file holds; whether it is another one than before.
+    /// Takes the key from the file's text; true if it changed.
     ///
     /// # Errors
-    /// The text is no key.
+    /// The text is not a key.
     pub(crate) fn set(&self, text: &str) -> io::Result<bool> {
         let text = text.trim();
         let value = HeaderValue::from_str(&format!("Bearer {text}"));
@@ -33,24 +32,9 @@ impl UpstreamKey {
         Ok(true)
     }
 
-    /// As `other` is, which is none where no file is configured.
+    /// Takes over another one's key; `None` where no file is configured.
     pub(crate) fn copy(&self, other: Option<&Self>) {
         self.0.store(other.and_then(|other| other.0.load_full()));
-    }
-
-    /// Reads the file anew. What is there serves on if it can't be read.
-    pub(crate) async fn refresh(&self, pool: &str, path: &Path) {
-        let read = match tokio::fs::read_to_string(path).await {
-            Ok(text) => self.set(&text),
-            Err(error) => Err(error),
-        };
-        match read {
-            Ok(true) => tracing::info!("{pool}: the replicas' key has changed"),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::debug!("{pool}: apiKeyFile: {}: {error}", path.display());
-            }
-        }
     }
 }
 
@@ -59,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_changes_with_its_file_and_what_is_none_changes_nothing() {
+    fn a_key_changes_with_its_file_and_a_text_that_is_not_a_key_changes_nothing() {
         let key = UpstreamKey::default();
         assert_eq!(key.get(), None);
         assert!(key.set("secret\n").expect("a key"));

@@ -1,38 +1,44 @@
-//! Reads a request's body whole.
+//! Reads a request's body whole, within its bounds of size, time and memory.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::poll_immediate;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use crate::answer::refusal::Refusal;
 use crate::net::upload::Upload;
-use crate::read::body_memory::{Full, Share};
+use crate::read::body_memory::{BodyShare, MemoryFull};
 
-/// Room that is made at once for a body that does not come in one piece.
+/// The least memory for a body that does not come in one piece.
 const LEAST_ROOM: usize = 64 << 10;
 
-/// Reads a request's body whole, counted as its `share` of all beside the request's `head`. One that
-/// came in one frame is not copied.
+/// Reads a request's body whole. Its bytes and those of the request's `head` count in `share`. A
+/// body that comes in one frame is not copied.
 pub(crate) async fn read(
     body: Upload,
     limit: u64,
     within: Duration,
-    mut share: Share,
+    share: BodyShare,
     head: u64,
 ) -> Result<Bytes, Refusal> {
-    // A length given beforehand is refused before a byte is read.
+    // If the length is known, the body is refused before a byte is read.
     if body.size_hint().lower() > limit {
         return Err(Refusal::BodyTooLarge(limit));
     }
-    take(&mut share, usize::try_from(head).unwrap_or(usize::MAX))?;
-    timeout(within, collect(body, limit, share)).await.map_err(|_| Refusal::BodyTooSlow(within))?
+    let mut reading = pin!(collect(body, limit, share, head));
+    // Most bodies come with their heads, and need no timer.
+    if let Some(read) = poll_immediate(reading.as_mut()).await {
+        return read;
+    }
+    timeout(within, reading).await.map_err(|_| Refusal::BodyTooSlow(within))?
 }
 
-/// Takes what comes of a body that is not wanted, keeping none of it: a client that still sends
-/// would not see an answer on a connection that is closed meanwhile.
+/// Reads an unwanted body and discards it. If the connection were closed while the client still
+/// sends, the client would not see the answer.
 pub(crate) async fn discard(mut body: Upload, limit: u64, within: Duration) {
     let all = async {
         let mut size = 0;
@@ -43,14 +49,30 @@ pub(crate) async fn discard(mut body: Upload, limit: u64, within: Duration) {
             }
         }
     };
-    // What takes longer is cut off with the answer.
+    // A longer body is cut off with the answer.
     let _ = timeout(within, all).await;
 }
 
-async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes, Refusal> {
+async fn collect(
+    mut body: Upload,
+    limit: u64,
+    mut share: BodyShare,
+    head: u64,
+) -> Result<Bytes, Refusal> {
+    // The head's memory is taken together with that of a body which is there already.
+    let mut head = usize::try_from(head).unwrap_or(usize::MAX);
+    let mut next = poll_immediate(body.frame()).await;
+    if next.is_none() {
+        take(&mut share, std::mem::take(&mut head))?;
+    }
     let longest = body.size_hint().exact().unwrap_or(limit);
     let (mut first, mut all) = (Bytes::new(), Vec::new());
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = match next.take() {
+            Some(frame) => frame,
+            None => body.frame().await,
+        };
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| {
             if error.is_incomplete_message() || error.is_closed() {
                 Refusal::ClientLeft
@@ -64,7 +86,7 @@ async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes
             return Err(Refusal::BodyTooLarge(limit));
         }
         if first.is_empty() && all.is_empty() {
-            take(&mut share, data.len())?;
+            take(&mut share, data.len().saturating_add(std::mem::take(&mut head)))?;
             first = data;
             continue;
         }
@@ -80,6 +102,10 @@ async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes
         }
         all.extend_from_slice(&data);
     }
+    if head > 0 {
+        // There is no body.
+        take(&mut share, head)?;
+    }
     if all.is_empty() {
         return Ok(share.keep(first));
     }
@@ -91,16 +117,16 @@ async fn collect(mut body: Upload, limit: u64, mut share: Share) -> Result<Bytes
     Ok(share.keep(all.into()))
 }
 
-/// Room for a body of which `size` bytes are there: twice as much, so that a length that is only
-/// claimed takes no memory, and no more than `longest`.
+/// The memory for a body of which `size` bytes have come: twice as much, but at most `longest`. A
+/// length that a client only claims takes no memory.
 fn capacity(size: usize, longest: u64) -> usize {
     let longest = usize::try_from(longest).unwrap_or(usize::MAX);
     size.saturating_mul(2).max(LEAST_ROOM).min(longest).max(size)
 }
 
-fn take(share: &mut Share, bytes: usize) -> Result<(), Refusal> {
+fn take(share: &mut BodyShare, bytes: usize) -> Result<(), Refusal> {
     share.grow(bytes as u64).map_err(|full| match full {
-        Full::All => Refusal::BodiesFull,
-        Full::Source => Refusal::ClientBodiesFull(share.source().to_string()),
+        MemoryFull::All => Refusal::BodiesFull,
+        MemoryFull::Owner => Refusal::ClientBodiesFull(share.owner().to_string()),
     })
 }

@@ -1,70 +1,76 @@
-//! What every step of a request's way knows of it, its body apart.
+//! The facts about a request that every step of its way shares. Its body is elsewhere.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use http::request::Parts;
+use forebay_config::ANONYMOUS;
+use http::uri::PathAndQuery;
 use tokio::time::Instant;
 
 use crate::answer::api::Api;
 use crate::answer::refusal::Refusal;
+use crate::net::clock;
 use crate::net::socket::ClientSocket;
-use crate::read::request_id;
+use crate::read::head::ClientHead;
+use crate::read::request_id::RequestId;
 
 /// The other end of one client connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Client {
     pub(crate) socket: ClientSocket,
-    /// `None` where the system does not tell.
+    /// `None` if the system does not report it.
     pub(crate) address: Option<IpAddr>,
 }
 
-/// One request. Filled in step by step: what is not known yet is `None`.
+/// The facts about one request, filled in step by step. A fact that is not known yet is `None`.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestContext {
-    /// When its head had been read.
+    /// The time at which its head was complete.
     pub(crate) accepted: Instant,
     pub(crate) client: Client,
-    /// Its `x-request-id`, the client's own or one made at the edge.
-    pub(crate) id: Arc<str>,
+    /// Its `x-request-id`: the client's own, or one made at the edge.
+    pub(crate) id: RequestId,
     pub(crate) method: http::Method,
-    pub(crate) path: String,
+    /// The path with its query; `None` for a target without a path.
+    target: Option<PathAndQuery>,
     pub(crate) api: Option<Api>,
-    /// `anonymous` without keys.
+    /// The tenant's name; `anonymous` without a key.
     pub(crate) tenant: Arc<str>,
-    /// The tenant showed a key of ours, which goes no further.
+    /// The gateway checks keys, so the client's key goes no further.
     pub(crate) keyed: bool,
-    /// As the client named it.
-    pub(crate) model: Option<String>,
-    /// As the replicas know it, where that is another name.
-    pub(crate) served: Option<String>,
-    /// An event stream was asked for.
+    /// The model's name as the client sent it.
+    pub(crate) model: Option<Arc<str>>,
+    /// The client asks for an event stream.
     pub(crate) stream: bool,
 }
 
-/// Longest name of a model that is looked up, told and logged, in bytes.
+/// The longest name of a model that is looked up and logged, in bytes.
 const LONGEST_NAME: usize = 256;
 
 impl RequestContext {
-    pub(crate) fn new(parts: &Parts, client: Client) -> Self {
-        let id = parts.headers.get(request_id::REQUEST_ID).and_then(|id| id.to_str().ok());
+    pub(crate) fn new(head: &ClientHead, client: Client) -> Self {
+        static NO_TENANT: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(ANONYMOUS));
+        let parts = &head.parts;
         Self {
-            accepted: Instant::now(),
+            accepted: clock::now(),
             client,
-            id: id.unwrap_or_default().into(),
+            id: head.own.id.clone(),
             method: parts.method.clone(),
-            path: parts.uri.path().to_owned(),
+            target: parts.uri.path_and_query().cloned(),
             api: Api::of(parts.uri.path()),
-            tenant: Arc::from("anonymous"),
+            tenant: Arc::clone(&NO_TENANT),
             keyed: false,
             model: None,
-            served: None,
             stream: false,
         }
     }
 
-    /// The model that the client names; an empty name is none, as it is for vLLM.
-    pub(crate) fn asks_for(&mut self, model: Option<String>) -> Result<(), Refusal> {
+    pub(crate) fn path(&self) -> &str {
+        self.target.as_ref().map_or("", PathAndQuery::path)
+    }
+
+    /// Sets the model that the client names. An empty name counts as none, as it does for vLLM.
+    pub(crate) fn set_model(&mut self, model: Option<Arc<str>>) -> Result<(), Refusal> {
         if model.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) {
             return Err(Refusal::LongModel(LONGEST_NAME));
         }

@@ -7,33 +7,33 @@ use bytes::Bytes;
 
 use crate::read::scan::{Layout, Scan, StreamOptions};
 use crate::text::json::Lax;
-use crate::text::rope::Pieces;
+use crate::text::rope::Rope;
 
-/// What is to be changed.
+/// The changes to make.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Edits<'a> {
-    /// The name that the replicas know the model by.
+    /// The name by which the replicas know the model.
     pub(crate) model: Option<&'a str>,
-    /// Ask the server for exact usage; the chunk that the client did not ask for is taken out of
+    /// Ask vLLM for exact usage. If the client does not ask for it, the usage chunk is taken out of
     /// the answer again.
     pub(crate) ask_usage: bool,
-    /// Take out `priority`, which would let any client go first.
+    /// Take out `priority`, by which any client could jump the queue.
     pub(crate) drop_priority: bool,
 }
 
 /// A body after its edits.
 #[derive(Debug)]
-pub(crate) struct Edited {
-    /// The very bytes that came in, with the changes between them.
-    pub(crate) body: Pieces,
-    /// Usage is asked for by us alone.
+pub(crate) struct EditedBody {
+    /// Slices of the body as it came, with the changes between them.
+    pub(crate) body: Rope,
+    /// The gateway alone asked for usage.
     pub(crate) strip_usage: bool,
 }
 
 type Patch<'a> = (Range<usize>, Cow<'a, str>);
 
 /// Applies `edits` to the body that `scan` was read from.
-pub(crate) fn edit(body: &Bytes, scan: &Scan, edits: &Edits<'_>) -> Edited {
+pub(crate) fn edit(body: &Bytes, scan: &Scan, edits: &Edits<'_>) -> EditedBody {
     let mut patches: Vec<Patch<'_>> = Vec::new();
     let mut left = match scan.layout {
         Layout::Json { members, .. } => members,
@@ -52,12 +52,12 @@ pub(crate) fn edit(body: &Bytes, scan: &Scan, edits: &Edits<'_>) -> Edited {
         patches.push((at.clone(), "".into()));
         left -= 1;
     }
-    // Without `stream` vLLM answers options with a 400, and plain answers have usage anyway.
+    // Without `stream`, vLLM answers `stream_options` with a 400; plain answers have usage anyway.
     let strip_usage = edits.ask_usage && scan.stream && ask_usage(scan, left, &mut patches);
-    Edited { body: apply(body, patches), strip_usage }
+    EditedBody { body: apply(body, patches), strip_usage }
 }
 
-/// Whether asking for usage took a change.
+/// Asks for usage. Returns whether that took a change.
 fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
     const OPTIONS: &str = r#""stream_options":{"include_usage":true}"#;
     const USAGE: &str = r#""include_usage":true"#;
@@ -69,7 +69,7 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
     match &scan.stream_options {
         StreamOptions::Absent => patches.push((open..open, inserted(OPTIONS, left))),
         StreamOptions::Null(at) => patches.push((at.clone(), format!("{{{USAGE}}}").into())),
-        // There already, or the server's to refuse.
+        // The client asks for it, or the value is left for vLLM to refuse.
         StreamOptions::Object { include_usage: Some(flag), .. }
             if matches!(flag.value, Lax::Value(true) | Lax::Invalid) =>
         {
@@ -80,7 +80,7 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
                 Some(flag) => patches.push((flag.at.clone(), "true".into())),
                 None => patches.push((*open..*open, inserted(USAGE, *members))),
             }
-            // It has no effect without `include_usage`, and must not gain one by our asking.
+            // Without `include_usage` this flag has no effect, and the edit must not give it one.
             if let Some(flag) = continuous.as_ref().filter(|flag| flag.is_true()) {
                 patches.push((flag.at.clone(), "false".into()));
             }
@@ -90,10 +90,10 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
     true
 }
 
-/// Slices of the body with the new text between them: nothing is copied, however long it is.
-fn apply(body: &Bytes, mut patches: Vec<Patch<'_>>) -> Pieces {
+/// Puts the new text between slices of the body: nothing of the body is copied.
+fn apply(body: &Bytes, mut patches: Vec<Patch<'_>>) -> Rope {
     patches.sort_by_key(|(at, _)| (at.start, at.end));
-    let (mut out, mut from) = (Pieces::default(), 0);
+    let (mut out, mut from) = (Rope::default(), 0);
     for (at, text) in patches {
         out.push(body.slice(from..at.start));
         out.push(Bytes::from(text.into_owned()));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_go_together_and_leave_the_rest_as_it_was() {
+    fn edits_combine_and_leave_the_rest_as_it_was() {
         let edits = Edits { model: Some("b\"ä"), ask_usage: true, drop_priority: true };
         for (body, want) in [
             (
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forms_model_is_replaced_as_it_stands() {
+    fn a_forms_model_is_replaced_without_quotes() {
         let form =
             "--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nalias\r\n--X--\r\n";
         let body = Bytes::from_static(form.as_bytes());
@@ -211,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_edited_body_says_the_same_but_for_the_edits(
+        fn an_edited_body_differs_only_by_the_edits(
             others in prop::collection::btree_map("[a-f]{1,3}", any::<String>(), 0..5),
             options in prop_oneof![
                 Just(None),

@@ -1,12 +1,22 @@
-//! A request as it is read: its body within bounds, the fields that matter, the edits.
+//! Reading a request: its body within bounds, the fields that the gateway needs, and their edits.
 //!
-//! A body is read whole, once, and never copied for a try. Reading and editing are pure; taking a body
-//! from a connection is not. Uses `text`, `answer`, `net` and `tenant`.
+//! A body is read whole, once, and never copied for a try. Scanning and editing are pure; taking a
+//! body from a connection is not. Uses `text`, `answer`, `net` and `tenant`.
+//!
+//! `body` reads the bytes within `body_memory`; `scan` reads the fields of JSON, `multipart` those
+//! of a form; `edit` changes them. `prompt` hashes the content that the model will see. `head` is a
+//! request's head with the headers that the gateway writes into it, among them the `request_id`;
+//! `known_headers` are those that mean something to the gateway. `context` has the facts that later
+//! steps share; `client_timeout` is how long the client waits.
 
 pub(crate) mod body;
 pub(crate) mod body_memory;
+pub(crate) mod client_timeout;
 pub(crate) mod context;
 pub(crate) mod edit;
+pub(crate) mod head;
+pub(crate) mod known_headers;
 pub(crate) mod multipart;
+pub(crate) mod prompt;
 pub(crate) mod request_id;
 pub(crate) mod scan;

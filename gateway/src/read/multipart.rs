@@ -1,7 +1,8 @@
-//! Reads the form fields that routing needs out of a `multipart/form-data` body, in place.
+//! Reads the form fields that routing needs from a `multipart/form-data` body, in place.
 //!
-//! The server's reader is lenient in many ways, and a name that it sees and we don't would be
-//! routed wrongly. So a form is taken only as ordinary clients write it; the rest is refused.
+//! vLLM's reader is lenient. If it found a model's name that the gateway overlooks, the request
+//! would be in the wrong pool. So a form is accepted only in the form that ordinary clients write.
+//! By hand, since edits need the fields' offsets in the body, and no copy of it.
 
 use memchr::memmem;
 
@@ -14,10 +15,10 @@ pub(crate) fn is_form(content_type: &str) -> bool {
     kind.trim().eq_ignore_ascii_case("multipart/form-data")
 }
 
-/// Reads a form body by the `content-type` it came with.
+/// Reads a form by its `content-type`.
 ///
 /// # Errors
-/// A form that is broken or oddly written, one of our fields twice or of the wrong type.
+/// A form that is broken or unusual; a known field that occurs twice or has the wrong type.
 pub(crate) fn scan_form(body: &[u8], content_type: &str) -> Result<Scan, ScanError> {
     let boundary = boundary(content_type)?;
     let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
@@ -94,8 +95,7 @@ struct Name {
     file: bool,
 }
 
-/// The field's name in a part's headers; `None` where its bytes are no text, which is no name of
-/// ours.
+/// The field's name in a part's headers; `None` if the name is not text, and so not a known field.
 fn field_name(headers: &[u8]) -> Result<Option<Name>, ScanError> {
     let mut found = None;
     for line in headers.split(|byte| *byte == b'\n') {
@@ -114,25 +114,25 @@ fn field_name(headers: &[u8]) -> Result<Option<Name>, ScanError> {
     let value = found.ok_or(bad("a part has no name"))?;
     let value = String::from_utf8_lossy(value);
     let (mut name, mut file) = (None, false);
-    for (param, value) in params(&value).ok_or(bad("a part's name is oddly written"))? {
+    for (param, value) in params(&value).ok_or(bad("a part's name is written in an unusual way"))? {
         if param.eq_ignore_ascii_case("name") {
             if name.replace(value).is_some() {
                 return Err(bad("a part has two names"));
             }
         } else if param.to_ascii_lowercase().starts_with("name*") {
-            return Err(bad("a part's name is oddly written"));
+            return Err(bad("a part's name is written in an unusual way"));
         } else if param.to_ascii_lowercase().starts_with("filename") {
             file = true;
         }
     }
     let name = name.ok_or(bad("a part has no name"))?;
     if name.contains('\\') {
-        return Err(bad("a part's name is oddly written"));
+        return Err(bad("a part's name is written in an unusual way"));
     }
     Ok((!name.contains('\u{fffd}')).then(|| Name { text: name.to_owned(), file }))
 }
 
-/// The parameters after a header value's first word; `None` if a quote has no end.
+/// The parameters after a header value's first token; `None` if a quote has no end.
 fn params(value: &str) -> Option<Vec<(&str, &str)>> {
     let mut found = Vec::new();
     let (_, mut rest) = value.split_once(';').unwrap_or((value, ""));
@@ -178,7 +178,7 @@ mod tests {
     );
 
     #[test]
-    fn finds_the_fields_and_the_models_place() {
+    fn the_fields_and_the_models_place_are_found() {
         let model = ("content-disposition: form-data; name=\"model\"", "whisper/ä");
         let stream = ("Content-Disposition: form-data; name=stream", "True");
         let limit = ("Content-Disposition: form-data; name=\"max_completion_tokens\"", "12");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_forms_that_two_readers_could_read_differently() {
+    fn forms_that_two_readers_could_read_differently_are_refused() {
         let model = ("Content-Disposition: form-data; name=\"model\"", "a");
         let named =
             |params: &str| form(&[(&format!("Content-Disposition: form-data; {params}"), "a")]);
@@ -210,11 +210,26 @@ mod tests {
                 TYPE,
                 ScanError::WrongType { field: "model", want: "text" },
             ),
-            ("escaped", named("name=\"mo\\del\""), TYPE, bad("a part's name is oddly written")),
-            ("extended", named("name*=utf-8''model"), TYPE, bad("a part's name is oddly written")),
+            (
+                "escaped",
+                named("name=\"mo\\del\""),
+                TYPE,
+                bad("a part's name is written in an unusual way"),
+            ),
+            (
+                "extended",
+                named("name*=utf-8''model"),
+                TYPE,
+                bad("a part's name is written in an unusual way"),
+            ),
             ("two names", named("name=\"a\"; name=\"model\""), TYPE, bad("a part has two names")),
             ("no name", named("x=y"), TYPE, bad("a part has no name")),
-            ("open quote", named("name=\"model"), TYPE, bad("a part's name is oddly written")),
+            (
+                "open quote",
+                named("name=\"model"),
+                TYPE,
+                bad("a part's name is written in an unusual way"),
+            ),
             (
                 "folded header",
                 form(&[("Content-Disposition: form-data;\r\n name=\"model\"", "a")]),

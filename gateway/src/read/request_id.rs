@@ -1,53 +1,94 @@
-//! By what a request is known along its way: `x-request-id` and the W3C's `traceparent`. Pure, but
-//! for the random numbers.
+//! The identifiers of a request: `x-request-id` and the W3C's `traceparent`. Pure, apart from the
+//! random numbers.
+//!
+//! By hand: `tower_http::request_id` keeps any id that a client sends, also one that can't be
+//! logged or comes twice; and in the answer it lets the replica's `x-request-id` win over the
+//! client's.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
+use crate::text::stack::StackText;
 
-/// Longest id of a client's own.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The longest id of a client's own that is kept.
 const MAX_ID: usize = 128;
 
-/// The client's id if it is one that can be written to logs, or else a new one. It is in the
-/// headers then.
-pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    let mut given = headers.get_all(&REQUEST_ID).iter();
-    if let (Some(id), None) = (given.next(), given.next())
-        && (1..=MAX_ID).contains(&id.len())
-        && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    {
-        return id.clone();
-    }
-    let id = hex(rand::random::<u128>(), 32);
-    headers.insert(REQUEST_ID, id.clone());
-    id
+/// The id of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RequestId {
+    /// The client's own.
+    Client(HeaderValue),
+    /// Made at the edge: random, in hex.
+    Made([u8; 32]),
 }
 
-/// Keeps the client's trace, or begins one: sampled, as it is for a server that is given none.
-pub(crate) fn trace(headers: &mut HeaderMap) {
+/// A `traceparent` that begins a trace.
+pub(crate) type TraceParent = [u8; 55];
+
+impl RequestId {
+    /// The client's id if it can be written to logs, or else a new one.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut given = headers.get_all(&REQUEST_ID).iter();
+        if let (Some(id), None) = (given.next(), given.next())
+            && (1..=MAX_ID).contains(&id.len())
+            && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        {
+            return Self::Client(id.clone());
+        }
+        Self::made()
+    }
+
+    pub(crate) fn made() -> Self {
+        let mut text = StackText::<32>::new();
+        text.hex(&rand::random::<u128>().to_ne_bytes());
+        Self::Made(*text.whole())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Client(id) => id.as_bytes(),
+            Self::Made(id) => id,
+        }
+    }
+
+    /// The value for the answer's header.
+    pub(crate) fn value(&self) -> HeaderValue {
+        match self {
+            Self::Client(id) => id.clone(),
+            Self::Made(id) => {
+                HeaderValue::from_bytes(id).unwrap_or_else(|_| HeaderValue::from_static("0"))
+            }
+        }
+    }
+}
+
+/// The beginning of a trace that is sampled; `None` if the client's own is valid, and so kept.
+pub(crate) fn trace(headers: &HeaderMap) -> Option<TraceParent> {
     let mut given = headers.get_all(&TRACE_PARENT).iter();
     if let (Some(parent), None) = (given.next(), given.next())
         && is_trace_parent(parent.as_bytes())
     {
-        return;
+        return None;
     }
-    // The state of a trace that is not known belongs to nothing.
-    headers.remove(&TRACE_STATE);
+    Some(new_trace())
+}
+
+/// The beginning of a new trace, with random numbers that are not zero.
+pub(crate) fn new_trace() -> TraceParent {
     let (trace, span) = (rand::random::<u128>().max(1), rand::random::<u64>().max(1));
-    if let Ok(parent) = HeaderValue::from_str(&format!("00-{trace:032x}-{span:016x}-01")) {
-        headers.insert(TRACE_PARENT, parent);
-    }
+    let mut text = StackText::<55>::new();
+    text.push(b"00-");
+    text.hex(&trace.to_be_bytes());
+    text.push(b"-");
+    text.hex(&span.to_be_bytes());
+    text.push(b"-01");
+    *text.whole()
 }
 
-fn hex(number: u128, width: usize) -> HeaderValue {
-    let text = format!("{number:0width$x}");
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
-}
-
-/// `version-trace-parent-flags` in lower case hex, no field but the flags all zero. Versions to
-/// come may add fields.
+/// `version-trace-parent-flags` in lower case hex; only the flags may be all zero. Later versions
+/// may add fields.
 fn is_trace_parent(text: &[u8]) -> bool {
     let hex = |text: &[u8]| text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let zero = |text: &[u8]| text.iter().all(|b| *b == b'0');
@@ -81,34 +122,30 @@ mod tests {
     fn an_id_that_can_be_logged_is_kept() {
         let longest = "x".repeat(128);
         for id in ["r-1", "a/b:c=d", longest.as_str()] {
-            let mut headers = with(REQUEST_ID, &[id]);
-            assert_eq!(request_id(&mut headers), id);
-            assert_eq!(headers[REQUEST_ID], id);
+            let kept = RequestId::of(&with(REQUEST_ID, &[id]));
+            assert_eq!(kept, RequestId::Client(HeaderValue::from_str(id).expect("a value")));
+            assert_eq!((kept.as_bytes(), kept.value().as_bytes()), (id.as_bytes(), id.as_bytes()));
         }
     }
 
     #[test]
-    fn any_other_is_made_anew() {
+    fn any_other_id_is_replaced() {
         let too_long = "x".repeat(129);
         for ids in [&[][..], &[""], &["a b"], &["a\tb"], &["é"], &[&too_long], &["a", "b"]] {
-            let mut headers = with(REQUEST_ID, ids);
-            let id = request_id(&mut headers);
-            assert_eq!(id.len(), 32, "{ids:?}");
+            let id = RequestId::of(&with(REQUEST_ID, ids));
+            assert!(matches!(id, RequestId::Made(_)), "{ids:?}");
             assert!(id.as_bytes().iter().all(u8::is_ascii_hexdigit));
-            assert_eq!(headers.get_all(REQUEST_ID).iter().collect::<Vec<_>>(), [&id]);
+            assert_eq!(id.value().as_bytes(), id.as_bytes());
         }
+        assert_ne!(RequestId::made(), RequestId::made());
     }
 
     #[test]
-    fn a_trace_is_kept_with_its_state_or_begun_without_one() {
+    fn a_valid_trace_is_kept_and_any_other_is_replaced() {
         let known = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00-more";
         for parent in [known, later] {
-            let mut headers = with(TRACE_PARENT, &[parent]);
-            headers.insert(TRACE_STATE, HeaderValue::from_static("a=b"));
-            trace(&mut headers);
-            assert_eq!(headers[TRACE_PARENT], parent);
-            assert_eq!(headers[TRACE_STATE], "a=b");
+            assert_eq!(trace(&with(TRACE_PARENT, &[parent])), None);
         }
         for parents in [
             &[][..],
@@ -121,13 +158,9 @@ mod tests {
             &["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"],
             &[known, known],
         ] {
-            let mut headers = with(TRACE_PARENT, parents);
-            headers.insert(TRACE_STATE, HeaderValue::from_static("a=b"));
-            trace(&mut headers);
-            let made = headers.get_all(TRACE_PARENT).iter().collect::<Vec<_>>();
-            assert!(made.len() == 1 && is_trace_parent(made[0].as_bytes()), "{made:?}");
-            assert!(!parents.contains(&made[0].to_str().expect("text")));
-            assert!(!headers.contains_key(TRACE_STATE));
+            let made = trace(&with(TRACE_PARENT, parents)).expect("a new one");
+            assert!(is_trace_parent(&made), "{made:?}");
+            assert!(parents.iter().all(|parent| parent.as_bytes() != made));
         }
     }
 }

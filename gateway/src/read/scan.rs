@@ -1,46 +1,56 @@
-//! Reads the few top-level fields of a request that the gateway acts on, and where they stand.
+//! Reads the few top-level fields of a request that the gateway acts on, and their places in the
+//! body.
 //!
-//! The body is passed over once and never copied or rebuilt, so unknown fields and the order of
-//! keys survive; `edit` changes single places by the ranges found here. What is read must be what
-//! vLLM reads: escaped keys are decoded, and a field of ours that occurs twice is refused, since
-//! of two readers one takes the first and the other the last. Values that vLLM refuses are its own
-//! to refuse, but for a model's name that is not one, for which there is no replica to ask.
+//! The body is read once and never copied or rebuilt, so unknown fields and the order of keys
+//! survive; `edit` changes single places by the ranges found here. The gateway must read the same
+//! values as vLLM. So escaped keys are decoded, and a field that occurs twice is refused: one
+//! reader may take the first, and another the last. Invalid values are left for vLLM to refuse,
+//! except for a model's name that is not a string: without the name, the gateway can't choose a
+//! pool.
 
 use std::ops::Range;
 
-use crate::answer::refusal::Refusal;
-use crate::text::json::{Broken, Cursor, Key, Kind, Lax};
+use forebay_signals::estimated_tokens;
 
-/// What the gateway reads of a request's body.
+use crate::answer::refusal::Refusal;
+use crate::read::prompt::{Contents, Part};
+use crate::text::json::{Cursor, JsonError, JsonKind, Lax, MemberKey};
+
+/// The fields of a request's body that the gateway reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scan {
     pub(crate) model: Option<Model>,
     pub(crate) stream: bool,
     pub(crate) stream_options: StreamOptions,
-    /// The most tokens the client allows for an answer, by whichever name it said so.
+    /// Whether `encoding_format` asks for an answer of bytes instead of JSON.
+    pub(crate) wants_bytes: bool,
+    /// The most tokens that the client allows for an answer, by any of the field's names.
     pub(crate) max_tokens: Option<u64>,
-    /// Answers asked for.
+    /// The number of answers that the client asks for.
     pub(crate) n: Option<u64>,
-    /// The member `priority` with one comma, to be cut out.
+    /// The place of the member `priority` with one comma, to be cut out.
     pub(crate) priority: Option<Range<usize>>,
-    /// The value of `messages`, `prompt` or `input`, the longest of them.
+    /// The place of the longest value of `messages`, `prompt` and `input`.
     pub(crate) prompt: Option<Range<usize>>,
-    /// The value of `system` or `instructions`, which APIs that have it put before the prompt.
+    /// The place of the value of `system` or `instructions`. APIs that have it put it before the
+    /// prompt.
     pub(crate) system: Option<Range<usize>>,
+    /// The contents that the model will see, if they were asked for.
+    pub(crate) contents: Option<Box<Contents>>,
     pub(crate) layout: Layout,
 }
 
-/// The model's name and its value's place: in JSON with the quotes.
+/// The model's name and the place of its value, in JSON with the quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Model {
     pub(crate) name: String,
     pub(crate) at: Range<usize>,
 }
 
-/// How the body is written, and where new members go.
+/// The form of the body, and the place for new members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// An object that begins just before `open` and has `members`.
+    /// An object with this number of `members`.
     Json {
         /// Offset after the opening brace.
         open: usize,
@@ -57,7 +67,7 @@ pub(crate) enum StreamOptions {
     Absent,
     /// `null`, at this place.
     Null(Range<usize>),
-    /// An object, with its own two fields where they are there.
+    /// An object, with its two known fields if they are there.
     Object {
         /// Offset after the opening brace.
         open: usize,
@@ -65,24 +75,24 @@ pub(crate) enum StreamOptions {
         include_usage: Option<Flag>,
         continuous: Option<Flag>,
     },
-    /// No object: the server's to refuse.
+    /// Not an object: left for vLLM to refuse.
     Other,
 }
 
-/// A member that should be a boolean.
+/// A member that should be a boolean, and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Flag {
     pub(crate) at: Range<usize>,
     pub(crate) value: Lax<bool>,
 }
 
-/// Why a body is refused.
+/// The reason why a body is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ScanError {
     #[error("The request body is empty.")]
     Empty,
     #[error("The request body is not valid JSON: {} at byte {}.", .0.why, .0.at)]
-    Broken(Broken),
+    Broken(JsonError),
     #[error("The request body is not valid UTF-8 at byte {0}.")]
     NotUtf8(usize),
     #[error("The request body must be a JSON object.")]
@@ -102,7 +112,7 @@ impl From<ScanError> for Refusal {
 }
 
 impl ScanError {
-    /// The field at fault, for the error's `param`.
+    /// The field that is wrong, for the error's `param`.
     pub(crate) fn param(&self) -> Option<&'static str> {
         match self {
             Self::Duplicate(field) | Self::WrongType { field, .. } => Some(field),
@@ -111,24 +121,22 @@ impl ScanError {
     }
 }
 
-impl From<Broken> for ScanError {
-    fn from(broken: Broken) -> Self {
+impl From<JsonError> for ScanError {
+    fn from(broken: JsonError) -> Self {
         Self::Broken(broken)
     }
 }
 
 impl Scan {
-    /// Estimated tokens of the prompt: four bytes a token, of the whole body where no prompt was
-    /// found.
+    /// The prompt's estimated tokens. The whole body counts if no prompt is found.
     pub(crate) fn prompt_tokens(&self, body_len: usize) -> u64 {
         let parts = [&self.system, &self.prompt];
         let found: usize = parts.into_iter().flatten().map(ExactSizeIterator::len).sum();
-        (if found > 0 { found } else { body_len }) as u64 / 4
+        estimated_tokens((if found > 0 { found } else { body_len }) as u64)
     }
 
-    /// The prompt's first bytes as they stand in the body, at most `limit`: requests that begin
-    /// alike find each other's prefix in a replica's cache.
-    #[allow(dead_code, reason = "for picking by prefix")]
+    /// The prompt's first bytes as they are in the body, at most `limit`. They distinguish one
+    /// conversation from another.
     pub(crate) fn lead<'a>(&self, body: &'a [u8], limit: usize) -> &'a [u8] {
         let part = self.system.clone().or_else(|| self.prompt.clone()).unwrap_or_default();
         &body[part.start..part.end.min(part.start + limit)]
@@ -141,23 +149,38 @@ impl Flag {
     }
 }
 
-/// Reads a JSON body.
+/// Reads a JSON body, without the contents that the model will see.
 ///
 /// # Errors
-/// Broken JSON, no object, a field of the wrong type, or one of ours that occurs twice.
+/// Broken JSON, not an object, a model that is not a string, or a known field that occurs twice.
 pub(crate) fn scan(body: &[u8]) -> Result<Scan, ScanError> {
+    scan_with(body, None)
+}
+
+/// The same with the contents.
+///
+/// # Errors
+/// As for [`scan`].
+pub(crate) fn scan_contents(body: &[u8]) -> Result<Scan, ScanError> {
+    scan_with(body, Some(Box::default()))
+}
+
+fn scan_with(body: &[u8], contents: Option<Box<Contents>>) -> Result<Scan, ScanError> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err(ScanError::Empty);
     }
-    std::str::from_utf8(body).map_err(|error| ScanError::NotUtf8(error.valid_up_to()))?;
-    // Python's reader takes a byte order mark, so it is passed on.
+    // Most bodies are ASCII, which is found out several times as fast.
+    if !body.is_ascii() {
+        std::str::from_utf8(body).map_err(|error| ScanError::NotUtf8(error.valid_up_to()))?;
+    }
+    // Python's reader accepts a byte order mark, so it is passed on.
     let start = if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
     let mut cursor = Cursor::starting(body, start);
     if !cursor.enter_object()? {
         cursor.end()?;
         return Err(ScanError::NotAnObject);
     }
-    let mut fields = Fields { open: cursor.at(), ..Fields::default() };
+    let mut fields = Fields { open: cursor.at(), contents, ..Fields::default() };
     let (mut first, mut members) = (true, 0);
     while let Some(key) = cursor.next_key(&mut first)? {
         members += 1;
@@ -167,21 +190,23 @@ pub(crate) fn scan(body: &[u8]) -> Result<Scan, ScanError> {
     Ok(fields.scan(members))
 }
 
-/// What was seen so far; each is there at most once.
+/// The fields found so far, each at most once.
 #[derive(Default)]
 struct Fields {
     open: usize,
     model: Once<Model>,
     stream: Once<bool>,
     stream_options: Once<StreamOptions>,
+    wants_bytes: Once<bool>,
     max_tokens: [Once<u64>; 3],
     n: Once<u64>,
     priority: Once<Range<usize>>,
     prompts: [Once<Range<usize>>; 3],
     systems: [Once<Range<usize>>; 2],
+    contents: Option<Box<Contents>>,
 }
 
-/// Seen or not, and what it held.
+/// Whether a field was found, and its value.
 struct Once<T>(Option<Option<T>>);
 
 impl<T> Default for Once<T> {
@@ -204,21 +229,32 @@ impl<T> Once<T> {
 }
 
 impl Fields {
-    fn member(&mut self, cursor: &mut Cursor<'_>, key: Key<'_>) -> Result<(), ScanError> {
-        let Some(name) = key.text.decode() else { return Ok(cursor.skip()?) };
-        match &*name {
-            "model" => self.model.set("model", model(cursor)?),
-            "stream" => self.stream.set("stream", Some(flag(cursor)?.is_true())),
-            "stream_options" => {
+    fn member(&mut self, cursor: &mut Cursor<'_>, key: MemberKey<'_>) -> Result<(), ScanError> {
+        let decoded;
+        let name = match key.text.unescaped() {
+            Some(name) => name,
+            None => {
+                let Some(name) = key.text.decode() else { return Ok(cursor.skip()?) };
+                decoded = name;
+                decoded.as_bytes()
+            }
+        };
+        match name {
+            b"model" => self.model.set("model", model(cursor)?),
+            b"stream" => self.stream.set("stream", Some(flag(cursor)?.is_true())),
+            b"stream_options" => {
                 self.stream_options.set("stream_options", Some(stream_options(cursor)?))
             }
-            "max_completion_tokens" => {
+            b"encoding_format" => {
+                self.wants_bytes.set("encoding_format", Some(names_bytes(cursor)?))
+            }
+            b"max_completion_tokens" => {
                 self.max_tokens[0].set("max_completion_tokens", cursor.count()?)
             }
-            "max_tokens" => self.max_tokens[1].set("max_tokens", cursor.count()?),
-            "max_output_tokens" => self.max_tokens[2].set("max_output_tokens", cursor.count()?),
-            "n" => self.n.set("n", cursor.count()?),
-            "priority" => {
+            b"max_tokens" => self.max_tokens[1].set("max_tokens", cursor.count()?),
+            b"max_output_tokens" => self.max_tokens[2].set("max_output_tokens", cursor.count()?),
+            b"n" => self.n.set("n", cursor.count()?),
+            b"priority" => {
                 cursor.skip()?;
                 let end = cursor.at();
                 // A comma goes with it: the one after it, or the one before the last member.
@@ -229,13 +265,50 @@ impl Fields {
                 };
                 self.priority.set("priority", Some(cut))
             }
-            "messages" => self.prompts[0].set("messages", Some(range(cursor)?)),
-            "prompt" => self.prompts[1].set("prompt", Some(range(cursor)?)),
-            "input" => self.prompts[2].set("input", Some(range(cursor)?)),
-            "system" => self.systems[0].set("system", Some(range(cursor)?)),
-            "instructions" => self.systems[1].set("instructions", Some(range(cursor)?)),
+            b"messages" => {
+                let at = self.part(Part::Messages, cursor)?;
+                self.prompts[0].set("messages", Some(at))
+            }
+            b"prompt" => {
+                let at = self.part(Part::Prompt, cursor)?;
+                self.prompts[1].set("prompt", Some(at))
+            }
+            b"input" => {
+                let at = self.part(Part::Messages, cursor)?;
+                self.prompts[2].set("input", Some(at))
+            }
+            b"system" => {
+                let at = self.part(Part::System, cursor)?;
+                self.systems[0].set("system", Some(at))
+            }
+            b"instructions" => {
+                let at = self.part(Part::System, cursor)?;
+                self.systems[1].set("instructions", Some(at))
+            }
+            // These decide nothing but which replica may remember the prompt, so the last one counts,
+            // as it does for Python.
+            b"tools" => self.part(Part::Tools, cursor).map(drop),
+            b"cache_salt" => match &mut self.contents {
+                Some(contents) => Ok(contents.read_salt(cursor)?),
+                None => Ok(cursor.skip()?),
+            },
+            b"prompt_cache_key" => match &mut self.contents {
+                Some(contents) => Ok(contents.read_session(cursor)?),
+                None => Ok(cursor.skip()?),
+            },
             _ => Ok(cursor.skip()?),
         }
+    }
+
+    /// The place of the next value, which has content for the model.
+    fn part(&mut self, part: Part, cursor: &mut Cursor<'_>) -> Result<Range<usize>, ScanError> {
+        cursor.kind()?;
+        let start = cursor.at();
+        match &mut self.contents {
+            Some(contents) => contents.read(part, cursor)?,
+            None => cursor.skip()?,
+        }
+        Ok(start..cursor.at())
     }
 
     fn scan(self, members: usize) -> Scan {
@@ -243,11 +316,13 @@ impl Fields {
             model: self.model.get(),
             stream: self.stream.get().unwrap_or(false),
             stream_options: self.stream_options.get().unwrap_or_default(),
+            wants_bytes: self.wants_bytes.get().unwrap_or(false),
             max_tokens: self.max_tokens.into_iter().find_map(Once::get),
             n: self.n.get(),
             priority: self.priority.get(),
             prompt: longest(self.prompts),
             system: longest(self.systems),
+            contents: self.contents,
             layout: Layout::Json { open: self.open, members },
         }
     }
@@ -260,11 +335,11 @@ fn longest<const N: usize>(ranges: [Once<Range<usize>>; N]) -> Option<Range<usiz
 fn model(cursor: &mut Cursor<'_>) -> Result<Option<Model>, ScanError> {
     let wrong = ScanError::WrongType { field: "model", want: "a string" };
     match cursor.kind()? {
-        Kind::Null => {
+        JsonKind::Null => {
             cursor.skip()?;
             Ok(None)
         }
-        Kind::String => {
+        JsonKind::String => {
             let start = cursor.at();
             let Some(text) = cursor.text()? else { return Err(wrong) };
             let name = text.decode().ok_or(wrong)?.into_owned();
@@ -277,17 +352,23 @@ fn model(cursor: &mut Cursor<'_>) -> Result<Option<Model>, ScanError> {
     }
 }
 
-fn flag(cursor: &mut Cursor<'_>) -> Result<Flag, Broken> {
+/// Whether the next value is one of vLLM's formats without JSON: `bytes`, `bytes_only`.
+fn names_bytes(cursor: &mut Cursor<'_>) -> Result<bool, JsonError> {
+    let name = cursor.text()?;
+    Ok(name.and_then(|name| name.decode()).is_some_and(|name| name.starts_with("bytes")))
+}
+
+fn flag(cursor: &mut Cursor<'_>) -> Result<Flag, JsonError> {
     cursor.kind()?;
     let start = cursor.at();
-    let value = cursor.simple()?.boolean();
+    let value = cursor.scalar()?.boolean();
     Ok(Flag { at: start..cursor.at(), value })
 }
 
 fn stream_options(cursor: &mut Cursor<'_>) -> Result<StreamOptions, ScanError> {
     match cursor.kind()? {
-        Kind::Object => {}
-        Kind::Null => return Ok(StreamOptions::Null(range(cursor)?)),
+        JsonKind::Object => {}
+        JsonKind::Null => return Ok(StreamOptions::Null(range(cursor)?)),
         _ => {
             cursor.skip()?;
             return Ok(StreamOptions::Other);
@@ -315,8 +396,8 @@ fn stream_options(cursor: &mut Cursor<'_>) -> Result<StreamOptions, ScanError> {
     Ok(StreamOptions::Object { open, members, include_usage, continuous })
 }
 
-/// The next value's place.
-fn range(cursor: &mut Cursor<'_>) -> Result<Range<usize>, Broken> {
+/// The place of the next value.
+fn range(cursor: &mut Cursor<'_>) -> Result<Range<usize>, JsonError> {
     cursor.kind()?;
     let start = cursor.at();
     cursor.skip()?;

@@ -1,39 +1,42 @@
-//! A WebSocket's frames (RFC 6455, 5.2), as far as the gateway knows them: where each ends, so that
-//! a word of its own stands between two; whether a side has said its close, since a replica that ends
-//! a session without one has died; and the text of a replica's messages, where its usage stands.
+//! A WebSocket's frames (RFC 6455, 5.2), as far as the gateway needs them: where each frame ends,
+//! so that the gateway can send its own close frame between two others; whether a side has sent a
+//! close frame, since a replica that ends a session without one has died; and the text of a
+//! replica's messages, which reports usage.
 //!
-//! Pure: bytes come as they were cut.
+//! By hand, since bytes pass on as they came: a WebSocket library takes messages apart and frames
+//! them anew. Pure: bytes may be cut anywhere.
 
 const CONTINUED: u8 = 0;
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 const FINAL: u8 = 0x80;
-/// Set where an extension made something else of the payload.
+/// Set if an extension has changed the payload.
 const RESERVED: u8 = 0x70;
 const MASKED: u8 = 0x80;
 /// Two bytes, eight of a long length, four of a mask.
 const LONGEST_HEAD: usize = 14;
-/// Longer messages pass unread.
+/// Longer messages pass without being read.
 const LONGEST_TEXT: usize = 1 << 20;
 
 /// The frames of one direction.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     head: [u8; LONGEST_HEAD],
-    /// Bytes of the head that are here.
+    /// The bytes of the head that have come.
     have: usize,
-    /// Bytes of the payload that are still to come.
+    /// The bytes of the payload that have not come yet.
     left: u64,
     closed: bool,
     messages: u64,
     /// Whether messages are read, or only counted.
     reads: bool,
-    /// What is here of a message that is read.
+    /// The part of a message that has come, if it is read.
     text: Option<Vec<u8>>,
 }
 
 impl Frames {
-    /// Reads the texts that are neither masked, as a client's are, nor compressed.
+    /// Frames whose text messages are read, unless they are masked, as a client's are, or
+    /// compressed.
     pub(super) fn reading() -> Self {
         Self { reads: true, ..Self::default() }
     }
@@ -43,15 +46,15 @@ impl Frames {
         self.closed
     }
 
-    /// Messages that are complete, in however many frames.
+    /// The complete messages, of one frame or many.
     pub(super) fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// Takes the next bytes and gives each text that is complete with them to `hear`. Returned is
-    /// how many of the bytes end with a frame: after these something else may be said. `None` if
-    /// that is nowhere in them.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut hear: impl FnMut(&[u8])) -> Option<usize> {
+    /// Takes the next bytes, and gives each text message that they complete to `on_text`. Returns
+    /// the offset after the last frame that ends in these bytes, or at their beginning; `None` if
+    /// no frame ends there.
+    pub(super) fn feed(&mut self, bytes: &[u8], mut on_text: impl FnMut(&[u8])) -> Option<usize> {
         let mut whole = (self.have == 0 && self.left == 0).then_some(0);
         let mut at = 0;
         while at < bytes.len() {
@@ -71,7 +74,7 @@ impl Frames {
                 self.begin();
             }
             if self.left == 0 {
-                self.end(&mut hear);
+                self.end(&mut on_text);
                 whole = Some(at);
             }
         }
@@ -82,12 +85,12 @@ impl Frames {
         self.head[0] & 0xf
     }
 
-    /// Control frames may stand between the frames of a message.
+    /// Whether it is not a control frame. Control frames may stand between those of a message.
     fn has_data(&self) -> bool {
         self.opcode() < CLOSE
     }
 
-    /// The head is complete.
+    /// Begins the payload: the head is complete.
     fn begin(&mut self) {
         self.have = 0;
         self.left = self.length();
@@ -115,12 +118,12 @@ impl Frames {
         }
     }
 
-    /// The payload is complete.
-    fn end(&mut self, hear: &mut impl FnMut(&[u8])) {
+    /// Ends the frame: the payload is complete.
+    fn end(&mut self, on_text: &mut impl FnMut(&[u8])) {
         if self.has_data() && self.head[0] & FINAL != 0 {
             self.messages += 1;
             if let Some(text) = self.text.take() {
-                hear(&text);
+                on_text(&text);
             }
         }
     }
@@ -148,7 +151,7 @@ impl Frames {
     }
 }
 
-/// A close as a server says it. The reason is for people, and fits into a control frame.
+/// A server's close frame. The reason, which is for people, is cut to the size of a control frame.
 pub(super) fn close(code: u16, reason: &str) -> Vec<u8> {
     let reason = &reason.as_bytes()[..reason.len().min(123)];
     let mut frame = vec![FINAL | CLOSE, reason.len() as u8 + 2];
@@ -182,8 +185,8 @@ mod tests {
         frame
     }
 
-    /// The texts heard of bytes that come in pieces of this size.
-    fn heard(frames: &mut Frames, bytes: &[u8], piece: usize) -> Vec<String> {
+    /// The texts that are read from bytes that come in pieces of this size.
+    fn read_texts(frames: &mut Frames, bytes: &[u8], piece: usize) -> Vec<String> {
         let mut texts = Vec::new();
         for piece in bytes.chunks(piece) {
             frames.feed(piece, |text| texts.push(String::from_utf8_lossy(text).into_owned()));
@@ -213,10 +216,10 @@ mod tests {
             ("too long", vec![frame(0x81, false, &long), frame(0x81, false, b"b")], vec!["b"], 2),
         ] {
             let mut seen = Frames::reading();
-            assert_eq!(heard(&mut seen, &frames.concat(), 5), texts, "{case}");
+            assert_eq!(read_texts(&mut seen, &frames.concat(), 5), texts, "{case}");
             assert_eq!(seen.messages(), messages, "{case}");
             let mut counting = Frames::default();
-            assert!(heard(&mut counting, &frames.concat(), 5).is_empty(), "{case}");
+            assert!(read_texts(&mut counting, &frames.concat(), 5).is_empty(), "{case}");
             assert_eq!(counting.messages(), messages, "{case}");
         }
     }
@@ -247,12 +250,12 @@ mod tests {
                 bytes.extend(frame(0x88, false, &[3, 232]));
             }
             let mut seen = Frames::reading();
-            heard(&mut seen, &bytes, piece);
+            read_texts(&mut seen, &bytes, piece);
             prop_assert_eq!(seen.closed(), close);
         }
 
         #[test]
-        fn the_end_of_a_frame_is_found_in_whatever_piece_it_lies(
+        fn the_end_of_a_frame_is_found_in_any_piece(
             lens in prop::collection::vec((any::<bool>(), prop_oneof![0..9usize, Just(300)]), 1..8),
             piece in 1..40usize,
         ) {

@@ -1,5 +1,5 @@
-//! The bytes of a session, both ways until either side closes, or until it is to end: then its
-//! client is told by a close between two frames.
+//! Carries the bytes of a session both ways until either side closes, or the gateway ends it. The
+//! gateway ends a session with a close frame to the client, between two frames of the replica.
 
 use std::future::Future;
 use std::io;
@@ -11,109 +11,110 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::{self, Frames};
-use crate::answer::traffic::{Carried, Traffic};
+use crate::answer::traffic::{SideTraffic, Traffic};
 use crate::net::drain::Drain;
 
 const BUFFER: usize = 16 << 10;
-/// While the gateway drains, a session ends once nothing was said for so long.
+/// While the gateway drains, a session ends after this time without traffic.
 const PAUSE: Duration = Duration::from_secs(1);
-/// So long the replica has to end its frame, and the client to answer our close.
+/// The time that the replica has to end its frame, and the client to answer the gateway's close.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// By a close or by the client's leaving.
+pub(super) enum SessionEnd {
+    /// A side sent a close, or the client left.
     Closed,
     /// The replica's side ended without a close.
     Broken,
-    /// The replica is silent for longer than it is waited for.
+    /// The gateway has given the replica up.
     Lost,
     Idle,
     TooLong,
-    /// Between two things said, since the gateway drains.
+    /// The gateway drains, and the session had no traffic for a moment.
     Drained,
-    /// A shutdown waited no longer.
+    /// A shutdown stopped waiting.
     CutOff,
 }
 
-impl Ended {
-    /// What the client is told, where it was not told otherwise.
-    fn goodbye(self) -> Option<(u16, &'static str)> {
+impl SessionEnd {
+    /// The code and the reason of the close that the gateway sends.
+    fn close(self) -> Option<(u16, &'static str)> {
         Some(match self {
             Self::Closed => return None,
             Self::Broken => (1011, "The replica ended the session without a close."),
-            Self::Lost => (1011, "The replica answers nothing."),
-            Self::Idle => (1001, "Nothing was said for too long."),
+            Self::Lost => (1011, "The replica does not answer."),
+            Self::Idle => (1001, "The session was idle for too long."),
             Self::TooLong => (1001, "The time for one session is over."),
             Self::Drained | Self::CutOff => (1001, "The gateway is shutting down."),
         })
     }
 }
 
-/// Carries bytes until the session ends, whoever ends it. `hear` is given each text of the replica;
-/// `lost` resolves when the replica is given up. Never closes half: what one side can no longer say,
-/// the other need not hear. Dropping it closes both sides without a word.
+/// Carries bytes until the session ends, and says how it ended. `on_text` gets each text message of
+/// the replica; `lost` resolves when the replica is given up. Both sides close together: there is
+/// no half-closed session. Dropping the future closes both without a close frame.
 pub(super) async fn relay(
     client: impl AsyncRead + AsyncWrite,
     replica: impl AsyncRead + AsyncWrite,
     (limits, drain, traffic): (&Limits, &Drain, &Traffic),
-    mut hear: impl FnMut(&[u8]),
+    mut on_text: impl FnMut(&[u8]),
     lost: impl Future<Output = ()>,
-) -> Ended {
+) -> SessionEnd {
     let (mut from_client, mut to_client) = split(client);
     let (mut from_replica, mut to_replica) = split(replica);
     let clock = Clock { started: Instant::now(), last: AtomicU64::new(0) };
-    let mut asked = Way::new(Frames::default(), &traffic.client, &clock);
-    let mut told = Way::new(Frames::reading(), &traffic.replica, &clock);
+    let mut upward = Direction::new(Frames::default(), &traffic.client, &clock);
+    let mut downward = Direction::new(Frames::reading(), &traffic.replica, &clock);
     let pause = async {
         drain.begun().await;
         clock.quiet(PAUSE).await;
     };
     let ending = drain.ending();
     let hung_up = tokio::select! {
-        side = asked.run(&mut from_client, &mut to_replica, |_| {}) => Ok(side == Side::To),
-        side = told.run(&mut from_replica, &mut to_client, &mut hear) => Ok(side == Side::From),
-        () = clock.quiet(limits.session_idle_timeout) => Err(Ended::Idle),
-        () = sleep_until(clock.started + limits.session_timeout) => Err(Ended::TooLong),
-        () = pause => Err(Ended::Drained),
-        () = ending.cancelled() => Err(Ended::CutOff),
-        () = lost => Err(Ended::Lost),
+        side = upward.run(&mut from_client, &mut to_replica, |_| {}) => Ok(side == EndedSide::To),
+        side = downward.run(&mut from_replica, &mut to_client, &mut on_text) => Ok(side == EndedSide::From),
+        () = clock.quiet(limits.session_idle_timeout) => Err(SessionEnd::Idle),
+        () = sleep_until(clock.started + limits.session_timeout) => Err(SessionEnd::TooLong),
+        () = pause => Err(SessionEnd::Drained),
+        () = ending.cancelled() => Err(SessionEnd::CutOff),
+        () = lost => Err(SessionEnd::Lost),
     };
     if hung_up == Ok(true) {
-        // Perhaps known by its taking nothing more: what it said before is still to be passed on.
-        let rest = told.run(&mut from_replica, &mut to_client, &mut hear);
+        // The replica may have sent something before it hung up: that is passed on.
+        let rest = downward.run(&mut from_replica, &mut to_client, &mut on_text);
         let _ = timeout(FAREWELL, rest).await;
     }
     let ended = match hung_up {
-        // Who was told goodbye, or said it, may go.
-        Ok(true) if !asked.frames.closed() && !told.frames.closed() => Ended::Broken,
-        Ok(_) => Ended::Closed,
+        // After a close frame from either side, this is the proper end.
+        Ok(true) if !upward.frames.closed() && !downward.frames.closed() => SessionEnd::Broken,
+        Ok(_) => SessionEnd::Closed,
         Err(ended) => ended,
     };
-    let goodbye = ended.goodbye().filter(|_| !told.frames.closed());
+    let close = ended.close().filter(|_| !downward.frames.closed());
     let farewell = async {
-        if goodbye.is_some() {
-            told.end_frame(&mut from_replica, &mut to_client, &mut hear).await?;
+        if close.is_some() {
+            downward.end_frame(&mut from_replica, &mut to_client, &mut on_text).await?;
         }
         drop((from_replica, to_replica));
-        if let Some((code, reason)) = goodbye {
+        if let Some((code, reason)) = close {
             to_client.write_all(&frames::close(code, reason)).await?;
             to_client.flush().await?;
-            while !asked.frames.closed() && asked.fill(&mut from_client, |_| {}).await {}
+            while !upward.frames.closed() && upward.fill(&mut from_client, |_| {}).await {}
         }
-        // Dropped with something unread, the connection would be reset, and what was said last lost.
+        // A connection that is dropped with unread bytes is reset, and the last frame would be
+        // lost.
         to_client.shutdown().await
     };
-    // Who does not take it in time goes without.
+    // A client that does not take the close frame in time does not get it.
     let _ = timeout(FAREWELL, farewell).await;
     ended
 }
 
-/// When something was said last, by either side.
+/// The time of the last traffic, of either side.
 struct Clock {
     started: Instant,
-    /// In milliseconds from there.
+    /// Milliseconds since `started`.
     last: AtomicU64,
 }
 
@@ -123,40 +124,40 @@ impl Clock {
         self.last.store(now, Relaxed);
     }
 
-    /// Until nothing was said for so long.
-    async fn quiet(&self, long: Duration) {
+    /// Resolves after `time` without traffic.
+    async fn quiet(&self, time: Duration) {
         loop {
-            let quiet = self.started + Duration::from_millis(self.last.load(Relaxed)) + long;
-            if Instant::now() >= quiet {
+            let due = self.started + Duration::from_millis(self.last.load(Relaxed)) + time;
+            if Instant::now() >= due {
                 return;
             }
-            sleep_until(quiet).await;
+            sleep_until(due).await;
         }
     }
 }
 
-/// The side of a way that ended.
+/// The side of a direction that ended.
 #[derive(PartialEq, Eq)]
-enum Side {
+enum EndedSide {
     From,
     To,
 }
 
-/// One direction. What is under way stays here when `run` is dropped.
-struct Way<'a> {
+/// One direction of a session. Bytes under way stay here when `run` is dropped.
+struct Direction<'a> {
     frames: Frames,
-    carried: &'a Carried,
+    carried: &'a SideTraffic,
     clock: &'a Clock,
     buffer: Vec<u8>,
-    /// What of the buffer is still to be passed on.
+    /// The bytes of the buffer that are still to be passed on: from `at` to `have`.
     at: usize,
     have: usize,
-    /// Where in the buffer a frame ends last, the beginning included.
+    /// The end of the last frame that ends in the buffer, or at its beginning.
     whole: Option<usize>,
 }
 
-impl<'a> Way<'a> {
-    fn new(frames: Frames, carried: &'a Carried, clock: &'a Clock) -> Self {
+impl<'a> Direction<'a> {
+    fn new(frames: Frames, carried: &'a SideTraffic, clock: &'a Clock) -> Self {
         let buffer = vec![0; BUFFER];
         Self { frames, carried, clock, buffer, at: 0, have: 0, whole: Some(0) }
     }
@@ -165,47 +166,51 @@ impl<'a> Way<'a> {
         &mut self,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        mut hear: impl FnMut(&[u8]),
-    ) -> Side {
+        mut on_text: impl FnMut(&[u8]),
+    ) -> EndedSide {
         loop {
             while self.at < self.have {
                 let Ok(count @ 1..) = to.write(&self.buffer[self.at..self.have]).await else {
-                    return Side::To;
+                    return EndedSide::To;
                 };
                 self.at += count;
             }
             if to.flush().await.is_err() {
-                return Side::To;
+                return EndedSide::To;
             }
-            if !self.fill(from, &mut hear).await {
-                return Side::From;
+            if !self.fill(from, &mut on_text).await {
+                return EndedSide::From;
             }
         }
     }
 
-    /// Reads on; false at the end. What was in the buffer is thrown away.
-    async fn fill(&mut self, from: &mut (impl AsyncRead + Unpin), hear: impl FnMut(&[u8])) -> bool {
+    /// Reads into the buffer, over its old bytes. False at the end.
+    async fn fill(
+        &mut self,
+        from: &mut (impl AsyncRead + Unpin),
+        on_text: impl FnMut(&[u8]),
+    ) -> bool {
         let Ok(count @ 1..) = from.read(&mut self.buffer).await else { return false };
         (self.at, self.have) = (0, count);
-        self.whole = self.frames.feed(&self.buffer[..count], hear);
+        self.whole = self.frames.feed(&self.buffer[..count], on_text);
         self.carried.add(count as u64, self.frames.messages());
         self.clock.touch();
         true
     }
 
-    /// Passes on what belongs to frames that have begun to go out, and no more.
+    /// Passes on the rest of the frame that is going out, and nothing after it.
     async fn end_frame(
         &mut self,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        mut hear: impl FnMut(&[u8]),
+        mut on_text: impl FnMut(&[u8]),
     ) -> io::Result<()> {
         loop {
             if let Some(whole) = self.whole.filter(|whole| *whole >= self.at) {
                 return to.write_all(&self.buffer[self.at..whole]).await;
             }
             to.write_all(&self.buffer[self.at..self.have]).await?;
-            if !self.fill(from, &mut hear).await {
+            if !self.fill(from, &mut on_text).await {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }

@@ -1,14 +1,14 @@
-//! What a session's replica tells of the tokens it took, message by message.
+//! The tokens of a session, as its replica reports them message by message.
 //!
 //! vLLM's `transcription.done` has `usage` at the top, OpenAI's `response.done` within `response`.
-//! Each is of one answer; a session has many. Deltas are counted until a report covers them: what
-//! breaks off is counted by its events, as a stream is.
+//! Each report covers one answer, and a session has many. Deltas are counted until a report covers
+//! them, so an answer that breaks off counts by its events, like a stream.
 //!
 //! Pure.
 
-use crate::answer::judge::{Usage, usage};
+use crate::answer::judge::{TokenUsage, usage};
 use crate::answer::meter::Tokens;
-use crate::text::json::{Broken, Cursor};
+use crate::text::json::{Cursor, JsonError};
 
 /// The tokens of one session so far.
 #[derive(Debug, Default)]
@@ -20,25 +20,26 @@ pub(super) struct Tally {
     deltas: u64,
 }
 
+/// The parts of one message that count tokens.
 #[derive(Default)]
-struct Said {
-    usage: Option<Usage>,
-    delta: bool,
+struct MessageUsage {
+    usage: Option<TokenUsage>,
+    is_delta: bool,
 }
 
 impl Tally {
-    /// Reads one message. True if it changed anything.
-    pub(super) fn hear(&mut self, message: &[u8]) -> bool {
-        let Ok(said) = read(message) else { return false };
-        if let Some(usage) = said.usage {
+    /// Adds one message. True if it changed the tally.
+    pub(super) fn add(&mut self, message: &[u8]) -> bool {
+        let Ok(found) = read(message) else { return false };
+        if let Some(usage) = found.usage {
             let sum = |sum: Option<u64>, more: u64| Some(sum.unwrap_or(0).saturating_add(more));
             self.prompt = sum(self.prompt, usage.prompt);
             self.cached = usage.cached.map_or(self.cached, |more| sum(self.cached, more));
             self.generated = self.generated.saturating_add(usage.generated);
             self.deltas = 0;
         }
-        self.deltas += u64::from(said.delta);
-        said.delta || said.usage.is_some()
+        self.deltas += u64::from(found.is_delta);
+        found.is_delta || found.usage.is_some()
     }
 
     pub(super) fn tokens(&self) -> Tokens {
@@ -52,15 +53,19 @@ impl Tally {
     }
 }
 
-fn read(message: &[u8]) -> Result<Said, Broken> {
-    let (mut cursor, mut said) = (Cursor::new(message), Said::default());
-    object(&mut cursor, &mut said, true)?;
+fn read(message: &[u8]) -> Result<MessageUsage, JsonError> {
+    let (mut cursor, mut found) = (Cursor::new(message), MessageUsage::default());
+    read_object(&mut cursor, &mut found, true)?;
     cursor.end()?;
-    Ok(said)
+    Ok(found)
 }
 
-/// The event, or the `response` in it.
-fn object(cursor: &mut Cursor<'_>, said: &mut Said, top: bool) -> Result<(), Broken> {
+/// Reads the event, or the `response` in it.
+fn read_object(
+    cursor: &mut Cursor<'_>,
+    found: &mut MessageUsage,
+    top: bool,
+) -> Result<(), JsonError> {
     let mut first = true;
     if !cursor.enter_object()? {
         return Ok(());
@@ -68,10 +73,10 @@ fn object(cursor: &mut Cursor<'_>, said: &mut Said, top: bool) -> Result<(), Bro
     while let Some(key) = cursor.next_key(&mut first)? {
         match key.text.raw() {
             b"type" if top => {
-                said.delta = cursor.text()?.is_some_and(|kind| kind.raw().ends_with(b".delta"));
+                found.is_delta = cursor.text()?.is_some_and(|kind| kind.raw().ends_with(b".delta"));
             }
-            b"usage" => said.usage = usage(cursor)?.or(said.usage),
-            b"response" if top => object(cursor, said, false)?,
+            b"usage" => found.usage = usage(cursor)?.or(found.usage),
+            b"response" if top => read_object(cursor, found, false)?,
             _ => cursor.skip()?,
         }
     }
@@ -95,7 +100,7 @@ mod tests {
             exact,
             finishes: Vec::new(),
         };
-        for (case, messages, news, want) in [
+        for (case, messages, changes, want) in [
             (
                 "nothing yet",
                 &[r#"{"type":"session.created"}"#][..],
@@ -113,11 +118,11 @@ mod tests {
                 0,
                 tokens(None, None, 0, false),
             ),
-            ("no event", &["{", "", "[]", "7"], 0, tokens(None, None, 0, false)),
+            ("not an event", &["{", "", "[]", "7"], 0, tokens(None, None, 0, false)),
         ] {
             let mut tally = Tally::default();
-            let heard = messages.iter().filter(|it| tally.hear(it.as_bytes())).count();
-            assert_eq!((heard, tally.tokens()), (news, want), "{case}");
+            let changed = messages.iter().filter(|message| tally.add(message.as_bytes())).count();
+            assert_eq!((changed, tally.tokens()), (changes, want), "{case}");
         }
     }
 }

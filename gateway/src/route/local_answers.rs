@@ -1,4 +1,4 @@
-//! What the gateway answers by itself: health, version, the list of models.
+//! The answers that need no replica: health, version, the list of models.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -10,8 +10,8 @@ use crate::route::Routes;
 use crate::route::models;
 use crate::tenant::registry::Tenants;
 
-/// The answer, or why there is none; `None` for a request to an inference API. Path and method are
-/// such as clients may use.
+/// The answer or a refusal; `None` for a request that needs a replica. The caller has checked that
+/// clients may use the path and the method.
 pub(crate) fn answer(
     routes: &Routes,
     tenants: &Tenants,

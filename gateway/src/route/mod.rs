@@ -1,12 +1,14 @@
-//! Model → pool, and the name that the pool's replicas know it by.
+//! The pool for a model, and the name by which its replicas know the model. Also the answers that
+//! need no pool.
 //!
-//! A route's split goes before all; then what the configuration lists for each pool; then what
-//! replicas told of themselves. Pure: nothing here waits, and chance is the caller's.
+//! The order of the search: the split of a configured route, then the names that the configuration
+//! lists for each pool, then those that replicas report. Nothing here waits. Uses `text`, `answer`,
+//! `tenant` and `pool`.
 
 pub(crate) mod local_answers;
 pub(crate) mod models;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,28 +23,31 @@ use crate::pool::Pool;
 pub(crate) struct Routes {
     pools: Vec<Arc<Pool>>,
     splits: Vec<Split>,
-    names: HashMap<String, To>,
+    /// In order: to hash a name would cost more than to find it, also among thousands.
+    names: BTreeMap<String, Destination>,
+    /// Whether the policy of any pool reads what a prompt contains.
+    pub(crate) read_prompts: bool,
 }
 
-/// A pool, with the name to send there where it is another than the client's.
+/// A pool, with the name to send there if that differs from the client's.
 #[derive(Clone)]
-pub(crate) struct To {
+pub(crate) struct Destination {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) served: Option<String>,
+    pub(crate) served: Option<Arc<str>>,
 }
 
-/// Where a request goes.
-pub(crate) struct Way {
-    pub(crate) first: To,
-    pub(crate) fallback: Option<Fallback>,
-    /// The model's own name, for a request that did not give one.
+/// The pools that a request may go to.
+pub(crate) struct RoutePlan {
+    pub(crate) first: Destination,
+    pub(crate) fallback: Option<FallbackRoute>,
+    /// The model's own name, if the request gives none.
     pub(crate) model: Option<String>,
 }
 
-/// Where it goes when the first pool can't serve it in time.
-pub(crate) struct Fallback {
-    pub(crate) to: To,
-    /// How long it is held before.
+/// The destination if the first pool can't serve the request in time.
+pub(crate) struct FallbackRoute {
+    pub(crate) to: Destination,
+    /// How long the first pool may hold the request before that, if that is limited.
     pub(crate) after: Option<Duration>,
 }
 
@@ -50,31 +55,33 @@ pub(crate) struct Fallback {
 struct Split {
     model: String,
     by: SplitBy,
-    shares: Vec<Share>,
+    shares: Vec<SplitShare>,
 }
 
 #[derive(Clone)]
-struct Share {
-    /// Of all, what goes to this one and those before it, 0 to 1.
+struct SplitShare {
+    /// The share of this pool and those before it, 0 to 1.
     end: f64,
     pool: Arc<Pool>,
-    /// The name to send, where the route gives one.
+    /// The name to send, if the route gives one.
     model: Option<String>,
 }
 
-impl To {
-    /// The name that is sent for a request for `asked`, where the pool is known to serve it.
-    pub(crate) fn known_name<'a>(&'a self, asked: Option<&'a str>) -> Option<&'a str> {
-        self.served.as_deref().or_else(|| asked.filter(|name| knows(&self.pool, name)))
+impl Destination {
+    /// The name that is sent for a request for `model`, if the pool is known to serve it.
+    pub(crate) fn known_name<'a>(&'a self, model: Option<&'a Arc<str>>) -> Option<&'a Arc<str>> {
+        self.served.as_ref().or_else(|| model.filter(|name| knows(&self.pool, name)))
     }
 }
 
 impl Routes {
     pub(crate) fn new(config: &Config, pools: Vec<Arc<Pool>>) -> Self {
-        let mut names = HashMap::new();
+        let mut names = BTreeMap::new();
         for pool in &pools {
-            let to =
-                |served: Option<&String>| To { pool: Arc::clone(pool), served: served.cloned() };
+            let to = |served: Option<&String>| Destination {
+                pool: Arc::clone(pool),
+                served: served.map(|name| Arc::from(name.as_str())),
+            };
             let settings = pool.settings();
             let own = settings.models.iter().chain(&settings.adapters).map(|name| (name, to(None)));
             let aliases = settings.aliases.iter().map(|(name, model)| (name, to(Some(model))));
@@ -82,7 +89,8 @@ impl Routes {
                 names.entry(name.clone()).or_insert(to);
             }
         }
-        let mut routes = Self { pools, splits: Vec::new(), names };
+        let read_prompts = config.pools.iter().any(|pool| pool.pick.reads_prompts());
+        let mut routes = Self { pools, splits: Vec::new(), names, read_prompts };
         routes.splits = config.gateway.routes.iter().map(|route| routes.split(route)).collect();
         routes
     }
@@ -95,7 +103,7 @@ impl Routes {
             let Some(pool) = self.named(&share.pool) else { continue };
             sum += f64::from(share.weight);
             let (end, pool, model) = (sum / total, Arc::clone(pool), share.model.clone());
-            shares.push(Share { end, pool, model });
+            shares.push(SplitShare { end, pool, model });
         }
         Split { model: route.model.clone(), by: route.by, shares }
     }
@@ -104,31 +112,32 @@ impl Routes {
         self.pools.iter().find(|pool| *pool.name == *name)
     }
 
-    /// Where a request for `model` goes. Without a name: the pool, where there is just one.
+    /// The destinations of a request for `model`. A request without a name goes to the only pool.
     ///
-    /// `key` is what a split keeps together, `None` for chance; `visible` says which names may be
-    /// told.
-    pub(crate) fn way(
+    /// A split keeps requests with the same `key` together, and leaves `None` to chance. `visible`
+    /// says which names an error may list.
+    pub(crate) fn plan(
         &self,
         model: Option<&str>,
         key: impl FnOnce(SplitBy) -> Option<String>,
         visible: impl Fn(&str) -> bool,
-    ) -> Result<Way, Refusal> {
+    ) -> Result<RoutePlan, Refusal> {
         let Some(model) = model else {
             let [only] = self.pools.as_slice() else {
                 return Err(Refusal::NoModel { known: self.known(visible) });
             };
-            let first = To { pool: Arc::clone(only), served: None };
+            let first = Destination { pool: Arc::clone(only), served: None };
             let own = self.all().into_iter().next().map(|listed| listed.name);
-            return Ok(self.way_from(first, own.as_deref(), own.clone()));
+            return Ok(self.plan_from(first, own.as_deref(), own.clone()));
         };
         let first = self.splits.iter().find(|split| split.model == model).and_then(|split| {
             let point = key(split.by).map_or_else(rand::random, |key| point(model, &key));
             split.at(point)
         });
-        let first = first.or_else(|| self.names.get(model).cloned()).or_else(|| self.told(model));
+        let first =
+            first.or_else(|| self.names.get(model).cloned()).or_else(|| self.reported(model));
         match first {
-            Some(first) => Ok(self.way_from(first, Some(model), Some(model.to_owned()))),
+            Some(first) => Ok(self.plan_from(first, Some(model), None)),
             None => {
                 let known = self.known(visible);
                 Err(Refusal::UnknownModel { model: model.to_owned(), known })
@@ -136,58 +145,64 @@ impl Routes {
         }
     }
 
-    fn way_from(&self, first: To, asked: Option<&str>, model: Option<String>) -> Way {
+    fn plan_from(
+        &self,
+        first: Destination,
+        requested: Option<&str>,
+        model: Option<String>,
+    ) -> RoutePlan {
         let fallback = first.pool.settings().fallback.as_ref().and_then(|fallback| {
             let pool = self.named(&fallback.pool)?;
-            let to = sent_to(pool, asked.unwrap_or_default(), fallback.model.as_deref());
-            Some(Fallback { to, after: fallback.after })
+            let to = sent_to(pool, requested.unwrap_or_default(), fallback.model.as_deref());
+            Some(FallbackRoute { to, after: fallback.after })
         });
-        Way { first, fallback, model }
+        RoutePlan { first, fallback, model }
     }
 
-    /// The pool whose replicas told of this name, or the one that takes any until they have.
-    fn told(&self, model: &str) -> Option<To> {
-        let to = |pool: &Arc<Pool>| To { pool: Arc::clone(pool), served: None };
-        let knows = |pool: &&Arc<Pool>| told_names(pool).iter().any(|listed| listed.name == model);
-        let untold = |pool: &&Arc<Pool>| {
-            pool.settings().models.is_empty() && pool.served.models().is_empty()
-        };
-        self.pools.iter().find(knows).or_else(|| self.pools.iter().find(untold)).map(to)
+    /// The pool whose replicas report this name, or one that accepts any name because it has no
+    /// names yet.
+    fn reported(&self, model: &str) -> Option<Destination> {
+        let to = |pool: &Arc<Pool>| Destination { pool: Arc::clone(pool), served: None };
+        let knows =
+            |pool: &&Arc<Pool>| reported_names(pool).iter().any(|listed| listed.name == model);
+        let accepts_any =
+            |pool: &&Arc<Pool>| pool.settings().models.is_empty() && pool.models.all().is_empty();
+        self.pools.iter().find(knows).or_else(|| self.pools.iter().find(accepts_any)).map(to)
     }
 
-    /// Every name that clients may send, each once: those of splits, then each pool's.
-    pub(crate) fn all(&self) -> Vec<Listed> {
-        let mut all: Vec<Listed> = Vec::new();
-        let mut add = |listed: Listed| {
+    /// Every name that clients may send, once: those of splits, then each pool's.
+    pub(crate) fn all(&self) -> Vec<ListedModel> {
+        let mut all: Vec<ListedModel> = Vec::new();
+        let mut add = |listed: ListedModel| {
             if all.iter().all(|known| known.name != listed.name) {
                 all.push(listed);
             }
         };
         for split in &self.splits {
             let first = split.at(0.0).and_then(|to| to.served);
-            let root = first.unwrap_or_else(|| split.model.clone());
-            add(Listed { root, ..Listed::plain(&split.model) });
+            let root = first.map_or_else(|| split.model.clone(), |name| name.to_string());
+            add(ListedModel { root, ..ListedModel::plain(&split.model) });
         }
         for pool in &self.pools {
             let settings = pool.settings();
-            let told = pool.served.models();
+            let reported = pool.models.all();
             let length = |name: &str| {
-                told.iter().find(|model| model.id == name).and_then(|model| model.max_model_len)
+                reported.iter().find(|model| model.id == name).and_then(|model| model.max_model_len)
             };
             for name in &settings.models {
-                add(Listed { max_model_len: length(name), ..Listed::plain(name) });
+                add(ListedModel { max_model_len: length(name), ..ListedModel::plain(name) });
             }
             for (name, model) in &settings.aliases {
                 let max_model_len = length(model);
-                add(Listed { root: model.clone(), max_model_len, ..Listed::plain(name) });
+                add(ListedModel { root: model.clone(), max_model_len, ..ListedModel::plain(name) });
             }
             for name in &settings.adapters {
-                let known = told.iter().find(|model| model.id == *name);
+                let known = reported.iter().find(|model| model.id == *name);
                 let parent = known.and_then(|model| model.parent.clone());
                 let parent = parent.or_else(|| settings.models.first().cloned());
-                add(Listed { parent, ..Listed::plain(name) });
+                add(ListedModel { parent, ..ListedModel::plain(name) });
             }
-            told_names(pool).into_iter().for_each(&mut add);
+            reported_names(pool).into_iter().for_each(&mut add);
         }
         all
     }
@@ -200,67 +215,70 @@ impl Routes {
     }
 }
 
-/// A name as the list of models has it.
+/// A name in the list of models.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Listed {
+pub(crate) struct ListedModel {
     pub(crate) name: String,
-    /// The name that replicas know.
+    /// The name by which replicas know it.
     pub(crate) root: String,
-    /// The model that an adapter is for.
+    /// The base model of an adapter.
     pub(crate) parent: Option<String>,
     pub(crate) max_model_len: Option<u64>,
 }
 
-impl Listed {
+impl ListedModel {
     fn plain(name: &str) -> Self {
         Self { name: name.to_owned(), root: name.to_owned(), ..Self::default() }
     }
 }
 
-/// Names that only the replicas tell: adapters, and all of them where none are configured.
-fn told_names(pool: &Pool) -> Vec<Listed> {
+/// The names that only the replicas report: adapters, or all names if none are configured.
+fn reported_names(pool: &Pool) -> Vec<ListedModel> {
     let any = pool.settings().models.is_empty();
-    let told = pool.served.models();
-    let told = told.iter().filter(|model| any || model.parent.is_some());
-    told.map(|model| Listed {
-        parent: model.parent.clone(),
-        max_model_len: model.max_model_len,
-        ..Listed::plain(&model.id)
-    })
-    .collect()
+    let reported = pool.models.all();
+    let reported = reported.iter().filter(|model| any || model.parent.is_some());
+    reported
+        .map(|model| ListedModel {
+            parent: model.parent.clone(),
+            max_model_len: model.max_model_len,
+            ..ListedModel::plain(&model.id)
+        })
+        .collect()
 }
 
-/// Whether the pool's replicas know a name, by its configuration or their own word.
+/// Whether the pool's replicas know a name, by the configuration or their own report.
 fn knows(pool: &Pool, name: &str) -> bool {
     let settings = pool.settings();
     settings.models.iter().chain(&settings.adapters).any(|known| known == name)
-        || pool.served.models().iter().any(|told| told.id == name)
+        || pool.models.all().iter().any(|model| model.id == name)
 }
 
-/// `pool` for a request for `asked`: sent as `model`, or as asked where the pool knows that name, or
-/// else as the pool's first model.
-fn sent_to(pool: &Arc<Pool>, asked: &str, model: Option<&str>) -> To {
+/// `pool` as the destination of a request for `requested`. The name that is sent is `model`, or the
+/// requested one if the pool knows it, or else the pool's first model.
+fn sent_to(pool: &Arc<Pool>, requested: &str, model: Option<&str>) -> Destination {
     let served = match model {
         Some(model) => Some(model.to_owned()),
-        None if knows(pool, asked) => None,
+        None if knows(pool, requested) => None,
         None => {
             let settings = pool.settings();
-            let first = settings.aliases.get(asked).or(settings.models.first());
-            first.cloned().or_else(|| pool.served.models().first().map(|told| told.id.clone()))
+            let first = settings.aliases.get(requested).or(settings.models.first());
+            first.cloned().or_else(|| pool.models.all().first().map(|model| model.id.clone()))
         }
     };
-    To { pool: Arc::clone(pool), served: served.filter(|name| name != asked) }
+    let served = served.filter(|name| name != requested).map(Arc::from);
+    Destination { pool: Arc::clone(pool), served }
 }
 
 impl Split {
-    /// By what is known of its pools now: replicas may tell of the model at any time.
-    fn at(&self, point: f64) -> Option<To> {
+    /// The destination at this point. It depends on the names that the pool knows now, since
+    /// replicas may report one at any time.
+    fn at(&self, point: f64) -> Option<Destination> {
         let share = self.shares.iter().find(|share| point < share.end).or(self.shares.last())?;
         Some(sent_to(&share.pool, &self.model, share.model.as_deref()))
     }
 }
 
-/// Where a key falls, 0 to 1: the same in every gateway and every version.
+/// The point of a key between 0 and 1: the same in every gateway and every version.
 fn point(model: &str, key: &str) -> f64 {
     let hash = Sha256::new().chain_update(model).chain_update([0]).chain_update(key).finalize();
     let mut first = [0; 8];

@@ -1,15 +1,15 @@
-//! `/v1/models`: every name that a tenant may send, those of sleeping models included.
+//! `/v1/models`: every name that a tenant may send, also of models that no replica serves now.
 
 use serde_json::{Value, json};
 
-use crate::route::{Listed, Routes};
+use crate::route::{ListedModel, Routes};
 use crate::tenant::Tenant;
 
-/// vLLM says the time of the call, which makes every list a new one. This is the same for all
-/// models, gateways and calls: 1 November 2026.
+/// The creation time of all models: 1 November 2026. vLLM gives the time of the call, so that no
+/// two lists are the same.
 const CREATED: u64 = 1_793_491_200;
 
-fn model(listed: &Listed) -> Value {
+fn model(listed: &ListedModel) -> Value {
     json!({
         "id": listed.name, "object": "model", "created": CREATED, "owned_by": "forebay",
         "root": listed.root, "parent": listed.parent, "max_model_len": listed.max_model_len,
@@ -23,7 +23,7 @@ pub(crate) fn list(routes: &Routes, tenant: &Tenant) -> Value {
     json!({"object": "list", "data": data})
 }
 
-/// One of them, by a name as it stands in a path: `/` may be written `%2F`.
+/// One model by its name in a path, where `/` may be written `%2F`.
 pub(crate) fn one(routes: &Routes, tenant: &Tenant, name: &str) -> Option<Value> {
     let name = percent_encoding::percent_decode_str(name).decode_utf8().ok()?;
     let all = routes.all();

@@ -23,18 +23,18 @@ pools:
 ";
 
 /// The pool and the name that is sent there.
-fn way(routes: &Routes, model: &str) -> Result<(String, Option<String>), String> {
-    let way = routes.way(Some(model), |_| Some("key".to_owned()), |_| true);
-    let way = way.map_err(|refusal| refusal.to_string())?;
-    Ok((way.first.pool.name.to_string(), way.first.served))
+fn plan_for(routes: &Routes, model: &str) -> Result<(String, Option<String>), String> {
+    let plan = routes.plan(Some(model), |_| Some("key".to_owned()), |_| true);
+    let plan = plan.map_err(|refusal| refusal.to_string())?;
+    Ok((plan.first.pool.name.to_string(), plan.first.served.as_deref().map(str::to_owned)))
 }
 
-fn told(id: &str, parent: Option<&str>) -> ServedModel {
+fn model(id: &str, parent: Option<&str>) -> ServedModel {
     ServedModel { id: id.to_owned(), parent: parent.map(str::to_owned), max_model_len: Some(7) }
 }
 
 #[tokio::test]
-async fn names_lead_to_their_pool_and_aliases_to_the_name_that_it_knows() {
+async fn names_lead_to_their_pool_and_aliases_become_a_name_that_it_knows() {
     let routes = routes(TWO);
     for (model, pool, served) in [
         ("base", "a", None),
@@ -45,22 +45,22 @@ async fn names_lead_to_their_pool_and_aliases_to_the_name_that_it_knows() {
         ("shared", "b", None),
     ] {
         let want = (pool.to_owned(), served.map(str::to_owned));
-        assert_eq!(way(&routes, model), Ok(want), "{model}");
+        assert_eq!(plan_for(&routes, model), Ok(want), "{model}");
     }
-    let unknown = way(&routes, "Base").expect_err("case matters");
+    let unknown = plan_for(&routes, "Base").expect_err("case matters");
     let names = "`split`, `shared`, `base`, `gpt`, `lora`, `other`, `gpt-b`";
     assert_eq!(unknown, format!("The model `Base` does not exist. Known models: {names}."));
-    let hidden = routes.way(Some("x"), |_| None, |name| name == "lora").err().expect("unknown");
+    let hidden = routes.plan(Some("x"), |_| None, |name| name == "lora").err().expect("unknown");
     assert!(hidden.to_string().ends_with("Known models: `lora`."), "{hidden}");
-    assert!(matches!(routes.way(None, |_| None, |_| true), Err(Refusal::NoModel { .. })));
+    assert!(matches!(routes.plan(None, |_| None, |_| true), Err(Refusal::NoModel { .. })));
 }
 
 #[tokio::test]
-async fn a_fallback_is_asked_for_a_name_that_it_knows() {
+async fn a_fallback_gets_a_name_that_it_knows() {
     let routes = routes(TWO);
     let fallback = |model: &str| {
-        let way = routes.way(Some(model), |_| None, |_| true).expect("known");
-        way.fallback.map(|it| (it.to.pool.name.to_string(), it.to.served, it.after))
+        let plan = routes.plan(Some(model), |_| None, |_| true).expect("known");
+        plan.fallback.map(|other| (other.to.pool.name.to_string(), other.to.served, other.after))
     };
     let after = Some(Duration::from_secs(5));
     assert_eq!(fallback("base"), Some(("b".into(), Some("other".into()), after)));
@@ -69,11 +69,11 @@ async fn a_fallback_is_asked_for_a_name_that_it_knows() {
 }
 
 #[tokio::test]
-async fn adapters_that_replicas_tell_of_are_routes_and_are_listed() {
+async fn adapters_that_replicas_report_are_routed_and_listed() {
     let routes = routes(TWO);
     let address = ([127, 0, 0, 1], 1).into();
-    routes.pools[1].served.tell(address, vec![told("other", None), told("ad", Some("other"))]);
-    assert_eq!(way(&routes, "ad"), Ok(("b".into(), None)));
+    routes.pools[1].models.set(address, vec![model("other", None), model("ad", Some("other"))]);
+    assert_eq!(plan_for(&routes, "ad"), Ok(("b".into(), None)));
     let all = routes.all();
     let find = |name: &str| all.iter().find(|listed| listed.name == name).expect("listed");
     assert_eq!(find("ad").parent.as_deref(), Some("other"));
@@ -84,22 +84,22 @@ async fn adapters_that_replicas_tell_of_are_routes_and_are_listed() {
 }
 
 #[tokio::test]
-async fn a_pool_without_names_takes_any_until_its_replicas_have_told_theirs() {
+async fn a_pool_without_names_accepts_any_until_its_replicas_report_theirs() {
     let routes = routes("pools: [{name: a, endpoints: ['h:1']}]");
-    assert_eq!(way(&routes, "anything"), Ok(("a".into(), None)));
-    routes.pools[0].served.tell(([127, 0, 0, 1], 1).into(), vec![told("tiny", None)]);
-    assert!(way(&routes, "anything").is_err());
-    assert_eq!(way(&routes, "tiny"), Ok(("a".into(), None)));
-    let way = routes.way(None, |_| None, |_| true).expect("just one pool");
-    assert_eq!(way.model.as_deref(), Some("tiny"));
+    assert_eq!(plan_for(&routes, "anything"), Ok(("a".into(), None)));
+    routes.pools[0].models.set(([127, 0, 0, 1], 1).into(), vec![model("tiny", None)]);
+    assert!(plan_for(&routes, "anything").is_err());
+    assert_eq!(plan_for(&routes, "tiny"), Ok(("a".into(), None)));
+    let plan = routes.plan(None, |_| None, |_| true).expect("just one pool");
+    assert_eq!(plan.model.as_deref(), Some("tiny"));
 }
 
 #[tokio::test]
 async fn a_split_keeps_a_key_on_its_side_and_gives_each_pool_its_share() {
     let routes = routes(TWO);
     let side = |key: &str| {
-        let way = routes.way(Some("split"), |_| Some(key.to_owned()), |_| true).expect("known");
-        way.first.pool.name.to_string()
+        let plan = routes.plan(Some("split"), |_| Some(key.to_owned()), |_| true).expect("known");
+        plan.first.pool.name.to_string()
     };
     let to_a = (0..10_000).filter(|n| side(&format!("tenant-{n}")) == "a").count();
     assert!((7_300..7_700).contains(&to_a), "{to_a} of 10000 at three quarters");
@@ -109,29 +109,33 @@ async fn a_split_keeps_a_key_on_its_side_and_gives_each_pool_its_share() {
 }
 
 #[tokio::test]
-async fn a_split_model_that_replicas_tell_of_later_is_asked_for_by_its_own_name() {
+async fn a_split_model_that_replicas_report_later_is_sent_by_its_own_name() {
     let routes = routes(
         "gateway: {routes: [{model: ad, pools: [{pool: a}]}]}\n\
          pools: [{name: a, endpoints: ['h:1'], models: [base]}]",
     );
-    assert_eq!(way(&routes, "ad"), Ok(("a".into(), Some("base".into()))), "as far as is known");
+    assert_eq!(
+        plan_for(&routes, "ad"),
+        Ok(("a".into(), Some("base".into()))),
+        "as far as is known"
+    );
     let address = ([127, 0, 0, 1], 1).into();
-    routes.pools[0].served.tell(address, vec![told("base", None), told("ad", Some("base"))]);
-    assert_eq!(way(&routes, "ad"), Ok(("a".into(), None)));
+    routes.pools[0].models.set(address, vec![model("base", None), model("ad", Some("base"))]);
+    assert_eq!(plan_for(&routes, "ad"), Ok(("a".into(), None)));
     assert_eq!(routes.all()[0].root, "ad");
 }
 
 proptest! {
-    #[test] // raising a pool's weight moves nobody away from it
-    fn a_growing_canary_keeps_whom_it_has(key in "[a-z]{1,8}", weight in 1..50u32, more in 0..50u32) {
+    #[test] // a higher weight moves no request away from a pool
+    fn a_growing_canary_keeps_its_requests(key in "[a-z]{1,8}", weight in 1..50u32, more in 0..50u32) {
         let config = |weight: u32| format!(
             "gateway: {{routes: [{{model: m, pools: [{{pool: a, weight: {}}}, {{pool: b, weight: {weight}}}]}}]}}\n\
              pools: [{{name: a, endpoints: ['h:1'], models: [x]}}, {{name: b, endpoints: ['h:2'], models: [y]}}]",
             100 - weight
         );
         let side = |routes: Routes| {
-            let way = routes.way(Some("m"), |_| Some(key.clone()), |_| true).expect("known");
-            way.first.pool.name.to_string()
+            let plan = routes.plan(Some("m"), |_| Some(key.clone()), |_| true).expect("known");
+            plan.first.pool.name.to_string()
         };
         if side(routes(&config(weight))) == "b" {
             prop_assert_eq!(side(routes(&config(weight + more))), "b");

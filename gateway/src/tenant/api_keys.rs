@@ -1,4 +1,4 @@
-//! The API keys, known by their hashes alone, and where they are read from.
+//! The API keys, known only by their hashes, and the file or folder that they are read from.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,14 +12,14 @@ use http::HeaderMap;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// All keys that are known.
+/// Every key that clients may send.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Keys {
+pub(crate) struct ApiKeys {
     tenants: HashMap<KeyHash, Arc<str>>,
 }
 
-/// SHA-256 of a key. Which ones are compared at all is decided by a randomly keyed hash of it, so
-/// the time of a look-up tells nothing of the keys; the comparison itself takes constant time.
+/// SHA-256 of a key. A randomly keyed hash of it decides which hashes are compared at all, and the
+/// comparison takes constant time, so the time of a look-up says nothing about the keys.
 #[derive(Clone, Copy, Debug)]
 struct KeyHash([u8; 32]);
 
@@ -37,26 +37,26 @@ impl Hash for KeyHash {
     }
 }
 
-/// Why keys can't be used.
+/// An error in the keys' file or folder.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// The system's word.
+    /// The file can't be read.
     #[error("cannot read {path}: {error}")]
     Unreadable {
-        /// The file, or one of the folder's.
+        /// The file, or one in the folder.
         path: String,
-        /// Why.
+        /// The system's error.
         error: io::Error,
     },
-    /// Each with its line.
+    /// Lines that are wrong, each with its number.
     #[error("{0}")]
     Wrong(Problems),
-    /// Whose it is would depend on the order.
+    /// One key belongs to two tenants: its owner would depend on the order.
     #[error("one key is given to two tenants, `{0}` and `{1}`")]
     Shared(Arc<str>, Arc<str>),
 }
 
-impl Keys {
+impl ApiKeys {
     pub(crate) fn new(keys: Vec<Key>) -> Result<Self, KeysError> {
         let mut tenants: HashMap<_, Arc<str>> = HashMap::with_capacity(keys.len());
         for key in keys {
@@ -69,7 +69,7 @@ impl Keys {
         Ok(Self { tenants })
     }
 
-    /// Whose key this is.
+    /// The tenant that a key belongs to.
     pub(crate) fn tenant(&self, key: &[u8]) -> Option<&Arc<str>> {
         self.tenants.get(&KeyHash(Sha256::digest(key).into()))
     }
@@ -84,25 +84,25 @@ impl Keys {
     }
 }
 
-/// The keys that a client shows: `authorization: Bearer`, as OpenAI's do, and `x-api-key`, as
-/// Anthropic's.
-pub(crate) fn shown(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+/// The keys that a client sends: OpenAI's clients use `authorization: Bearer`, Anthropic's
+/// `x-api-key`.
+pub(crate) fn client_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let plain = headers.get_all("x-api-key").iter().map(|value| value.as_bytes().trim_ascii());
     forebay_signals::bearers(headers).chain(plain).filter(|key| !key.is_empty())
 }
 
-/// What is on the disk, as it is. Two readings that are equal need no second look.
+/// The content of the file or folder. If a later reading is equal, it is not parsed again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum KeySource {
     List(Vec<u8>),
     /// A tenant's name and its file's content.
     Folder(Vec<(String, Vec<u8>)>),
 }
 
-/// More than this is no list of keys.
+/// A larger file is not a list of keys.
 const MOST_BYTES: u64 = 64 << 20;
 
-impl Source {
+impl KeySource {
     /// Reads a file, or the files of a folder. Kubernetes mounts a Secret as links into a folder
     /// that it swaps, and names what it needs for itself with a dot in front.
     pub(crate) fn read(path: &Path) -> Result<Self, KeysError> {
@@ -132,7 +132,7 @@ impl Source {
         Ok(Self::Folder(files))
     }
 
-    pub(crate) fn parse(&self, path: &Path) -> Result<Keys, KeysError> {
+    pub(crate) fn parse(&self, path: &Path) -> Result<ApiKeys, KeysError> {
         let text = |bytes: &[u8], path: &Path| {
             let text = std::str::from_utf8(bytes).map(str::to_owned);
             let not_text = |_| io::Error::new(io::ErrorKind::InvalidData, "not text in UTF-8");
@@ -156,11 +156,11 @@ impl Source {
                 }
             }
         }
-        Keys::new(keys)
+        ApiKeys::new(keys)
     }
 }
 
-/// The hash of a key as the file has it.
+/// The hash of a key, as it is written in the file.
 #[must_use]
 pub fn hash_key(key: &str) -> String {
     let hash = Sha256::digest(key.as_bytes());
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_the_same_by_every_byte() {
+    fn hashes_are_equal_only_if_every_byte_is() {
         let one = [7; 32];
         assert_eq!(KeyHash(one), KeyHash(one));
         for at in 0..32 {
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_key_is_found_by_its_hash() {
-        let keys = Keys::new(vec![key("a", "sk-1"), key("a", "sk-2"), key("b", "sk-3")]);
+        let keys = ApiKeys::new(vec![key("a", "sk-1"), key("a", "sk-2"), key("b", "sk-3")]);
         let keys = keys.expect("right");
         let of = |key: &str| keys.tenant(key.as_bytes()).map(|tenant| &**tenant);
         assert_eq!((of("sk-1"), of("sk-2"), of("sk-3")), (Some("a"), Some("a"), Some("b")));
@@ -199,13 +199,13 @@ mod tests {
 
     #[test]
     fn one_key_for_two_tenants_is_refused() {
-        let wrong = Keys::new(vec![key("a", "sk-1"), key("b", "sk-1")]).expect_err("ambiguous");
+        let wrong = ApiKeys::new(vec![key("a", "sk-1"), key("b", "sk-1")]).expect_err("ambiguous");
         assert_eq!(wrong.to_string(), "one key is given to two tenants, `a` and `b`");
-        assert_eq!(Keys::new(vec![key("a", "sk-1"), key("a", "sk-1")]).expect("right").len(), 1);
+        assert_eq!(ApiKeys::new(vec![key("a", "sk-1"), key("a", "sk-1")]).expect("right").len(), 1);
     }
 
     #[test]
-    fn keys_are_shown_as_openais_clients_do_and_as_anthropics() {
+    fn keys_are_read_as_openais_and_anthropics_clients_send_them() {
         for (name, value, want) in [
             ("authorization", "Bearer sk-1", Some("sk-1")),
             ("authorization", "bearer  sk-1 ", Some("sk-1")),
@@ -219,7 +219,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().expect("a value"));
             let want: Vec<_> = want.iter().map(|key| key.as_bytes()).collect();
-            assert_eq!(shown(&headers).collect::<Vec<_>>(), want, "{name}: {value}");
+            assert_eq!(client_keys(&headers).collect::<Vec<_>>(), want, "{name}: {value}");
         }
     }
 
@@ -234,20 +234,20 @@ mod tests {
         write("..1", "sk-1");
         std::os::unix::fs::symlink("..1", folder.join("..data")).expect("a link");
         std::os::unix::fs::symlink("..data/web", folder.join("web")).expect("a link");
-        let first = Source::read(&folder).expect("there");
+        let first = KeySource::read(&folder).expect("there");
         let keys = first.parse(&folder).expect("right");
         assert_eq!(keys.tenant(b"sk-1").map(|tenant| &**tenant), Some("web"));
-        assert_eq!(Source::read(&folder).expect("there"), first);
+        assert_eq!(KeySource::read(&folder).expect("there"), first);
 
         write("..2", "sk-2");
         std::os::unix::fs::symlink("..2", folder.join("..new")).expect("a link");
         fs::rename(folder.join("..new"), folder.join("..data")).expect("swapped");
-        let second = Source::read(&folder).expect("there");
+        let second = KeySource::read(&folder).expect("there");
         assert_ne!(second, first);
         let keys = second.parse(&folder).expect("right");
         assert!(keys.tenant(b"sk-1").is_none() && keys.tenant(b"sk-2").is_some());
         fs::remove_dir_all(&folder).expect("ours");
-        let gone = Source::read(&folder).expect_err("gone").to_string();
+        let gone = KeySource::read(&folder).expect_err("gone").to_string();
         assert!(gone.contains("cannot read"), "{gone}");
     }
 }

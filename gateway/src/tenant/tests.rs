@@ -19,8 +19,8 @@ fn admit(tenant: &Arc<Tenant>, tokens: u64, now: Instant) -> Result<Grant, Limit
 }
 
 fn remaining(tenant: &Tenant, now: Instant) -> (Option<u64>, Option<u64>) {
-    let budget = tenant.budget(now);
-    (budget.requests.map(|it| it.remaining), budget.tokens.map(|it| it.remaining))
+    let limits = tenant.rate_limits(now);
+    (limits.requests.map(|limit| limit.remaining), limits.tokens.map(|limit| limit.remaining))
 }
 
 #[tokio::test(start_paused = true)]
@@ -30,7 +30,7 @@ async fn an_estimate_is_taken_at_admission_and_corrected_at_the_end() {
     assert_eq!(remaining(&tenant, now), (Some(9), Some(400)));
     let over = admit(&tenant, 600, now).err().expect("over the tokens");
     assert_eq!(over, Limited { limit: Limit::Tokens(1000), retry_after: Duration::from_secs(12) });
-    assert_eq!(remaining(&tenant, now), (Some(9), Some(400)), "what is refused costs nothing");
+    assert_eq!(remaining(&tenant, now), (Some(9), Some(400)), "a refused request costs nothing");
     grant.used(100, now);
     assert_eq!(remaining(&tenant, now), (Some(9), Some(400)), "it may still use the rest");
     drop(grant);
@@ -51,7 +51,7 @@ async fn an_answer_longer_than_estimated_is_charged_while_it_comes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_reached_a_replica_gets_its_tokens_back() {
+async fn a_request_that_never_reached_a_replica_gets_its_tokens_back() {
     let (tenant, now) = (tenant(Some(10), Some(1000), Some(1)), Instant::now());
     let grant = admit(&tenant, 900, now).expect("within the limits");
     let over = admit(&tenant, 1, now).err().expect("one at once");
@@ -62,7 +62,7 @@ async fn what_never_reached_a_replica_gets_its_tokens_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_before_the_first_token_has_used_the_prompt() {
+async fn a_client_that_leaves_before_the_first_token_has_used_the_prompt() {
     let (tenant, now) = (tenant(None, Some(1000), None), Instant::now());
     let mut grant = admit(&tenant, 900, now).expect("within the limit");
     grant.used_at_least(600, now);
@@ -72,11 +72,11 @@ async fn who_leaves_before_the_first_token_has_used_the_prompt() {
     grant.used(200, now);
     grant.used_at_least(100, now);
     drop(grant);
-    assert_eq!(remaining(&tenant, now), (None, Some(200)), "what is known counts");
+    assert_eq!(remaining(&tenant, now), (None, Some(200)), "known tokens count");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_counts_before_anything_is_known_of_it() {
+async fn a_request_counts_before_its_body_is_read() {
     let (tenant, now) = (tenant(Some(1), None, Some(1)), Instant::now());
     let grant = tenant.admit(now).expect("within the limits");
     let over = tenant.admit(now).err().expect("its body may be on its way");
@@ -87,7 +87,7 @@ async fn a_request_counts_before_anything_is_known_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limit_that_lasts_longest_is_the_one_that_is_told() {
+async fn the_limit_that_lasts_longest_is_the_one_that_is_reported() {
     let (tenant, now) = (tenant(Some(1), Some(100), None), Instant::now());
     let mut grant = admit(&tenant, 100, now).expect("within both");
     grant.used(250, now);
@@ -98,7 +98,7 @@ async fn the_limit_that_lasts_longest_is_the_one_that_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_are_shared_by_the_gateways_and_change_without_losing_what_is_admitted() {
+async fn gateways_share_limits_and_a_change_keeps_admitted_requests() {
     let (tenant, now) = (tenant(Some(100), None, Some(4)), Instant::now());
     let grants: Vec<_> = (0..4).map(|_| admit(&tenant, 1, now).expect("four at once")).collect();
     tenant.share(2, now);
@@ -109,19 +109,33 @@ async fn limits_are_shared_by_the_gateways_and_change_without_losing_what_is_adm
     let held: Vec<_> = (0..2).map(|_| admit(&tenant, 1, now).expect("two at once")).collect();
     assert!(admit(&tenant, 1, now).is_err(), "half of four");
     tenant.configure(Settings::named("t"), 2, now);
-    assert!(admit(&tenant, 1, now).is_ok(), "no limits any more");
-    assert_eq!(tenant.budget(now), Budget::default());
+    assert!(admit(&tenant, 1, now).is_ok(), "no limits now");
+    assert_eq!(tenant.rate_limits(now), RateLimits::default());
     drop(held);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_new_limit_counts_the_requests_that_were_admitted_without_one() {
+    let (tenant, now) = (tenant(None, None, None), Instant::now());
+    let mut grant = admit(&tenant, 900, now).expect("no limits");
+    grant.used(100, now);
+    let settings =
+        Settings { max_concurrent: Some(1), tokens_per_minute: Some(1000), ..Settings::named("t") };
+    tenant.configure(settings, 1, now);
+    assert_eq!(admit(&tenant, 1, now).err().map(|over| over.limit), Some(Limit::Concurrent(1)));
+    drop(grant);
+    assert_eq!(remaining(&tenant, now), (None, Some(1000)), "its tokens came before the limit");
+    assert!(admit(&tenant, 1, now).is_ok(), "its place is free");
+}
+
 #[test]
-fn limits_are_told_as_openai_does() {
-    let standing = |limit, remaining, reset| {
-        Some(Standing { limit, remaining, reset: Duration::from_millis(reset) })
+fn limits_are_written_as_openai_writes_them() {
+    let status = |limit, remaining, reset| {
+        Some(LimitStatus { limit, remaining, reset: Duration::from_millis(reset) })
     };
-    let budget = Budget { requests: standing(60, 59, 1000), tokens: standing(150_000, 149_984, 6) };
+    let limits = RateLimits { requests: status(60, 59, 1000), tokens: status(150_000, 149_984, 6) };
     let mut headers = HeaderMap::new();
-    budget.write(&mut headers);
+    limits.write(&mut headers);
     let header = |name: &str| headers[name].to_str().expect("text").to_owned();
     assert_eq!(header("x-ratelimit-limit-requests"), "60");
     assert_eq!(header("x-ratelimit-remaining-requests"), "59");
@@ -130,8 +144,8 @@ fn limits_are_told_as_openai_does() {
     assert_eq!(header("x-ratelimit-remaining-tokens"), "149984");
     assert_eq!(header("x-ratelimit-reset-tokens"), "6ms");
     let mut none = HeaderMap::new();
-    Budget::default().write(&mut none);
-    assert!(none.is_empty(), "what is not limited is not told");
+    RateLimits::default().write(&mut none);
+    assert!(none.is_empty(), "no limits, no headers");
     for (millis, text) in [
         (0, "0s"),
         (1, "1ms"),
@@ -147,8 +161,8 @@ fn limits_are_told_as_openai_does() {
 }
 
 proptest! {
-    #[test] // whatever requests do, their tenant is charged exactly what they used
-    fn the_books_balance(
+    #[test] // whatever requests do, their tenant is charged exactly the tokens that they used
+    fn a_tenant_is_charged_exactly_the_tokens_used(
         requests in prop::collection::vec((1..2000u64, prop::collection::vec(0..3000u64, 0..4)), 1..20),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

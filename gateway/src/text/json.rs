@@ -1,25 +1,30 @@
-//! A pull reader over JSON bytes: no tree, no recursion, nothing copied but decoded escapes.
+//! A pull reader over JSON bytes: no tree, no recursion, no copies except of strings with escapes.
 //!
-//! It takes what Python's `json` takes, which is what vLLM reads requests with: `NaN`, `Infinity`
-//! and lone surrogates pass, control characters in strings and anything after the value do not.
-//! UTF-8 is not checked here; where it matters, the caller has done it for the whole body.
+//! It accepts what Python's `json` accepts, with which vLLM reads requests: `NaN`, `Infinity` and
+//! lone surrogates pass; control characters in strings, and anything after the value, do not. UTF-8
+//! is not checked here: where it matters, the caller has checked the whole body.
+//!
+//! By hand: `serde_json` refuses some of what Python accepts, and does not report the place of a
+//! member in the body, which edits in place need.
 
-use std::borrow::Cow;
+pub(crate) use plain::plain_until;
+use string::Escapes;
+pub(crate) use string::JsonString;
 
-/// Deeper nesting is refused, and vLLM refuses less: Python gives up at a thousand.
+/// Deeper nesting is refused. vLLM itself gives up earlier: at Python's limit of a thousand.
 const MAX_DEPTH: usize = 1024;
 
-/// Where the reading stopped, in the words of Python's `json`.
+/// The error at which reading stopped, in the words of Python's `json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Broken {
+pub(crate) struct JsonError {
     /// Offset in bytes.
     pub(crate) at: usize,
     pub(crate) why: &'static str,
 }
 
-/// What a value is, by its first byte.
+/// The kind of a value, known by its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum JsonKind {
     Object,
     Array,
     String,
@@ -29,41 +34,21 @@ pub(crate) enum Kind {
     Null,
 }
 
-/// A string as it stands between its quotes.
+/// The key of an object's member, with its position.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Text<'a> {
-    raw: &'a [u8],
-    escaped: bool,
-}
-
-/// A member's key, with its place.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Key<'a> {
-    pub(crate) text: Text<'a>,
+pub(crate) struct MemberKey<'a> {
+    pub(crate) text: JsonString<'a>,
     /// Offset of the key's opening quote.
     pub(crate) at: usize,
     /// Offset of the comma before it; `None` for an object's first member.
     pub(crate) comma: Option<usize>,
 }
 
-/// A place in JSON bytes.
+/// A position in JSON bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
-}
-
-impl<'a> Text<'a> {
-    /// The bytes between the quotes, escapes as they stand.
-    pub(crate) fn raw(&self) -> &'a [u8] {
-        self.raw
-    }
-
-    /// The text; `None` if it is none: broken UTF-8, or half a surrogate pair.
-    pub(crate) fn decode(&self) -> Option<Cow<'a, str>> {
-        let raw = std::str::from_utf8(self.raw).ok()?;
-        if self.escaped { unescape(raw).map(Cow::Owned) } else { Some(Cow::Borrowed(raw)) }
-    }
 }
 
 impl<'a> Cursor<'a> {
@@ -80,8 +65,17 @@ impl<'a> Cursor<'a> {
         self.at
     }
 
-    /// The next byte that is no white space.
+    /// The next byte that is not white space.
+    #[inline]
     pub(crate) fn peek(&mut self) -> Option<u8> {
+        match self.bytes.get(self.at) {
+            Some(byte) if *byte > b' ' => Some(*byte),
+            _ => self.peek_behind_space(),
+        }
+    }
+
+    #[inline(never)]
+    fn peek_behind_space(&mut self) -> Option<u8> {
         loop {
             match self.bytes.get(self.at) {
                 Some(b' ' | b'\t' | b'\n' | b'\r') => self.at += 1,
@@ -90,32 +84,35 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// What comes next, which must be a value.
-    pub(crate) fn kind(&mut self) -> Result<Kind, Broken> {
+    /// The kind of the next value.
+    ///
+    /// # Errors
+    /// No value follows.
+    pub(crate) fn kind(&mut self) -> Result<JsonKind, JsonError> {
         Ok(match self.peek() {
-            Some(b'{') => Kind::Object,
-            Some(b'[') => Kind::Array,
-            Some(b'"') => Kind::String,
-            Some(b'-' | b'0'..=b'9' | b'N' | b'I') => Kind::Number,
-            Some(b't') => Kind::True,
-            Some(b'f') => Kind::False,
-            Some(b'n') => Kind::Null,
+            Some(b'{') => JsonKind::Object,
+            Some(b'[') => JsonKind::Array,
+            Some(b'"') => JsonKind::String,
+            Some(b'-' | b'0'..=b'9' | b'N' | b'I') => JsonKind::Number,
+            Some(b't') => JsonKind::True,
+            Some(b'f') => JsonKind::False,
+            Some(b'n') => JsonKind::Null,
             _ => return self.broken("Expecting value"),
         })
     }
 
-    /// Steps into an object, to read it with `next_key`; skips any other value and says `false`.
-    pub(crate) fn enter_object(&mut self) -> Result<bool, Broken> {
-        self.enter(Kind::Object)
+    /// Steps into an object, to read it with `next_key`; skips any other value and returns `false`.
+    pub(crate) fn enter_object(&mut self) -> Result<bool, JsonError> {
+        self.enter(b'{')
     }
 
     /// Steps into an array, to read it with `next_element`; skips any other value.
-    pub(crate) fn enter_array(&mut self) -> Result<bool, Broken> {
-        self.enter(Kind::Array)
+    pub(crate) fn enter_array(&mut self) -> Result<bool, JsonError> {
+        self.enter(b'[')
     }
 
-    fn enter(&mut self, kind: Kind) -> Result<bool, Broken> {
-        if self.kind()? == kind {
+    fn enter(&mut self, bracket: u8) -> Result<bool, JsonError> {
+        if self.peek() == Some(bracket) {
             self.at += 1;
             return Ok(true);
         }
@@ -123,9 +120,12 @@ impl<'a> Cursor<'a> {
         Ok(false)
     }
 
-    /// The next member's key, its colon taken; `None` when the object ended. `first` is true
-    /// before the first call and kept by it.
-    pub(crate) fn next_key(&mut self, first: &mut bool) -> Result<Option<Key<'a>>, Broken> {
+    /// The next member's key; its colon is consumed. `None` at the object's end. `first` is true
+    /// for the first call, which sets it.
+    pub(crate) fn next_key(
+        &mut self,
+        first: &mut bool,
+    ) -> Result<Option<MemberKey<'a>>, JsonError> {
         let mut comma = None;
         match (self.peek(), *first) {
             (Some(b'}'), _) => {
@@ -140,11 +140,11 @@ impl<'a> Cursor<'a> {
             (_, true) => *first = false,
         }
         let (text, at) = self.key()?;
-        Ok(Some(Key { text, at, comma }))
+        Ok(Some(MemberKey { text, at, comma }))
     }
 
-    /// Whether the array has another element, which is then next.
-    pub(crate) fn next_element(&mut self, first: &mut bool) -> Result<bool, Broken> {
+    /// Whether the array has another element; if so, it is next.
+    pub(crate) fn next_element(&mut self, first: &mut bool) -> Result<bool, JsonError> {
         match (self.peek(), std::mem::replace(first, false)) {
             (Some(b']'), _) => {
                 self.at += 1;
@@ -162,37 +162,40 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The next value as a string; skips any other and says `None`.
-    pub(crate) fn text(&mut self) -> Result<Option<Text<'a>>, Broken> {
-        if self.kind()? == Kind::String {
+    /// The next value if it is a string; skips any other and returns `None`.
+    pub(crate) fn text(&mut self) -> Result<Option<JsonString<'a>>, JsonError> {
+        if self.peek() == Some(b'"') {
             return self.string().map(Some);
         }
         self.skip()?;
         Ok(None)
     }
 
-    /// The next value as a count, as a request's field is read; `None` if it is not one.
-    pub(crate) fn count(&mut self) -> Result<Option<u64>, Broken> {
-        Ok(self.simple()?.count().value())
-    }
-
-    /// Passes over one value of any kind, checking it.
-    pub(crate) fn skip(&mut self) -> Result<(), Broken> {
+    /// Skips one value of any kind, and checks it.
+    pub(crate) fn skip(&mut self) -> Result<(), JsonError> {
         match self.kind()? {
-            Kind::Object | Kind::Array => self.skip_nested(),
-            Kind::String => self.string().map(|_| ()),
-            Kind::Number => self.number(),
-            Kind::True => self.word(b"true"),
-            Kind::False => self.word(b"false"),
-            Kind::Null => self.word(b"null"),
+            JsonKind::Object | JsonKind::Array => self.skip_nested(),
+            JsonKind::String => self.string().map(|_| ()),
+            JsonKind::Number => self.number(),
+            JsonKind::True => self.literal(b"true"),
+            JsonKind::False => self.literal(b"false"),
+            JsonKind::Null => self.literal(b"null"),
         }
     }
 
-    fn skip_nested(&mut self) -> Result<(), Broken> {
+    /// Skips one value, and returns it as it is written.
+    pub(crate) fn skipped(&mut self) -> Result<&'a [u8], JsonError> {
+        self.peek();
+        let start = self.at;
+        self.skip()?;
+        Ok(&self.bytes[start..self.at])
+    }
+
+    fn skip_nested(&mut self) -> Result<(), JsonError> {
         let mut open = Nesting::default();
         loop {
             match self.kind()? {
-                Kind::Object => {
+                JsonKind::Object => {
                     self.push(&mut open, true)?;
                     if self.peek() == Some(b'}') {
                         self.at += 1;
@@ -202,7 +205,7 @@ impl<'a> Cursor<'a> {
                         continue;
                     }
                 }
-                Kind::Array => {
+                JsonKind::Array => {
                     self.push(&mut open, false)?;
                     if self.peek() == Some(b']') {
                         self.at += 1;
@@ -212,13 +215,13 @@ impl<'a> Cursor<'a> {
                         continue;
                     }
                 }
-                Kind::String => {
+                JsonKind::String => {
                     self.string()?;
                 }
-                Kind::Number => self.number()?,
-                Kind::True => self.word(b"true")?,
-                Kind::False => self.word(b"false")?,
-                Kind::Null => self.word(b"null")?,
+                JsonKind::Number => self.number()?,
+                JsonKind::True => self.literal(b"true")?,
+                JsonKind::False => self.literal(b"false")?,
+                JsonKind::Null => self.literal(b"null")?,
             }
             loop {
                 let Some(object) = open.top() else { return Ok(()) };
@@ -246,8 +249,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Passes over whole numbers with their commas in an array, of which a prompt of token ids has
-    /// very many. Stops before whatever is not that.
+    /// Skips whole numbers and their commas in an array: a prompt of token ids has very many. Stops
+    /// before anything else.
     fn counts(&mut self) {
         loop {
             let mut at = self.at;
@@ -271,15 +274,15 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Nothing but white space may be left.
-    pub(crate) fn end(&mut self) -> Result<(), Broken> {
+    /// Checks that nothing but white space is left.
+    pub(crate) fn end(&mut self) -> Result<(), JsonError> {
         match self.peek() {
             None => Ok(()),
             Some(_) => self.broken("Extra data"),
         }
     }
 
-    fn push(&mut self, open: &mut Nesting, object: bool) -> Result<(), Broken> {
+    fn push(&mut self, open: &mut Nesting, object: bool) -> Result<(), JsonError> {
         if open.depth == MAX_DEPTH {
             return self.broken("Nested too deeply");
         }
@@ -288,7 +291,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn key(&mut self) -> Result<(Text<'a>, usize), Broken> {
+    fn key(&mut self) -> Result<(JsonString<'a>, usize), JsonError> {
         if self.peek() != Some(b'"') {
             return self.broken("Expecting property name enclosed in double quotes");
         }
@@ -301,30 +304,48 @@ impl<'a> Cursor<'a> {
         Ok((text, at))
     }
 
-    /// Reads on from an opening quote.
-    fn string(&mut self) -> Result<Text<'a>, Broken> {
-        let quote = self.at;
-        let mut escaped = false;
-        self.at += 1;
+    /// Reads a string, from its opening quote on.
+    fn string(&mut self) -> Result<JsonString<'a>, JsonError> {
+        let start = self.at + 1;
+        let end = plain_until(self.bytes, start);
+        if self.bytes.get(end) == Some(&b'"') {
+            self.at = end + 1;
+            return Ok(JsonString { raw: &self.bytes[start..end], escapes: Escapes::None });
+        }
+        self.string_from(start, end)
+    }
+
+    /// Reads the rest of a string that begins at `start`, from its first special byte on.
+    #[cold]
+    fn string_from(&mut self, start: usize, special: usize) -> Result<JsonString<'a>, JsonError> {
+        let mut escapes = Escapes::None;
+        self.at = special;
         loop {
-            self.at = plain_until(self.bytes, self.at);
             match self.bytes.get(self.at) {
                 Some(b'"') => {
-                    let raw = &self.bytes[quote + 1..self.at];
+                    let raw = &self.bytes[start..self.at];
                     self.at += 1;
-                    return Ok(Text { raw, escaped });
+                    return Ok(JsonString { raw, escapes });
                 }
                 Some(b'\\') => {
-                    escaped = true;
+                    let usual = !matches!(self.bytes.get(self.at + 1), Some(b'u' | b'/'));
+                    escapes = match usual && escapes != Escapes::Any {
+                        true => Escapes::Usual,
+                        false => Escapes::Any,
+                    };
                     self.escape()?;
                 }
                 Some(_) => return self.broken("Invalid control character at"),
-                None => return Err(Broken { at: quote, why: "Unterminated string starting at" }),
+                None => {
+                    let at = start - 1;
+                    return Err(JsonError { at, why: "Unterminated string starting at" });
+                }
             }
+            self.at = plain_until(self.bytes, self.at);
         }
     }
 
-    fn escape(&mut self) -> Result<(), Broken> {
+    fn escape(&mut self) -> Result<(), JsonError> {
         match self.bytes.get(self.at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
             Some(b'u') => {
@@ -339,9 +360,9 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn number(&mut self) -> Result<(), Broken> {
+    fn number(&mut self) -> Result<(), JsonError> {
         let start = self.at;
-        let expecting = Broken { at: start, why: "Expecting value" };
+        let expecting = JsonError { at: start, why: "Expecting value" };
         if self.bytes[self.at] == b'-' {
             self.at += 1;
         }
@@ -350,8 +371,8 @@ impl<'a> Cursor<'a> {
             Some(b'1'..=b'9') => {
                 self.digits();
             }
-            Some(b'I') => return self.word(b"Infinity").map_err(|_| expecting),
-            Some(b'N') if self.at == start => return self.word(b"NaN"),
+            Some(b'I') => return self.literal(b"Infinity").map_err(|_| expecting),
+            Some(b'N') if self.at == start => return self.literal(b"NaN"),
             _ => return Err(expecting),
         }
         if self.bytes.get(self.at) == Some(&b'.') {
@@ -372,7 +393,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Whether there was a digit at all.
+    /// Skips digits; returns whether there were any.
     fn digits(&mut self) -> bool {
         let rest = &self.bytes[self.at..];
         let count = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
@@ -380,7 +401,7 @@ impl<'a> Cursor<'a> {
         count > 0
     }
 
-    fn word(&mut self, word: &[u8]) -> Result<(), Broken> {
+    fn literal(&mut self, word: &[u8]) -> Result<(), JsonError> {
         if !self.bytes[self.at..].starts_with(word) {
             return self.broken("Expecting value");
         }
@@ -388,12 +409,12 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn broken<T>(&self, why: &'static str) -> Result<T, Broken> {
-        Err(Broken { at: self.at, why })
+    fn broken<T>(&self, why: &'static str) -> Result<T, JsonError> {
+        Err(JsonError { at: self.at, why })
     }
 }
 
-/// Which of the open brackets are objects': one bit each, so that skipping needs no memory.
+/// The open brackets, one bit each, set for objects: skipping needs no memory.
 #[derive(Default)]
 struct Nesting {
     objects: [u64; MAX_DEPTH / 64],
@@ -412,70 +433,18 @@ impl Nesting {
         self.depth -= 1;
     }
 
-    /// Whether the innermost is an object; `None` outside of all.
+    /// Whether the innermost bracket is an object's; `None` outside of all.
     fn top(&self) -> Option<bool> {
         let depth = self.depth.checked_sub(1)?;
         Some(self.objects[depth / 64] >> (depth % 64) & 1 == 1)
     }
 }
 
-/// The first quote, backslash or control character from `at` on, eight bytes at a time.
-fn plain_until(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const TOPS: u64 = ONES << 7;
-    // A borrow can only mark bytes after a true hit, so the first mark is exact.
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
-    while let Some(eight) = bytes[at..].first_chunk() {
-        let word = u64::from_le_bytes(*eight);
-        let quotes = zeros(word ^ (ONES * u64::from(b'"')));
-        let backslashes = zeros(word ^ (ONES * u64::from(b'\\')));
-        let controls = word.wrapping_sub(ONES * 0x20) & !word;
-        let hits = (quotes | backslashes | controls) & TOPS;
-        if hits != 0 {
-            return at + hits.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
-    bytes[at..].iter().position(special).map_or(bytes.len(), |i| at + i)
-}
-
-/// Decodes escapes that were checked before; `None` for half a surrogate pair.
-fn unescape(raw: &str) -> Option<String> {
-    let mut text = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(at) = rest.find('\\') {
-        text.push_str(&rest[..at]);
-        let code = *rest.as_bytes().get(at + 1)?;
-        rest = &rest[at + 2..];
-        text.push(match code {
-            b'b' => '\u{8}',
-            b'f' => '\u{c}',
-            b'n' => '\n',
-            b'r' => '\r',
-            b't' => '\t',
-            b'u' => {
-                let unit = |rest: &str| u32::from_str_radix(rest.get(..4)?, 16).ok();
-                let mut code = unit(rest)?;
-                rest = &rest[4..];
-                if (0xd800..0xdc00).contains(&code) {
-                    let low = unit(rest.strip_prefix("\\u")?)?;
-                    if !(0xdc00..0xe000).contains(&low) {
-                        return None;
-                    }
-                    code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-                    rest = &rest[6..];
-                }
-                char::from_u32(code)?
-            }
-            other => char::from(other),
-        });
-    }
-    text.push_str(rest);
-    Some(text)
-}
-
+mod ids;
 mod lax;
+mod plain;
+mod string;
+mod unescape;
 
 pub(crate) use lax::{Lax, boolean, count};
 

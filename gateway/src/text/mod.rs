@@ -1,8 +1,10 @@
-//! Text that is read in place: JSON, server-sent events, and ropes of slices.
+//! Text that is read in place: JSON, server-sent events, and ropes of slices; and short texts that
+//! are written on the stack.
 //!
-//! Offsets instead of copies: an edit of a body or an answer is a slice before, new text, a slice
-//! after. Pure; uses nothing of the other rooms.
+//! An edit of a body or an answer copies nothing: it is the slice before, the new text, and the
+//! slice after. Pure; uses no other room.
 
 pub(crate) mod json;
 pub(crate) mod rope;
 pub(crate) mod sse;
+pub(crate) mod stack;

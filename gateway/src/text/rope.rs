@@ -1,32 +1,28 @@
-//! Bytes in order, in pieces that are never joined: what goes out of an answer, and a request's
-//! body between whose slices edits stand.
+//! A rope: slices of bytes in order, which are never joined. The bytes of an answer go out as a
+//! rope, and so does an edited request body: slices of the original, with new text between them.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 
-/// One piece nearly always, for which no memory is needed.
+/// Slices of bytes in order. Nearly always there is one, which needs no memory of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pieces {
+pub(crate) struct Rope {
     first: Bytes,
     more: VecDeque<Bytes>,
 }
 
-impl Pieces {
-    /// At the end; an empty piece is none.
-    pub(crate) fn push(&mut self, piece: Bytes) {
+impl Rope {
+    /// Appends a slice; ignores an empty one.
+    pub(crate) fn push(&mut self, slice: Bytes) {
         if self.first.is_empty() {
-            self.first = piece;
-        } else if !piece.is_empty() {
-            self.more.push_back(piece);
+            self.first = slice;
+        } else if !slice.is_empty() {
+            self.more.push_back(slice);
         }
     }
 
-    /// The next piece.
+    /// Takes the first slice.
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
         let next = self.more.pop_front().unwrap_or_default();
         let first = std::mem::replace(&mut self.first, next);
@@ -37,42 +33,27 @@ impl Pieces {
         self.first.is_empty()
     }
 
-    /// Bytes in all.
+    /// The slices in order.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = &Bytes> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    /// The length of all slices, in bytes.
     pub(crate) fn len(&self) -> usize {
         self.first.len() + self.more.iter().map(Bytes::len).sum::<usize>()
     }
 }
 
-impl From<Bytes> for Pieces {
+impl From<Bytes> for Rope {
     fn from(first: Bytes) -> Self {
         Self { first, more: VecDeque::new() }
     }
 }
 
-impl Iterator for Pieces {
+impl Iterator for Rope {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
         self.pop()
-    }
-}
-
-impl Body for Pieces {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.get_mut().pop().map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.len() as u64)
     }
 }

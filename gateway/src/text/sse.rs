@@ -1,14 +1,16 @@
-//! Cuts a server-sent event stream, which arrives in any pieces, into whole events.
+//! Cuts a server-sent event stream, which arrives in pieces of any size, into whole events.
 //!
-//! An event's bytes are kept as they came, with the blank line that ends it, so that what is
-//! passed on is what was sent. Where an event lies within one piece, nothing is copied.
+//! An event keeps its bytes, with the blank line that ends it, so that it can be passed on
+//! unchanged. An event within one piece is not copied.
+//!
+//! By hand: crates that read event streams decode each event into strings and drop its bytes.
 
 use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
 use memchr::memchr2;
 
-/// No event of a sound server comes near this.
+/// The longest event that is accepted, in bytes. Events of a sound server are far shorter.
 pub(crate) const MAX_EVENT: usize = 16 << 20;
 
 /// An event was larger than [`MAX_EVENT`].
@@ -18,18 +20,18 @@ pub(crate) struct TooLong;
 /// Finds where events end.
 #[derive(Debug)]
 pub(crate) struct Splitter {
-    /// What came of an event that is not complete.
+    /// The beginning of an event that is not complete.
     partial: BytesMut,
-    /// Nothing came yet of the line we are in.
+    /// The current line has no bytes yet.
     line_empty: bool,
-    /// The last byte was a carriage return; it is open whether a line feed belongs to it.
+    /// The last byte was a carriage return; a line feed may still belong to it.
     after_return: bool,
     limit: usize,
 }
 
-/// What an event says: its name and its data, if it has any.
+/// An event's name, and its data if it has any.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Event<'a> {
+pub(crate) struct SseEvent<'a> {
     pub(crate) name: &'a [u8],
     /// `None` for comments and blank lines.
     pub(crate) data: Option<Cow<'a, [u8]>>,
@@ -46,8 +48,8 @@ impl Splitter {
         Self { partial: BytesMut::new(), line_empty: true, after_return: false, limit }
     }
 
-    /// Takes the next whole event off the front of `bytes`, together with what came of it before.
-    /// `None`: all of `bytes` was taken, and the event is not complete.
+    /// Takes the next whole event off the front of `bytes`, joined to its beginning in earlier
+    /// bytes. `None`: all of `bytes` was taken, and the event is not complete.
     ///
     /// # Errors
     /// The event is too long.
@@ -68,14 +70,20 @@ impl Splitter {
         !self.partial.is_empty()
     }
 
-    /// What came of an event without its end.
+    /// Whether the next byte begins an event.
+    pub(crate) fn is_between_events(&self) -> bool {
+        self.partial.is_empty() && self.line_empty && !self.after_return
+    }
+
+    /// Takes the beginning of an event that has no end.
     pub(crate) fn rest(&mut self) -> Bytes {
         self.line_empty = true;
         self.after_return = false;
         self.partial.split().freeze()
     }
 
-    /// Where in `bytes` the event ends: after its blank line, which ends with LF, CRLF or CR.
+    /// The position in `bytes` where the event ends: after its blank line, which ends with LF, CRLF
+    /// or CR.
     fn event_end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         if self.after_return {
@@ -109,8 +117,8 @@ impl Splitter {
     }
 }
 
-impl<'a> Event<'a> {
-    /// Reads an event's lines. Fields other than `event` and `data` say nothing to a gateway.
+impl<'a> SseEvent<'a> {
+    /// Reads an event's lines. A gateway needs no other fields than `event` and `data`.
     pub(crate) fn read(raw: &'a [u8]) -> Self {
         let mut event = Self { name: b"", data: None };
         let mut rest = raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw);
@@ -145,7 +153,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// All events, and what is left.
+    /// All events, and the bytes after the last one.
     fn split(pieces: &[&[u8]]) -> (Vec<Bytes>, Bytes) {
         let (mut splitter, mut events) = (Splitter::default(), Vec::new());
         for piece in pieces {
@@ -153,13 +161,13 @@ mod tests {
             while let Some(event) = splitter.next(&mut bytes).expect("short") {
                 events.push(event);
             }
-            assert!(bytes.is_empty(), "all is taken");
+            assert!(bytes.is_empty(), "all bytes are taken");
         }
         (events, splitter.rest())
     }
 
     #[test]
-    fn events_end_at_a_blank_line_in_any_spelling() {
+    fn events_end_at_a_blank_line_with_any_line_ending() {
         for (text, want, rest) in [
             ("data: a\n\ndata: b\n\n", vec!["data: a\n\n", "data: b\n\n"], ""),
             ("data: a\r\n\r\ndata: b\r\n\r\n", vec!["data: a\r\n\r\n", "data: b\r\n\r\n"], ""),
@@ -175,7 +183,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_the_standard_says() {
-        let event = |name: &'static str, data: Option<&'static str>| Event {
+        let event = |name: &'static str, data: Option<&'static str>| SseEvent {
             name: name.as_bytes(),
             data: data.map(|data| Cow::Borrowed(data.as_bytes())),
         };
@@ -189,7 +197,7 @@ mod tests {
             ("id: 1\ndatas: x\nretry: 2\n\n", event("", None)),
             ("\u{feff}data: a\n\n", event("", Some("a"))),
         ] {
-            assert_eq!(Event::read(raw.as_bytes()), want, "{raw:?}");
+            assert_eq!(SseEvent::read(raw.as_bytes()), want, "{raw:?}");
         }
     }
 
@@ -204,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_event_is_an_error() {
+    fn an_event_over_the_limit_is_an_error() {
         let mut splitter = Splitter::with_limit(16);
         let mut next = |text: &'static str| splitter.next(&mut Bytes::from(text));
         assert_eq!(next("data: 012345678\n"), Ok(None));

@@ -1,4 +1,4 @@
-//! A gateway in this process, and what stands before and behind it.
+//! A gateway in this process, with clients and replicas for it.
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
@@ -17,41 +17,41 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Nothing here takes as long, however busy the machine is.
+/// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A replica that notes every byte it is sent and answers as it is told.
+/// A replica that keeps every byte that it receives, and gives the answer that it is set to.
 pub struct Upstream {
     pub address: SocketAddr,
     pub seen: Arc<Seen>,
     _tasks: JoinSet<()>,
 }
 
-/// What came, apart from probes.
+/// The requests that came, apart from probes.
 #[derive(Default)]
 pub struct Seen {
-    /// Each request's bytes, head and body, in the order of their coming.
+    /// Each request's bytes, head and body, in the order in which they came.
     pub requests: Mutex<Vec<Vec<u8>>>,
-    /// The other end of the connection that each of them came on.
+    /// The peer address of each request's connection.
     pub peers: Mutex<Vec<SocketAddr>>,
-    /// Connections that ended while their request was unanswered.
+    /// The number of connections that ended before their request was answered.
     pub left: Mutex<u32>,
 }
 
-/// What the replica does with a request.
+/// The replica's answer to a request.
 #[derive(Clone)]
 pub enum Answer {
     /// This body, as JSON.
     Json(&'static str),
-    /// The same after a while.
+    /// This body as JSON, after this time.
     Slow(Duration, &'static str),
-    /// These bytes, whatever they are; the connection goes on.
+    /// These bytes. The connection stays open.
     Raw(&'static [u8]),
-    /// What this says of a request: bytes, and whether the connection ends with them.
+    /// The function's answer: bytes, and whether the connection ends with them.
     By(fn(&str) -> (Vec<u8>, bool)),
-    /// An event stream that goes on for as long as it is read.
+    /// An event stream that goes on while it is read.
     Endless,
-    /// Nothing, for as long as the client waits.
+    /// No answer, while the client waits.
     Never,
 }
 
@@ -90,6 +90,11 @@ async fn replica(mut stream: TcpStream, peer: SocketAddr, answer: Answer, seen: 
         if text.starts_with("GET /health ") || text.starts_with("GET /v1/models ") {
             let body = r#"{"object":"list","data":[{"id":"m"}]}"#;
             let _ = stream.write_all(json(body).as_bytes()).await;
+            continue;
+        }
+        if text.starts_with("GET /metrics ") {
+            let none = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+            let _ = stream.write_all(none).await;
             continue;
         }
         let text = text.into_owned();
@@ -148,7 +153,7 @@ fn json(body: &str) -> String {
     )
 }
 
-/// One HTTP/1 message as it is on the wire; `None` at the end.
+/// The bytes of one HTTP/1 message; `None` at the end.
 pub async fn read_message(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
     loop {
         if let Some(end) = message_end(buffer) {
@@ -174,12 +179,12 @@ fn message_end(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= end).then_some(end)
 }
 
-/// One pool `p` of this endpoint, or of none, that serves `m`.
+/// One pool `p` that serves `m`, with this endpoint or none.
 pub fn config(endpoint: Option<SocketAddr>) -> Config {
     let mut config = Config::default();
     config.gateway.listen = ([127, 0, 0, 1], 0).into();
     config.gateway.threads = Some(1);
-    // `trust` is about who may call it what.
+    // `trust.rs` tests hosts.
     config.gateway.allowed_hosts = vec![HostPattern::Any];
     let mut pool = Pool::named("p");
     pool.models = vec!["m".to_owned()];
@@ -202,7 +207,7 @@ pub async fn signals(gateway: &Gateway, pool: &str) -> serde_json::Value {
     frame["pools"][pool].clone()
 }
 
-/// Waits for what happens on other threads.
+/// Waits for a condition that other threads bring about.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let until = Instant::now() + PATIENCE;
     while !condition().await {
@@ -216,7 +221,7 @@ pub async fn held(gateway: &Gateway, count: u64) {
     eventually(&text, || async { signals(gateway, "p").await["queueDepth"] == count }).await;
 }
 
-/// A body that goes to the pool.
+/// A request's body for the pool.
 pub const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
 pub const CHAT_STREAM: &str =
     r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
@@ -232,12 +237,12 @@ pub fn chat(body: &str) -> http::Request<Full<Bytes>> {
 
 pub type H2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
 
-/// What drives client connections; dropping it closes their sockets without a word.
+/// The tasks of client connections. Dropping it closes the sockets without a farewell of HTTP.
 #[derive(Clone, Default)]
 pub struct Tasks(Arc<Mutex<JoinSet<()>>>);
 
 impl Tasks {
-    /// Waits until nothing runs any more.
+    /// Waits until all tasks have ended.
     pub async fn ended(&self) {
         eventually("client connections end", || async {
             let mut tasks = self.0.lock();

@@ -1,10 +1,10 @@
-//! The command: what is played, beside what, and where the results go.
+//! The command line: the load, the baselines, and where the results go.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use forebay_bounds::print;
+use forebay_base::print;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::contestants::fixed::Schedule;
@@ -14,55 +14,76 @@ use super::contestants::knative::Knative;
 use super::contestants::kubeai::KubeAi;
 use super::contestants::{BASELINES, Baseline, Bounds, Contestant, optimum};
 use super::measure::{Report, within};
-use super::report::{self, Results};
+use super::picks;
+use super::report::{self, Origin, Results};
 use super::scenario::Scenario;
 use super::trace::Trace;
+use super::trace::conversations::CONVERSATIONS;
 use super::trace::generate::SHAPES;
 use super::world::{Model, Run, play};
 
 /// Points of the plots.
 const POINTS: u32 = 720;
 
-/// What is played, and beside what.
+/// The flags of `forebay replay`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = after_help())]
-pub struct Args {
+pub struct ReplayArgs {
     /// The configuration file (YAML); its `replay` section has objective, replicas and price
     #[arg(long, short, value_name = "FILE")]
     config: PathBuf,
-    /// A CSV file, or the name of a generated load
-    #[arg(long, short, value_name = "CSV|NAME")]
+    /// A recorded load (CSV, or Mooncake's JSON lines), or the name of a generated one
+    #[arg(long, short, value_name = "FILE|NAME")]
     trace: String,
-    /// The pool; may be left out where there is just one
+    /// The pool; needed if the configuration has several
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Play the load so many times as fast as it was recorded
+    /// Play the load N times as fast as it was recorded
     #[arg(long, value_name = "N", default_value_t = 1.0)]
     speed_up: f64,
-    /// Play these beside Forebay, with the same bounds, replicas and objective; `all` for all
+    /// Play these beside Forebay, with the same bounds, replicas and objective; `all` plays each
     #[arg(long, value_name = "BASELINE", num_args = 1.., value_delimiter = ',')]
     compare: Vec<String>,
+    /// Play a fixed fleet under these pick policies, instead of autoscalers; `all` plays each
+    #[arg(
+        long,
+        value_name = "POLICY",
+        num_args = 1..,
+        value_delimiter = ',',
+        conflicts_with_all = ["compare", "out"]
+    )]
+    picks: Vec<String>,
+    /// The replicas of that fleet [default: the pool's `maxReplicaCount`]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "picks",
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    replicas: Option<u32>,
     /// Write report.html and results.json into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
-    /// Everything random follows from it [default: the configuration's `replay.seed`]
+    /// Seed of everything random [default: the configuration's `replay.seed`]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
 fn after_help() -> String {
     let list = |items: &mut dyn Iterator<Item = (&str, &str)>| {
-        let line = |(name, about): (&str, &str)| format!("  {name:<14} {about}\n");
+        let line = |(name, about): (&str, &str)| format!("  {name:<20} {about}\n");
         items.map(line).collect::<String>()
     };
     format!(
-        "Generated loads:\n{}\nBaselines:\n{}\nA CSV file has the columns of Azure's traces \
+        "Generated loads:\n{}\nGenerated loads of prompts that have beginnings in common:\n{}\nBaselines:\n{}\nA CSV file has the columns of Azure's traces \
          (TIMESTAMP,ContextTokens,GeneratedTokens) or of Forebay's own recordings \
-         (time,pool,promptTokens,generatedTokens).",
+         (time,pool,promptTokens,generatedTokens). A file of JSON lines has Mooncake's fields \
+         (timestamp, input_length, output_length, hash_ids).",
         list(&mut SHAPES.iter().map(|shape| (shape.name, shape.about))),
+        list(&mut CONVERSATIONS.iter().map(|shape| (shape.name, shape.about))),
         list(&mut BASELINES.iter().copied()),
     )
 }
@@ -71,7 +92,9 @@ fn after_help() -> String {
 ///
 /// # Errors
 /// The configuration, the trace or a name is wrong, or the folder can't be written.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+///
+/// `version` is named in the results, so that they can be made again.
+pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     let baselines = baselines(&args.compare)?;
     let config = forebay_config::load(&args.config)?;
     let mut scenario = Scenario::new(&config, args.pool.as_deref())?;
@@ -79,12 +102,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !scenario.left_out.is_empty() {
         let names = scenario.left_out.join(", ");
         print::err(format_args!(
-            "warning: left out, as no rehearsal can know what they read: {names}"
+            "warning: these triggers are left out, since replay can't know the figures that they \
+             read: {names}"
         ));
     }
     let trace = Trace::read(&args.trace, &scenario.pool.name, scenario.model.seed)?;
     let trace = trace.faster(args.speed_up)?;
-    let results = compare(&scenario, &trace, &baselines, &Progress::new());
+    if !args.picks.is_empty() {
+        return compare_picks(args, &scenario, &trace);
+    }
+    let mut results = compare(&scenario, &trace, &baselines, &ProgressLine::new());
+    results.origin = Some(Origin::new(&scenario, args.speed_up, version));
     if let Some(folder) = &args.out {
         report::write(folder, &results)
             .with_context(|| format!("cannot write into {}", folder.display()))?;
@@ -102,6 +130,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Plays the pick policies, and prints.
+fn compare_picks(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyhow::Result<()> {
+    let picks = picks::named(&args.picks)?;
+    let replicas = args.replicas.unwrap_or(scenario.bounds.max.max(1));
+    let progress = ProgressLine::new();
+    let results = picks::compare(scenario, trace, &picks, replicas, |trace, model, fleet| {
+        progress.play(model.pick.name(), trace, model, fleet)
+    });
+    drop(progress);
+    if args.json {
+        print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
+    } else {
+        print::out(picks::table(&results))?;
+    }
+    Ok(())
+}
+
 fn baselines(names: &[String]) -> anyhow::Result<Vec<Baseline>> {
     if names.iter().any(|name| name == "all") {
         return BASELINES.iter().map(|(name, _)| name.parse()).collect();
@@ -109,19 +154,20 @@ fn baselines(names: &[String]) -> anyhow::Result<Vec<Baseline>> {
     names.iter().map(|name| name.parse()).collect()
 }
 
-/// Forebay, then the fixed fleet that all are measured by, then the others.
+/// Plays Forebay, then the fixed fleet that all are compared with, then the others.
 pub(crate) fn compare(
     scenario: &Scenario,
     trace: &Trace,
     baselines: &[Baseline],
-    progress: &Progress,
+    progress: &ProgressLine,
 ) -> Results {
     let Scenario { model, bounds, price, .. } = scenario;
     let mut reports = Vec::new();
     let mut ours = Forebay::new(&scenario.pool, &scenario.config);
     let run = progress.play("forebay", trace, model, &mut ours);
     reports.push(Report::new("forebay", trace, model, *price, &run));
-    let reached = reports[0].share_within;
+    let changes = ours.into_changes();
+    let reached = reports[0].service.share_within;
 
     let given = baselines.iter().find_map(|baseline| match baseline {
         Baseline::Fixed(count) => *count,
@@ -144,7 +190,7 @@ pub(crate) fn compare(
                 ("keda-min1", progress.play("keda-min1", trace, model, &mut keda))
             }
             Baseline::Knative(concurrency) => {
-                // The container's own limit is the activator's, too.
+                // The activator's limit is the container's own.
                 let limit = concurrency.unwrap_or(bounds.limit);
                 let model = Model { limit, ..model.clone() };
                 let mut knative = Knative::new(*bounds, limit);
@@ -156,8 +202,8 @@ pub(crate) fn compare(
             }
             Baseline::Optimum(share) => {
                 let share = share.unwrap_or(reached);
-                let schedule = progress.search("optimum", |told| {
-                    optimum::schedule(trace, model, bounds.max, share, told)
+                let schedule = progress.search("optimum", |report| {
+                    optimum::schedule(trace, model, bounds.max, share, report)
                 });
                 let model = optimum::exact(model);
                 let mut schedule = schedule;
@@ -166,11 +212,11 @@ pub(crate) fn compare(
         };
         reports.push(Report::new(name, trace, model, *price, &run));
     }
-    Results::new(scenario, trace, reports)
+    Results::new(scenario, trace, reports, changes)
 }
 
 /// The smallest fixed fleet, up to the pool's bound, that meets the objective.
-fn fleet(scenario: &Scenario, trace: &Trace, progress: &Progress) -> u32 {
+fn fleet(scenario: &Scenario, trace: &Trace, progress: &ProgressLine) -> u32 {
     let meets = |count: u32| {
         let mut fixed = Schedule::fixed(count);
         let run = progress.play("fixed", trace, &scenario.model, &mut fixed);
@@ -188,12 +234,12 @@ fn fleet(scenario: &Scenario, trace: &Trace, progress: &Progress) -> u32 {
     most
 }
 
-/// A bar on the terminal; nothing elsewhere.
-pub(crate) struct Progress {
+/// A progress bar on a terminal; nothing elsewhere.
+pub(crate) struct ProgressLine {
     bar: ProgressBar,
 }
 
-impl Progress {
+impl ProgressLine {
     fn new() -> Self {
         if !std::io::stderr().is_terminal() {
             return Self::hidden();
@@ -216,13 +262,13 @@ impl Progress {
         model: &Model,
         contestant: &mut dyn Contestant,
     ) -> Run {
-        self.search(name, |told| {
+        self.search(name, |report| {
             let length = trace.length.max(1) as f64;
-            play(trace, model, contestant, POINTS, |now| told(now as f64 / length))
+            play(trace, model, contestant, POINTS, |now| report(now as f64 / length))
         })
     }
 
-    /// Shows the share done that `work` tells.
+    /// Shows the share of its work that `work` reports.
     fn search<T>(&self, name: &'static str, work: impl FnOnce(&mut dyn FnMut(f64)) -> T) -> T {
         self.bar.set_message(name);
         self.bar.set_position(0);
@@ -230,7 +276,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -1,7 +1,7 @@
-//! Who sets the count: Forebay, and those that it is compared with.
+//! The autoscalers: Forebay, and those that it is compared with.
 //!
-//! Each has its own view of the world, with its own delays: what it looks at, how often, and what
-//! it can't see. The formulas are pure and stand in a file each.
+//! Each has its own view of the world, with its own delays: the figures that it reads, how often,
+//! and the ones that it can't see. The formulas are pure; each has a file.
 
 use anyhow::{Context, bail, ensure};
 
@@ -16,44 +16,44 @@ pub(crate) mod knative;
 pub(crate) mod kubeai;
 pub(crate) mod optimum;
 
-/// What bounds every contestant alike.
+/// The bounds of every contestant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) min: u32,
     pub(crate) max: u32,
-    /// Idle time to zero.
+    /// Idle time before zero.
     pub(crate) cooldown: Us,
-    /// Requests at once that a replica takes: the gateway's limit, Knative's container concurrency.
+    /// Most requests at one replica: the gateway's limit, Knative's container concurrency.
     pub(crate) limit: u32,
-    /// Requests for each replica to aim at.
+    /// Target number of requests for each replica.
     pub(crate) target: u32,
 }
 
-/// One to compare with, and its figure where one was given.
+/// An autoscaler to compare with, with the figure that was given after `=`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Baseline {
-    /// So many all the time; as many as the objective needs, unless given.
+    /// A constant count; by default, as many replicas as the objective needs.
     Fixed(Option<u32>),
     /// KEDA's prometheus trigger with the HPA; the figure is its threshold.
     Keda(f64),
-    /// The same, never below one replica.
+    /// The same with at least one replica.
     KedaFromOne(f64),
     /// Knative's autoscaler; the figure is the container concurrency.
     Knative(Option<u32>),
-    /// KubeAI's; the figure is its target of requests.
+    /// KubeAI's autoscaler; the figure is its target of requests.
     KubeAi(Option<u32>),
     /// Knows the trace; the figure is the share within the objective.
     Optimum(Option<f64>),
 }
 
-/// Names with what they are, for help and errors.
+/// Names and descriptions, for help and errors.
 pub(crate) const BASELINES: [(&str, &str); 6] = [
-    ("fixed", "as many replicas all the time as the objective needs; fixed=N for N"),
+    ("fixed", "a constant count, as many as the objective needs; fixed=N for N"),
     ("keda", "KEDA and HPA on vllm:num_requests_waiting; keda=N for a threshold other than 5"),
-    ("keda-min1", "the same with at least one replica, as it never wakes from zero"),
+    ("keda-min1", "the same with at least one replica, since keda never wakes from zero"),
     ("knative", "Knative's autoscaler; knative=N for a container concurrency of N"),
     ("kubeai", "KubeAI's autoscaler; kubeai=N for a target of N requests"),
-    ("optimum", "knows the trace; optimum=SHARE for another share than Forebay's"),
+    ("optimum", "knows the trace beforehand; optimum=SHARE for a share other than Forebay's"),
 ];
 
 impl std::str::FromStr for Baseline {
@@ -68,7 +68,7 @@ impl std::str::FromStr for Baseline {
             let number = value.map(|value| {
                 let number: Option<f64> =
                     value.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
-                number.with_context(|| format!("`{value}` in `{text}` is no number above 0"))
+                number.with_context(|| format!("`{value}` in `{text}` is not a number above 0"))
             });
             number.transpose()
         };
@@ -117,7 +117,7 @@ mod tests {
         }
         for (text, want) in [
             ("kedda", "unknown baseline `kedda`; known are fixed, keda, keda-min1, knative"),
-            ("fixed=x", "`x` in `fixed=x` is no number above 0"),
+            ("fixed=x", "`x` in `fixed=x` is not a number above 0"),
             ("fixed=1.5", "must be a whole number"),
             ("optimum=99", "a share is between 0 and 1"),
         ] {

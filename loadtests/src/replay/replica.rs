@@ -1,32 +1,37 @@
 //! One replica in simulated time: continuous batching by the shared timing model.
 //!
-//! The same rules as the simulated vLLM's scheduler: each step gives one token to every sequence
-//! whose prompt is computed, then spends what is left of the step's token budget on prompts in
-//! order of arrival. Steps that only decode are all alike until a sequence ends or one comes in, so
-//! they are taken in one stretch: the cost is by request, not by token. One thing is simpler than
-//! there: a sequence reserves its whole length of the KV cache, so that nothing is preempted.
+//! The rules are those of the simulated vLLM's scheduler: each step gives one token to every sequence
+//! whose prompt is computed, then spends the rest of the step's token budget on prompts in order of
+//! arrival. Steps that only decode are alike until a sequence ends or arrives, so they are taken in
+//! one stretch: the cost grows with requests, not with tokens. The prefix cache is the simulated
+//! vLLM's own. One thing is simpler: a sequence reserves its whole length of the KV cache, so that no
+//! sequence is preempted.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use super::trace::Us;
+use crate::kv::{HeldBlocks, KvCache};
 use crate::timing::{Timing, Work};
 
-/// What a replica is like.
+/// Tokens in a block of the KV cache: vLLM's default.
+pub(crate) const KV_BLOCK: u32 = 16;
+
+/// The speed and the capacity of a replica.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Engine {
+pub(crate) struct EngineModel {
     pub(crate) timing: Timing,
     /// Sequences that run at once.
     pub(crate) seats: usize,
-    /// Tokens worked on in one step.
+    /// Tokens computed in one step.
     pub(crate) tokens_per_step: u32,
     /// Tokens that the KV cache holds.
     pub(crate) kv_tokens: u64,
 }
 
-impl Engine {
+impl EngineModel {
     fn step(&self, work: Work) -> Us {
-        // At least a microsecond: time moves on also where the model says that work costs nothing.
+        // At least a microsecond, so that time advances even if work costs nothing in the model.
         (self.timing.step(work).as_micros() as u64).max(1)
     }
 }
@@ -40,18 +45,38 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// Tokens of the KV cache that it needs in the end.
-    fn kv(self) -> u64 {
-        u64::from(self.prompt) + u64::from(self.output)
+    /// Blocks of the KV cache that it needs at its end.
+    fn blocks(self) -> usize {
+        let tokens = u64::from(self.prompt) + u64::from(self.output);
+        tokens.div_ceil(KV_BLOCK.into()) as usize
     }
 }
 
-/// What came out of a stretch of steps.
+/// Prompt tokens of the sequences that were begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PromptTokens {
+    pub(crate) all: u64,
+    /// Those that the prefix cache had.
+    pub(crate) cached: u64,
+}
+
+/// A sequence whose prompt is being computed.
+#[derive(Debug)]
+struct Prefill {
+    sequence: Sequence,
+    held: HeldBlocks,
+    cached: u32,
+    left: u32,
+    /// The tokens of this step.
+    computing: u32,
+}
+
+/// An event at the end of a stretch of steps, with the sequence's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    /// Its first token.
-    First(u32),
-    /// Its last token; the second figure is how many there were.
+pub(crate) enum TokenEvent {
+    /// The first token, and the tokens of the prompt that the cache had.
+    First(u32, u32),
+    /// The last token, and the number of tokens.
     Last(u32, u32),
 }
 
@@ -72,34 +97,39 @@ impl Stretch {
 }
 
 /// A running engine with its batch and its queue.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Batch {
-    engine: Engine,
-    waiting: VecDeque<Sequence>,
-    /// Sequences whose prompt is being computed, with the tokens left and those of this step.
-    prefilling: Vec<(Sequence, u32, u32)>,
+    engine: EngineModel,
+    /// Sequences with the blocks of their prompts.
+    waiting: VecDeque<(Sequence, Vec<u64>)>,
+    prefilling: Vec<Prefill>,
     /// Decoding sequences by the step after which they end.
     decoding: BinaryHeap<Reverse<(u64, u32)>>,
-    /// By id, of what decodes: the KV tokens it holds and its output.
-    lengths: std::collections::HashMap<u32, Sequence>,
+    /// The decoding sequences by id.
+    lengths: HashMap<u32, (Sequence, HeldBlocks)>,
     /// Decode steps taken.
     steps: u64,
-    kv: u64,
+    kv: KvCache,
+    /// Whether the one running sequence is longer than the whole cache.
+    overflows: bool,
+    tokens: PromptTokens,
     stretch: Option<Stretch>,
-    /// Changes with every new plan, so that an event of an old one is known.
+    /// Number of the current plan, by which events of older plans are recognized.
     plan: u32,
 }
 
 impl Batch {
-    pub(crate) fn new(engine: Engine) -> Self {
+    pub(crate) fn new(engine: EngineModel) -> Self {
         Self {
             engine,
             waiting: VecDeque::new(),
             prefilling: Vec::new(),
             decoding: BinaryHeap::new(),
-            lengths: std::collections::HashMap::new(),
+            lengths: HashMap::new(),
             steps: 0,
-            kv: 0,
+            kv: KvCache::new((engine.kv_tokens / u64::from(KV_BLOCK)) as usize),
+            overflows: false,
+            tokens: PromptTokens::default(),
             stretch: None,
             plan: 0,
         }
@@ -110,25 +140,30 @@ impl Batch {
         self.prefilling.len() + self.lengths.len()
     }
 
-    /// Sequences that wait for a seat: what vLLM shows as `vllm:num_requests_waiting`.
+    /// Sequences that wait for a seat: vLLM's `vllm:num_requests_waiting`.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Share of the KV cache in use.
     pub(crate) fn kv_usage(&self) -> f64 {
-        self.kv as f64 / self.engine.kv_tokens.max(1) as f64
+        if self.overflows { 1.0 } else { self.kv.usage() }
     }
 
-    /// When the stretch under way ends, with the plan that it belongs to.
+    /// The prompt tokens so far, and those that the cache had.
+    pub(crate) fn prompt_tokens(&self) -> PromptTokens {
+        self.tokens
+    }
+
+    /// The end of the stretch under way, with its plan.
     pub(crate) fn due(&self) -> Option<(Us, u32)> {
         self.stretch.map(|stretch| (stretch.end(), self.plan))
     }
 
-    /// About how long after `now` a prompt that comes then would give its first token.
+    /// Estimated time to first token of a prompt that arrives `now`, if no prefix is cached.
     pub(crate) fn first_token_after(&self, prompt: u32, now: Us) -> Us {
-        let queued: u32 = self.waiting.iter().map(|sequence| sequence.prompt).sum();
-        let begun: u32 = self.prefilling.iter().map(|(_, left, computing)| left - computing).sum();
+        let queued: u32 = self.waiting.iter().map(|(sequence, _)| sequence.prompt).sum();
+        let begun: u32 = self.prefilling.iter().map(|one| one.left - one.computing).sum();
         let tokens = queued.saturating_add(begun).saturating_add(prompt);
         let decodes = self.lengths.len() as u32;
         let budget = self.engine.tokens_per_step.saturating_sub(decodes).max(1);
@@ -141,10 +176,11 @@ impl Batch {
         under_way + self.engine.timing.prefill(tokens).as_micros() as u64 + steps * decoding
     }
 
-    /// Takes a sequence in. A stretch of decode steps ends with the step under way, as the new
-    /// sequence's prompt is then to be computed.
-    pub(crate) fn submit(&mut self, sequence: Sequence, now: Us) {
-        self.waiting.push_back(sequence);
+    /// Adds a sequence. `prefix`: its prompt's full blocks of [`KV_BLOCK`] tokens, each hashed with all
+    /// before it; empty if it has no content in common with others. A stretch of decode steps ends with
+    /// the step under way, so that the next step computes the new sequence's prompt.
+    pub(crate) fn submit(&mut self, sequence: Sequence, prefix: Vec<u64>, now: Us) {
+        self.waiting.push_back((sequence, prefix));
         match &mut self.stretch {
             None => self.plan(now),
             Some(stretch) if !stretch.prefill => {
@@ -158,22 +194,27 @@ impl Batch {
         }
     }
 
-    /// Takes a sequence out, wherever it is: its client left.
+    /// Removes a sequence whose client left.
     pub(crate) fn abort(&mut self, id: u32) {
-        if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == id) {
+        if let Some(at) = self.waiting.iter().position(|(sequence, _)| sequence.id == id) {
             self.waiting.remove(at);
-        } else if let Some(at) = self.prefilling.iter().position(|(seq, ..)| seq.id == id) {
-            let (sequence, ..) = self.prefilling.remove(at);
-            self.kv -= sequence.kv();
-        } else if let Some(sequence) = self.lengths.remove(&id) {
+        } else if let Some(at) = self.prefilling.iter().position(|one| one.sequence.id == id) {
+            let held = self.prefilling.remove(at).held;
+            self.release(held);
+        } else if let Some((_, held)) = self.lengths.remove(&id) {
             // Its place in the heap is skipped when it comes up.
-            self.kv -= sequence.kv();
+            self.release(held);
         }
     }
 
-    /// The stretch of this plan has ended: tells of first and last tokens, and begins the next.
-    /// False for an event of an older plan.
-    pub(crate) fn ended(&mut self, plan: u32, now: Us, told: &mut Vec<Told>) -> bool {
+    fn release(&mut self, held: HeldBlocks) {
+        self.kv.release(held);
+        self.overflows = false;
+    }
+
+    /// Ends the stretch of this plan: adds its first and last tokens to `events`, and begins the next
+    /// stretch. False for an older plan.
+    pub(crate) fn ended(&mut self, plan: u32, now: Us, events: &mut Vec<TokenEvent>) -> bool {
         if plan != self.plan {
             return false;
         }
@@ -184,25 +225,30 @@ impl Batch {
                 break;
             }
             self.decoding.pop();
-            if let Some(sequence) = self.lengths.remove(&id) {
-                self.kv -= sequence.kv();
-                told.push(Told::Last(id, sequence.output));
+            if let Some((sequence, held)) = self.lengths.remove(&id) {
+                self.release(held);
+                events.push(TokenEvent::Last(id, sequence.output));
             }
         }
         let mut left = Vec::with_capacity(self.prefilling.len());
-        for (sequence, to_compute, computing) in self.prefilling.drain(..) {
-            if to_compute > computing {
-                left.push((sequence, to_compute - computing, 0));
+        for prefill in std::mem::take(&mut self.prefilling) {
+            if prefill.left > prefill.computing {
+                left.push(Prefill {
+                    left: prefill.left - prefill.computing,
+                    computing: 0,
+                    ..prefill
+                });
                 continue;
             }
-            told.push(Told::First(sequence.id));
+            let Prefill { sequence, held, cached, .. } = prefill;
+            events.push(TokenEvent::First(sequence.id, cached));
             if sequence.output <= 1 {
-                self.kv -= sequence.kv();
-                told.push(Told::Last(sequence.id, sequence.output));
+                self.release(held);
+                events.push(TokenEvent::Last(sequence.id, sequence.output));
             } else {
                 let last = self.steps + u64::from(sequence.output) - 1;
                 self.decoding.push(Reverse((last, sequence.id)));
-                self.lengths.insert(sequence.id, sequence);
+                self.lengths.insert(sequence.id, (sequence, held));
             }
         }
         self.prefilling = left;
@@ -214,24 +260,17 @@ impl Batch {
         let decodes = self.lengths.len() as u32;
         let mut budget = self.engine.tokens_per_step.saturating_sub(decodes);
         let mut prefill_tokens = 0;
-        for (_, to_compute, computing) in &mut self.prefilling {
-            *computing = (*to_compute).min(budget);
-            budget -= *computing;
-            prefill_tokens += *computing;
+        for one in &mut self.prefilling {
+            one.computing = one.left.min(budget);
+            budget -= one.computing;
+            prefill_tokens += one.computing;
         }
         while budget > 0 && self.running() < self.engine.seats {
-            let Some(next) = self.waiting.front().copied() else { break };
-            // One that is longer than the whole cache runs alone.
-            if self.kv > 0 && self.kv + next.kv() > self.engine.kv_tokens {
-                break;
-            }
-            self.waiting.pop_front();
-            self.kv += next.kv();
-            let to_compute = next.prompt.max(1);
-            let computing = to_compute.min(budget);
-            budget -= computing;
-            prefill_tokens += computing;
-            self.prefilling.push((next, to_compute, computing));
+            let Some(mut next) = self.begin_next() else { break };
+            next.computing = next.left.min(budget);
+            budget -= next.computing;
+            prefill_tokens += next.computing;
+            self.prefilling.push(next);
         }
         self.plan = self.plan.wrapping_add(1);
         self.stretch = None;
@@ -240,10 +279,39 @@ impl Batch {
         }
         let step = self.engine.step(Work { prefill_tokens, decodes });
         let prefill = prefill_tokens > 0;
-        // Until the first of those that decode ends; a prompt is computed in a step of its own.
+        // Until the first decoding sequence ends; a step that computes prompts stands alone.
         let first = self.decoding.peek().map_or(1, |Reverse((last, _))| last - self.steps);
         let steps = if prefill { 1 } else { first.max(1) };
         self.stretch = Some(Stretch { began: now, step, steps, prefill });
+    }
+}
+
+impl Batch {
+    /// Takes the next sequence that waits, if its blocks fit.
+    fn begin_next(&mut self) -> Option<Prefill> {
+        let (sequence, prefix) = self.waiting.front()?;
+        if self.overflows {
+            return None;
+        }
+        let hits = self.kv.hits(prefix) as u32;
+        let private = sequence.blocks().saturating_sub(prefix.len());
+        let held = match self.kv.acquire(prefix, private) {
+            Some(held) => held,
+            // A sequence that is longer than the whole cache runs alone.
+            None if self.running() == 0 => {
+                self.overflows = true;
+                HeldBlocks::default()
+            }
+            None => return None,
+        };
+        let (sequence, _) = self.waiting.pop_front()?;
+        // The last prompt token is always computed: its result is the first output token.
+        let usable = sequence.prompt.saturating_sub(1) / KV_BLOCK;
+        let cached = hits.min(usable) * KV_BLOCK;
+        self.tokens.all += u64::from(sequence.prompt);
+        self.tokens.cached += u64::from(cached);
+        let left = sequence.prompt.saturating_sub(cached).max(1);
+        Some(Prefill { sequence, held, cached, left, computing: 0 })
     }
 }
 
@@ -253,12 +321,27 @@ mod tests {
     use crate::sim::scheduler_times;
     use proptest::prelude::*;
 
-    fn engine() -> Engine {
-        Engine { timing: Timing::default(), seats: 8, tokens_per_step: 2048, kv_tokens: 1_000_000 }
+    fn engine() -> EngineModel {
+        EngineModel {
+            timing: Timing::default(),
+            seats: 8,
+            tokens_per_step: 2048,
+            kv_tokens: 1_000_000,
+        }
     }
 
-    /// Plays arrivals through one replica; first and last token of each, in microseconds.
-    fn play(engine: Engine, requests: &[(Us, u32, u32)]) -> Vec<(Us, Us)> {
+    /// The blocks of a prompt that has this number of tokens in common with all others of its family.
+    fn prefix(prompt: u32, (family, shared): (u64, u32), id: usize) -> Vec<u64> {
+        let block = |end: u32| if end <= shared { family << 40 } else { (id as u64 + 1) << 20 };
+        (1..=prompt / KV_BLOCK).map(|at| block(at * KV_BLOCK) + u64::from(at)).collect()
+    }
+
+    /// Plays arrivals through one replica; returns first and last token of each, in microseconds.
+    fn play(
+        engine: EngineModel,
+        requests: &[(Us, u32, u32)],
+        prefixes: &[Vec<u64>],
+    ) -> Vec<(Us, Us)> {
         let mut batch = Batch::new(engine);
         let mut times = vec![(0, 0); requests.len()];
         let mut next = 0;
@@ -268,20 +351,21 @@ mod tests {
                 (None, None) => return times,
                 (Some(at), due) if due.is_none_or(|(end, _)| at < end) => {
                     let (_, prompt, output) = requests[next];
-                    batch.submit(Sequence { id: next as u32, prompt, output }, at);
+                    let prefix = prefixes.get(next).cloned().unwrap_or_default();
+                    batch.submit(Sequence { id: next as u32, prompt, output }, prefix, at);
                     next += 1;
                 }
                 (_, Some((end, plan))) => {
-                    let mut told = Vec::new();
-                    batch.ended(plan, end, &mut told);
-                    for told in told {
-                        match told {
-                            Told::First(id) => times[id as usize].0 = end,
-                            Told::Last(id, _) => times[id as usize].1 = end,
+                    let mut events = Vec::new();
+                    batch.ended(plan, end, &mut events);
+                    for event in events {
+                        match event {
+                            TokenEvent::First(id, _) => times[id as usize].0 = end,
+                            TokenEvent::Last(id, _) => times[id as usize].1 = end,
                         }
                     }
                 }
-                _ => unreachable!("one of the two is there"),
+                _ => unreachable!("an arrival or a step is due"),
             }
         }
     }
@@ -289,15 +373,29 @@ mod tests {
     #[test]
     fn one_request_alone_takes_its_prompt_and_a_step_for_each_further_token() {
         // 20,000 tokens a second, then 9 steps of 8.05 ms.
-        let times = play(engine(), &[(1_000, 1_000, 10)]);
+        let times = play(engine(), &[(1_000, 1_000, 10)], &[]);
         assert_eq!(times, [(51_000, 51_000 + 9 * 8_050)]);
     }
 
     #[test]
+    fn a_prompt_that_the_cache_has_takes_the_time_of_its_rest() {
+        let prefixes = [prefix(1_000, (1, 800), 0), prefix(1_000, (1, 800), 1)];
+        let times = play(engine(), &[(0, 1_000, 1), (100_000, 1_000, 1)], &prefixes);
+        assert_eq!(times, [(50_000, 50_000), (110_000, 110_000)], "200 of 1,000 tokens are new");
+    }
+
+    #[test]
+    fn a_sequence_longer_than_the_cache_runs_alone() {
+        let engine = EngineModel { kv_tokens: 1_000, ..engine() };
+        let times = play(engine, &[(0, 2_000, 1), (0, 100, 1)], &[]);
+        assert_eq!(times, [(100_000, 100_000), (105_000, 105_000)]);
+    }
+
+    #[test]
     fn a_client_that_leaves_makes_room_at_once() {
-        let mut batch = Batch::new(Engine { seats: 1, ..engine() });
+        let mut batch = Batch::new(EngineModel { seats: 1, ..engine() });
         for id in 0..3 {
-            batch.submit(Sequence { id, prompt: 100, output: 50 }, 0);
+            batch.submit(Sequence { id, prompt: 100, output: 50 }, Vec::new(), 0);
         }
         assert_eq!((batch.running(), batch.waiting()), (1, 2));
         batch.abort(0);
@@ -305,21 +403,26 @@ mod tests {
         let (end, plan) = batch.due().expect("the step goes on");
         assert!(batch.ended(plan, end, &mut Vec::new()));
         assert_eq!((batch.running(), batch.waiting()), (1, 0));
-        assert!(!batch.ended(plan, end, &mut Vec::new()), "an old plan's event is known");
+        assert!(!batch.ended(plan, end, &mut Vec::new()), "the event of an old plan is recognized");
     }
 
     proptest! {
         // Stretches change nothing: the simulated vLLM's scheduler, step by step, gives each
-        // first and last token at the same time.
+        // first and last token at the same time, whatever prompts have in common.
         #[test]
         fn agrees_with_the_simulated_vllm_step_by_step(
             requests in prop::collection::vec((0..400_000u64, 1..5_000u32, 1..40u32), 1..40),
+            families in prop::collection::vec((0..3u64, 0..5_000u32), 40),
         ) {
             let mut requests = requests;
             requests.sort_unstable();
             let engine = engine();
-            let ours = play(engine, &requests);
-            let theirs = scheduler_times(engine, &requests);
+            let prefix = |(id, (request, family)): (usize, (&(_, u32, _), &(u64, u32)))| {
+                prefix(request.1, *family, id)
+            };
+            let prefixes: Vec<_> = requests.iter().zip(&families).enumerate().map(prefix).collect();
+            let ours = play(engine, &requests, &prefixes);
+            let theirs = scheduler_times(engine, &requests, &prefixes);
             prop_assert_eq!(ours, theirs);
         }
     }

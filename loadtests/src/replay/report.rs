@@ -1,25 +1,87 @@
-//! Results as a table, as JSON, and as a page.
+//! Results as a table, as JSON, and as an HTML page.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
 
+use forebay_config::{Hold, Replay, Scaling};
+
+use super::contestants::forebay::Change;
 use super::contestants::optimum;
-use super::measure::Report;
+use super::measure::{Quantiles, Report};
 use super::scenario::Scenario;
 use super::trace::{SECOND, Trace};
 
 mod html;
 
-/// Everything that came out.
+/// In place of a figure that does not exist.
+const NOTHING: &str = "–";
+
+/// Hours of a month, as clouds count them.
+const MONTH: f64 = 730.0;
+
+/// The results of all contestants. Their JSON is one flat object, with a list of contestants.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Results {
+    #[serde(flatten)]
+    pub(crate) load: Load,
+    #[serde(flatten)]
+    pub(crate) setting: Setting,
+    /// GPU-hours that the work takes in full batches: no fleet that answers every request needs less.
+    pub(crate) floor_gpu_hours: f64,
+    /// Arrivals per second, between the points of the plots.
+    pub(crate) demand: Vec<f64>,
+    /// Forebay's changes of the count, with their reasons.
+    pub(crate) changes: Vec<Change>,
+    pub(crate) contestants: Vec<Report>,
+    /// All that is needed to make these results again, besides the trace.
+    pub(crate) origin: Option<Origin>,
+}
+
+/// The program and the settings that made the results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Origin {
+    pub(crate) version: String,
+    pub(crate) seed: u64,
+    pub(crate) speed_up: f64,
+    pub(crate) max_in_flight: u32,
+    pub(crate) scaling: Scaling,
+    pub(crate) hold: Hold,
+    pub(crate) replay: Replay,
+}
+
+impl Origin {
+    pub(crate) fn new(scenario: &Scenario, speed_up: f64, version: &str) -> Self {
+        let pool = &scenario.pool;
+        Self {
+            version: version.to_owned(),
+            seed: scenario.model.seed,
+            speed_up,
+            max_in_flight: pool.max_in_flight,
+            scaling: pool.scaling.clone(),
+            hold: pool.hold.clone(),
+            replay: scenario.config.replay.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// The load that was played.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Load {
     pub(crate) pool: String,
     pub(crate) trace: String,
     pub(crate) requests: usize,
     pub(crate) hours: f64,
+}
+
+/// The objective and the replicas, the same for every contestant.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Setting {
     pub(crate) objective_ttft_seconds: f64,
     pub(crate) objective_share: f64,
     pub(crate) cold_start_seconds: f64,
@@ -27,27 +89,31 @@ pub(crate) struct Results {
     pub(crate) max_replicas: u32,
     pub(crate) gpus_per_replica: u32,
     pub(crate) gpu_hour_price: f64,
-    /// GPU-hours that the work itself takes at full batches: no fleet that answers all needs less.
-    pub(crate) floor_gpu_hours: f64,
-    /// Arrivals per second, between the plots' points.
-    pub(crate) demand: Vec<f64>,
-    pub(crate) contestants: Vec<Report>,
 }
 
 impl Results {
-    /// The second report is the fixed fleet that savings are told against.
-    pub(crate) fn new(scenario: &Scenario, trace: &Trace, mut reports: Vec<Report>) -> Self {
-        let fleet = reports.get(1).map_or(0.0, |fixed| fixed.gpu_hours);
+    /// Savings are relative to the second report, the fixed fleet.
+    pub(crate) fn new(
+        scenario: &Scenario,
+        trace: &Trace,
+        mut reports: Vec<Report>,
+        changes: Vec<Change>,
+    ) -> Self {
+        let fleet = reports.get(1).map_or(0.0, |fixed| fixed.fleet.gpu_hours);
         for report in &mut reports {
-            report.saving = if fleet > 0.0 { 1.0 - report.gpu_hours / fleet } else { 0.0 };
+            let comparable =
+                fleet > 0.0 && (report.service.answered > 0 || trace.requests.is_empty());
+            report.fleet.saving = comparable.then(|| 1.0 - report.fleet.gpu_hours / fleet);
         }
         let demand = demand(trace, &reports[0].series.at_seconds);
         let model = &scenario.model;
-        Self {
+        let load = Load {
             pool: scenario.pool.name.clone(),
             trace: trace.name.clone(),
             requests: trace.requests.len(),
             hours: trace.length as f64 / 3.6e9,
+        };
+        let setting = Setting {
             objective_ttft_seconds: model.objective as f64 / 1e6,
             objective_share: scenario.share,
             cold_start_seconds: model.cold_start.median() as f64 / 1e6,
@@ -55,15 +121,14 @@ impl Results {
             max_replicas: scenario.bounds.max,
             gpus_per_replica: scenario.price.gpus,
             gpu_hour_price: scenario.price.gpu_hour,
-            floor_gpu_hours: optimum::floor(trace, model) as f64 / 3.6e9
-                * f64::from(scenario.price.gpus),
-            demand,
-            contestants: reports,
-        }
+        };
+        let floor_gpu_hours =
+            optimum::floor(trace, model) as f64 / 3.6e9 * f64::from(scenario.price.gpus);
+        Self { load, setting, floor_gpu_hours, demand, changes, contestants: reports, origin: None }
     }
 }
 
-/// Arrivals a second up to each point, from the one before.
+/// Arrivals per second between each point and the one before.
 fn demand(trace: &Trace, at: &[f64]) -> Vec<f64> {
     let mut next = 0;
     let mut before = 0.0;
@@ -80,8 +145,8 @@ fn demand(trace: &Trace, at: &[f64]) -> Vec<f64> {
     rates
 }
 
-/// A figure in seconds, as short as it is clear.
-fn seconds(value: f64) -> String {
+/// A time in a short form.
+pub(crate) fn seconds(value: f64) -> String {
     match value {
         v if v < 0.0005 => "0".to_owned(),
         v if v < 0.9995 => format!("{:.0} ms", v * 1e3),
@@ -90,23 +155,32 @@ fn seconds(value: f64) -> String {
     }
 }
 
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// What stands at the head of each column, and each report's row.
+/// A saving, or how many times as much was paid where that is more than twice.
+fn saved(saving: Option<f64>) -> String {
+    match saving {
+        None => NOTHING.to_owned(),
+        Some(saving) if saving < -1.0 => format!("costs {:.0}×", 1.0 - saving),
+        Some(saving) => percent(saving),
+    }
+}
+
+/// The heads of the columns, then a row for each report.
 fn cells(results: &Results) -> Vec<Vec<String>> {
-    let price = results.gpu_hour_price > 0.0;
+    let price = results.setting.gpu_hour_price > 0.0;
     let mut head = vec![
         "",
         "in time",
         "gave up",
         "TTFT p50",
-        "p95",
-        "p99",
+        "TTFT p95",
+        "TTFT p99",
         "hold p50",
-        "p95",
-        "p99",
+        "hold p95",
+        "hold p99",
         "GPU-hours",
         "saved",
         "mean",
@@ -114,50 +188,81 @@ fn cells(results: &Results) -> Vec<Vec<String>> {
         "starts",
     ];
     if price {
-        head.push("cost");
+        head.extend(["cost", "a month"]);
     }
     let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for report in &results.contestants {
-        let (ttft, hold) = (report.ttft_seconds, report.hold_seconds);
-        let mut row = vec![report.name.clone(), percent(report.share_within)];
-        row.push(report.gave_up.to_string());
-        row.extend([ttft.p50, ttft.p95, ttft.p99, hold.p50, hold.p95, hold.p99].map(seconds));
-        row.extend([format!("{:.2}", report.gpu_hours), percent(report.saving)]);
-        row.push(format!("{:.2}", report.mean_replicas));
-        row.extend([report.peak_replicas, report.starts].map(|count| count.to_string()));
+        let quantiles = |of: Option<Quantiles>| match of {
+            Some(of) => [of.p50, of.p95, of.p99].map(seconds),
+            None => [(); 3].map(|()| NOTHING.to_owned()),
+        };
+        let mut row = vec![report.name.clone(), percent(report.service.share_within)];
+        row.push(report.service.gave_up.to_string());
+        row.extend(quantiles(report.service.ttft_seconds));
+        row.extend(quantiles(report.service.hold_seconds));
+        row.extend([format!("{:.2}", report.fleet.gpu_hours), saved(report.fleet.saving)]);
+        row.push(format!("{:.2}", report.fleet.mean_replicas));
+        row.extend(
+            [report.fleet.peak_replicas, report.fleet.starts].map(|count| count.to_string()),
+        );
         if price {
-            row.push(format!("{:.2}", report.cost));
+            row.push(format!("{:.2}", report.fleet.cost));
+            let month = report.fleet.cost / results.load.hours.max(f64::MIN_POSITIVE) * MONTH;
+            row.push(format!("{month:.0}"));
         }
         rows.push(row);
     }
     rows
 }
 
-/// One sentence on what was played.
-fn summary(results: &Results) -> String {
-    format!(
-        "{} requests in {:.1} h; TTFT within {} wanted for {}; a start takes {}; {} to {} replicas \
-         of {} GPU{}",
-        results.requests,
-        results.hours,
-        seconds(results.objective_ttft_seconds),
-        percent(results.objective_share),
-        seconds(results.cold_start_seconds),
-        results.min_replicas,
-        results.max_replicas,
-        results.gpus_per_replica,
-        if results.gpus_per_replica == 1 { "" } else { "s" },
-    )
+/// The length of a load, in the unit that says most.
+pub(super) fn span(hours: f64) -> String {
+    match hours * 3600.0 {
+        seconds if seconds < 120.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{hours:.1} h"),
+    }
 }
 
-/// For the terminal.
+/// A sentence about the load and its setting.
+fn summary(results: &Results) -> String {
+    let Results { load, setting, .. } = results;
+    format!(
+        "{} request{} in {}; objective: TTFT within {} for {}; a start takes {}; {} to {} \
+         replicas of {} GPU{}",
+        load.requests,
+        if load.requests == 1 { "" } else { "s" },
+        span(load.hours),
+        seconds(setting.objective_ttft_seconds),
+        percent(setting.objective_share),
+        seconds(setting.cold_start_seconds),
+        setting.min_replicas,
+        setting.max_replicas,
+        setting.gpus_per_replica,
+        if setting.gpus_per_replica == 1 { "" } else { "s" },
+    ) + &if setting.gpu_hour_price > 0.0 {
+        format!(
+            "; cost in the currency of gpuHourPrice ({}), a month has {MONTH} hours",
+            setting.gpu_hour_price
+        )
+    } else {
+        String::new()
+    }
+}
+
+/// The table for a terminal.
 pub(crate) fn table(results: &Results) -> String {
-    let rows = cells(results);
+    let title = format!("{} on {}: {}", results.load.pool, results.load.trace, summary(results));
+    format!("{title}\n\n{}", aligned(&cells(results)))
+}
+
+/// Rows of cells as lines, in columns.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
-    let mut text = format!("{} on {}: {}\n\n", results.pool, results.trace, summary(results));
-    for row in &rows {
+    let mut text = String::new();
+    for row in rows {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             let _ = if column == 0 {
@@ -172,7 +277,7 @@ pub(crate) fn table(results: &Results) -> String {
     text
 }
 
-/// `report.html` and `results.json`.
+/// Writes `report.html` and `results.json`.
 pub(crate) fn write(folder: &Path, results: &Results) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     let mut json = serde_json::to_string_pretty(results)?;
@@ -180,4 +285,23 @@ pub(crate) fn write(folder: &Path, results: &Results) -> anyhow::Result<()> {
     std::fs::write(folder.join("results.json"), json)?;
     std::fs::write(folder.join("report.html"), html::page(results))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_has_the_unit_that_says_most() {
+        let lengths = [2.0 / 3600.0, 0.5, 0.67, 24.0, 168.0].map(span);
+        assert_eq!(lengths, ["2 s", "30 min", "40 min", "24.0 h", "168.0 h"]);
+    }
+
+    #[test]
+    fn a_saving_is_a_share_or_a_multiple_and_nothing_without_service() {
+        assert_eq!(saved(Some(0.661)), "66.1 %");
+        assert_eq!(saved(Some(-0.4)), "-40.0 %");
+        assert_eq!(saved(Some(-36.15)), "costs 37×");
+        assert_eq!(saved(None), NOTHING);
+    }
 }

@@ -1,4 +1,4 @@
-//! A configuration's pool and its `replay` section, as the world's model.
+//! The parameters of the model, from a pool of the configuration and the `replay` section.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use forebay_config::{Config, Pool, Replay};
 use super::contestants::Bounds;
 use super::contestants::forebay::rehearsable;
 use super::measure::Price;
-use super::replica::Engine;
+use super::replica::EngineModel;
 use super::trace::Us;
 use super::world::{ColdStart, Model};
 use crate::timing::Timing;
 
-/// What all contestants are given.
+/// The setting of all contestants.
 pub(crate) struct Scenario {
     pub(crate) pool: Pool,
     pub(crate) config: Config,
-    /// Triggers that a rehearsal can't read, and so leaves out.
+    /// Triggers whose figures the model does not have.
     pub(crate) left_out: Vec<String>,
     pub(crate) model: Model,
     pub(crate) bounds: Bounds,
@@ -31,7 +31,7 @@ fn us(duration: Duration) -> Us {
 }
 
 impl Scenario {
-    /// Of the pool of that name, or of the only one.
+    /// The scenario of the named pool, or of the only one.
     pub(crate) fn new(config: &Config, pool: Option<&str>) -> anyhow::Result<Self> {
         let names = || {
             let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
@@ -70,7 +70,7 @@ impl Scenario {
     }
 }
 
-/// Those that can be rehearsed, and the names of the others.
+/// The triggers that can be rehearsed, and the names of the others.
 fn triggers(pool: &Pool, config: &Config) -> (Vec<forebay_config::Trigger>, Vec<String>) {
     let names = forebay_config::trigger_names(&pool.scaling.triggers);
     let (mut kept, mut left_out) = (Vec::new(), Vec::new());
@@ -90,7 +90,7 @@ fn model(pool: &Pool, replay: &Replay) -> Model {
     let phases = [us(cold.scheduled), us(cold.started), us(cold.healthy)];
     let per_sequence = replica.decode_step_millis_per_sequence / 1e3;
     Model {
-        engine: Engine {
+        engine: EngineModel {
             timing: Timing {
                 cold_start: cold.scheduled + cold.started + cold.healthy,
                 prefill_tokens_per_second: replica.prefill_tokens_per_second,
@@ -101,9 +101,10 @@ fn model(pool: &Pool, replay: &Replay) -> Model {
             tokens_per_step: replica.max_batched_tokens,
             kv_tokens: replica.kv_cache_tokens,
         },
+        pick: pool.pick,
         cold_start: ColdStart { phases, spread: cold.spread },
         limit: pool.max_in_flight,
-        hold_most: pool.hold.max_requests as usize,
+        max_held: pool.hold.max_requests as usize,
         patience: us(replay.clients.patience.min(pool.hold.timeout)),
         retry: (us(replay.clients.retry_pause), us(replay.clients.max_retry_pause)),
         objective: us(pool.scaling.objective.ttft),

@@ -1,11 +1,17 @@
-//! Recorded and generated load: when requests came, and how long they were.
+//! Recorded and generated loads: the arrivals of requests and their lengths.
 
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-mod csv;
+mod content;
+pub(crate) mod conversations;
+mod file;
 pub(crate) mod generate;
+mod mooncake;
+
+pub(crate) use content::PromptContent;
+use conversations::CONVERSATIONS;
 
 /// Microseconds of simulated time since the trace began.
 pub(crate) type Us = u64;
@@ -24,29 +30,43 @@ pub(crate) struct Request {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Trace {
     pub(crate) name: String,
-    /// Milliseconds since the epoch at its beginning: schedules and times of day follow from it.
+    /// The beginning, in milliseconds since the epoch: schedules and times of day depend on it.
     pub(crate) began_ms: u64,
-    /// From its beginning to its end, which may be later than the last arrival.
+    /// Time from the beginning to the end, which may be later than the last arrival.
     pub(crate) length: Us,
     pub(crate) requests: Vec<Request>,
+    /// The content of each request's prompt; empty if the load does not say what prompts have in
+    /// common.
+    pub(crate) contents: Vec<PromptContent>,
 }
 
 impl Trace {
-    /// The file or, where there is none of that name, the generated trace `text`. Of a recording
-    /// only the requests of `pool` are taken.
+    /// The content of a request's prompt, if it is known.
+    pub(crate) fn content(&self, request: u32) -> Option<&PromptContent> {
+        self.contents.get(request as usize)
+    }
+
+    /// Reads the file `text`, or else makes the generated trace of that name. Of a recording it takes
+    /// the requests of `pool` alone.
     pub(crate) fn read(text: &str, pool: &str, seed: u64) -> anyhow::Result<Self> {
         let path = Path::new(text);
         if !path.exists() {
+            if let Some(shape) = CONVERSATIONS.iter().find(|shape| shape.name == text) {
+                return Ok(shape.generate(seed));
+            }
             return generate::by_name(text, seed).with_context(|| {
                 format!("there is no file `{text}`, and no generated trace of that name")
             });
         }
         let content = std::fs::read(path).with_context(|| format!("cannot read {text}"))?;
-        let content = String::from_utf8(content)
-            .ok()
-            .with_context(|| format!("{text} is not text; a trace is a CSV file in UTF-8"))?;
+        let content = String::from_utf8(content).ok().with_context(|| {
+            format!("{text} is not UTF-8 text; a trace is a file of CSV or of JSON lines in UTF-8")
+        })?;
         let name = path.file_stem().map_or_else(|| text.to_owned(), |s| s.to_string_lossy().into());
-        csv::parse(&content, &name, text, pool)
+        if content.trim_start().starts_with('{') {
+            return mooncake::parse(&content, &name, text);
+        }
+        file::parse(&content, &name, text, pool)
     }
 
     /// The same load in `1 / factor` of the time.

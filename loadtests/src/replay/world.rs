@@ -1,16 +1,21 @@
 //! Simulated time: requests, the gateway, replicas, and a contestant that sets their count.
 //!
-//! One event at a time, in order of time and, at the same time, in a fixed order; everything random
-//! comes from the seed. Requests are answered once or given up, never lost.
+//! Events happen one at a time, in order of time, and those of the same time in a fixed order;
+//! everything random comes from the seed. Each request is answered once or given up, never lost.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
 
+use forebay_config::Pick;
+use forebay_scheduling::pick::Given;
+use forebay_scheduling::prompt::Prompt;
+use forebay_scheduling::queue::{Place as QueuePlace, Queue};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::replica::{Engine, Told};
-use super::trace::{Request, SECOND, Trace, Us};
+use super::replica::{EngineModel, PromptTokens};
+use super::trace::{SECOND, Trace, Us};
 pub(crate) use contestant::{Contestant, Rules};
 
 mod contestant;
@@ -18,85 +23,90 @@ mod fleet;
 mod gateway;
 mod signals;
 
-use fleet::Replica;
-pub(crate) use fleet::{Seen, Victim};
+pub(crate) use fleet::{ReplicaView, Victim};
 pub(crate) use gateway::Hold;
 
-/// At most one push of the signals in so long a time, as the gateway paces them.
+/// Least time between two pushes of the signals, as in the gateway.
 const PACE: Us = 20_000;
 
-/// Everything that is the same for every contestant.
+/// The parameters of a run, the same for every contestant.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Model {
-    pub(crate) engine: Engine,
+    pub(crate) engine: EngineModel,
+    /// The policy by which the gateway picks a replica, if it holds requests.
+    pub(crate) pick: Pick,
     pub(crate) cold_start: ColdStart,
-    /// Most requests in flight at one replica, where the gateway bounds them.
+    /// Most requests in flight at one replica, if the gateway bounds them.
     pub(crate) limit: u32,
     /// Most requests held.
-    pub(crate) hold_most: usize,
-    /// From arrival to when a client without a first token gives up.
+    pub(crate) max_held: usize,
+    /// Time from arrival after which a client without a first token gives up.
     pub(crate) patience: Us,
-    /// First pause before a refused client comes again, and the longest.
+    /// The first pause before a refused client retries, and the longest.
     pub(crate) retry: (Us, Us),
     /// Longest time to the first token that is within the objective.
     pub(crate) objective: Us,
     pub(crate) seed: u64,
 }
 
-/// How long a start takes, by phase, with the deviation of its logarithm.
+/// The duration of a start by phase, and the deviation of its logarithm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ColdStart {
-    /// Asked → scheduled, → started, → healthy.
+    /// Requested → scheduled, → started, → healthy.
     pub(crate) phases: [Us; 3],
     pub(crate) spread: f64,
 }
 
 impl ColdStart {
-    /// From asked to healthy, at the median.
+    /// The median time from requested to healthy.
     pub(crate) fn median(&self) -> Us {
         self.phases.iter().sum()
     }
 }
 
-/// How one request fared.
+/// The result of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// Given to a replica; `None` if it never was.
+    /// The release to a replica; `None` if there was none.
     pub(crate) released: Option<Us>,
     pub(crate) first_token: Option<Us>,
     pub(crate) last_token: Option<Us>,
     pub(crate) gave_up: bool,
+    /// Tokens of its prompt that its replica's cache had.
+    pub(crate) cached: u32,
 }
 
-/// The state of things at one time, for the plots.
+/// The state at one time, for the plots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sample {
     pub(crate) at: Us,
-    /// Requests that have come and have no first token yet.
+    /// Requests that have arrived and have no first token yet.
     pub(crate) waiting: u32,
     /// Replicas that are paid.
-    pub(crate) asked: u32,
+    pub(crate) paid: u32,
     pub(crate) ready: u32,
 }
 
-/// What a run leaves.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) outcomes: Vec<Outcome>,
     pub(crate) samples: Vec<Sample>,
-    /// Replica time paid: from asked to stopped, over all.
+    /// Replica time paid: from request to stop, summed over all replicas.
     pub(crate) paid: Us,
     /// Replicas started.
     pub(crate) starts: u32,
     pub(crate) peak: u32,
     pub(crate) ended: Us,
+    /// The prompt tokens of all replicas.
+    pub(crate) prompt_tokens: PromptTokens,
 }
 
-/// Where a request is.
+/// The place of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Coming,
-    Held,
+    Held(QueuePlace),
     Away { tries: u32 },
     At { replica: u32 },
     Gone,
@@ -113,31 +123,52 @@ enum Event {
 pub(crate) struct World<'a> {
     pub(crate) model: &'a Model,
     rules: Rules,
-    pub(crate) began_ms: u64,
-    requests: &'a [Request],
+    pub(crate) trace: &'a Trace,
     now: Us,
-    events: BinaryHeap<Reverse<(Us, u64, Event)>>,
-    serial: u64,
-    arrived: usize,
-    /// The first request that may still give up.
-    patient: usize,
-    places: Vec<Place>,
-    outcomes: Vec<Outcome>,
-    open: u32,
-    without_token: u32,
-    queue: VecDeque<u32>,
-    replicas: Vec<Replica>,
-    live: Vec<u32>,
-    turn: usize,
-    news: bool,
-    pushed: Us,
-    told_depth: usize,
-    books: signals::Books,
+    agenda: Agenda,
+    progress: ReplayProgress,
+    fleet: fleet::Fleet,
+    pushes: Pushes,
+    figures: signals::PoolFigures,
     work: Integral,
     random: SmallRng,
-    paid: Us,
-    peak: u32,
-    told: Vec<Told>,
+}
+
+/// The events to come, in order of time and then of their making.
+#[derive(Default)]
+struct Agenda {
+    events: BinaryHeap<Reverse<(Us, u64, Event)>>,
+    serial: u64,
+}
+
+/// How far the requests are.
+struct ReplayProgress {
+    /// The number of requests that have arrived.
+    arrived: usize,
+    /// The first request that may still give up.
+    next_to_leave: usize,
+    places: Vec<Place>,
+    outcomes: Vec<Outcome>,
+    /// Requests that have arrived and are not finished.
+    open: u32,
+    without_token: u32,
+    /// The held requests, in the gateway's own queue.
+    queue: Queue<u32>,
+    /// The one tenant that all of them belong to.
+    tenant: Arc<str>,
+    /// The prompts of held requests, if the policy reads them.
+    prompts: HashMap<u32, Arc<Prompt>>,
+    /// Requests at replicas from which the policy learns.
+    given: HashMap<u32, Box<Given>>,
+}
+
+/// The pushes of the signals.
+struct Pushes {
+    /// A change waits for its push.
+    due: bool,
+    last: Us,
+    /// The queue depth by which the next push is judged.
+    depth: usize,
 }
 
 /// A count's integral over time.
@@ -159,14 +190,14 @@ impl Integral {
     }
 }
 
-/// Plays a trace. `points` is how many samples are taken over its length; `told` hears of the time
-/// reached now and then.
+/// Plays a trace. `points` is the number of samples over its length; `progress` receives the time
+/// reached, now and then.
 pub(crate) fn play(
     trace: &Trace,
     model: &Model,
     contestant: &mut dyn Contestant,
     points: u32,
-    mut told: impl FnMut(Us),
+    mut progress: impl FnMut(Us),
 ) -> Run {
     let mut world = World::new(trace, model, contestant.rules());
     let mut samples = Vec::with_capacity(points as usize + 1);
@@ -174,13 +205,13 @@ pub(crate) fn play(
     let mut next_sample = 0;
     let mut events = 0u64;
     loop {
-        let look = contestant.next();
-        let push = if world.news && contestant.hears() {
-            Some(world.now.max(world.pushed + PACE))
+        let look = contestant.next_look();
+        let push = if world.pushes.due && contestant.wants_pushes() {
+            Some(world.now.max(world.pushes.last + PACE))
         } else {
             None
         };
-        let over = world.open == 0 && world.arrived == world.requests.len();
+        let over = world.progress.open == 0 && world.progress.arrived == world.trace.requests.len();
         let event = world.next_event();
         let next = [event, Some(look), push].into_iter().flatten().min().unwrap_or(look);
         if over && next >= trace.length {
@@ -193,18 +224,18 @@ pub(crate) fn play(
         world.now = next;
         events += 1;
         if events.is_multiple_of(65_536) {
-            told(next);
+            progress(next);
         }
-        // What happened comes before what is decided on it.
+        // Events come before the decision at the same time.
         if event == Some(next) {
             world.step();
             continue;
         }
         if push == Some(next) {
-            world.news = false;
-            world.pushed = next;
+            world.pushes.due = false;
+            world.pushes.last = next;
         }
-        let count = if look == next { contestant.look(&world) } else { contestant.pushed(&world) };
+        let count = if look == next { contestant.look(&world) } else { contestant.on_push(&world) };
         if let Some(count) = count {
             world.set_count(count);
         }
@@ -212,49 +243,46 @@ pub(crate) fn play(
     let ended = world.now.max(trace.length);
     world.now = ended;
     world.stop_the_clock();
-    told(trace.length);
+    progress(trace.length);
     Run {
-        outcomes: world.outcomes,
+        outcomes: world.progress.outcomes,
         samples,
-        paid: world.paid,
-        starts: world.replicas.len() as u32,
-        peak: world.peak,
+        paid: world.fleet.paid,
+        starts: world.fleet.replicas.len() as u32,
+        peak: world.fleet.peak,
         ended,
+        prompt_tokens: world.fleet.prompt_tokens(),
     }
 }
 
 impl<'a> World<'a> {
     fn new(trace: &'a Trace, model: &'a Model, rules: Rules) -> Self {
-        let requests = trace.requests.as_slice();
+        let requests = trace.requests.len();
         let mut world = Self {
             model,
             rules,
-            began_ms: trace.began_ms,
-            requests,
+            trace,
             now: 0,
-            events: BinaryHeap::new(),
-            serial: 0,
-            arrived: 0,
-            patient: 0,
-            places: vec![Place::Coming; requests.len()],
-            outcomes: vec![Outcome::default(); requests.len()],
-            open: 0,
-            without_token: 0,
-            queue: VecDeque::new(),
-            replicas: Vec::new(),
-            live: Vec::new(),
-            turn: 0,
-            news: true,
-            pushed: 0,
-            told_depth: 0,
-            books: signals::Books::default(),
+            agenda: Agenda::default(),
+            progress: ReplayProgress {
+                arrived: 0,
+                next_to_leave: 0,
+                places: vec![Place::Coming; requests],
+                outcomes: vec![Outcome::default(); requests],
+                open: 0,
+                without_token: 0,
+                queue: Queue::bounded(rules.hold.bound(model), u64::MAX),
+                tenant: "anonymous".into(),
+                prompts: HashMap::new(),
+                given: HashMap::new(),
+            },
+            fleet: fleet::Fleet::new(model.pick, model.seed),
+            pushes: Pushes { due: true, last: 0, depth: 0 },
+            figures: signals::PoolFigures::default(),
             work: Integral::default(),
             random: SmallRng::seed_from_u64(model.seed),
-            paid: 0,
-            peak: 0,
-            told: Vec::new(),
         };
-        world.begin_with(rules.begins_with);
+        world.begin_with(rules.initial_replicas);
         world
     }
 
@@ -265,76 +293,88 @@ impl<'a> World<'a> {
 
     /// Milliseconds since the epoch.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.began_ms + self.now / 1000
+        self.trace.began_ms + self.now / 1000
     }
 
     /// Requests held by the gateway.
     pub(crate) fn held(&self) -> u32 {
-        self.queue.len() as u32
+        self.progress.queue.depth() as u32
     }
 
-    /// Requests held or at replicas, summed over time, in request-microseconds.
+    /// Requests held or at replicas, integrated over time, in request-microseconds.
     pub(crate) fn work(&self) -> u64 {
         self.work.at(self.now)
     }
 
     fn later(&mut self, at: Us, event: Event) {
-        self.serial += 1;
-        self.events.push(Reverse((at, self.serial, event)));
+        self.agenda.serial += 1;
+        self.agenda.events.push(Reverse((at, self.agenda.serial, event)));
     }
 
     fn next_event(&self) -> Option<Us> {
-        let arrival = self.requests.get(self.arrived).map(|request| request.at);
-        let planned = self.events.peek().map(|Reverse((at, ..))| *at);
+        let arrival = self.trace.requests.get(self.progress.arrived).map(|request| request.at);
+        let planned = self.agenda.events.peek().map(|Reverse((at, ..))| *at);
         [arrival, planned, self.next_leaving()].into_iter().flatten().min()
     }
 
-    /// When the next client gives up.
+    /// The time at which the next client gives up.
     fn next_leaving(&self) -> Option<Us> {
-        let request = self.requests.get(self.patient).filter(|_| self.patient < self.arrived)?;
+        let request = self
+            .trace
+            .requests
+            .get(self.progress.next_to_leave)
+            .filter(|_| self.progress.next_to_leave < self.progress.arrived)?;
         Some(request.at.saturating_add(self.model.patience).max(self.now))
     }
 
-    /// What happens now: one of the events that are due.
+    /// Performs one of the events that are due.
     fn step(&mut self) {
-        let due = self.events.peek().is_some_and(|Reverse((at, ..))| *at <= self.now);
-        if due && let Some(Reverse((_, _, event))) = self.events.pop() {
+        let due = self.agenda.events.peek().is_some_and(|Reverse((at, ..))| *at <= self.now);
+        if due && let Some(Reverse((_, _, event))) = self.agenda.events.pop() {
             match event {
                 Event::Phase { replica } => self.next_phase(replica),
                 Event::Steps { replica, plan } => self.steps_ended(replica, plan),
                 Event::Retry { request } => self.admit(request),
             }
-        } else if self.requests.get(self.arrived).is_some_and(|request| request.at <= self.now) {
-            let request = self.arrived as u32;
-            self.arrived += 1;
-            self.open += 1;
-            self.without_token += 1;
-            self.books.totals.accepted += 1;
-            let prompt = self.requests[self.arrived - 1].prompt;
-            self.books.totals.accepted_prompt_tokens += u64::from(prompt);
+        } else if self
+            .trace
+            .requests
+            .get(self.progress.arrived)
+            .is_some_and(|request| request.at <= self.now)
+        {
+            let request = self.progress.arrived as u32;
+            self.progress.arrived += 1;
+            self.progress.open += 1;
+            self.progress.without_token += 1;
+            self.figures.totals.accepted += 1;
+            let prompt = self.trace.requests[self.progress.arrived - 1].prompt;
+            self.figures.totals.accepted_prompt_tokens += u64::from(prompt);
             self.admit(request);
         } else {
-            let request = self.patient as u32;
-            self.patient += 1;
+            let request = self.progress.next_to_leave as u32;
+            self.progress.next_to_leave += 1;
             self.leave(request);
         }
-        // Those who have their first token give up no more.
-        while self.patient < self.arrived && self.is_settled(self.patient) {
-            self.patient += 1;
+        // A client with its first token does not give up.
+        while self.progress.next_to_leave < self.progress.arrived
+            && self.is_settled(self.progress.next_to_leave)
+        {
+            self.progress.next_to_leave += 1;
         }
-        self.work.set(self.queue.len() as u32 + self.in_flight(), self.now);
+        self.work.set(self.progress.queue.depth() as u32 + self.in_flight(), self.now);
     }
 
     fn is_settled(&self, request: usize) -> bool {
-        self.outcomes[request].first_token.is_some() || self.places[request] == Place::Gone
+        self.progress.outcomes[request].first_token.is_some()
+            || self.progress.places[request] == Place::Gone
     }
 
     fn sample(&self, at: Us) -> Sample {
         let counts = self.counts();
         Sample {
             at,
-            waiting: self.without_token,
-            asked: counts.starting + counts.ready + counts.draining,
+            waiting: self.progress.without_token,
+            paid: counts.starting + counts.ready + counts.draining,
             ready: counts.ready,
         }
     }

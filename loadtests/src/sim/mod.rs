@@ -1,38 +1,33 @@
-//! A simulated vLLM that a client or a gateway can't tell from the real one by its protocol.
+//! A simulated vLLM whose protocol clients and gateways can't tell from a real one's.
 //!
-//! Imitated is vLLM 0.32.0 behind uvicorn, from recordings of a real server (`fixtures/vllm`):
+//! It imitates vLLM 0.32.0 behind uvicorn, from recordings of a real server (`fixtures/vllm`):
 //! paths, headers and their order, errors, event streams chunk by chunk, metrics line by line, and
-//! how it starts, stalls and ends. Not imitated: the model. Texts are words from a seed, and time
-//! passes by [`crate::timing`].
+//! how the server starts, stalls and ends. It does not imitate the model: texts are words from a
+//! seed, and the time that work takes comes from [`crate::timing`].
+//!
+//! - `args`: the flags
+//! - `engine`: batch, queue and KV cache, stepped in real time
+//! - `api`: one file an API: the fields that it reads and the replies that it writes
+//! - `metrics`: the `/metrics` page and its figures
+//! - `http`: connections, routes, and the framing of replies
 //!
 //! As a process: [`run`]. In a test: [`Sim`], on a port of its own.
 
 mod api;
 mod args;
-mod dev;
 mod engine;
-mod events;
-mod fault;
-mod json;
-mod kv;
+mod http;
 mod metrics;
-mod plan;
-mod quote;
-mod reply;
-mod route;
-mod scheduler;
-mod server;
+mod schema;
 mod shared;
-mod stats;
 mod text;
 mod wall;
-mod wire;
 
-pub use args::{Args, LoraModule, Runner, SigtermOutcome};
+pub use args::{LoraModule, Runner, SigtermOutcome, SimArgs};
 
 use anyhow::Context as _;
 use engine::State;
-use forebay_bounds::print;
+use forebay_base::print;
 use shared::{Shared, Stop};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -53,21 +48,21 @@ impl Sim {
     ///
     /// # Errors
     /// If the settings make no sense or the port is taken.
-    pub async fn start(args: Args) -> anyhow::Result<Self> {
+    pub async fn start(args: SimArgs) -> anyhow::Result<Self> {
         args.check()?;
-        let socket = server::bind(&args)?;
+        let socket = http::server::bind(&args)?;
         let address = socket.local_addr().context("a bound socket has an address")?;
         let shared = Shared::new(args);
         let (listens, mut listening) = watch::channel(false);
         let mut task = JoinSet::new();
-        task.spawn(server::serve(Arc::clone(&shared), socket, listens));
-        if shared.args.cold_start.is_zero() {
+        task.spawn(http::server::serve(Arc::clone(&shared), socket, listens));
+        if shared.args.speed.cold_start.is_zero() {
             let _ = listening.wait_for(|listens| *listens).await;
         }
         Ok(Self { shared, address, listening, task })
     }
 
-    /// Where it listens, or will.
+    /// The address that it listens on, now or after its cold start.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.address
@@ -81,16 +76,16 @@ impl Sim {
 
     /// Returns once connections are accepted.
     pub async fn ready(&self) {
-        // An error means that it ended before it listened; there is nothing to wait for then.
+        // An error means that the server ended before it listened: there is nothing to wait for.
         let _ = self.listening.clone().wait_for(|listens| *listens).await;
     }
 
-    /// Does what SIGTERM does.
+    /// Ends the server as SIGTERM does.
     pub fn terminate(&self) {
         self.shared.end(Stop::Terminate);
     }
 
-    /// Kills the engine: requests fail, then the server ends.
+    /// Kills the engine: requests fail, and then the server ends.
     pub fn crash(&self) {
         self.shared.end(Stop::Crash);
     }
@@ -143,8 +138,8 @@ impl Sim {
 /// Runs a simulated server until SIGTERM or SIGINT has ended it.
 ///
 /// # Errors
-/// If the settings make no sense or the port can't be had.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+/// If the settings make no sense or the port is taken.
+pub async fn run(args: SimArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let pid = std::process::id();
@@ -159,11 +154,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     print::err("INFO:     Waiting for application startup.");
     let url = sim.base_url();
     let mut listening = sim.listening.clone();
-    let mut told = false;
+    let mut announced = false;
     loop {
         tokio::select! {
-            ready = listening.wait_for(|listens| *listens), if !told => {
-                told = true;
+            ready = listening.wait_for(|listens| *listens), if !announced => {
+                announced = true;
                 if ready.is_ok() {
                     print::err("INFO:     Application startup complete.");
                     print::err(format_args!("INFO:     Uvicorn running on {url} (Press CTRL+C to quit)"));
@@ -185,14 +180,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Plays arrivals (microsecond, prompt, output) through the scheduler step by step in simulated
-/// time; first and last token of each. What the replay's stretches are checked against.
+/// Plays arrivals (microsecond, prompt, output), each with its prompt's blocks, through the scheduler
+/// step by step in simulated time, and returns the times of each first and last token. Tests compare the replay with it.
 #[cfg(test)]
 pub(crate) fn scheduler_times(
-    engine: crate::replay::replica::Engine,
+    engine: crate::replay::replica::EngineModel,
     requests: &[(u64, u32, u32)],
+    prefixes: &[Vec<u64>],
 ) -> Vec<(u64, u64)> {
-    use scheduler::{Limits, NewSeq, Scheduler};
+    use engine::scheduler::{Limits, NewSeq, Scheduler};
     use std::time::Duration;
     let blocks = (engine.kv_tokens / 16) as usize;
     let (seats, tokens_per_step) = (engine.seats, engine.tokens_per_step);
@@ -203,7 +199,7 @@ pub(crate) fn scheduler_times(
         while let Some((at, prompt_tokens, output_tokens)) = requests.get(next).copied()
             && at <= now
         {
-            let (id, prefix) = (next as u64, Vec::new());
+            let (id, prefix) = (next as u64, prefixes[next].clone());
             let seq = NewSeq { id, prompt_tokens, prefix, output_tokens };
             scheduler.submit(seq, Duration::from_micros(now));
             next += 1;

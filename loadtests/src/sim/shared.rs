@@ -1,24 +1,24 @@
-//! What all connections share: names, phase, counters, the metrics page.
+//! The state that all connections share: names, phase, counters, the metrics page.
 
-use super::args::{Args, LoraModule, Runner, SigtermOutcome};
-use super::engine::{Engine, Setup, State};
-use super::fault::Fault;
-use super::metrics::{Figures, Page, Setup as PageSetup};
-use super::stats::{Answered, HttpStats, Stats};
-use super::text::{mix, unit};
-use super::wall;
+use crate::mix::{mix, unit};
+use crate::sim::api::fault::Fault;
+use crate::sim::args::{LoraModule, Runner, SigtermOutcome, SimArgs};
+use crate::sim::engine::{Engine, EngineSettings, State};
+use crate::sim::metrics::stats::{HttpAnswer, HttpStats, Stats};
+use crate::sim::metrics::{Figures, Page, PageSettings};
+use crate::sim::wall;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// The version that is imitated.
+/// The vLLM version that is imitated.
 pub(crate) const VERSION: &str = "0.32.0";
 
 /// The server's shared state.
 pub(crate) struct Shared {
-    pub(crate) args: Args,
+    pub(crate) args: SimArgs,
     /// The base model's names, the main one first.
     pub(crate) names: Vec<String>,
     pub(crate) fingerprint: String,
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     started: Duration,
 }
 
-/// How the server was told to end.
+/// Why the server ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// SIGTERM.
@@ -42,7 +42,7 @@ pub(crate) enum Stop {
     Crash,
 }
 
-/// Where the server is in its life, as far as requests see it.
+/// The phase of the server's life, as requests see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Serving,
@@ -53,24 +53,26 @@ pub(crate) enum Phase {
 }
 
 impl Shared {
-    pub(crate) fn new(args: Args) -> Arc<Self> {
+    pub(crate) fn new(args: SimArgs) -> Arc<Self> {
         let names = args.names();
-        let page = Page::new(&PageSetup {
+        let page = Page::new(&PageSettings {
             model: &names[0],
-            max_model_len: args.max_model_len,
-            blocks: args.num_gpu_blocks_override,
-            block_size: args.block_size,
+            max_model_len: args.capacity.max_model_len,
+            blocks: args.capacity.num_gpu_blocks_override,
+            block_size: args.capacity.block_size,
+            tool_parser: args.replies.tool_call_parser.is_some(),
         });
-        let setup = Setup {
+        let setup = EngineSettings {
             limits: args.limits(),
             timing: args.timing(),
-            max_queued: args.max_num_queued_reqs,
-            seed: args.seed,
-            fail_rate: args.fail_rate,
-            reject_rate: args.reject_rate,
+            max_queued: args.capacity.max_num_queued_reqs,
+            seed: args.speed.seed,
+            fail_rate: args.faults.fail_rate,
+            reject_rate: args.faults.reject_rate,
         };
         let engine = Engine::new(setup, Stats::new(page.histograms()));
-        let print = mix(u64::from(args.max_model_len), args.max_num_seqs as u64) as u32;
+        let print =
+            mix(u64::from(args.capacity.max_model_len), args.capacity.max_num_seqs as u64) as u32;
         Arc::new(Self {
             fingerprint: format!("vllm-{VERSION}-{print:08x}"),
             engine,
@@ -94,7 +96,7 @@ impl Shared {
         *self.phase.lock() = phase;
     }
 
-    /// Asks the server to end. The first way it is asked counts.
+    /// Ends the server. The first reason counts.
     pub(crate) fn end(&self, how: Stop) {
         self.stop.send_if_modified(|stop| {
             let first = stop.is_none();
@@ -103,19 +105,19 @@ impl Shared {
         });
     }
 
-    /// Which of the two ways an abort by SIGTERM shows this time.
+    /// Whether requests that SIGTERM aborts get an error, and not a reply cut short.
     pub(crate) fn fails_on_sigterm(&self) -> bool {
-        match self.args.sigterm_outcome {
+        match self.args.faults.sigterm_outcome {
             SigtermOutcome::Error => true,
             SigtermOutcome::Abort | SigtermOutcome::Mute => false,
-            SigtermOutcome::Seeded => unit(mix(self.args.seed, 15)) < 0.5,
+            SigtermOutcome::Seeded => unit(mix(self.args.speed.seed, 15)) < 0.5,
         }
     }
 
-    /// The name a reply carries, and the adapter, for the name a client asked for.
-    pub(crate) fn resolve(&self, asked: Option<&str>) -> Result<(String, Option<String>), Fault> {
+    /// The model name that a reply carries, and the adapter, for the `model` of a request.
+    pub(crate) fn resolve(&self, model: Option<&str>) -> Result<(String, Option<String>), Fault> {
         let main = &self.names[0];
-        match asked {
+        match model {
             None | Some("") => Ok((main.clone(), None)),
             Some(name) if self.names.iter().any(|known| known == name) => Ok((main.clone(), None)),
             Some(name) if self.loras.lock().iter().any(|lora| lora.name == name) => {
@@ -142,7 +144,7 @@ impl Shared {
         new
     }
 
-    /// Removes an adapter; false if there is none of that name.
+    /// Removes an adapter; false if no adapter has that name.
     pub(crate) fn remove_lora(&self, name: &str) -> bool {
         let mut loras = self.loras.lock();
         let before = loras.len();
@@ -151,13 +153,13 @@ impl Shared {
     }
 
     /// Counts an answered request.
-    pub(crate) fn answered(&self, answered: &Answered, took: Duration) {
+    pub(crate) fn answered(&self, answered: &HttpAnswer, took: Duration) {
         self.http.lock().count(answered, took);
         self.engine.observe("http_request_duration_highr_seconds", took.as_secs_f64());
     }
 
     pub(crate) fn server_load(&self) -> usize {
-        if self.args.enable_server_load_tracking { self.load.load(Relaxed) } else { 0 }
+        if self.args.replies.enable_server_load_tracking { self.load.load(Relaxed) } else { 0 }
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -199,6 +201,11 @@ impl Shared {
                     "generation_tokens_total" => stats.generation_tokens as f64,
                     "admission_rejections_total" if labelled(labels, "queued_reqs") => {
                         stats.rejections as f64
+                    }
+                    "tool_call_parser_invocations_total" => {
+                        let counted = stats.parsed.iter();
+                        let mut of = counted.filter(|(parsed, _)| parsed.has(labels));
+                        of.next().map_or(0.0, |(_, count)| *count as f64)
                     }
                     "request_success_total" => {
                         let counted = stats.success.iter();

@@ -1,7 +1,9 @@
 //! Tokens and texts, without a model: four bytes of a prompt are a token, and a reply is a run of
-//! words that follows from the seed and the prompt.
+//! words that follows from the seed and the prompt. And text as JSON strings.
 //!
 //! Pure and deterministic: the same seed and prompt give the same reply, in every process.
+
+use crate::mix::{mix, unit};
 
 /// Bytes of a prompt that make one token.
 const TOKEN_BYTES: usize = 4;
@@ -41,7 +43,7 @@ impl Prompt {
             .collect()
     }
 
-    /// The prompt's words again; bytes that are none show as replacement characters.
+    /// The text of the prompt; bytes that are not UTF-8 show as replacement characters.
     pub(crate) fn detokenize(&self) -> String {
         let bytes: Vec<u8> = self.bytes.iter().copied().filter(|byte| *byte != 0).collect();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -62,17 +64,14 @@ impl Prompt {
     }
 }
 
-/// Mixes two numbers into one that looks random (splitmix64's finisher).
-pub(crate) fn mix(a: u64, b: u64) -> u64 {
-    let mut z = a.rotate_left(23) ^ b.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// A string as JSON.
+pub(crate) fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
-/// A number in 0..1 from a hash.
-pub(crate) fn unit(hash: u64) -> f64 {
-    (hash >> 11) as f64 / (1u64 << 53) as f64
+/// An optional string as JSON.
+pub(crate) fn quoted_or_null(text: Option<&str>) -> String {
+    text.map_or_else(|| "null".into(), quoted)
 }
 
 fn hash(start: u64, bytes: &[u8]) -> u64 {
@@ -93,6 +92,14 @@ const WORDS: [&str; 48] = [
     " last", "\n", " bridge", " winter", " field",
 ];
 
+/// One of the words, alone.
+pub(crate) fn word(key: u64) -> &'static str {
+    let at = (mix(key, 0x30d) % 48) as usize;
+    let words = WORDS.iter().cycle().skip(at);
+    let mut words = words.map(|word| word.trim()).filter(|word| word.len() > 1);
+    words.next().unwrap_or("the")
+}
+
 /// The token that ends a reply; `logit_bias` can force it.
 pub(crate) const EOS_ID: u32 = 2;
 
@@ -101,11 +108,11 @@ pub(crate) const EOS_ID: u32 = 2;
 pub(crate) enum Reason {
     /// The model ended it.
     Stop,
-    /// A stop string came up.
+    /// A stop string occurred.
     StopString(String),
     /// `max_tokens`.
     Length,
-    /// The server cut it.
+    /// The server aborted it.
     Abort,
 }
 
@@ -122,26 +129,31 @@ impl Reason {
     /// `stop_reason`, as JSON.
     pub(crate) fn stop_reason(&self) -> String {
         match self {
-            Self::StopString(stop) => super::json::quoted(stop),
+            Self::StopString(stop) => quoted(stop),
             _ => "null".into(),
         }
     }
 }
 
-/// What decides a reply's length.
+/// The rules that decide a reply's length.
 #[derive(Debug, Clone)]
 pub(crate) struct LengthRule<'a> {
     pub(crate) max_tokens: u32,
     pub(crate) min_tokens: u32,
     pub(crate) stop: &'a [String],
-    /// The model's own end: between these many tokens. `None` ignores it.
+    /// The model ends the reply after a number of tokens in this range. `None`: it never does.
     pub(crate) eos: Option<(u32, u32)>,
 }
 
-/// A reply before it is given: every token and where it ends.
+/// Most bytes of a token of a text that is given.
+const WRITTEN_BYTES: usize = 4;
+
+/// A reply before it is given out: every token, and where it ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Script {
     key: u64,
+    /// The texts of the tokens, where they are not words.
+    written: Option<Vec<Box<str>>>,
     pub(crate) tokens: u32,
     pub(crate) reason: Reason,
     /// Bytes of the text that are shown; a stop string and what follows it are not.
@@ -150,8 +162,13 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) fn new(key: u64, rule: &LengthRule<'_>) -> Self {
-        let length =
-            Self { key, tokens: rule.max_tokens, reason: Reason::Length, shown: usize::MAX };
+        let length = Self {
+            key,
+            written: None,
+            tokens: rule.max_tokens,
+            reason: Reason::Length,
+            shown: usize::MAX,
+        };
         let mut script = match rule.eos {
             Some((least, most)) => {
                 let eos = least + (mix(key, 0xe05) % u64::from(most - least + 1)) as u32;
@@ -168,10 +185,39 @@ impl Script {
         script
     }
 
+    /// A reply with this text, after `silent` tokens without one.
+    pub(crate) fn written(key: u64, silent: usize, text: &str, rule: &LengthRule<'_>) -> Self {
+        let mut pieces: Vec<Box<str>> = vec!["".into(); silent];
+        let mut rest = text;
+        while !rest.is_empty() {
+            let mut end = rest.len().min(WRITTEN_BYTES);
+            while !rest.is_char_boundary(end) {
+                end += 1;
+            }
+            pieces.push(rest[..end].into());
+            rest = &rest[end..];
+        }
+        // One more token ends the reply.
+        let whole = u32::try_from(pieces.len() + 1).unwrap_or(u32::MAX);
+        let cut = whole > rule.max_tokens;
+        let mut script = Self {
+            key,
+            written: Some(pieces),
+            tokens: whole.min(rule.max_tokens),
+            reason: if cut { Reason::Length } else { Reason::Stop },
+            shown: usize::MAX,
+        };
+        script.stop_at(rule.stop, rule.min_tokens);
+        script
+    }
+
     /// Token `at`'s text, before a stop string cuts it.
-    fn piece(&self, at: u32) -> &'static str {
+    fn piece(&self, at: u32) -> &str {
         if self.reason == Reason::Stop && at + 1 == self.tokens {
             return "";
+        }
+        if let Some(written) = &self.written {
+            return written.get(at as usize).map(|piece| &**piece).unwrap_or_default();
         }
         // Now and then a character comes in two tokens: the first shows nothing yet.
         if self.splits(at) {
@@ -200,7 +246,7 @@ impl Script {
     }
 
     /// How likely token `at` was, and the `rank`th other choice.
-    pub(crate) fn logprob(&self, at: u32, rank: u32) -> (&'static str, f64) {
+    pub(crate) fn logprob(&self, at: u32, rank: u32) -> (&str, f64) {
         let roll = mix(self.roll(at), u64::from(rank));
         let word = if rank == 0 { self.piece(at) } else { WORDS[(roll % 48) as usize] };
         (word, -0.01 - f64::from(rank) * 0.75 - unit(roll) * 0.5)
@@ -236,25 +282,25 @@ impl Script {
     }
 }
 
-/// How far a reply has been told.
+/// How much of a reply has been given out.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cursor {
-    /// Tokens told.
-    pub(crate) told: u32,
+    /// Tokens given out.
+    pub(crate) produced: u32,
     bytes: usize,
 }
 
 impl Cursor {
     /// The next token's text, as far as it is shown.
-    pub(crate) fn next(&mut self, script: &Script) -> &'static str {
-        let piece = script.piece(self.told);
+    pub(crate) fn next<'a>(&mut self, script: &'a Script) -> &'a str {
+        let piece = script.piece(self.produced);
         let room = script.shown.saturating_sub(self.bytes);
-        self.told += 1;
+        self.produced += 1;
         self.bytes += piece.len();
         &piece[..piece.len().min(room)]
     }
 
-    /// Bytes of text told, those that are not shown included.
+    /// Bytes of text given out, those that are not shown included.
     pub(crate) fn offset(&self) -> usize {
         self.bytes
     }
@@ -265,7 +311,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn told(script: &Script) -> String {
+    fn shown_text(script: &Script) -> String {
         let mut cursor = Cursor::default();
         (0..script.tokens).map(|_| cursor.next(script)).collect()
     }
@@ -292,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_ends_by_itself_within_its_bounds_unless_told_not_to() {
+    fn a_reply_ends_on_its_own_within_its_bounds_unless_eos_is_ignored() {
         for key in 0..200 {
             let eos = LengthRule { eos: Some((50, 300)), ..rule(1000, &[]) };
             let script = Script::new(key, &eos);
@@ -302,15 +348,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_written_text_is_given_out_whole_or_cut_by_its_length() {
+        let text = r#"{"city":"Zürich — Höngg"}"#;
+        for silent in [0, 1] {
+            let whole = Script::written(1, silent, text, &rule(100, &[]));
+            assert_eq!((shown_text(&whole), &whole.reason), (text.to_owned(), &Reason::Stop));
+            let exact = Script::written(1, silent, text, &rule(whole.tokens, &[]));
+            assert_eq!(exact, whole);
+            let cut = Script::written(1, silent, text, &rule(whole.tokens - 1, &[]));
+            assert_eq!((shown_text(&cut), &cut.reason), (text.to_owned(), &Reason::Length));
+            let cut = Script::written(1, silent, text, &rule(2, &[]));
+            assert!(text.starts_with(&shown_text(&cut)) && cut.tokens == 2);
+        }
+        let stop = ["Zür".to_owned()];
+        let stopped = Script::written(1, 0, text, &rule(100, &stop));
+        assert_eq!(shown_text(&stopped), r#"{"city":""#);
+    }
+
     proptest! {
         #[test]
         fn a_stop_string_and_what_follows_it_are_never_shown(
             key: u64, stop in "[a-z —]{1,6}", max in 1..400u32,
         ) {
-            let whole = told(&Script::new(key, &rule(max, &[])));
+            let whole = shown_text(&Script::new(key, &rule(max, &[])));
             let stops = [stop.clone()];
             let script = Script::new(key, &rule(max, &stops));
-            let cut = told(&script);
+            let cut = shown_text(&script);
             prop_assert_eq!(&cut, whole.split(stop.as_str()).next().unwrap_or_default());
             prop_assert_eq!(whole.contains(&stop), script.reason == Reason::StopString(stop));
         }

@@ -3,7 +3,7 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
-use forebay_loadtests::sim::{Args, Sim};
+use forebay_loadtests::sim::{Sim, SimArgs};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) async fn tiny(more: &[&str]) -> Sim {
 }
 
 pub(crate) async fn start<'a>(flags: impl Iterator<Item = &'a str>) -> Sim {
-    Sim::start(Args::from_flags(flags).expect("valid flags")).await.expect("a free port")
+    Sim::start(SimArgs::from_flags(flags).expect("valid flags")).await.expect("a free port")
 }
 
 /// A response, taken apart and not interpreted.

@@ -1,45 +1,46 @@
-//! The queue as a fluid: how a load would have fared, or will fare, with so many replicas.
+//! The queue as a fluid: the share of requests that a number of replicas serves late, in the past or in
+//! the future.
 //!
-//! Everything is in mean requests. In each second some come; each replica works on as many at once
-//! as it may have, at the rate of its [`Curve`]; who finds more before them than can be worked off
-//! within the objective is late.
+//! All amounts are in mean requests. Requests arrive, and each replica works off as many at once as its
+//! limit allows, at the rate of its [`Curve`]. A request is late if the replicas can't work off the
+//! requests before it within the objective.
 
 use super::capacity::Curve;
 use super::proposal::round_up;
 
-/// Replicas from now on: those that are ready, and when others will be.
+/// The replicas that are ready, and the times at which more will be.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
-    /// Take requests now.
+    /// Replicas that take requests now.
     pub ready: u32,
-    /// Seconds until each of those on their way will be ready, soonest first.
-    pub coming: Vec<f64>,
-    /// Seconds until one that is asked for now would be.
+    /// Seconds until each replica that is starting becomes ready, soonest first.
+    pub ready_in: Vec<f64>,
+    /// Seconds until a replica requested now becomes ready.
     pub cold_seconds: f64,
 }
 
 impl Fleet {
-    /// How many there will be in `seconds`, if `wanted` are asked for now.
+    /// The replicas that are ready in `seconds` from now, if the count is set to `wanted` now.
     fn at(&self, seconds: f64, wanted: u32) -> u32 {
-        let coming = self.coming.iter().take_while(|at| **at <= seconds).count() as u32;
-        let known = self.ready + self.coming.len() as u32;
-        let new = if seconds >= self.cold_seconds { wanted.saturating_sub(known) } else { 0 };
-        (self.ready + coming + new).min(wanted)
+        let started = self.ready_in.iter().take_while(|at| **at <= seconds).count() as u32;
+        let present = self.ready + self.ready_in.len() as u32;
+        let new = if seconds >= self.cold_seconds { wanted.saturating_sub(present) } else { 0 };
+        (self.ready + started + new).min(wanted)
     }
 }
 
-/// One second or more of the fluid: what is left of `queue` after `arrivals`.
+/// The queue after `seconds` in which `arrivals` joined it.
 fn step(queue: f64, arrivals: f64, replicas: u32, curve: &Curve, seconds: f64) -> f64 {
-    let there = queue + arrivals;
+    let requests = queue + arrivals;
     if replicas == 0 {
-        return there;
+        return requests;
     }
     let n = f64::from(replicas);
-    (there - n * curve.rate(there / n) * seconds).max(0.0)
+    (requests - n * curve.rate(requests / n) * seconds).max(0.0)
 }
 
-/// The share of `arrivals` (seconds ago, mean requests; oldest first) whose first token would have
-/// come later than `objective` seconds, had there been `replicas` all the time.
+/// The share of `arrivals` that would have waited longer than `objective` seconds for the first token,
+/// with `replicas` ready all the time. Each arrival is (seconds ago, mean requests); oldest first.
 #[must_use]
 pub fn late_share(arrivals: &[(u64, f64)], replicas: u32, curve: &Curve, objective: f64) -> f64 {
     let room = f64::from(replicas) * curve.room(objective);
@@ -60,9 +61,11 @@ pub fn late_share(arrivals: &[(u64, f64)], replicas: u32, curve: &Curve, objecti
     if all > 0.0 { late / all } else { 0.0 }
 }
 
-/// Replicas that the arrivals of the last `seconds` were worth, `most` at most: as few as would have
-/// kept the objective, or fewer where the last of these would not have earned its keep. One that
-/// saves a request from being late is worth as much as one that serves `weight` requests.
+/// The replicas that the arrivals of the last `seconds` were worth, at most `most`.
+///
+/// It starts from the fewest with which at most the share `late` of the requests would have been late,
+/// and goes below that if it costs less. The cost of a count is the capacity of its replicas over
+/// `seconds`, in requests, plus `weight` for each late request.
 #[must_use]
 pub fn worth(
     arrivals: &[(u64, f64)],
@@ -82,9 +85,10 @@ pub fn worth(
     let cost = |replicas: u32| {
         weight * share(replicas) * all + f64::from(replicas) * curve.full_rate() * seconds
     };
-    // Fewer than serve the mean rate are never enough: once everybody is late, one more replica saves
-    // nobody, and would not seem to be worth it.
+    // Never fewer than the mean rate needs. Below that every request is late, and one more replica saves
+    // none of them, so the cost alone would always favour fewer.
     let least_stable = round_up(all / seconds / curve.full_rate()).clamp(1, enough);
+    // Large pools are searched in coarser steps.
     let step = (enough / 16).max(1) as usize;
     let (mut best, mut least) = (enough, cost(enough));
     for replicas in (least_stable..enough).rev().step_by(step) {
@@ -96,13 +100,15 @@ pub fn worth(
     best
 }
 
-/// The fewest replicas to ask for now, so that with `queue` in the system a request that comes
-/// `recovery` seconds after they are ready is in time. `coming` is how many more come in each
-/// second, until they are ready and from then on.
+/// The fewest replicas to request now, at most `most`, with which a request that arrives `recovery`
+/// seconds after they are ready is served in time.
+///
+/// `queue` is the number of requests in the system. `arrival_rates` holds the expected arrivals per
+/// second: until the new replicas are ready, and from then on.
 #[must_use]
-pub fn enough_ahead(
+pub fn for_backlog(
     queue: f64,
-    coming: [f64; 2],
+    arrival_rates: [f64; 2],
     fleet: &Fleet,
     curve: &Curve,
     objective: f64,
@@ -114,21 +120,23 @@ pub fn enough_ahead(
     let recovers = |wanted: u32| {
         let (mut left, mut at) = (queue, 0.0);
         while at < horizon {
-            let rate = coming[usize::from(at >= fleet.cold_seconds)];
+            let rate = arrival_rates[usize::from(at >= fleet.cold_seconds)];
             left = step(left, rate * dt, fleet.at(at, wanted), curve, dt);
             at += dt;
         }
         left <= f64::from(wanted) * curve.room(objective)
     };
-    if queue + coming[0] + coming[1] <= 0.0 { 0 } else { fewest(1, most, recovers) }
+    let work = queue + arrival_rates[0] + arrival_rates[1];
+    if work <= 0.0 { 0 } else { fewest(1, most, recovers) }
 }
 
-/// The smallest of `least..=most` that will do, supposing that more never does worse; `most` if none.
-fn fewest(least: u32, most: u32, will_do: impl Fn(u32) -> bool) -> u32 {
+/// The smallest count of `least..=most` that is enough, or `most` if none is. If a count is enough, all
+/// larger ones must be.
+fn fewest(least: u32, most: u32, is_enough: impl Fn(u32) -> bool) -> u32 {
     let (mut low, mut high) = (least, most.max(least));
     while low < high {
         let middle = low + (high - low) / 2;
-        if will_do(middle) {
+        if is_enough(middle) {
             high = middle;
         } else {
             low = middle + 1;

@@ -1,15 +1,15 @@
-//! The HPA's `behavior`: stabilization windows and rate policies, rule for rule as its controller
-//! (`pkg/controller/podautoscaler/horizontal.go`) applies them. The tolerance is the triggers' own
+//! The HPA's `behavior`: stabilization windows and rate policies, as its controller applies them
+//! (`pkg/controller/podautoscaler/horizontal.go`). The tolerance is part of each trigger's proposal
 //! ([`super::triggers`]).
 
 use std::collections::VecDeque;
 
-use forebay_config::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
+use forebay_config::{Behavior, Millis, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
 
-/// Down to no less than the most that was asked for in so many seconds.
+/// The HPA's default window downwards.
 const STABILIZE_DOWN_SECONDS: u32 = 300;
 
-/// Rules for both directions, with the HPA's defaults where a part was left out.
+/// Rules for both directions, with the HPA's defaults for parts that are left out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     up: Direction,
@@ -18,23 +18,24 @@ pub struct Rules {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Direction {
-    window_ms: u64,
+    window: Millis,
     select: SelectPolicy,
     policies: Vec<ScalingPolicy>,
 }
 
-/// What was asked for and what was changed before.
+/// Earlier proposals and changes, as far as the rules need them.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// Proposals that no later one is above, and below; oldest first.
-    highest: VecDeque<(u64, u32)>,
-    lowest: VecDeque<(u64, u32)>,
-    /// Changes made.
-    changes: VecDeque<(u64, i64)>,
+    /// Proposals that no later one exceeds, oldest first.
+    highest: VecDeque<(Millis, u32)>,
+    /// Proposals that no later one undercuts, oldest first.
+    lowest: VecDeque<(Millis, u32)>,
+    /// Changes by time.
+    changes: VecDeque<(Millis, i64)>,
 }
 
 impl Rules {
-    /// As written, each part that is left out at the HPA's default.
+    /// The rules as configured, with the HPA's default for each part that is left out.
     #[must_use]
     pub fn of(behavior: &Behavior) -> Self {
         let policy = |r#type, value| ScalingPolicy { r#type, value, period_seconds: 15 };
@@ -46,8 +47,8 @@ impl Rules {
         }
     }
 
-    /// What triggers are stabilized by where no `behavior` is written: the HPA's default downwards,
-    /// and upwards nothing that would slow it.
+    /// The rules for triggers without a configured `behavior`: the HPA's default downwards, no limit
+    /// upwards.
     #[must_use]
     pub fn of_triggers() -> Self {
         let free =
@@ -57,35 +58,35 @@ impl Rules {
         rules
     }
 
-    /// What is allowed of `desired` now, with `current` replicas.
-    pub fn apply(&self, history: &mut History, current: u32, desired: u32, now_ms: u64) -> u32 {
-        let desired = self.stabilize(history, current, desired, now_ms);
+    /// The count that the rules allow now, on the way from `current` to `desired`.
+    pub fn apply(&self, history: &mut History, current: u32, desired: u32, now: Millis) -> u32 {
+        let desired = self.stabilize(history, current, desired, now);
         if desired > current {
-            desired.min(self.up_limit(history, current, now_ms).max(current))
+            desired.min(self.up_limit(history, current, now).max(current))
         } else if desired < current {
-            desired.max(self.down_limit(history, current, now_ms).min(current))
+            desired.max(self.down_limit(history, current, now).min(current))
         } else {
             current
         }
     }
 
-    fn stabilize(&self, history: &mut History, current: u32, desired: u32, now_ms: u64) -> u32 {
+    fn stabilize(&self, history: &mut History, current: u32, desired: u32, now: Millis) -> u32 {
         if history.highest.is_empty() {
-            // As the HPA begins: from what is there.
-            history.propose(now_ms, current, self);
+            // The HPA's window begins with the current count.
+            history.propose(now, current, self);
         }
-        history.propose(now_ms, desired, self);
-        let within = |entry: &&(u64, u32), window: u64| entry.0 + window > now_ms;
-        let up = history.lowest.iter().find(|it| within(it, self.up.window_ms));
-        let down = history.highest.iter().find(|it| within(it, self.down.window_ms));
+        history.propose(now, desired, self);
+        let within = |entry: &&(Millis, u32), window: Millis| entry.0 + window > now;
+        let up = history.lowest.iter().find(|entry| within(entry, self.up.window));
+        let down = history.highest.iter().find(|entry| within(entry, self.down.window));
         let up = up.map_or(desired, |(_, least)| (*least).min(desired));
         let down = down.map_or(desired, |(_, most)| (*most).max(desired));
         current.max(up).min(down)
     }
 
-    fn up_limit(&self, history: &History, current: u32, now_ms: u64) -> u32 {
+    fn up_limit(&self, history: &History, current: u32, now: Millis) -> u32 {
         let limits = self.up.policies.iter().map(|policy| {
-            let start = history.start(policy, current, now_ms);
+            let start = history.start(policy, current, now);
             match policy.r#type {
                 PolicyType::Pods => start + f64::from(policy.value),
                 PolicyType::Percent => (start * (1.0 + f64::from(policy.value) / 100.0)).ceil(),
@@ -99,9 +100,9 @@ impl Rules {
         limit as u32
     }
 
-    fn down_limit(&self, history: &History, current: u32, now_ms: u64) -> u32 {
+    fn down_limit(&self, history: &History, current: u32, now: Millis) -> u32 {
         let limits = self.down.policies.iter().map(|policy| {
-            let start = history.start(policy, current, now_ms);
+            let start = history.start(policy, current, now);
             match policy.r#type {
                 PolicyType::Pods => start - f64::from(policy.value),
                 PolicyType::Percent => (start * (1.0 - f64::from(policy.value) / 100.0)).trunc(),
@@ -115,9 +116,9 @@ impl Rules {
         limit.max(0.0) as u32
     }
 
-    fn longest_ms(&self) -> u64 {
+    fn longest(&self) -> Millis {
         let policies = self.up.policies.iter().chain(&self.down.policies);
-        policies.map(|policy| u64::from(policy.period_seconds) * 1000).max().unwrap_or(0)
+        policies.map(period).max().unwrap_or_default()
     }
 }
 
@@ -126,7 +127,7 @@ impl Direction {
         let rules = rules.cloned().unwrap_or_default();
         let window = rules.stabilization_window_seconds.unwrap_or(window);
         Self {
-            window_ms: u64::from(window) * 1000,
+            window: Millis::from_secs(window.into()),
             select: rules.select_policy.unwrap_or_default(),
             policies: rules.policies.unwrap_or(policies),
         }
@@ -134,44 +135,47 @@ impl Direction {
 }
 
 impl History {
-    fn propose(&mut self, now_ms: u64, desired: u32, rules: &Rules) {
+    fn propose(&mut self, now: Millis, desired: u32, rules: &Rules) {
         while self.highest.back().is_some_and(|(_, most)| *most <= desired) {
             self.highest.pop_back();
         }
         while self.lowest.back().is_some_and(|(_, least)| *least >= desired) {
             self.lowest.pop_back();
         }
-        self.highest.push_back((now_ms, desired));
-        self.lowest.push_back((now_ms, desired));
-        let past = |it: Option<&(u64, u32)>, window: u64| {
-            it.is_some_and(|(at, _)| at + window <= now_ms && *at < now_ms)
+        self.highest.push_back((now, desired));
+        self.lowest.push_back((now, desired));
+        let past = |oldest: Option<&(Millis, u32)>, window: Millis| {
+            oldest.is_some_and(|(at, _)| *at + window <= now && *at < now)
         };
-        while past(self.highest.front(), rules.down.window_ms) {
+        while past(self.highest.front(), rules.down.window) {
             self.highest.pop_front();
         }
-        while past(self.lowest.front(), rules.up.window_ms) {
+        while past(self.lowest.front(), rules.up.window) {
             self.lowest.pop_front();
         }
     }
 
-    /// A change was made.
-    pub fn changed(&mut self, rules: &Rules, from: u32, to: u32, now_ms: u64) {
-        let horizon = now_ms.saturating_sub(rules.longest_ms());
+    /// Records a change of the count.
+    pub fn changed(&mut self, rules: &Rules, from: u32, to: u32, now: Millis) {
+        let horizon = now.since(rules.longest());
         while self.changes.front().is_some_and(|(at, _)| *at < horizon) {
             self.changes.pop_front();
         }
         if from != to {
-            self.changes.push_back((now_ms, i64::from(to) - i64::from(from)));
+            self.changes.push_back((now, i64::from(to) - i64::from(from)));
         }
     }
 
-    /// Replicas at the beginning of a policy's period.
-    fn start(&self, policy: &ScalingPolicy, current: u32, now_ms: u64) -> f64 {
-        let period_ms = u64::from(policy.period_seconds) * 1000;
-        let within = self.changes.iter().filter(|(at, _)| at + period_ms > now_ms);
+    /// The replica count at the beginning of a policy's period.
+    fn start(&self, policy: &ScalingPolicy, current: u32, now: Millis) -> f64 {
+        let within = self.changes.iter().filter(|(at, _)| *at + period(policy) > now);
         let change: i64 = within.map(|(_, change)| change).sum();
         (i64::from(current) - change) as f64
     }
+}
+
+fn period(policy: &ScalingPolicy) -> Millis {
+    Millis::from_secs(policy.period_seconds.into())
 }
 
 #[cfg(test)]

@@ -1,67 +1,69 @@
-//! What one replica is worth, learned while it serves.
+//! The throughput of one replica, learned while it serves.
 //!
 //! The more requests a replica has at once, the more it does in a second, and the longer each takes.
-//! By Little's law a request stays for concurrency ÷ throughput, and in a batching engine that time
-//! grows as a straight line: what a request takes alone, and a share for each of its neighbours. So
-//! two figures, fitted to what was seen at each concurrency, tell the throughput at all of them, with
-//! its knee; and a second line tells the time to the first token.
+//! By Little's law a request stays for concurrency ÷ throughput. In a batching engine that time grows
+//! as a straight line: the time that a request takes alone, plus a share for each neighbour. Two
+//! figures, fitted to the measurements at each concurrency, give the throughput at every concurrency,
+//! with its knee. A second line gives the time to the first token.
 //!
-//! Work is counted in tokens: a token of an answer costs about as much as [`OUTPUT_WEIGHT`] of a
-//! prompt. Samples of replicas that have just become ready are left out.
+//! Work is counted in tokens: a token of an answer costs about as much as [`OUTPUT_WEIGHT`] tokens of
+//! a prompt. Samples of replicas that have just become ready are left out.
 
+use forebay_config::Millis;
 use forebay_signals::Totals;
 use serde::{Deserialize, Serialize};
 
 use super::load::Load;
 
-/// Tokens of a prompt that cost as much as one of an answer: prompts are computed in parallel.
+/// Prompt tokens that cost as much as one answer token: prompts are computed in parallel.
 pub const OUTPUT_WEIGHT: f64 = 4.0;
-/// Before anything is known: work per second of a replica with all the requests that it may have.
+/// Assumed work per second of a full replica, before anything is measured.
 const PRIOR_WORK_PER_SECOND: f64 = 5_000.0;
-/// Before anything is known: so much of its limit gives a replica half of its throughput.
+/// Assumed share of its limit at which a replica reaches half of its throughput.
 const PRIOR_HALF: f64 = 1.0 / 8.0;
-/// How much the prior weighs against a bucket that is full.
+/// Weight of the assumption against a full bucket.
 const PRIOR_WEIGHT: f64 = 0.1;
-/// No throughput is believed that is so many times the best that was seen.
+/// The throughput is never estimated above this many times the best that was measured.
 const BELIEVED: f64 = 3.0;
-/// A sample's shortest and longest time, and what a new replica is given to warm up.
+/// Shortest and longest length of a sample.
 const SAMPLE_SECONDS: (f64, f64) = (10.0, 60.0);
-const WARM_UP_MS: u64 = 10_000;
-/// Answers for each replica that make a sample good before its longest time is over.
+/// Time that a new replica gets to warm up.
+const WARM_UP: Millis = Millis::from_secs(10);
+/// Answers per replica that complete a sample before its longest length.
 const ENOUGH: f64 = 5.0;
-/// Seconds after which a bucket forgets the old for the new.
+/// Seconds after which new measurements replace old ones in a bucket.
 const MEMORY_SECONDS: f64 = 600.0;
-/// Seconds that make a bucket count in full.
+/// Seconds of measurements that give a bucket its full weight.
 const FULL_SECONDS: f64 = 30.0;
 
-/// What is known of a replica's throughput.
+/// Measurements of a replica's throughput.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capacity {
-    /// What was seen, by concurrency.
+    /// Measurements, by concurrency.
     buckets: Vec<Bucket>,
     mix: Mix,
     #[serde(skip)]
-    sample: Sample,
+    sample: WorkSample,
     #[serde(skip)]
     last: Option<Last>,
     #[serde(skip)]
-    warm_ms: u64,
+    warm_until: Option<Millis>,
 }
 
-/// Means of what one replica did with about so many requests at once.
+/// The mean of one replica's work at about one concurrency.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Bucket {
     step: i32,
     concurrency: f64,
     work_per_second: f64,
-    /// From release to the first token; `None` where none was streamed.
+    /// Release → first token; `None` if no answer was streamed.
     ttft_seconds: Option<f64>,
     seconds: f64,
 }
 
-/// What requests are like: decayed sums.
+/// The mean request, as decayed sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Mix {
@@ -72,29 +74,30 @@ struct Mix {
     generated: f64,
 }
 
-/// What one replica did, in the mean over those that were ready. It goes on where some of them go:
-/// else nothing is learned from a burst that is over while the count still falls.
+/// One replica's work since the last sample, as the mean over those that were ready. A replica that
+/// stops doesn't end the sample: otherwise nothing would be learned from a burst that ends while the
+/// count still falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Sample {
-    /// Time that counts.
+struct WorkSample {
+    /// Time that was measured.
     seconds: f64,
-    /// Requests × seconds, and the same weighted by how many there were at the time.
+    /// Requests × seconds, and the same weighted by concurrency.
     area: f64,
     square: f64,
     work: f64,
     answers: f64,
-    /// Sum and count, of all replicas.
+    /// Sum and count, over all replicas.
     ttft: (f64, f64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Last {
-    at_ms: u64,
+    at: Millis,
     in_flight: u32,
     ready: u32,
     totals: Totals,
     ttft: (f64, f64),
-    /// A gateway was not heard.
+    /// A gateway was silent.
     silent: bool,
 }
 
@@ -102,37 +105,37 @@ struct Last {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Curve {
-    /// How long a request alone takes, in seconds.
+    /// Time that a request takes alone, in seconds.
     pub alone_seconds: f64,
-    /// What each neighbour adds.
+    /// Time that each neighbour adds.
     pub neighbour_seconds: f64,
-    /// To its first token, alone.
+    /// Time to the first token of a request alone.
     pub first_alone_seconds: f64,
-    /// What each neighbour adds to that.
+    /// Time that each neighbour adds to the first token.
     pub first_neighbour_seconds: f64,
-    /// Most requests at one replica.
+    /// The most requests at one replica.
     pub limit: f64,
     /// A mean request's work, in tokens.
     pub work: f64,
-    /// Whether anything of it was seen, and is not only supposed.
+    /// Whether this was measured at least in part, rather than assumed.
     pub learned: bool,
 }
 
 impl Curve {
-    /// Requests per second of one replica that has so many.
+    /// Requests per second of one replica at `concurrency`.
     #[must_use]
     pub fn rate(&self, concurrency: f64) -> f64 {
         let c = concurrency.min(self.limit);
         c / (self.alone_seconds + self.neighbour_seconds * c).max(1e-6)
     }
 
-    /// Requests per second of one replica that has all it may have.
+    /// Requests per second of one replica at its limit.
     #[must_use]
     pub fn full_rate(&self) -> f64 {
         self.rate(self.limit)
     }
 
-    /// How many requests each replica may have waiting or running for the next one to have its first
+    /// The number of requests that may wait or run at each replica for the next one to get its first
     /// token within `seconds`.
     #[must_use]
     pub fn room(&self, seconds: f64) -> f64 {
@@ -140,37 +143,38 @@ impl Curve {
         if full <= seconds {
             return self.limit + self.full_rate() * (seconds - full);
         }
-        // Even alone it takes longer: nothing helps, so one at a time is all that can be done.
+        // Even alone it takes longer. No count helps, so assume one request at a time.
         ((seconds - self.first_alone_seconds) / self.first_neighbour_seconds).max(1.0)
     }
 }
 
 impl Capacity {
-    /// Takes over what happened since the last call, with `ready` replicas, the newest of which
-    /// became ready at `newest_ms`.
-    pub fn observe(&mut self, load: &Load, ready: u32, newest_ms: u64, now_ms: u64) {
+    /// Records the time since the last call, with `ready` replicas now, the newest of which became ready
+    /// at `newest_ready`.
+    pub fn observe(&mut self, load: &Load, ready: u32, newest_ready: Option<Millis>, now: Millis) {
         let ttft = &load.latencies.upstream_ttft;
-        let now = Last {
-            at_ms: now_ms,
+        let current = Last {
+            at: now,
             in_flight: load.in_flight,
             ready,
             totals: load.totals,
             ttft: (ttft.sum(), ttft.count() as f64),
             silent: load.missing || load.stale,
         };
-        let Some(last) = self.last.replace(now) else { return };
+        let Some(last) = self.last.replace(current) else { return };
         let new = load.totals.since(&last.totals);
         self.mix.add(&new);
-        self.warm_ms = self.warm_ms.max(newest_ms + WARM_UP_MS);
+        self.warm_until = self.warm_until.max(newest_ready.map(|at| at + WARM_UP));
+        let warms_up = self.warm_until.is_some_and(|until| now < until);
         if ready > last.ready {
-            // What is held goes to the new one first: until it is as full, the mean tells nothing.
-            self.sample = Sample::default();
+            // The new replica takes the held requests first: the mean means little until it is as full.
+            self.sample = WorkSample::default();
         }
-        // What is told after a silence did not all happen since it ended.
-        if last.ready == 0 || now_ms < self.warm_ms || now.silent || last.silent {
+        // The totals that arrive after a silence cover the whole silence.
+        if last.ready == 0 || warms_up || current.silent || last.silent {
             return;
         }
-        let seconds = now_ms.saturating_sub(last.at_ms.max(self.warm_ms)) as f64 / 1000.0;
+        let seconds = now.since(last.at.max(self.warm_until.unwrap_or_default())).as_secs_f64();
         let replicas = f64::from(last.ready);
         let each = f64::from(last.in_flight) / replicas;
         let work = new.prompt_tokens as f64 + OUTPUT_WEIGHT * new.generated_tokens as f64;
@@ -180,8 +184,8 @@ impl Capacity {
         sample.square += each * each * seconds;
         sample.work += work / replicas;
         sample.answers += new.completed as f64 / replicas;
-        sample.ttft.0 += (now.ttft.0 - last.ttft.0).max(0.0);
-        sample.ttft.1 += (now.ttft.1 - last.ttft.1).max(0.0);
+        sample.ttft.0 += (current.ttft.0 - last.ttft.0).max(0.0);
+        sample.ttft.1 += (current.ttft.1 - last.ttft.1).max(0.0);
         let enough = sample.answers >= ENOUGH;
         if sample.seconds >= SAMPLE_SECONDS.1 || (sample.seconds >= SAMPLE_SECONDS.0 && enough) {
             let sample = std::mem::take(sample);
@@ -189,13 +193,13 @@ impl Capacity {
         }
     }
 
-    fn take(&mut self, sample: Sample) {
+    fn take(&mut self, sample: WorkSample) {
         if sample.work <= 0.0 || sample.area <= 0.0 {
             return;
         }
-        // As the requests saw it: an idle half of the time is no neighbour.
+        // The concurrency that requests saw: idle time doesn't count.
         let concurrency = (sample.square / sample.area).max(1.0);
-        // A time with requests alone tells of them; one without tells nothing.
+        // Time with requests; idle time says nothing about the throughput.
         let busy = sample.area / concurrency;
         let work_per_second = sample.work / busy;
         let ttft_seconds = (sample.ttft.1 > 0.0).then(|| sample.ttft.0 / sample.ttft.1);
@@ -214,7 +218,7 @@ impl Capacity {
         self.mix.prompt() + OUTPUT_WEIGHT * self.mix.generated()
     }
 
-    /// So many requests of so many estimated prompt tokens, in mean requests.
+    /// `requests` with `estimated_prompt` tokens together, in mean requests.
     #[must_use]
     pub fn in_requests(&self, requests: f64, estimated_prompt: f64) -> f64 {
         if estimated_prompt <= 0.0 {
@@ -238,7 +242,7 @@ impl Capacity {
             let neighbour = limit / (PRIOR_WORK_PER_SECOND * (half + limit));
             (half * neighbour, neighbour)
         });
-        // Not much more than was seen, and no less.
+        // No less than was measured, and not much more.
         let best = self.buckets.iter().map(|bucket| bucket.work_per_second).fold(0.0, f64::max);
         if best > 0.0 {
             let full = limit / (alone + neighbour * limit);
@@ -277,7 +281,7 @@ impl Bucket {
 
 impl Mix {
     fn add(&mut self, new: &Totals) {
-        // The last few hundred requests count.
+        // Roughly the last 500 requests count.
         let keep = 0.998f64.powf(new.accepted.max(new.completed) as f64);
         for (sum, new) in [
             (&mut self.accepted, new.accepted),
@@ -290,8 +294,7 @@ impl Mix {
         }
     }
 
-    /// Tokens generated for a request; as many as are supposed of one that says nothing, before any
-    /// was answered.
+    /// Answer tokens of a mean request; 256 before the first answer.
     fn generated(&self) -> f64 {
         (self.generated + 256.0) / (self.completed + 1.0)
     }
@@ -303,7 +306,7 @@ impl Mix {
         (self.prompt + prior) / (self.completed + 1.0)
     }
 
-    /// Prompt tokens for each that was estimated.
+    /// Prompt tokens per estimated prompt token.
     fn correction(&self) -> f64 {
         let estimated =
             if self.accepted > 0.0 { self.estimated_prompt / self.accepted } else { 0.0 };
@@ -311,8 +314,8 @@ impl Mix {
     }
 }
 
-/// The straight line, neither end below zero, that fits points `(x, y, weight)` best by relative
-/// error, drawn towards one that has doubled at `half`. `None` without points.
+/// The straight line that fits points `(x, y, weight)` best by relative error, drawn towards one that
+/// doubles at `half`. Neither coefficient is negative. `None` without points.
 fn line(points: impl Iterator<Item = (f64, f64, f64)> + Clone, half: f64) -> Option<(f64, f64)> {
     let total: f64 = points.clone().map(|(.., w)| w).sum();
     if total <= 0.0 {

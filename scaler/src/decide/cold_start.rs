@@ -2,28 +2,29 @@
 
 use std::collections::VecDeque;
 
+use forebay_config::Millis;
 use forebay_signals::ColdStart;
 use serde::{Deserialize, Serialize};
 
 use super::inputs::ReplicaFacts;
 
-/// Older starts tell of another image, node or cache.
+/// Starts to remember. Older ones had another image, node or cache.
 const KEPT: usize = 50;
-/// Before the first: a mid-sized model from a warm cache.
+/// Assumed before the first start: a mid-sized model from a warm cache.
 const PRIOR_SECONDS: f64 = 60.0;
 
 /// The last starts of a pool, in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ColdStarts {
-    /// Asked → ready, the whole of it.
+    /// Requested → ready.
     total: Recent,
     scheduled: Recent,
     started: Recent,
     healthy: Recent,
     first_token: Recent,
     #[serde(skip)]
-    seen_ms: u64,
+    seen_until: Option<Millis>,
 }
 
 /// The last values of one kind.
@@ -31,29 +32,29 @@ pub struct ColdStarts {
 #[serde(transparent)]
 struct Recent(VecDeque<f64>);
 
-/// Quantiles by phase; `None` where the target does not tell.
+/// Quantiles by phase; `None` if the target does not report the phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Phases {
-    /// Asked for → given a machine.
+    /// Requested → assigned to a machine.
     pub scheduled: Option<ColdStart>,
-    /// → its process or container runs.
+    /// → the process or container runs.
     pub started: Option<ColdStart>,
     /// → a gateway found it healthy.
     pub healthy: Option<ColdStart>,
-    /// → its first answer, as far as it was seen. Not part of the cold start.
+    /// → its first answer, if one was observed. Not part of the cold start.
     pub first_token: Option<ColdStart>,
 }
 
 impl ColdStarts {
-    /// Takes over the starts that got on since the last call.
-    pub fn observe(&mut self, replicas: &[ReplicaFacts], now_ms: u64) {
-        let new = |at: &Option<u64>| at.filter(|at| *at > self.seen_ms && *at <= now_ms);
+    /// Records the starts that made progress since the last call.
+    pub fn observe(&mut self, replicas: &[ReplicaFacts], now: Millis) {
+        let new = |at: &Option<Millis>| at.filter(|at| Some(*at) > self.seen_until && *at <= now);
         let mut learned: Vec<(ReplicaFacts, bool)> = Vec::new();
         for replica in replicas {
-            if new(&replica.ready_ms).is_some() {
+            if new(&replica.ready_at).is_some() {
                 learned.push((*replica, true));
-            } else if new(&replica.first_token_ms).is_some() {
+            } else if new(&replica.first_token_at).is_some() {
                 learned.push((*replica, false));
             }
         }
@@ -61,30 +62,30 @@ impl ColdStarts {
             if ready {
                 self.record(&replica);
             }
-            if let (Some(ready), Some(first)) = (replica.ready_ms, replica.first_token_ms) {
-                self.first_token.push(first.saturating_sub(ready));
+            if let (Some(ready), Some(first)) = (replica.ready_at, replica.first_token_at) {
+                self.first_token.push(first.since(ready));
             }
         }
-        self.seen_ms = now_ms;
+        self.seen_until = Some(now);
     }
 
     fn record(&mut self, replica: &ReplicaFacts) {
-        let Some(ready_ms) = replica.ready_ms else { return };
-        let mut at = replica.asked_ms;
-        self.total.push(ready_ms.saturating_sub(at));
+        let Some(ready_at) = replica.ready_at else { return };
+        let mut at = replica.requested_at;
+        self.total.push(ready_at.since(at));
         for (phase, end) in [
-            (&mut self.scheduled, replica.scheduled_ms),
-            (&mut self.started, replica.started_ms),
-            (&mut self.healthy, Some(ready_ms)),
+            (&mut self.scheduled, replica.scheduled_at),
+            (&mut self.started, replica.started_at),
+            (&mut self.healthy, Some(ready_at)),
         ] {
             if let Some(end) = end {
-                phase.push(end.saturating_sub(at));
+                phase.push(end.since(at));
                 at = at.max(end);
             }
         }
     }
 
-    /// The quantiles of the whole; `None` before the first start.
+    /// The quantiles of the whole start; `None` before the first one.
     #[must_use]
     pub fn quantiles(&self) -> Option<ColdStart> {
         self.total.quantiles()
@@ -101,7 +102,7 @@ impl ColdStarts {
         }
     }
 
-    /// How long a start takes that goes no better than nine of ten; supposed before the first.
+    /// The time within which nine of ten starts end; assumed before the first.
     #[must_use]
     pub fn expected_seconds(&self) -> f64 {
         self.quantiles().map_or(PRIOR_SECONDS, |learned| learned.p90_seconds)
@@ -109,11 +110,11 @@ impl ColdStarts {
 }
 
 impl Recent {
-    fn push(&mut self, ms: u64) {
+    fn push(&mut self, span: Millis) {
         if self.0.len() == KEPT {
             self.0.pop_front();
         }
-        self.0.push_back(ms as f64 / 1000.0);
+        self.0.push_back(span.as_secs_f64());
     }
 
     fn quantiles(&self) -> Option<ColdStart> {
@@ -132,40 +133,46 @@ impl Recent {
 mod tests {
     use super::*;
 
-    fn start(asked_ms: u64, ready_ms: u64) -> ReplicaFacts {
-        ReplicaFacts { ready_ms: Some(ready_ms), ..ReplicaFacts::asked(asked_ms) }
+    fn start(requested_at: u64, ready_at: u64) -> ReplicaFacts {
+        let ready_at = Some(Millis::new(ready_at));
+        ReplicaFacts { ready_at, ..ReplicaFacts::requested(Millis::new(requested_at)) }
     }
 
     #[test]
     fn quantiles_are_of_the_last_starts() {
         let mut starts = ColdStarts::default();
         assert_eq!(starts.quantiles(), None);
-        assert!((starts.expected_seconds() - 60.0).abs() < 1e-9, "supposed");
+        assert!((starts.expected_seconds() - 60.0).abs() < 1e-9, "assumed");
         for n in 1..=100 {
-            starts.observe(&[start(1_000_000 * n, 1_001_000 * n)], 1_001_000 * n);
+            starts.observe(&[start(1_000_000 * n, 1_001_000 * n)], Millis::new(1_001_000 * n));
         }
         let learned = starts.quantiles().expect("samples");
         assert_eq!((learned.p50_seconds, learned.p90_seconds, learned.samples), (75.0, 95.0, 50));
     }
 
     #[test]
-    fn each_phase_is_learned_once_and_where_it_is_told() {
+    fn each_phase_is_learned_once_and_only_if_reported() {
         let mut starts = ColdStarts::default();
         let mut replica = start(1_000, 61_000);
-        (replica.scheduled_ms, replica.started_ms) = (Some(3_000), Some(11_000));
-        starts.observe(&[replica], 61_000);
-        replica.first_token_ms = Some(61_500);
-        starts.observe(&[replica], 62_000);
-        starts.observe(&[replica], 63_000);
+        (replica.scheduled_at, replica.started_at) =
+            (Some(Millis::new(3_000)), Some(Millis::new(11_000)));
+        starts.observe(&[replica], Millis::new(61_000));
+        replica.first_token_at = Some(Millis::new(61_500));
+        starts.observe(&[replica], Millis::new(62_000));
+        starts.observe(&[replica], Millis::new(63_000));
         let phases = starts.phases();
-        let seconds = |of: Option<ColdStart>| of.map(|it| (it.p50_seconds, it.samples));
+        let seconds = |of: Option<ColdStart>| of.map(|known| (known.p50_seconds, known.samples));
         assert_eq!(seconds(phases.scheduled), Some((2.0, 1)));
         assert_eq!(seconds(phases.started), Some((8.0, 1)));
         assert_eq!(seconds(phases.healthy), Some((50.0, 1)));
         assert_eq!(seconds(phases.first_token), Some((0.5, 1)));
         assert_eq!(seconds(starts.quantiles()), Some((60.0, 1)));
 
-        starts.observe(&[start(70_000, 80_000)], 80_000);
-        assert_eq!(starts.phases().scheduled.expect("kept").samples, 1, "this one did not tell");
+        starts.observe(&[start(70_000, 80_000)], Millis::new(80_000));
+        assert_eq!(
+            starts.phases().scheduled.expect("kept").samples,
+            1,
+            "this one reports no phases"
+        );
     }
 }

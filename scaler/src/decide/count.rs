@@ -1,9 +1,14 @@
-//! How many replicas, and why.
+//! The replica count, and its reason.
 //!
-//! What the load or the triggers ask for ([`super::demand`]), upwards at once and downwards with care;
-//! the idle time, which begins with the last request or the last replica's becoming ready, whichever
-//! is later; then the gates: what can't be read forbids scaling down and is never taken for zero.
-//! Last `behavior`, the bounds, and a person's orders.
+//! The steps, in order:
+//!
+//! 1. The demand of the load or of the triggers (`demand.rs`). A higher one is followed at once.
+//! 2. The idle time. It begins with the last request, or when the last replica became ready if that is
+//!    later. When it has lasted for the cooldown, the pool goes to its idle count.
+//! 3. The gates, which forbid scaling down. One of them is a signal that can't be read: it never counts
+//!    as zero.
+//! 4. The limits: `behavior` (`behavior.rs`), then the bounds.
+//! 5. An operator's override, which replaces the result.
 
 use super::behavior::Rules;
 use super::demand::{Demand, by_triggers};
@@ -12,123 +17,127 @@ use super::inputs::{Inputs, Override};
 use super::policy::Policy;
 use super::proposal::Proposal;
 use super::state::{Counts, State};
+use forebay_config::Millis;
 
-/// A start that takes less is never given up.
-const STUCK_AFTER_MS: u64 = 30 * 60_000;
+/// The shortest time after which a start counts as stuck.
+const STUCK_AFTER: Millis = Millis::from_secs(30 * 60);
 
-/// A count on its way to be decided, with its reason.
+/// A count between two steps, with its reason.
 struct Wish(u32, Why);
 
-/// For how long nothing was to be done.
+/// The time without work.
 #[derive(Clone, Copy)]
 struct Idle {
-    for_ms: u64,
-    /// For long enough.
+    span: Millis,
+    /// Whether it has lasted for the whole cooldown.
     over: bool,
 }
 
-/// Decides. Pure in its arguments; `now_ms` never goes back.
-pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now_ms: u64) -> Decision {
+/// Decides a pool's count. `now` must never go back.
+pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now: Millis) -> Decision {
     let counts = Counts::of(inputs);
     let from = state.desired;
-    let triggers: Vec<_> = inputs.proposals.iter().filter(|it| it.counts()).collect();
+    let triggers: Vec<_> = inputs.proposals.iter().filter(|proposal| proposal.counts()).collect();
     let requests = inputs.load.held.saturating_add(inputs.load.in_flight);
     let triggered = triggers.iter().any(|trigger| trigger.active || trigger.unreadable());
-    state.observe(inputs, counts, requests > 0 || triggered, policy, now_ms);
+    state.observe(inputs, counts, requests > 0 || triggered, policy, now);
 
-    // What is written for triggers is the HPA's meaning; the default has its own windows.
+    // `behavior` limits both kinds of demand. Without it, triggers have the HPA's default limits, and the
+    // load has only its own windows.
     let (demand, rules) = if triggers.is_empty() {
-        (state.by_load(inputs, counts, policy, now_ms), policy.behavior.as_ref())
+        (state.by_load(inputs, counts, policy, now), policy.behavior.as_ref())
     } else {
         let rules = policy.behavior.as_ref().unwrap_or(&policy.trigger_rules);
         (by_triggers(&triggers, inputs, from, policy), Some(rules))
     };
-    // The windows may be longer than the idle time; they don't keep an idle pool up.
-    let for_ms = now_ms.saturating_sub(state.busy_ms.max(state.ready_ms));
+    // The windows don't keep an idle pool up, even if they are longer than the cooldown.
+    let since = state.times.last_busy.max(state.times.ready_at);
+    let span = since.map_or(now, |since| now.since(since));
     let over = requests == 0
         && !triggered
-        && for_ms >= policy.cooldown_ms
-        && now_ms >= state.since_ms + policy.initial_cooldown_ms;
-    let idle = Idle { for_ms, over };
+        && span >= policy.cooldown.after
+        && state.times.since.is_none_or(|since| now >= since + policy.cooldown.initial);
+    let idle = Idle { span, over };
     let active = demand.active;
     let figures = demand.figures;
 
-    let wish = state.wish(demand, inputs, counts, idle, &triggers, policy, now_ms);
-    let wish = state.shape(wish, idle, active, rules, policy, now_ms);
-    let Wish(desired, why) = ordered(wish, inputs.order, from, policy);
+    let wish = state.gate(demand, inputs, counts, idle, &triggers, policy, now);
+    let wish = state.limit(wish, idle, active, rules, policy, now);
+    let Wish(desired, why) = overridden(wish, inputs.operator_override, from, policy);
     if let Some(rules) = rules {
-        state.history.changed(rules, from, desired, now_ms);
+        state.history.changed(rules, from, desired, now);
     }
     state.desired = desired;
     if desired > from {
-        state.raised_ms = now_ms;
+        state.times.raised_at = Some(now);
     }
     Decision {
         from,
         desired,
-        active: desired > policy.idle || (active && !idle.over),
+        active: desired > policy.counts.idle || (active && !idle.over),
         why,
         proposals: inputs.proposals.to_vec(),
         figures: Figures {
             held: inputs.load.held,
             in_flight: inputs.load.in_flight,
             ready: counts.ready,
-            coming: from.saturating_sub(counts.known()),
-            cold_start_seconds: state.cold_starts.expected_seconds(),
+            starting: from.saturating_sub(counts.past_start()),
+            cold_start_seconds: state.learned.cold_starts.expected_seconds(),
             ..figures
         },
     }
 }
 
 impl State {
+    /// Records the inputs: the load, the starts, and the times that later steps depend on.
     fn observe(
         &mut self,
         inputs: &Inputs<'_>,
         counts: Counts,
         busy: bool,
         policy: &Policy,
-        now_ms: u64,
+        now: Millis,
     ) {
         let (load, totals) = (inputs.load, inputs.load.totals);
         let requests = load.held.saturating_add(load.in_flight);
-        let windows = policy.stable_window_ms.max(policy.panic_window_ms);
-        self.concurrency.record(now_ms, requests, windows);
-        if self.since_ms == 0 {
-            self.since_ms = now_ms;
-            self.busy_ms = now_ms;
-            self.arrivals.found(requests, load.held_prompt_tokens, now_ms);
+        let windows = policy.windows.stable.max(policy.windows.panic);
+        self.recent.concurrency.record(now, requests, windows);
+        if self.times.since.is_none() {
+            self.times.since = Some(now);
+            self.times.last_busy = Some(now);
+            self.recent.arrivals.found(requests, load.held_prompt_tokens, now);
         } else {
-            let arrived = totals.accepted.saturating_sub(self.accepted);
-            self.season.observe(arrived as f64, now_ms);
+            let arrived = totals.accepted.saturating_sub(self.recent.accepted);
+            self.learned.season.observe(arrived as f64, now);
         }
-        let keep_ms = self.memory_ms(policy).max(windows);
-        self.arrivals.observe(totals.accepted, totals.accepted_prompt_tokens, keep_ms, now_ms);
-        self.cold_starts.observe(inputs.replicas, now_ms);
-        // Those that come and go between two reports are seen all the same.
-        if busy || totals.accepted > self.accepted {
-            self.busy_ms = now_ms;
+        let keep = self.memory(policy).max(windows);
+        self.recent.arrivals.observe(totals.accepted, totals.accepted_prompt_tokens, keep, now);
+        self.learned.cold_starts.observe(inputs.replicas, now);
+        // Requests that come and go between two reports also count.
+        if busy || totals.accepted > self.recent.accepted {
+            self.times.last_busy = Some(now);
         }
-        self.accepted = totals.accepted;
-        // One that comes back after an ejection did not start.
+        self.recent.accepted = totals.accepted;
+        // An ejected replica counts as started, so its return is not a start.
         let started = counts.ready + counts.ejected;
         if started > self.started {
-            self.ready_ms = now_ms;
+            self.times.ready_at = Some(now);
         }
         self.started = started;
-        self.capacity.observe(load, counts.ready, self.ready_ms, now_ms);
+        self.learned.capacity.observe(load, counts.ready, self.times.ready_at, now);
     }
 
-    /// What is under way takes so much longer than ever that it may never come: a node without a
-    /// GPU, a volume that can't be mounted. It keeps the others up no longer.
-    fn is_stuck(&self, now_ms: u64) -> bool {
-        let expected_ms = (self.cold_starts.expected_seconds() * 1_000.0) as u64;
-        let patience_ms = STUCK_AFTER_MS.max(expected_ms.saturating_mul(10));
-        now_ms.saturating_sub(self.raised_ms.max(self.ready_ms)) >= patience_ms
+    /// Whether a start is stuck: it takes so much longer than usual that it may never end, for example
+    /// because no node has a free GPU. A stuck start doesn't keep the other replicas up.
+    fn is_stuck(&self, now: Millis) -> bool {
+        let expected = Millis::from_secs_f64(self.learned.cold_starts.expected_seconds());
+        let since = self.times.raised_at.max(self.times.ready_at);
+        since.map_or(now, |since| now.since(since)) >= STUCK_AFTER.max(expected * 10)
     }
 
-    /// Up as asked for, down only where nothing forbids it.
+    /// Applies the idle time and the gates: up to the demand, down only if no gate forbids it.
     #[allow(clippy::too_many_arguments, reason = "the gates look at everything")]
-    fn wish(
+    fn gate(
         &self,
         demand: Demand,
         inputs: &Inputs<'_>,
@@ -136,89 +145,108 @@ impl State {
         idle: Idle,
         triggers: &[&Proposal],
         policy: &Policy,
-        now_ms: u64,
+        now: Millis,
     ) -> Wish {
         let from = self.desired;
-        let least = if idle.over { policy.idle } else { policy.min };
+        let least = if idle.over { policy.counts.idle } else { policy.counts.min };
         if demand.up > from && !idle.over {
             return Wish(demand.up, demand.up_why);
         }
-        if from <= least || !(idle.over || demand.down < from) {
-            return Wish(from, stays(demand, from, least, policy));
-        }
         let unread = triggers.iter().find(|trigger| trigger.unreadable());
-        let adopted = self.adopted_ms > 0 && now_ms < self.adopted_ms + policy.stable_window_ms;
+        if from <= least || !(idle.over || demand.down < from) {
+            // A trigger that may ask for more is the reason if the others ask for fewer.
+            let unread = unread.filter(|_| from > least && demand.up < from);
+            let unread = unread.map(|trigger| Why::Unread { name: trigger.name.clone() });
+            return Wish(from, unread.unwrap_or_else(|| stays(demand, from, least, policy)));
+        }
+        let is_within = |at| now < at + policy.windows.stable;
+        let adopted = self.times.adopted_at.is_some_and(is_within);
         if inputs.load.missing {
             Wish(from, Why::Unheard)
         } else if let Some(trigger) = unread {
             Wish(from, Why::Unread { name: trigger.name.clone() })
         } else if adopted {
             Wish(from, Why::Learning)
-        } else if counts.known() < from && !self.is_stuck(now_ms) {
-            // An impatient client's leaving does not end a start.
+        } else if counts.past_start() < from && !self.is_stuck(now) {
+            // If the client that caused a start leaves, the start goes on.
             Wish(from, Why::Starting)
         } else if idle.over && !inputs.load.stale {
-            Wish(policy.idle, Why::Idle { for_ms: idle.for_ms })
-        } else if now_ms < self.panic_until_ms {
+            Wish(policy.counts.idle, Why::Idle { span: idle.span })
+        } else if self.times.panics(now) {
             Wish(from, Why::Panic)
         } else if from == 1 {
-            // The last one goes by the idle time alone, and by the word of every gateway.
+            // The last replica stops only after the cooldown, and only if every gateway reports.
             Wish(1, if inputs.load.stale { Why::Unheard } else { Why::Last })
         } else {
             Wish(demand.down.clamp(1, from), demand.down_why)
         }
     }
 
-    /// What `behavior` and the bounds make of it.
-    fn shape(
+    /// Applies `behavior` and the bounds.
+    fn limit(
         &mut self,
         Wish(wanted, mut why): Wish,
         idle: Idle,
         active: bool,
         rules: Option<&Rules>,
         policy: &Policy,
-        now_ms: u64,
+        now: Millis,
     ) -> Wish {
         let from = self.desired;
         let mut desired = wanted;
         if let Some(rules) = rules {
-            let allowed = rules.apply(&mut self.history, from, wanted, now_ms);
-            // To wake and to put to sleep is not the HPA's: there is no autoscaler at zero.
+            let allowed = rules.apply(&mut self.history, from, wanted, now);
+            // The HPA does nothing at zero, so its limits apply neither to waking nor to going to zero.
             let sleeps = matches!(why, Why::Idle { .. });
-            let wakes = if from == 0 && wanted > 0 { policy.min.max(1).min(wanted) } else { 0 };
+            let wakes =
+                if from == 0 && wanted > 0 { policy.counts.min.max(1).min(wanted) } else { 0 };
             if !sleeps && allowed.max(wakes) != wanted {
-                (desired, why) = (allowed.max(wakes), Why::Behavior { wanted });
+                desired = allowed.max(wakes);
+                why = Why::Behavior { wanted, because: Box::new(why) };
             }
         }
-        let least = if idle.over || (from == 0 && !active) { policy.idle } else { policy.min };
+        let least = if idle.over || (from == 0 && !active) {
+            policy.counts.idle
+        } else {
+            policy.counts.min
+        };
+        // Without a higher demand the bound itself is the cause: it was configured anew.
+        let demanded = desired > from;
         if desired < least {
-            (desired, why) = (least, Why::Minimum);
+            let because = demanded.then(|| (desired, Box::new(why)));
+            (desired, why) = (least, Why::Minimum { because });
         }
-        if desired > policy.max {
-            (desired, why) = (policy.max, Why::Maximum { wanted: desired });
+        if desired > policy.counts.max {
+            let because = demanded.then(|| Box::new(why));
+            (desired, why) = (policy.counts.max, Why::Maximum { wanted: desired, because });
         }
         Wish(desired, why)
     }
 }
 
-/// Why a count stays as it is.
+/// The reason why a count stays as it is.
 fn stays(demand: Demand, from: u32, least: u32, policy: &Policy) -> Why {
     if from == 0 {
         Why::Steady
     } else if demand.up >= from {
         demand.up_why
     } else if from <= least {
-        Why::Minimum
+        Why::Minimum { because: None }
     } else {
-        Why::Kept { for_ms: policy.stable_window_ms }
+        Why::Kept { span: policy.windows.stable, because: None }
     }
 }
 
-/// A person's order comes before everything.
-fn ordered(Wish(desired, why): Wish, order: Override, from: u32, policy: &Policy) -> Wish {
-    match order {
+/// Applies an operator's override, which comes before everything else.
+fn overridden(
+    Wish(desired, why): Wish,
+    operator_override: Override,
+    from: u32,
+    policy: &Policy,
+) -> Wish {
+    match operator_override {
         Override::Paused => Wish(from, Why::Paused),
-        Override::Fixed(count) => Wish(count.min(policy.max), Why::Fixed),
+        Override::Fixed(count) => Wish(count.min(policy.counts.max), Why::Fixed),
         Override::None => Wish(desired, why),
     }
 }

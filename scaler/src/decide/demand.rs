@@ -1,44 +1,54 @@
-//! What the load, or the triggers, ask for.
+//! The demand: the count that the load, or the triggers, ask for.
 //!
-//! Without triggers: the arrivals of the last minutes are played against fewer and more replicas, by
-//! what one of them is known to be worth; and what is there now, with what comes, is played forward
-//! over the time that a start takes. See [`super::backlog`] and [`super::capacity`].
+//! Without triggers it is the largest of up to five counts:
+//!
+//! - **recent**: the arrivals of the last minutes, replayed against each number of replicas with the
+//!   learned throughput ([`worth`]);
+//! - **backlog**: the current queue and the arrivals expected until a replica that is requested now has
+//!   started, played forward ([`for_backlog`]);
+//! - **season**: the load that is usual at this time of day;
+//! - `targetConcurrency`, if it is configured;
+//! - one replica, if a request is held.
+//!
+//! The throughput of a replica comes from [`super::capacity`].
 
-use super::backlog::{Fleet, enough_ahead, worth};
+use super::backlog::{Fleet, for_backlog, worth};
+use super::condition::Condition;
 use super::explain::{Figures, Why};
 use super::forecast::trend;
-use super::inputs::{Inputs, Standing};
+use super::inputs::Inputs;
 use super::policy::Policy;
 use super::proposal::{Proposal, round_up};
 use super::state::{Counts, State};
+use forebay_config::Millis;
 
-/// For how many cold starts the load of the past counts, and how long at most.
+/// The number of cold starts over which past load counts, and the longest such time.
 const MEMORY_COLD_STARTS: u64 = 20;
-const LONGEST_MEMORY_MS: u64 = 30 * 60 * 1000;
-/// A pause so many times as long as any before it ends a load.
+const LONGEST_MEMORY: Millis = Millis::from_secs(30 * 60);
+/// A load ends with a pause that is this many times as long as any pause before it.
 const LONG_PAUSE: u64 = 2;
-/// The shortest time whose rate is believed, in cold starts.
-const YOUNGEST: f64 = 0.4;
-/// In what time a queue is to be gone once the replicas for it are ready, in cold starts.
+/// The shortest time over which the rate is measured, in cold starts.
+const SHORTEST_RATE: f64 = 0.4;
+/// The time within which ready replicas have to work off the queue, in cold starts.
 const RECOVERY: f64 = 0.5;
-/// A request that is late weighs as much as so many that are served, divided by the share that may
-/// be late: as much as 10 where that is 1 %.
+/// The weight of a late request is this, divided by the share of requests that may be late. With 1 %
+/// a late request weighs as much as 10 served ones.
 const LATE_WEIGHT: f64 = 0.1;
-/// Share of a replica's throughput that is planned with for a usual time of day.
+/// The share of a replica's throughput that the season's count plans with.
 const SEASON_FILL: f64 = 0.9;
 
-/// What the load or the triggers ask for.
+/// The counts that the load or the triggers ask for.
 pub(crate) struct Demand {
     pub(crate) up: u32,
     pub(crate) up_why: Why,
     pub(crate) down: u32,
     pub(crate) down_why: Why,
-    /// Enough to wake a sleeping pool, or to keep one awake.
+    /// Whether this is enough to wake a pool from zero, or to keep it from going there.
     pub(crate) active: bool,
     pub(crate) figures: Figures,
 }
 
-/// The largest count and its reason.
+/// The largest count so far, and its reason. Of equal counts the first one raised gives the reason.
 #[derive(Default)]
 struct Largest(u32, Option<Why>);
 
@@ -51,150 +61,182 @@ impl Largest {
 }
 
 impl State {
-    /// How long the load of the past counts. What a start can't answer in time must be there before,
-    /// so the slower starts are, the longer a load is remembered.
-    pub(crate) fn memory_ms(&self, policy: &Policy) -> u64 {
-        let cold_ms = (self.cold_starts.expected_seconds() * 1000.0) as u64;
-        (MEMORY_COLD_STARTS * cold_ms).min(LONGEST_MEMORY_MS).max(policy.stable_window_ms)
+    /// The time over which past load counts. The slower a start is, the longer a load is remembered,
+    /// because a slow replica must be running before the load returns.
+    pub(crate) fn memory(&self, policy: &Policy) -> Millis {
+        let cold = Millis::from_secs_f64(self.learned.cold_starts.expected_seconds());
+        (cold * MEMORY_COLD_STARTS).min(LONGEST_MEMORY).max(policy.windows.stable)
     }
 
-    fn fleet(&self, inputs: &Inputs<'_>, counts: Counts, now_ms: u64) -> Fleet {
-        let cold = self.cold_starts.expected_seconds();
-        let coming = inputs.replicas.iter().filter_map(|replica| match replica.standing {
-            Standing::Pending | Standing::Starting => {
-                let waited = now_ms.saturating_sub(replica.asked_ms) as f64 / 1000.0;
-                // One that is late may be as late again as it is.
+    /// The replicas that are ready, and the time until each of the others will be.
+    fn fleet(&self, inputs: &Inputs<'_>, counts: Counts, now: Millis) -> Fleet {
+        let cold = self.learned.cold_starts.expected_seconds();
+        let ready_in = inputs.replicas.iter().filter_map(|replica| match replica.condition {
+            Condition::Pending | Condition::Starting => {
+                let waited = now.since(replica.requested_at).as_secs_f64();
+                // An overdue start is expected to take as much longer as it is overdue already.
                 Some(if waited < cold { cold - waited } else { (waited - cold).max(1.0) })
             }
             _ => None,
         });
-        let mut coming: Vec<_> = coming.collect();
-        // Those that the target has not told of yet were asked for just now.
-        let told = counts.known() + coming.len() as u32;
-        let untold = self.desired().saturating_sub(told);
-        coming.extend(std::iter::repeat_n(cold, untold as usize));
-        coming.sort_by(f64::total_cmp);
-        Fleet { ready: counts.ready, coming, cold_seconds: cold }
+        let mut ready_in: Vec<_> = ready_in.collect();
+        // Replicas that the target does not report yet were requested just now.
+        let reported = counts.past_start() + ready_in.len() as u32;
+        let unreported = self.desired().saturating_sub(reported);
+        ready_in.extend(std::iter::repeat_n(cold, unreported as usize));
+        ready_in.sort_by(f64::total_cmp);
+        Fleet { ready: counts.ready, ready_in, cold_seconds: cold }
     }
 
-    /// The default: work in the system, against what replicas are known to be worth.
+    /// The demand without triggers: the work in the system against the learned throughput of replicas.
     pub(crate) fn by_load(
         &mut self,
         inputs: &Inputs<'_>,
         counts: Counts,
         policy: &Policy,
-        now_ms: u64,
+        now: Millis,
     ) -> Demand {
         let load = inputs.load;
         let (held, in_flight) = (load.held, load.in_flight);
         let requests = held.saturating_add(in_flight);
-        let given = policy.concurrency_given.then_some(policy.target_concurrency);
-        let curve = self.capacity.curve(policy.limit.min(given.unwrap_or(policy.limit)));
-        let objective = policy.objective_ttft_ms as f64 / 1000.0;
-        let fleet = self.fleet(inputs, counts, now_ms);
+        let given = policy.concurrency.given.then_some(policy.concurrency.per_replica);
+        let curve = self
+            .learned
+            .capacity
+            .curve(policy.concurrency.limit.min(given.unwrap_or(policy.concurrency.limit)));
+        let objective = policy.objective.ttft.as_secs_f64();
+        let fleet = self.fleet(inputs, counts, now);
         let cold = fleet.cold_seconds;
 
-        // The past: what would have been enough.
-        let memory_ms = self.memory_ms(policy);
-        let arrivals = self.arrivals.recent(memory_ms, now_ms);
-        let arrivals: Vec<_> =
-            arrivals.map(|(ago, n, tokens)| (ago, self.capacity.in_requests(n, tokens))).collect();
-        let arrivals = since_the_pause(&arrivals, policy.stable_window_ms / 1000);
-        let late = (1.0 - policy.objective_share).max(1e-4);
-        let watched = memory_ms.min(now_ms.saturating_sub(self.since_ms)).max(1000) as f64 / 1000.0;
-        let recent =
-            worth(arrivals, watched, &curve, objective, late, LATE_WEIGHT / late, policy.max);
+        // The past: the replicas that would have been enough.
+        let memory = self.memory(policy);
+        let arrivals = self.recent.arrivals.recent(memory, now);
+        let arrivals: Vec<_> = arrivals
+            .map(|(ago, n, tokens)| (ago, self.learned.capacity.in_requests(n, tokens)))
+            .collect();
+        let arrivals = since_the_pause(&arrivals, policy.windows.stable.as_secs());
+        let late = (1.0 - policy.objective.share).max(1e-4);
+        let observed = self.times.since.map_or(now, |since| now.since(since));
+        let watched = memory.min(observed).max(Millis::from_secs(1)).as_secs_f64();
+        let recent = worth(
+            arrivals,
+            watched,
+            &curve,
+            objective,
+            late,
+            LATE_WEIGHT / late,
+            policy.counts.max,
+        );
 
-        // What is coming: a load that has just begun has no longer past, but a moment's rate is not
-        // believed either.
+        // The future. A load that has just begun is measured since its beginning, but not over less than
+        // `SHORTEST_RATE`: the rate of a moment is no forecast.
         let per_second = |seconds: f64| {
             let within = arrivals.iter().filter(|(ago, _)| (*ago as f64) < seconds);
-            within.map(|(_, n)| n).sum::<f64>() / seconds
+            // `sum` of nothing is -0.0, which people would read.
+            within.fold(0.0, |sum, (_, n)| sum + n) / seconds
         };
-        let panic_seconds = policy.panic_window_ms.max(1000) as f64 / 1000.0;
+        let panic_seconds = policy.windows.panic.max(Millis::from_secs(1)).as_secs_f64();
         let began = arrivals.first().map_or(0.0, |(ago, _)| (*ago + 1) as f64);
-        let rate = per_second(began.clamp(YOUNGEST * cold, cold).max(panic_seconds));
+        let rate = per_second(began.clamp(SHORTEST_RATE * cold, cold).max(panic_seconds));
         let prompt = load.held_prompt_tokens as f64;
-        let queue = self.capacity.in_requests(f64::from(held), prompt) + f64::from(in_flight);
-        // While nothing serves, everybody is late: then the sooner the better.
-        let slow = if counts.ready == 0 { 0.0 } else { RECOVERY * cold };
-        let recovery = objective.max(slow);
+        let queue =
+            self.learned.capacity.in_requests(f64::from(held), prompt) + f64::from(in_flight);
+        // Without a ready replica every request is late already, so the objective alone is the limit.
+        let longest = if counts.ready == 0 { 0.0 } else { RECOVERY * cold };
+        let recovery = objective.max(longest);
         let expected = |after, span| (rate + trend(arrivals, cold, after, span)).max(0.0);
-        let coming = [expected(0.0, cold), expected(cold, recovery)];
-        let ahead = enough_ahead(queue, coming, &fleet, &curve, objective, recovery, policy.max);
-        let usual = self.season.rate(now_ms + (cold * 1000.0) as u64);
-        // At least one request is to be expected while a replica starts and settles.
+        let rates = [expected(0.0, cold), expected(cold, recovery)];
+        let backlog =
+            for_backlog(queue, rates, &fleet, &curve, objective, recovery, policy.counts.max);
+        let usual = self.learned.season.rate(now + Millis::from_secs_f64(cold));
+        // A usual load counts only if about one request is likely during a start.
         let usual = usual.filter(|rate| rate * cold >= 0.5).unwrap_or(0.0);
-        let season = round_up(usual / (SEASON_FILL * curve.full_rate())).min(policy.max);
+        let season = round_up(usual / (SEASON_FILL * curve.full_rate())).min(policy.counts.max);
 
-        let active = held > 0 || requests > policy.activation_threshold;
-        let recent_why = Why::Recent { for_ms: memory_ms, ttft_ms: policy.objective_ttft_ms };
+        let active = held > 0 || requests > policy.concurrency.activation_threshold;
         let (mut most, mut down) = (Largest::default(), 0);
         if held > 0 {
-            most.raise(1, Why::Held { held, in_flight, target: policy.target_concurrency });
+            let per_replica = policy.concurrency.per_replica;
+            most.raise(1, Why::Held { held, in_flight, per_replica });
         }
         if self.desired() > 0 || active {
-            most.raise(recent, recent_why.clone());
-            most.raise(ahead, Why::Backlog { held, in_flight, rate });
-            if let Some(target) = given {
-                let (count, load, why) = self.by_concurrency(requests, held, policy, now_ms);
+            most.raise(recent, Why::Recent { span: memory, ttft: policy.objective.ttft });
+            most.raise(backlog, Why::Backlog { held, in_flight, rate });
+            if let Some(per_replica) = given {
+                let (count, load, why) = self.by_concurrency(requests, held, policy, now);
                 most.raise(count, why);
-                down = round_up(load / f64::from(target.max(1)));
+                down = round_up(load / f64::from(per_replica.max(1)));
             }
         }
         most.raise(season, Why::Season { rate: usual });
         if per_second(panic_seconds)
-            >= policy.panic_threshold * f64::from(counts.ready.max(1)) * curve.full_rate()
+            >= policy.windows.panic_threshold * f64::from(counts.ready.max(1)) * curve.full_rate()
         {
-            self.panic_until_ms = now_ms + policy.stable_window_ms;
+            self.times.panic_until = Some(now + policy.windows.stable);
         }
         let Largest(up, up_why) = most;
+        let window = policy.windows.stable;
+        let (down, down_why) = match &up_why {
+            // The mean of the window needs more than the present load.
+            _ if down > up => (down, Why::Kept { span: window, because: None }),
+            Some(why) => (up, why.clone()),
+            None => (up, Why::Last),
+        };
+        let (down, down_why) = self.stable(down, down_why, window, now);
         Demand {
             up,
             up_why: up_why.unwrap_or(Why::Steady),
-            down: self.stable(down.max(up), policy.stable_window_ms, now_ms),
-            down_why: recent_why,
+            down,
+            down_why,
             active: active || season > 0,
-            figures: Figures { rate, curve, recent, ahead, season, ..Figures::default() },
+            figures: Figures { rate, curve, recent, backlog, season, ..Figures::default() },
         }
     }
 
-    /// By `targetConcurrency`, where it was written: the count, and the load to scale down by.
+    /// The count by `targetConcurrency`, the load to scale down by, and the reason for the count.
     fn by_concurrency(
         &self,
         requests: u32,
         held: u32,
         policy: &Policy,
-        now_ms: u64,
+        now: Millis,
     ) -> (u32, f64, Why) {
-        let target = policy.target_concurrency.max(1);
-        let needed = |load: f64| round_up(load / f64::from(target));
-        let falling = self.concurrency.mean(now_ms, policy.stable_window_ms);
+        let per_replica = policy.concurrency.per_replica.max(1);
+        let needed = |load: f64| round_up(load / f64::from(per_replica));
+        let falling = self.recent.concurrency.mean(now, policy.windows.stable);
         if held > 0 {
-            // What is held can't be served by what is there: no averaging.
+            // The current replicas can't serve the held requests, so the load is not averaged.
             let in_flight = requests - held;
-            let why = Why::Held { held, in_flight, target };
+            let why = Why::Held { held, in_flight, per_replica };
             return (needed(f64::from(requests)), falling, why);
         }
-        let rising = self.concurrency.mean(now_ms, policy.panic_window_ms);
-        (needed(rising), falling, Why::Rising { load: rising, target })
+        let rising = self.recent.concurrency.mean(now, policy.windows.panic);
+        (needed(rising), falling, Why::Rising { load: rising, per_replica })
     }
 
-    /// The most that was demanded in the stable window: a lower count must be enough for all of it.
-    fn stable(&mut self, demand: u32, window_ms: u64, now_ms: u64) -> u32 {
-        while self.demands.back().is_some_and(|(_, least)| *least <= demand) {
-            self.demands.pop_back();
+    /// Records a demand with its reason; returns the highest one within the window, which a lower count
+    /// must satisfy. The reason of an earlier demand holds for its own time, and is marked as such.
+    fn stable(&mut self, demand: u32, why: Why, window: Millis, now: Millis) -> (u32, Why) {
+        let demands = &mut self.recent.demands;
+        while demands.back().is_some_and(|(_, earlier, _)| *earlier <= demand) {
+            demands.pop_back();
         }
-        self.demands.push_back((now_ms, demand));
-        while self.demands.front().is_some_and(|(at, _)| at + window_ms <= now_ms) {
-            self.demands.pop_front();
+        demands.push_back((now, demand, why));
+        while demands.front().is_some_and(|(at, ..)| *at + window <= now) {
+            demands.pop_front();
         }
-        self.demands.front().map_or(demand, |(_, most)| *most)
+        match demands.front() {
+            Some((at, most, why)) if *at < now && !matches!(why, Why::Kept { .. }) => {
+                (*most, Why::Kept { span: window, because: Some(Box::new(why.clone())) })
+            }
+            Some((_, most, why)) => (*most, why.clone()),
+            None => (demand, Why::Last),
+        }
     }
 }
 
-/// The arrivals that still tell of what is to come: a pause much longer than any before it ends a
-/// load, and what came before that counts no more.
+/// The arrivals since the last pause that ended a load. `least` is the length in seconds below which no
+/// pause ends a load.
 fn since_the_pause(arrivals: &[(u64, f64)], least: u64) -> &[(u64, f64)] {
     let (mut longest, mut from) = (least, 0);
     let ends = arrivals.iter().skip(1).map(|(ago, _)| *ago).chain([0]);
@@ -208,8 +250,8 @@ fn since_the_pause(arrivals: &[(u64, f64)], least: u64) -> &[(u64, f64)] {
     &arrivals[from..]
 }
 
-/// The largest proposal wins; each has its own tolerance in it. What is held wakes a pool whatever
-/// the triggers say.
+/// The demand of the triggers: the largest proposal, of equal ones the last configured. Proposals
+/// already respect the tolerance. A held request wakes a pool regardless of the triggers.
 pub(crate) fn by_triggers(
     triggers: &[&Proposal],
     inputs: &Inputs<'_>,
@@ -235,9 +277,10 @@ pub(crate) fn by_triggers(
     };
     let down_why = up_why.clone();
     if held > 0 && up == 0 {
-        (up, up_why) = (1, Why::Held { held, in_flight, target: policy.target_concurrency });
+        let per_replica = policy.concurrency.per_replica;
+        (up, up_why) = (1, Why::Held { held, in_flight, per_replica });
     }
-    // Nobody proposes: then nobody asks for fewer either.
+    // If no trigger proposes a count, none allows fewer replicas.
     let down = if largest.is_some() { up } else { from.max(up) };
     Demand { up, up_why, down, down_why, active: active || held > 0, figures: Figures::default() }
 }

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use forebay_config::Millis;
 use serde::{Serialize, Serializer};
 
 use super::capacity::Curve;
 use super::proposal::Proposal;
 
-/// A count with its reasons.
+/// A replica count with its reasons.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
@@ -15,73 +16,84 @@ pub struct Decision {
     pub from: u32,
     /// The count from now on.
     pub desired: u32,
-    /// There is a reason to have more than the idle count: what KEDA calls active.
+    /// Whether something asks for more than the idle count. This is only shown; KEDA's `IsActive` is
+    /// [`PoolReplicas::active`](forebay_signals::PoolReplicas::active).
     pub active: bool,
     /// The rule that won.
     #[serde(rename = "rule", serialize_with = "rule")]
     pub why: Why,
-    /// What each trigger said.
+    /// The proposal of each trigger.
     #[serde(rename = "triggers", skip_serializing_if = "Vec::is_empty")]
     pub proposals: Vec<Proposal>,
-    /// What it was decided from.
+    /// The figures behind it.
     pub figures: Figures,
 }
 
-/// What a decision was made from.
+/// The figures behind a decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figures {
-    /// Requests held.
+    /// Requests held, and those just refused because a cold start takes too long.
     pub held: u32,
     /// Requests at replicas.
     pub in_flight: u32,
     /// Replicas that take requests.
     pub ready: u32,
-    /// Replicas on their way.
-    pub coming: u32,
+    /// Replicas that are starting.
+    #[serde(rename = "coming")]
+    pub starting: u32,
     /// Requests per second over the time of a cold start.
     pub rate: f64,
-    /// What one replica is worth.
+    /// The learned performance of one replica.
     pub curve: Curve,
-    /// How long a start is expected to take.
+    /// Expected duration of a start.
     pub cold_start_seconds: f64,
     /// Replicas that the arrivals of the last minutes needed.
     pub recent: u32,
-    /// Replicas that what is there and what comes will need.
-    pub ahead: u32,
+    /// Replicas that the backlog needs: the current queue and the expected arrivals.
+    #[serde(rename = "ahead")]
+    pub backlog: u32,
     /// Replicas that the time of day needs.
     pub season: u32,
 }
 
-/// The rule that won; its `Display` is half a sentence for people.
+/// The rule that won. Its `Display` is half a sentence for people. A limit has `because`: the reason for
+/// the count that it did not allow, so that the sentence names the cause before the limit.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Why {
-    /// Nothing to do.
+    /// Nothing asks for a change.
     Steady,
-    /// So many were needed a moment ago.
+    /// A recent demand needs this many.
     Kept {
-        /// How long a moment is.
-        for_ms: u64,
+        /// The length of the window.
+        span: Millis,
+        /// The reason for that demand at its time, if a single demand set the count.
+        because: Option<Box<Why>>,
     },
-    /// The last replica goes when the pool is idle.
+    /// The last replica stays until the pool is idle.
     Last,
-    /// `minReplicaCount`.
-    Minimum,
-    /// `maxReplicaCount`.
-    Maximum {
-        /// What was asked for.
-        wanted: u32,
+    /// `minReplicaCount` requires more.
+    Minimum {
+        /// The demand that it raised and the reason for that, if the demand exceeds the present count.
+        because: Option<(u32, Box<Why>)>,
     },
-    /// Held requests, with those in flight, need so many.
+    /// `maxReplicaCount` allows no more.
+    Maximum {
+        /// The count before it was limited.
+        wanted: u32,
+        /// The reason for that count, if it exceeds the present one.
+        because: Option<Box<Why>>,
+    },
+    /// The requests held and in flight need this many.
     Held {
         /// Requests held.
         held: u32,
         /// Requests in flight.
         in_flight: u32,
-        /// Requests for each replica.
-        target: u32,
+        /// The target concurrency.
+        per_replica: u32,
     },
-    /// What is in the system, with what comes, needs so many to be worked off in time.
+    /// The current queue and the expected arrivals need this many to be worked off in time.
     Backlog {
         /// Requests held.
         held: u32,
@@ -90,95 +102,89 @@ pub enum Why {
         /// Requests per second.
         rate: f64,
     },
-    /// The arrivals of the last minutes need so many.
+    /// The arrivals of the last minutes need this many.
     Recent {
-        /// How long the last minutes are.
-        for_ms: u64,
+        /// The length of that time.
+        span: Millis,
         /// The objective's time to the first token.
-        ttft_ms: u64,
+        ttft: Millis,
     },
-    /// The time of day needs so many.
+    /// The time of day needs this many.
     Season {
-        /// Requests per second that are usual.
+        /// The usual requests per second.
         rate: f64,
     },
     /// The load of the panic window.
     Rising {
         /// Mean requests held and in flight.
         load: f64,
-        /// Requests for each replica.
-        target: u32,
+        /// The target concurrency.
+        per_replica: u32,
     },
-    /// The load of the stable window.
-    Falling {
-        /// Mean requests held and in flight.
-        load: f64,
-        /// Requests for each replica.
-        target: u32,
-    },
-    /// A trigger's proposal, the largest.
+    /// The largest proposal is a trigger's.
     Trigger {
         /// The trigger's name.
         name: String,
-        /// What it read.
+        /// The figure.
         figure: f64,
-        /// What it compares with.
+        /// The threshold to compare it with.
         threshold: f64,
     },
-    /// A trigger's schedule, the largest proposal.
+    /// The largest proposal is a schedule's.
     Schedule {
         /// The trigger's name.
         name: String,
-        /// Whether it is within its hours.
+        /// Whether the schedule is within its hours.
         within: bool,
     },
-    /// No request for the idle time.
+    /// No request for the whole cooldown.
     Idle {
-        /// For how long.
-        for_ms: u64,
+        /// The time without requests.
+        span: Millis,
     },
-    /// The pool has no target: what is there stays.
+    /// The pool has no target: the count is that of the replicas found.
     Unscaled,
-    /// A person paused the pool.
+    /// An operator paused the pool.
     Paused,
-    /// A person fixed the count.
+    /// An operator fixed the count.
     Fixed,
-    /// A lower count is not taken while the load may be more than was heard.
+    /// No scaling down while the load may be more than reported.
     Unheard,
-    /// A lower count is not taken while a trigger can't be read.
+    /// No scaling down while a trigger can't be read.
     Unread {
         /// The trigger's name.
         name: String,
     },
-    /// A lower count is not taken before a whole window was seen.
+    /// No scaling down before a whole window was observed.
     Learning,
-    /// A lower count is not taken in panic.
+    /// No scaling down during panic.
     Panic,
-    /// A lower count is not taken while a start is under way.
+    /// No scaling down while a start is under way.
     Starting,
-    /// `behavior` allows no more change now.
+    /// `behavior` allows no further change now.
     Behavior {
-        /// What was asked for.
+        /// The count before it was limited.
         wanted: u32,
+        /// The reason for that count.
+        because: Box<Why>,
     },
 }
 
 impl Why {
-    /// The rule's name, one of few: for metrics and `/decisions`.
+    /// The rule's name, for metrics and `/decisions`.
     #[must_use]
     pub fn rule(&self) -> &'static str {
         match self {
             Self::Steady => "steady",
             Self::Kept { .. } => "kept",
             Self::Last => "last",
-            Self::Minimum => "minimum",
+            Self::Minimum { .. } => "minimum",
             Self::Maximum { .. } => "maximum",
             Self::Held { .. } => "held",
             Self::Backlog { .. } => "backlog",
             Self::Recent { .. } => "recent",
             Self::Season { .. } => "season",
             Self::Rising { .. } => "rising",
-            Self::Falling { .. } => "falling",
             Self::Trigger { .. } => "trigger",
             Self::Schedule { .. } => "schedule",
             Self::Idle { .. } => "idle",
@@ -194,7 +200,7 @@ impl Why {
         }
     }
 
-    /// It kept a count that would have changed.
+    /// Whether the rule kept a count that would have changed.
     pub(crate) fn holds_back(&self) -> bool {
         matches!(
             self,
@@ -215,63 +221,86 @@ fn rule<S: Serializer>(why: &Why, serializer: S) -> Result<S::Ok, S::Error> {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &"this many")
+    }
+}
+
+impl Why {
+    /// Writes the reason. `many` stands for the count that it is the reason for.
+    fn write(&self, f: &mut fmt::Formatter<'_>, many: &dyn fmt::Display) -> fmt::Result {
         match self {
             Self::Steady => f.write_str("the load asks for no other count"),
-            Self::Kept { for_ms } => {
-                write!(f, "so many were needed within the last {} s", for_ms / 1000)
+            Self::Kept { span, because } => {
+                write!(f, "{many} were needed within the last {} s", span.as_secs())?;
+                if let Some(because) = because {
+                    f.write_str(" (at that time: ")?;
+                    because.write(f, many)?;
+                    f.write_str(")")?;
+                }
+                Ok(())
             }
             Self::Last => f.write_str("the last replica stays until the pool is idle"),
-            Self::Minimum => f.write_str("minReplicaCount asks for it"),
-            Self::Maximum { wanted } => write!(f, "maxReplicaCount allows no {wanted}"),
+            Self::Minimum { because: None } => f.write_str("minReplicaCount requires this many"),
+            Self::Minimum { because: Some((wanted, because)) } => {
+                because.write(f, wanted)?;
+                f.write_str("; minReplicaCount requires this many")
+            }
+            Self::Maximum { wanted, because } => {
+                if let Some(because) = because {
+                    because.write(f, wanted)?;
+                    f.write_str("; ")?;
+                }
+                write!(f, "maxReplicaCount does not allow {wanted}")
+            }
             Self::Held { held: 1, in_flight: 0, .. } => f.write_str("1 request is held"),
-            Self::Held { held, in_flight, target } => write!(
+            Self::Held { held, in_flight, per_replica } => write!(
                 f,
-                "{held} requests are held and {in_flight} in flight, {target} for each replica"
+                "{held} requests are held and {in_flight} in flight, {per_replica} per replica"
             ),
             Self::Backlog { held, in_flight, rate } => write!(
                 f,
-                "{held} requests are held and {in_flight} in flight, with {rate:.1} more each second"
+                "{held} requests are held and {in_flight} in flight, and {rate:.1} more arrive each second"
             ),
-            Self::Recent { for_ms, ttft_ms } => write!(
+            Self::Recent { span, ttft } => write!(
                 f,
-                "the load of the last {} s needs so many for first tokens within {:.1} s",
-                for_ms / 1000,
-                *ttft_ms as f64 / 1000.0
+                "the load of the last {} s needs {many} for first tokens within {:.1} s",
+                span.as_secs(),
+                ttft.as_secs_f64()
             ),
             Self::Season { rate } => {
-                write!(f, "{rate:.1} requests a second are usual at this time of day")
+                write!(f, "{rate:.1} requests per second are usual at this time of day")
             }
-            Self::Rising { load, target } => {
-                write!(f, "{load:.1} requests are in the system, {target} for each replica")
-            }
-            Self::Falling { load, target } => {
-                write!(f, "only {load:.1} requests were in the system, {target} for each replica")
+            Self::Rising { load, per_replica } => {
+                write!(f, "{load:.1} requests are in the system, {per_replica} per replica")
             }
             Self::Trigger { name, figure, threshold } => {
                 let figure = (figure * 1000.0).round() / 1000.0;
                 write!(f, "trigger {name} is at {figure}, with a threshold of {threshold}")
             }
             Self::Schedule { name, within: true } => {
-                write!(f, "trigger {name} is within its hours")
+                write!(f, "trigger {name} is within its schedule")
             }
             Self::Schedule { name, within: false } => {
-                write!(f, "trigger {name} is out of its hours")
+                write!(f, "trigger {name} is outside its schedule")
             }
-            Self::Idle { for_ms } => write!(f, "no request came for {} s", for_ms / 1000),
-            Self::Unscaled => f.write_str("the pool has no target, so nothing scales it"),
+            Self::Idle { span } => write!(f, "no request came for {} s", span.as_secs()),
+            Self::Unscaled => {
+                f.write_str("the pool has no scale target, so the count does not change")
+            }
             Self::Paused => f.write_str("the pool is paused"),
-            Self::Fixed => f.write_str("the count is fixed by hand"),
+            Self::Fixed => f.write_str("an operator fixed the count"),
             Self::Unheard => f.write_str("a gateway is silent, so nothing scales down"),
             Self::Unread { name } => {
                 write!(f, "trigger {name} can't be read, so nothing scales down")
             }
             Self::Learning => {
-                f.write_str("the scaler has not watched for long enough to scale down")
+                f.write_str("the scaler has not observed the load for long enough to scale down")
             }
-            Self::Panic => f.write_str("the load rose steeply, so nothing scales down yet"),
+            Self::Panic => f.write_str("the load rose steeply, so nothing scales down for a while"),
             Self::Starting => f.write_str("a start is under way"),
-            Self::Behavior { wanted } => {
-                write!(f, "behavior does not allow {wanted} yet")
+            Self::Behavior { wanted, because } => {
+                because.write(f, wanted)?;
+                write!(f, "; behavior does not allow {wanted} yet")
             }
         }
     }
@@ -283,8 +312,8 @@ impl Decision {
     pub fn sentence(&self) -> String {
         let Self { from, desired, why, .. } = self;
         match why {
-            Why::Idle { for_ms } => {
-                format!("idle for {} s, scaling {from} → {desired}", for_ms / 1000)
+            Why::Idle { span } => {
+                format!("idle for {} s, scaling {from} → {desired}", span.as_secs())
             }
             _ if from != desired => format!("scaling {from} → {desired} because {why}"),
             _ => format!("staying at {desired}: {why}"),

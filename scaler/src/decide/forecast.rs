@@ -1,28 +1,26 @@
-//! What came, second by second, and what is to be expected: in a moment, and at a time of day.
+//! Arrivals by the second, and forecasts from them: the trend, and the time of day.
 
 use std::collections::VecDeque;
 
+use forebay_config::Millis;
 use serde::{Deserialize, Serialize};
 
-/// Arrivals of the last minutes, in whole seconds.
+/// The arrivals of the last minutes, in whole seconds.
 #[derive(Clone, Debug, Default)]
 pub struct Arrivals {
-    /// Second since the epoch, requests, estimated prompt tokens; seconds without any are left out.
+    /// Second since the epoch, requests, estimated prompt tokens. Empty seconds are left out.
     seconds: VecDeque<(u64, f64, f64)>,
     last: Option<(u64, u64)>,
-    since_ms: u64,
 }
 
 impl Arrivals {
-    /// The counters now: all that were accepted, and their estimated prompt tokens.
-    pub fn observe(&mut self, accepted: u64, prompt: u64, keep_ms: u64, now_ms: u64) {
-        let (before, prompt_before) = self.last.replace((accepted, prompt)).unwrap_or_else(|| {
-            self.since_ms = now_ms;
-            (accepted, prompt)
-        });
+    /// Records the counters: all requests accepted so far, and their estimated prompt tokens.
+    pub fn observe(&mut self, accepted: u64, prompt: u64, keep: Millis, now: Millis) {
+        let (before, prompt_before) =
+            self.last.replace((accepted, prompt)).unwrap_or((accepted, prompt));
         let requests = accepted.saturating_sub(before) as f64;
         let tokens = prompt.saturating_sub(prompt_before) as f64;
-        let second = now_ms / 1000;
+        let second = now.as_secs();
         if requests > 0.0 {
             match self.seconds.back_mut() {
                 Some((at, n, t)) if *at == second => {
@@ -32,47 +30,42 @@ impl Arrivals {
                 _ => self.seconds.push_back((second, requests, tokens)),
             }
         }
-        let horizon = now_ms.saturating_sub(keep_ms) / 1000;
+        let horizon = now.since(keep).as_secs();
         while self.seconds.front().is_some_and(|(at, ..)| *at < horizon) {
             self.seconds.pop_front();
         }
     }
 
-    /// Takes the first load as having come just now: it was there before it could be counted.
-    pub fn found(&mut self, requests: u32, prompt: u64, now_ms: u64) {
+    /// Records the load at the first decision as if it had just arrived, since its arrival was not counted.
+    pub fn found(&mut self, requests: u32, prompt: u64, now: Millis) {
         if requests > 0 {
-            self.seconds.push_back((now_ms / 1000, f64::from(requests), prompt as f64));
+            self.seconds.push_back((now.as_secs(), f64::from(requests), prompt as f64));
         }
     }
 
-    /// The last `window_ms`, oldest first: seconds before now, requests, estimated prompt tokens.
+    /// The arrivals of the last `window`, oldest first: seconds ago, requests, estimated prompt
+    /// tokens.
     pub fn recent(
         &self,
-        window_ms: u64,
-        now_ms: u64,
+        window: Millis,
+        now: Millis,
     ) -> impl Iterator<Item = (u64, f64, f64)> + '_ {
-        let (from, now) = (now_ms.saturating_sub(window_ms) / 1000, now_ms / 1000);
+        let (from, now) = (now.since(window).as_secs(), now.as_secs());
         let recent = self.seconds.iter().filter(move |(at, ..)| *at > from);
         recent.map(move |(at, n, t)| (now.saturating_sub(*at), *n, *t))
     }
-
-    /// When the first was counted.
-    #[must_use]
-    pub fn since_ms(&self) -> u64 {
-        self.since_ms
-    }
 }
 
-/// Steps in which a window of arrivals is moved, for each that it is long.
+/// A window moves by its length divided by this.
 const STEPS: usize = 4;
-/// Windows without a trend that weigh against those that were seen.
+/// The weight of the assumption that there is no trend, in windows.
 const PRIOR_WINDOWS: f64 = 2.0;
 
-/// How much more came some time after a rate was seen, in the mean over the last minutes: requests a
-/// second. Little is believed of what was seen for a short time.
+/// The mean rise of the rate over the last minutes, in requests per second. A short observation
+/// yields little.
 ///
-/// Of arrivals (seconds ago, mean requests; oldest first): rates over `window` seconds, against what
-/// came in the `span` seconds that began `after` seconds later.
+/// Compares the rate over each `window` seconds with the rate over the `span` seconds that begin
+/// `after` seconds later. Each arrival is (seconds ago, mean requests); oldest first.
 #[must_use]
 pub fn trend(arrivals: &[(u64, f64)], window: f64, after: f64, span: f64) -> f64 {
     let step = (window / STEPS as f64).max(1.0);
@@ -94,7 +87,7 @@ pub fn trend(arrivals: &[(u64, f64)], window: f64, after: f64, span: f64) -> f64
         rise += rate(at + skip, at + skip + span) - rate(at - window, at);
         n += 1.0;
     }
-    // Windows that overlap say the same again.
+    // Windows overlap, so the assumption is weighted by the steps of a window.
     rise / (n + PRIOR_WINDOWS * window as f64)
 }
 
@@ -102,59 +95,60 @@ const SLOTS: usize = 96;
 const SLOT_MS: u64 = 15 * 60 * 1000;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// The load by time of day, working days and weekends apart, in UTC.
+/// The load by time of day in UTC; working days and weekends are apart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Season {
     /// Requests per second by quarter of an hour: working days, then weekends.
-    rates: Vec<Slot>,
+    rates: Vec<SeasonSlot>,
     #[serde(skip)]
-    open: Option<(u64, f64)>,
+    open: Option<(Millis, f64)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Slot {
+struct SeasonSlot {
     rate: f64,
     days: u32,
 }
 
 impl Season {
-    /// So many (mean) requests came since the last call.
-    pub fn observe(&mut self, requests: f64, now_ms: u64) {
-        let slot_ms = now_ms / SLOT_MS * SLOT_MS;
+    /// Records the mean requests that arrived since the last call.
+    pub fn observe(&mut self, requests: f64, now: Millis) {
+        let slot = Millis::new(now.get() / SLOT_MS * SLOT_MS);
         match &mut self.open {
-            Some((at, sum)) if *at == slot_ms => *sum += requests,
+            Some((at, sum)) if *at == slot => *sum += requests,
             other => {
-                let ended = other.replace((slot_ms, requests));
-                // The first one is not whole.
-                if let Some((at, sum)) = ended.filter(|(at, _)| at + SLOT_MS == slot_ms) {
+                let ended = other.replace((slot, requests));
+                // The first slot is incomplete.
+                if let Some((at, sum)) = ended.filter(|(at, _)| *at + Millis::new(SLOT_MS) == slot)
+                {
                     self.close(at, sum / (SLOT_MS as f64 / 1000.0));
                 }
             }
         }
     }
 
-    fn close(&mut self, at_ms: u64, rate: f64) {
-        self.rates.resize(2 * SLOTS, Slot::default());
-        let slot = &mut self.rates[index(at_ms)];
-        // The mean of the first days, then the last week's weighs most.
+    fn close(&mut self, at: Millis, rate: f64) {
+        self.rates.resize(2 * SLOTS, SeasonSlot::default());
+        let slot = &mut self.rates[index(at)];
+        // The mean of the first days; later the last days weigh most.
         let share = (1.0 / f64::from(slot.days + 1)).max(0.25);
         slot.rate += (rate - slot.rate) * share;
         slot.days += 1;
     }
 
-    /// Requests per second at that time, once two such days were seen.
+    /// Requests per second at that time; `None` before two such days were observed.
     #[must_use]
-    pub fn rate(&self, at_ms: u64) -> Option<f64> {
-        let slot = self.rates.get(index(at_ms))?;
+    pub fn rate(&self, at: Millis) -> Option<f64> {
+        let slot = self.rates.get(index(at))?;
         (slot.days >= 2).then_some(slot.rate)
     }
 }
 
-fn index(at_ms: u64) -> usize {
+fn index(at: Millis) -> usize {
     // The epoch was a Thursday.
-    let weekday = (at_ms / DAY_MS + 3) % 7;
-    let slot = (at_ms % DAY_MS / SLOT_MS) as usize;
+    let weekday = (at.get() / DAY_MS + 3) % 7;
+    let slot = (at.get() % DAY_MS / SLOT_MS) as usize;
     if weekday >= 5 { SLOTS + slot } else { slot }
 }
 
@@ -163,31 +157,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const MINUTE: Millis = Millis::from_secs(60);
+
     #[test]
     fn arrivals_are_counted_by_the_second_and_forgotten() {
         let mut arrivals = Arrivals::default();
         for (at, accepted) in [(1_000, 5), (1_400, 7), (1_900, 8), (3_100, 9)] {
-            arrivals.observe(accepted, accepted * 100, 60_000, at);
+            arrivals.observe(accepted, accepted * 100, MINUTE, Millis::new(at));
         }
-        let seen: Vec<_> = arrivals.recent(60_000, 4_000).collect();
+        let seen: Vec<_> = arrivals.recent(MINUTE, Millis::new(4_000)).collect();
         assert_eq!(seen, [(3, 3.0, 300.0), (1, 1.0, 100.0)]);
-        arrivals.observe(9, 900, 60_000, 62_500);
-        assert_eq!(arrivals.recent(60_000, 62_500).count(), 1);
+        arrivals.observe(9, 900, MINUTE, Millis::new(62_500));
+        assert_eq!(arrivals.recent(MINUTE, Millis::new(62_500)).count(), 1);
     }
 
-    /// So many a second, `seconds` ago to now.
+    /// `rate` per second, from `seconds` ago until now.
     fn rates(seconds: u64, rate: impl Fn(u64) -> f64) -> Vec<(u64, f64)> {
         (0..seconds).map(|at| (seconds - 1 - at, rate(at))).filter(|(_, n)| *n > 0.0).collect()
     }
 
     #[test]
-    fn a_load_that_climbs_is_expected_to_climb_on_and_no_other() {
+    fn a_load_that_climbs_is_expected_to_climb_further_and_no_other() {
         let bursts = |at: u64| if at % 130 < 30 { 12.0 } else { 0.2 };
-        // The last minute's mean is that of half a minute ago; what comes is 105 s later.
+        // The mean of the last minute lags by half a minute; the forecast is for 105 s later.
         for (case, seconds, rate, want) in [
-            ("it has just begun", 100, &(|at: u64| at as f64) as &dyn Fn(u64) -> f64, 0.0..=0.0),
-            ("it climbs", 1200, &|at| at as f64 / 100.0, 0.8..=1.05),
-            ("it falls", 1200, &|at| 12.0 - at as f64 / 100.0, -1.05..=-0.8),
+            ("has just begun", 100, &(|at: u64| at as f64) as &dyn Fn(u64) -> f64, 0.0..=0.0),
+            ("climbs", 1200, &|at| at as f64 / 100.0, 0.8..=1.05),
+            ("falls", 1200, &|at| 12.0 - at as f64 / 100.0, -1.05..=-0.8),
             ("steady", 1200, &|_| 5.0, -0.01..=0.01),
             ("bursts that pass", 1200, &bursts, -0.4..=0.4),
         ] {
@@ -199,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_trend_is_no_steeper_than_what_was_seen(
+        fn a_trend_is_no_steeper_than_the_load(
             load in prop::collection::vec(0.0..20.0f64, 1..600), cold in 1.0..120.0f64,
         ) {
             let got = trend(&rates(load.len() as u64, |at| load[at as usize]), cold, cold, cold / 2.0);
@@ -210,15 +206,17 @@ mod tests {
     #[test]
     fn a_time_of_day_is_known_after_two_days_of_its_kind() {
         let mut season = Season::default();
-        // From a Monday on: 10 requests a second from 9 to 10 on working days.
+        // 10 requests per second from 9 to 10 on working days, beginning on a Monday.
         let monday = 4 * DAY_MS;
         for minute in 0..9 * 24 * 60u64 {
             let at = monday + minute * 60_000;
             let hour = at % DAY_MS / 3_600_000;
             let working = (at / DAY_MS + 3) % 7 < 5;
-            season.observe(if hour == 9 && working { 600.0 } else { 0.0 }, at);
+            season.observe(if hour == 9 && working { 600.0 } else { 0.0 }, Millis::new(at));
         }
-        let at = |day: u64, hour: u64| season.rate(monday + day * DAY_MS + hour * 3_600_000);
+        let at = |day: u64, hour: u64| {
+            season.rate(Millis::new(monday + day * DAY_MS + hour * 3_600_000))
+        };
         assert!((at(9, 9).expect("known") - 10.0).abs() < 1e-9);
         assert_eq!(at(9, 11), Some(0.0));
         assert_eq!(at(12, 9), Some(0.0), "a Saturday");

@@ -1,81 +1,66 @@
-//! What a decision is made from.
+//! The inputs of a decision.
 
+use forebay_config::Millis;
 use serde::{Deserialize, Serialize};
 
+use super::condition::Condition;
 use super::load::Load;
 use super::proposal::Proposal;
 
-/// What is known of a pool now.
+/// The facts about a pool at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// Merged over the gateways.
+    /// The load, merged over the gateways.
     pub load: &'a Load,
-    /// Every replica there is, in any state.
+    /// Every replica, in any condition.
     pub replicas: &'a [ReplicaFacts],
-    /// What each configured trigger says. With none that counts, the default algorithm decides.
+    /// The proposal of each configured trigger. If none counts, the default algorithm decides.
     pub proposals: &'a [Proposal],
-    /// What a person ordered.
-    pub order: Override,
+    /// An operator's override.
+    pub operator_override: Override,
 }
 
-/// A person's order, given at run time; it stands until it is lifted.
+/// An operator's override, set at run time. It stands until it is removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Override {
-    /// Decide.
+    /// No override: decide.
     #[default]
     None,
-    /// The count stays as it is, come what may.
+    /// Keep the count, whatever happens.
     Paused,
-    /// Exactly so many replicas, `maxReplicaCount` at most.
+    /// Exactly this many replicas, at most `maxReplicaCount`.
     Fixed(u32),
 }
 
-/// One replica with the times of its present start, in milliseconds since the epoch.
+/// One replica with the times of its current start, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaFacts {
-    /// Where it is on its way.
-    pub standing: Standing,
-    /// Asked of the target.
-    pub asked_ms: u64,
-    /// Given a machine, where the target tells.
-    pub scheduled_ms: Option<u64>,
+    /// Its condition.
+    pub condition: Condition,
+    /// It was requested from the target.
+    pub requested_at: Millis,
+    /// It was assigned to a machine, if the target reports that.
+    pub scheduled_at: Option<Millis>,
     /// Its process or container runs.
-    pub started_ms: Option<u64>,
+    pub started_at: Option<Millis>,
     /// A gateway found it healthy.
-    pub ready_ms: Option<u64>,
-    /// It answered something, as far as it was seen.
-    pub first_token_ms: Option<u64>,
+    pub ready_at: Option<Millis>,
+    /// It gave its first answer, if one was observed.
+    pub first_token_at: Option<Millis>,
 }
 
 impl ReplicaFacts {
-    /// One that is just asked for.
+    /// A replica that was just requested.
     #[must_use]
-    pub fn asked(asked_ms: u64) -> Self {
+    pub fn requested(requested_at: Millis) -> Self {
         Self {
-            standing: Standing::Pending,
-            asked_ms,
-            scheduled_ms: None,
-            started_ms: None,
-            ready_ms: None,
-            first_token_ms: None,
+            condition: Condition::Pending,
+            requested_at,
+            scheduled_at: None,
+            started_at: None,
+            ready_at: None,
+            first_token_at: None,
         }
     }
-}
-
-/// Where a replica is on its way, in the eyes of the scaler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Asked for; nothing runs yet.
-    Pending,
-    /// It runs, and is not healthy yet.
-    Starting,
-    /// It takes requests.
-    Ready,
-    /// It was ready and its behaviour took it out: no capacity, and no start either.
-    Ejected,
-    /// It is to stop: it counts no more.
-    Draining,
-    /// It failed and waits for its next start.
-    Failed,
 }

@@ -1,38 +1,38 @@
 //! One pool's load over all gateways: sums, never averages of averages.
 //!
-//! Gauges are the sum of each gateway's last word; that of a lost gateway stands for a while, then
-//! fades, but never to zero: it may serve on, unheard. Counters are kept as what was added since the
-//! last word of the same process, so that the sum never shrinks when a gateway restarts or leaves.
+//! A gauge is the sum of the gateways' last reports. The last report of a silent gateway counts in full
+//! for a while, then fades, but never to zero: the gateway may still serve. A counter is the sum of the
+//! increments between two reports of the same process, so it never shrinks when a gateway restarts or
+//! leaves.
 
 use std::collections::BTreeMap;
 
-use forebay_signals::{Histogram, PoolSignals, Totals};
+use forebay_config::Millis;
+use forebay_signals::{Histogram, PoolSignals, Totals, estimated_tokens};
 
-/// Bytes of a request's body for each token of its prompt, before anything better is known.
-const BYTES_PER_TOKEN: u64 = 4;
-
-/// What every gateway together has.
+/// The load of all gateways together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Requests held.
+    /// Requests held, and those refused since the last second began because a cold start takes too
+    /// long: `PoolSignals::queue_depth`.
     pub held: u32,
     /// Requests at replicas.
     pub in_flight: u32,
-    /// Estimated tokens of prompt and answer of what is held.
+    /// Estimated prompt and answer tokens of held requests.
     pub held_tokens: u64,
-    /// Estimated tokens of prompt alone of what is held.
+    /// Estimated prompt tokens of held requests.
     pub held_prompt_tokens: u64,
-    /// Estimated tokens of prompt and answer of what is at replicas.
+    /// Estimated prompt and answer tokens of requests at replicas.
     pub in_flight_tokens: u64,
-    /// How long the longest held has waited.
+    /// The wait of the request that has been held longest.
     pub oldest_hold_seconds: f64,
-    /// Counters that only grow, over restarts of gateways too.
+    /// Counters that only grow, also across restarts of gateways.
     pub totals: Totals,
-    /// Latencies since the beginning; they only grow too.
+    /// Latencies since the beginning. They only grow too.
     pub latencies: Latencies,
-    /// A listed gateway has just fallen silent: the truth may be more than this.
+    /// A listed gateway has been silent for less than that: the load may be more than this.
     pub missing: bool,
-    /// A listed gateway has been silent for long: it counts with what has faded of its last word.
+    /// A listed gateway has been silent for `stale_after` or longer: its last report counts, but fades.
     pub stale: bool,
 }
 
@@ -41,7 +41,7 @@ pub struct Load {
 pub struct Latencies {
     /// Accepted → first token passed on.
     pub ttft: Histogram,
-    /// The same, less the time held while no endpoint was ready.
+    /// The same, without the time held while no endpoint was ready.
     pub warm_ttft: Histogram,
     /// Released → first token passed on.
     pub upstream_ttft: Histogram,
@@ -49,25 +49,26 @@ pub struct Latencies {
     pub itl: Histogram,
 }
 
-/// How a gateway's feed stands.
+/// The state of a gateway's feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum Freshness {
     /// It is connected.
-    Now,
-    /// It was lost, or listed without being heard, so many milliseconds ago.
-    Silent(u64),
+    Live,
+    /// It has been silent for this long: since its connection was lost, or since it was listed if it was
+    /// never connected.
+    Silent(Millis),
 }
 
-/// What each gateway last said of one pool.
+/// The last report of each gateway about one pool.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    gateways: BTreeMap<usize, Said>,
+    gateways: BTreeMap<usize, GatewayLoad>,
     totals: Totals,
     latencies: Latencies,
 }
 
 #[derive(Clone, Debug)]
-struct Said {
+struct GatewayLoad {
     sender: String,
     held: u32,
     in_flight: u32,
@@ -89,7 +90,7 @@ impl Latencies {
         }
     }
 
-    /// What was counted since `earlier`.
+    /// The latencies counted since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -109,16 +110,16 @@ impl Latencies {
 }
 
 impl Ledger {
-    /// Takes one gateway's word on the pool. `sender` is random per process start: another one than
-    /// before counts from zero.
-    pub fn hear(&mut self, gateway: usize, sender: &str, signals: &PoolSignals) {
+    /// Records one gateway's report about the pool. `sender` is random per process start: a new one
+    /// counts from zero.
+    pub fn record(&mut self, gateway: usize, sender: &str, signals: &PoolSignals) {
         let latencies = Latencies::of(signals);
-        let before = self.gateways.get(&gateway).filter(|said| said.sender == sender);
+        let before = self.gateways.get(&gateway).filter(|last| last.sender == sender);
         match before {
-            Some(said) => {
-                self.totals.merge(&signals.totals.since(&said.totals));
-                if said.latencies.as_ref() != &latencies {
-                    self.latencies.merge(&latencies.since(&said.latencies));
+            Some(last) => {
+                self.totals.merge(&signals.totals.since(&last.totals));
+                if last.latencies.as_ref() != &latencies {
+                    self.latencies.merge(&latencies.since(&last.latencies));
                 }
             }
             None => {
@@ -126,52 +127,52 @@ impl Ledger {
                 self.latencies.merge(&latencies);
             }
         }
-        let said = Said {
+        let last = GatewayLoad {
             sender: sender.to_owned(),
             held: signals.queue_depth,
             in_flight: signals.in_flight,
             held_tokens: signals.held_tokens,
-            held_prompt_tokens: signals.queue_bytes / BYTES_PER_TOKEN,
+            held_prompt_tokens: estimated_tokens(signals.queue_bytes),
             in_flight_tokens: signals.in_flight_tokens,
             oldest_hold_seconds: signals.oldest_hold_seconds,
             totals: signals.totals,
             latencies: Box::new(latencies),
         };
-        self.gateways.insert(gateway, said);
+        self.gateways.insert(gateway, last);
     }
 
-    /// Forgets those that said goodbye or are listed no more: what they had is gone, what they
-    /// counted stays.
+    /// Forgets the gateways that said goodbye or are no longer listed. Their gauges no longer count;
+    /// their counters stay in the totals.
     pub fn keep(&mut self, listed: impl Fn(usize) -> bool) {
         self.gateways.retain(|gateway, _| listed(*gateway));
     }
 
-    /// The load, given how each listed gateway's feed stands. What a silent one had stands for
-    /// `stale_after_ms`, then halves with each such time.
+    /// The load, given the state of each listed gateway's feed. The gauges of a silent gateway count in
+    /// full for `stale_after`, and are halved after each such time.
     #[must_use]
     pub fn load(
         &self,
-        words: impl IntoIterator<Item = (usize, Word)>,
-        stale_after_ms: u64,
+        feeds: impl IntoIterator<Item = (usize, Freshness)>,
+        stale_after: Millis,
     ) -> Load {
         let mut load =
             Load { totals: self.totals, latencies: self.latencies.clone(), ..Load::default() };
-        for (gateway, word) in words {
+        for (gateway, freshness) in feeds {
             let mut halvings = 0;
-            if let Word::Silent(since_ms) = word {
-                load.missing |= since_ms < stale_after_ms;
-                load.stale |= since_ms >= stale_after_ms;
-                halvings = (since_ms / stale_after_ms.max(1)).min(31) as u32;
+            if let Freshness::Silent(since) = freshness {
+                load.missing |= since < stale_after;
+                load.stale |= since >= stale_after;
+                halvings = (since.get() / stale_after.get().max(1)).min(31) as u32;
             }
-            let Some(said) = self.gateways.get(&gateway) else { continue };
+            let Some(last) = self.gateways.get(&gateway) else { continue };
             let faded = |count: u64| if count == 0 { 0 } else { (count >> halvings).max(1) };
             let few = |count: u32| faded(u64::from(count)) as u32;
-            load.held = load.held.saturating_add(few(said.held));
-            load.in_flight = load.in_flight.saturating_add(few(said.in_flight));
-            load.held_tokens += faded(said.held_tokens);
-            load.held_prompt_tokens += faded(said.held_prompt_tokens);
-            load.in_flight_tokens += faded(said.in_flight_tokens);
-            load.oldest_hold_seconds = load.oldest_hold_seconds.max(said.oldest_hold_seconds);
+            load.held = load.held.saturating_add(few(last.held));
+            load.in_flight = load.in_flight.saturating_add(few(last.in_flight));
+            load.held_tokens += faded(last.held_tokens);
+            load.held_prompt_tokens += faded(last.held_prompt_tokens);
+            load.in_flight_tokens += faded(last.in_flight_tokens);
+            load.oldest_hold_seconds = load.oldest_hold_seconds.max(last.oldest_hold_seconds);
         }
         load
     }
@@ -181,7 +182,9 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn said(held: u32, accepted: u64) -> PoolSignals {
+    const STALE: Millis = Millis::from_secs(10);
+
+    fn signals(held: u32, accepted: u64) -> PoolSignals {
         let totals = Totals { accepted, ..Totals::default() };
         PoolSignals { queue_depth: held, in_flight: 1, totals, ..PoolSignals::default() }
     }
@@ -189,53 +192,58 @@ mod tests {
     #[test]
     fn a_lost_gateway_fades_and_never_vanishes() {
         let mut ledger = Ledger::default();
-        ledger.hear(0, "a", &said(8, 1));
-        for (case, gateway, word, want) in [
-            ("heard", 0, Word::Now, (8, 1, false, false)),
-            ("just lost", 0, Word::Silent(9_999), (8, 1, true, false)),
-            ("stale", 0, Word::Silent(10_000), (4, 1, false, true)),
-            ("long gone", 0, Word::Silent(3_600_000), (1, 1, false, true)),
-            ("not heard yet", 1, Word::Silent(9_999), (0, 0, true, false)),
-            ("never heard", 1, Word::Silent(10_000), (0, 0, false, true)),
+        ledger.record(0, "a", &signals(8, 1));
+        for (case, gateway, freshness, want) in [
+            ("heard", 0, Freshness::Live, (8, 1, false, false)),
+            ("just lost", 0, Freshness::Silent(Millis::new(9_999)), (8, 1, true, false)),
+            ("stale", 0, Freshness::Silent(Millis::new(10_000)), (4, 1, false, true)),
+            ("long gone", 0, Freshness::Silent(Millis::new(3_600_000)), (1, 1, false, true)),
+            (
+                "not heard yet, briefly",
+                1,
+                Freshness::Silent(Millis::new(9_999)),
+                (0, 0, true, false),
+            ),
+            ("never heard", 1, Freshness::Silent(Millis::new(10_000)), (0, 0, false, true)),
         ] {
-            let load = ledger.load([(gateway, word)], 10_000);
+            let load = ledger.load([(gateway, freshness)], STALE);
             let got = (load.held, load.in_flight, load.missing, load.stale);
             assert_eq!(got, want, "{case}");
         }
-        ledger.hear(1, "b", &said(8, 1));
-        assert_eq!(ledger.load([(0, Word::Now), (1, Word::Now)], 10_000).held, 16);
+        ledger.record(1, "b", &signals(8, 1));
+        assert_eq!(ledger.load([(0, Freshness::Live), (1, Freshness::Live)], STALE).held, 16);
     }
 
     #[test]
     fn counters_go_on_over_restarts_and_goodbyes_and_never_shrink() {
         let mut ledger = Ledger::default();
-        let accepted = |ledger: &Ledger| ledger.load([], 10_000).totals.accepted;
+        let accepted = |ledger: &Ledger| ledger.load([], STALE).totals.accepted;
         for (case, sender, count, want) in [
-            ("a first word", "a", 5, 5),
+            ("a first report", "a", 5, 5),
             ("three more", "a", 8, 8),
-            ("restarted, with two", "b", 2, 10),
+            ("a restart, with two", "b", 2, 10),
             ("one more", "b", 3, 11),
         ] {
-            ledger.hear(0, sender, &said(0, count));
+            ledger.record(0, sender, &signals(0, count));
             assert_eq!(accepted(&ledger), want, "{case}");
         }
         ledger.keep(|_| false);
-        assert_eq!(accepted(&ledger), 11, "it left");
-        ledger.hear(0, "c", &said(0, 1));
-        assert_eq!(accepted(&ledger), 12, "another one");
+        assert_eq!(accepted(&ledger), 11, "a goodbye");
+        ledger.record(0, "c", &signals(0, 1));
+        assert_eq!(accepted(&ledger), 12, "another gateway");
     }
 
     #[test]
     fn latencies_are_counted_once() {
         let mut ledger = Ledger::default();
-        let mut signals = said(0, 1);
+        let mut signals = signals(0, 1);
         for round in 1..=3 {
             signals.ttft.record(0.5);
-            ledger.hear(0, "a", &signals);
-            ledger.hear(0, "a", &signals);
-            assert_eq!(ledger.load([], 1).latencies.ttft.count(), round);
+            ledger.record(0, "a", &signals);
+            ledger.record(0, "a", &signals);
+            assert_eq!(ledger.load([], STALE).latencies.ttft.count(), round);
         }
-        ledger.hear(0, "restarted", &signals);
-        assert_eq!(ledger.load([], 1).latencies.ttft.count(), 6);
+        ledger.record(0, "restarted", &signals);
+        assert_eq!(ledger.load([], STALE).latencies.ttft.count(), 6);
     }
 }

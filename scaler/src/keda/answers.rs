@@ -1,14 +1,14 @@
-//! What KEDA is told of a pool, computed from the pool's state. Pure.
+//! The answers to KEDA about a pool, computed from the pool's state. Pure.
 
 use forebay_signals::{Figure, PoolReplicas};
 
 use super::metadata::{Ask, Question};
 use super::proto::{MetricSpec, MetricValue};
 
-/// The metric's name where the ScaledObject names none: the count that was decided on.
+/// The metric's name if the ScaledObject names none: the decided count.
 pub(crate) const DESIRED: &str = "desiredReplicas";
 
-/// The name of the metric that a trigger asks for. KEDA puts the trigger's number before it.
+/// The name of the metric that a trigger asks for. KEDA prefixes it with the trigger's number.
 pub(crate) fn name(ask: &Ask) -> &'static str {
     match ask {
         Ask::Desired { .. } => DESIRED,
@@ -16,10 +16,10 @@ pub(crate) fn name(ask: &Ask) -> &'static str {
     }
 }
 
-/// Whether the workload may not be at zero.
+/// Whether the workload must not be at zero.
 ///
-/// The leader's word counts for every trigger: it says no only when each gateway has closed its
-/// gate and nothing is held or in flight. A signal over its activation threshold adds to that.
+/// The leader's decision counts for every trigger: it is inactive only when every gateway has closed
+/// its gate and nothing is held or in flight. A signal over its activation threshold adds to that.
 pub(crate) fn active(question: &Question, pool: &PoolReplicas) -> bool {
     let over = match question.ask {
         Ask::Desired { .. } => false,
@@ -30,12 +30,12 @@ pub(crate) fn active(question: &Question, pool: &PoolReplicas) -> bool {
     pool.active || over
 }
 
-/// The metric with its threshold. `None`: not known yet.
+/// The metric with its threshold; `None` while the threshold is unknown.
 pub(crate) fn spec(question: &Question, pool: &PoolReplicas) -> Option<MetricSpec> {
     let threshold = match question.ask {
         Ask::Desired { .. } => 1.0,
         Ask::Signal { threshold: Some(threshold), .. } => threshold,
-        Ask::Signal { threshold: None, .. } => pool.target_concurrency.filter(|it| *it > 0.0)?,
+        Ask::Signal { threshold: None, .. } => pool.target_concurrency.filter(|n| *n > 0.0)?,
     };
     Some(MetricSpec {
         metric_name: name(&question.ask).to_owned(),
@@ -44,7 +44,7 @@ pub(crate) fn spec(question: &Question, pool: &PoolReplicas) -> Option<MetricSpe
     })
 }
 
-/// The metric's value. `None`: nothing measures it.
+/// The metric's value; `None` if nothing measures it.
 pub(crate) fn value(question: &Question, pool: &PoolReplicas) -> Option<MetricValue> {
     let value = match question.ask {
         Ask::Desired { tolerance } => seen_by_hpa(pool.desired, current(pool), tolerance),
@@ -57,14 +57,14 @@ pub(crate) fn value(question: &Question, pool: &PoolReplicas) -> Option<MetricVa
     Some(MetricValue {
         metric_name: name(&question.ask).to_owned(),
         metric_value: whole(value),
-        // Left at zero for zero: KEDA reads the float only where it is more.
+        // Zero for zero: KEDA reads the float only if it is more.
         metric_value_float: value.max(0.0),
     })
 }
 
-/// What is told of a signal that nothing was measured of yet, such as the TTFT of requests of which
-/// none has been answered: that with which the HPA leaves the count as it is. Zero would speak for
-/// fewer replicas, and an error would keep the HPA from scaling down by any other metric.
+/// The value for a signal that was not measured yet, such as the TTFT before the first answer: the
+/// one that makes the HPA keep its count. Zero would ask for fewer replicas, and an error would keep
+/// the HPA from scaling down by any other metric.
 fn unmeasured(question: &Question, figure: Figure, pool: &PoolReplicas) -> Option<f64> {
     let threshold = spec(question, pool)?.target_size_float;
     Some(match figure {
@@ -76,7 +76,7 @@ fn unmeasured(question: &Question, figure: Figure, pool: &PoolReplicas) -> Optio
     })
 }
 
-/// The replicas that a workload's status counts: those that are not on their way out.
+/// The replicas that a workload's status counts: those that are not draining.
 pub(crate) fn current(pool: &PoolReplicas) -> u32 {
     let stays = |replica: &&forebay_signals::Replica| {
         replica.state != forebay_signals::ReplicaState::Draining
@@ -86,12 +86,12 @@ pub(crate) fn current(pool: &PoolReplicas) -> u32 {
 
 /// A value from which the HPA computes at least `desired`.
 ///
-/// It takes ⌈value⌉ replicas, but does nothing while value ÷ current is within `tolerance` of 1: 11
-/// where 10 run is not seen. So what is more is raised to just above that band: held requests are
-/// worth a replica too many. What is less is lowered below it only where ⌈value⌉ stays the same,
-/// never below the decision; a tenth too many is the HPA's own idea of nothing to do.
+/// The HPA takes ⌈value⌉ replicas, but changes nothing while value ÷ current is within `tolerance` of
+/// 1: with 10 replicas it ignores 11. So a higher count is raised to just above that band: held
+/// requests are worth one replica too many. A lower count is lowered below the band only if ⌈value⌉
+/// stays the same, so never below the decision; the HPA itself tolerates a tenth too many.
 pub(crate) fn seen_by_hpa(desired: u32, current: u32, tolerance: f64) -> f64 {
-    /// Past the edge, so that no rounding on the way puts it back inside.
+    /// Distance from the edge of the band, so that no rounding puts the value back inside.
     const PAST: f64 = 1e-3;
     let (value, now) = (f64::from(desired), f64::from(current));
     if desired > current && current > 0 {
@@ -125,10 +125,10 @@ mod tests {
     }
 
     #[test]
-    fn a_change_within_the_hpas_tolerance_is_seen_all_the_same() {
+    fn a_change_within_the_hpas_tolerance_still_has_an_effect() {
         for (case, desired, current, tolerance, want) in [
-            ("10 → 11 is one more, and seen", 11, 10, 0.1, 12),
-            ("exactly, where the tolerance is off", 11, 10, 0.0, 11),
+            ("10 → 11 takes effect, with one more", 11, 10, 0.1, 12),
+            ("exactly, without a tolerance", 11, 10, 0.0, 11),
             ("outside the band nothing is added", 12, 10, 0.1, 12),
             ("2 → 3", 3, 2, 0.1, 3),
             ("100 → 101", 101, 100, 0.1, 111),
@@ -150,7 +150,7 @@ mod tests {
             let tolerance = f64::from(tenths) / 10.0;
             let got = hpa(seen_by_hpa(desired, current, tolerance), current, tolerance);
             prop_assert!(got >= desired, "{got}");
-            // Nor more than the band and one above it.
+            // At most the band and one more.
             let most = f64::from(desired.max(current)) * (1.0 + tolerance) + 1.0;
             prop_assert!(f64::from(got) <= most, "{got}");
             if desired != current && tenths == 0 {

@@ -1,55 +1,56 @@
-//! A pool's signals as single numbers, for triggers that ask for one by its name. Pure.
+//! A pool's signals as single numbers, for triggers that name one. Pure.
 //!
-//! First-hand ones are measured as Forebay's own triggers do by default: latencies are the p95 of
+//! First-hand figures are measured as Forebay's own triggers do by default: latencies are the p95 of
 //! the last minute. A trigger of the same type in the pool's configuration replaces that with its
-//! own quantile, window or source; `kvCache` and `gpuUtilization` come from there alone.
+//! own quantile, window or source. `kvCache` and `gpuUtilization` come only from such triggers.
 //!
-//! A latency that is not known now keeps its last value for one window: longer, an HPA would multiply
-//! by it again and again while long answers alone go on. For the same reason a figure whose source
-//! can't be read is not known at once. While a gateway is missing, load is not taken for less than it
-//! was.
+//! A latency that becomes unknown keeps its last value for one window. If it lasted longer, an HPA
+//! would multiply by it again and again while only long answers are running. For the same reason a
+//! figure whose source can't be read becomes unknown at once. While a gateway is missing, a load
+//! never counts as less than before.
 
 use std::collections::BTreeMap;
 
+use forebay_config::Millis;
 use forebay_signals::Figure;
 
-use crate::decide::triggers::recent::{Latencies, Rate};
+use crate::decide::triggers::recent::{RecentLatencies, RecentRate};
 use crate::decide::{Load, Proposal};
 
-const WINDOW_MS: u64 = 60_000;
+const WINDOW: Millis = Millis::from_secs(60);
 const QUANTILE: f64 = 0.95;
 
-/// What is remembered from decision to decision.
+/// A pool's figures, with their memory between decisions.
 #[derive(Debug)]
-pub(crate) struct Figures {
-    ttft: Latencies,
-    itl: Latencies,
-    tokens: Rate,
+pub(crate) struct PoolFigures {
+    ttft: RecentLatencies,
+    itl: RecentLatencies,
+    tokens: RecentRate,
     known: BTreeMap<Figure, f64>,
-    /// When each was measured last, or taken over.
-    measured_ms: BTreeMap<Figure, u64>,
+    /// The time when each was last measured, or taken over.
+    measured_at: BTreeMap<Figure, Millis>,
 }
 
-impl Default for Figures {
+impl Default for PoolFigures {
     fn default() -> Self {
         Self {
-            ttft: Latencies::over(WINDOW_MS),
-            itl: Latencies::over(WINDOW_MS),
-            tokens: Rate::over(WINDOW_MS),
+            ttft: RecentLatencies::over(WINDOW),
+            itl: RecentLatencies::over(WINDOW),
+            tokens: RecentRate::over(WINDOW),
             known: BTreeMap::new(),
-            measured_ms: BTreeMap::new(),
+            measured_at: BTreeMap::new(),
         }
     }
 }
 
-impl Figures {
-    /// Takes what is known now.
-    pub(crate) fn observe(&mut self, load: &Load, proposals: &[Proposal], now_ms: u64) {
-        self.ttft.observe(now_ms, &load.latencies.warm_ttft);
-        self.itl.observe(now_ms, &load.latencies.itl);
-        self.tokens.observe(now_ms, load.totals.generated_tokens);
+impl PoolFigures {
+    /// Records the figures of one decision.
+    pub(crate) fn observe(&mut self, load: &Load, proposals: &[Proposal], now: Millis) {
+        self.ttft.observe(now, &load.latencies.warm_ttft);
+        self.itl.observe(now, &load.latencies.itl);
+        self.tokens.observe(now, load.totals.generated_tokens);
         let (held, all) = (load.held, load.held.saturating_add(load.in_flight));
-        // Where nobody asked there is no latency; where somebody waits, it is not known yet.
+        // Without requests there is no latency; with requests it is unknown before it is measured.
         let idle = (all == 0).then_some(0.0);
         let first_hand = [
             (Figure::QueueDepth, Some(f64::from(held))),
@@ -58,24 +59,24 @@ impl Figures {
             (Figure::Itl, self.itl.quantile(QUANTILE).or(idle)),
             (Figure::TokensPerSecond, self.tokens.per_second()),
         ];
-        for (figure, now) in first_hand {
-            let Some(now) = now else {
-                let since_ms = *self.measured_ms.entry(figure).or_insert(now_ms);
-                // Whoever is held waits for an answer: for them it is no better than it was.
+        for (figure, value) in first_hand {
+            let Some(value) = value else {
+                let since = *self.measured_at.entry(figure).or_insert(now);
+                // A held request waits for an answer: for its client the latency is no better.
                 let waits = held > 0 || load.missing;
-                if !waits && now_ms >= since_ms + WINDOW_MS {
+                if !waits && now >= since + WINDOW {
                     self.known.remove(&figure);
                 }
                 continue;
             };
-            self.measured_ms.insert(figure, now_ms);
+            self.measured_at.insert(figure, now);
             let last = self.known.get(&figure).copied().filter(|_| load.missing);
-            self.known.insert(figure, last.map_or(now, |last| now.max(last)));
+            self.known.insert(figure, last.map_or(value, |last| value.max(last)));
         }
         for figure in Figure::ALL {
-            let mut own = proposals.iter().filter(|it| it.kind == figure.name()).peekable();
+            let mut own = proposals.iter().filter(|one| one.kind == figure.name()).peekable();
             let configured = own.peek().is_some();
-            match own.find_map(told) {
+            match own.find_map(reading) {
                 Some(value) => drop(self.known.insert(figure, value)),
                 None if configured && is_read(figure) => drop(self.known.remove(&figure)),
                 None => {}
@@ -83,9 +84,9 @@ impl Figures {
         }
     }
 
-    /// Goes on from what a leader before told, where nothing newer is known.
-    pub(crate) fn follow(&mut self, told: &BTreeMap<Figure, f64>) {
-        for (figure, value) in told {
+    /// Takes over the figures of an earlier leader, as far as nothing newer is known.
+    pub(crate) fn follow(&mut self, earlier: &BTreeMap<Figure, f64>) {
+        for (figure, value) in earlier {
             self.known.entry(*figure).or_insert(*value);
         }
     }
@@ -95,14 +96,14 @@ impl Figures {
     }
 }
 
-/// Whether it is second-hand.
+/// Whether the figure is second-hand.
 fn is_read(figure: Figure) -> bool {
     matches!(figure, Figure::KvCache | Figure::GpuUtilization)
 }
 
-/// What a trigger read. Of one that was read in part, which is the least that the figure can be, only
-/// what asks for more replicas: an HPA would take it for the whole, and go down by it.
-fn told(proposal: &Proposal) -> Option<f64> {
+/// The figure that a trigger read. A partial reading is a lower bound: it counts only if it asks for
+/// more replicas, since an HPA would take it for the whole and scale down.
+fn reading(proposal: &Proposal) -> Option<f64> {
     proposal.figure.filter(|value| proposal.problem.is_none() || *value > proposal.threshold)
 }
 
@@ -116,67 +117,67 @@ mod tests {
     }
 
     #[test]
-    fn latencies_are_zero_for_nobody_and_unknown_for_those_who_wait() {
-        let mut figures = Figures::default();
-        figures.observe(&load(1, 0), &[], 0);
+    fn a_latency_is_zero_without_requests_and_unknown_while_requests_wait() {
+        let mut figures = PoolFigures::default();
+        figures.observe(&load(1, 0), &[], Millis::new(0));
         assert_eq!(figures.known().get(&Figure::Ttft), None);
         assert_eq!(figures.known()[&Figure::QueueDepth], 1.0);
-        figures.observe(&load(0, 0), &[], 1_000);
+        figures.observe(&load(0, 0), &[], Millis::new(1_000));
         assert_eq!(figures.known()[&Figure::Ttft], 0.0);
         let mut slow = load(0, 3);
         slow.latencies.warm_ttft.record(2.0);
-        figures.observe(&slow, &[], 2_000);
+        figures.observe(&slow, &[], Millis::new(2_000));
         assert!(figures.known()[&Figure::Ttft] > 1.0, "{:?}", figures.known());
         assert_eq!(figures.known()[&Figure::Concurrency], 3.0);
     }
 
     #[test]
-    fn what_a_leader_before_told_stands_until_it_is_measured_anew() {
-        let mut figures = Figures::default();
+    fn an_earlier_leaders_figure_stands_until_it_is_measured_anew() {
+        let mut figures = PoolFigures::default();
         figures.follow(&[(Figure::Ttft, 1.5), (Figure::QueueDepth, 9.0)].into());
         let missing = Load { missing: true, ..load(1, 0) };
-        figures.observe(&missing, &[], 0);
-        assert_eq!(figures.known()[&Figure::QueueDepth], 9.0, "not every gateway is heard yet");
-        figures.observe(&load(1, 0), &[], 1_000);
+        figures.observe(&missing, &[], Millis::new(0));
+        assert_eq!(figures.known()[&Figure::QueueDepth], 9.0, "a gateway is still missing");
+        figures.observe(&load(1, 0), &[], Millis::new(1_000));
         assert_eq!(figures.known()[&Figure::QueueDepth], 1.0);
-        assert_eq!(figures.known()[&Figure::Ttft], 1.5, "nobody was answered since");
+        assert_eq!(figures.known()[&Figure::Ttft], 1.5, "no answer since");
     }
 
     #[test]
-    fn a_latency_that_nobody_measures_any_more_is_not_known_for_ever() {
+    fn a_latency_that_is_no_longer_measured_becomes_unknown() {
         let mut busy = load(0, 3);
-        let mut figures = Figures::default();
-        figures.observe(&busy, &[], 0);
+        let mut figures = PoolFigures::default();
+        figures.observe(&busy, &[], Millis::new(0));
         busy.latencies.warm_ttft.record(20.0);
-        figures.observe(&busy, &[], 1_000);
+        figures.observe(&busy, &[], Millis::new(1_000));
         assert!(figures.known()[&Figure::Ttft] > 10.0);
         let held = Load { held: 1, ..busy.clone() };
         let missing = Load { missing: true, ..busy.clone() };
         for (case, load, minutes, known) in [
             ("it is in the window", &busy, 1, true),
-            ("somebody waits for an answer", &held, 9, true),
+            ("a request is held", &held, 9, true),
             ("a gateway is missing", &missing, 10, true),
-            ("long answers alone go on", &busy, 11, false),
-            ("and somebody waits", &held, 12, false),
+            ("only long answers are running", &busy, 11, false),
+            ("and a request is held", &held, 12, false),
         ] {
-            figures.observe(load, &[], minutes * 60_000);
+            figures.observe(load, &[], Millis::from_secs(minutes * 60));
             assert_eq!(figures.known().contains_key(&Figure::Ttft), known, "{case}");
         }
     }
 
     #[test]
-    fn what_is_missing_is_not_taken_for_less() {
-        let mut figures = Figures::default();
-        figures.observe(&load(8, 2), &[], 0);
+    fn a_load_never_counts_as_less_while_a_gateway_is_missing() {
+        let mut figures = PoolFigures::default();
+        figures.observe(&load(8, 2), &[], Millis::new(0));
         let missing = Load { missing: true, ..load(3, 0) };
-        figures.observe(&missing, &[], 1_000);
+        figures.observe(&missing, &[], Millis::new(1_000));
         assert_eq!(figures.known()[&Figure::QueueDepth], 8.0);
-        figures.observe(&load(3, 0), &[], 2_000);
+        figures.observe(&load(3, 0), &[], Millis::new(2_000));
         assert_eq!(figures.known()[&Figure::QueueDepth], 3.0);
     }
 
     #[test]
-    fn a_configured_trigger_is_where_a_figure_comes_from_as_long_as_it_can_be_read() {
+    fn a_configured_trigger_provides_a_figure_while_it_can_be_read() {
         let gpu = |figure, problem: Option<&str>| Proposal {
             kind: "gpuUtilization",
             figure,
@@ -185,15 +186,15 @@ mod tests {
             ..Proposal::default()
         };
         let partly = Some("1 of 2 GPUs can't be read");
-        let mut figures = Figures::default();
+        let mut figures = PoolFigures::default();
         for (case, now, want) in [
             ("read", gpu(Some(95.0), None), Some(95.0)),
-            ("an HPA would go on by the last one", gpu(None, Some("down")), None),
+            ("unreadable: an HPA would go on multiplying by it", gpu(None, Some("down")), None),
             ("again", gpu(Some(5.0), None), Some(5.0)),
-            ("the least is more than enough", gpu(Some(85.0), partly), Some(85.0)),
-            ("the least is no reason to go down", gpu(Some(40.0), partly), None),
+            ("the lower bound asks for more", gpu(Some(85.0), partly), Some(85.0)),
+            ("the lower bound is no reason to scale down", gpu(Some(40.0), partly), None),
         ] {
-            figures.observe(&load(0, 0), &[now], 0);
+            figures.observe(&load(0, 0), &[now], Millis::ZERO);
             assert_eq!(figures.known().get(&Figure::GpuUtilization).copied(), want, "{case}");
         }
     }

@@ -1,4 +1,4 @@
-//! A trigger's metadata, understood or refused with the field's name.
+//! A trigger's metadata, parsed, or refused with the field's name.
 
 use std::collections::HashMap;
 
@@ -7,41 +7,41 @@ use forebay_signals::Figure;
 
 use super::proto::ScaledObjectRef;
 
-/// The HPA's tolerance where nobody says otherwise.
+/// The HPA's tolerance by default.
 const TOLERANCE: f64 = 0.1;
 
-/// What one trigger asks for.
+/// The request of one trigger.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Question {
     /// The pool's name.
     pub(crate) pool: String,
-    /// Which of the two ways.
+    /// The way in which it uses Forebay.
     pub(crate) ask: Ask,
 }
 
 /// The two ways to use Forebay from a ScaledObject.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Ask {
-    /// The count that Forebay decided on.
+    /// The count that Forebay decided.
     Desired {
         /// The tolerance of the HPA that reads it.
         tolerance: f64,
     },
     /// One signal, for the HPA to compute with.
     Signal {
-        /// Which one.
+        /// The signal.
         figure: Figure,
-        /// Of the figure, for each replica (`AverageValue`) or at all (`Value`); `None` is the
-        /// pool's target concurrency.
+        /// Threshold of the figure, per replica (`AverageValue`) or absolute (`Value`); `None`
+        /// stands for the pool's target concurrency.
         threshold: Option<f64>,
         /// Active when the figure is more than this.
         activation: f64,
-        /// Something measures it, though maybe not yet.
+        /// Whether anything measures it, though maybe not yet.
         has_source: bool,
     },
 }
 
-/// What is wrong with a trigger, as the user reads it in the ScaledObject's events.
+/// A mistake in a trigger, as the user reads it in the ScaledObject's events.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Mistake {
     #[error(
@@ -55,7 +55,7 @@ pub(crate) enum Mistake {
     )]
     OtherTarget { pool: String, object: String },
     #[error(
-        "metadata.metric: `{metric}` is none of Forebay's signals; write one of {known}, or leave it out for the desired replicas"
+        "metadata.metric: `{metric}` is not one of Forebay's signals; write one of {known}, or leave it out for the desired replicas"
     )]
     UnknownMetric { metric: String, known: String },
     #[error("metadata.{field}: `{value}` is not a number of {least}")]
@@ -68,11 +68,11 @@ pub(crate) enum Mistake {
     NoEffect { field: &'static str },
 }
 
-/// Understands the trigger of `object`.
+/// Parses the trigger of `object`.
 ///
 /// # Errors
 /// [`Mistake`], which names the field.
-pub(crate) fn understand(object: &ScaledObjectRef, config: &Config) -> Result<Question, Mistake> {
+pub(crate) fn parse(object: &ScaledObjectRef, config: &Config) -> Result<Question, Mistake> {
     let metadata = &object.scaler_metadata;
     let text =
         |field: &str| metadata.get(field).map(|value| value.trim()).filter(|v| !v.is_empty());
@@ -101,16 +101,16 @@ pub(crate) fn understand(object: &ScaledObjectRef, config: &Config) -> Result<Qu
 }
 
 fn pool(object: &ScaledObjectRef, named: Option<&str>, config: &Config) -> Result<String, Mistake> {
-    let driven = config.pools.iter().filter_map(|pool| match &pool.target {
+    let by_keda = config.pools.iter().filter_map(|pool| match &pool.target {
         Some(Target::Keda(keda)) => Some((pool, keda)),
         _ => None,
     });
     let known = || {
-        let names: Vec<_> = driven.clone().map(|(pool, _)| pool.name.as_str()).collect();
+        let names: Vec<_> = by_keda.clone().map(|(pool, _)| pool.name.as_str()).collect();
         names.join(", ")
     };
     if let Some(name) = named {
-        if driven.clone().any(|(pool, _)| pool.name == name) {
+        if by_keda.clone().any(|(pool, _)| pool.name == name) {
             return Ok(name.to_owned());
         }
         let pool = name.to_owned();
@@ -121,18 +121,18 @@ fn pool(object: &ScaledObjectRef, named: Option<&str>, config: &Config) -> Resul
         });
     }
     let fits = |keda: &forebay_config::Keda| {
-        let here = keda.namespace.as_deref().is_none_or(|it| it == object.namespace);
+        let here = keda.namespace.as_deref().is_none_or(|name| name == object.namespace);
         here && keda.scaled_object == object.name
     };
-    let found = driven.clone().find(|(_, keda)| fits(keda));
+    let found = by_keda.clone().find(|(_, keda)| fits(keda));
     let found = found.map(|(pool, _)| pool.name.clone());
     found.ok_or_else(|| Mistake::NoPool { object: object.name.clone(), known: known() })
 }
 
-/// Gateways measure all but these two, which a trigger of the pool's own reads.
+/// Whether anything measures the figure: gateways measure all but two, which need a trigger.
 fn has_source(figure: Figure, pool: &str, config: &Config) -> bool {
     let second_hand = matches!(figure, Figure::KvCache | Figure::GpuUtilization);
-    let pool = config.pools.iter().find(|it| it.name == pool);
+    let pool = config.pools.iter().find(|one| one.name == pool);
     !second_hand
         || pool.is_some_and(|pool| {
             pool.scaling.triggers.iter().any(|trigger| trigger.kind == figure.name())
@@ -148,7 +148,7 @@ fn number(
     else {
         return Ok(None);
     };
-    let number = value.parse::<f64>().ok().filter(|it| it.is_finite() && *it >= least);
+    let number = value.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= least);
     let least = if least > 0.0 { "more than 0" } else { "0 or more" };
     let wrong = || Mistake::NotANumber { field, value: value.to_owned(), least };
     number.map(Some).ok_or_else(wrong)

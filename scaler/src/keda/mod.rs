@@ -1,8 +1,8 @@
-//! KEDA's external scaler: what its operator asks, answered from the leader's last decisions.
+//! KEDA's external scaler: answers its operator from the leader's last decisions.
 //!
-//! [`metadata`] understands a trigger, [`answers`] computes what it is told, `service` speaks gRPC,
-//! `server` listens. Answers follow from [`forebay_signals::PoolReplicas`] alone, which the leader
-//! decides and every other scaler replica relays: whichever of them KEDA asks, it hears the same.
+//! `metadata` parses a trigger, `answers` computes its answer, `service` speaks gRPC, `server`
+//! listens. Answers depend only on [`forebay_signals::PoolReplicas`], which the leader decides and
+//! every other scaler relays: all of them give KEDA the same answer. May use `decide`, not the loop.
 
 mod answers;
 mod figures;
@@ -10,7 +10,7 @@ mod metadata;
 mod server;
 mod service;
 
-pub(crate) use figures::Figures;
+pub(crate) use figures::PoolFigures;
 pub use server::{KedaServer, ServeError};
 
 /// The protocol, generated from `proto/externalscaler.proto`.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_bounds::{Bounds, CountedLayer, Listener};
+use forebay_base::listen::{Bounds, Listener, TrackLayer};
 use forebay_config::{Config, KedaTls, Target};
 use forebay_signals::PoolReplicas;
 use futures_util::stream;
@@ -19,13 +19,13 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 
 use super::proto::external_scaler_server::ExternalScalerServer;
-use super::service::{Known, Service};
+use super::service::{KnownPools, Service};
 
-/// After this a connection is no longer waited for.
+/// Time to wait for connections at shutdown.
 const GRACE: Duration = Duration::from_secs(3);
-/// A client that answers no ping for so long is gone.
+/// A client that answers no ping within this time is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// KEDA has one connection, or a few; whoever says nothing is not waited for.
+/// KEDA has a few connections. A connection that sends nothing is not waited for.
 const BOUNDS: Bounds = Bounds {
     connections: 128,
     head: Duration::from_secs(10),
@@ -33,52 +33,52 @@ const BOUNDS: Bounds = Bounds {
     write: Duration::from_secs(30),
     multiplexed: true,
 };
-/// Calls at once on a connection: each ScaledObject has a stream and a few short calls.
+/// Concurrent calls on a connection: each ScaledObject has a stream and a few short calls.
 const CALLS: u32 = 4096;
-/// Bytes of a call's metadata.
+/// Size limit of a call's metadata.
 const HEAD_SIZE: u32 = 32 << 10;
 
-/// What the operator calls.
+/// The server that the operator calls.
 pub struct KedaServer {
     address: SocketAddr,
     config: watch::Sender<Arc<Config>>,
-    known: watch::Sender<Known>,
+    known: watch::Sender<KnownPools>,
     opened: CancellationToken,
     stop: CancellationToken,
     task: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// A copy of its socket, for a process that takes over, with the address as configured.
+    /// A copy of its socket for a process that takes over, with the configured address.
     socket: Mutex<Option<(SocketAddr, TcpListener)>>,
 }
 
-/// Why KEDA can't be served.
+/// The reason why KEDA can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address can't be had.
-    #[error("scaler.keda.listen: cannot listen on {address}: {source}")]
+    /// The address can't be bound.
+    #[error("scaler.keda.listen: can't listen on {address}: {source}")]
     Listen {
-        /// As configured.
+        /// The configured address.
         address: SocketAddr,
         /// The system's reason.
         source: io::Error,
     },
     /// A file of `scaler.keda.tls` can't be read.
-    #[error("scaler.keda.tls.{field}: cannot read {path}: {source}")]
+    #[error("scaler.keda.tls.{field}: can't read {path}: {source}")]
     File {
-        /// Its name in the configuration.
+        /// The field's name in the configuration.
         field: &'static str,
-        /// Its path.
+        /// The file's path.
         path: String,
         /// The system's reason.
         source: io::Error,
     },
-    /// The files are no certificate and key.
+    /// The files contain no valid certificate and key.
     #[error("scaler.keda.tls: {0}")]
     Tls(tonic::transport::Error),
 }
 
 impl KedaServer {
-    /// Listens, where a pool's target is `keda`. Calls are answered from the first
-    /// [`publish`](Self::publish) on; health checks say so.
+    /// Listens, if a pool's target is `keda`. Calls are answered from the first
+    /// [`publish`](Self::publish) on; until then health checks report that it does not serve.
     ///
     /// # Errors
     /// [`ServeError`], with the field's name.
@@ -90,20 +90,20 @@ impl KedaServer {
         Ok(server)
     }
 
-    /// The same, but nothing is accepted before [`open`](Self::open). `inherited` is the socket of a
-    /// process that this one takes over from.
+    /// Like [`start`](Self::start), but accepts nothing before [`open`](Self::open). `inherited` is
+    /// the socket of a process that this one takes over from.
     pub(crate) fn prepare(
         config: &Arc<Config>,
         inherited: Option<TcpListener>,
     ) -> Result<Option<Self>, ServeError> {
-        let driven = |pool: &forebay_config::Pool| matches!(pool.target, Some(Target::Keda(_)));
-        if !config.pools.iter().any(driven) {
+        let by_keda = |pool: &forebay_config::Pool| matches!(pool.target, Some(Target::Keda(_)));
+        if !config.pools.iter().any(by_keda) {
             return Ok(None);
         }
         let settings = &config.scaler.keda;
         let configured = settings.listen;
         let failed = |source| ServeError::Listen { address: configured, source };
-        let bind = || forebay_bounds::bind(configured, &BOUNDS);
+        let bind = || forebay_base::listen::bind(configured, &BOUNDS);
         let listener = inherited.map_or_else(bind, Ok).map_err(failed)?;
         let socket = Mutex::new(Some((configured, listener.try_clone().map_err(failed)?)));
         let address = listener.local_addr().map_err(failed)?;
@@ -117,11 +117,11 @@ impl KedaServer {
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .max_concurrent_streams(CALLS)
             .http2_max_header_list_size(HEAD_SIZE)
-            .layer(CountedLayer);
+            .layer(TrackLayer);
         if let Some(files) = &settings.tls {
             server = server.tls_config(tls(files)?).map_err(ServeError::Tls)?;
         }
-        let (known, receiver) = watch::channel(Known::default());
+        let (known, receiver) = watch::channel(KnownPools::default());
         let stop = CancellationToken::new();
         let (config, configs) = watch::channel(Arc::clone(config));
         let service = Service { config: configs, known: receiver.clone(), stop: stop.clone() };
@@ -137,17 +137,17 @@ impl KedaServer {
             let health = report(reporter, receiver, stopped.clone());
             let serve = router.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned());
             if let (Err(error), ()) = tokio::join!(serve, health) {
-                tracing::error!("KEDA's port is gone: {error}");
+                tracing::error!("KEDA's port has failed: {error}");
             }
         }));
         let task = Mutex::new(Some(task));
         Ok(Some(Self { address, config, known, opened, stop, task, socket }))
     }
 
-    /// Begins to answer.
+    /// Starts to accept connections.
     pub(crate) fn open(&self) {
         if !self.opened.is_cancelled() {
-            tracing::info!("KEDA is answered on {}", self.address);
+            tracing::info!("answering KEDA on {}", self.address);
         }
         self.opened.cancel();
     }
@@ -158,30 +158,31 @@ impl KedaServer {
         Some((*configured, socket.try_clone().ok()?))
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Understands triggers by another configuration from now on. A pool that is driven otherwise
-    /// than it says is asked for as it is driven.
-    pub(crate) fn reload(&self, config: &Config, is_driven: impl Fn(&str) -> bool) {
+    /// Parses triggers by another configuration from now on. A pool whose running target differs
+    /// from its configuration is answered by the running one.
+    pub(crate) fn reload(&self, config: &Config, is_run_by_keda: impl Fn(&str) -> bool) {
         let mut config = config.clone();
         self.config.send_modify(|known| {
             for pool in &mut config.pools {
-                let is_asked = matches!(pool.target, Some(Target::Keda(_)));
-                if is_asked != is_driven(&pool.name) {
-                    let before = known.pools.iter().find(|it| it.name == pool.name);
-                    pool.target = before.and_then(|it| it.target.clone()).filter(|_| !is_asked);
+                let configured = matches!(pool.target, Some(Target::Keda(_)));
+                if configured != is_run_by_keda(&pool.name) {
+                    let before = known.pools.iter().find(|one| one.name == pool.name);
+                    let before = before.and_then(|one| one.target.clone());
+                    pool.target = before.filter(|_| !configured);
                 }
             }
             *known = Arc::new(config);
         });
     }
 
-    /// What is answered from now on: the leader's decisions, whoever leads. Pools that are not in
-    /// it keep their last one.
+    /// Sets the decisions to answer from: the leader's, whichever scaler leads. Pools that are not
+    /// among them keep their last one.
     pub fn publish<'a>(&self, pools: impl IntoIterator<Item = (&'a String, &'a PoolReplicas)>) {
         self.known.send_if_modified(|known| {
             let is_new = |(name, pool): &(&String, &PoolReplicas)| known.get(*name) != Some(*pool);
@@ -195,49 +196,49 @@ impl KedaServer {
         });
     }
 
-    /// The pools that triggers may ask for.
+    /// The pools that triggers may name.
     #[cfg(test)]
     pub(crate) fn pools(&self) -> Vec<String> {
-        let asked = |pool: &&forebay_config::Pool| matches!(pool.target, Some(Target::Keda(_)));
-        self.config.borrow().pools.iter().filter(asked).map(|it| it.name.clone()).collect()
+        let by_keda = |pool: &&forebay_config::Pool| matches!(pool.target, Some(Target::Keda(_)));
+        self.config.borrow().pools.iter().filter(by_keda).map(|pool| pool.name.clone()).collect()
     }
 
-    /// Whether there is an answer on this pool.
+    /// Whether a decision of this pool is known.
     pub(crate) fn knows(&self, pool: &str) -> bool {
         self.known.borrow().contains_key(pool)
     }
 
-    /// Ends every stream with OK, and then the connections.
+    /// Ends every stream with OK, then closes the connections.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.socket.lock().take();
         let Some(task) = self.task.lock().take() else { return };
         if tokio::time::timeout(GRACE, task).await.is_err() {
-            tracing::debug!("KEDA kept its connection; it is cut off");
+            tracing::debug!("KEDA kept its connection open; it is cut off");
         }
     }
 }
 
-/// Says on the health service whether calls are answered.
+/// Reports on the health service whether calls are answered.
 async fn report(
     reporter: tonic_health::server::HealthReporter,
-    mut known: watch::Receiver<Known>,
+    mut known: watch::Receiver<KnownPools>,
     stop: CancellationToken,
 ) {
     let name = <ExternalScalerServer<Service> as tonic::server::NamedService>::NAME;
-    let say = async |status| {
+    let set = async |status| {
         for service in ["", name] {
             reporter.set_service_status(service, status).await;
         }
     };
-    say(ServingStatus::NotServing).await;
+    set(ServingStatus::NotServing).await;
     tokio::select! {
         () = stop.cancelled() => return,
-        there = known.wait_for(|known| !known.is_empty()) => if there.is_err() { return },
+        first = known.wait_for(|known| !known.is_empty()) => if first.is_err() { return },
     }
-    say(ServingStatus::Serving).await;
+    set(ServingStatus::Serving).await;
     stop.cancelled().await;
-    say(ServingStatus::NotServing).await;
+    set(ServingStatus::NotServing).await;
 }
 
 fn tls(files: &KedaTls) -> Result<ServerTlsConfig, ServeError> {

@@ -1,8 +1,8 @@
 //! The five calls of KEDA's protocol.
 //!
-//! What is not understood is refused with the field's name; what is not known yet is waited for,
-//! and never answered with a zero. A stream ends with OK: KEDA waits up to a minute before it opens
-//! again one that ended otherwise.
+//! A trigger that can't be parsed is refused with the field's name. An answer that is not known yet is
+//! waited for, and is never zero. A stream ends with OK: after any other end KEDA waits up to a minute
+//! before it opens the stream again.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -18,47 +18,47 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::answers;
-use super::metadata::{Question, understand};
+use super::metadata::{Question, parse};
 use super::proto::external_scaler_server::ExternalScaler;
 use super::proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, ScaledObjectRef,
 };
 
-/// Every pool as last decided; empty before the first decision.
-pub(crate) type Known = Arc<BTreeMap<String, PoolReplicas>>;
+/// The last decision of every pool; empty before the first one.
+pub(crate) type KnownPools = Arc<BTreeMap<String, PoolReplicas>>;
 
-/// How long a call waits for the first decision. KEDA's metrics server gives its own operator 3 s.
-const PATIENCE: Duration = Duration::from_millis(2_500);
-/// A stream says again what it said: a dead connection is noticed, and KEDA's idea of the last
+/// Time that a call waits for the first decision. KEDA's metrics server gives its operator 3 s.
+const FIRST_DECISION: Duration = Duration::from_millis(2_500);
+/// Pause before a stream repeats its answer: dead connections are noticed, and KEDA's time of last
 /// activity stays fresh.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// The same while replicas are wanted and none is there: KEDA drops a push that comes before it has
+/// The same while replicas are wanted and none exists: KEDA drops a push that comes before it has
 /// read the trigger's metrics.
 const REMINDER: Duration = Duration::from_secs(2);
 
 pub(crate) struct Service {
     pub(crate) config: watch::Receiver<Arc<Config>>,
-    pub(crate) known: watch::Receiver<Known>,
+    pub(crate) known: watch::Receiver<KnownPools>,
     pub(crate) stop: CancellationToken,
 }
 
-type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     fn question(&self, object: &ScaledObjectRef) -> Result<Question, Status> {
         let config = Arc::clone(&self.config.borrow());
-        understand(object, &config).map_err(|mistake| {
+        parse(object, &config).map_err(|mistake| {
             let (namespace, name) = (&object.namespace, &object.name);
             tracing::warn!("ScaledObject {namespace}/{name}: {mistake}");
             Status::invalid_argument(format!("forebay: {mistake}"))
         })
     }
 
-    /// The pool as last decided.
+    /// The last decision of the pool.
     async fn pool(&self, question: &Question) -> Result<PoolReplicas, Status> {
         let mut known = self.known.clone();
-        let there = known.wait_for(|known| known.contains_key(&question.pool));
-        match timeout(PATIENCE, there).await {
+        let decided = known.wait_for(|known| known.contains_key(&question.pool));
+        match timeout(FIRST_DECISION, decided).await {
             Ok(Ok(known)) => Ok(known[&question.pool].clone()),
             _ => Err(Status::unavailable(format!(
                 "forebay: pool `{}` has no decision yet: this scaler has just started",
@@ -70,8 +70,8 @@ impl Service {
 
 #[tonic::async_trait]
 impl ExternalScaler for Service {
-    type StreamIsActiveStream = Told<IsActiveResponse>;
-    type StreamMetricSpecStream = Told<GetMetricSpecResponse>;
+    type StreamIsActiveStream = AnswerStream<IsActiveResponse>;
+    type StreamMetricSpecStream = AnswerStream<GetMetricSpecResponse>;
 
     async fn is_active(
         &self,
@@ -89,12 +89,12 @@ impl ExternalScaler for Service {
         let question = self.question(request.get_ref())?;
         let active = move |pool: &PoolReplicas| {
             let active = answers::active(&question, pool);
-            let unheeded = active && answers::current(pool) == 0;
-            let again = if unheeded { REMINDER } else { HEARTBEAT };
+            let no_replica_yet = active && answers::current(pool) == 0;
+            let again = if no_replica_yet { REMINDER } else { HEARTBEAT };
             Some((IsActiveResponse { result: active }, again))
         };
         let pool = self.question(request.get_ref())?.pool;
-        Ok(Response::new(Box::pin(self.told(pool, active))))
+        Ok(Response::new(Box::pin(self.answers(pool, active))))
     }
 
     async fn get_metric_spec(
@@ -137,41 +137,41 @@ impl ExternalScaler for Service {
             let spec = answers::spec(&question, pool)?;
             Some((GetMetricSpecResponse { metric_specs: vec![spec] }, HEARTBEAT))
         };
-        Ok(Response::new(Box::pin(self.told(pool, spec))))
+        Ok(Response::new(Box::pin(self.answers(pool, spec))))
     }
 }
 
 impl Service {
-    /// Tells `answer` at once, whenever it changes, and again after the time it comes with.
-    fn told<T: Clone + PartialEq + Send + 'static>(
+    /// Sends `answer` at once, at every change, and again after the pause that comes with it.
+    fn answers<T: Clone + PartialEq + Send + 'static>(
         &self,
         pool: String,
         answer: impl Fn(&PoolReplicas) -> Option<(T, Duration)> + Send + 'static,
     ) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
-        struct Teller<T, F> {
-            known: watch::Receiver<Known>,
+        struct Answers<T, F> {
+            known: watch::Receiver<KnownPools>,
             stop: CancellationToken,
             pool: String,
             answer: F,
-            told: Option<(T, Instant)>,
+            last: Option<(T, Instant)>,
         }
         let (known, stop) = (self.known.clone(), self.stop.clone());
-        let teller = Teller { known, stop, pool, answer, told: None };
-        stream::unfold(teller, |mut teller| async move {
+        let answers = Answers { known, stop, pool, answer, last: None };
+        stream::unfold(answers, |mut answers| async move {
             loop {
                 let answer = {
-                    let known = teller.known.borrow_and_update();
-                    known.get(&teller.pool).and_then(&teller.answer)
+                    let known = answers.known.borrow_and_update();
+                    known.get(&answers.pool).and_then(&answers.answer)
                 };
                 let mut due = None;
                 if let Some((answer, again)) = answer {
-                    let fresh = teller
-                        .told
+                    let fresh = answers
+                        .last
                         .as_ref()
-                        .filter(|(told, at)| *told == answer && at.elapsed() < again);
+                        .filter(|(last, at)| *last == answer && at.elapsed() < again);
                     let Some((_, at)) = fresh else {
-                        teller.told = Some((answer.clone(), Instant::now()));
-                        return Some((Ok(answer), teller));
+                        answers.last = Some((answer.clone(), Instant::now()));
+                        return Some((Ok(answer), answers));
                     };
                     due = Some(*at + again);
                 }
@@ -182,8 +182,8 @@ impl Service {
                     }
                 };
                 tokio::select! {
-                    () = teller.stop.cancelled() => return None,
-                    changed = teller.known.changed() => if changed.is_err() { return None },
+                    () = answers.stop.cancelled() => return None,
+                    changed = answers.known.changed() => if changed.is_err() { return None },
                     () = wait => {}
                 }
             }

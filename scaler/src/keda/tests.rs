@@ -1,10 +1,10 @@
-//! The server as KEDA's operator meets it: over a socket, by a client from the same protocol.
+//! The server over a socket, with a client of the same protocol in the place of KEDA's operator.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_config::{Config, Keda, KedaTls, Pool, Target};
+use forebay_config::{Config, Keda, KedaTls, Pool, TRIGGER_TYPES, Target, inspect_scaled_object};
 use forebay_signals::{Figure, PoolReplicas, Replica, ReplicaState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,8 +18,8 @@ use super::KedaServer;
 use super::proto::external_scaler_client::ExternalScalerClient;
 use super::proto::{GetMetricsRequest, ScaledObjectRef};
 
-/// Nothing here takes as long, however busy the machine is.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// More than any step takes here, even on a busy machine.
+const LONG: Duration = Duration::from_secs(30);
 
 fn config(tls: Option<KedaTls>) -> Arc<Config> {
     let mut config = Config::default();
@@ -35,8 +35,8 @@ fn config(tls: Option<KedaTls>) -> Arc<Config> {
     Arc::new(config)
 }
 
-/// A pool of so many ready replicas.
-fn state(active: bool, desired: u32, there: u32) -> PoolReplicas {
+/// A pool with `count` ready replicas.
+fn state(active: bool, desired: u32, count: u32) -> PoolReplicas {
     let replica = |n| {
         let replica = Replica {
             address: None,
@@ -49,7 +49,7 @@ fn state(active: bool, desired: u32, there: u32) -> PoolReplicas {
     PoolReplicas {
         active,
         desired,
-        replicas: (0..there).map(replica).collect(),
+        replicas: (0..count).map(replica).collect(),
         ..PoolReplicas::default()
     }
 }
@@ -88,30 +88,31 @@ async fn value(
 }
 
 #[tokio::test]
-async fn connections_that_say_nothing_are_closed_and_keep_keda_out_of_nothing() {
+async fn idle_connections_are_closed_and_do_not_keep_keda_out() {
     let (server, mut client) = start().await;
     publish(&server, state(true, 3, 1));
-    let mut told = client.stream_is_active(object(&[])).await.expect("known").into_inner();
-    assert!(told.message().await.expect("told").expect("a word").result);
-    let mut silent = Vec::new();
+    let mut stream = client.stream_is_active(object(&[])).await.expect("known").into_inner();
+    assert!(stream.message().await.expect("no error").expect("an answer").result);
+    let mut idle = Vec::new();
     for n in 0..300 {
-        let mut stream = TcpStream::connect(server.address()).await.expect("it listens");
+        let mut connection = TcpStream::connect(server.address()).await.expect("it listens");
         let begun: &[u8] = if n % 2 == 0 { b"" } else { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" };
-        // It may have made way already.
-        let _ = stream.write_all(begun).await;
-        silent.push(stream);
+        // The server may have closed it already.
+        let _ = connection.write_all(begun).await;
+        idle.push(connection);
     }
     let (_, mut another) = (value(&mut client, &[]).await.expect("known"), {
         let channel = Endpoint::from_shared(format!("http://{}", server.address()));
         ExternalScalerClient::new(channel.expect("a URL").connect().await.expect("room"))
     });
     assert_eq!(value(&mut another, &[]).await.expect("known"), (3, 3.0));
-    for mut stream in silent {
+    for mut connection in idle {
         let mut rest = Vec::new();
-        timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("closed").ok();
+        timeout(LONG, connection.read_to_end(&mut rest)).await.expect("closed").ok();
     }
     publish(&server, state(false, 0, 0));
-    assert!(!told.message().await.expect("told").expect("a word").result, "its stream goes on");
+    let last = stream.message().await.expect("no error").expect("an answer");
+    assert!(!last.result, "its stream continues");
 }
 
 #[tokio::test]
@@ -147,10 +148,10 @@ async fn signals_are_metrics_of_their_own() {
     assert_eq!((spec.target_size, spec.target_size_float), (1, 0.5));
 
     let without = [("metric", "gpuUtilization"), ("threshold", "80")];
-    let refused = value(&mut client, &without).await.expect_err("nothing measures it");
+    let refused = value(&mut client, &without).await.expect_err("nothing measures this");
     assert!(refused.message().contains("gpuUtilization"), "{refused}");
 
-    // Without a threshold, the pool's own.
+    // By default the threshold is the pool's target concurrency.
     let concurrency = object(&[("metric", "concurrency")]);
     let spec = client.get_metric_spec(concurrency).await.expect("known").into_inner();
     assert_eq!(spec.metric_specs[0].target_size, 103);
@@ -164,7 +165,7 @@ async fn a_signal_that_was_not_measured_yet_leaves_the_hpas_count_as_it_is() {
     let server = KedaServer::start(&Arc::new(config)).expect("free port").expect("a keda target");
     let channel = Endpoint::from_shared(format!("http://{}", server.address())).expect("a URL");
     let mut client = ExternalScalerClient::new(channel.connect().await.expect("it listens"));
-    // Three replicas, requests held, and none of them answered so far.
+    // Three replicas, with requests held and none answered so far.
     publish(&server, state(true, 3, 3));
     for (metric, threshold, want) in [
         ("ttft", "0.5", 0.5),
@@ -173,8 +174,8 @@ async fn a_signal_that_was_not_measured_yet_leaves_the_hpas_count_as_it_is() {
         ("tokensPerSecond", "100", 300.0),
     ] {
         let metadata = [("metric", metric), ("threshold", threshold)];
-        let (_, told) = value(&mut client, &metadata).await.expect("no error, and no zero");
-        assert!((told - want).abs() < 1e-9, "{metric}: {told}");
+        let (_, got) = value(&mut client, &metadata).await.expect("no error, and no zero");
+        assert!((got - want).abs() < 1e-9, "{metric}: {got}");
     }
 }
 
@@ -191,8 +192,8 @@ async fn every_metric_is_active_while_the_pool_is_in_use_and_over_its_own_thresh
     for (case, pool, metadata, want) in [
         ("idle", &idle, &[][..], false),
         ("idle, by latency", &idle, &ttft[..], false),
-        ("others use the GPU", &idle, &gpu[..], true),
-        ("below what is to count", &idle, &gpu_5[..], false),
+        ("other programs use the GPU", &idle, &gpu[..], true),
+        ("below the activation threshold", &idle, &gpu_5[..], false),
         ("held", &held, &[][..], true),
         ("held, by latency", &held, &ttft[..], true),
         ("held, by GPU", &held, &gpu_5[..], true),
@@ -209,46 +210,46 @@ async fn activity_is_pushed_at_once_and_only_when_it_changes() {
     publish(&server, state(false, 0, 0));
     let mut stream = client.stream_is_active(object(&[])).await.expect("open").into_inner();
     let mut next = async || {
-        let next = timeout(PATIENCE, stream.message()).await.expect("in time").expect("no error");
-        next.map(|it| it.result)
+        let next = timeout(LONG, stream.message()).await.expect("in time").expect("no error");
+        next.map(|answer| answer.result)
     };
-    assert_eq!(next().await, Some(false), "the present state first");
+    assert_eq!(next().await, Some(false), "first the current state");
     // Many publications, one change.
     for desired in 1..50 {
         publish(&server, state(true, desired, 1));
     }
     assert_eq!(next().await, Some(true));
     publish(&server, state(false, 0, 1));
-    assert_eq!(next().await, Some(false), "nothing was said twice in between");
+    assert_eq!(next().await, Some(false), "no repetition in between");
     server.shutdown().await;
     assert_eq!(next().await, None, "ended with OK");
 }
 
 #[tokio::test]
-async fn activity_is_said_again_while_nobody_acts_on_it() {
+async fn activity_is_repeated_while_no_replica_exists() {
     let (server, mut client) = start().await;
     publish(&server, state(true, 1, 0));
     let mut stream = client.stream_is_active(object(&[])).await.expect("open").into_inner();
     for _ in 0..2 {
-        let next = timeout(PATIENCE, stream.message()).await.expect("in time").expect("no error");
-        assert_eq!(next.map(|it| it.result), Some(true));
+        let next = timeout(LONG, stream.message()).await.expect("in time").expect("no error");
+        assert_eq!(next.map(|answer| answer.result), Some(true));
     }
 }
 
 #[tokio::test]
 async fn specs_are_streamed_at_once_and_agree_with_the_call() {
     let (server, mut client) = start().await;
-    let capacity = |it| PoolReplicas { target_concurrency: Some(it), ..state(true, 1, 1) };
+    let capacity = |n| PoolReplicas { target_concurrency: Some(n), ..state(true, 1, 1) };
     publish(&server, capacity(10.0));
     let metadata = || object(&[("metric", "concurrency")]);
     let mut stream = client.stream_metric_spec(metadata()).await.expect("open").into_inner();
     for want in [10.0, 12.5] {
         publish(&server, capacity(want));
-        let told = timeout(PATIENCE, stream.message()).await.expect("in time");
-        let told = told.expect("no error").expect("open");
-        let asked = client.get_metric_spec(metadata()).await.expect("known").into_inner();
-        assert_eq!(told, asked);
-        assert_eq!(told.metric_specs[0].target_size_float, want);
+        let streamed = timeout(LONG, stream.message()).await.expect("in time");
+        let streamed = streamed.expect("no error").expect("open");
+        let called = client.get_metric_spec(metadata()).await.expect("known").into_inner();
+        assert_eq!(streamed, called);
+        assert_eq!(streamed.metric_specs[0].target_size_float, want);
     }
 }
 
@@ -270,7 +271,7 @@ async fn wrong_metadata_is_refused_with_its_field() {
         (
             "no such metric",
             &[("metric", "kv")][..],
-            "metadata.metric: `kv` is none of Forebay's signals; write one of queueDepth, concurrency",
+            "metadata.metric: `kv` is not one of Forebay's signals; write one of queueDepth, concurrency",
         ),
         (
             "no threshold",
@@ -278,7 +279,7 @@ async fn wrong_metadata_is_refused_with_its_field() {
             "metadata.threshold: none given; `ttft` needs one",
         ),
         (
-            "no number",
+            "not a number",
             &[("metric", "ttft"), ("threshold", "fast")][..],
             "metadata.threshold: `fast` is not a number of more than 0",
         ),
@@ -289,7 +290,7 @@ async fn wrong_metadata_is_refused_with_its_field() {
             "metadata.activationThreshold: `-1` is not a number of 0 or more",
         ),
         (
-            "a threshold for nothing",
+            "a threshold without a metric",
             &[("threshold", "5")][..],
             "metadata.threshold: has no effect without `metric`",
         ),
@@ -301,12 +302,23 @@ async fn wrong_metadata_is_refused_with_its_field() {
         assert_eq!(push.message(), refused.message(), "{case}");
     }
     let stranger = ScaledObjectRef { name: "qwen".into(), ..object(&[]) };
-    let refused = client.is_active(stranger).await.expect_err("it is no pool's");
+    let refused = client.is_active(stranger).await.expect_err("no pool has this target");
     assert!(refused.message().contains("add `pool: NAME`, with one of: llama"), "{refused}");
 }
 
+#[test]
+fn a_check_of_a_scaled_object_advises_a_metric_only_if_it_is_one() {
+    for kind in TRIGGER_TYPES {
+        let object = format!("triggers: [{{type: {kind}, metadata: {{threshold: '1'}}}}]");
+        let errors = inspect_scaled_object(&object, "f").errors.to_string();
+        let advised = errors.contains(&format!("metric: {kind}"));
+        let taken = Figure::ALL.iter().any(|figure| figure.name() == kind);
+        assert_eq!(advised, taken, "{kind}: {errors}");
+    }
+}
+
 #[tokio::test]
-async fn the_last_decision_stays_when_no_other_comes_and_the_first_is_waited_for() {
+async fn the_last_decision_stands_without_another_and_the_first_is_waited_for() {
     let (server, mut client) = start().await;
     let channel = Endpoint::from_shared(format!("http://{}", server.address())).expect("a URL");
     let mut health = HealthClient::new(channel.connect().await.expect("it listens"));
@@ -315,7 +327,7 @@ async fn the_last_decision_stays_when_no_other_comes_and_the_first_is_waited_for
         health.check(check.clone()).await.expect("served").into_inner().status
     };
     // NOT_SERVING is 2, SERVING is 1.
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + LONG;
     while status(&mut health).await != 2 && Instant::now() < until {
         tokio::task::yield_now().await;
     }
@@ -329,15 +341,15 @@ async fn the_last_decision_stays_when_no_other_comes_and_the_first_is_waited_for
         assert!(Instant::now() < until, "it serves");
         tokio::task::yield_now().await;
     }
-    // A leader that is gone says nothing of the pool.
+    // After the leader is gone, nothing is published for the pool.
     server.publish(&BTreeMap::new());
-    assert!(client.is_active(object(&[])).await.expect("the last word").into_inner().result);
-    assert_eq!(value(&mut client, &[]).await.expect("the last word"), (2, 2.0));
+    assert!(client.is_active(object(&[])).await.expect("the last decision").into_inner().result);
+    assert_eq!(value(&mut client, &[]).await.expect("the last decision"), (2, 2.0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_any_decision_the_answer_is_no_zero() {
-    let (_known, receiver) = tokio::sync::watch::channel(super::service::Known::default());
+async fn without_any_decision_the_answer_is_an_error_rather_than_zero() {
+    let (_known, receiver) = tokio::sync::watch::channel(super::service::KnownPools::default());
     let service = super::service::Service {
         config: tokio::sync::watch::channel(config(None)).1,
         known: receiver,
@@ -347,7 +359,7 @@ async fn without_any_decision_the_answer_is_no_zero() {
     let began = Instant::now();
     let refused = service.is_active(Request::new(object(&[]))).await.expect_err("unknown");
     assert_eq!(refused.code(), Code::Unavailable, "KEDA changes nothing then");
-    assert!(began.elapsed() < Duration::from_secs(3), "within the operator's own time");
+    assert!(began.elapsed() < Duration::from_secs(3), "within the operator's limit");
 }
 
 /// A test authority, a certificate for the server and one for the operator, as files.
@@ -383,7 +395,7 @@ async fn with_mutual_tls_only_a_certificate_of_the_authority_is_answered() {
         .ca_certificate(Certificate::from_pem(read("ca.crt")))
         .domain_name("forebay.test");
     let known = tls.clone().identity(Identity::from_pem(read("client.crt"), read("client.key")));
-    for (case, tls, want) in [("a stranger", tls, false), ("the operator", known, true)] {
+    for (case, tls, want) in [("no certificate", tls, false), ("the operator", known, true)] {
         let endpoint = Endpoint::from_shared(format!("https://{}", server.address()));
         let channel = endpoint.expect("a URL").tls_config(tls).expect("TLS").connect_lazy();
         let answer = ExternalScalerClient::new(channel).is_active(object(&[])).await;
@@ -393,7 +405,7 @@ async fn with_mutual_tls_only_a_certificate_of_the_authority_is_answered() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_there_is_named_with_its_field() {
+async fn a_certificate_that_does_not_exist_is_named_with_its_field() {
     let files = KedaTls {
         cert_file: "/nowhere/tls.crt".into(),
         key_file: "/nowhere/tls.key".into(),
@@ -401,5 +413,5 @@ async fn a_certificate_that_is_not_there_is_named_with_its_field() {
     };
     let Err(error) = KedaServer::start(&config(Some(files))) else { panic!("started") };
     let text = error.to_string();
-    assert!(text.starts_with("scaler.keda.tls.certFile: cannot read /nowhere/tls.crt"), "{text}");
+    assert!(text.starts_with("scaler.keda.tls.certFile: can't read /nowhere/tls.crt"), "{text}");
 }

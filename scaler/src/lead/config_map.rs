@@ -1,8 +1,8 @@
 //! Snapshots in ConfigMaps, where the next leader finds them.
 //!
-//! A ConfigMap takes a mebibyte, so there are several: which one a pool's snapshot is in follows from
-//! the pool's name. A thousand pools fit with all that can be learned of them. What does not fit is
-//! refused by the API server, told, and tried again; what was there before stays.
+//! A ConfigMap holds at most a mebibyte, so there are several: the pool's name determines the one
+//! that holds its snapshot. A thousand pools fit with all that can be learned of them. The API server
+//! refuses a snapshot that does not fit; this is logged and tried again, and the old one stays.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::lead::store::{SnapshotStore, Snapshots};
 
-/// As many as the chart's Role names. With another number, what was kept is not found again.
+/// The number that the chart's Role names. With another number, older snapshots are not found.
 const SHARDS: u32 = 32;
 
 /// ConfigMaps with a key for each pool.
@@ -29,7 +29,7 @@ pub(crate) struct StateMaps {
 }
 
 impl StateMaps {
-    /// Beside the Lease, and named after it.
+    /// ConfigMaps beside the Lease, named after it.
     pub(crate) fn new(election: &LeaderElection, cluster: &Cluster) -> Self {
         let namespace = election.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
         let api = Api::namespaced(cluster.client.clone(), &namespace);
@@ -55,7 +55,7 @@ impl StateMaps {
         Ok(try_join_all(shards).await?.into_iter().flatten().collect())
     }
 
-    /// Every shard is tried, whatever becomes of the others.
+    /// Writes every shard, even if others fail.
     async fn write(&self, snapshots: Snapshots) -> io::Result<()> {
         let mut shards = BTreeMap::<_, Snapshots>::new();
         for (pool, text) in snapshots {
@@ -87,8 +87,8 @@ impl StateMaps {
     }
 }
 
-/// Where a pool's snapshot is: FNV-1a of its name, folded. Never to be changed: what was kept would
-/// not be found again.
+/// The shard of a pool's snapshot: FNV-1a of its name, folded. Must never change, or older snapshots
+/// are not found.
 fn shard_of(pool: &str) -> u32 {
     let hash = pool
         .bytes()
@@ -115,7 +115,7 @@ mod tests {
     use crate::fake_api::{FakeApi, Fault};
 
     const MAPS: &str = "/api/v1/namespaces/models/configmaps/";
-    /// More than what is learned of any pool (`core::snapshot` tests it).
+    /// More than is learned of any pool (`decide::snapshot` tests it).
     const LARGEST: usize = 16_384;
 
     fn store(api: &FakeApi) -> StateMaps {
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_is_told_and_what_was_kept_stays() {
+    async fn a_snapshot_that_does_not_fit_is_reported_and_the_old_one_stays() {
         let api = FakeApi::default();
         let before = snapshots((0..1_000).map(|n| format!("pool-{n}")), 100);
         store(&api).save(before.clone()).await.expect("they fit");
@@ -184,6 +184,6 @@ mod tests {
             let one = call.method == Method::GET && call.path.ends_with("-state-7");
             one.then_some(Fault::Status(500))
         });
-        store(&api).load().await.expect_err("an order may be in it");
+        store(&api).load().await.expect_err("an override may be in it");
     }
 }

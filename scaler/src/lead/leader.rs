@@ -1,11 +1,12 @@
-//! One leader of several scalers, by a Lease.
+//! Leader election among several scalers, by a Lease.
 //!
 //! Another scaler's clock is never read: a lease is over when its record has not changed for its
-//! duration by our own. A leader that can't renew stops leading before another may begin, in the
-//! middle of a call too. A conflict is no loss: whose the record is, is read again.
+//! duration, measured by our own clock. A leader that can't renew stops leading before another may
+//! begin, even in the middle of a call. A conflict is not a loss: the record is read again.
 
 use std::time::Duration;
 
+use forebay_base::trouble::Trouble;
 use forebay_config::LeaderElection;
 use forebay_discovery::Cluster;
 use forebay_discovery::error::{Rule, explain};
@@ -19,16 +20,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, t
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Where a leader's admin port is, on its Lease.
+/// The annotation of the Lease with the address of the leader's admin port.
 const ADDRESS: &str = "forebay.io/admin-url";
 
-/// Conflicts in a row, in one turn.
+/// Most conflicts in a row within one turn.
 const CONFLICTS: u32 = 4;
 
-/// Who decides.
+/// The scaler that decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Leadership {
-    /// Nobody that we know of.
+    /// None that is known.
     #[default]
     Unknown,
     /// This process.
@@ -37,7 +38,7 @@ pub(crate) enum Leadership {
     Theirs(String),
 }
 
-/// The election, as long as this lives.
+/// Participation in the election, for the lifetime of this value.
 pub(crate) struct Election {
     pub(crate) leadership: watch::Receiver<Leadership>,
     stop: CancellationToken,
@@ -51,20 +52,20 @@ struct Candidate {
     namespace: String,
     identity: String,
     url: String,
-    /// The Lease as it was last seen, and since when it has been so.
+    /// The Lease as last read, and the time since which it has not changed.
     seen: Option<(Lease, Instant)>,
-    /// When our last renewal that succeeded was begun.
+    /// The start of our last renewal that succeeded.
     renewed: Option<Instant>,
-    told: watch::Sender<Leadership>,
-    trouble: Option<String>,
+    published: watch::Sender<Leadership>,
+    trouble: Trouble,
 }
 
 impl Election {
-    /// Takes part. `url` is where the others reach this one's admin port.
+    /// Takes part in the election. `url` is the address of this scaler's admin port.
     pub(crate) fn start(settings: &LeaderElection, cluster: &Cluster, url: String) -> Self {
         let namespace = settings.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
         let name = std::env::var("POD_NAME").unwrap_or_else(|_| "scaler".to_owned());
-        let (told, leadership) = watch::channel(Leadership::default());
+        let (published, leadership) = watch::channel(Leadership::default());
         let candidate = Candidate {
             api: Api::namespaced(cluster.client.clone(), &namespace),
             settings: settings.clone(),
@@ -73,15 +74,15 @@ impl Election {
             url,
             seen: None,
             renewed: None,
-            told,
-            trouble: None,
+            published,
+            trouble: Trouble::default(),
         };
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(candidate.run(stop.clone())));
         Self { leadership, stop, task }
     }
 
-    /// Gives the lease back, so that another takes over at once.
+    /// Releases the lease, so that another scaler takes over at once.
     pub(crate) async fn resign(self) {
         self.stop.cancel();
         let _ = self.task.await;
@@ -104,15 +105,15 @@ impl Candidate {
                 () = stop.cancelled() => break,
                 () = over => {
                     self.renewed = None;
-                    self.tell();
+                    self.publish();
                     continue;
                 }
                 _ = ticks.tick() => {}
             }
             let began = Instant::now();
-            // A call that hangs must not outlast what we hold.
-            let patience = began + self.period() * 2;
-            let until = ours_until.map_or(patience, |at| at.min(patience));
+            // A call that hangs must not outlast our lease.
+            let longest = began + self.period() * 2;
+            let until = ours_until.map_or(longest, |at| at.min(longest));
             let tried = tokio::select! {
                 () = stop.cancelled() => break,
                 tried = timeout_at(until, self.turn()) => tried,
@@ -120,32 +121,32 @@ impl Candidate {
             match tried.unwrap_or_else(|_| Err("the API server does not answer".to_owned())) {
                 Ok(true) => {
                     self.renewed = Some(began);
-                    self.trouble = None;
+                    self.trouble.ends();
                 }
                 Ok(false) => {
                     self.renewed = None;
-                    self.trouble = None;
+                    self.trouble.ends();
                 }
                 Err(why) => {
-                    if self.trouble.as_ref() != Some(&why) {
+                    if self.trouble.begins(why.as_str()) {
                         tracing::warn!("leader election: {why}");
                     }
-                    self.trouble = Some(why);
                 }
             }
-            self.tell();
+            self.publish();
         }
         if self.leads() {
             let _ = timeout(self.period() * 2, self.release()).await;
         }
-        self.told.send_replace(Leadership::Unknown);
+        self.published.send_replace(Leadership::Unknown);
     }
 
     fn period(&self) -> Duration {
         self.settings.lease_duration / 5
     }
 
-    /// Until when we lead. Less than the lease's duration: at its end the next one may begin.
+    /// The end of our leadership without another renewal. Less than the lease's duration, after which
+    /// another scaler may begin.
     fn ours_until(&self) -> Option<Instant> {
         self.renewed.map(|at| at + self.settings.lease_duration * 4 / 5)
     }
@@ -154,30 +155,32 @@ impl Candidate {
         self.ours_until().is_some_and(|at| Instant::now() < at)
     }
 
-    fn tell(&self) {
+    fn publish(&self) {
         let holder = self.seen.as_ref().map(|(lease, _)| lease);
         let now = if self.leads() {
             Leadership::Ours
         } else {
-            let theirs = holder.filter(|it| holder_of(it).is_some_and(|it| it != self.identity));
-            let url = theirs.and_then(|it| it.metadata.annotations.as_ref()?.get(ADDRESS).cloned());
+            let theirs =
+                holder.filter(|lease| holder_of(lease).is_some_and(|id| id != self.identity));
+            let url =
+                theirs.and_then(|lease| lease.metadata.annotations.as_ref()?.get(ADDRESS).cloned());
             url.map_or(Leadership::Unknown, Leadership::Theirs)
         };
-        self.told.send_if_modified(|told| {
-            if *told == now {
+        self.published.send_if_modified(|published| {
+            if *published == now {
                 return false;
             }
             match &now {
                 Leadership::Ours => tracing::info!("this scaler leads"),
                 Leadership::Theirs(url) => tracing::info!("the scaler at {url} leads"),
-                Leadership::Unknown => tracing::warn!("no scaler leads, as far as this one knows"),
+                Leadership::Unknown => tracing::warn!("no leading scaler is known"),
             }
-            *told = now;
+            *published = now;
             true
         });
     }
 
-    /// One look at the Lease, and a write if it is ours or free. Whether it is ours now.
+    /// Reads the Lease, and writes it if it is ours or free. Returns whether it is ours now.
     async fn turn(&mut self) -> Result<bool, String> {
         for _ in 0..CONFLICTS {
             let Some(lease) = self.read().await? else {
@@ -198,10 +201,10 @@ impl Candidate {
                 return Ok(true);
             }
         }
-        Err(format!("somebody writes the Lease {} again and again", self.settings.lease))
+        Err(format!("the Lease {} changes at every attempt to write it", self.settings.lease))
     }
 
-    /// The Lease now, and since when it has been so.
+    /// Reads the Lease, and remembers since when it has not changed.
     async fn read(&mut self) -> Result<Option<Lease>, String> {
         let found = self.api.get_opt(&self.settings.lease).await;
         let Some(lease) = found.map_err(|error| self.explain(&error, "get"))? else {
@@ -218,7 +221,7 @@ impl Candidate {
         Ok(Some(lease))
     }
 
-    /// Whether nobody holds it, or we do, or whoever did has not been seen to renew it in time.
+    /// Whether the Lease has no holder, or is ours, or its holder has not renewed it in time.
     fn is_free(&self, lease: &Lease) -> bool {
         let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
         let duration = Duration::from_secs(seconds.max(0).unsigned_abs().into());
@@ -229,7 +232,7 @@ impl Candidate {
         }
     }
 
-    /// Whether it was written; not if somebody else was quicker.
+    /// Whether the write succeeded; false after a conflict.
     fn wrote(&mut self, wrote: kube::Result<Lease>, verb: &str) -> Result<bool, String> {
         match wrote {
             Ok(lease) => {
@@ -251,7 +254,7 @@ impl Candidate {
         explain(error, &rule)
     }
 
-    /// The Lease with us as its holder. Its version stays: whoever writes first wins.
+    /// The Lease with this scaler as its holder. Its version stays, so that the first write wins.
     fn record(&self, lease: Lease) -> Lease {
         let before = lease.spec.unwrap_or_default();
         let ours = before.holder_identity.as_ref() == Some(&self.identity);
@@ -276,7 +279,7 @@ impl Candidate {
         }
     }
 
-    /// Gives it back, if it still is ours.
+    /// Releases the Lease if it still is ours.
     async fn release(&mut self) -> Result<(), String> {
         for _ in 0..CONFLICTS {
             let Some(mut lease) = self.read().await? else { return Ok(()) };

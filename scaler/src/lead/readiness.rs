@@ -1,13 +1,13 @@
-//! Whether a scaler can answer what it is asked: KEDA with a decision, gateways with what was seen of
+//! Readiness of a scaler: whether it can answer KEDA with a decision, and gateways with the state of
 //! the workloads.
 //!
-//! Once it can, it stays so until its end, whoever leads: it has a last good answer from then on.
+//! Once ready it stays ready until its end, also without leading: it then has a last good answer.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// What still keeps a scaler from being ready, as it was seen last.
+/// The reason why the scaler is not ready, if any, as last checked.
 #[derive(Clone, Debug)]
 pub struct Readiness(Arc<Mutex<Option<String>>>);
 
@@ -16,7 +16,7 @@ impl Readiness {
         Self(Arc::new(Mutex::new(Some("it has just started".to_owned()))))
     }
 
-    /// Looks again, unless it is ready already.
+    /// Checks again, unless it is ready already.
     pub(crate) fn look(&self, lack: impl FnOnce() -> Option<String>) {
         let mut known = self.0.lock();
         if known.is_none() {
@@ -28,7 +28,7 @@ impl Readiness {
         }
     }
 
-    /// Why it is not ready, in words; `None` when it is.
+    /// The reason why it is not ready, in words; `None` if it is.
     #[must_use]
     pub fn lack(&self) -> Option<String> {
         self.0.lock().clone()
@@ -40,9 +40,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_ready_when_nothing_is_lacking_for_the_first_time_and_stays_so() {
+    fn a_scaler_is_ready_once_nothing_is_lacking_and_stays_ready() {
         let readiness = Readiness::new();
-        assert!(readiness.lack().is_some(), "nobody has looked yet");
+        assert!(readiness.lack().is_some(), "not checked yet");
         readiness.look(|| Some("the API server".to_owned()));
         assert_eq!(readiness.lack().as_deref(), Some("the API server"));
         readiness.look(|| None);

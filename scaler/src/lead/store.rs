@@ -1,4 +1,4 @@
-//! Where snapshots of what was learned are kept.
+//! Storage for snapshots of what was learned.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,20 +14,20 @@ use tokio_util::task::AbortOnDropHandle;
 /// Texts by pool.
 pub(crate) type Snapshots = BTreeMap<String, String>;
 
-/// How long the last save may take when this process ends.
+/// Limit for the last save when this process ends.
 const LAST: Duration = Duration::from_secs(5);
-/// Written no more often: what is learned changes slowly.
+/// Shortest time between two saves: the learned figures change slowly.
 const PACE: Duration = Duration::from_secs(60);
-/// How long one save may take: a call that hangs must not keep the later ones waiting.
+/// Limit for one save: a call that hangs must not delay the later ones.
 const LONGEST: Duration = Duration::from_secs(30);
-/// After a save that failed, though nothing changed since: an order may be in it.
+/// Pause after a failed save, even if nothing changed since: it may contain an override.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// A place for snapshots, a text for each pool.
+/// A storage for snapshots, with a text for each pool.
 pub(crate) trait SnapshotStore: Send + Sync {
-    /// Every text that is there.
+    /// Reads every text.
     fn load(&self) -> BoxFuture<'_, io::Result<Snapshots>>;
-    /// Keeps these, each whole or not at all; others stay as they are.
+    /// Writes these texts, each whole or not at all; others stay as they are.
     fn save(&self, snapshots: Snapshots) -> BoxFuture<'_, io::Result<()>>;
 }
 
@@ -66,8 +66,8 @@ fn read(folder: &Path) -> io::Result<Snapshots> {
     for entry in entries {
         let path = entry?.path();
         let pool = path.file_stem().and_then(|stem| stem.to_str());
-        if let (Some(pool), Some("json")) = (pool, path.extension().and_then(|it| it.to_str())) {
-            // What is no text is broken; the reader says so.
+        if let (Some(pool), Some("json")) = (pool, path.extension().and_then(|end| end.to_str())) {
+            // A file that is not text is broken; the reader reports that.
             let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
             snapshots.insert(pool.to_owned(), text);
         }
@@ -86,14 +86,14 @@ fn write(folder: &Path, snapshots: &Snapshots) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what changed, seldom, beside the loop.
+/// Saves changes seldom, in a task beside the loop.
 pub(crate) struct Saver {
     latest: watch::Sender<Snapshots>,
     task: AbortOnDropHandle<()>,
 }
 
 impl Saver {
-    /// `known` is what is there already.
+    /// Starts the task. `known` is what the store contains already.
     pub(crate) fn start(store: Arc<dyn SnapshotStore>, known: Snapshots) -> Self {
         let (latest, mut changes) = watch::channel(known.clone());
         let task = tokio::spawn(async move {
@@ -117,7 +117,7 @@ impl Saver {
                     match saved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                         Ok(()) => written = now,
                         Err(error) => {
-                            tracing::warn!("what was learned can't be kept: {error}");
+                            tracing::warn!("learned figures can't be saved: {error}");
                             failed = true;
                         }
                     }
@@ -130,7 +130,7 @@ impl Saver {
         Self { latest, task: AbortOnDropHandle::new(task) }
     }
 
-    /// What is to be kept now.
+    /// Sets the snapshots to save.
     pub(crate) fn save(&self, snapshots: Snapshots) {
         self.latest.send_if_modified(|known| {
             let changed = *known != snapshots;
@@ -141,19 +141,19 @@ impl Saver {
         });
     }
 
-    /// Returns when the last is written, or when that takes too long: nobody waits for this process
-    /// to end because an API server or a disk does not answer.
+    /// Waits for the last save, but not for long: this process ends even if an API server or a disk
+    /// does not answer.
     pub(crate) async fn finish(self) {
         drop(self.latest);
         if timeout(LAST, self.task).await.is_err() {
             tracing::warn!(
-                "what was learned since the last save is not kept: no answer within {LAST:?}"
+                "figures learned since the last save are lost: no answer within {LAST:?}"
             );
         }
     }
 }
 
-/// When it is time to keep what was learned.
+/// The time of the next save.
 pub(crate) struct Pace(Instant);
 
 impl Pace {
@@ -161,7 +161,7 @@ impl Pace {
         Self(Instant::now() + PACE)
     }
 
-    /// Whether the time has come; it begins anew then.
+    /// Whether it is time to save; if so, the next pause begins.
     pub(crate) fn is_due(&mut self) -> bool {
         let due = Instant::now() >= self.0;
         if due {
@@ -170,23 +170,26 @@ impl Pace {
         due
     }
 
-    /// As soon as possible: an order is not to be lost.
+    /// Makes the next save due at once: an override must not be lost.
     pub(crate) fn hurry(&mut self) {
         self.0 = Instant::now();
     }
 }
 
-/// Every snapshot of the store; or why it can't be read.
+/// Reads every snapshot of the store.
+///
+/// # Errors
+/// Why it can't be read.
 pub(crate) async fn load(store: &dyn SnapshotStore) -> Result<Snapshots, String> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    match timeout(PATIENCE, store.load()).await {
+    const LIMIT: Duration = Duration::from_secs(5);
+    match timeout(LIMIT, store.load()).await {
         Ok(loaded) => loaded.map_err(|error| error.to_string()),
         Err(_) => Err("no answer".to_owned()),
     }
 }
 
-/// The same, tried until it can be read.
-pub(crate) async fn load_at_last(store: Arc<dyn SnapshotStore>) -> Snapshots {
+/// Reads every snapshot, and tries again until that succeeds.
+pub(crate) async fn load_until_read(store: Arc<dyn SnapshotStore>) -> Snapshots {
     const RETRY: Duration = Duration::from_secs(1);
     loop {
         sleep(RETRY).await;
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_is_not_waited_for_longer_than_a_few_seconds() {
+    async fn the_last_save_takes_a_few_seconds_at_most() {
         let saver = Saver::start(Arc::new(Silent), Snapshots::new());
         saver.save(Snapshots::from([("a".to_owned(), "1".to_owned())]));
         let began = Instant::now();
@@ -223,7 +226,7 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), LAST.as_secs());
     }
 
-    /// A store that does not answer once, then fails once.
+    /// A store that hangs once, then fails once.
     #[derive(Default)]
     struct Moody(Mutex<(u32, Snapshots)>);
 
@@ -246,22 +249,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_could_not_be_saved_is_tried_again_though_nothing_changed_since() {
+    async fn a_failed_save_is_tried_again_though_nothing_changed_since() {
         let store = Arc::new(Moody::default());
         let saver = Saver::start(Arc::clone(&store) as Arc<dyn SnapshotStore>, Snapshots::new());
-        let order = Snapshots::from([("a".to_owned(), "1".to_owned())]);
-        saver.save(order.clone());
+        let snapshots = Snapshots::from([("a".to_owned(), "1".to_owned())]);
+        saver.save(snapshots.clone());
         sleep(LONGEST + AGAIN * 3).await;
-        assert_eq!(load(&*store).await, Ok(order));
+        assert_eq!(load(&*store).await, Ok(snapshots));
         sleep(AGAIN * 10).await;
-        assert_eq!(store.0.lock().0, 3, "and not once more");
+        assert_eq!(store.0.lock().0, 3, "and no more");
     }
 
     #[tokio::test]
-    async fn what_is_saved_is_loaded_and_no_half_file_is_left() {
+    async fn what_is_saved_is_loaded_and_no_partial_file_is_left() {
         let folder = std::env::temp_dir().join(format!("forebay-store-{}", std::process::id()));
         let store = Arc::new(Folder::new(&folder));
-        assert_eq!(load(&*store).await, Ok(Snapshots::new()), "nothing there yet");
+        assert_eq!(load(&*store).await, Ok(Snapshots::new()), "empty");
         let texts = |one: &str| Snapshots::from([("a.b-1".to_owned(), one.to_owned())]);
         let saver = Saver::start(Arc::clone(&store) as Arc<dyn SnapshotStore>, Snapshots::new());
         saver.save(texts("1"));

@@ -1,9 +1,11 @@
-//! Every gateway's feed, and the last that each said.
+//! The feeds of all gateways, and the last report of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_base::trouble::Trouble;
+use forebay_config::Millis;
 use forebay_discovery::{Change, Changes};
 use forebay_signals::follower::{Event, follow};
 use forebay_signals::{PoolSignals, Token, View};
@@ -12,30 +14,29 @@ use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-use crate::observe::heard::Heard;
-
-/// In one process the scaler looks for its gateway before that listens.
+/// Time before a gateway that was never connected is reported as silent. In one process the scaler
+/// connects to its gateway before the gateway listens.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Where gateways are: fixed ones, and those that are found.
+/// The gateways to read: fixed ones, and discovered ones.
 pub struct Gateways {
     /// Base URLs of admin ports.
     pub fixed: Vec<String>,
-    /// Others, as they come and go.
+    /// Discovered ones, as they come and go.
     pub found: Option<Changes>,
-    /// Their bearer token.
+    /// The bearer token to send them.
     pub token: Option<Token>,
 }
 
-/// Something that happened to one gateway, or to the list of them.
-pub(crate) enum News {
-    /// A gateway's feed, by number.
+/// A change of one gateway, or of the list of gateways.
+pub(crate) enum GatewayChange {
+    /// An event of a gateway's feed, by the gateway's number.
     Feed(usize, Event<PoolSignals>),
-    /// The list.
+    /// A change of the list.
     List(Change),
 }
 
-/// What is to be decided on anew.
+/// The pools that a change affects.
 pub(crate) enum Touched {
     /// Every pool.
     All,
@@ -43,27 +44,39 @@ pub(crate) enum Touched {
     Pools(Vec<String>),
 }
 
-/// What is read of all gateways.
+/// The last report of one gateway on one pool.
+pub(crate) struct LastReport<'a> {
+    /// The number of the gateway.
+    pub(crate) gateway: usize,
+    /// The random name of its process.
+    pub(crate) sender: &'a str,
+    pub(crate) signals: Option<&'a PoolSignals>,
+    /// Time since its feed was lost, or since it was listed without being heard; `None` while it is
+    /// connected. A connected gateway without `signals` has no request for this pool.
+    pub(crate) silent_for: Option<Millis>,
+}
+
+/// The feeds of all gateways.
 pub(crate) struct Feeds {
-    streams: SelectAll<BoxStream<'static, News>>,
-    heard: BTreeMap<usize, Gateway>,
+    streams: SelectAll<BoxStream<'static, GatewayChange>>,
+    gateways: BTreeMap<usize, Gateway>,
     next: usize,
     token: Option<Token>,
-    /// Found ones by the name under which they were.
+    /// URLs of discovered gateways, by the name that discovery gave.
     found: BTreeMap<String, String>,
 }
 
 struct Gateway {
     url: String,
     fixed: bool,
-    /// It is fixed, or among those that were found last.
+    /// Whether it is fixed, or discovery still lists it.
     listed: bool,
     view: Option<Arc<View<PoolSignals>>>,
-    /// Since when it is silent; from the beginning, until it is heard.
+    /// The time since which it is silent, at first that of its addition; `None` while it reports.
     lost: Option<Instant>,
-    /// Its silence was told.
-    told: bool,
-    /// It said goodbye, and nothing of it counts until it is heard again.
+    /// Its silence, as it was logged.
+    silence: Trouble,
+    /// It said goodbye, and does not count until it is heard again.
     gone: bool,
     end: AbortHandle,
 }
@@ -72,7 +85,7 @@ impl Feeds {
     pub(crate) fn new(gateways: Gateways) -> Self {
         let mut feeds = Self {
             streams: SelectAll::new(),
-            heard: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             next: 0,
             token: gateways.token,
             found: BTreeMap::new(),
@@ -81,15 +94,15 @@ impl Feeds {
             feeds.add(url, true);
         }
         if let Some(found) = gateways.found {
-            feeds.streams.push(found.map(News::List).boxed());
+            feeds.streams.push(found.map(GatewayChange::List).boxed());
         }
-        // Never at its end, whatever is in it.
+        // Without gateways the stream would end.
         feeds.streams.push(stream::pending().boxed());
         feeds
     }
 
     fn add(&mut self, url: String, fixed: bool) {
-        if self.heard.values().any(|gateway| gateway.url == url) {
+        if self.gateways.values().any(|gateway| gateway.url == url) {
             return;
         }
         let listed = true;
@@ -97,26 +110,27 @@ impl Feeds {
         self.next += 1;
         let feed = follow::<PoolSignals>(format!("{url}/signals"), self.token.clone());
         let (end, registration) = AbortHandle::new_pair();
-        let feed = Abortable::new(feed, registration).map(move |event| News::Feed(at, event));
+        let feed =
+            Abortable::new(feed, registration).map(move |event| GatewayChange::Feed(at, event));
         self.streams.push(feed.boxed());
         let (view, lost) = (None, Some(Instant::now()));
-        let (told, gone) = (false, false);
-        self.heard.insert(at, Gateway { url, fixed, listed, view, lost, told, gone, end });
+        let (silence, gone) = (Trouble::default(), false);
+        self.gateways.insert(at, Gateway { url, fixed, listed, view, lost, silence, gone, end });
     }
 
     fn keep(&mut self, urls: &BTreeSet<&String>) {
-        for gateway in self.heard.values_mut() {
+        for gateway in self.gateways.values_mut() {
             gateway.listed = gateway.fixed || urls.contains(&gateway.url);
         }
         self.prune();
     }
 
-    /// One that is no longer listed counts for as long as it speaks: it may have streams to finish.
-    /// After that it can't be waited for.
+    /// Drops gateways that are neither listed nor connected. One that is no longer listed counts while
+    /// it reports, since it may have streams to finish.
     fn prune(&mut self) {
-        self.heard.retain(|_, gateway| {
-            let speaks = gateway.lost.is_none() && !gateway.gone;
-            let stays = gateway.listed || speaks;
+        self.gateways.retain(|_, gateway| {
+            let connected = gateway.lost.is_none() && !gateway.gone;
+            let stays = gateway.listed || connected;
             if !stays {
                 gateway.end.abort();
                 tracing::debug!("the gateway at {} is no longer listed", gateway.url);
@@ -125,19 +139,20 @@ impl Feeds {
         });
     }
 
-    /// What happens next. Cancel-safe; never at its end.
-    pub(crate) async fn next(&mut self) -> Option<News> {
+    /// The next change. Cancel-safe; never `None`.
+    pub(crate) async fn next(&mut self) -> Option<GatewayChange> {
         self.streams.next().await
     }
 
-    pub(crate) fn take(&mut self, news: News) -> Touched {
-        match news {
-            News::Feed(at, Event::Update { view, touched }) => {
+    /// Applies a change; returns the pools to decide on anew.
+    pub(crate) fn take(&mut self, change: GatewayChange) -> Touched {
+        match change {
+            GatewayChange::Feed(at, Event::Update { view, touched }) => {
                 self.event(at, Event::Update { view, touched: Vec::new() });
                 return Touched::Pools(touched);
             }
-            News::Feed(at, event) => self.event(at, event),
-            News::List(change) => self.list(change),
+            GatewayChange::Feed(at, event) => self.event(at, event),
+            GatewayChange::List(change) => self.list(change),
         }
         Touched::All
     }
@@ -147,11 +162,11 @@ impl Feeds {
             Change::All(all) => {
                 let url = |address| format!("http://{address}");
                 let addressed =
-                    all.into_iter().filter_map(|(name, it)| Some((name, url(it.address?))));
+                    all.into_iter().filter_map(|(name, member)| Some((name, url(member.address?))));
                 self.found = addressed.collect();
             }
-            Change::Put(name, it) => {
-                match it.address {
+            Change::Put(name, member) => {
+                match member.address {
                     Some(address) => self.found.insert(name, format!("http://{address}")),
                     None => self.found.remove(&name),
                 };
@@ -160,7 +175,7 @@ impl Feeds {
                 self.found.remove(&name);
             }
             Change::Trouble(why) => {
-                return tracing::warn!("scaler.gatewayDiscovery: {why}; what is known stays");
+                return tracing::warn!("scaler.gatewayDiscovery: {why}; the known gateways stay");
             }
         }
         let found = std::mem::take(&mut self.found);
@@ -172,13 +187,15 @@ impl Feeds {
     }
 
     fn event(&mut self, at: usize, event: Event<PoolSignals>) {
-        let Some(gateway) = self.heard.get_mut(&at) else { return };
+        let Some(gateway) = self.gateways.get_mut(&at) else { return };
         match event {
             Event::Update { view, .. } => {
                 gateway.view = Some(view);
                 gateway.lost = None;
-                gateway.told = false;
                 gateway.gone = false;
+                if gateway.silence.ends() {
+                    tracing::info!("the gateway at {} reports again", gateway.url);
+                }
             }
             Event::Goodbye => {
                 gateway.view = None;
@@ -186,23 +203,26 @@ impl Feeds {
                 self.prune();
             }
             Event::Lost { .. } | Event::Short { .. } if gateway.gone => {}
-            // It may be well. For as long as that lasts nothing scales down, and its demand stays.
+            // The gateway may be well: this process is short of something. Nothing scales down
+            // meanwhile, and the gateway's demand does not fade.
             Event::Short { .. } => gateway.lost = Some(Instant::now()),
             Event::Lost { error } => {
                 let since = *gateway.lost.get_or_insert_with(Instant::now);
                 let settled = gateway.view.is_some() || since.elapsed() >= SETTLED;
-                if settled && !std::mem::replace(&mut gateway.told, true) {
+                if settled && gateway.silence.begins(&error) {
                     let url = &gateway.url;
-                    tracing::warn!("the gateway at {url} is silent ({error}): nothing scales down");
+                    tracing::warn!(
+                        "the gateway at {url} is silent, so nothing scales down: {error}"
+                    );
                 }
                 self.prune();
             }
         }
     }
 
-    /// Every gateway's last word on a pool.
-    pub(crate) fn words<'a>(&'a self, pool: &str) -> Vec<Heard<'a>> {
-        let word = |(at, gateway): (&usize, &'a Gateway)| Heard {
+    /// The last report of every gateway on a pool.
+    pub(crate) fn reports<'a>(&'a self, pool: &str) -> Vec<LastReport<'a>> {
+        let report = |(at, gateway): (&usize, &'a Gateway)| LastReport {
             gateway: *at,
             sender: gateway.view.as_ref().map_or("", |view| &view.sender),
             signals: gateway
@@ -210,15 +230,20 @@ impl Feeds {
                 .as_ref()
                 .and_then(|view| view.pools.get(pool))
                 .map(|pool| &**pool),
-            lost_ms: gateway.lost.map(|lost| lost.elapsed().as_millis() as u64),
+            silent_for: gateway.lost.map(|lost| lost.elapsed().into()),
         };
-        self.heard.iter().filter(|(_, gateway)| !gateway.gone).map(word).collect()
+        self.gateways.iter().filter(|(_, gateway)| !gateway.gone).map(report).collect()
     }
 
-    /// How many are connected.
+    /// The number of connected gateways.
     pub(crate) fn alive(&self) -> u32 {
-        let alive = self.heard.values().filter(|g| g.view.is_some() && g.lost.is_none());
+        let alive = self.gateways.values().filter(|g| g.view.is_some() && g.lost.is_none());
         alive.count() as u32
+    }
+
+    /// The number of gateways that are listed and not heard.
+    pub(crate) fn silent(&self) -> u32 {
+        self.gateways.values().filter(|g| g.listed && !g.gone && g.lost.is_some()).count() as u32
     }
 }
 
@@ -236,7 +261,7 @@ mod tests {
     }
 
     fn urls(feeds: &Feeds) -> Vec<&str> {
-        feeds.heard.values().map(|gateway| gateway.url.as_str()).collect()
+        feeds.gateways.values().map(|gateway| gateway.url.as_str()).collect()
     }
 
     fn at(n: u8) -> (String, Member) {
@@ -246,59 +271,60 @@ mod tests {
     #[test]
     fn gateways_come_and_go_with_the_list_and_fixed_ones_stay() {
         let mut feeds = feeds(&["http://127.0.0.9:9900"]);
-        feeds.take(News::List(Change::All(vec![at(1), at(2)])));
+        feeds.take(GatewayChange::List(Change::All(vec![at(1), at(2)])));
         assert_eq!(urls(&feeds).len(), 3);
         let (name, _) = at(1);
-        feeds.take(News::List(Change::Gone(name)));
+        feeds.take(GatewayChange::List(Change::Gone(name)));
         assert_eq!(urls(&feeds), ["http://127.0.0.9:9900", "http://127.0.0.2:9900"]);
-        feeds.take(News::List(Change::Trouble("the API server is away".into())));
+        feeds.take(GatewayChange::List(Change::Trouble("the API server is away".into())));
         assert_eq!(urls(&feeds).len(), 2, "what is known stays");
         let (name, member) = at(3);
-        feeds.take(News::List(Change::Put(name, member)));
+        feeds.take(GatewayChange::List(Change::Put(name, member)));
         assert_eq!(urls(&feeds).len(), 3);
     }
 
     #[test]
-    fn one_that_is_no_longer_listed_counts_until_it_is_silent() {
+    fn a_gateway_that_is_no_longer_listed_counts_until_it_is_silent() {
         for end in [Event::Goodbye, Event::Lost { error: "closed".to_owned() }] {
             let mut feeds = feeds(&[]);
             let (name, member) = at(1);
-            feeds.take(News::List(Change::All(vec![(name.clone(), member.clone())])));
+            feeds.take(GatewayChange::List(Change::All(vec![(name.clone(), member.clone())])));
             let (sender, pools) = ("a".to_owned(), BTreeMap::new());
             let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
-            feeds.take(News::Feed(0, Event::Update { view, touched: Vec::new() }));
-            feeds.take(News::List(Change::Gone(name.clone())));
-            assert_eq!(feeds.words("p").len(), 1, "it has streams to finish");
-            assert!(!feeds.heard[&0].end.is_aborted());
-            feeds.take(News::List(Change::Put(name.clone(), member)));
-            assert_eq!(feeds.heard.len(), 1, "listed anew, it is the same");
-            feeds.take(News::List(Change::Gone(name)));
-            let ended = feeds.heard[&0].end.clone();
-            feeds.take(News::Feed(0, end));
-            assert!(feeds.heard.is_empty() && ended.is_aborted());
+            feeds.take(GatewayChange::Feed(0, Event::Update { view, touched: Vec::new() }));
+            feeds.take(GatewayChange::List(Change::Gone(name.clone())));
+            assert_eq!(feeds.reports("p").len(), 1, "it has streams to finish");
+            assert!(!feeds.gateways[&0].end.is_aborted());
+            feeds.take(GatewayChange::List(Change::Put(name.clone(), member)));
+            assert_eq!(feeds.gateways.len(), 1, "listed anew, it is the same");
+            feeds.take(GatewayChange::List(Change::Gone(name)));
+            let ended = feeds.gateways[&0].end.clone();
+            feeds.take(GatewayChange::Feed(0, end));
+            assert!(feeds.gateways.is_empty() && ended.is_aborted());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_gateway_that_we_can_not_reach_for_want_of_our_own_does_not_grow_stale() {
+    async fn a_gateway_that_this_process_lacks_the_means_to_reach_does_not_grow_stale() {
         let mut feeds = feeds(&["http://127.0.0.9:9900"]);
         let (sender, pools) = ("a".to_owned(), BTreeMap::new());
         let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
-        feeds.take(News::Feed(0, Event::Update { view, touched: Vec::new() }));
-        feeds.take(News::Feed(0, Event::Lost { error: "reset".to_owned() }));
+        feeds.take(GatewayChange::Feed(0, Event::Update { view, touched: Vec::new() }));
+        feeds.take(GatewayChange::Feed(0, Event::Lost { error: "reset".to_owned() }));
         let minute = std::time::Duration::from_secs(60);
         tokio::time::advance(minute).await;
-        assert_eq!(feeds.words("p")[0].lost_ms, Some(60_000));
-        feeds.take(News::Feed(0, Event::Short { error: "too many open files".to_owned() }));
-        assert_eq!(feeds.words("p")[0].lost_ms, Some(0));
+        assert_eq!(feeds.reports("p")[0].silent_for.map(|span| span.get()), Some(60_000));
+        feeds
+            .take(GatewayChange::Feed(0, Event::Short { error: "too many open files".to_owned() }));
+        assert_eq!(feeds.reports("p")[0].silent_for.map(|span| span.get()), Some(0));
     }
 
     #[test]
-    fn one_that_is_listed_and_was_never_heard_is_told_of_as_silent() {
+    fn a_gateway_that_is_listed_and_was_never_heard_is_reported_as_silent() {
         let mut feeds = feeds(&[]);
-        feeds.take(News::List(Change::All(vec![at(1)])));
-        let words = feeds.words("p");
-        assert_eq!(words.len(), 1);
-        assert!(words[0].lost_ms.is_some() && words[0].signals.is_none());
+        feeds.take(GatewayChange::List(Change::All(vec![at(1)])));
+        let reports = feeds.reports("p");
+        assert_eq!(reports.len(), 1);
+        assert!(reports[0].silent_for.is_some() && reports[0].signals.is_none());
     }
 }

@@ -1,9 +1,8 @@
-//! The reports that decisions read: gateways' feeds, second-hand sources, the leader's words.
+//! The inputs of decisions: gateways' feeds, second-hand sources, the leader's feed.
 //!
-//! Tasks read again and again; a decision takes the last reading with its age and never waits. What
-//! can't be is unknown, and never zero.
+//! Tasks read repeatedly, so a decision never waits: it takes the last reading with its age. A figure out of
+//! its range is unknown, and never zero. May use `decide` and `lead`, not the targets.
 
 pub(crate) mod feeds;
-pub(crate) mod heard;
 pub(crate) mod relay;
 pub(crate) mod sources;

@@ -1,7 +1,7 @@
-//! What a scaler that does not lead tells: the leader's words.
+//! The state that a scaler which does not lead publishes: the leader's.
 //!
-//! A leader that is gone leaves its last words standing, but for the barrier, which is a lease:
-//! nobody is there to lift it.
+//! When the leader is gone its last state stays in force without its barriers, which no scaler would
+//! renew or lift.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use forebay_signals::follower::{Event, Feed, follow};
 use forebay_signals::{PoolReplicas, ReplicaState, Token};
 use futures_util::StreamExt;
 
-/// The leader's feed, being read.
+/// The leader's feed.
 pub(crate) struct Relay {
     feed: Feed<PoolReplicas>,
     pub(crate) url: String,
     lost: bool,
 }
 
-/// The leader's words now.
-pub(crate) struct Words {
+/// The leader's state.
+pub(crate) struct LeaderState {
     pub(crate) pools: BTreeMap<String, PoolReplicas>,
     pub(crate) gateways: Option<u32>,
 }
@@ -27,31 +27,34 @@ impl Relay {
         Self { feed: follow(format!("{url}/replicas"), token), url, lost: false }
     }
 
-    /// What changed, given what was told last; `None` where that is nothing. Cancel-safe.
-    pub(crate) async fn next(&mut self, last: &BTreeMap<String, PoolReplicas>) -> Option<Words> {
+    /// The next state that differs from the one published last. Cancel-safe.
+    pub(crate) async fn next(
+        &mut self,
+        last: &BTreeMap<String, PoolReplicas>,
+    ) -> Option<LeaderState> {
         match self.feed.next().await? {
             Event::Update { view, .. } => {
                 self.lost = false;
                 let pools = view.pools.iter().map(|(name, pool)| (name.clone(), (**pool).clone()));
-                Some(Words { pools: pools.collect(), gateways: view.gateways })
+                Some(LeaderState { pools: pools.collect(), gateways: view.gateways })
             }
             Event::Goodbye => {
                 self.lost = true;
-                Some(Words { pools: without_barriers(last), gateways: None })
+                Some(LeaderState { pools: without_barriers(last), gateways: None })
             }
             Event::Lost { error } | Event::Short { error } => {
                 if std::mem::replace(&mut self.lost, true) {
                     return None;
                 }
-                tracing::warn!("the leader at {} is not heard: {error}", self.url);
-                Some(Words { pools: without_barriers(last), gateways: None })
+                tracing::warn!("the leader at {} can't be heard: {error}", self.url);
+                Some(LeaderState { pools: without_barriers(last), gateways: None })
             }
         }
     }
 }
 
-/// The same with every barrier lifted: what drained under it serves on, and whoever else scales is
-/// not to take it away.
+/// The same pools with every barrier lifted: replicas that drained under it serve again, and no other
+/// scaler may take them away.
 pub(crate) fn without_barriers(
     pools: &BTreeMap<String, PoolReplicas>,
 ) -> BTreeMap<String, PoolReplicas> {
@@ -92,11 +95,11 @@ mod tests {
         };
         let shrinking = PoolReplicas { barrier: None, ..closing.clone() };
         let pools = [("zero".to_owned(), closing), ("fewer".to_owned(), shrinking)].into();
-        let told = without_barriers(&pools);
-        let state = |pool: &str| told[pool].replicas["a"].as_ref().expect("there").state;
-        assert_eq!((told["zero"].barrier, state("zero")), (None, ReplicaState::Starting));
+        let lifted = without_barriers(&pools);
+        let state = |pool: &str| lifted[pool].replicas["a"].as_ref().expect("there").state;
+        assert_eq!((lifted["zero"].barrier, state("zero")), (None, ReplicaState::Starting));
         assert_eq!(state("fewer"), ReplicaState::Draining, "others serve in its place");
-        assert!(told["zero"].active, "KEDA may not take away what serves");
-        assert!(!told["fewer"].active);
+        assert!(lifted["zero"].active, "KEDA may not take away what serves");
+        assert!(!lifted["fewer"].active);
     }
 }

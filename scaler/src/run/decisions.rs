@@ -1,13 +1,18 @@
-//! The decisions, each with all its figures: `/decisions` and the log.
+//! The decisions with all their figures: `/decisions` and the log.
 //!
-//! First what stands: each pool's last decision, be it that nothing changes, with when and why its
-//! count was last another. Then the last ones that changed a count or kept one from changing.
+//! First come the current decisions, one per pool, even if they change nothing, with the time and
+//! reason of the last change of the count. Then come the last decisions that changed a count or kept
+//! one from changing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get};
+use forebay_config::Millis;
+use forebay_signals::FailedStart;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,52 +20,64 @@ use serde_json::Value;
 use crate::decide::Decision;
 use crate::decide::cold_start::Phases;
 
-/// Decisions kept.
+/// Number of decisions to keep.
 const KEPT: usize = 300;
 
-/// What was decided.
+/// The decisions, current and past.
 #[derive(Default)]
 pub(crate) struct Decisions {
     last: Mutex<VecDeque<Value>>,
-    standing: Mutex<BTreeMap<String, Standing>>,
+    current: Mutex<BTreeMap<String, Current>>,
 }
 
-/// A pool's last decision.
-struct Standing {
-    at_ms: u64,
+/// The state of a pool that is shown beside its decision.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PoolState {
+    /// The learned phases of a start.
+    pub(crate) cold_start: Phases,
+    /// The failure of its starts, if no replica can be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failed_start: Option<FailedStart>,
+}
+
+/// A pool's current decision.
+struct Current {
+    at: Millis,
     decision: Decision,
-    cold_start: Phases,
-    changed: Option<Changed>,
+    state: PoolState,
+    changed: Option<LastChange>,
 }
 
-/// When a count was last changed, and why.
+/// The time and reason of the last change of a count.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Changed {
-    at_millis: u64,
+struct LastChange {
+    at_millis: Millis,
     why: String,
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct DecisionsQuery {
     pool: Option<String>,
 }
 
-/// One entry.
+/// One entry of `/decisions`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry<'a> {
-    at_millis: u64,
+    at_millis: Millis,
     pool: &'a str,
-    /// It is what stands now.
+    /// Whether it is the pool's current decision.
     current: bool,
-    /// The whole in one sentence.
+    /// The decision in one sentence.
     why: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    changed: Option<&'a Changed>,
+    changed: Option<&'a LastChange>,
     #[serde(flatten)]
     decision: &'a Decision,
-    cold_start: Phases,
+    #[serde(flatten)]
+    state: &'a PoolState,
 }
 
 impl Entry<'_> {
@@ -70,51 +87,63 @@ impl Entry<'_> {
 }
 
 impl Decisions {
-    /// `GET`: what stands for each pool, then the last decisions, newest first; of one pool with
-    /// `?pool=NAME`.
+    /// `GET`: the current decision of each pool, then the last decisions, newest first; of one pool
+    /// with `?pool=NAME`, or 404 if there is none on it.
     pub(crate) fn route(self: &Arc<Self>) -> MethodRouter {
-        let list = |State(decisions): State<Arc<Self>>, Query(asked): Query<Asked>| async move {
-            axum::Json(decisions.list(asked.pool.as_deref()))
+        let list = |State(decisions): State<Arc<Self>>, Query(query): Query<DecisionsQuery>| async move {
+            let list = decisions.list(query.pool.as_deref());
+            match query.pool {
+                Some(pool) if list.is_empty() => {
+                    let known: Vec<_> = decisions.current.lock().keys().cloned().collect();
+                    let known =
+                        if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+                    let why =
+                        format!("no decision on a pool `{pool}`; pools with decisions: {known}\n");
+                    (StatusCode::NOT_FOUND, why).into_response()
+                }
+                _ => axum::Json(list).into_response(),
+            }
         };
         get(list).with_state(Arc::clone(self))
     }
 
     fn list(&self, pool: Option<&str>) -> Vec<Value> {
         let of = |name: &str| pool.is_none_or(|pool| pool == name);
-        let standing = self.standing.lock();
-        let mut list: Vec<_> = standing
+        let current = self.current.lock();
+        let mut list: Vec<_> = current
             .iter()
             .filter(|(name, _)| of(name))
-            .map(|(name, standing)| standing.entry(name, &standing.decision.sentence(), true))
+            .map(|(name, current)| current.entry(name, &current.decision.sentence(), true))
             .collect();
-        drop(standing);
+        drop(current);
         let last = self.last.lock();
-        list.extend(last.iter().rev().filter(|it| it["pool"].as_str().is_some_and(of)).cloned());
+        let past = last.iter().rev().filter(|entry| entry["pool"].as_str().is_some_and(of));
+        list.extend(past.cloned());
         list
     }
 
-    /// Takes one in, and logs it where it changed the count. Beside what stands it is kept where it
-    /// changed the count, or another rule than before keeps the count as it is.
-    pub(crate) fn note(&self, pool: &str, decision: &Decision, cold_start: Phases, now_ms: u64) {
+    /// Records a decision, and logs it if it changed the count. It also becomes a past decision if it
+    /// changed the count, or if another rule than before keeps the count as it is.
+    pub(crate) fn note(&self, pool: &str, decision: &Decision, state: PoolState, now: Millis) {
         let changed = decision.from != decision.desired;
-        let mut standing = self.standing.lock();
-        let before = standing.get_mut(pool);
+        let mut current = self.current.lock();
+        let before = current.get_mut(pool);
         let rule = before.as_ref().map(|before| before.decision.why.rule());
         let kept_back = decision.why.holds_back() && rule != Some(decision.why.rule());
-        let told = (changed || kept_back).then(|| decision.sentence());
-        let since = match &told {
-            Some(why) if changed => Some(Changed { at_millis: now_ms, why: why.clone() }),
+        let sentence = (changed || kept_back).then(|| decision.sentence());
+        let last_change = match &sentence {
+            Some(why) if changed => Some(LastChange { at_millis: now, why: why.clone() }),
             _ => before.and_then(|before| before.changed.take()),
         };
-        let now =
-            Standing { at_ms: now_ms, decision: decision.clone(), cold_start, changed: since };
-        let entry = told.as_ref().map(|why| now.entry(pool, why, false));
-        match standing.get_mut(pool) {
+        let decision = decision.clone();
+        let now = Current { at: now, decision, state, changed: last_change };
+        let entry = sentence.as_ref().map(|why| now.entry(pool, why, false));
+        match current.get_mut(pool) {
             Some(before) => *before = now,
-            None => drop(standing.insert(pool.to_owned(), now)),
+            None => drop(current.insert(pool.to_owned(), now)),
         }
-        drop(standing);
-        let (Some(why), Some(entry)) = (told, entry) else { return };
+        drop(current);
+        let (Some(why), Some(entry)) = (sentence, entry) else { return };
         if changed {
             tracing::info!("{pool}: {why}");
         } else {
@@ -127,24 +156,26 @@ impl Decisions {
         last.push_back(entry);
     }
 
-    /// Forgets what stands for pools that are no longer configured.
+    /// Forgets the current decisions of pools that are no longer configured.
     pub(crate) fn keep(&self, configured: impl Fn(&str) -> bool) {
-        self.standing.lock().retain(|name, _| configured(name));
+        self.current.lock().retain(|name, _| configured(name));
     }
 }
 
-impl Standing {
+impl Current {
     fn entry(&self, pool: &str, why: &str, current: bool) -> Value {
-        let Self { at_ms, decision, cold_start, changed } = self;
+        let Self { at, decision, state, changed } = self;
         let changed = changed.as_ref().filter(|_| current);
-        let (at_millis, cold_start) = (*at_ms, *cold_start);
-        Entry { at_millis, pool, current, why, changed, decision, cold_start }.json()
+        Entry { at_millis: *at, pool, current, why, changed, decision, state }.json()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
     use serde_json::json;
+    use tower::ServiceExt as _;
 
     use super::*;
     use crate::decide::{Figures, Why};
@@ -155,20 +186,21 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_comes_first_also_where_nothing_changed() {
+    fn current_decisions_come_first_even_if_they_change_nothing() {
         let decisions = Decisions::default();
-        let held = Why::Held { held: 3, in_flight: 0, target: 2 };
-        let note = |pool: &str, at, of| decisions.note(pool, &of, Phases::default(), at);
+        let held = Why::Held { held: 3, in_flight: 0, per_replica: 2 };
+        let note =
+            |pool: &str, at, of| decisions.note(pool, &of, PoolState::default(), Millis::new(at));
         note("a", 1_000, decision(0, 2, held));
         note("a", 2_000, decision(2, 2, Why::Steady));
         note("b", 2_500, decision(1, 1, Why::Panic));
         note("a", 3_000, decision(2, 2, Why::Steady));
         note("b", 3_500, decision(1, 1, Why::Panic));
 
-        let told = |list: &[Value]| -> Vec<_> {
-            let of = |it: &Value| {
-                let at = it["atMillis"].as_u64();
-                (it["current"] == true, it["pool"].as_str().map(str::to_owned), at)
+        let shown = |list: &[Value]| -> Vec<_> {
+            let of = |entry: &Value| {
+                let at = entry["atMillis"].as_u64();
+                (entry["current"] == true, entry["pool"].as_str().map(str::to_owned), at)
             };
             list.iter().map(of).collect()
         };
@@ -180,25 +212,45 @@ mod tests {
             of(false, "b", 2_500),
             of(false, "a", 1_000),
         ];
-        assert_eq!(told(&list), want);
+        assert_eq!(shown(&list), want);
         let now = &list[0];
         assert_eq!((&now["rule"], &now["figures"]["recent"]), (&json!("steady"), &json!(2)));
         assert!(now["why"].as_str().is_some_and(|why| why.starts_with("staying at 2: ")), "{now}");
         assert_eq!(now["changed"]["atMillis"], 1_000);
-        assert_eq!(now["changed"]["why"], list[3]["why"], "why it is at 2");
+        assert_eq!(now["changed"]["why"], list[3]["why"], "the reason for 2 replicas");
         assert!(list[1]["changed"].is_null(), "it never changed: {}", list[1]);
 
-        assert_eq!(told(&decisions.list(Some("b"))), [of(true, "b", 3_500), of(false, "b", 2_500)]);
+        let of_b = decisions.list(Some("b"));
+        assert_eq!(shown(&of_b), [of(true, "b", 3_500), of(false, "b", 2_500)]);
         decisions.keep(|name| name == "a");
-        assert_eq!(told(&decisions.list(Some("b"))), [of(false, "b", 2_500)], "it is gone");
+        assert_eq!(shown(&decisions.list(Some("b"))), [of(false, "b", 2_500)], "b is gone");
+    }
+
+    #[tokio::test]
+    async fn a_pool_without_decisions_is_not_found_and_others_are_named() {
+        let decisions = Arc::new(Decisions::default());
+        let router = axum::Router::new().route("/decisions", decisions.route());
+        decisions.note("chat", &decision(0, 1, Why::Panic), PoolState::default(), Millis::ZERO);
+        for (query, status, has) in [
+            ("?pool=chat", StatusCode::OK, r#""pool":"chat""#),
+            ("", StatusCode::OK, r#""pool":"chat""#),
+            ("?pool=caht", StatusCode::NOT_FOUND, "`caht`; pools with decisions: chat"),
+        ] {
+            let request = Request::get(format!("/decisions{query}")).body(Body::empty());
+            let Ok(answer) = router.clone().oneshot(request.expect("valid")).await;
+            assert_eq!(answer.status(), status, "{query}");
+            let body = to_bytes(answer.into_body(), 1 << 20).await.expect("whole");
+            let text = String::from_utf8_lossy(&body);
+            assert!(text.contains(has), "{query}: {text}");
+        }
     }
 
     #[test]
-    fn only_so_many_are_kept() {
+    fn a_limited_number_of_decisions_is_kept() {
         let decisions = Decisions::default();
         for n in 0..400 {
-            let of = decision(n % 2, 1 - n % 2, Why::Minimum);
-            decisions.note("p", &of, Phases::default(), u64::from(n));
+            let of = decision(n % 2, 1 - n % 2, Why::Minimum { because: None });
+            decisions.note("p", &of, PoolState::default(), Millis::new(n.into()));
         }
         let list = decisions.list(None);
         assert_eq!((list.len(), &list[1]["atMillis"]), (KEPT + 1, &json!(399)));

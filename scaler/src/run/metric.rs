@@ -1,7 +1,9 @@
-//! Every figure of the scaler on `/metrics`.
+//! The scaler's metrics on `/metrics`.
 
 use std::collections::BTreeMap;
 
+use forebay_config::{Millis, Scaling};
+use forebay_signals::ColdStart;
 use metrics::{
     Counter, Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
@@ -20,13 +22,21 @@ const TRIGGER_REPLICAS: &str = "forebay_trigger_replicas";
 const TRIGGER_READABLE: &str = "forebay_trigger_readable";
 const TRIGGER_AGE: &str = "forebay_trigger_age_seconds";
 const TRIGGER_FAILURES: &str = "forebay_trigger_failures_total";
+const START_FAILING: &str = "forebay_start_failing";
 const REPLACEMENTS: &str = "forebay_replacements_total";
+const LEADING: &str = "forebay_scaler_leading";
+const GATEWAYS: &str = "forebay_gateways";
+const MAXIMUM: &str = "forebay_max_replicas";
+const OBJECTIVE_SHARE: &str = "forebay_objective_share";
+const OBJECTIVE_TTFT: &str = "forebay_objective_ttft_seconds";
+const LONGEST_START: &str = "forebay_longest_start_seconds";
+const LEARNED_COLD_START: &str = "forebay_learned_cold_start_seconds";
 const RULE: &str = "forebay_scaling_rule";
 const DEMAND: &str = "forebay_demand_replicas";
 const CAPACITY: &str = "forebay_replica_requests_per_second";
 const REACTION: &str = "forebay_decision_seconds";
 
-/// Bounds for each histogram.
+/// Bucket bounds of each histogram.
 pub const BUCKETS: &[(&str, &[f64])] = &[
     (
         COLD_START,
@@ -35,58 +45,93 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (REACTION, &[0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05]),
 ];
 
-/// Help texts.
+/// Registers the help texts.
 pub fn describe() {
-    forebay_system::describe();
-    describe_gauge!(DESIRED, "Replicas asked for, by pool");
+    describe_gauge!(DESIRED, "Replicas that the scaler wants, by pool");
+    describe_gauge!(MAXIMUM, "maxReplicaCount, by pool");
+    describe_gauge!(OBJECTIVE_SHARE, "The objective's share, by pool");
+    describe_gauge!(OBJECTIVE_TTFT, Unit::Seconds, "The objective's TTFT, by pool");
+    describe_gauge!(
+        LONGEST_START,
+        Unit::Seconds,
+        "Time since the oldest start under way was requested, by pool; 0 if none is under way"
+    );
+    describe_gauge!(LEADING, "1 while this scaler decides, 0 while another one does");
+    describe_gauge!(GATEWAYS, "Gateways, by state: heard, or silent");
+    describe_gauge!(
+        LEARNED_COLD_START,
+        Unit::Seconds,
+        "Median and 90th percentile of the last cold starts, by pool and quantile"
+    );
     describe_gauge!(REPLICAS, "Replicas, by pool and state");
     describe_counter!(DECISIONS, "Decisions that changed the count, by pool and rule");
     describe_counter!(
         REPLACEMENTS,
         "Replicas ended and started anew, by pool and reason: hung, or a start that took too long"
     );
-    describe_gauge!(RULE, "1 for the rule that won last, 0 for those that won before it");
-    describe_gauge!(DEMAND, "Replicas that the default algorithm asks for, by pool and reason");
-    describe_gauge!(CAPACITY, "What one full replica is worth, as learned, by pool");
-    describe_gauge!(TRIGGER_VALUE, "What a trigger last read; NaN where it is not known");
-    describe_gauge!(TRIGGER_THRESHOLD, "What a trigger compares its value with");
     describe_gauge!(
-        TRIGGER_REPLICAS,
-        "Replicas that a trigger asks for; NaN where it asks for none"
+        START_FAILING,
+        "1 while no replica can be started and requests are refused for it, by pool"
     );
+    describe_gauge!(RULE, "1 for the rule that won last, 0 for rules that won before");
+    describe_gauge!(DEMAND, "Replicas that the default algorithm asks for, by pool and reason");
+    describe_gauge!(CAPACITY, "Learned throughput of one full replica, by pool");
+    describe_gauge!(TRIGGER_VALUE, "The last value of a trigger; NaN if unknown");
+    describe_gauge!(TRIGGER_THRESHOLD, "The threshold that a trigger compares its value with");
+    describe_gauge!(TRIGGER_REPLICAS, "Replicas that a trigger proposes; NaN if it proposes none");
     describe_gauge!(
         TRIGGER_READABLE,
-        "1 for a trigger that counts, 0 for one that can't be read or is left out"
+        "1 for a trigger that counts, 0 for one that can't be read or is ignored"
     );
-    describe_gauge!(TRIGGER_AGE, Unit::Seconds, "How long ago a trigger's figure was read");
+    describe_gauge!(TRIGGER_AGE, Unit::Seconds, "Age of a trigger's figure");
     describe_counter!(
         TRIGGER_FAILURES,
-        "Times that a trigger's figure could not be read any more, or could not be, by pool and trigger"
+        "Times that a trigger's figure became unreadable, by pool and trigger"
     );
-    describe_histogram!(COLD_START, Unit::Seconds, "From asked for to ready, by pool");
+    describe_histogram!(COLD_START, Unit::Seconds, "Request of a replica to ready, by pool");
     describe_histogram!(
         REACTION,
         Unit::Seconds,
-        "From a signal's arrival to the target's being told, by pool"
+        "Arrival of a signal to the order to the target, by pool"
     );
 }
 
-/// A pool's handles.
+/// Records whether this scaler decides.
+pub(crate) fn leads(leads: bool) {
+    gauge!(LEADING).set(if leads { 1.0 } else { 0.0 });
+}
+
+/// Records how many gateways are heard, and how many are silent.
+pub(crate) fn gateways(heard: u32, silent: u32) {
+    gauge!(GATEWAYS, "state" => "heard").set(heard);
+    gauge!(GATEWAYS, "state" => "silent").set(silent);
+}
+
+/// A pool's metrics.
 pub(crate) struct Metrics {
     desired: Gauge,
+    /// As configured: maxReplicaCount, the objective's share and its TTFT.
+    configured: [Gauge; 3],
+    starts: StartMetrics,
     capacity: Gauge,
     demands: [Gauge; 3],
-    /// By rule, of which there are few.
+    /// By rule; there are few rules.
     rules: BTreeMap<&'static str, (Gauge, Counter)>,
     rule: Option<&'static str>,
-    pub(crate) cold_start: metrics::Histogram,
     pub(crate) reaction: metrics::Histogram,
     states: [Gauge; 5],
     pool: String,
     triggers: BTreeMap<String, TriggerMetrics>,
 }
 
-/// A trigger's handles.
+/// Metrics of a pool's starts.
+struct StartMetrics {
+    cold_start: metrics::Histogram,
+    longest: Gauge,
+    failing: Gauge,
+}
+
+/// A trigger's metrics.
 struct TriggerMetrics {
     value: Gauge,
     threshold: Gauge,
@@ -106,22 +151,28 @@ impl Metrics {
             triggers: BTreeMap::new(),
             states: ["pending", "starting", "ready", "draining", "failed"].map(state),
             desired: gauge!(DESIRED, "pool" => pool.clone()),
+            configured: [MAXIMUM, OBJECTIVE_SHARE, OBJECTIVE_TTFT]
+                .map(|name| gauge!(name, "pool" => pool.clone())),
+            starts: StartMetrics {
+                cold_start: histogram!(COLD_START, "pool" => pool.clone()),
+                longest: gauge!(LONGEST_START, "pool" => pool.clone()),
+                failing: gauge!(START_FAILING, "pool" => pool.clone()),
+            },
             capacity: gauge!(CAPACITY, "pool" => pool.clone()),
             demands: ["recent", "backlog", "season"]
                 .map(|reason| gauge!(DEMAND, "pool" => pool.clone(), "reason" => reason)),
             rules: BTreeMap::new(),
             rule: None,
-            cold_start: histogram!(COLD_START, "pool" => pool.clone()),
             reaction: histogram!(REACTION, "pool" => pool),
         }
     }
 
-    /// A decision's count, rule and figures.
+    /// Records a decision's count, rule and figures.
     pub(crate) fn decided(&mut self, decision: &Decision) {
         self.desired.set(decision.desired);
         let figures = &decision.figures;
         for (gauge, count) in
-            self.demands.iter().zip([figures.recent, figures.ahead, figures.season])
+            self.demands.iter().zip([figures.recent, figures.backlog, figures.season])
         {
             gauge.set(count);
         }
@@ -144,19 +195,51 @@ impl Metrics {
         }
     }
 
-    /// A replica is replaced.
+    /// Counts a replacement.
     pub(crate) fn replaced(&self, cause: Cause) {
-        counter!(REPLACEMENTS, "pool" => self.pool.clone(), "reason" => cause.word()).increment(1);
+        counter!(REPLACEMENTS, "pool" => self.pool.clone(), "reason" => cause.label()).increment(1);
     }
 
-    /// In the order of [`forebay_signals::ReplicaState`].
+    /// Records the replicas by state, in the order of [`forebay_signals::ReplicaState`].
     pub(crate) fn replicas(&self, counts: [u32; 5]) {
         for (gauge, count) in self.states.iter().zip(counts) {
             gauge.set(count);
         }
     }
 
-    /// Triggers' names are configuration's.
+    /// Records what is configured.
+    pub(crate) fn configured(&self, scaling: &Scaling) {
+        let [maximum, share, ttft] = &self.configured;
+        maximum.set(scaling.max_replica_count);
+        share.set(scaling.objective.share);
+        ttft.set(scaling.objective.ttft.as_secs_f64());
+    }
+
+    /// Records a start that ended ready.
+    pub(crate) fn started(&self, seconds: f64) {
+        self.starts.cold_start.record(seconds);
+    }
+
+    /// Records how long the oldest start under way has taken.
+    pub(crate) fn longest_start(&self, time: Millis) {
+        self.starts.longest.set(time.as_secs_f64());
+    }
+
+    /// Records the quantiles of the last cold starts.
+    pub(crate) fn learned(&self, learned: &ColdStart) {
+        let quantiles = [("0.5", learned.p50_seconds), ("0.9", learned.p90_seconds)];
+        for (quantile, seconds) in quantiles {
+            gauge!(LEARNED_COLD_START, "pool" => self.pool.clone(), "quantile" => quantile)
+                .set(seconds);
+        }
+    }
+
+    /// Records whether the pool's starts fail.
+    pub(crate) fn start_failing(&self, failing: bool) {
+        self.starts.failing.set(if failing { 1.0 } else { 0.0 });
+    }
+
+    /// Records a trigger's proposal. Trigger names come from the configuration.
     pub(crate) fn trigger(&mut self, proposal: &Proposal) {
         let pool = &self.pool;
         let new = || TriggerMetrics::register(pool, &proposal.name);
@@ -167,10 +250,10 @@ impl Metrics {
         known.threshold.set(threshold.unwrap_or(f64::NAN));
         known.replicas.set(replicas);
         known.readable.set(if proposal.problem.is_none() { 1.0 } else { 0.0 });
-        known.age.set(proposal.age_ms.unwrap_or(0) as f64 / 1000.0);
+        known.age.set(proposal.age.unwrap_or_default().as_secs_f64());
     }
 
-    /// A trigger that could be read can't be any more.
+    /// Counts a trigger that became unreadable.
     pub(crate) fn trigger_failed(&self, trigger: &str) {
         if let Some(known) = self.triggers.get(trigger) {
             known.failures.increment(1);

@@ -1,4 +1,4 @@
-//! What is to be set between fork and exec, for which std has no safe way.
+//! Settings between fork and exec, for which std has no safe way.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -9,8 +9,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getpid, getppid};
 
-/// Has the kernel kill what `command` starts when the thread that starts it ends, and lets it hear
-/// the signals that are blocked here: a mask is inherited, and std leaves it alone.
+/// Makes the kernel kill the child when the thread that starts it ends, and unblocks all signals for
+/// it: a signal mask is inherited, and std leaves it alone.
 pub(super) fn dies_with_this_thread(command: &mut Command) {
     let parent = getpid();
     let arm = move || {

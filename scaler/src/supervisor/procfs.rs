@@ -1,4 +1,4 @@
-//! Who descends from whom, from `/proc`.
+//! The tree of processes, from `/proc`.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -8,20 +8,19 @@ use std::fs;
 pub(crate) struct Process {
     /// Its PID.
     pub(crate) pid: i32,
-    /// Its parent's.
+    /// Its parent's PID.
     pub(crate) parent: i32,
     /// Its process group.
     pub(crate) group: i32,
     /// Its session.
     pub(crate) session: i32,
-    /// Dead, and not reaped.
+    /// Whether it is dead and not reaped.
     pub(crate) zombie: bool,
-    /// When it was started, in clock ticks since boot. With the PID, it names one process for
-    /// good.
+    /// Start time in clock ticks since boot. Together with the PID it identifies a process for good.
     pub(crate) started: u64,
 }
 
-/// Every process that can be seen. Those that come and go meanwhile may be missing.
+/// Every visible process. Those that come or go meanwhile may be missing.
 pub(crate) fn table() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -38,16 +37,16 @@ pub(crate) fn process(pid: i32) -> Option<Process> {
 /// Whether `pid` was started with `variable` (`NAME=value`) in its environment.
 pub(crate) fn has_variable(pid: i32, variable: &str) -> bool {
     fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|it| it == variable.as_bytes()))
+        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|one| one == variable.as_bytes()))
 }
 
-/// Everything below `root`, without the dead, in no order.
+/// Every living process below `root`, in no order.
 pub(crate) fn descendants(root: i32, table: &[Process]) -> Vec<i32> {
     let mut children = HashMap::<i32, Vec<&Process>>::new();
     for process in table {
         children.entry(process.parent).or_default().push(process);
     }
-    // Read one by one while PIDs are reused, the table might hold a circle.
+    // PIDs may be reused while the table is read, so the table might contain a circle.
     let (mut seen, mut next, mut found) = (HashSet::from([root]), vec![root], Vec::new());
     while let Some(pid) = next.pop() {
         for child in children.get(&pid).into_iter().flatten() {
@@ -62,8 +61,8 @@ pub(crate) fn descendants(root: i32, table: &[Process]) -> Vec<i32> {
     found
 }
 
-/// Reads a line of `/proc/PID/stat`: `PID (name) state parent group session …`, where the name may
-/// hold anything, spaces and parentheses too.
+/// Parses a line of `/proc/PID/stat`: `PID (name) state parent group session …`. The name may contain
+/// anything, including spaces and parentheses.
 fn parse(stat: &str) -> Option<Process> {
     let (pid, rest) = stat.split_once(" (")?;
     let fields: Vec<&str> = rest[rest.rfind(')')? + 1..].split_whitespace().collect();
@@ -91,21 +90,21 @@ mod tests {
             let line = format!(
                 "42 ({name}) S 7 8 9 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 2367488 171"
             );
-            let it =
+            let want =
                 Process { pid: 42, parent: 7, group: 8, session: 9, zombie: false, started: 12345 };
-            assert_eq!(parse(&line), Some(it), "{name}");
+            assert_eq!(parse(&line), Some(want), "{name}");
         }
     }
 
     #[test]
-    fn a_broken_stat_line_is_no_process() {
+    fn a_broken_stat_line_is_not_a_process() {
         for line in ["", "42", "42 (sh", "42 (sh) S 1", "x (sh) S 7 8 9"] {
             assert_eq!(parse(line), None, "{line}");
         }
     }
 
     #[test]
-    fn descendants_are_children_and_theirs_without_the_dead() {
+    fn descendants_are_children_and_their_children_without_the_dead() {
         let mut table =
             vec![process(1, 0), process(2, 1), process(3, 2), process(4, 3), process(5, 1)];
         table[2].zombie = true;

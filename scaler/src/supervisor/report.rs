@@ -1,4 +1,4 @@
-//! What a supervisor tells Forebay, a line each.
+//! Reports from a supervisor to Forebay, a line each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,10 +6,14 @@ use std::str::FromStr;
 use forebay_signals::ProcessEnd;
 use nix::sys::signal::Signal;
 
+/// Ends of the reason for a program that can't be started now or later.
+pub(super) const NOT_FOUND: &str = "not found";
+pub(super) const NOT_ALLOWED: &str = "not allowed to run it";
+
 /// One line on the tether.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// COMMAND runs, with this PID.
+    /// COMMAND runs with this PID.
     Started(i32),
     /// COMMAND could not be started.
     NotStarted(String),
@@ -20,13 +24,19 @@ pub(crate) enum Report {
 }
 
 impl Report {
-    /// How COMMAND ended, where that tells whether it was ordered to.
+    /// The kind of COMMAND's end, if the report says whether it was ordered.
     pub(crate) fn end(&self) -> Option<ProcessEnd> {
         match self {
             Self::Started(_) | Self::NotStarted(_) => None,
             Self::Exited(code) => ProcessEnd::of_status(*code),
             Self::Killed(signal) => ProcessEnd::of_status(128 + signal),
         }
+    }
+
+    /// Whether COMMAND can't be started later either: its program does not exist, or may not be run.
+    pub(crate) fn is_lasting(&self) -> bool {
+        let lasting = |why: &String| why.ends_with(NOT_FOUND) || why.ends_with(NOT_ALLOWED);
+        matches!(self, Self::NotStarted(why) if lasting(why))
     }
 
     /// The report as the predicate of a sentence about the replica.
@@ -58,9 +68,9 @@ impl FromStr for Report {
     type Err = ();
 
     fn from_str(line: &str) -> Result<Self, ()> {
-        let (what, rest) = line.split_once(' ').ok_or(())?;
+        let (kind, rest) = line.split_once(' ').ok_or(())?;
         let number = || rest.parse().map_err(drop);
-        match what {
+        match kind {
             "started" => number().map(Self::Started),
             "failed" => Ok(Self::NotStarted(rest.into())),
             "exited" => number().map(Self::Exited),
@@ -87,7 +97,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_report_is_refused() {
+    fn a_program_that_does_not_exist_or_may_not_be_run_is_a_lasting_failure() {
+        for (report, lasting) in [
+            (Report::NotStarted(format!("vllm: {NOT_FOUND}")), true),
+            (Report::NotStarted(format!("/etc: {NOT_ALLOWED}")), true),
+            (Report::NotStarted("vllm: Resource temporarily unavailable".into()), false),
+            (Report::Exited(127), false),
+        ] {
+            assert_eq!(report.is_lasting(), lasting, "{report}");
+        }
+    }
+
+    #[test]
+    fn other_lines_are_refused() {
         for line in ["", "started", "started x", "exited ", "else 1"] {
             assert_eq!(line.parse::<Report>(), Err(()), "{line:?}");
         }

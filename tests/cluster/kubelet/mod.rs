@@ -1,9 +1,9 @@
 //! A small kubelet: one GPU node, whose pods are simulated vLLM servers on loopback addresses.
 //!
-//! It does what matters to whoever watches pods: registers a Node and renews its Lease, takes the
-//! pods that the scheduler binds to it, gives each an address of its own (127.x.y.z), reports
-//! phases, conditions, readiness and restarts, and ends them with hook, SIGTERM and grace. It can be
-//! told to misbehave, by a pod's annotations or for the node as a whole.
+//! It does everything that a watcher of pods can see: it registers a Node and renews its Lease,
+//! takes the pods that the scheduler binds to it, gives each an address of its own (127.x.y.z),
+//! reports phases, conditions, readiness and restarts, and ends pods with hook, SIGTERM and grace.
+//! It misbehaves on request, by a pod's annotations or for the whole node.
 
 mod pod;
 mod status;
@@ -26,9 +26,9 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// Annotations by which a pod is told to misbehave.
-pub mod told {
-    /// How long its image is pulled: `2s`, `500ms`.
+/// Annotations with which a pod misbehaves.
+pub mod annotation {
+    /// How long the pull of its image takes: `2s`, `500ms`.
     pub const PULL: &str = "kubelet.test/pull";
     /// Its image can't be pulled, this many times: `2`, or `always`.
     pub const PULL_FAILS: &str = "kubelet.test/pull-fails";
@@ -43,7 +43,7 @@ pub struct Kubelet {
     tasks: JoinSet<()>,
 }
 
-/// What the node's tasks share.
+/// The state that the node's tasks share.
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) client: kube::Client,
@@ -51,16 +51,16 @@ pub(crate) struct Shared {
     pub(crate) program: PathBuf,
     pub(crate) logs: PathBuf,
     gpus: u32,
-    /// Of 127.x.y.z: x and y.
+    /// x and y of the pods' addresses, 127.x.y.z.
     net: (u8, u8),
     next: AtomicU8,
-    /// The machine is gone: processes are dead, and nothing is reported any more.
+    /// Cancelled when the machine is gone: its processes are dead, and it reports nothing.
     pub(crate) dead: CancellationToken,
     silent: AtomicBool,
 }
 
 impl Kubelet {
-    /// Registers a node with so many GPUs and begins to run what is bound to it.
+    /// Registers a node with this number of GPUs, and runs the pods that are bound to it.
     pub async fn start(
         client: kube::Client,
         program: PathBuf,
@@ -74,7 +74,7 @@ impl Kubelet {
             program,
             logs,
             gpus,
-            // Another run of these tests beside this one has other addresses.
+            // Two runs of these tests at once have different addresses.
             net: (rand::random_range(10..250), rand::random_range(1..250)),
             next: AtomicU8::new(10),
             dead: CancellationToken::new(),
@@ -92,13 +92,13 @@ impl Kubelet {
         &self.node.name
     }
 
-    /// The machine loses power: processes end at once, and nobody says so.
+    /// The machine loses power: its processes end at once, and it reports nothing.
     pub fn die(&self) {
         self.node.silent.store(true, Ordering::Relaxed);
         self.node.dead.cancel();
     }
 
-    /// Stops what runs, and takes the node out of the cluster.
+    /// Stops the pods, and removes the node from the cluster.
     pub async fn stop(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
@@ -130,8 +130,8 @@ impl Shared {
         self.beat().await;
     }
 
-    /// Says that the node is well, with what it has. Again and again: the node controller writes
-    /// there too, when it has not heard of the node.
+    /// Reports that the node is healthy, and its resources. This is repeated, because the node
+    /// controller changes the status of a node that was silent.
     async fn beat(&self) {
         let now = jiff::Timestamp::now();
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
@@ -164,7 +164,7 @@ impl Shared {
         Ipv4Addr::new(127, self.net.0, self.net.1, last)
     }
 
-    /// An address at which nobody listens on `port`.
+    /// An address at which `port` is free.
     pub(crate) fn lease_address(&self, port: u16) -> Ipv4Addr {
         loop {
             let last = self.next.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +190,7 @@ async fn heartbeat(node: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-/// Follows the pods that are bound to the node; one task for each.
+/// Follows the pods that are bound to the node, with one task for each.
 async fn run(node: Arc<Shared>, stop: CancellationToken) {
     let pods: Api<Pod> = Api::all(node.client.clone());
     let bound = watcher::Config::default().fields(&format!("spec.nodeName={}", node.name));
@@ -224,7 +224,7 @@ async fn run(node: Arc<Shared>, stop: CancellationToken) {
                 listed.extend(pod.metadata.uid.clone());
                 take(pod);
             }
-            // What went while nobody watched is gone, too.
+            // Pods that are not in the new list were deleted while the watch was broken.
             Some(Ok(watcher::Event::InitDone)) => running.retain(|uid, latest| {
                 let there = listed.contains(uid);
                 if !there {
@@ -241,16 +241,16 @@ async fn run(node: Arc<Shared>, stop: CancellationToken) {
             None => break,
         }
     }
-    // Dropping the senders tells the pods to end.
+    // Without their senders, the pods end.
     drop(running);
     tasks.shutdown().await;
 }
 
-/// This machine's own address, which pods in its network have; `None` where it has none but
-/// loopback and link-local ones. EndpointSlices refuse these.
+/// This machine's own address, for pods in its network; `None` if it has only loopback and
+/// link-local addresses, which EndpointSlices refuse.
 pub fn host_address() -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent: it only chooses the way.
+    // Nothing is sent: the system only chooses the address that it would use.
     socket.connect("192.0.2.1:9").ok()?;
     let IpAddr::V4(address) = socket.local_addr().ok()?.ip() else { return None };
     let usable = !(address.is_loopback() || address.is_unspecified() || address.is_link_local());

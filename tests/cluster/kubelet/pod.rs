@@ -18,17 +18,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::status::{Container, Ended, Status};
-use super::{Shared, host_address, told};
+use super::{Shared, annotation, host_address};
 use crate::process::Process;
 
-/// The kubelet's own is 10 s doubling; tests wait less.
+/// The first pause, which doubles. A real kubelet begins with 10 s.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// How often an unchanged status is reported again.
+/// How often an unchanged status is reported.
 const AGAIN: Duration = Duration::from_secs(5);
-/// What a grace of zero leaves still.
+/// The shortest grace period.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
 
-/// The pod as the API server last had it; `None` once it is gone there.
+/// The pod as the API server last reported it; `None` once it is deleted.
 type Latest = watch::Receiver<Option<Pod>>;
 
 struct Runner {
@@ -60,7 +60,7 @@ pub(super) async fn run(node: Arc<Shared>, latest: Latest) {
     runner.remove(reporter).await;
 }
 
-/// Brings the API server up to date, again and again while it is away.
+/// Reports each status to the API server, and tries again while it is away.
 async fn report(node: Arc<Shared>, pod: Pod, mut reports: watch::Receiver<Status>) {
     let api: Api<Pod> = Api::namespaced(node.client.clone(), &pod.namespace().unwrap_or_default());
     loop {
@@ -73,13 +73,13 @@ async fn report(node: Arc<Shared>, pod: Pod, mut reports: watch::Receiver<Status
                 Err(_) => sleep(Duration::from_millis(300)).await,
                 Ok(_) => break,
             }
-            // Newer news replace what could not be told.
+            // A newer status replaces one that could not be reported.
             if reports.has_changed().unwrap_or(false) {
                 break;
             }
         }
-        // Again from time to time: the node controller writes there too, when it takes the node
-        // for lost.
+        // Reported from time to time, because the node controller changes the status of pods on a
+        // node that it considers lost.
         if let Ok(Err(_)) = timeout(AGAIN, reports.changed()).await {
             return;
         }
@@ -88,16 +88,16 @@ async fn report(node: Arc<Shared>, pod: Pod, mut reports: watch::Receiver<Status
 
 /// Why a container ended.
 enum End {
-    /// By itself.
+    /// On its own, with this exit code.
     Exited(i32),
-    /// The pod is to go.
+    /// The pod was deleted.
     Deleted,
     /// The machine is gone.
     Dead,
 }
 
 impl Runner {
-    fn tell(&self) {
+    fn publish(&self) {
         self.reports.send_replace(self.status.clone());
     }
 
@@ -105,7 +105,7 @@ impl Runner {
         self.status.container = Container::Waiting { reason, message: message.into() };
         self.status.set_ready(false);
         self.status.started = false;
-        self.tell();
+        self.publish();
     }
 
     fn annotation(&self, name: &str) -> Option<&String> {
@@ -123,17 +123,18 @@ impl Runner {
 
     async fn live(&mut self) {
         if let Err(End::Exited(_)) = self.start_and_restart().await {
-            unreachable!("it is started again");
+            unreachable!("a container that exits is restarted");
         }
     }
 
     async fn start_and_restart(&mut self) -> Result<(), End> {
-        // The sandbox first, so an address; then the image.
+        // The sandbox comes first, and with it the address; then the image.
         let address = self.host.unwrap_or_else(|| self.node.lease_address(self.port));
         self.status.address = Some(address);
-        self.tell();
+        self.publish();
         self.pull().await?;
-        let crashes = self.annotation(told::CRASHES).and_then(|it| it.parse().ok()).unwrap_or(0);
+        let crashes =
+            self.annotation(annotation::CRASHES).and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut backoff = FIRST_BACKOFF;
         loop {
             let since = Timestamp::now();
@@ -158,8 +159,9 @@ impl Runner {
     }
 
     async fn pull(&mut self) -> Result<(), End> {
-        let fails = self.annotation(told::PULL_FAILS).map(|it| it.parse().unwrap_or(u32::MAX));
-        let time = self.annotation(told::PULL).and_then(|it| humantime(it));
+        let fails =
+            self.annotation(annotation::PULL_FAILS).map(|times| times.parse().unwrap_or(u32::MAX));
+        let time = self.annotation(annotation::PULL).and_then(|text| humantime(text));
         for _ in 0..fails.unwrap_or(0) {
             self.wait("ErrImagePull", "rpc error: code = NotFound desc = no such image");
             self.pause(FIRST_BACKOFF).await?;
@@ -170,7 +172,8 @@ impl Runner {
         self.pause(time.unwrap_or_default()).await
     }
 
-    /// Runs the server until it ends or is to end; then it has ended.
+    /// Runs the server until it ends, or until the pod is deleted or the machine dies, which end
+    /// it.
     async fn run_container(&mut self, address: Ipv4Addr) -> End {
         let mut command = Command::new(&self.node.program);
         command.arg("vllm-sim").args(["--host", &address.to_string()]);
@@ -185,7 +188,7 @@ impl Runner {
         // Without a readiness probe, a container is ready as soon as it runs.
         let readiness = self.spec.readiness_probe.clone();
         self.status.set_ready(self.status.started && readiness.is_none());
-        self.tell();
+        self.publish();
         let mut latest = self.latest.clone();
         let node = Arc::clone(&self.node);
         let end = tokio::select! {
@@ -209,7 +212,7 @@ impl Runner {
             }
             self.status.started = true;
             self.status.set_ready(readiness.is_none());
-            self.tell();
+            self.publish();
         }
         let Some(readiness) = readiness else { return std::future::pending().await };
         let limit = readiness.failure_threshold.unwrap_or(3);
@@ -220,13 +223,13 @@ impl Runner {
             let ready = passed || (self.status.ready && failures < limit);
             if ready != self.status.ready {
                 self.status.set_ready(ready);
-                self.tell();
+                self.publish();
             }
             sleep(period(&readiness)).await;
         }
     }
 
-    /// As a kubelet ends a pod: the hook, SIGTERM, and SIGKILL when the grace is over.
+    /// Ends a pod as a kubelet does: with its hook, SIGTERM, and SIGKILL after the grace period.
     async fn terminate(&mut self, process: &mut Process, address: Ipv4Addr) {
         let grace = self
             .latest
@@ -235,7 +238,7 @@ impl Runner {
             .and_then(|pod| pod.metadata.deletion_grace_period_seconds);
         let grace = Duration::from_secs(grace.unwrap_or(0).max(0) as u64).max(LEAST_GRACE);
         let until = Instant::now() + grace;
-        let hook = self.spec.lifecycle.as_ref().and_then(|it| it.pre_stop.clone());
+        let hook = self.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
         if let Some(hook) = hook {
             tokio::select! {
                 _ = timeout_at(until, self.hook(&hook, address)) => {}
@@ -247,7 +250,7 @@ impl Runner {
         let code = process.stop(left).await;
         self.status.set_ready(false);
         self.status.container = Container::Ended(Ended { code, since, at: Timestamp::now() });
-        self.tell();
+        self.publish();
     }
 
     async fn hook(&self, hook: &LifecycleHandler, address: Ipv4Addr) {
@@ -270,7 +273,7 @@ impl Runner {
         }
     }
 
-    /// The container's environment, the downward API's part of it filled in.
+    /// The container's environment, with the values of the downward API.
     fn environment(&self, address: Ipv4Addr) -> Vec<(String, String)> {
         let value = |field: &str| match field {
             "status.podIP" => address.to_string(),
@@ -283,18 +286,19 @@ impl Runner {
         for variable in self.spec.env.iter().flatten() {
             let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
             let filled = field.map(|field| value(&field.field_path));
-            all.extend(filled.or(variable.value.clone()).map(|it| (variable.name.clone(), it)));
+            let value = filled.or(variable.value.clone());
+            all.extend(value.map(|value| (variable.name.clone(), value)));
         }
         all
     }
 
-    /// Takes the pod out of the API, as the last thing that a kubelet does.
+    /// Deletes the pod from the API, which is the last step of a kubelet.
     async fn remove(self, reporter: JoinHandle<()>) {
         if self.node.dead.is_cancelled() || self.latest.borrow().is_none() {
             reporter.abort();
             return;
         }
-        // The last status is told first.
+        // The last status is reported first.
         drop(self.reports);
         let _ = timeout(Duration::from_secs(5), reporter).await;
         let namespace = self.pod.namespace().unwrap_or_default();
@@ -314,7 +318,7 @@ impl Runner {
     }
 }
 
-/// Returns when the pod is to go, or the machine is dead.
+/// Waits until the pod is deleted or the machine is dead.
 async fn gone(latest: &mut Latest, node: &Shared) -> End {
     let deleted = latest
         .wait_for(|pod| pod.as_ref().is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()));
@@ -349,7 +353,7 @@ async fn http_get(address: Ipv4Addr, port: u16, path: &str) -> std::io::Result<u
     stream.write_all(head.as_bytes()).await?;
     let mut answer = String::new();
     stream.take(4096).read_to_string(&mut answer).await?;
-    Ok(answer.split(' ').nth(1).and_then(|it| it.parse().ok()).unwrap_or(0))
+    Ok(answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0))
 }
 
 /// `2s` or `500ms`.

@@ -1,4 +1,4 @@
-//! What the kubelet reports of a pod.
+//! A pod's status, as the kubelet reports it.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-/// A pod's one container, and what follows from it.
+/// The state of a pod's one container, from which the pod's status follows.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Status {
     pub(super) address: Option<Ipv4Addr>,
@@ -67,11 +67,11 @@ impl Status {
         }
     }
 
-    /// As the API has it, for a patch of the status.
+    /// The patch of the pod's status.
     pub(super) fn json(&self, pod: &Pod) -> Value {
         let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
         let (name, image) = container
-            .map(|it| (it.name.clone(), it.image.clone().unwrap_or_default()))
+            .map(|spec| (spec.name.clone(), spec.image.clone().unwrap_or_default()))
             .unwrap_or_default();
         let state = match &self.container {
             Container::Waiting { reason, message } => {

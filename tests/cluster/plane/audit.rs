@@ -1,4 +1,4 @@
-//! What the API server writes down of who asked it for what.
+//! The API server's audit log: the calls of each account.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Plane;
 
-/// Service accounts that are not the control plane's own, once for each call.
+/// An audit policy that records each call of a service account, except for the control plane's own.
 pub const POLICY: &str = r#"{
   "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
   "omitStages": ["RequestReceived"],
@@ -28,7 +28,7 @@ pub struct Right {
     pub verb: String,
 }
 
-/// What one account asked for.
+/// The calls of one account.
 #[derive(Debug, Default)]
 pub struct Calls {
     pub allowed: BTreeSet<Right>,
@@ -40,16 +40,16 @@ impl Plane {
         self.folder.join("audit.log")
     }
 
-    /// The calls of a service account until now.
+    /// The calls of a service account so far.
     pub fn calls(&self, namespace: &str, account: &str) -> Calls {
         let user = format!("system:serviceaccount:{namespace}:{account}");
         let log = std::fs::read_to_string(self.audit_log()).unwrap_or_default();
         let mut calls = Calls::default();
-        // One that is being written is not complete yet.
+        // The last line may be incomplete.
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         for event in events.filter(|event| event["user"]["username"] == user) {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            // Without an object it is what everybody may ask: which kinds there are.
+            // A call without an object is open to every account: it lists the kinds.
             let Some(object) = event.get("objectRef") else { continue };
             let resource = match (text(&object["resource"]), text(&object["subresource"])) {
                 (resource, part) if part.is_empty() => resource,

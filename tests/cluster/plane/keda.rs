@@ -16,7 +16,7 @@ impl Plane {
         self.kubectl(&["apply", "--server-side", "-f", &crds]).await;
         let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
         self.kubectl(&established).await;
-        // The adapter is a local process: by an ExternalName the API server reaches it.
+        // The adapter is a local process, which the API server reaches by an ExternalName.
         self.apply(&format!(
             "apiVersion: v1\nkind: Service\n\
              metadata: {{name: keda-metrics-apiserver, namespace: keda}}\n\
@@ -55,7 +55,7 @@ impl Plane {
         self.start_keda_webhooks().await;
     }
 
-    /// Starts the webhook that looks at each ScaledObject before it is stored.
+    /// Starts the webhook that validates each ScaledObject before it is stored.
     async fn start_keda_webhooks(&self) {
         let own = self.own();
         let Ports { webhooks, webhooks_metrics, webhooks_probe, .. } = own.ports;
@@ -68,7 +68,7 @@ impl Plane {
         self.spawn("keda-webhooks", "keda-webhooks", &flags, &self.keda_environment()).await;
         let ca = std::fs::read(own.pki.path("ca.crt")).expect("a certificate");
         let ca = base64::engine::general_purpose::STANDARD.encode(ca);
-        // As KEDA ships it, but that an object is not let through when the webhook does not answer.
+        // As KEDA ships it, except that an object is refused when the webhook does not answer.
         self.apply(&format!(
             "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\n\
              metadata: {{name: keda-admission}}\n\
@@ -79,12 +79,12 @@ impl Plane {
              operations: [CREATE, UPDATE]\n    resources: [scaledobjects]\n"
         ))
         .await;
-        // Until the API server knows it and it answers.
+        // Wait until the API server knows it and it answers.
         let object = "apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\n\
                       metadata: {name: probe, namespace: default}\n\
                       spec:\n  scaleTargetRef: {name: none}\n  idleReplicaCount: 5\n  \
                       triggers: [{type: cron, metadata: {}}]\n";
-        eventually("KEDA's webhook looks at what is created", async || {
+        eventually("KEDA's webhook validates objects", async || {
             let dry = ["create", "--dry-run=server", "-f", "-"];
             let refused = self.try_kubectl(&dry, object).await;
             refused.is_err_and(|error| error.contains("IdleReplicaCount=5 must be less"))
@@ -92,14 +92,14 @@ impl Plane {
         .await;
     }
 
-    /// Starts the operator, also after [`Plane::kill`] has ended it.
+    /// Starts the operator, for the first time or after [`Plane::kill`].
     pub async fn start_keda_operator(&self) {
         let own = self.own();
         let Ports { operator_grpc, operator_metrics, operator_probe, .. } = own.ports;
         let flags = [
             "--zap-log-level=info".into(),
             "--zap-encoder=console".into(),
-            // Of hundreds of objects at once each is looked at without waiting.
+            // Hundreds of objects at once are processed without waiting.
             "--kube-api-qps=200".into(),
             "--kube-api-burst=400".into(),
             format!("--cert-dir={}", own.pki.path("keda")),

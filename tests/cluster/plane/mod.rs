@@ -18,7 +18,7 @@ use crate::forebay::exchange;
 use crate::pki::Pki;
 use crate::process::Process;
 
-/// Nothing here takes as long, however busy the machine is.
+/// The longest wait for anything. Nothing takes this long, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Plane {
@@ -36,7 +36,7 @@ struct Own {
     processes: Mutex<Vec<Process>>,
 }
 
-/// Which port is whose.
+/// The ports of the control plane and of KEDA.
 #[derive(Clone, Copy)]
 struct Ports {
     api: u16,
@@ -54,7 +54,7 @@ struct Ports {
     webhooks_probe: u16,
 }
 
-/// So many ports that nobody has now.
+/// Ports that are free now.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     held.map(|listener| listener.local_addr().expect("bound").port())
@@ -138,7 +138,7 @@ impl Plane {
         self.own.as_ref().expect("only for a control plane of our own")
     }
 
-    /// What signs for a control plane of our own.
+    /// The certificate authority of a control plane of our own.
     pub fn pki(&self) -> Option<&Pki> {
         self.own.as_ref().map(|own| &own.pki)
     }
@@ -149,7 +149,7 @@ impl Plane {
         own.unwrap_or_else(|| PathBuf::from("helm"))
     }
 
-    /// Whether it was started for the tests, and can be broken by them.
+    /// Whether the tests have started it, and so may break it.
     pub fn is_own(&self) -> bool {
         self.own.is_some()
     }
@@ -175,7 +175,7 @@ impl Plane {
         let Ports { etcd, etcd_peer, .. } = self.own().ports;
         let flags = [
             format!("--data-dir={}", self.folder.join("etcd").display()),
-            // The data is thrown away; syncing a busy disk is what would be slow.
+            // The data is temporary, and syncing a busy disk would be slow.
             "--unsafe-no-fsync".to_owned(),
             format!("--listen-client-urls=http://127.0.0.1:{etcd}"),
             format!("--advertise-client-urls=http://127.0.0.1:{etcd}"),
@@ -186,11 +186,11 @@ impl Plane {
         self.spawn("etcd", "etcd", &flags, &[]).await;
     }
 
-    /// Throws away all history: whoever asks for what came after an older revision is told that it
-    /// is gone. An API server that is started after this has no history either.
+    /// Discards all history: a watch from an older revision gets the error that the revision is
+    /// gone. An API server that starts after this has no history either.
     pub async fn compact(&self) {
         let etcd = SocketAddr::from(([127, 0, 0, 1], self.own().ports.etcd));
-        // A key that nobody has; the answer's header has the revision.
+        // The key does not exist; the header of the answer has the revision.
         let range = post(etcd, "/v3/kv/range", r#"{"key": "bm9ib2R5"}"#).await;
         let revision = range["header"]["revision"].as_str().expect("a revision").to_owned();
         let body = format!(r#"{{"revision": "{revision}", "physical": true}}"#);
@@ -198,7 +198,7 @@ impl Plane {
         assert!(done["header"]["revision"].is_string(), "{done}");
     }
 
-    /// Starts the API server, also after [`Plane::kill`] has ended it.
+    /// Starts the API server, for the first time or after [`Plane::kill`].
     pub async fn start_api_server(&self) {
         let Ports { api, etcd, .. } = self.own().ports;
         let flags = [
@@ -217,7 +217,7 @@ impl Plane {
             "--allow-privileged".into(),
             "--audit-policy-file=audit-policy.yaml".into(),
             format!("--audit-log-path={}", self.audit_log().display()),
-            // Without these the adapter does not believe who calls it through the API server.
+            // Without these the adapter does not trust calls through the API server.
             "--requestheader-client-ca-file=ca.crt".into(),
             "--requestheader-allowed-names=front-proxy".into(),
             "--requestheader-username-headers=X-Remote-User".into(),
@@ -259,7 +259,7 @@ impl Plane {
             .await;
     }
 
-    /// SIGKILL for one of the processes.
+    /// Sends SIGKILL to one of the processes.
     pub async fn kill(&self, name: &str) {
         let mut processes = self.own().processes.lock().await;
         let at = processes.iter().position(|process| process.name == name).expect("it runs");
@@ -270,23 +270,24 @@ impl Plane {
     pub async fn tails(&self, lines: usize) -> String {
         let Some(own) = &self.own else { return String::new() };
         let processes = own.processes.lock().await;
-        let tail = |it: &Process| format!("--- {} ---\n{}\n", it.name, it.tail(lines));
+        let tail =
+            |process: &Process| format!("--- {} ---\n{}\n", process.name, process.tail(lines));
         processes.iter().map(tail).collect()
     }
 
-    /// Where the API server of our own listens.
+    /// The address of the API server that the tests started.
     pub fn api_address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.own().ports.api))
     }
 
-    /// A kubeconfig with all rights by way of another address, which leads to the API server.
-    pub async fn kubeconfig_by(&self, way: SocketAddr) -> PathBuf {
+    /// A kubeconfig with all rights, for another address that leads to the API server.
+    pub async fn kubeconfig_at(&self, address: SocketAddr) -> PathBuf {
         let mut config = self.own_kubeconfig().await;
-        config["clusters"][0]["cluster"]["server"] = format!("https://{way}").into();
-        self.write(&format!("by-{}.kubeconfig", way.port()), &config.to_string())
+        config["clusters"][0]["cluster"]["server"] = format!("https://{address}").into();
+        self.write(&format!("at-{}.kubeconfig", address.port()), &config.to_string())
     }
 
-    /// A kubeconfig that has a token and nothing else.
+    /// A kubeconfig with this token as its only credential.
     pub async fn token_kubeconfig(&self, name: &str, token: &str, namespace: &str) -> PathBuf {
         let mut config = self.own_kubeconfig().await;
         config["users"][0]["user"] = serde_json::json!({"token": token});
@@ -294,7 +295,14 @@ impl Plane {
         self.write(&format!("{name}.kubeconfig"), &config.to_string())
     }
 
-    /// The one that the tests have, with nothing but what is in use.
+    /// A kubeconfig with all rights, in this namespace.
+    pub async fn kubeconfig_in(&self, namespace: &str) -> PathBuf {
+        let mut config = self.own_kubeconfig().await;
+        config["contexts"][0]["context"]["namespace"] = namespace.into();
+        self.write(&format!("in-{namespace}.kubeconfig"), &config.to_string())
+    }
+
+    /// The tests' own kubeconfig, reduced to its current context.
     async fn own_kubeconfig(&self) -> serde_json::Value {
         let view = ["config", "view", "--minify", "--flatten", "--raw", "-o", "json"];
         serde_json::from_str(&self.kubectl(&view).await).expect("JSON")
@@ -312,7 +320,7 @@ impl Plane {
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).expect("well-formed");
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
         let mut config = config.expect("complete");
-        // Or heartbeats of nodes would come late after the API server was away.
+        // With retries, heartbeats of nodes would come late after the API server was away.
         config.default_retry = false;
         kube::Client::try_from(config).expect("usable")
     }
@@ -322,7 +330,7 @@ impl Plane {
         self.try_kubectl(arguments, "").await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// `kubectl apply` of this text.
+    /// Runs `kubectl apply` with this text.
     pub async fn apply(&self, yaml: &str) {
         let applied = self.try_kubectl(&["apply", "-f", "-"], yaml).await;
         applied.unwrap_or_else(|error| panic!("{error}\n{yaml}"));
@@ -349,9 +357,9 @@ impl Plane {
         Err(format!("kubectl {}: {error}", arguments.join(" ")))
     }
 
-    async fn until(&self, what: &str, arguments: &[&str]) {
-        eventually(what, async || {
-            // One that gave up is not waited for.
+    async fn until(&self, name: &str, arguments: &[&str]) {
+        eventually(name, async || {
+            // If a process has ended, waiting is of no use.
             for process in self.own().processes.lock().await.iter_mut() {
                 if let Some(code) = process.ended() {
                     panic!("{} ended with {code}:\n{}", process.name, process.tail(20));
@@ -375,21 +383,21 @@ impl Plane {
     }
 }
 
-/// Polls a condition that others bring about.
-pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
-    within(PATIENCE, what, condition).await;
+/// Waits until a condition holds that other processes bring about.
+pub async fn eventually(name: &str, condition: impl AsyncFnMut() -> bool) {
+    within(PATIENCE, name, condition).await;
 }
 
-/// The same with a time of its own.
-pub async fn within(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+/// The same, with a time limit of its own.
+pub async fn within(patience: Duration, name: &str, mut condition: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !condition().await {
-        assert!(began.elapsed() < patience, "not within {patience:?}: {what}");
+        assert!(began.elapsed() < patience, "not within {patience:?}: {name}");
         sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// What a JSON endpoint answers.
+/// The answer of a JSON endpoint.
 async fn post(address: SocketAddr, path: &str, body: &str) -> serde_json::Value {
     let request = format!(
         "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\

@@ -1,4 +1,4 @@
-//! The API server is away for 30 s, under load: scaled by us, and by KEDA at the same time.
+//! The API server is away for 30 s, under load, for a workload in direct mode and one in KEDA mode.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::plane::eventually;
 use crate::suites::load::Load;
 use crate::suites::{direct, keda};
 
-/// As many clients as two replicas have places for.
+/// As many loads as two replicas have room for.
 const LOADS: usize = 4;
-/// Slow tokens: many requests at once, and little work for this machine.
+/// Slow tokens make many requests at once with little work for this machine.
 const DECODE_STEP: &str = "40";
 
-/// Requests are answered all along. When it is back nothing was scaled down, nothing is, and
-/// decisions are carried out as before.
+/// Requests are answered all the time. Nothing is scaled down while it is away or when it is back,
+/// and decisions take effect as before.
 pub async fn traffic_flows_while_the_api_server_is_away(cluster: Arc<Cluster>) {
     let options = direct::Options {
         gateways: 2,
@@ -32,9 +32,9 @@ pub async fn traffic_flows_while_the_api_server_is_away(cluster: Arc<Cluster>) {
         }
         false => None,
     };
-    let gateways = direct.clients.into_iter().chain(by_keda.iter().map(|it| it.clients));
+    let gateways = direct.clients.into_iter().chain(by_keda.iter().map(|setup| setup.clients));
     let start = |gateway| (0..LOADS).map(move |_| Load::start(gateway));
-    // Half of them at each of the two gateways in front of one workload.
+    // Two gateways are in front of one workload, so each gets half.
     let mut loads: Vec<Vec<Load>> = gateways.map(|gateway| start(gateway).collect()).collect();
     loads[0].truncate(LOADS / 2);
     loads[1].truncate(LOADS / 2);
@@ -49,7 +49,7 @@ pub async fn traffic_flows_while_the_api_server_is_away(cluster: Arc<Cluster>) {
         loads.iter().map(|loads| loads.iter().map(Load::served).sum()).collect()
     };
     eventually("two replicas are ready", async || {
-        counts().await.iter().all(|(asked, ready)| *asked >= 2 && asked == ready)
+        counts().await.iter().all(|(desired, ready)| *desired >= 2 && desired == ready)
     })
     .await;
 
@@ -60,20 +60,22 @@ pub async fn traffic_flows_while_the_api_server_is_away(cluster: Arc<Cluster>) {
         assert!(now - before >= 50, "gateway {n}: {} requests in 30 s", now - before);
     }
     cluster.plane.start_api_server().await;
-    // Longer than KEDA's cooldown, the HPA's window and sync, and our own cooldown: what anybody
-    // wanted to take, they would have taken.
+    // Longer than KEDA's cooldown, the HPA's window and sync, and our own cooldown: any scale-down
+    // would happen within this time.
     let until = Instant::now() + Duration::from_secs(15);
     while Instant::now() < until {
         let now = counts().await;
-        assert!(now.iter().all(|(asked, _)| *asked >= 2), "{now:?} after it was away");
+        assert!(now.iter().all(|(desired, _)| *desired >= 2), "{now:?} after it was away");
         sleep(Duration::from_millis(200)).await;
     }
     for load in loads.into_iter().flatten() {
         load.end().await;
     }
-    eventually("it is decided again", async || counts().await.iter().all(|(asked, _)| *asked == 0))
-        .await;
-    assert_eq!(direct::all_whole(direct.chats(2, false, 2)).await, 2, "and from zero");
+    eventually("decisions take effect again", async || {
+        counts().await.iter().all(|(desired, _)| *desired == 0)
+    })
+    .await;
+    assert_eq!(direct::all_whole(direct.chats(2, false, 2)).await, 2, "it wakes from zero");
     direct.end(&cluster).await;
     if let Some(by_keda) = by_keda {
         by_keda.end(&cluster).await;

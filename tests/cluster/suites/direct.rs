@@ -1,4 +1,5 @@
-//! Scaled by us, through `/scale`: a Deployment, its rollouts, its troubles.
+//! A workload that Forebay scales itself, through `/scale`: rollouts, foreign counts, another
+//! leader.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub struct Setup {
     started: Vec<Start>,
 }
 
-/// How a scaler is started, and started again.
+/// The means to start a scaler, and to restart it.
 struct Start {
     name: String,
     config: String,
@@ -46,18 +47,18 @@ impl Start {
     }
 }
 
-/// How often it began to lead, in all its runs.
+/// The number of times that it began to lead, in all its runs.
 fn led(scaler: &Forebay) -> usize {
     scaler.log().matches("this scaler leads").count()
 }
 
-/// Our program on a machine whose clock is off by so much.
+/// A command that runs Forebay with a clock that is off by `off`.
 fn at_clock(off: &str) -> Command {
     if off.is_empty() {
         return Command::new(BINARY);
     }
     let mut command = Command::new("faketime");
-    // Time goes by as it does everywhere.
+    // The monotonic clock stays real.
     command.args(["-f", off, BINARY]).env("DONT_FAKE_MONOTONIC", "1");
     command
 }
@@ -69,15 +70,15 @@ pub struct Options {
     pub(super) cold_start: &'static str,
     /// Milliseconds for a token.
     pub(super) decode_step: &'static str,
-    /// Pods ask to be drained before they stop.
+    /// A pod's hook requests a drain before the pod stops.
     pub(super) hook: bool,
     /// Deployment, StatefulSet, or LeaderWorkerSet.
     pub(super) kind: &'static str,
-    /// Of the Lease, with two scalers.
+    /// The duration of the Lease, with two scalers.
     pub(super) lease: &'static str,
-    /// How far each scaler's clock is off, in faketime's words; empty for not at all.
+    /// The offset of each scaler's clock, as faketime writes it; empty for none.
     pub(super) clocks: [&'static str; 2],
-    /// With which gateways and scalers know the API server; the tests' own unless given.
+    /// The kubeconfig of gateways and scalers; the tests' own if it is `None`.
     pub(super) kubeconfig: Option<PathBuf>,
 }
 
@@ -109,8 +110,8 @@ impl Setup {
         let [a, b, first, second, one, two] =
             ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let (clients, gateway_admins, scaler_admins) = ([a, b], [first, second], [one, two]);
-        // With the token: the addresses of this kubelet's pods are on loopback, where everybody
-        // has them. A real pod needs none.
+        // The hook needs the token, because these pods' addresses are on loopback, where every
+        // process has them. A real pod needs no token.
         let hook = format!(
             "curl -fsS -H 'authorization: bearer {TOKEN}' -X POST \
              'http://{one}/drain?endpoint='$POD_IP:8000"
@@ -125,7 +126,7 @@ impl Setup {
         let yaml = workload.of_kind(options.kind, &namespace);
         cluster.plane.apply(&yaml.to_string()).await;
         let listed: Vec<_> =
-            gateway_admins[..options.gateways].iter().map(|it| format!("\"{it}\"")).collect();
+            gateway_admins[..options.gateways].iter().map(|admin| format!("\"{admin}\"")).collect();
         let election = if options.scalers > 1 {
             format!(
                 "  leaderElection: {{namespace: {namespace}, leaseDuration: {}}}\n",
@@ -147,7 +148,7 @@ impl Setup {
                  stableWindow: 6s, cooldownPeriod: 6s}}\n",
                 token.display(),
                 listed.join(", "),
-                yaml["apiVersion"].as_str().expect("it has one"),
+                yaml["apiVersion"].as_str().expect("a version"),
                 options.kind,
                 options.min,
             )
@@ -165,8 +166,8 @@ impl Setup {
             };
             let scaler = start.scaler().await;
             if n == 0 && options.scalers > 1 {
-                // The one that comes first, always.
-                eventually("the first leads", async || led(&scaler) == 1).await;
+                // The first scaler always leads.
+                eventually("the first scaler leads", async || led(&scaler) == 1).await;
             }
             scalers.push(scaler);
             started.push(start);
@@ -181,12 +182,12 @@ impl Setup {
         Self { namespace, clients, gateways, scalers, workload, _service: service, started }
     }
 
-    /// The scaler that was killed, once more.
+    /// Restarts a scaler that was killed.
     async fn restart_scaler(&mut self, n: usize) {
         self.scalers[n] = self.started[n].scaler().await;
     }
 
-    /// So many chats at once, over all gateways by turns.
+    /// Sends `count` chats at once, over all gateways in turn.
     pub(super) fn chats(&self, count: usize, stream: bool, tokens: u32) -> JoinSet<(bool, String)> {
         let mut chats = JoinSet::new();
         for n in 0..count {
@@ -230,20 +231,21 @@ pub(super) async fn all_whole(mut chats: JoinSet<(bool, String)>) -> usize {
     count
 }
 
-/// From zero by 30 held requests, up by their number, down to zero, no stream cut.
+/// Thirty held requests wake the workload and scale it up; it goes back to zero, and no stream is
+/// cut.
 pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     let setup = Setup::new(&cluster, "direct", Options::default()).await;
     assert_eq!(setup.replicas(&cluster).await, (0, 0));
     let chats = setup.chats(30, false, 16);
     let mut most = 0;
-    eventually("all replicas are asked for", async || {
+    eventually("enough replicas are desired", async || {
         most = most.max(setup.replicas(&cluster).await.0);
         most >= 4
     })
     .await;
     assert_eq!(all_whole(chats).await, 30);
     assert!(most <= 5, "{most} replicas for 30 requests, 8 for each");
-    // Longer than it takes to scale down.
+    // These streams last longer than the scale-down takes.
     let streams = setup.chats(3, true, 600);
     eventually("fewer replicas while a stream runs", async || {
         setup.replicas(&cluster).await.0 < most
@@ -255,15 +257,16 @@ pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     assert!(events.contains("ScaledUp: scaling 0 → "), "{events}");
     assert!(events.contains("ScaledDown: "), "{events}");
     assert!(events.contains("held"), "with the reason: {events}");
-    // And again from zero, with what is known now.
+    // It wakes again, with the learned cold start.
     assert_eq!(all_whole(setup.chats(1, true, 4)).await, 1);
     setup.end(&cluster).await;
 }
 
-/// Somebody else's count is set right and told of, or left alone where an annotation says so.
+/// A count that another writer has set is corrected and reported, or left alone if an annotation
+/// says so.
 pub async fn foreign_counts_are_corrected_or_respected(cluster: Arc<Cluster>) {
     let setup = Setup::new(&cluster, "foreign", Options { min: 1, ..Options::default() }).await;
-    eventually("one is ready", async || setup.replicas(&cluster).await == (1, 1)).await;
+    eventually("one replica is ready", async || setup.replicas(&cluster).await == (1, 1)).await;
     let scale = |count: &'static str| {
         let (plane, namespace) = (&cluster.plane, setup.namespace.clone());
         async move {
@@ -272,9 +275,9 @@ pub async fn foreign_counts_are_corrected_or_respected(cluster: Arc<Cluster>) {
         }
     };
     scale("3").await;
-    eventually("it is set right", async || setup.replicas(&cluster).await.0 == 1).await;
+    eventually("the count is corrected", async || setup.replicas(&cluster).await.0 == 1).await;
     let events = setup.events(&cluster).await;
-    assert!(events.contains("ForeignScale: somebody else set replicas to 3"), "{events}");
+    assert!(events.contains("ForeignScale: another client set replicas to 3"), "{events}");
     let annotate = |value: &'static str| {
         let (plane, namespace) = (&cluster.plane, setup.namespace.clone());
         async move {
@@ -284,17 +287,23 @@ pub async fn foreign_counts_are_corrected_or_respected(cluster: Arc<Cluster>) {
         }
     };
     annotate("forebay.io/paused=true").await;
-    eventually("it is paused", async || setup.scalers[0].log().contains("paused by an annotation"))
-        .await;
+    eventually("the pool is paused", async || {
+        setup.scalers[0].log().contains("paused by an annotation")
+    })
+    .await;
     scale("2").await;
-    eventually("two are ready", async || setup.replicas(&cluster).await == (2, 2)).await;
+    eventually("two replicas are ready", async || setup.replicas(&cluster).await == (2, 2)).await;
     assert_eq!(all_whole(setup.chats(16, false, 8)).await, 16, "both serve");
-    assert_eq!(setup.replicas(&cluster).await.0, 2, "left alone");
+    assert_eq!(setup.replicas(&cluster).await.0, 2, "the count is left alone");
     annotate("forebay.io/paused-replicas=3").await;
-    eventually("three, as it says", async || setup.replicas(&cluster).await == (3, 3)).await;
+    eventually("three replicas, as the annotation says", async || {
+        setup.replicas(&cluster).await == (3, 3)
+    })
+    .await;
     annotate("forebay.io/paused-replicas-").await;
     annotate("forebay.io/paused-").await;
-    eventually("ours again", async || setup.replicas(&cluster).await.0 == 1).await;
+    eventually("the count is corrected again", async || setup.replicas(&cluster).await.0 == 1)
+        .await;
     setup.end(&cluster).await;
 }
 
@@ -302,7 +311,7 @@ pub async fn foreign_counts_are_corrected_or_respected(cluster: Arc<Cluster>) {
 pub async fn a_rolling_update_under_load_fails_no_request(cluster: Arc<Cluster>) {
     let options = Options { min: 2, hook: true, ..Options::default() };
     let setup = Setup::new(&cluster, "rolling", options).await;
-    eventually("both are ready", async || setup.replicas(&cluster).await == (2, 2)).await;
+    eventually("both replicas are ready", async || setup.replicas(&cluster).await == (2, 2)).await;
     let load = Load::start(setup.clients[0]);
     let updated = Workload { version: 2, replicas: 2, ..setup.workload.clone() };
     cluster.plane.apply(&updated.yaml(&setup.namespace)).await;
@@ -321,24 +330,25 @@ pub async fn a_rolling_update_under_load_fails_no_request(cluster: Arc<Cluster>)
     setup.end(&cluster).await;
 }
 
-/// Two gateways, two scalers; the one that decides dies in the middle of a cold start.
+/// With two gateways and two scalers, the leader dies in the middle of a cold start.
 pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
     let options = Options { gateways: 2, scalers: 2, cold_start: "4s", ..Options::default() };
     let mut setup = Setup::new(&cluster, "failover", options).await;
     let leads = |scaler: &Forebay| scaler.log().contains("this scaler leads");
-    eventually("one leads", async || setup.scalers.iter().any(leads)).await;
+    eventually("a scaler leads", async || setup.scalers.iter().any(leads)).await;
     let leader = setup.scalers.iter().position(leads).expect("just seen");
     let other = 1 - leader;
-    assert!(!leads(&setup.scalers[other]), "only one leads");
+    assert!(!leads(&setup.scalers[other]), "only one scaler leads");
     let chats = setup.chats(30, false, 8);
     eventually("the start is under way", async || setup.replicas(&cluster).await.0 >= 1).await;
     setup.scalers[leader].kill().await;
     let began = Instant::now();
-    eventually("the other takes over", async || leads(&setup.scalers[other])).await;
+    eventually("the other scaler takes over", async || leads(&setup.scalers[other])).await;
     println!("  took over after {:.1} s, with a lease of 3 s", began.elapsed().as_secs_f64());
     assert_eq!(all_whole(chats).await, 30);
-    eventually("zero, by the new leader", async || setup.replicas(&cluster).await.0 == 0).await;
-    // What it learned is left for the next one.
+    eventually("the new leader scales to zero", async || setup.replicas(&cluster).await.0 == 0)
+        .await;
+    // It leaves its state to the next leader.
     assert_eq!(setup.scalers[other].stop().await, 0);
     let kept =
         ["-n", &setup.namespace, "get", "configmaps", "-o", "jsonpath={.items[*].data.llama}"];
@@ -353,34 +363,37 @@ pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
         "-o",
         "jsonpath={.spec.holderIdentity}",
     ];
-    assert_eq!(cluster.plane.kubectl(&leases).await, "", "and the lease is given back");
+    assert_eq!(cluster.plane.kubectl(&leases).await, "", "the lease is given back");
     setup.end(&cluster).await;
 }
 
-/// The clock of one scaler's machine is an hour ahead of the other's. Neither takes a lease for
-/// over that is not, or for good that is over; whoever leads serves.
+/// The clock of one scaler is an hour ahead of the other's. Neither takes the lease too early, and
+/// each takes it once it has expired.
 pub async fn clocks_are_not_compared(cluster: Arc<Cluster>) {
     if Command::new("faketime").arg("--version").output().await.is_err() {
         println!("  skipped: there is no faketime; apt install faketime");
         return;
     }
-    // One that is not lost because this machine is busy.
+    // A lease long enough for a busy machine.
     let options = Options { scalers: 2, lease: "6s", clocks: ["", "+1h"], ..Options::default() };
     let mut setup = Setup::new(&cluster, "skew", options).await;
     assert_eq!(all_whole(setup.chats(2, false, 8)).await, 2);
-    eventually("it is followed", async || setup.scalers[1].log().contains("leads")).await;
-    assert_eq!(led(&setup.scalers[1]), 0, "the lease was taken, though it was not over");
+    eventually("the second scaler knows the leader", async || {
+        setup.scalers[1].log().contains("leads")
+    })
+    .await;
+    assert_eq!(led(&setup.scalers[1]), 0, "the lease was taken before it expired");
 
     setup.scalers[0].kill().await;
-    eventually("the one ahead leads", async || led(&setup.scalers[1]) == 1).await;
+    eventually("the scaler with the fast clock leads", async || led(&setup.scalers[1]) == 1).await;
     setup.restart_scaler(0).await;
-    eventually("zero, by its word", async || setup.replicas(&cluster).await == (0, 0)).await;
+    eventually("it scales to zero", async || setup.replicas(&cluster).await == (0, 0)).await;
     assert_eq!(all_whole(setup.chats(2, false, 8)).await, 2);
-    assert_eq!(led(&setup.scalers[0]), 1, "the lease was taken, though it was not over");
+    assert_eq!(led(&setup.scalers[0]), 1, "the lease was taken before it expired");
 
-    // Its last renewal is an hour away for the other.
+    // For the first scaler, the last renewal is an hour in the future.
     setup.scalers[1].kill().await;
-    eventually("the first leads again", async || led(&setup.scalers[0]) == 2).await;
+    eventually("the first scaler leads again", async || led(&setup.scalers[0]) == 2).await;
     assert_eq!(all_whole(setup.chats(2, false, 8)).await, 2);
     setup.end(&cluster).await;
 }

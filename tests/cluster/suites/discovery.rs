@@ -1,4 +1,4 @@
-//! Replicas that are found otherwise than by their labels, and gateways that the scaler finds.
+//! Replicas that are found by a Service or by EndpointSlices, and gateways that the scaler finds.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use crate::kubelet::host_address;
 use crate::plane::{eventually, free_ports};
 use crate::suites::workload::{Workload, addresses, namespace, replicas};
 
-/// Two pods behind the Service `model`, each of a Deployment of its own; they end when `gate` is
-/// there. With `ports` they are in the machine's own network.
+/// Two pods behind the Service `model`, each with a Deployment of its own. They end once the file
+/// `gate` exists. With `ports` they are in the machine's own network.
 async fn serve(
     cluster: &Cluster,
     namespace: &str,
@@ -54,7 +54,7 @@ async fn serve(
     cluster.plane.apply(&service.to_string()).await;
 }
 
-/// Where they are, with their Deployments' names.
+/// The pods' addresses, with the names of their Deployments.
 async fn served(cluster: &Cluster, namespace: &str, model: &str) -> BTreeMap<String, String> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let labelled = ListParams::default().labels(&format!("model={model}"));
@@ -67,8 +67,8 @@ async fn served(cluster: &Cluster, namespace: &str, model: &str) -> BTreeMap<Str
     pods.items.into_iter().filter_map(read).collect()
 }
 
-/// By a Service's selector, and by a Service's EndpointSlices: each finds its pods, gives one that
-/// is deleted nothing new while its stream goes on, and forgets it when it is gone.
+/// Discovery by a Service's selector and by its EndpointSlices: each finds the pods, sends nothing
+/// new to a pod that is being deleted while its stream goes on, and forgets it once it is gone.
 pub async fn by_service_and_by_endpoint_slices(cluster: Arc<Cluster>) {
     let Some(own) = host_address() else {
         println!("  skipped: this machine has no address that an EndpointSlice takes");
@@ -98,7 +98,7 @@ pub async fn by_service_and_by_endpoint_slices(cluster: Arc<Cluster>) {
             endpoints.filter(|(_, health)| health == "ready").map(|(address, _)| address).collect()
         };
         let there = async || served(&cluster, &namespace, model).await;
-        eventually(&format!("{model}: both are found"), async || {
+        eventually(&format!("{model}: both pods are found"), async || {
             let there = there().await;
             there.len() == 2 && there.into_keys().eq(ready().await)
         })
@@ -111,19 +111,20 @@ pub async fn by_service_and_by_endpoint_slices(cluster: Arc<Cluster>) {
         let leaving = stream.endpoint.clone();
         let scale = ["-n", &namespace, "scale", "deployment", &all[&leaving], "--replicas=0"];
         cluster.plane.kubectl(&scale).await;
-        eventually(&format!("{model}: it is to go"), async || {
-            gateway.endpoints(model).await.get(&leaving).is_some_and(|it| it == "draining")
+        eventually(&format!("{model}: the pod drains"), async || {
+            let endpoints = gateway.endpoints(model).await;
+            endpoints.get(&leaving).is_some_and(|health| health == "draining")
         })
         .await;
         for _ in 0..8 {
             let answer = chat(clients, model, false, 2).await;
             assert!(is_whole(&answer, false), "{answer}");
-            assert!(!answer.contains(&leaving), "to one that goes: {answer}");
+            assert!(!answer.contains(&leaving), "the draining pod got a request: {answer}");
         }
         stream.goes_on().await;
         drop(stream);
         std::fs::write(gate(model), "").expect("written");
-        eventually(&format!("{model}: it is forgotten"), async || {
+        eventually(&format!("{model}: the pod is forgotten"), async || {
             gateway.endpoints(model).await.len() == 1
         })
         .await;
@@ -133,12 +134,12 @@ pub async fn by_service_and_by_endpoint_slices(cluster: Arc<Cluster>) {
     cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
 }
 
-/// A pod of the gateway's, which runs as a process of ours.
+/// A pod for a gateway that runs as a local process.
 async fn gateway_pod(cluster: &Cluster, namespace: &str, name: &str, address: SocketAddr) {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": "gateway"}},
-        // On no node: nobody but us says how it is.
+        // On no node: only this test sets its status.
         "spec": {"schedulerName": "nobody", "containers": [{"name": "gateway", "image": "forebay"}]},
     });
     cluster.plane.apply(&pod.to_string()).await;
@@ -158,14 +159,15 @@ async fn gateway_pod(cluster: &Cluster, namespace: &str, name: &str, address: So
     cluster.plane.kubectl(&[&patch[..], &[&status]].concat()).await;
 }
 
-/// The scaler's own discovery: a gateway that is new is heard, one that is gone no longer counts.
+/// The scaler's own discovery: it follows a new gateway, and a gateway that is gone no longer
+/// counts.
 pub async fn a_scaler_finds_the_gateways(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "gateways").await;
     let workload = Workload::named("llama", cluster.node.name());
     cluster.plane.apply(&workload.yaml(&namespace)).await;
     let [first, second, admin, scaler] = free_ports();
     let clients = [first, second].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    // One port, as the pods of a Deployment have it.
+    // The same port for both, as for the pods of a Deployment.
     let (x, y) = (rand::random_range(10..250), rand::random_range(1..250));
     let admins = [1, 2].map(|last| SocketAddr::from(([127, x, y, last], admin)));
     let scaler = SocketAddr::from(([127, 0, 0, 1], scaler));

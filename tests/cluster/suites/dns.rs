@@ -1,4 +1,4 @@
-//! Replicas by the DNS name of a headless Service.
+//! Replicas found by the DNS name of a headless Service.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,16 +18,17 @@ use crate::suites::workload::{Workload, addresses, namespace};
 
 const NAME: &str = "by-dns";
 
-/// A cluster's DNS, cut down to one headless Service: the addresses of its ready pods.
+/// A cluster's DNS, reduced to one headless Service: it answers with the addresses of its ready
+/// pods.
 struct Dns {
     address: Ipv4Addr,
-    /// It answers that it can't.
+    /// Every answer is SERVFAIL.
     fails: Arc<AtomicBool>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Dns {
-    /// `None` where port 53 can't be had.
+    /// `None` if port 53 is not available.
     async fn start(client: Client, namespace: &str) -> Option<Self> {
         let (x, y) = (rand::random_range(10..250), rand::random_range(1..250));
         let address = Ipv4Addr::new(127, x, y, 53);
@@ -58,18 +59,18 @@ async fn ready(pods: &Api<Pod>) -> Option<Vec<Ipv4Addr>> {
     let address = |pod: Pod| {
         let status = pod.status?;
         let mut conditions = status.conditions?.into_iter();
-        conditions.find(|it| it.type_ == "Ready" && it.status == "True")?;
+        conditions.find(|each| each.type_ == "Ready" && each.status == "True")?;
         status.pod_ip?.parse().ok()
     };
     Some(stays.filter_map(address).collect())
 }
 
-/// The answer to one question, or `None` to what is no question. `addresses` are those of `name`;
-/// without any, it can't be told (SERVFAIL). Another name is none there is (NXDOMAIN).
+/// The answer to one question; `None` if the query is not a question. `addresses` are those of
+/// `name`; `None` gives SERVFAIL. Any other name gives NXDOMAIN.
 fn answer(query: &[u8], name: &str, addresses: Option<&[Ipv4Addr]>) -> Option<Vec<u8>> {
     const SERVFAIL: u8 = 2;
     const NXDOMAIN: u8 = 3;
-    let mut asked = Vec::new();
+    let mut labels = Vec::new();
     let mut at = 12;
     loop {
         let length = usize::from(*query.get(at)?);
@@ -77,14 +78,14 @@ fn answer(query: &[u8], name: &str, addresses: Option<&[Ipv4Addr]>) -> Option<Ve
         if length == 0 {
             break;
         }
-        asked.push(String::from_utf8_lossy(query.get(at..at + length)?).to_lowercase());
+        labels.push(String::from_utf8_lossy(query.get(at..at + length)?).to_lowercase());
         at += length;
     }
     let question = query.get(12..at + 4)?;
     let is_a = question.ends_with(&[0, 1, 0, 1]);
     let (code, records) = match addresses {
         None => (SERVFAIL, &[][..]),
-        Some(_) if asked.join(".") != name => (NXDOMAIN, &[][..]),
+        Some(_) if labels.join(".") != name => (NXDOMAIN, &[][..]),
         Some(addresses) if is_a => (0, addresses),
         Some(_) => (0, &[][..]),
     };
@@ -93,15 +94,15 @@ fn answer(query: &[u8], name: &str, addresses: Option<&[Ipv4Addr]>) -> Option<Ve
     answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::try_from(records.len()).ok()?, 0, 0, 0, 0]);
     answer.extend(question);
     for address in records {
-        // The name asked for; A, IN, for no time at all; four bytes.
+        // The name of the question; A, IN, a TTL of zero; four bytes.
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         answer.extend(address.octets());
     }
     Some(answer)
 }
 
-/// A command that runs what is added to it with this resolver and no other; `None` where this user
-/// may not.
+/// A command that runs Forebay with this resolver and no other; `None` if this user may not do
+/// that.
 async fn with_resolver(cluster: &Cluster, dns: &Dns) -> Option<Command> {
     let file = |name: &str, text: String| {
         let path = cluster.folder.join(name);
@@ -123,7 +124,7 @@ async fn with_resolver(cluster: &Cluster, dns: &Dns) -> Option<Command> {
             command.args(flags).args(["sh", "-c", &script, "sh"]);
             command
         };
-        if command().arg("true").output().await.is_ok_and(|it| it.status.success()) {
+        if command().arg("true").output().await.is_ok_and(|output| output.status.success()) {
             let mut command = command();
             command.arg(BINARY);
             return Some(command);
@@ -132,7 +133,7 @@ async fn with_resolver(cluster: &Cluster, dns: &Dns) -> Option<Command> {
     None
 }
 
-/// Pods come and go with their addresses; when the resolver fails, what is known stays.
+/// Endpoints follow the addresses in DNS. While the resolver fails, the known endpoints stay.
 pub async fn by_dns(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "dns").await;
     let dns = Dns::start(cluster.client.clone(), &namespace).await;
@@ -157,7 +158,7 @@ pub async fn by_dns(cluster: Arc<Cluster>) {
     let mut gateway =
         Forebay::start_by(program, "gateway", "gateway", &config, admin, kubeconfig, &folder).await;
     let found = async |count: usize| {
-        eventually(&format!("{count} are found"), async || {
+        eventually(&format!("{count} replicas are found"), async || {
             let there = addresses(&cluster, &namespace, NAME).await;
             let endpoints = gateway.endpoints(NAME).await;
             let ready = endpoints.values().all(|health| health == "ready");
@@ -180,7 +181,8 @@ pub async fn by_dns(cluster: Arc<Cluster>) {
     scale("--replicas=1").await;
     found(1).await;
     dns.fails.store(true, Ordering::Relaxed);
-    eventually("it is told", async || gateway.log().contains("what is known stays")).await;
+    eventually("the failure is logged", async || gateway.log().contains("known endpoints stay"))
+        .await;
     answered().await;
     found(1).await;
     scale("--replicas=3").await;

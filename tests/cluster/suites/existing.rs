@@ -1,4 +1,5 @@
-//! Against a cluster that runs already, by its kubeconfig: this one, for another run of these tests.
+//! A run against an existing cluster, by its kubeconfig: these tests run again, with this control
+//! plane.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -7,14 +8,14 @@ use tokio::process::Command;
 
 use crate::Cluster;
 
-/// Suites that need nothing but an API server, in which what is particular to that way is used.
+/// Suites that need only an API server, and that use what differs with an existing cluster.
 const SUITES: [&str; 3] = [
     "a_pod_lives_and_ends_as_with_a_kubelet",
     "rbac_the_charts_roles_are_what_direct_mode_needs",
     "deploy_examples_are_accepted",
 ];
 
-/// As in a cluster of somebody's own: `kubectl` and `helm` by the path, and no more than that.
+/// As with any user's cluster: only `kubectl` and `helm`, found by the path.
 pub async fn runs_against_an_existing_cluster(cluster: Arc<Cluster>) {
     let mut path = OsString::new();
     for tool in ["kubectl", "helm"] {

@@ -1,4 +1,4 @@
-//! Scaled by KEDA: a real ScaledObject, operator, HPA and metrics adapter.
+//! KEDA mode, with a real ScaledObject, operator, HPA and metrics adapter.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ pub struct Setup {
     pub clients: SocketAddr,
     pub gateway: Forebay,
     pub scalers: Vec<Forebay>,
-    /// Where KEDA asks: whichever scaler takes the connection.
+    /// The address that KEDA calls: it leads to the first scaler that accepts.
     pub keda: SocketAddr,
     _services: [Link; 2],
 }
 
-/// What differs between the suites.
+/// The settings that differ between the suites.
 pub struct Options {
     pub boost: bool,
     /// Extra metadata of our trigger.
@@ -65,7 +65,7 @@ impl Setup {
         setup
     }
 
-    /// All but the ScaledObject.
+    /// The same without the ScaledObject.
     pub async fn without_object(cluster: &Cluster, suite: &str, options: &Options) -> Self {
         let namespace = namespace(cluster, suite).await;
         let workload = Workload {
@@ -83,7 +83,7 @@ impl Setup {
         };
         let services =
             [Link::to(vec![admin_0, admin_1]).await, Link::to(vec![keda_0, keda_1]).await];
-        let [scaler, service] = services.each_ref().map(|it| it.address);
+        let [scaler, service] = services.each_ref().map(|link| link.address);
         let config = |admin: SocketAddr, keda: SocketAddr| {
             format!(
                 "gateway: {{listen: \"{clients}\", scaler: \"{scaler}\"}}\n\
@@ -147,7 +147,7 @@ impl Setup {
             POOL,
         ];
         cluster.plane.kubectl(&wait).await;
-        eventually("the HPA is there", async || {
+        eventually("the HPA exists", async || {
             let hpa = ["-n", namespace, "get", "hpa", "keda-hpa-llama"];
             cluster.plane.try_kubectl(&hpa, "").await.is_ok()
         })
@@ -167,7 +167,8 @@ impl Setup {
         .await;
     }
 
-    /// So many clients at once, every second one with a stream; each must be answered whole.
+    /// Starts `count` clients at once, every second one with a stream. Each must get a whole
+    /// answer.
     pub async fn serve(&self, count: u32, tokens: u32) -> JoinSet<()> {
         let mut clients = JoinSet::new();
         for n in 0..count {
@@ -198,10 +199,10 @@ pub async fn all_answered(mut clients: JoinSet<()>) {
 }
 
 /// Thirty held requests at zero: KEDA wakes one replica, its HPA the others, all are answered, and
-/// the Deployment goes back to zero; and all of it once more.
+/// the Deployment goes back to zero. Then it wakes once more, through a new operator.
 pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     let setup = Setup::new(&cluster, "keda", &Options::default()).await;
-    assert_eq!(setup.replicas(&cluster).await, (0, 0), "nothing asks for a replica yet");
+    assert_eq!(setup.replicas(&cluster).await, (0, 0), "no replica is needed yet");
 
     let clients = setup.serve(30, 250).await;
     let mut most = 0;
@@ -213,19 +214,21 @@ pub async fn wakes_serves_and_sleeps(cluster: Arc<Cluster>) {
     all_answered(clients).await;
     setup.asleep(&cluster).await;
 
-    // The operator that comes back finds the pool asleep, and is told of the next request.
+    // The new operator finds the pool asleep, and the scaler reports the held requests to it.
     cluster.plane.kill("keda-operator").await;
     let clients = setup.serve(2, 20).await;
-    eventually("they are held", async || setup.gateway.log().matches("request held").count() >= 2)
-        .await;
+    eventually("both requests are held", async || {
+        setup.gateway.log().matches("request held").count() >= 2
+    })
+    .await;
     cluster.plane.start_keda_operator().await;
     all_answered(clients).await;
     setup.asleep(&cluster).await;
     setup.end(&cluster).await;
 }
 
-/// The same with the boost: the Deployment is at the count that was decided before the HPA's next
-/// sync, and every replica starts its cold start at once.
+/// The same with the boost: the Deployment has the decided count before the HPA's next sync, and
+/// all replicas start at once.
 pub async fn boost_wakes_all_at_once(cluster: Arc<Cluster>) {
     let options = Options { boost: true, cold_start: "3s", ..Options::default() };
     let setup = Setup::new(&cluster, "boost", &options).await;
@@ -236,20 +239,20 @@ pub async fn boost_wakes_all_at_once(cluster: Arc<Cluster>) {
     })
     .await;
     let (_, ready) = setup.replicas(&cluster).await;
-    assert_eq!(ready, 0, "all were asked for before the first was ready");
-    // KEDA and its HPA leave it there: they are told the same.
+    assert_eq!(ready, 0, "all replicas are desired before the first is ready");
+    // KEDA and its HPA leave the count: they get the same.
     all_answered(clients).await;
     setup.asleep(&cluster).await;
     setup.end(&cluster).await;
 }
 
-/// Signals as metrics of their own: the queue as an average, in which nothing is decided by Forebay.
+/// Raw signals as KEDA metrics: Forebay decides nothing.
 pub async fn scales_by_raw_signals(cluster: Arc<Cluster>) {
     let metadata = ", metric: concurrency, threshold: \"8\"";
     let options = Options { metadata, cold_start: "2s", ..Options::default() };
     let setup = Setup::new(&cluster, "raw", &options).await;
     let clients = setup.serve(30, 250).await;
-    eventually("the HPA has made ⌈30 ÷ 8⌉ of them", async || {
+    eventually("the HPA has scaled to ⌈30 ÷ 8⌉", async || {
         setup.replicas(&cluster).await.0 >= 3
     })
     .await;

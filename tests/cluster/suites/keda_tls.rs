@@ -1,4 +1,4 @@
-//! KEDA's operator and the scaler by TLS, each with its certificate.
+//! KEDA's operator and the scaler over TLS, each with its certificate.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use crate::Cluster;
 use crate::suites::keda::{Options, POOL, Setup, all_answered};
 
-/// The operator knows the scaler by its authority, and the scaler asks the operator for a
-/// certificate: then it is as without TLS. Whoever has none is told nothing.
+/// The operator verifies the scaler by its authority, and the scaler requires a certificate of the
+/// operator. With both, everything works as without TLS; a client without a certificate gets no
+/// answer.
 pub async fn wakes_by_mutual_tls(cluster: Arc<Cluster>) {
     let pki = &cluster.plane.pki().expect("a control plane of our own");
     pki.issue("keda/scaler", "forebay-scaler", None);
@@ -61,13 +62,16 @@ pub async fn wakes_by_mutual_tls(cluster: Arc<Cluster>) {
         ExternalScalerClient::new(channel).is_active(object).await.is_ok()
     };
     let (https, http) = (format!("https://{}", setup.keda), format!("http://{}", setup.keda));
-    assert!(knows(https.clone(), Some(ours.clone().identity(identity))).await, "as KEDA asks");
+    assert!(
+        knows(https.clone(), Some(ours.clone().identity(identity))).await,
+        "with a certificate, as KEDA has one"
+    );
     assert!(!knows(https, Some(ours)).await, "without a certificate");
     assert!(!knows(http, None).await, "without TLS");
     setup.end(&cluster).await;
 }
 
-/// Where KEDA finds what it needs, by the names that the trigger has for it.
+/// The TriggerAuthentication, with the names that the trigger expects.
 fn authentication(namespace: &str) -> String {
     let parameter = |name| format!("{{parameter: {name}, name: forebay, key: {name}}}");
     let all = ["caCert", "tlsClientCert", "tlsClientKey"].map(parameter).join(", ");

@@ -1,8 +1,8 @@
-//! What KEDA says of a corpus of ScaledObjects, by which `forebay check --scaled-object` is tested:
-//! denied by the API server or the webhook, never Ready, no first metrics, or taken.
+//! KEDA's verdicts on a corpus of ScaledObjects, against which `forebay check --scaled-object` is
+//! tested: denied by the API server or the webhook, never Ready, no first metrics, or taken.
 //!
-//! `FOREBAY_RECORD_VERDICTS=1` writes down what it says now; otherwise that is compared with what
-//! was written down.
+//! `FOREBAY_RECORD_VERDICTS=1` records the verdicts; otherwise they are compared with the recorded
+//! ones.
 
 #[path = "../../../config/tests/keda/corpus.rs"]
 mod corpus;
@@ -26,23 +26,23 @@ fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tests/keda/verdicts.json")
 }
 
-/// Hundreds of objects take their time on a busy machine.
+/// The longest wait: hundreds of objects take their time on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// What KEDA has said nothing of when it has been silent on all others for this long never gets
-/// ready: its operator panics at some objects, before it reports anything of them.
+/// When KEDA has reported nothing for this long, the objects without a report never get ready: its
+/// operator panics at some objects before it reports anything about them.
 const SILENCE: Duration = Duration::from_secs(45);
 
 /// One object of the corpus, with names of its own.
 struct Case {
     name: String,
     object: String,
-    /// What is applied.
+    /// The text that is applied.
     text: String,
     own_name: String,
     target: String,
 }
 
-/// What KEDA says.
+/// KEDA's verdict on an object, with its reason.
 #[derive(Clone, Debug)]
 struct Verdict {
     verdict: &'static str,
@@ -56,7 +56,7 @@ impl Verdict {
 }
 
 pub async fn are_those_recorded(cluster: Arc<Cluster>) {
-    let record = std::env::var_os("FOREBAY_RECORD_VERDICTS").is_some_and(|it| it == "1");
+    let record = std::env::var_os("FOREBAY_RECORD_VERDICTS").is_some_and(|value| value == "1");
     let Some((_server, server)) = prometheus(&cluster).await else {
         assert!(!record, "there is no prometheus to record with");
         println!("keda_verdicts ... skipped: no `prometheus` here; apt-get install prometheus");
@@ -67,7 +67,7 @@ pub async fn are_those_recorded(cluster: Arc<Cluster>) {
         .into_iter()
         .enumerate()
         .map(|(at, (name, object))| {
-            // As long as those that they replace.
+            // They have the same length as the names that they replace.
             let (own_name, target) = (format!("obj{at:07}"), format!("tgt{at:07}"));
             assert_eq!((own_name.len(), target.len()), (OBJECT.len(), TARGET.len()));
             let text = object.replace(OBJECT, &own_name).replace(TARGET, &target);
@@ -79,7 +79,7 @@ pub async fn are_those_recorded(cluster: Arc<Cluster>) {
         .iter()
         .zip(&verdicts)
         .map(|(case, verdict)| {
-            // What differs from run to run.
+            // Replace everything that differs from run to run.
             let why = verdict.why.replace(&case.own_name, OBJECT).replace(&case.target, TARGET);
             let why = why.replace(&server, SERVER).replace(&namespace, "NAMESPACE");
             let first = why.lines().next().unwrap_or_default();
@@ -104,10 +104,10 @@ pub async fn are_those_recorded(cluster: Arc<Cluster>) {
         })
         .map(|(before, now)| format!("{}: {} → {}", before["name"], before["verdict"], now))
         .collect();
-    assert!(differ.is_empty(), "KEDA says other things than before:\n{}", differ.join("\n"));
+    assert!(differ.is_empty(), "KEDA's verdicts have changed:\n{}", differ.join("\n"));
 }
 
-/// A Prometheus server that scrapes itself, and where it listens.
+/// A Prometheus server that scrapes itself, and its URL.
 async fn prometheus(cluster: &Cluster) -> Option<(Process, String)> {
     let [port] = free_ports();
     let folder = cluster.folder.join("verdicts");
@@ -128,14 +128,14 @@ async fn prometheus(cluster: &Cluster) -> Option<(Process, String)> {
     let query = format!("{url}/api/v1/query?query=sum(up)==1");
     eventually("Prometheus has scraped itself", async || {
         let answer = Command::new("curl").args(["-fsS", &query]).output().await;
-        answer.is_ok_and(|it| String::from_utf8_lossy(&it.stdout).contains("\"value\""))
+        answer.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("\"value\""))
     })
     .await;
     Some((process, url))
 }
 
 async fn judge(cluster: &Cluster, namespace: &str, cases: &[Case]) -> Vec<Verdict> {
-    // Targets that no pod is ever started of.
+    // Targets of which no pod is ever started.
     let targets: Vec<_> = cases.iter().map(|case| target(&case.target, namespace)).collect();
     for some in targets.chunks(100) {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": some});
@@ -152,10 +152,10 @@ async fn judge(cluster: &Cluster, namespace: &str, cases: &[Case]) -> Vec<Verdic
     let waiting = |verdicts: &HashMap<usize, Verdict>, ready: &HashMap<usize, String>| {
         (0..cases.len()).filter(|at| !verdicts.contains_key(at) && !ready.contains_key(at)).count()
     };
-    // By name: the HPA of each that is ready, empty where it is paused.
+    // The HPA of each object that is ready; empty if it is paused.
     let mut ready: HashMap<usize, String> = HashMap::new();
     let (mut left, mut changed) = (cases.len(), Instant::now());
-    within(PATIENCE, "KEDA has looked at all of them", async || {
+    within(PATIENCE, "KEDA has judged all objects", async || {
         let get = ["-n", namespace, "get", "scaledobjects", "-o", "json"];
         let Ok(list) = cluster.plane.try_kubectl(&get, "").await else { return false };
         let list: Value = serde_json::from_str(&list).expect("JSON");
@@ -163,7 +163,7 @@ async fn judge(cluster: &Cluster, namespace: &str, cases: &[Case]) -> Vec<Verdic
             .as_array()
             .expect("a list")
             .iter()
-            .map(|it| (it["metadata"]["name"].as_str().expect("a name"), it))
+            .map(|object| (object["metadata"]["name"].as_str().expect("a name"), object))
             .collect();
         for (at, case) in cases.iter().enumerate() {
             if verdicts.contains_key(&at) || ready.contains_key(&at) {
@@ -172,13 +172,14 @@ async fn judge(cluster: &Cluster, namespace: &str, cases: &[Case]) -> Vec<Verdic
             let found = objects.iter().find(|(name, _)| name.starts_with(&case.own_name));
             let Some((_, object)) = found else { continue };
             let conditions = object["status"]["conditions"].as_array();
-            let condition = conditions.and_then(|all| all.iter().find(|it| it["type"] == "Ready"));
+            let condition =
+                conditions.and_then(|all| all.iter().find(|each| each["type"] == "Ready"));
             let Some(condition) = condition else { continue };
             let reason = condition["reason"].as_str().unwrap_or_default();
             let hpa = object["status"]["hpaName"].as_str().unwrap_or_default();
             match condition["status"].as_str().unwrap_or_default() {
                 "True" => drop(ready.insert(at, hpa.to_owned())),
-                // It was, and a source failed since.
+                // It was ready, and a source has failed since.
                 "False" | "Unknown" if !hpa.is_empty() && reason != "ScaledObjectCheckFailed" => {
                     ready.insert(at, hpa.to_owned());
                 }
@@ -204,7 +205,7 @@ async fn judge(cluster: &Cluster, namespace: &str, cases: &[Case]) -> Vec<Verdic
     for (at, hpa) in ready {
         let verdict = match first_metrics(cluster, namespace, &hpa).await {
             Ok(()) => Verdict::new("taken", ""),
-            // Whatever was not ready itself at first is the next time.
+            // A source may not be ready for the first query.
             Err(_) => match first_metrics(cluster, namespace, &hpa).await {
                 Ok(()) => Verdict::new("taken", ""),
                 Err(why) => Verdict::new("no metrics", why),
@@ -215,13 +216,13 @@ async fn judge(cluster: &Cluster, namespace: &str, cases: &[Case]) -> Vec<Verdic
     (0..cases.len()).map(|at| verdicts[&at].clone()).collect()
 }
 
-/// Asks for what the HPA asks for.
+/// Reads the metrics that the HPA reads.
 async fn first_metrics(cluster: &Cluster, namespace: &str, hpa: &str) -> Result<(), String> {
     if hpa.is_empty() {
         return Ok(());
     }
     let get = ["-n", namespace, "get", "hpa", hpa, "-o", "json"];
-    // A paused one's is taken away.
+    // The HPA of a paused object is deleted.
     let Ok(hpa) = cluster.plane.try_kubectl(&get, "").await else { return Ok(()) };
     let hpa: Value = serde_json::from_str(&hpa).expect("JSON");
     let metrics = hpa["spec"]["metrics"].as_array().expect("metrics");
@@ -245,8 +246,8 @@ async fn first_metrics(cluster: &Cluster, namespace: &str, hpa: &str) -> Result<
     Ok(())
 }
 
-/// A Deployment whose containers ask for what `cpu` and `memory` are measured by, on a node that
-/// there is not.
+/// A Deployment for a node that does not exist, with the resource requests that the triggers `cpu`
+/// and `memory` need.
 fn target(name: &str, namespace: &str) -> Value {
     let labels = json!({"app": name});
     json!({

@@ -1,7 +1,8 @@
-//! A LeaderWorkerSet, whose controller is played here: any kind with `/scale` is scaled alike.
+//! A LeaderWorkerSet with a stand-in for its controller: every kind with `/scale` is scaled the
+//! same way.
 //!
-//! The kind is cut down to what scaling sees: `/scale`, a selector that finds the leaders only, and
-//! groups by number, of which the highest go first.
+//! The kind is reduced to the parts that scaling needs: `/scale`, a selector that finds only the
+//! leaders, and numbered groups, of which the highest go first.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{
@@ -24,7 +25,7 @@ const WORKER: &str = "leaderworkerset.sigs.k8s.io/worker-index";
 /// Pods in a group.
 const SIZE: usize = 2;
 
-/// Of groups that are each a leader, which serves, and a worker.
+/// The spec of groups that consist of a leader, which serves, and a worker.
 pub fn spec(replicas: u32, template: Value) -> Value {
     json!({
         "replicas": replicas,
@@ -32,7 +33,7 @@ pub fn spec(replicas: u32, template: Value) -> Value {
     })
 }
 
-/// Makes the kind known.
+/// Creates the kind.
 pub async fn install(cluster: &Cluster) {
     let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let crd = json!({
@@ -64,13 +65,13 @@ pub async fn install(cluster: &Cluster) {
     .await;
 }
 
-/// Takes the kind and all its objects away.
+/// Deletes the kind and all its objects.
 pub async fn remove(cluster: &Cluster) {
     let name = "leaderworkersets.leaderworkerset.x-k8s.io";
     cluster.plane.kubectl(&["delete", "crd", name, "--wait=false"]).await;
 }
 
-/// Its controller, for one set, until this is dropped.
+/// The controller of one set, until it is dropped.
 pub struct Controller {
     _task: AbortOnDropHandle<()>,
 }
@@ -84,7 +85,7 @@ impl Controller {
         let name = name.to_owned();
         let task = tokio::spawn(async move {
             loop {
-                // What fails is tried again.
+                // A failure is retried.
                 let _ = reconcile(&sets, &pods, &name).await;
                 sleep(Duration::from_millis(100)).await;
             }
@@ -104,14 +105,17 @@ async fn reconcile(sets: &Api<DynamicObject>, pods: &Api<Pod>, name: &str) -> ku
             pods.delete(&pod.name_any(), &DeleteParams::default()).await?;
         }
     }
-    for (group, worker) in (0..wanted).flat_map(|group| (0..SIZE).map(move |it| (group, it))) {
+    for (group, worker) in
+        (0..wanted).flat_map(|group| (0..SIZE).map(move |worker| (group, worker)))
+    {
         let pod = pod(name, group, worker, template);
-        // One that still goes is waited for.
-        if !there.iter().any(|it| it.name_any() == pod.name_any()) {
+        // A pod that is still being deleted has the name; it is created again later.
+        if !there.iter().any(|other| other.name_any() == pod.name_any()) {
             pods.create(&PostParams::default(), &pod).await?;
         }
     }
-    let leaders = there.iter().filter(|pod| pod.labels().get(WORKER).is_some_and(|it| it == "0"));
+    let leaders =
+        there.iter().filter(|pod| pod.labels().get(WORKER).is_some_and(|worker| worker == "0"));
     let status = json!({"status": {
         "replicas": leaders.count(), "hpaPodSelector": format!("{NAME}={name},{WORKER}=0"),
     }});
@@ -129,7 +133,7 @@ fn pod(name: &str, group: usize, worker: usize, template: &Value) -> Pod {
     labels[GROUP] = group.to_string().into();
     labels[WORKER] = worker.to_string().into();
     if worker > 0 {
-        // Clients' requests are none of its business.
+        // A worker gets no requests.
         labels["app"] = format!("{name}-worker").into();
     }
     serde_json::from_value(pod).expect("a pod")

@@ -1,4 +1,4 @@
-//! Clients that come again and again for as long as a suite does something to the cluster.
+//! Clients that send requests while a suite changes the cluster.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::forebay::{chat, is_whole};
 
-/// Four clients, each with one request after the other, every second one a stream.
+/// Four clients that send one request after the other; every second one is a stream.
 pub struct Load {
     clients: JoinSet<()>,
     stop: Arc<AtomicBool>,
@@ -16,7 +16,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// On the model `llama`.
+    /// Starts the clients, with the model `llama`.
     pub fn start(gateway: SocketAddr) -> Self {
         let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut clients = JoinSet::new();
@@ -37,12 +37,12 @@ impl Load {
         Self { clients, stop, served }
     }
 
-    /// How many were answered whole until now.
+    /// The number of whole answers so far.
     pub fn served(&self) -> usize {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// How many were answered, all of them whole.
+    /// Stops the clients. Returns the number of answers, all of which were whole.
     pub async fn end(mut self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(client) = self.clients.join_next().await {

@@ -1,4 +1,4 @@
-//! The figures of docs/performance.md, taken outside of Forebay.
+//! The figures of docs/performance.md, measured from outside of Forebay.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use crate::suites::workload::replicas;
 /// Rounds, each from zero to zero.
 const ROUNDS: usize = 10;
 
-/// Moments at which a count, or an activity, was seen by a watcher.
+/// Times at which a watcher saw a count or an activity.
 type Seen<T> = mpsc::Receiver<(Instant, T)>;
 
-/// The Deployment's replica count, whenever it changes, as a watch tells it.
+/// The changes of the Deployment's replica count, seen by a watch.
 fn counts(cluster: &Cluster, namespace: &str) -> Seen<i32> {
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
     let (sender, seen) = mpsc::channel(64);
@@ -48,7 +48,7 @@ fn counts(cluster: &Cluster, namespace: &str) -> Seen<i32> {
     seen
 }
 
-/// What the scaler pushes, as KEDA's operator hears it.
+/// The activity that the scaler pushes, received as KEDA's operator receives it.
 fn pushes(keda: SocketAddr, namespace: &str) -> Seen<bool> {
     let (sender, seen) = mpsc::channel(64);
     let namespace = namespace.to_owned();
@@ -61,9 +61,9 @@ fn pushes(keda: SocketAddr, namespace: &str) -> Seen<bool> {
         let stream = client.stream_is_active(object).await;
         let mut stream = stream.expect("understood").into_inner();
         let mut last = None;
-        while let Ok(Some(told)) = stream.message().await {
-            if last.replace(told.result) != Some(told.result)
-                && sender.send((Instant::now(), told.result)).await.is_err()
+        while let Ok(Some(activity)) = stream.message().await {
+            if last.replace(activity.result) != Some(activity.result)
+                && sender.send((Instant::now(), activity.result)).await.is_err()
             {
                 return;
             }
@@ -81,16 +81,17 @@ async fn until<T>(seen: &mut Seen<T>, wanted: impl Fn(&T) -> bool) -> Instant {
     }
 }
 
-fn report(what: &str, mut took: Vec<Duration>) {
+fn report(name: &str, mut took: Vec<Duration>) {
     took.sort_unstable();
     let at = |q: f64| {
         let rank = ((q * took.len() as f64).ceil() as usize).clamp(1, took.len());
         took[rank - 1].as_secs_f64() * 1000.0
     };
-    println!("  {what}: p50 {:.1} ms, max {:.1} ms ({} rounds)", at(0.5), at(1.0), took.len());
+    println!("  {name}: p50 {:.1} ms, max {:.1} ms ({} rounds)", at(0.5), at(1.0), took.len());
 }
 
-/// One held request at zero, ten times: → pushed, → scaled by KEDA, and pod healthy → released.
+/// Ten times, one held request at zero: its time to the push and to the scaling by KEDA, and the
+/// time from a healthy pod to its release.
 pub async fn through_keda(cluster: Arc<Cluster>) {
     let setup = Setup::new(&cluster, "measure", &Options::default()).await;
     let mut counts = counts(&cluster, &setup.namespace);
@@ -98,7 +99,7 @@ pub async fn through_keda(cluster: Arc<Cluster>) {
     let (mut pushed, mut scaled, mut released) = (vec![], vec![], vec![]);
     for _ in 0..ROUNDS {
         setup.asleep(&cluster).await;
-        // KEDA has seen the pool asleep, and the last round's news are past.
+        // Long enough for KEDA to see the pool asleep, and for the last round's changes to arrive.
         sleep(Duration::from_secs(4)).await;
         while counts.try_recv().is_ok() {}
         while pushes.try_recv().is_ok() {}
@@ -120,7 +121,8 @@ pub async fn through_keda(cluster: Arc<Cluster>) {
     setup.end(&cluster).await;
 }
 
-/// The same with our own write: → replicas written, and pod healthy → released.
+/// The same without KEDA: the time to the write of the count, and from a healthy pod to the
+/// release.
 pub async fn directly(cluster: Arc<Cluster>) {
     let setup = direct::Setup::new(&cluster, "measure-direct", direct::Options::default()).await;
     let mut counts = counts(&cluster, &setup.namespace);
@@ -146,7 +148,7 @@ pub async fn directly(cluster: Arc<Cluster>) {
     setup.end(&cluster).await;
 }
 
-/// When the first pod's server answers.
+/// Waits until the first pod's server answers, and returns that moment.
 pub async fn healthy(cluster: &Cluster, namespace: &str) -> Instant {
     let get_ip = ["-n", namespace, "get", "pods", "-o", "jsonpath={.items[*].status.podIP}"];
     let address = loop {

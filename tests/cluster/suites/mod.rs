@@ -1,12 +1,14 @@
-//! What is shown against the real thing. Each suite has a namespace of its own.
+//! The suites. Each has a namespace of its own.
 
 mod away;
+mod chart;
 mod deploy;
 mod direct;
 mod discovery;
 mod dns;
 mod existing;
 mod expiry;
+mod failing;
 mod keda;
 mod keda_failover;
 mod keda_tls;
@@ -31,11 +33,11 @@ pub struct Suite {
     pub name: &'static str,
     pub run: Run,
     pub needs_keda: bool,
-    /// It shows more where there is KEDA.
+    /// It covers more if KEDA runs.
     pub uses_keda: bool,
     /// It kills parts of the control plane.
     pub breaks_plane: bool,
-    /// It prints figures instead of showing behaviour.
+    /// It prints measurements instead of checking behaviour.
     pub measures: bool,
 }
 
@@ -113,6 +115,11 @@ pub fn all() -> Vec<Suite> {
             roles::the_chart_gives_rights_only_where_pools_are,
         ),
         Suite::new("deploy_the_chart_is_accepted", deploy::the_chart_is_accepted),
+        Suite::new("deploy_every_value_of_the_chart_is_applied", chart::every_value_is_applied),
+        Suite::new(
+            "deploy_running_parts_reload_what_replaces_no_pod",
+            chart::running_parts_reload_what_replaces_no_pod,
+        ),
         Suite::new("deploy_examples_are_accepted", deploy::examples_are_accepted),
         Suite::new("deploy_the_dcgm_example_is_accepted", deploy::the_dcgm_example_is_accepted)
             .with_keda(),
@@ -144,8 +151,16 @@ pub fn all() -> Vec<Suite> {
             "direct_another_scaler_takes_over_in_a_cold_start",
             direct::another_scaler_takes_over_in_a_cold_start,
         ),
+        Suite::new(
+            "direct_pods_that_cannot_start_are_named_to_clients",
+            failing::pods_that_cannot_start_are_named_to_clients,
+        ),
+        Suite::new(
+            "direct_pods_without_a_node_are_named_unless_one_is_being_added",
+            failing::pods_without_a_node_are_named_unless_one_is_being_added,
+        ),
         Suite::new("direct_clocks_are_not_compared", direct::clocks_are_not_compared),
-        // It breaks nothing; it is of no use where the cluster is not our own.
+        // It breaks nothing, but it makes sense only with a cluster of our own.
         Suite::new(
             "an_existing_cluster_is_used_by_its_kubeconfig",
             existing::runs_against_an_existing_cluster,

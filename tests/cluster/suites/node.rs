@@ -14,7 +14,7 @@ use crate::suites::workload::{Workload, namespace};
 
 fn ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.filter(|it| it.type_ == "Ready").any(|it| it.status == "True")
+    conditions.filter(|each| each.type_ == "Ready").any(|ready| ready.status == "True")
 }
 
 fn reason(pod: &Pod) -> Option<String> {
@@ -22,7 +22,8 @@ fn reason(pod: &Pod) -> Option<String> {
     status.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }
 
-/// Scheduled, started, probed, ready; its hook is run and its address gone before it is.
+/// A pod is scheduled, started, probed and ready. At its end its hook runs, and nothing listens at
+/// its address.
 pub async fn a_pod_lives_and_ends(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "node").await;
     let marker = cluster.folder.join("hook-ran");
@@ -56,7 +57,7 @@ pub async fn a_pod_lives_and_ends(cluster: Arc<Cluster>) {
         .await;
     let ran = std::fs::read_to_string(&marker).expect("the hook ran");
     assert_eq!(ran.trim(), address.to_string(), "with the pod's address from the downward API");
-    assert_eq!(status(&get((address, 8000).into(), "/health").await), 0, "nobody listens there");
+    assert_eq!(status(&get((address, 8000).into(), "/health").await), 0, "nothing listens there");
     eventually("the Deployment has another one", async || {
         let list = pods.list(&Default::default()).await.expect("listed");
         list.items.iter().any(|pod| ready(pod) && pod.metadata.name.as_ref() != Some(&name))
@@ -65,9 +66,9 @@ pub async fn a_pod_lives_and_ends(cluster: Arc<Cluster>) {
     cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
 }
 
-/// An image that can't be pulled, and a container that crashes, each with its reason.
+/// An image that can't be pulled and a container that crashes are reported with their reasons.
 pub async fn troubles_are_reported(cluster: Arc<Cluster>) {
-    use crate::kubelet::told::{CRASHES, PULL_FAILS};
+    use crate::kubelet::annotation::{CRASHES, PULL_FAILS};
     let namespace = namespace(&cluster, "trouble").await;
     for (case, annotation, times, wanted) in [
         ("no-image", PULL_FAILS, "always", "ImagePullBackOff"),
@@ -90,8 +91,8 @@ pub async fn troubles_are_reported(cluster: Arc<Cluster>) {
     cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
 }
 
-/// A machine loses power: its pods stand there for a while as if nothing were, then as unknown.
-/// Requests are answered by the others all along.
+/// A machine loses power. Its pods look alive for a while, and then unknown. The other pods answer
+/// requests all the time.
 pub async fn a_dead_nodes_pods_are_not_waited_for(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "dead-node").await;
     let lost = format!("lost-{}", std::process::id());
@@ -119,7 +120,7 @@ pub async fn a_dead_nodes_pods_are_not_waited_for(cluster: Arc<Cluster>) {
     };
     eventually("both are ready", async || ready().await == 2).await;
     doomed.die();
-    // The simulated server of the other answers to its own name only.
+    // Each simulated server answers only to its own name.
     let all_answered = async |when: &str| {
         for n in 0..20 {
             let answer = chat(clients, "stays", false, 2).await;
@@ -127,8 +128,8 @@ pub async fn a_dead_nodes_pods_are_not_waited_for(cluster: Arc<Cluster>) {
         }
     };
     all_answered("at once").await;
-    eventually("the gateway has found out", async || ready().await == 1).await;
-    eventually("Kubernetes has found out", async || {
+    eventually("the gateway has noticed", async || ready().await == 1).await;
+    eventually("Kubernetes has noticed", async || {
         let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
         cluster.plane.kubectl(&["get", "node", &lost, "-o", path]).await == "Unknown"
     })

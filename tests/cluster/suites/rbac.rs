@@ -1,4 +1,4 @@
-//! With the chart's own Roles and nothing more: each part as its ServiceAccount, by a token.
+//! The chart's Roles: each part runs as its ServiceAccount, with a token and no other rights.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,16 +12,18 @@ use crate::Cluster;
 use crate::forebay::{Forebay, chat, exchange, get, is_whole, status};
 use crate::plane::audit::Right;
 use crate::plane::{eventually, free_ports};
+use crate::suites::deploy::KUBERNETES;
 use crate::suites::workload::{Workload, namespace, replicas};
 
 const POOL: &str = "llama";
 const ACCOUNTS: [&str; 2] = ["forebay-gateway", "forebay-scaler"];
 
-/// What the chart makes of this kind in a release of these pools.
+/// The chart's objects of these kinds, for a release with these pools.
 async fn rendered(cluster: &Cluster, namespace: &str, pools: &Value, kinds: &[&str]) -> String {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/forebay");
     let output = Command::new(cluster.plane.helm())
-        .args(["template", "forebay", chart, "--namespace", namespace, "--set-json"])
+        .args(["template", "forebay", chart, "--namespace", namespace])
+        .args(["--kube-version", KUBERNETES, "--set-json"])
         .arg(format!("pools={pools}"))
         .output()
         .await
@@ -34,7 +36,7 @@ async fn rendered(cluster: &Cluster, namespace: &str, pools: &Value, kinds: &[&s
     all.split("\n---").filter(wanted).collect::<Vec<_>>().join("\n---\n")
 }
 
-/// A kubeconfig with nothing but a ServiceAccount's token.
+/// A kubeconfig with a ServiceAccount's token as its only credential.
 async fn as_account(cluster: &Cluster, namespace: &str, account: &str) -> PathBuf {
     let token = ["-n", namespace, "create", "token", account, "--duration=1h"];
     let token = cluster.plane.kubectl(&token).await;
@@ -42,7 +44,7 @@ async fn as_account(cluster: &Cluster, namespace: &str, account: &str) -> PathBu
     cluster.plane.token_kubeconfig(&name, token.trim(), namespace).await
 }
 
-/// The pool that is scaled, and two more that are only found, each in another way.
+/// The pool that is scaled, and two pools that are only discovered, each in another way.
 fn pools(target: &Value) -> Value {
     json!([
         {
@@ -65,7 +67,7 @@ fn pools(target: &Value) -> Value {
     ])
 }
 
-/// The chart's Roles for these pools, and what of the cluster the pools are made of.
+/// Applies the chart's Roles for these pools, and the objects of the pools.
 async fn prepare(cluster: &Cluster, namespace: &str, target: &Value) {
     let workload = Workload {
         args: vec!["--cold-start".into(), "2s".into(), "--dev".into()],
@@ -97,7 +99,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Gateway and scaler, each with its own rights.
+    /// Starts gateway and scaler, each with its own rights.
     async fn start(cluster: &Cluster, namespace: &str, target: &Value) -> Self {
         let [clients, gateway_admin, scaler_admin, keda] =
             free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
@@ -120,14 +122,14 @@ impl Parts {
         let scaler = start("scaler", scaler_admin).await;
         let ready = async || status(&get(scaler_admin, "/readyz").await);
         if target.get("keda").is_some() {
-            assert_eq!(ready().await, 503, "it knows of no decision, since no gateway is there");
+            assert_eq!(ready().await, 503, "there is no decision without a gateway");
         }
         let gateway = start("gateway", gateway_admin).await;
         eventually("the scaler can answer", async || ready().await == 200).await;
         Self { clients, gateway, scaler, keda }
     }
 
-    /// Sixteen held requests at zero, answered.
+    /// Checks that sixteen held requests at zero are answered.
     async fn serve_from_zero(&self) {
         let answers = (0..16).map(|_| chat(self.clients, POOL, false, 8));
         for answer in futures_util::future::join_all(answers).await {
@@ -135,7 +137,21 @@ impl Parts {
         }
     }
 
-    /// Nothing was refused, and nothing that is granted was not needed.
+    /// Wakes a workload whose pods fit on no node, and waits until a client hears of it: the scaler
+    /// reads the Events on such a pod.
+    async fn look_for_a_node(&self, cluster: &Cluster, namespace: &str) {
+        let patch = json!({"spec": {"template": {"spec": {
+            "nodeSelector": {"kubernetes.io/hostname": "none"}
+        }}}});
+        let patch = patch.to_string();
+        let deployment =
+            ["-n", namespace, "patch", "deployment", POOL, "--type=merge", "-p", &patch];
+        cluster.plane.kubectl(&deployment).await;
+        let answer = chat(self.clients, POOL, false, 8).await;
+        assert!(answer.contains("has no node (Unschedulable)"), "{answer}");
+    }
+
+    /// Stops both, and checks that no call was refused and that every granted right was used.
     async fn end(mut self, cluster: &Cluster, namespace: &str) {
         for part in [&mut self.gateway, &mut self.scaler] {
             assert_eq!(part.stop().await, 0);
@@ -155,7 +171,7 @@ impl Parts {
     }
 }
 
-/// What the Roles of a namespace grant to an account.
+/// The rights that the Roles of a namespace grant to an account.
 async fn granted(cluster: &Cluster, namespace: &str, account: &str) -> BTreeSet<Right> {
     let get = async |kind: &str| -> Vec<Value> {
         let text = cluster.plane.kubectl(&["-n", namespace, "get", kind, "-o", "json"]).await;
@@ -189,7 +205,7 @@ async fn granted(cluster: &Cluster, namespace: &str, account: &str) -> BTreeSet<
     granted
 }
 
-/// Scaled by ourselves: find, scale, mark, tell, elect.
+/// Direct mode: discovery, `/scale`, deletion costs, Events, election.
 pub async fn the_charts_roles_are_what_direct_mode_needs(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "rbac").await;
     let target = json!({"kubernetes": {"name": POOL}});
@@ -203,10 +219,11 @@ pub async fn the_charts_roles_are_what_direct_mode_needs(cluster: Arc<Cluster>) 
         cluster.plane.kubectl(&events).await.contains("ScaledDown")
     })
     .await;
+    parts.look_for_a_node(&cluster, &namespace).await;
     parts.end(&cluster, &namespace).await;
 }
 
-/// Scaled by ourselves, and a replica hangs: its pod is deleted, and another one answers.
+/// Direct mode with a replica that hangs: its pod is deleted, and another replica answers.
 pub async fn the_charts_roles_are_what_replacing_needs(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "rbac-replace").await;
     let target = json!({"kubernetes": {"name": POOL, "replaceHung": true, "hungAfter": "2s"}});
@@ -230,7 +247,7 @@ pub async fn the_charts_roles_are_what_replacing_needs(cluster: Arc<Cluster>) {
         "POST /sim/hang HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     );
     assert_eq!(status(&exchange(address, hang.as_bytes()).await), 200);
-    eventually("it is replaced", async || {
+    eventually("the replica is replaced", async || {
         parts.scaler.log().contains("answered nothing for") && {
             let events = ["-n", &namespace, "get", "events.events.k8s.io", "-o"];
             let events = [&events[..], &["jsonpath={.items[*].reason}"]].concat();
@@ -238,20 +255,22 @@ pub async fn the_charts_roles_are_what_replacing_needs(cluster: Arc<Cluster>) {
         }
     })
     .await;
-    stream.await.expect("it ended, in whatever way");
+    stream.await.expect("the stream ended, in whatever way");
     let answer = chat(parts.clients, POOL, false, 8).await;
     assert!(is_whole(&answer, false), "{answer}");
+    eventually("zero", async || replicas(&cluster, &namespace, POOL).await == (0, 0)).await;
+    parts.look_for_a_node(&cluster, &namespace).await;
     parts.end(&cluster, &namespace).await;
 }
 
-/// Scaled by KEDA, with the boost.
+/// KEDA mode with the boost.
 pub async fn the_charts_roles_are_what_the_boost_needs(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "rbac-boost").await;
     let target = json!({"keda": {"scaledObject": POOL, "boost": true}});
     prepare(&cluster, &namespace, &target).await;
     let parts = Parts::start(&cluster, &namespace, &target).await;
     let example = include_str!("../../../deploy/examples/keda/desired-replicas.yaml");
-    // Office hours would wake it before the requests do.
+    // The example's office hours must not wake it.
     let object = example
         .replace("forebay-scaler.forebay.svc:9910", &parts.keda.to_string())
         .replace("30 7 * * 1-5", "0 0 1 1 *")
@@ -266,8 +285,8 @@ pub async fn the_charts_roles_are_what_the_boost_needs(cluster: Arc<Cluster>) {
     parts.end(&cluster, &namespace).await;
 }
 
-/// Without a right, the rule that is missing is named, where it is missed; once it is granted,
-/// everything goes on by itself.
+/// A missing right is named where it is needed, with the rule to add. Once it is granted,
+/// everything goes on without a restart.
 pub async fn a_missing_right_is_named(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "no-rbac").await;
     let target = json!({"kubernetes": {"name": POOL}});
@@ -275,15 +294,15 @@ pub async fn a_missing_right_is_named(cluster: Arc<Cluster>) {
     let revoke = async |binding: &str| {
         cluster.plane.kubectl(&["-n", &namespace, "delete", "rolebinding", binding]).await
     };
-    // A watch that runs is not ended with the right to it, so that one never had it.
+    // A running watch outlives its right, so the gateway must start without it.
     revoke("forebay-gateway").await;
     let parts = Parts::start(&cluster, &namespace, &target).await;
     let named = async |part: &Forebay, verbs: &str, group: &str, resource: &str| {
-        let what = format!(
+        let text = format!(
             "not allowed to {verbs} {resource} in namespace {namespace}; add to a Role there: \
              apiGroups: [\\\"{group}\\\"], resources: [{resource}], verbs: [{verbs}]"
         );
-        eventually(&format!("{verbs} {resource} is named"), async || part.log().contains(&what))
+        eventually(&format!("{verbs} {resource} is named"), async || part.log().contains(&text))
             .await;
     };
     named(&parts.gateway, "list, watch", "", "pods").await;
@@ -293,7 +312,7 @@ pub async fn a_missing_right_is_named(cluster: Arc<Cluster>) {
     revoke("forebay-scaler").await;
     let held = tokio::spawn(chat(parts.clients, POOL, false, 1));
     named(&parts.scaler, "get", "apps", "deployments/scale").await;
-    eventually("it is in the feed too", async || {
+    eventually("the feed names it, too", async || {
         let pool = parts.scaler.pool("/replicas", POOL).await;
         pool["why"].as_str().is_some_and(|why| why.contains("deployments/scale in namespace"))
     })
@@ -310,7 +329,7 @@ pub async fn a_missing_right_is_named(cluster: Arc<Cluster>) {
     cluster.plane.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await;
 }
 
-/// Every example for KEDA is what the API server takes.
+/// The API server accepts every example for KEDA.
 pub async fn keda_examples_are_accepted(cluster: Arc<Cluster>) {
     let namespace = namespace(&cluster, "keda-examples").await;
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/examples/keda");

@@ -1,4 +1,4 @@
-//! The chart's Roles are only where a pool needs them, with what it needs there.
+//! The chart's Roles exist only where a pool needs them, with the rights that it needs there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,14 +7,16 @@ use serde_json::json;
 use tokio::process::Command;
 
 use crate::Cluster;
+use crate::suites::deploy::KUBERNETES;
 
-/// Each Role with its namespace (`None`: the release's own) and the resources that it gives.
+/// Each Role, by namespace (empty for the release's own) and name, with its rules.
 async fn roles(helm: &std::path::Path, values: serde_json::Value) -> BTreeMap<String, String> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/forebay");
     let pools = format!("pools={}", values["pools"]);
     let config = format!("config={}", values["config"]);
     let output = Command::new(helm)
         .args(["template", "forebay", chart, "--namespace", "own", "-s", "templates/rbac.yaml"])
+        .args(["--kube-version", KUBERNETES])
         .args(["--set-json", &pools, "--set-json", &config])
         .output()
         .await
@@ -25,7 +27,7 @@ async fn roles(helm: &std::path::Path, values: serde_json::Value) -> BTreeMap<St
         let line = document.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_default().to_owned()
     };
-    let roles = text.split("\n---").filter(|it| it.lines().any(|line| line == "kind: Role"));
+    let roles = text.split("\n---").filter(|part| part.lines().any(|line| line == "kind: Role"));
     let roles = roles.map(|role| {
         let name = format!("{}/{}", field(role, "  namespace: "), field(role, "  name: "));
         (name, role.split_once("rules:").expect("rules").1.to_owned())
@@ -61,7 +63,7 @@ pub async fn the_chart_gives_rights_only_where_pools_are(cluster: Arc<Cluster>) 
         "others/forebay-gateway",
         "quiet/forebay-gateway",
     ];
-    assert_eq!(names, wanted, "and none in the release's own but for the election");
+    assert_eq!(names, wanted, "the release's own namespace has only the Role for the election");
     let has =
         |role: &str, resource: &str| found[role].contains(&format!("resources: [{resource}]"));
     for (role, resource, want) in [
@@ -76,7 +78,11 @@ pub async fn the_chart_gives_rights_only_where_pools_are(cluster: Arc<Cluster>) 
     ] {
         assert_eq!(has(role, resource), want, "{role}: {resource}: {}", found[role]);
     }
-    let kept = json!({"config": {"scaler": {"stateDir": "/state"}}, "pools": []});
+    let pools = json!([{"name": "d", "endpoints": ["d:8000"]}]);
+    let kept = json!({"config": {"scaler": {"stateDir": "/state"}}, "pools": pools});
     let found = roles(&helm, kept).await;
-    assert!(!found["/forebay-scaler-own"].contains("configmaps"), "it has a folder: {found:?}");
+    assert!(
+        !found["/forebay-scaler-own"].contains("configmaps"),
+        "its state is in a folder: {found:?}"
+    );
 }

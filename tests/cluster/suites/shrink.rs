@@ -1,4 +1,4 @@
-//! Who goes when a workload gets smaller: whom its controller takes is who was drained.
+//! The replicas that go when a workload shrinks: its controller takes those that were drained.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::suites::leader_worker_set::{self, Controller};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// Every pod that ever carried a deletion cost, as a watch tells.
+/// Every pod that ever had a deletion cost, according to a watch.
 struct Marked {
     pods: watch::Receiver<BTreeSet<String>>,
     _task: AbortOnDropHandle<()>,
@@ -45,49 +45,52 @@ impl Marked {
     }
 }
 
-/// Pods that are not on their way out: name and address.
+/// Name and address of the pods that are not being deleted.
 async fn pods(cluster: &Cluster, namespace: &str) -> Vec<(String, String)> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let Ok(list) = api.list(&Default::default()).await else { return Vec::new() };
     let stays = |pod: &Pod| pod.metadata.deletion_timestamp.is_none();
     let read = |pod: Pod| {
-        let address = pod.status.as_ref().and_then(|it| it.pod_ip.clone()).unwrap_or_default();
+        let address =
+            pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
         (pod.name_any(), format!("{address}:8000"))
     };
     list.items.into_iter().filter(stays).map(read).collect()
 }
 
-/// By itself a ReplicaSet takes its youngest pods. The one with the stream is one of these, and it
-/// stays: the idle ones, the eldest among them, are marked just before, and no other.
+/// On its own, a ReplicaSet deletes its youngest pods. The pod with the stream is one of these, and
+/// it stays: the idle ones, including the oldest, are marked just before, and no other.
 pub async fn the_busy_replica_stays(cluster: Arc<Cluster>) {
     let setup = Setup::new(&cluster, "busy", Options { min: 1, ..Options::default() }).await;
     let marked = Marked::watch(&cluster, &setup.namespace);
-    eventually("one is ready", async || setup.replicas(&cluster).await == (1, 1)).await;
-    let eldest = pods(&cluster, &setup.namespace).await.remove(0);
-    // Three replicas full.
+    eventually("one replica is ready", async || setup.replicas(&cluster).await == (1, 1)).await;
+    let oldest = pods(&cluster, &setup.namespace).await.remove(0);
+    // Enough streams to fill three replicas.
     let streams = (0..24).map(|_| Streaming::begin(setup.clients[0], POOL, 30_000));
     let streams = join_all(streams).await;
     let all = pods(&cluster, &setup.namespace).await;
     assert!(all.len() >= 3, "{all:?}");
-    let busy = streams.into_iter().find(|it| it.endpoint != eldest.1);
-    let mut busy = busy.expect("not all are at the one that was there before");
+    let busy = streams.into_iter().find(|stream| stream.endpoint != oldest.1);
+    let mut busy = busy.expect("a stream at a younger pod");
     let is_busy = |(_, address): &&(String, String)| *address == busy.endpoint;
     let kept = all.iter().find(is_busy).expect("a pod of ours").clone();
-    assert!(marked.pods.borrow().is_empty(), "before anything is to go");
+    assert!(marked.pods.borrow().is_empty(), "no pod is marked before the workload shrinks");
 
-    eventually("one is asked for", async || setup.replicas(&cluster).await.0 == 1).await;
-    eventually("the others go", async || pods(&cluster, &setup.namespace).await.len() == 1).await;
+    eventually("one replica is desired", async || setup.replicas(&cluster).await.0 == 1).await;
+    eventually("the other pods go", async || pods(&cluster, &setup.namespace).await.len() == 1)
+        .await;
     let left = pods(&cluster, &setup.namespace).await;
-    assert_eq!(left, std::slice::from_ref(&kept), "of {all:?}, the eldest being {eldest:?}");
+    assert_eq!(left, std::slice::from_ref(&kept), "of {all:?}, the oldest being {oldest:?}");
     busy.goes_on().await;
-    let gone: BTreeSet<_> = all.into_iter().map(|it| it.0).filter(|it| *it != kept.0).collect();
+    let gone: BTreeSet<_> =
+        all.into_iter().map(|(name, _)| name).filter(|name| *name != kept.0).collect();
     let marked = marked.pods.borrow().clone();
     assert!(marked.is_superset(&gone) && !marked.contains(&kept.0), "{marked:?}, {gone:?} went");
     drop(busy);
     setup.end(&cluster).await;
 }
 
-/// A StatefulSet's controller takes the highest number, so that is the one that is drained.
+/// A StatefulSet's controller deletes the pod with the highest number, so that pod is drained.
 pub async fn a_stateful_set_shrinks_from_its_end(cluster: Arc<Cluster>) {
     let options = Options { kind: "StatefulSet", min: 1, ..Options::default() };
     let setup = Setup::new(&cluster, "stateful", options).await;
@@ -95,7 +98,8 @@ pub async fn a_stateful_set_shrinks_from_its_end(cluster: Arc<Cluster>) {
     setup.end(&cluster).await;
 }
 
-/// So does a LeaderWorkerSet's with its groups; one of those is one replica, by its leader.
+/// A LeaderWorkerSet's controller deletes the group with the highest number. A group is one
+/// replica, represented by its leader.
 pub async fn a_leader_worker_set_shrinks_from_its_end(cluster: Arc<Cluster>) {
     leader_worker_set::install(&cluster).await;
     let options = Options { kind: "LeaderWorkerSet", min: 1, ..Options::default() };
@@ -106,31 +110,32 @@ pub async fn a_leader_worker_set_shrinks_from_its_end(cluster: Arc<Cluster>) {
     let endpoints = setup.gateways[0].endpoints(POOL).await;
     assert_eq!(endpoints.len(), 1, "workers take no requests: {endpoints:?}");
     setup.end(&cluster).await;
-    // With its objects, of which the controller is to make no more pods.
+    // The controller stops first, so that it creates no more pods.
     drop(controller);
     leader_worker_set::remove(&cluster).await;
 }
 
-/// Up to three and down to one, without a stream being cut; whose pods are left then.
+/// Scales up to three and down to one without cutting a stream, and checks that the pods in `left`
+/// remain.
 async fn shrinks_from_its_end(cluster: &Cluster, setup: &Setup, kind: &str, left: &[&str]) {
     let namespace = setup.namespace.as_str();
     let count = ["-n", namespace, "get", kind, POOL, "-o", "jsonpath={.spec.replicas}"];
-    eventually("one is ready", async || {
+    eventually("one replica is ready", async || {
         setup.gateways[0].endpoints(POOL).await.values().any(|health| health == "ready")
     })
     .await;
     let chats = setup.chats(24, true, 60);
-    eventually("several are asked for", async || {
+    eventually("several replicas are desired", async || {
         cluster.plane.kubectl(&count).await.parse().is_ok_and(|count: u32| count >= 3)
     })
     .await;
     assert_eq!(all_whole(chats).await, 24);
-    // Streams at whoever is there, while all but the first go.
+    // Streams run while all pods but the first go.
     let streams = setup.chats(4, true, 600);
-    eventually("one is asked for", async || cluster.plane.kubectl(&count).await == "1").await;
+    eventually("one replica is desired", async || cluster.plane.kubectl(&count).await == "1").await;
     assert_eq!(all_whole(streams).await, 4);
     let pods = ["-n", namespace, "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"];
-    eventually("the first is left", async || {
+    eventually("only the first is left", async || {
         let there = cluster.plane.kubectl(&pods).await;
         there.split_whitespace().eq(left.iter().copied())
     })

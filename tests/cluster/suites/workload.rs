@@ -1,4 +1,4 @@
-//! The Deployment that the suites scale, and the namespaces they have it in.
+//! The workload that the suites scale, and its namespace.
 
 use std::collections::BTreeSet;
 
@@ -13,12 +13,12 @@ pub struct Workload {
     pub name: String,
     pub node: String,
     pub replicas: u32,
-    /// Of `forebay vllm-sim`.
+    /// Arguments of `forebay vllm-sim`.
     pub args: Vec<String>,
     pub annotations: Vec<(String, String)>,
     pub pre_stop: Option<Vec<String>>,
     pub grace_seconds: u32,
-    /// What is changed for a rolling update.
+    /// The value that a rolling update changes.
     pub version: u32,
 }
 
@@ -36,7 +36,7 @@ impl Workload {
         }
     }
 
-    /// The same as a kind other than a Deployment.
+    /// The same workload as another kind.
     pub fn of_kind(&self, kind: &str, namespace: &str) -> Value {
         let mut yaml: Value = serde_json::from_str(&self.yaml(namespace)).expect("JSON");
         yaml["kind"] = kind.into();
@@ -92,11 +92,11 @@ impl Workload {
     }
 }
 
-/// A namespace of its own.
+/// Creates a namespace for a suite.
 pub async fn namespace(cluster: &Cluster, suite: &str) -> String {
     let name = format!("{suite}-{}", std::process::id());
     cluster.plane.kubectl(&["create", "namespace", &name]).await;
-    // Pods are refused before it has its ServiceAccount.
+    // The API server refuses pods before the namespace has its ServiceAccount.
     crate::plane::eventually("the namespace is ready", async || {
         let get = ["-n", &name, "get", "serviceaccount", "default"];
         cluster.plane.try_kubectl(&get, "").await.is_ok()
@@ -105,12 +105,12 @@ pub async fn namespace(cluster: &Cluster, suite: &str) -> String {
     name
 }
 
-/// The workload's replicas: asked for, and ready.
+/// The workload's replicas: desired, and ready.
 pub async fn replicas(cluster: &Cluster, namespace: &str, name: &str) -> (u32, u32) {
     use k8s_openapi::api::apps::v1::Deployment;
     let api: kube::Api<Deployment> = kube::Api::namespaced(cluster.client.clone(), namespace);
     let mut found = None;
-    // A failure would look as if there were none.
+    // A failed read must not look like zero replicas.
     crate::plane::eventually("the API server answers", async || match api.get_opt(name).await {
         Ok(deployment) => {
             found = deployment;
@@ -120,12 +120,12 @@ pub async fn replicas(cluster: &Cluster, namespace: &str, name: &str) -> (u32, u
     })
     .await;
     let Some(deployment) = found else { return (0, 0) };
-    let asked = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
-    let ready = deployment.status.as_ref().and_then(|it| it.ready_replicas).unwrap_or(0);
-    (asked as u32, ready as u32)
+    let desired = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
+    let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+    (desired as u32, ready as u32)
 }
 
-/// Where the pods of `app` serve that are not on their way out: `IP:8000`.
+/// The addresses of the pods of `app` that are not being deleted, as `IP:8000`.
 pub async fn addresses(cluster: &Cluster, namespace: &str, app: &str) -> BTreeSet<String> {
     use k8s_openapi::api::core::v1::Pod;
     let api: kube::Api<Pod> = kube::Api::namespaced(cluster.client.clone(), namespace);

@@ -1,5 +1,5 @@
-//! The rules between a ScaledObject's fields: those of KEDA's admission webhook, and those that the
-//! API server has for the HPA that KEDA makes of it.
+//! The rules between a ScaledObject's fields: those of KEDA's admission webhook, and the API
+//! server's rules for the HPA that KEDA makes.
 
 use super::formula::{self, Verdict};
 use super::go;
@@ -9,18 +9,18 @@ use crate::types::trigger::Trigger;
 use crate::yaml::problem::Path;
 use crate::yaml::{Kind, Node};
 
-/// KEDA's limits where a ScaledObject gives none.
+/// KEDA's defaults for the replica counts.
 pub(super) const MIN: i64 = 0;
 pub(super) const MAX: i64 = 100;
 
-/// Longest value of a label, which the names of object and HPA become.
+/// Longest value of a label. The names of the object and its HPA become labels.
 const LONGEST_LABEL: usize = 63;
 
 fn is_resource(trigger: &Trigger) -> bool {
     matches!(trigger.kind.as_str(), "cpu" | "memory")
 }
 
-/// All of them.
+/// Applies all rules.
 pub(super) fn check(object: &mut Object<'_>) {
     counts(object);
     triggers(object);
@@ -112,8 +112,10 @@ fn composite(object: &mut Object<'_>) {
         None => error(object, "formula", "missing; it must be given".to_owned()),
         Some(formula) => {
             let named = object.triggers.iter().filter(|trigger| !is_resource(trigger));
-            let names: Vec<_> =
-                named.filter_map(|it| it.name.clone()).filter(|name| !name.is_empty()).collect();
+            let names: Vec<_> = named
+                .filter_map(|trigger| trigger.name.clone())
+                .filter(|name| !name.is_empty())
+                .collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             match formula::judge(formula, &names) {
                 Verdict::Refused(why) => error(object, "formula", format!("`{formula}`: {why}")),
@@ -129,7 +131,7 @@ fn composite(object: &mut Object<'_>) {
         None => error(object, "target", "missing; it must be given with a formula".to_owned()),
         Some(text) => match go::float(text) {
             None => error(object, "target", format!("`{text}` is not a number")),
-            // KEDA cuts off what is below a thousandth.
+            // KEDA rounds down to thousandths.
             Some(target) if target < 0.001 => {
                 let message = format!("{text} is too little; write 0.001 or more");
                 let stage = if target > 0.0 { Stage::Active } else { Stage::Always };
@@ -145,9 +147,9 @@ fn composite(object: &mut Object<'_>) {
     if let Some(text) = object.modifier("activationTarget")
         && go::float(text).is_none()
     {
-        // KEDA takes it, and fails whenever it is to decide between none and one replica.
+        // KEDA accepts it, and fails whenever it has to decide between none and one replica.
         let message =
-            format!("`{text}` is not a number, so that nothing is ever woken or put to sleep");
+            format!("`{text}` is not a number, so the workload never leaves or reaches zero");
         object.warnings.push((path.key("activationTarget"), message));
     }
 }
@@ -196,8 +198,8 @@ fn rules_of(rules: &Node, path: &Path, found: &mut Vec<(Path, String)>) {
         Some(Scalar::Text(text)) => go::quantity(text),
         _ => None,
     });
-    if let Some(tolerance) = tolerance.filter(|it| *it < 0.0) {
-        let message = format!("{tolerance} is less than none; write a share such as 0.1");
+    if let Some(tolerance) = tolerance.filter(|tolerance| *tolerance < 0.0) {
+        let message = format!("{tolerance} is negative; write a share such as 0.1");
         found.push((path.key("tolerance"), message));
     }
     let Some(Kind::List(policies)) = entry(rules, "policies").map(|node| node.kind) else { return };
@@ -224,7 +226,7 @@ pub(super) fn names(object: &mut Object<'_>, name: &str) {
         return;
     }
     let hpa = object.path("advanced").key("horizontalPodAutoscalerConfig").key("name");
-    let given = object.text_at(&hpa).filter(|it| !it.is_empty()).map(str::to_owned);
+    let given = object.text_at(&hpa).filter(|name| !name.is_empty()).map(str::to_owned);
     let long = |path: Path, message: String, object: &mut Object<'_>| {
         object.errors.push((path, message, Stage::Always));
     };
@@ -232,7 +234,7 @@ pub(super) fn names(object: &mut Object<'_>, name: &str) {
         Some(given) if given.len() > LONGEST_LABEL => {
             long(
                 hpa,
-                format!("is {} characters long, and {LONGEST_LABEL} are the most", given.len()),
+                format!("is {} characters long, and {LONGEST_LABEL} are allowed", given.len()),
                 object,
             );
         }
@@ -245,7 +247,7 @@ pub(super) fn names(object: &mut Object<'_>, name: &str) {
             let most = LONGEST_LABEL - if given.is_some() { 0 } else { "keda-hpa-".len() };
             if name.len() > most {
                 let message = format!(
-                    "is {} characters long, and {most} are the most; the HPA is called keda-hpa-NAME \
+                    "is {} characters long, and {most} are allowed; the HPA is called keda-hpa-NAME \
                      unless advanced.horizontalPodAutoscalerConfig.name is given",
                     name.len()
                 );

@@ -1,9 +1,8 @@
-//! A formula of `scalingModifiers`, judged as KEDA does: by the compiler of `expr-lang`, with each
-//! trigger's name for a number.
+//! Judges a formula of `scalingModifiers` as KEDA does: by the rules of the compiler of `expr-lang`,
+//! in which each trigger's name is a number.
 //!
-//! Read is what people write there: arithmetic, comparisons, conditions and functions of numbers.
-//! What the language has beside that (closures, maps, texts' own operators, statements) is not
-//! judged.
+//! Covers arithmetic, comparisons, conditions and functions of numbers. A formula with other parts
+//! of the language (closures, maps, operators on texts, statements) is not judged.
 
 use std::collections::BTreeSet;
 
@@ -13,20 +12,20 @@ use tokens::{Token, tokens};
 mod tests;
 mod tokens;
 
-/// What is known of a formula.
+/// The verdict on a formula.
 #[derive(Debug, PartialEq)]
 pub(super) enum Verdict {
-    /// KEDA takes it; the triggers that it names.
+    /// KEDA accepts it; it names these triggers.
     Taken(BTreeSet<String>),
-    /// KEDA refuses it, and why.
+    /// KEDA refuses it, for this reason.
     Refused(String),
-    /// It has parts that are not known here.
+    /// It has parts that are not covered here.
     Unknown,
 }
 
 /// Judges `formula`, which may use `names`.
 pub(super) fn judge(formula: &str, names: &[&str]) -> Verdict {
-    // As KEDA casts the result to a number before it compiles it, with what follows from that.
+    // KEDA wraps the formula in a cast to a number before it compiles it.
     let cast = if formula.contains("??") {
         format!("({formula})")
     } else if formula.starts_with("float(") {
@@ -45,7 +44,7 @@ pub(super) fn judge(formula: &str, names: &[&str]) -> Verdict {
     }
 }
 
-/// Why reading ends.
+/// The reason why reading ends.
 enum Stop {
     Refused(String),
     Unknown,
@@ -71,7 +70,7 @@ enum Type {
     Flag,
     Nil,
     List,
-    /// Known only when it is computed.
+    /// Known only at run time.
     Any,
 }
 
@@ -85,8 +84,8 @@ impl Type {
     }
 }
 
-/// Functions of numbers: how many arguments at least and at most, whether a list may be one, and
-/// what they give.
+/// Functions of numbers: fewest and most arguments, whether a list may be one, and the type of the
+/// result.
 const FUNCTIONS: [(&str, usize, usize, bool, Type); 12] = [
     ("max", 1, usize::MAX, true, Type::Any),
     ("min", 1, usize::MAX, true, Type::Any),
@@ -187,7 +186,7 @@ struct Parser<'a> {
     depth: usize,
 }
 
-/// How strongly an operator binds.
+/// The precedence of an operator.
 fn strength(token: &Token) -> Option<(&str, u8)> {
     let operator = match token {
         Token::Sign(sign) => *sign,
@@ -201,7 +200,7 @@ fn strength(token: &Token) -> Option<(&str, u8)> {
         "+" | "-" => 30,
         "*" | "/" | "%" => 60,
         "**" | "^" => 100,
-        // The strongest one.
+        // The highest precedence.
         "??" => 200,
         _ => return None,
     };
@@ -226,7 +225,7 @@ impl Parser<'_> {
     }
 
     fn sign(&mut self, sign: &str) -> bool {
-        let found = matches!(self.tokens.get(self.at), Some(Token::Sign(it)) if *it == sign);
+        let found = matches!(self.tokens.get(self.at), Some(Token::Sign(next)) if *next == sign);
         self.at += usize::from(found);
         found
     }
@@ -268,7 +267,7 @@ impl Parser<'_> {
             && strength >= least
         {
             self.at += 1;
-            // Powers are taken from the right.
+            // Powers associate to the right.
             let right =
                 self.binary(if matches!(operator, "**" | "^") { strength } else { strength + 1 })?;
             left = combine(operator, left, right)?;
@@ -362,7 +361,7 @@ impl Parser<'_> {
             return refuse(format!("{name}() does not take {} arguments", arguments.len()));
         }
         let only_lists = matches!(name, "sum" | "len");
-        let fits = |it: &Type| match it {
+        let fits = |argument: &Type| match argument {
             Type::Any => true,
             Type::List => *list,
             Type::Whole | Type::Fraction => !only_lists,
@@ -382,7 +381,7 @@ impl Parser<'_> {
         while !self.sign(end) {
             if !arguments.is_empty() {
                 self.expect(",")?;
-                // One at the end is allowed.
+                // A comma at the end is allowed.
                 if self.sign(end) {
                     break;
                 }
@@ -414,7 +413,7 @@ fn combine(operator: &str, left: Type, right: Type) -> Result<Type, Stop> {
     match operator {
         "or" | "||" | "and" | "&&" if left.is_flag() && right.is_flag() => Ok(Type::Flag),
         "==" | "!=" => {
-            let any = [left, right].iter().any(|it| matches!(it, Type::Any | Type::Nil));
+            let any = [left, right].iter().any(|side| matches!(side, Type::Any | Type::Nil));
             if any || numbers || left == right { Ok(Type::Flag) } else { mismatch() }
         }
         "<" | ">" | ">=" | "<=" if numbers => Ok(Type::Flag),

@@ -1,4 +1,4 @@
-//! Values as KEDA reads them from text, by Go's own functions.
+//! Values in text, read as by the functions of Go that KEDA calls.
 
 /// A number as `encoding/json` reads a `float64`.
 pub(super) fn json_number(text: &str) -> Option<f64> {
@@ -33,12 +33,12 @@ pub(super) fn float(text: &str) -> Option<f64> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     match digits.to_ascii_lowercase().as_str() {
         "inf" | "infinity" | "nan" => text.parse().ok(),
-        // What is beyond is an error in Go.
+        // A larger number is an error in Go.
         _ => text.parse::<f64>().ok().filter(|number| number.is_finite()),
     }
 }
 
-/// A duration of 0 or more, or milliseconds. Whether it is one; how long does not matter here.
+/// Whether it is a duration of 0 or more, or a number of milliseconds.
 pub(super) fn timeout(text: &str) -> bool {
     if let Ok(milliseconds) = text.parse::<i64>() {
         // `0` is a duration, too.
@@ -72,7 +72,7 @@ pub(super) fn timeout(text: &str) -> bool {
         seconds += number * length;
         rest = behind;
     }
-    // 290 years are what it can hold.
+    // It can hold 290 years.
     !text.is_empty() && text != "+" && seconds < 9.2e9
 }
 

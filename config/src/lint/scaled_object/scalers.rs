@@ -1,5 +1,5 @@
-//! The metadata of KEDA's scalers, as far as what is in it decides whether KEDA takes the object:
-//! `prometheus`, `cron`, `cpu`, `memory` and the external ones. Others are checked for their type.
+//! The metadata of KEDA's scalers, as far as it decides whether KEDA accepts the object:
+//! `prometheus`, `cron`, `cpu`, `memory` and the external ones. Of others only the type is checked.
 
 use super::go;
 use super::schema::unknown;
@@ -92,24 +92,29 @@ const TYPES: [&str; 80] = [
     "temporal",
 ];
 
+/// Forebay's own triggers that its scaler for KEDA offers as a `metric`. A test of the scaler compares
+/// the advice with what it takes.
+const METRICS: [&str; 7] =
+    ["queueDepth", "concurrency", "ttft", "itl", "tokensPerSecond", "kvCache", "gpuUtilization"];
+
 /// One trigger while it is judged.
-struct Scaler<'a> {
+struct TriggerLint<'a> {
     trigger: &'a Trigger,
-    /// As it is written.
+    /// Its metadata as written.
     metric_type: Option<&'a str>,
     /// Whether the HPA sees a formula instead of this trigger.
     composite: bool,
-    /// Where, below the trigger, and what.
+    /// The findings: the path below the trigger, and the message.
     found: Vec<(Vec<&'static str>, String)>,
 }
 
-/// What of a trigger KEDA refuses, and what it means where that is known.
+/// The faults for which KEDA refuses a trigger, and its meaning if it is known.
 pub(super) fn judge(
     trigger: &Trigger,
     metric_type: Option<&str>,
     composite: bool,
 ) -> (Option<Rule>, Vec<(Vec<&'static str>, String)>) {
-    let mut scaler = Scaler { trigger, metric_type, composite, found: Vec::new() };
+    let mut scaler = TriggerLint { trigger, metric_type, composite, found: Vec::new() };
     let rule = match trigger.kind.as_str() {
         "prometheus" => scaler.prometheus(),
         "cron" => scaler.cron(),
@@ -137,10 +142,16 @@ pub(super) fn judge(
 }
 
 fn unknown_type(kind: &str) -> String {
-    if crate::TRIGGER_TYPES.contains(&kind) {
+    if METRICS.contains(&kind) {
         return format!(
             "`{kind}` is Forebay's own, which KEDA does not know; write type: external-push, with \
              scalerAddress and metric: {kind} in its metadata"
+        );
+    }
+    if crate::TRIGGER_TYPES.contains(&kind) {
+        return format!(
+            "`{kind}` is Forebay's own, which neither KEDA nor Forebay's scaler for KEDA has; write \
+             type: prometheus, with a query of DCGM's series"
         );
     }
     match crate::yaml::closest(kind, &TYPES) {
@@ -149,7 +160,7 @@ fn unknown_type(kind: &str) -> String {
     }
 }
 
-impl<'a> Scaler<'a> {
+impl<'a> TriggerLint<'a> {
     fn say(&mut self, key: &'static str, message: impl Into<String>) {
         self.found.push((vec!["metadata", key], message.into()));
     }
@@ -216,14 +227,16 @@ impl<'a> Scaler<'a> {
     fn prometheus(&mut self) -> Option<Rule> {
         let metric_type = self.external_type();
         if let Some(server) = self.required("serverAddress", "http://prometheus:9090")
-            && let Err(message) = crate::types::prometheus::reachable(server)
+            && let Err(message) = crate::types::prometheus::check_server_url(server)
         {
             self.say("serverAddress", message);
         }
         let query = self.required("query", "sum(vllm:num_requests_waiting)");
         self.required("threshold", "\"5\"");
         let threshold = self.number("threshold");
-        if threshold.is_some_and(|it| !go::is_above_zero_in_thousandths(it)) && !self.composite {
+        if threshold.is_some_and(|threshold| !go::is_above_zero_in_thousandths(threshold))
+            && !self.composite
+        {
             let message = "must be 0.001 or more: the HPA takes no threshold of 0 or below";
             self.say("threshold", message);
         }
@@ -266,7 +279,7 @@ impl<'a> Scaler<'a> {
             self.say(key, unknown(mode, &MODES));
             return;
         }
-        let one = modes.iter().filter(|it| ["bearer", "basic", "oauth"].contains(it)).count();
+        let one = modes.iter().filter(|mode| ["bearer", "basic", "oauth"].contains(mode)).count();
         if one > 1 {
             self.say(key, "bearer, basic and oauth exclude each other; keep one of them");
             return;
@@ -309,7 +322,7 @@ impl<'a> Scaler<'a> {
             timezone: timezone?,
             start: start?,
             end: end?,
-            // Fewer than none are none for the HPA.
+            // For the HPA a negative count is 0.
             desired_replicas: desired?.clamp(0, i64::from(u32::MAX)) as u32,
         };
         Some(Rule {
@@ -334,7 +347,7 @@ impl<'a> Scaler<'a> {
     /// `cpu` and `memory`.
     fn resource(&mut self) {
         if self.text("type").is_some() {
-            self.say("type", "KEDA took it out; write metricType beside the trigger's type");
+            self.say("type", "KEDA removed it; write metricType beside the trigger's type");
         }
         let value = self.required("value", "\"80\"");
         match (self.metric_type.unwrap_or_default(), value) {

@@ -1,14 +1,14 @@
-//! The shape of a ScaledObject, as KEDA's CustomResourceDefinition has it and `kubectl` minds it.
+//! The shape of a ScaledObject by KEDA's CustomResourceDefinition, as `kubectl` enforces it.
 //!
-//! Scalars are what `kubectl` makes of them, which reads YAML 1.1: `5`, `yes` and `0x1F` are no
-//! texts there, and a number in quotes is no number.
+//! Scalars have the types that `kubectl` gives them, which reads YAML 1.1: `5`, `yes` and `0x1F` are
+//! not texts, and a quoted number is not a number.
 
 use std::cmp::Ordering;
 
 use crate::yaml::problem::Path;
 use crate::yaml::{Kind, Node, closest};
 
-/// What may stand somewhere.
+/// The shape of a value.
 pub(super) enum Shape {
     Text,
     /// A text that may not be empty.
@@ -25,7 +25,7 @@ pub(super) enum Shape {
     /// A list with at least one item.
     Filled(&'static Shape),
     Map(&'static [Field]),
-    /// Not looked at.
+    /// Any value.
     Any,
 }
 
@@ -133,7 +133,7 @@ pub(super) static SPEC: Shape = Map(&[
     must("triggers", Filled(&TRIGGER)),
 ]);
 
-/// A whole document. Of `metadata` only what people write by hand is looked at.
+/// A whole document. Of `metadata` only the fields that people write are checked.
 pub(super) static DOCUMENT: Shape = Map(&[
     may("apiVersion", Text),
     may("kind", Text),
@@ -154,7 +154,7 @@ pub(super) enum Scalar<'a> {
     Text(&'a str),
 }
 
-/// What the scalar at `node` is; `None` where there is none.
+/// The scalar at `node`; `None` if it is not one.
 pub(super) fn scalar(node: &Node) -> Option<Scalar<'_>> {
     let Kind::Scalar { text, plain } = &node.kind else { return None };
     Some(match text.as_str() {
@@ -188,7 +188,7 @@ fn number(text: &str) -> Option<f64> {
         let digits = prefixes.iter().find_map(|prefix| digits.strip_prefix(prefix))?;
         u64::from_str_radix(digits, radix).ok().map(|number| sign * number as f64)
     };
-    let octal = digits.strip_prefix('0').and_then(|it| u64::from_str_radix(it, 8).ok());
+    let octal = digits.strip_prefix('0').and_then(|digits| u64::from_str_radix(digits, 8).ok());
     let decimal = || {
         let known = digits.bytes().all(|byte| byte.is_ascii_digit() || b".eE+-".contains(&byte));
         digits.parse::<f64>().ok().filter(|_| known).map(|number| sign * number)
@@ -200,7 +200,7 @@ fn number(text: &str) -> Option<f64> {
         .or_else(decimal)
 }
 
-/// What is wrong with the shape of `node`.
+/// Finds the faults in the shape of `node`.
 pub(super) fn check(node: &Node, shape: &Shape, path: &Path, found: &mut Vec<(Path, String)>) {
     let mut wrong = |message: String| found.push((path.clone(), message));
     match shape {
@@ -309,14 +309,14 @@ fn map(node: &Node, fields: &[Field], path: &Path, found: &mut Vec<(Path, String
         entry.is_some_and(|entry| scalar(&entry.value) != Some(Scalar::Null))
     };
     for field in fields.iter().filter(|field| field.required && !given(field.name)) {
-        // What was meant by a misspelt one is not missing.
+        // A field whose misspelt name is there is not missing.
         if !meant.contains(&field.name) {
             found.push((path.key(field.name), "missing; it must be given".into()));
         }
     }
 }
 
-/// A value that is none of those that are known.
+/// The message for a value that is not one of the known ones.
 pub(super) fn unknown(text: &str, known: &[&str]) -> String {
     match closest(text, known) {
         Some(near) => format!("`{text}` is not known; did you mean {near}?"),

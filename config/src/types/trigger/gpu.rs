@@ -1,4 +1,4 @@
-//! Figures of GPUs, as the DCGM exporter has them: what each is made of, and what it can be.
+//! Figures of GPUs from the DCGM exporter: the gauges that each is made of, and their ranges.
 
 use super::range::Range;
 
@@ -20,9 +20,9 @@ pub enum GpuFigure {
 pub struct Gauge {
     /// The exporter's name for it.
     pub name: &'static str,
-    /// What it can be.
+    /// Its range.
     pub range: Range,
-    /// It is a whole number: one between 0 and 1 is in another unit.
+    /// It is a whole number: a value between 0 and 1 has another unit.
     pub whole: bool,
 }
 
@@ -31,10 +31,10 @@ impl Gauge {
         Self { name, range, whole }
     }
 
-    /// The value, where it can be one.
+    /// The value, if it is within the range.
     ///
     /// # Errors
-    /// Why it can't, as the end of a sentence.
+    /// The reason why it is not, as the end of a sentence.
     pub fn check(&self, value: f64) -> Result<f64, String> {
         if self.whole && value > 0.0 && value < 1.0 {
             return Err(format!("is {value}, a share of 1 and not a percentage"));
@@ -52,7 +52,7 @@ const MEMORY: &[Gauge] = &[
 const POWER: &[Gauge] = &[Gauge::new("DCGM_FI_DEV_POWER_USAGE", Range::WATTS, false)];
 
 impl GpuFigure {
-    /// What it is made of: without all of these of a GPU, its figure is not known.
+    /// The gauges that it is made of. Without all of them, a GPU's figure is unknown.
     #[must_use]
     pub fn gauges(self) -> &'static [Gauge] {
         match self {
@@ -63,7 +63,7 @@ impl GpuFigure {
         }
     }
 
-    /// What it can be.
+    /// Its range.
     #[must_use]
     pub fn range(self) -> Range {
         match self {
@@ -72,7 +72,7 @@ impl GpuFigure {
         }
     }
 
-    /// A GPU's figure, of its gauges in order. `None` where they make none: a GPU without memory.
+    /// A GPU's figure from its gauges, in their order. `None` for a GPU without memory.
     #[must_use]
     pub fn of(self, gauges: &[f64]) -> Option<f64> {
         match (self, gauges) {
@@ -84,15 +84,17 @@ impl GpuFigure {
         }
     }
 
-    /// PromQL for the mean over the GPUs that `selector` selects, by the same rules as where
-    /// exporters are read: a GPU counts once however many report it, and its MIG instances count in
-    /// its place. A gauge that can't be is the result itself, and so is, below zero, how many GPUs
-    /// lack one half: then the figure is out of its range, and named.
+    /// PromQL for the mean over the GPUs that `selector` selects, by the same rules as for exporters
+    /// that are read directly: a GPU counts once, however many exporters report it, and its MIG
+    /// instances count in its place.
+    ///
+    /// A fault makes the result leave the figure's range, so that it is reported: a gauge outside of
+    /// its range is the result itself, and GPUs that lack a gauge make it their number below zero.
     pub(super) fn query(self, selector: &str) -> String {
         let selector = selector.trim_matches([',', ' ']);
         let series = |name: &str, instance: &str| {
             let matchers: Vec<_> =
-                [selector, instance].into_iter().filter(|it| !it.is_empty()).collect();
+                [selector, instance].into_iter().filter(|part| !part.is_empty()).collect();
             match matchers.is_empty() {
                 true => name.to_owned(),
                 false => format!("{name}{{{}}}", matchers.join(",")),

@@ -1,10 +1,20 @@
-//! Reads a trigger's metadata: texts by key, each read once, what is left over told.
+//! Reads a trigger's metadata: texts by key. Keys that nothing has read are reported.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::fault::Fault;
 use crate::units::{format_duration, parse_duration};
+
+/// A fault in the metadata of a trigger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Its key.
+    pub key: String,
+    /// The fault and its remedy.
+    pub message: String,
+    /// Whether the trigger can't be used with it; else a warning.
+    pub error: bool,
+}
 
 /// One trigger's metadata while it is read.
 pub(super) struct Metadata<'a> {
@@ -115,7 +125,7 @@ impl<'a> Metadata<'a> {
         pairs
     }
 
-    /// Tells what nothing has asked for.
+    /// Warns of keys that nothing has read.
     pub(super) fn rest(&mut self) {
         let unknown = self.texts.keys().filter(|key| !self.known.contains(&key.as_str()));
         for key in unknown.cloned().collect::<Vec<_>>() {

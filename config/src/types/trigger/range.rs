@@ -1,4 +1,4 @@
-//! What a figure can be at all. Anything else is a fault of its source, and not a reading.
+//! Ranges of figures. A value outside of its range is a fault of its source, and not a reading.
 
 /// The least and the most that a figure can be, and its unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,15 +20,15 @@ impl Range {
     pub const WATTS: Self = Self { least: 0.0, most: 10_000.0, unit: " W" };
     /// Memory of one GPU: 16 TiB, many times what the largest has.
     pub const MEBIBYTES: Self = Self { least: 0.0, most: 16_777_216.0, unit: " MiB" };
-    /// Whatever a query counts. Beyond 2⁵³ a float does not count in ones: such a number is an
+    /// The result of any query. Beyond 2⁵³ a float does not count in ones: such a number is an
     /// overflow, or a counter below zero.
     pub const COUNTABLE: Self =
         Self { least: -9_007_199_254_740_992.0, most: 9_007_199_254_740_992.0, unit: "" };
 
-    /// The value, where it can be one.
+    /// The value, if it is within the range.
     ///
     /// # Errors
-    /// Why it can't, as the end of a sentence.
+    /// The reason why it is not, as the end of a sentence.
     pub fn check(&self, value: f64) -> Result<f64, String> {
         let Self { least, most, unit } = self;
         if (*least..=*most).contains(&value) {

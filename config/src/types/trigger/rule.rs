@@ -1,25 +1,23 @@
-//! What a trigger means: its signal and what that is compared with.
+//! The meaning of a trigger: its signal, and the threshold for it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::fault::Fault;
 use super::gpu::GpuFigure;
-use super::metadata::Metadata;
+use super::metadata::{Fault, Metadata};
 use super::range::Range;
 use super::{MetricType, Trigger};
 use crate::types::prometheus::base_url;
 use crate::units::cron::{Cron, near_zone, time_zone};
 
-/// A trigger, read.
+/// The meaning of a trigger.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// What it reads.
+    /// The signal that it reads.
     pub signal: Signal,
-    /// What the value is compared with, above 0; in seconds for latencies. Without meaning for
-    /// `cron`.
+    /// The value for one replica, above 0; in seconds for latencies. Without meaning for `cron`.
     pub threshold: f64,
     /// The trigger is active above this; at zero replicas only an active one wakes the pool.
     pub activation_threshold: f64,
@@ -27,7 +25,7 @@ pub struct Rule {
     pub metric_type: MetricType,
 }
 
-/// What a trigger reads.
+/// The signal that a trigger reads.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Signal {
     /// Requests held.
@@ -36,21 +34,21 @@ pub enum Signal {
     Concurrency,
     /// Seconds from accepted to first token, less what was held for a cold start.
     Ttft {
-        /// Which quantile, 0 to 1.
+        /// The quantile, 0 to 1.
         quantile: f64,
-        /// Over which time.
+        /// The time that it covers.
         window: Duration,
     },
     /// Seconds between two tokens.
     Itl {
-        /// Which quantile, 0 to 1.
+        /// The quantile, 0 to 1.
         quantile: f64,
-        /// Over which time.
+        /// The time that it covers.
         window: Duration,
     },
     /// Generated tokens each second, of all replicas.
     TokensPerSecond {
-        /// Over which time.
+        /// The time that it covers.
         window: Duration,
     },
     /// Share of vLLM's KV cache in use, 0 to 1: the mean over the ready replicas' engines.
@@ -63,7 +61,7 @@ pub enum Signal {
     Cron(Box<CronWindow>),
 }
 
-/// Where figures of GPUs are read.
+/// The source of GPU figures.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GpuSource {
     /// DCGM exporters' own `/metrics`, of all the pool's GPUs.
@@ -77,16 +75,16 @@ pub enum GpuSource {
     Prometheus(PromQuery),
 }
 
-/// A query, and whom to ask.
+/// A query, and the server for it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PromQuery {
-    /// The server's base URL; that of the top-level `prometheus` unless given.
+    /// The server's base URL; by default that of the top-level `prometheus`.
     pub server_address: Option<String>,
     /// PromQL that gives one value.
     pub query: String,
     /// Whether an empty, NaN or infinite result is 0, and not unknown.
     pub ignore_null_values: bool,
-    /// Longest time for a query; that of the top-level `prometheus` unless given.
+    /// Longest time for a query; by default that of the top-level `prometheus`.
     pub timeout: Option<Duration>,
     /// Other parameters of the query.
     pub parameters: Vec<(String, String)>,
@@ -98,10 +96,10 @@ pub struct PromQuery {
     pub basic_auth: Option<(String, PathBuf)>,
 }
 
-/// From when to when how many replicas.
+/// A window of time and the replicas in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CronWindow {
-    /// Where its times are told.
+    /// The time zone of its times.
     pub timezone: TimeZone,
     /// When it begins.
     pub start: Cron,
@@ -115,8 +113,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 const WINDOWS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
 impl Trigger {
-    /// What the trigger means, and what is wrong with its metadata; no rule where that is an error.
-    /// `target_concurrency` is the pool's, which a `concurrency` without a threshold goes by.
+    /// The trigger's meaning, and the faults of its metadata; no rule if one of them is an error.
+    /// `target_concurrency` is the pool's, the default threshold of `concurrency`.
     #[must_use]
     pub fn rule(&self, target_concurrency: u32) -> (Option<Rule>, Vec<Fault>) {
         let mut metadata = Metadata::new(&self.metadata);
@@ -154,14 +152,15 @@ impl Trigger {
                     metric_type: MetricType::AverageValue,
                 });
             }
-            // Told at the type itself.
+            // Reported at the type itself.
             _ => return None,
         };
         let metric_type = self.metric_type.unwrap_or_else(|| signal.metric_type());
         let threshold = threshold(metadata, &signal, target_concurrency)?;
-        let activation_threshold = match signal {
-            Signal::Ttft { .. } | Signal::Itl { .. } => metadata.seconds("activationThreshold"),
-            _ => metadata.number("activationThreshold"),
+        let activation_threshold = if signal.is_latency() {
+            metadata.seconds("activationThreshold")
+        } else {
+            metadata.number("activationThreshold")
         };
         let activation_threshold = activation_threshold.unwrap_or(0.0);
         Some(Rule { signal, threshold, activation_threshold, metric_type })
@@ -176,35 +175,60 @@ impl Signal {
             Self::Ttft { .. } | Self::Itl { .. } | Self::KvCache | Self::Gpu(..) => {
                 MetricType::Value
             }
-            _ => MetricType::AverageValue,
+            Self::QueueDepth
+            | Self::Concurrency
+            | Self::TokensPerSecond { .. }
+            | Self::Prometheus(_)
+            | Self::Cron(_) => MetricType::AverageValue,
         }
     }
 
-    /// What its value can be at all. First-hand ones are counted here, and need no check.
+    /// Whether its value and threshold are durations.
+    fn is_latency(&self) -> bool {
+        match self {
+            Self::Ttft { .. } | Self::Itl { .. } => true,
+            Self::QueueDepth
+            | Self::Concurrency
+            | Self::TokensPerSecond { .. }
+            | Self::KvCache
+            | Self::Gpu(..)
+            | Self::Prometheus(_)
+            | Self::Cron(_) => false,
+        }
+    }
+
+    /// The default of its threshold, if it has one, and an example. `concurrency` is the pool's.
+    fn usual_threshold(&self, concurrency: u32) -> (Option<f64>, &'static str) {
+        match self {
+            Self::QueueDepth | Self::Prometheus(_) | Self::Cron(_) => (None, "5"),
+            Self::Concurrency => (Some(f64::from(concurrency)), "5"),
+            Self::Ttft { .. } => (None, "2s"),
+            Self::Itl { .. } => (None, "100ms"),
+            Self::TokensPerSecond { .. } => (None, "1500"),
+            Self::KvCache => (Some(0.8), "5"),
+            Self::Gpu(figure, _) => (figure.is_percentage().then_some(80.0), "600"),
+        }
+    }
+
+    /// The range of its value. First-hand figures need no check.
     #[must_use]
     pub fn range(&self) -> Range {
         match self {
             Self::KvCache => Range::SHARE,
             Self::Gpu(figure, _) => figure.range(),
-            _ => Range::COUNTABLE,
+            Self::QueueDepth
+            | Self::Concurrency
+            | Self::Ttft { .. }
+            | Self::Itl { .. }
+            | Self::TokensPerSecond { .. }
+            | Self::Prometheus(_)
+            | Self::Cron(_) => Range::COUNTABLE,
         }
     }
 }
 
 fn threshold(metadata: &mut Metadata<'_>, signal: &Signal, concurrency: u32) -> Option<f64> {
-    let default = match signal {
-        Signal::Concurrency => Some(f64::from(concurrency)),
-        Signal::KvCache => Some(0.8),
-        Signal::Gpu(figure, _) if figure.is_percentage() => Some(80.0),
-        _ => None,
-    };
-    let example = match signal {
-        Signal::Ttft { .. } => "2s",
-        Signal::Itl { .. } => "100ms",
-        Signal::TokensPerSecond { .. } => "1500",
-        Signal::Gpu(..) => "600",
-        _ => "5",
-    };
+    let (default, example) = signal.usual_threshold(concurrency);
     let written = match default {
         Some(_) => metadata.text("threshold"),
         None => metadata.required("threshold", example),
@@ -212,9 +236,10 @@ fn threshold(metadata: &mut Metadata<'_>, signal: &Signal, concurrency: u32) -> 
     if written.is_none() {
         return default;
     }
-    let threshold = match signal {
-        Signal::Ttft { .. } | Signal::Itl { .. } => metadata.seconds("threshold")?,
-        _ => metadata.number("threshold")?,
+    let threshold = if signal.is_latency() {
+        metadata.seconds("threshold")?
+    } else {
+        metadata.number("threshold")?
     };
     if threshold <= 0.0 {
         metadata.error("threshold", format!("must be above 0; write for example {example}"));
@@ -274,8 +299,8 @@ fn gpu_source(metadata: &mut Metadata<'_>, figure: GpuFigure) -> Option<GpuSourc
             Some(pair) => labels.push(pair),
             None => {
                 let message = format!(
-                    "`{item}` is not label=\"value\", which is all that an exporter's own figures \
-                     are selected by; read them by serverAddress for more"
+                    "`{item}` is not label=\"value\", the only selector for an exporter's own figures; \
+                     for others query a server, by serverAddress"
                 );
                 metadata.error("selector", message);
             }
@@ -309,15 +334,17 @@ fn prom_query(metadata: &mut Metadata<'_>, query: String) -> PromQuery {
         }
     });
     let mut parameters = metadata.pairs("queryParameters");
-    parameters.extend(metadata.text("namespace").map(|it| ("namespace".to_owned(), it.to_owned())));
+    parameters.extend(
+        metadata.text("namespace").map(|namespace| ("namespace".to_owned(), namespace.to_owned())),
+    );
     let headers = metadata.pairs("customHeaders");
     if metadata.flag("unsafeSsl") == Some(true) {
         let message = "has no effect: certificates are always checked; give prometheus.caFile";
         metadata.warn("unsafeSsl", message);
     }
     if metadata.text("metricName").is_some() {
-        let message = "has no effect: KEDA took it out of the prometheus trigger; the name of the \
-                       trigger itself is `name`, beside `type`";
+        let message = "has no effect: KEDA removed it from the prometheus trigger; to name the trigger, \
+                       write `name` beside `type`";
         metadata.warn("metricName", message);
     }
     let bearer_token_file = metadata.text("bearerTokenFile").map(PathBuf::from);
@@ -371,7 +398,7 @@ fn cron(metadata: &mut Metadata<'_>) -> Option<CronWindow> {
     Some(CronWindow { timezone: timezone?, start: start?, end: end?, desired_replicas: desired? })
 }
 
-/// What is wrong with a zone's name, and the right one where only its case is wrong.
+/// The fault of a zone's name, with the right name if only the case differs.
 pub(crate) fn unknown_zone(name: &str) -> String {
     match near_zone(name) {
         Some(near) => format!("`{name}` is not known; write {near}"),

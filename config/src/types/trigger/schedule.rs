@@ -14,15 +14,14 @@ impl CronWindow {
         let end = self.end.next(now_ms, &self.timezone);
         let open = match (start, end) {
             (Some(start), Some(end)) => end <= start,
-            // One that never begins again is open; one that never ends is not. So it is in KEDA.
+            // As in KEDA, a window that never begins again is open, and one that never ends is not.
             (None, _) => true,
             (Some(_), None) => false,
         };
         (open, [start, end].into_iter().flatten().min().unwrap_or(u64::MAX))
     }
 
-    /// Each time that it is open between two times, cut off at these, and after `most` starts and
-    /// ends.
+    /// The windows between two times, cut off there, and after `most` starts and ends.
     pub(crate) fn windows(&self, from_ms: u64, until_ms: u64, most: usize) -> Vec<(u64, u64)> {
         let mut windows: Vec<(u64, u64)> = Vec::new();
         let mut now = from_ms;
@@ -42,7 +41,7 @@ impl CronWindow {
         windows
     }
 
-    /// `Friday 22:00`, where its times are told.
+    /// `Friday 22:00`, in its time zone.
     pub(crate) fn weekday_and_time(&self, ms: u64) -> String {
         let time = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         time.map_or_else(String::new, |time| {

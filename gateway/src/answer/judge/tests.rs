@@ -2,7 +2,7 @@ use super::*;
 use std::borrow::Cow;
 
 fn verdict(api: Api, event: &str) -> Verdict {
-    judge_event(api, &Event::read(event.as_bytes())).verdict
+    judge_event(api, &SseEvent::read(event.as_bytes())).verdict
 }
 
 fn cause(verdict: Verdict) -> Option<(Cause, u16)> {
@@ -44,12 +44,12 @@ fn an_error_is_known_by_its_structure_not_by_its_words() {
 }
 
 #[test]
-fn what_only_announces_is_held() {
-    use Verdict::{End, Hold, Output, UsageOnly};
+fn announcements_are_not_output() {
+    use Verdict::{End, Output, Preamble, UsageOnly};
     let first = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
     for (api, event, want) in [
-        (Api::ChatCompletions, ": keep-alive".to_owned(), Hold),
-        (Api::ChatCompletions, format!("data: {first}"), Hold),
+        (Api::ChatCompletions, ": keep-alive".to_owned(), Preamble),
+        (Api::ChatCompletions, format!("data: {first}"), Preamble),
         (
             Api::ChatCompletions,
             "data: {\"choices\":[{\"delta\":{\"content\":\"\"}}]}".into(),
@@ -75,15 +75,15 @@ fn what_only_announces_is_held() {
         (Api::ChatCompletions, "data: no JSON".into(), Output),
         (Api::Completions, "data: {\"choices\":[{\"text\":\"\"}]}".into(), Output),
         (Api::AudioTranscriptions, "data: [DONE]".into(), End),
-        (Api::Messages, "event: ping\ndata: {\"type\":\"ping\"}".into(), Hold),
-        (Api::Messages, "data: {\"type\":\"message_start\",\"message\":{}}".into(), Hold),
-        (Api::Messages, "event: content_block_start\ndata: {}".into(), Hold),
+        (Api::Messages, "event: ping\ndata: {\"type\":\"ping\"}".into(), Preamble),
+        (Api::Messages, "data: {\"type\":\"message_start\",\"message\":{}}".into(), Preamble),
+        (Api::Messages, "event: content_block_start\ndata: {}".into(), Preamble),
         (Api::Messages, "event: content_block_delta\ndata: {}".into(), Output),
         (Api::Messages, "event: message_stop\ndata: {}".into(), End),
         (Api::Messages, "data: [DONE]".into(), Output),
-        (Api::Responses, "event: response.created\ndata: {}".into(), Hold),
-        (Api::Responses, "event: response.in_progress\ndata: {}".into(), Hold),
-        (Api::Responses, "event: response.output_item.added\ndata: {}".into(), Hold),
+        (Api::Responses, "event: response.created\ndata: {}".into(), Preamble),
+        (Api::Responses, "event: response.in_progress\ndata: {}".into(), Preamble),
+        (Api::Responses, "event: response.output_item.added\ndata: {}".into(), Preamble),
         (Api::Responses, "event: response.output_text.delta\ndata: {}".into(), Output),
         (Api::Responses, "data: {\"type\":\"response.output_text.delta\"}".into(), Output),
         (Api::Responses, "event: response.incomplete\ndata: {}".into(), End),
@@ -93,8 +93,8 @@ fn what_only_announces_is_held() {
 }
 
 #[test]
-fn a_field_that_is_not_known_is_output_if_it_has_a_value() {
-    use Verdict::{Hold, Output};
+fn an_unknown_field_is_output_if_it_has_a_value() {
+    use Verdict::{Output, Preamble};
     for (delta, want) in [
         (r#"{"audio":{"data":"UklGRg=="}}"#, Output),
         (r#"{"role":"assistant","content":"","audio":{"id":"a"}}"#, Output),
@@ -107,27 +107,30 @@ fn a_field_that_is_not_known_is_output_if_it_has_a_value() {
         (r#"{"function_call":{"name":"f"}}"#, Output),
         (r#""a""#, Output),
         (r#"["a"]"#, Output),
-        (r#"{"role":"assistant","content":"","audio":null,"tool_calls":[],"refusal":null}"#, Hold),
-        (r#"{"role":"assistant","content":[],"annotations":[],"extra":{},"name":""}"#, Hold),
-        (r#"{"role":"assistant","last":false}"#, Hold),
-        (r#"{"audio":null}"#, Hold),
-        ("{}", Hold),
-        ("null", Hold),
-        ("\"\"", Hold),
+        (
+            r#"{"role":"assistant","content":"","audio":null,"tool_calls":[],"refusal":null}"#,
+            Preamble,
+        ),
+        (r#"{"role":"assistant","content":[],"annotations":[],"extra":{},"name":""}"#, Preamble),
+        (r#"{"role":"assistant","last":false}"#, Preamble),
+        (r#"{"audio":null}"#, Preamble),
+        ("{}", Preamble),
+        ("null", Preamble),
+        ("\"\"", Preamble),
     ] {
         let event = format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}");
         assert_eq!(verdict(Api::ChatCompletions, &event), want, "{delta}");
     }
     let choice = |members: &str| format!("data: {{\"choices\":[{{\"delta\":{{}},{members}}}]}}");
     assert_eq!(verdict(Api::ChatCompletions, &choice("\"token_ids\":[7]")), Output);
-    assert_eq!(verdict(Api::ChatCompletions, &choice("\"token_ids\":[]")), Hold);
+    assert_eq!(verdict(Api::ChatCompletions, &choice("\"token_ids\":[]")), Preamble);
     let text = |text: &str| format!("data: {{\"choices\":[{{\"text\":{text}}}]}}");
     assert_eq!(verdict(Api::Completions, &text("[\"a\"]")), Output);
-    assert_eq!(verdict(Api::Completions, &text("null")), Hold);
+    assert_eq!(verdict(Api::Completions, &text("null")), Preamble);
 }
 
 #[test]
-fn an_end_mark_is_known_with_space_around_it() {
+fn an_end_mark_may_have_space_around_it() {
     for (api, event) in [
         (Api::ChatCompletions, "data: [DONE] "),
         (Api::ChatCompletions, "data:  [DONE]\t\r\n\r\n"),
@@ -143,7 +146,7 @@ fn an_end_mark_is_known_with_space_around_it() {
 }
 
 #[test]
-fn each_apis_own_failures_are_seen() {
+fn each_apis_own_failures_are_recognized() {
     for (api, event, want) in [
         (
             Api::Messages,
@@ -203,13 +206,13 @@ fn a_plain_answer_is_judged_by_status_and_body() {
     assert_eq!(judge(chat, 404, r#"{"detail":"Not Found"}"#), Verdict::Client(404));
     assert_eq!(judge(chat, 501, ""), Verdict::Client(501));
     assert_eq!(judge(Api::Tokenize, 200, r#"{"count":4}"#), Verdict::Output);
-    assert_eq!(judge(Api::Embeddings, 200, "not JSON"), Verdict::Hold, "nothing to read");
+    assert_eq!(judge(Api::Embeddings, 200, "not JSON"), Verdict::Preamble, "nothing to read");
 }
 
 #[test]
 fn data_in_several_lines_is_one_value() {
-    let event = Event { name: b"", data: Some(Cow::Borrowed(b"{\"error\":\n{\"code\":503}}")) };
-    let joined = Event::read(b"data: {\"error\":\ndata: {\"code\":503}}\n\n");
+    let event = SseEvent { name: b"", data: Some(Cow::Borrowed(b"{\"error\":\n{\"code\":503}}")) };
+    let joined = SseEvent::read(b"data: {\"error\":\ndata: {\"code\":503}}\n\n");
     assert_eq!(joined, event);
     assert!(cause(judge_event(Api::Completions, &joined).verdict).is_some());
 }

@@ -1,17 +1,17 @@
 use super::*;
 use proptest::prelude::*;
 
-const OK: Head = Head { status: StatusCode::OK, json: true, framed: true };
-const UNFRAMED: Head = Head { framed: false, ..OK };
+const OK: AnswerHead = AnswerHead { status: StatusCode::OK, json: true, framed: true };
+const UNFRAMED: AnswerHead = AnswerHead { framed: false, ..OK };
 
-fn ended(head: Head, body: &str) -> Plain {
+fn ended(head: AnswerHead, body: &str) -> PlainEnd {
     let mut answer = PlainAnswer::new(Api::ChatCompletions, head, 1 << 20);
     answer.feed(Bytes::copy_from_slice(body.as_bytes()));
     answer.end()
 }
 
-/// The same answer kept whole, and passed on in pieces of this size.
-fn both(api: Api, body: &str, size: usize) -> (Plain, Plain) {
+/// The ends of the same answer: kept whole, and passed on in pieces of this size.
+fn both(api: Api, body: &str, size: usize) -> (PlainEnd, PlainEnd) {
     let whole = {
         let mut answer = PlainAnswer::new(api, OK, usize::MAX);
         answer.feed(Bytes::copy_from_slice(body.as_bytes()));
@@ -19,19 +19,19 @@ fn both(api: Api, body: &str, size: usize) -> (Plain, Plain) {
     };
     let mut answer = PlainAnswer::new(api, OK, 0);
     let mut out = Vec::new();
-    let mut take = |pieces: Pieces| pieces.for_each(|piece| out.extend_from_slice(&piece));
+    let mut take = |pieces: Rope| pieces.for_each(|piece| out.extend_from_slice(&piece));
     for piece in body.as_bytes().chunks(size) {
         take(answer.feed(Bytes::copy_from_slice(piece)));
         take(answer.commit());
     }
-    assert_eq!(out, body.as_bytes(), "all of it goes out");
+    assert_eq!(out, body.as_bytes(), "every byte goes out");
     (whole, answer.end())
 }
 
 const USAGE: &str = r#""usage":{"prompt_tokens":7,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":4}}"#;
 
 #[test]
-fn a_long_answer_tells_its_tokens_wherever_they_stand() {
+fn a_long_answers_tokens_are_read_at_any_place() {
     let text = "word \\\"usage\\\":{\\\"prompt_tokens\\\":1} \\\\\\u00e9 {[".repeat(400);
     let choices = format!(
         r#""choices":[{{"index":0,"message":{{"content":"{text}","usage":{{"prompt_tokens":3}}}},"finish_reason":"length"}},{{"index":1,"message":{{}},"finish_reason":"stop"}}]"#
@@ -54,7 +54,7 @@ fn a_long_answer_tells_its_tokens_wherever_they_stand() {
         ] {
             for size in [1, 7, 4096] {
                 let (whole, passed) = both(Api::ChatCompletions, &body, size);
-                let (Plain::Answered(_, whole), Plain::Answered(_, passed)) = (whole, passed)
+                let (PlainEnd::Answered(_, whole), PlainEnd::Answered(_, passed)) = (whole, passed)
                 else {
                     panic!("answered")
                 };
@@ -92,7 +92,7 @@ fn a_long_answer_of_other_apis_is_judged_as_a_short_one() {
         (Api::ChatCompletions, format!(r#"["usage",{{"prompt_tokens":7}},"{text}"]"#)),
     ] {
         let (whole, passed) = both(api, &body, 1000);
-        let (Plain::Answered(_, whole), Plain::Answered(_, passed)) = (whole, passed) else {
+        let (PlainEnd::Answered(_, whole), PlainEnd::Answered(_, passed)) = (whole, passed) else {
             panic!("answered: {api:?}")
         };
         assert_eq!(whole, passed, "{api:?}");
@@ -101,47 +101,50 @@ fn a_long_answer_of_other_apis_is_judged_as_a_short_one() {
         r#"{{"choices":[{{"message":{{"content":"{text}"}},"finish_reason":"abort"}}],{USAGE}}}"#
     );
     let (whole, passed) = both(Api::ChatCompletions, &aborted, 1000);
-    assert_eq!(whole, Plain::Retry(Failure::aborted()));
-    assert_eq!(passed, whole, "it can't be hidden any more, and does not count as an answer");
+    assert_eq!(whole, PlainEnd::Retry(Failure::aborted()));
+    assert_eq!(passed, whole, "an abort in an answer that has gone out is a failure, too");
 }
 
 #[test]
-fn json_that_ends_in_its_middle_is_not_an_answer() {
+fn json_that_is_cut_off_is_not_an_answer() {
     let whole = r#" {"id":"a\\","choices":[{"text":"a }\"]{","finish_reason":"stop"}],"n":[[1.5e3,true]]} "#;
     let end = whole.trim_end().len();
     for head in [OK, UNFRAMED] {
         for at in 2..end {
-            let Plain::Retry(failure) = ended(head, &whole[..at]) else {
+            let PlainEnd::Retry(failure) = ended(head, &whole[..at]) else {
                 panic!("{at}: an answer")
             };
             let want = if head.framed { Cause::Server } else { Cause::Truncated };
             assert_eq!(failure.cause, want, "cut at {at}");
         }
-        assert!(matches!(ended(head, whole), Plain::Answered(..)));
-        assert!(matches!(ended(head, &whole[..end]), Plain::Answered(..)));
-        let other = Head { json: false, ..head };
-        assert!(matches!(ended(other, "[Music] {"), Plain::Answered(..)), "not JSON");
+        assert!(matches!(ended(head, whole), PlainEnd::Answered(..)));
+        assert!(matches!(ended(head, &whole[..end]), PlainEnd::Answered(..)));
+        let other = AnswerHead { json: false, ..head };
+        assert!(matches!(ended(other, "[Music] {"), PlainEnd::Answered(..)), "not JSON");
         for odd in ["null", "\"text\"", "12", "tru", "not JSON", "{\"a\":nul}"] {
-            assert!(matches!(ended(head, odd), Plain::Answered(..)), "the client's to read: {odd}");
+            assert!(matches!(ended(head, odd), PlainEnd::Answered(..)), "goes through: {odd}");
         }
     }
-    assert!(matches!(ended(UNFRAMED, ""), Plain::Retry(_)), "the connection ended behind the head");
-    assert!(matches!(ended(OK, ""), Plain::Answered(..)), "its length is zero");
+    assert!(
+        matches!(ended(UNFRAMED, ""), PlainEnd::Retry(_)),
+        "the connection ended after the head"
+    );
+    assert!(matches!(ended(OK, ""), PlainEnd::Answered(..)), "its length is zero");
 }
 
 #[test]
-fn a_refusal_is_the_clients_when_it_is_whole() {
+fn a_whole_refusal_goes_to_the_client() {
     for status in [400, 404, 422, 501] {
         let status = StatusCode::from_u16(status).expect("a status");
-        let head = Head { status, ..UNFRAMED };
+        let head = AnswerHead { status, ..UNFRAMED };
         let body = r#"{"detail":"Not Found"}"#;
-        assert_eq!(ended(head, body), Plain::Client(Bytes::from(body)), "{status}");
-        assert!(matches!(ended(head, &body[..9]), Plain::Retry(_)), "{status}");
+        assert_eq!(ended(head, body), PlainEnd::Client(Bytes::from(body)), "{status}");
+        assert!(matches!(ended(head, &body[..9]), PlainEnd::Retry(_)), "{status}");
     }
 }
 
 #[test]
-fn a_head_says_how_its_body_ends_and_whether_it_is_json() {
+fn a_head_shows_how_its_body_ends_and_whether_it_is_json() {
     for (status, headers, json, framed) in [
         (200, vec![("content-type", "application/json")], true, false),
         (
@@ -166,13 +169,13 @@ fn a_head_says_how_its_body_ends_and_whether_it_is_json() {
             response = response.header(*name, *value);
         }
         let (parts, ()) = response.body(()).expect("valid").into_parts();
-        let head = Head::of(&parts);
+        let head = AnswerHead::of(&parts);
         assert_eq!((head.json, head.framed), (json, framed), "{status} {headers:?}");
     }
 }
 
 #[test]
-fn what_is_kept_of_a_long_answer_is_bounded() {
+fn the_copy_of_a_long_answer_is_bounded() {
     let choice = r#"{"index":0,"message":{"content":"x"},"finish_reason":"stop"},"#;
     let many = format!(r#"{{"choices":[{}1],{USAGE}}}"#, choice.repeat(20_000));
     let text = format!(r#"{{"type":"{}",{USAGE}}}"#, "a".repeat(1 << 20));
@@ -182,8 +185,8 @@ fn what_is_kept_of_a_long_answer_is_bounded() {
         abridged.feed(body.as_bytes());
         assert!(abridged.kept().len() <= 256 << 10, "{}", abridged.kept().len());
         let (_, passed) = both(Api::ChatCompletions, &body, 1 << 16);
-        let Plain::Answered(_, tokens) = passed else { panic!("answered") };
-        assert_eq!(tokens.prompt, Some(7), "a member too large takes no other with it");
+        let PlainEnd::Answered(_, tokens) = passed else { panic!("answered") };
+        assert_eq!(tokens.prompt, Some(7), "only the member that is too large is left out");
     }
     let mut abridged = Abridged::default();
     abridged.feed(endless.as_bytes());
@@ -194,7 +197,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn any_cuts_of_any_bytes_keep_the_same(
+    fn the_copy_does_not_depend_on_how_the_bytes_are_cut(
         text in "[\\[\\]{}:,\"\\\\ a1]{0,60}|(\\{\"(usage|choices|x)\":(\\{\"a\":1\\}|\\[1,\"\\\\\"\"\\]|\"b\"|2),?){0,6}",
         size in 1..9usize,
     ) {
@@ -207,7 +210,7 @@ proptest! {
     }
 
     #[test]
-    fn a_value_is_open_at_each_place_before_its_end(value in json(), at in any::<prop::sample::Index>()) {
+    fn a_value_is_open_everywhere_before_its_end(value in json(), at in any::<prop::sample::Index>()) {
         let text = serde_json::json!({"usage": {"prompt_tokens": 1}, "x": value}).to_string();
         prop_assert!(!is_cut(text.as_bytes()));
         let at = 1 + at.index(text.len() - 1);

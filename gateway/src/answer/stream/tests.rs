@@ -6,7 +6,7 @@ use super::*;
 use crate::answer::failure::Cause;
 use crate::answer::judge::Finish;
 use crate::answer::meter::Tokens;
-use crate::answer::plain::{Head, Plain, PlainAnswer};
+use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
 use http::StatusCode;
 use proptest::prelude::*;
 
@@ -67,7 +67,7 @@ fn read_recorded(root: &Path, path: &Path) -> Option<Recorded> {
     Some(Recorded { name, api, status, stream, body: body.into() })
 }
 
-/// What of a chunked body arrived; it may be cut anywhere.
+/// The part of a chunked body that arrived; it may be cut anywhere.
 fn unchunk(mut raw: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(end) = memchr::memmem::find(raw, b"\r\n") {
@@ -83,86 +83,86 @@ fn unchunk(mut raw: &[u8]) -> Vec<u8> {
     body
 }
 
-/// How an answer went, in one word and its cause.
+/// The course of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Went {
-    Well,
+enum Course {
+    Completed,
     Client(u16),
-    /// Found out before anything went out.
+    /// Failed before anything went out.
     Retried(Cause),
-    /// Found out after.
+    /// Failed after something went out.
     Broken(Cause),
 }
 
-/// All that came of a stream fed in these pieces.
+/// The result of relaying a stream.
 #[derive(Debug, PartialEq)]
-struct Outcome {
-    went: Went,
+struct RelayedStream {
+    course: Course,
     out: Vec<u8>,
     tokens: Tokens,
     gaps: u64,
 }
 
-fn relay(api: Api, strip: bool, pieces: impl IntoIterator<Item = Bytes>) -> Outcome {
+fn relay(api: Api, strip: bool, pieces: impl IntoIterator<Item = Bytes>) -> RelayedStream {
     let (mut answer, now, mut out) =
         (AnswerStream::new(api, strip, None), Instant::now(), Vec::new());
-    let mut went = None;
+    let mut course = None;
     for piece in pieces {
         match answer.feed(piece, now) {
-            Step::Hold => assert!(went.is_some() || !answer.committed()),
+            Step::Hold => assert!(course.is_some() || !answer.committed()),
             Step::Pass(pieces) => {
                 pieces.into_iter().for_each(|piece| out.extend_from_slice(&piece))
             }
             Step::Retry(failure) => {
                 assert!(!answer.committed() && out.is_empty());
-                went = Some(Went::Retried(failure.cause));
+                course = Some(Course::Retried(failure.cause));
             }
             Step::Failed(pieces, failure) => {
                 assert!(answer.committed());
                 pieces.into_iter().for_each(|piece| out.extend_from_slice(&piece));
-                went = Some(Went::Broken(failure.cause));
+                course = Some(Course::Broken(failure.cause));
             }
         }
-        if went.is_some() {
+        if course.is_some() {
             break;
         }
     }
     let (rest, end) = answer.end(now);
     rest.into_iter().for_each(|piece| out.extend_from_slice(&piece));
-    let went = went.unwrap_or(match end {
-        End::Complete => Went::Well,
-        End::Client(status) => Went::Client(status),
-        End::Failed(failure) if answer.committed() => Went::Broken(failure.cause),
-        End::Failed(failure) => Went::Retried(failure.cause),
+    let course = course.unwrap_or(match end {
+        StreamEnd::Complete => Course::Completed,
+        StreamEnd::Client(status) => Course::Client(status),
+        StreamEnd::Failed(failure) if answer.committed() => Course::Broken(failure.cause),
+        StreamEnd::Failed(failure) => Course::Retried(failure.cause),
     });
-    Outcome { went, out, tokens: answer.meter.tokens(), gaps: answer.meter.itl.count() }
+    RelayedStream { course, out, tokens: answer.meter.tokens(), gaps: answer.meter.itl.count() }
 }
 
-fn plain(recorded: &Recorded) -> (Went, Tokens) {
+fn plain(recorded: &Recorded) -> (Course, Tokens) {
     let status = StatusCode::from_u16(recorded.status).expect("a status");
-    let head = Head { status, json: true, framed: true };
+    let head = AnswerHead { status, json: true, framed: true };
     let mut answer = PlainAnswer::new(recorded.api, head, 1 << 20);
     let (one, two) = recorded.body.split_at(recorded.body.len() / 2);
     assert!(answer.feed(Bytes::copy_from_slice(one)).is_empty());
     assert!(answer.feed(Bytes::copy_from_slice(two)).is_empty());
     match answer.end() {
-        Plain::Answered(body, tokens) => {
+        PlainEnd::Answered(body, tokens) => {
             assert_eq!(body, recorded.body);
-            (Went::Well, tokens)
+            (Course::Completed, tokens)
         }
-        Plain::Client(body) => {
+        PlainEnd::Client(body) => {
             assert_eq!(body, recorded.body);
-            (Went::Client(recorded.status), Tokens::default())
+            (Course::Client(recorded.status), Tokens::default())
         }
-        Plain::Retry(failure) => (Went::Retried(failure.cause), Tokens::default()),
+        PlainEnd::Retry(failure) => (Course::Retried(failure.cause), Tokens::default()),
     }
 }
 
 #[test]
-fn every_recorded_answer_is_judged_right() {
+fn every_recorded_answer_is_judged_correctly() {
     use Cause::{Aborted, EngineDead, QueueFull, ShuttingDown, Truncated};
-    use Went::{Broken, Retried};
-    // What is not listed is answered, or refused with its status.
+    use Course::{Broken, Retried};
+    // An answer that is not listed is completed, or refused with its status.
     let mut bad = BTreeMap::from([
         ("b-sigterm-default/new_chat", Retried(EngineDead)),
         ("b-sigterm-default/nonstream", Retried(EngineDead)),
@@ -195,17 +195,17 @@ fn every_recorded_answer_is_judged_right() {
     ]);
     let mut wrong = Vec::new();
     for recorded in recorded() {
-        let went = match recorded.stream {
-            true => relay(recorded.api, false, [recorded.body.clone()]).went,
+        let course = match recorded.stream {
+            true => relay(recorded.api, false, [recorded.body.clone()]).course,
             false => plain(&recorded).0,
         };
         let sound = match recorded.status {
-            200..400 => Went::Well,
-            status => Went::Client(status),
+            200..400 => Course::Completed,
+            status => Course::Client(status),
         };
         let want = bad.remove(recorded.name.as_str()).unwrap_or(sound);
-        if went != want {
-            wrong.push(format!("{}: {went:?}, not {want:?}", recorded.name));
+        if course != want {
+            wrong.push(format!("{}: {course:?}, not {want:?}", recorded.name));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -265,12 +265,12 @@ fn tokens_are_the_servers_own_wherever_it_reports_them() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What an unasked server would have sent: no usage chunk, and its fingerprint with the last chunk of
-/// the last choice. Made in another way than the relay makes it.
-fn unasked(body: &[u8]) -> Vec<u8> {
+/// The stream as the server sends it if no usage is requested: without a usage chunk, and with the
+/// fingerprint in the last chunk of the last choice. Made in another way than `AnswerStream` does.
+fn without_usage(body: &[u8]) -> Vec<u8> {
     let text = String::from_utf8(body.to_vec()).expect("text");
     let mut events: Vec<String> = text.split_inclusive("\n\n").map(str::to_owned).collect();
-    if let Some(at) = events.iter().position(|it| it.contains("\"choices\":[],\"usage\":{")) {
+    if let Some(at) = events.iter().position(|event| event.contains("\"choices\":[],\"usage\":{")) {
         let usage = events.remove(at);
         let stamp = usage.split(",\"system_fingerprint\":").nth(1).expect("its fingerprint");
         let stamp = stamp.split(['}', ',']).next().expect("a text");
@@ -281,17 +281,17 @@ fn unasked(body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_usage_chunk_is_taken_out_to_the_byte_and_only_where_we_caused_it() {
+fn the_usage_chunk_is_removed_to_the_byte_and_only_where_the_gateway_requested_it() {
     let mut stripped = 0;
     for recorded in recorded().iter().filter(|recorded| recorded.stream) {
         let whole = || [recorded.body.clone()];
         let (kept, cut) = (relay(recorded.api, false, whole()), relay(recorded.api, true, whole()));
-        assert_eq!((&kept.tokens, kept.went), (&cut.tokens, cut.went), "{}", recorded.name);
-        if let Went::Well | Went::Client(_) = kept.went {
+        assert_eq!((&kept.tokens, kept.course), (&cut.tokens, cut.course), "{}", recorded.name);
+        if let Course::Completed | Course::Client(_) = kept.course {
             assert_eq!(kept.out, recorded.body, "{}", recorded.name);
-            // Usage all along is what this server, or this client's request, gives anyway.
+            // This client gets usage with each part, whether or not the gateway requests any.
             let forced = memchr::memmem::find(&recorded.body, b"}],\"usage\":{").is_some();
-            let want = if forced { kept.out } else { unasked(&recorded.body) };
+            let want = if forced { kept.out } else { without_usage(&recorded.body) };
             stripped += u32::from(want.len() < recorded.body.len());
             assert_eq!(cut.out, want, "{}", recorded.name);
         }
@@ -300,7 +300,7 @@ fn the_usage_chunk_is_taken_out_to_the_byte_and_only_where_we_caused_it() {
 }
 
 #[test]
-fn an_answer_to_which_usage_was_asked_becomes_the_one_to_which_it_was_not() {
+fn a_stream_with_usage_becomes_the_stream_that_was_recorded_without() {
     let all: BTreeMap<_, _> =
         recorded().into_iter().map(|recorded| (recorded.name.clone(), recorded)).collect();
     // Each was recorded twice, with the same seed: the ids and the seconds differ.
@@ -312,36 +312,40 @@ fn an_answer_to_which_usage_was_asked_becomes_the_one_to_which_it_was_not() {
         };
         (of("\"id\":\"", '"'), of("\"created\":", ','), text)
     };
-    for (asked, unasked) in [
+    for (with, without) in [
         ("a-default/chat_stream_usage", "a-default/chat_stream"),
         ("a-default/completion_stream_usage", "a-default/completion_stream"),
     ] {
-        let (asked, unasked) = (&all[asked], &all[unasked]);
-        let out = relay(asked.api, true, [asked.body.clone()]).out;
-        let ((id, created, out), (other, then, want)) = (parts(&out), parts(&unasked.body));
+        let (with, without) = (&all[with], &all[without]);
+        let out = relay(with.api, true, [with.body.clone()]).out;
+        let ((id, created, out), (other, then, want)) = (parts(&out), parts(&without.body));
         let out = out.replace(&id, &other).replace(&created, &then);
-        assert_eq!(out, want, "{}", asked.name);
+        assert_eq!(out, want, "{}", with.name);
     }
 }
 
 #[test]
-fn choices_that_end_apart_have_the_fingerprint_that_the_server_is_known_by() {
+fn choices_that_end_at_different_times_get_the_fingerprint_known_from_before() {
     let all = recorded();
     let find = |name: &str| all.iter().find(|recorded| recorded.name == name).expect("recorded");
-    let unasked = find("a-default/completion_stream_n2");
-    let text = String::from_utf8(unasked.body.to_vec()).expect("text");
+    let without = find("a-default/completion_stream_n2");
+    let text = String::from_utf8(without.body.to_vec()).expect("text");
     let stamp = ",\"system_fingerprint\":\"vllm-0.32.0-bb9e77f2\"";
     assert_eq!(text.matches(stamp).count(), 2, "one for each choice");
     let usage = format!("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":6}}{stamp}}}\n\n");
-    let asked = text.replace(stamp, "").replace("data: [DONE]", &format!("{usage}data: [DONE]"));
+    let with = text.replace(stamp, "").replace("data: [DONE]", &format!("{usage}data: [DONE]"));
     let relayed = |known: Option<Fingerprint>| {
         let mut answer = AnswerStream::new(Api::Completions, true, known);
-        let Step::Pass(out) = answer.feed(asked.clone().into(), Instant::now()) else { panic!() };
+        let Step::Pass(out) = answer.feed(with.clone().into(), Instant::now()) else { panic!() };
         (out.flatten().collect::<Vec<u8>>(), answer.fingerprint().cloned())
     };
     let (first, learned) = relayed(None);
-    assert_eq!(first, text.replacen(stamp, "", 1).into_bytes(), "nobody can know it so early");
-    assert_eq!(relayed(learned).0, unasked.body);
+    assert_eq!(
+        first,
+        text.replacen(stamp, "", 1).into_bytes(),
+        "the first choice ends before the fingerprint is known"
+    );
+    assert_eq!(relayed(learned).0, without.body);
 }
 
 #[test]
@@ -356,15 +360,15 @@ fn the_last_chunk_of_a_choice_goes_out_whatever_comes_after_it() {
         ("half an event", "data: {\"choi", last.to_owned()),
         ("an error", error, last.to_owned()),
         ("another choice", last, last.repeat(2)),
-        ("one that has it already", stamped, [last, stamped].concat()),
+        ("a chunk with a fingerprint", stamped, [last, stamped].concat()),
     ] {
         let outcome = relay(Api::Completions, true, [last.into(), Bytes::from(after)]);
         assert_eq!(outcome.out, want.as_bytes(), "{case}");
     }
     let mut answer = AnswerStream::new(Api::Completions, true, None);
-    assert_eq!(answer.feed(last.into(), Instant::now()), Step::Pass(Pieces::default()));
-    let mut out = Pieces::default();
-    answer.take_last(&mut out);
+    assert_eq!(answer.feed(last.into(), Instant::now()), Step::Pass(Rope::default()));
+    let mut out = Rope::default();
+    answer.take_last_chunk(&mut out);
     assert_eq!(out.flatten().collect::<Vec<u8>>(), last.as_bytes());
 }
 
@@ -380,7 +384,7 @@ fn whole_frames_go_through_without_a_copy() {
 }
 
 #[test]
-fn nothing_goes_out_before_the_answer_is_one() {
+fn nothing_goes_out_before_the_first_output() {
     let now = Instant::now();
     let mut answer = AnswerStream::new(Api::Messages, false, None);
     let opening =
@@ -395,11 +399,11 @@ fn nothing_goes_out_before_the_answer_is_one() {
     assert_eq!(String::from_utf8_lossy(&out), [opening, part, &rest[..rest.len() - 11]].concat());
     let (left, end) = answer.end(now);
     assert!(left.is_empty(), "half an event would garble the error event");
-    assert!(matches!(end, End::Failed(failure) if failure.cause == Cause::Truncated));
+    assert!(matches!(end, StreamEnd::Failed(failure) if failure.cause == Cause::Truncated));
 }
 
 #[test]
-fn a_failure_after_commit_keeps_what_came_before_it() {
+fn a_failure_after_the_commit_keeps_the_events_before_it() {
     let text = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n";
     let error =
         "data: {\"error\": {\"message\": \"EngineCore\", \"code\": 500}}\n\ndata: [DONE]\n\n";
@@ -409,21 +413,21 @@ fn a_failure_after_commit_keeps_what_came_before_it() {
     assert_eq!(pieces.into_iter().collect::<Vec<_>>(), [text]);
     assert_eq!((failure.cause, failure.status), (Cause::EngineDead, 500));
     assert_eq!(answer.feed("data: [DONE]\n\n".into(), Instant::now()), Step::Hold);
-    assert!(matches!(answer.end(Instant::now()).1, End::Failed(_)));
+    assert!(matches!(answer.end(Instant::now()).1, StreamEnd::Failed(_)));
 }
 
 #[test]
-fn a_clients_own_error_in_a_stream_goes_through_as_it_is() {
+fn a_clients_own_error_in_a_stream_goes_through_unchanged() {
     let text = "data: {\"error\": {\"message\": \"no\", \"code\": 400}}\n\ndata: [DONE]\n\n";
     let outcome = relay(Api::ChatCompletions, true, [text.into()]);
-    assert_eq!((outcome.went, outcome.out), (Went::Client(400), text.into()));
+    assert_eq!((outcome.course, outcome.out), (Course::Client(400), text.into()));
 }
 
 #[test]
 fn an_end_mark_counts_without_its_blank_line() {
     let text = "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]";
     let outcome = relay(Api::Completions, false, [text.into()]);
-    assert_eq!((outcome.went, outcome.out), (Went::Well, text.into()));
+    assert_eq!((outcome.course, outcome.out), (Course::Completed, text.into()));
 }
 
 #[test]
@@ -452,7 +456,7 @@ fn times_are_those_of_the_events() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn any_cuts_give_the_same_figures_and_bytes(
+    fn the_result_does_not_depend_on_how_the_bytes_are_cut(
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
         strip: bool,
     ) {

@@ -42,11 +42,11 @@ fn settings(folder: &Folder) -> forebay_config::Tls {
 }
 
 #[test]
-fn files_that_cannot_be_used_are_told_with_their_field() {
-    let folder = Folder::new("told");
+fn files_that_cannot_be_used_are_reported_with_their_field() {
+    let folder = Folder::new("reported");
     let (cert, key) = pair();
     let (_, other_key) = pair();
-    for (case, cert_text, key_text, ca, told) in [
+    for (case, cert_text, key_text, ca, start) in [
         ("empty", "", key.as_str(), None, "gateway.tls.certFile: holds no certificate in PEM"),
         ("no key", cert.as_str(), cert.as_str(), None, "gateway.tls.keyFile: holds no private key"),
         (
@@ -69,7 +69,7 @@ fn files_that_cannot_be_used_are_told_with_their_field() {
         folder.write("tls.key", key_text);
         settings.client_ca_file = ca.map(|text| folder.write("ca.crt", text));
         let error = Tls::load(&settings).err().expect(case).to_string();
-        assert!(error.starts_with(told), "{case}: {error}");
+        assert!(error.starts_with(start), "{case}: {error}");
     }
     let mut missing = settings(&folder);
     missing.key_file = folder.0.join("none");
@@ -78,33 +78,37 @@ fn files_that_cannot_be_used_are_told_with_their_field() {
 }
 
 #[test]
-fn changed_files_are_taken_and_wrong_ones_are_not() {
+fn changed_files_are_used_if_they_are_valid() {
     let folder = Folder::new("changed");
     let (cert, key) = pair();
     folder.write("tls.crt", &cert);
     folder.write("tls.key", &key);
     let tls = Tls::load(&settings(&folder)).expect("right files");
     let first = tls.current();
-    tls.poll();
+    assert_eq!(read(&tls), Ok(FileChange::None));
     assert!(Arc::ptr_eq(&first, &tls.current()), "nothing changed");
 
-    // The certificate before its key: not taken, and not yet worth a word.
+    // The certificate before its key: not used, and not reported yet.
     let (new_cert, new_key) = pair();
     folder.write("tls.crt", &new_cert);
-    tls.poll();
+    assert_eq!(read(&tls), Ok(FileChange::Unconfirmed));
     assert!(Arc::ptr_eq(&first, &tls.current()));
-    assert!(matches!(tls.seen.lock().refused, Some((_, false))));
-    tls.poll();
-    assert!(matches!(tls.seen.lock().refused, Some((_, true))), "told when it stays so");
+    let error = read(&tls).expect_err("it stays so");
+    assert!(error.starts_with("gateway.tls.keyFile: is not the key"), "{error}");
     folder.write("tls.key", &new_key);
-    tls.poll();
+    assert_eq!(read(&tls), Ok(FileChange::Applied));
     let second = tls.current();
     assert!(!Arc::ptr_eq(&first, &second), "both are there");
-    assert!(tls.seen.lock().refused.is_none());
 
     std::fs::remove_file(folder.0.join("tls.key")).expect("was there");
-    tls.poll();
+    assert!(read(&tls).is_err());
     assert!(Arc::ptr_eq(&second, &tls.current()), "a missing file changes nothing");
+}
+
+/// One reading of the files.
+fn read(tls: &Arc<Tls>) -> Result<FileChange, String> {
+    let change = tls.read().and_then(|reading| tls.apply(reading.files));
+    change.map_err(|error| error.to_string())
 }
 
 #[test]
@@ -127,6 +131,6 @@ fn a_volume_of_kubernetes_is_followed_through_its_links() {
     folder.write("..2/tls.key", &key);
     link("..2", "..data_tmp");
     std::fs::rename(folder.0.join("..data_tmp"), folder.0.join("..data")).expect("swapped");
-    tls.poll();
+    assert_eq!(read(&tls), Ok(FileChange::Applied));
     assert!(!Arc::ptr_eq(&first, &tls.current()));
 }

@@ -1,37 +1,38 @@
-//! What discovery says of an endpoint's pod, and how the endpoint leaves and comes back by it.
+//! An endpoint's pod as discovery reports it, and how the endpoint leaves and comes back with it.
 
 use forebay_discovery::Member;
 use forebay_discovery::pod::End;
-use forebay_signals::{PodPhase, ProcessEnd};
+use forebay_signals::PodPhase;
+use tokio::time::Instant;
 
-use super::{Endpoint, Rules, Standing};
-use crate::pool::waiting::at_length;
+use super::{Behaviour, Endpoint, Rules, Standing};
+use crate::pool::pods::full_reason;
 
-/// What discovery says of it.
+/// An endpoint's pod, as discovery reported it last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pod {
     pub(super) phase: Option<PodPhase>,
-    /// Kubernetes' word on why it is not further.
-    word: String,
-    /// The same at length.
+    /// Kubernetes' reason for its phase, in one word.
+    short_reason: String,
+    /// That reason with Kubernetes' explanation.
     reason: String,
-    /// It was ready by Kubernetes' own probe, and is not any more.
+    /// Kubernetes' own probe has succeeded, and now fails.
     pub(super) withdrawn: bool,
     /// How its container ended last.
     last_end: Option<End>,
     /// It was deleted.
     pub(super) leaving: bool,
-    /// Nobody lists it any more; it stays for what is in flight.
+    /// No source lists it now. It stays for its requests in flight.
     pub(super) gone: bool,
 }
 
 impl Endpoint {
-    /// Discovery's word; true if that is news.
+    /// Takes discovery's report; true if anything changed.
     pub(crate) fn found(&mut self, member: &Member) -> bool {
         let pod = Pod {
             phase: member.phase,
-            word: member.reason.clone(),
-            reason: at_length(member),
+            short_reason: member.reason.clone(),
+            reason: full_reason(member),
             withdrawn: member.withdrawn,
             last_end: member.last_end,
             leaving: member.is_draining(),
@@ -43,18 +44,9 @@ impl Endpoint {
         std::mem::replace(&mut self.pod, pod.clone()) != pod
     }
 
-    /// Whoever watches its process saw it end.
-    pub(crate) fn process_ended(&mut self, how: ProcessEnd) {
-        match how {
-            ProcessEnd::Stopped => self.life.stopped(),
-            ProcessEnd::Crashed => self.life.crashed(),
-        }
-        self.ended = true;
-    }
-
-    /// It is no longer listed. Whether it stays for what is in flight there.
+    /// Notes that its last source has removed it. True if it stays for requests in flight.
     pub(crate) fn leave(&mut self) -> bool {
-        self.pod.gone = self.in_flight > 0;
+        self.pod.gone = self.in_flight() > 0;
         self.pod.gone
     }
 
@@ -62,33 +54,34 @@ impl Endpoint {
         self.pod.gone
     }
 
-    /// It is listed again, with what is still in flight there. Whether the same replica is there is
-    /// not known, so that it has to answer first.
-    pub(crate) fn come_back(&mut self, rules: Rules) {
+    /// Adds it again while requests are still in flight there. The same address may be another
+    /// replica, so it has to answer a probe first.
+    pub(crate) fn come_back(&mut self, rules: Rules, now: Instant) {
         (self.standing, self.once_ready, self.draining) = (Standing::Down, false, false);
-        self.ended = true;
-        (self.failures, self.ejections, self.silent) = (0, 0, 0);
-        (self.full_until, self.probed_at) = (None, None);
+        self.lifecycle.ended = true;
+        self.behaviour = Behaviour::default();
+        self.probing.begin_anew(now);
         "not probed yet".clone_into(&mut self.reason);
         self.pod = Pod::default();
         self.rules = rules;
     }
 
-    /// Its pod's phase with Kubernetes' word on it.
-    pub(crate) fn on_its_way(&self) -> Option<(PodPhase, &str)> {
-        Some((self.pod.phase?, &self.pod.word))
+    /// Its pod's phase, with Kubernetes' short reason.
+    pub(crate) fn pod_phase(&self) -> Option<(PodPhase, &str)> {
+        Some((self.pod.phase?, &self.pod.short_reason))
     }
 
-    /// Why it takes nothing: its pod's reason, where that says more than that nobody answers.
+    /// The reason why it takes no requests: its pod's, if that explains more than the last probe
+    /// does.
     pub(super) fn why(&self) -> String {
         let stuck = matches!(
             self.pod.phase,
             Some(PodPhase::Unscheduled | PodPhase::Pulling | PodPhase::Failed)
         );
-        let tells = (stuck && self.standing != Standing::Up) || self.pod.withdrawn;
+        let explains = (stuck && self.standing != Standing::Up) || self.pod.withdrawn;
         match self.pod.phase {
-            Some(phase) if tells && self.pod.reason.is_empty() => phase.words().to_owned(),
-            _ if tells => self.pod.reason.clone(),
+            Some(phase) if explains && self.pod.reason.is_empty() => phase.words().to_owned(),
+            _ if explains => self.pod.reason.clone(),
             _ => self.reason.clone(),
         }
     }

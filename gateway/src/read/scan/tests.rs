@@ -9,7 +9,7 @@ fn text<'a>(body: &'a str, range: &Option<Range<usize>>) -> Option<&'a str> {
 }
 
 #[test]
-fn reads_top_level_fields_only_and_where_they_stand() {
+fn only_top_level_fields_are_read_with_their_places() {
     let body = r#" {"x":{"model":"no","stream":true},"y":["model"],
         "mod\u0065l" : "a\u0062\n" ,"stream":true,"max_tokens":7,"n":2,
         "priority" : 3 , "messages":[{"role":"user","content":"}\"]"}]}"#;
@@ -26,7 +26,7 @@ fn reads_top_level_fields_only_and_where_they_stand() {
 }
 
 #[test]
-fn null_is_as_good_as_absent() {
+fn null_counts_as_absent() {
     let body = r#"{"model":null,"stream":null,"max_tokens":null,"stream_options":null}"#;
     let read = scan(body.as_bytes()).expect("valid");
     assert_eq!((read.model, read.stream, read.max_tokens), (None, false, None));
@@ -34,7 +34,25 @@ fn null_is_as_good_as_absent() {
 }
 
 #[test]
-fn whether_the_client_asked_for_usage_is_read_as_vllm_reads_it() {
+fn a_request_for_bytes_is_known_by_its_encoding_format() {
+    for (body, want) in [
+        (r#"{"encoding_format":"bytes"}"#, true),
+        (r#"{"encoding_format":"bytes_only"}"#, true),
+        (r#"{"encoding_\u0066ormat":"byt\u0065s"}"#, true),
+        (r#"{"encoding_format":"base64"}"#, false),
+        (r#"{"encoding_format":null}"#, false),
+        (r#"{"encoding_format":["bytes"]}"#, false),
+        (r#"{"x":{"encoding_format":"bytes"}}"#, false),
+        ("{}", false),
+    ] {
+        assert_eq!(scan(body.as_bytes()).expect(body).wants_bytes, want, "{body}");
+    }
+    let twice = br#"{"encoding_format":"float","encoding_format":"bytes"}"#;
+    assert_eq!(scan(twice), Err(ScanError::Duplicate("encoding_format")));
+}
+
+#[test]
+fn a_request_for_usage_is_read_as_vllm_reads_it() {
     for (options, want) in [
         (r#"{"include_usage":true}"#, true),
         (r#"{"include_\u0075sage" : true}"#, true),
@@ -49,7 +67,7 @@ fn whether_the_client_asked_for_usage_is_read_as_vllm_reads_it() {
         let body = format!(r#"{{"stream":true,"stream_options":{options}}}"#);
         let asked = match scan(body.as_bytes()).expect(options).stream_options {
             StreamOptions::Object { include_usage: Some(flag), .. } => flag.is_true(),
-            // The server's to refuse, so nothing is to be changed.
+            // vLLM refuses these, so the body is left as it is.
             StreamOptions::Other => true,
             _ => false,
         };
@@ -70,10 +88,10 @@ fn the_newer_name_for_the_token_limit_wins() {
 }
 
 #[test]
-fn refuses_what_two_readers_could_read_differently() {
+fn bodies_that_two_readers_could_read_differently_are_refused() {
     let duplicate = ScanError::Duplicate;
     let wrong = |field, want| ScanError::WrongType { field, want };
-    let broken = |at, why| ScanError::Broken(Broken { at, why });
+    let broken = |at, why| ScanError::Broken(JsonError { at, why });
     for (body, want) in [
         (r#"{"model":"a","model":"b"}"#, duplicate("model")),
         (r#"{"model":null,"mod\u0065l":"b"}"#, duplicate("model")),
@@ -104,7 +122,7 @@ fn refuses_what_two_readers_could_read_differently() {
 }
 
 #[test]
-fn what_python_takes_is_taken() {
+fn bodies_that_python_accepts_are_accepted() {
     for body in ["\u{feff}{\"model\":\"a\"}", r#"{"model":"a","t":NaN,"u":-Infinity,"\ud800":1}"#] {
         let model = scan(body.as_bytes()).expect(body).model.expect("a model");
         assert_eq!((model.name.as_str(), &body[model.at]), ("a", "\"a\""));
@@ -112,7 +130,7 @@ fn what_python_takes_is_taken() {
 }
 
 #[test]
-fn the_comma_that_goes_with_priority_is_the_right_one() {
+fn priority_is_cut_out_with_the_right_comma() {
     for (body, want) in [
         (r#"{"priority":1}"#, r#""priority":1"#),
         (r#"{"priority":1,"a":2}"#, r#""priority":1,"#),
@@ -123,7 +141,7 @@ fn the_comma_that_goes_with_priority_is_the_right_one() {
     }
 }
 
-/// Objects with our fields among others, each at most once.
+/// Objects with the known fields among others, each at most once.
 fn requests() -> impl Strategy<Value = Value> {
     let key = prop_oneof![
         Just("model".to_owned()),
@@ -147,7 +165,7 @@ fn requests() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn reads_what_serde_reads(request in requests(), pretty: bool) {
+    fn the_scan_reads_the_same_as_serde(request in requests(), pretty: bool) {
         let write = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
         let body = write(&request).expect("plain data");
         let sound = matches!(request["model"], Value::Null | Value::String(_));
@@ -175,7 +193,7 @@ proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(read) = scan(&body) {
-            let tree: Value = serde_json::from_slice(&body).expect("what we take is JSON");
+            let tree: Value = serde_json::from_slice(&body).expect("an accepted body is JSON");
             let model = read.model.map(|model| model.name);
             prop_assert_eq!(model.as_deref(), tree["model"].as_str());
         }
@@ -185,5 +203,19 @@ proptest! {
     fn a_cut_body_is_refused(request in requests(), at in any::<prop::sample::Index>()) {
         let body = serde_json::to_vec(&request).expect("plain data");
         prop_assert!(scan(&body[..at.index(body.len())]).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn reading_the_contents_changes_no_other_field_and_no_error(
+        body in prop_oneof![
+            "\\{(\"(model|messages|tools|prompt|cache_salt)\":(\"[a-z]{0,3}\"|\\[1, ?2,?\\]|[0-9]|\\{\"role\":null\\}),?){0,3}\\}",
+            "[\\{\\}\\[\\]\",:a0-9 .\\\\-]{0,12}".prop_map(|part| format!(r#"{{"messages":[{{"content":{part}"#)),
+            "[\\[\\],0-9 .-]{0,12}".prop_map(|part| format!(r#"{{"prompt":[{part}]}}"#)),
+        ],
+    ) {
+        let with = scan_contents(body.as_bytes());
+        prop_assert_eq!(with.map(|scan| Scan { contents: None, ..scan }), scan(body.as_bytes()));
     }
 }

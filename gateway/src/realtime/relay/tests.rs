@@ -6,16 +6,16 @@ use tokio::time::sleep;
 
 use super::*;
 
-/// Both ends of a session, and how it ended.
-struct Session {
+/// Both ends of a session, and its end.
+struct TestSession {
     client: DuplexStream,
     replica: DuplexStream,
     drain: Drain,
     traffic: Arc<Traffic>,
-    ended: JoinHandle<Ended>,
+    ended: JoinHandle<SessionEnd>,
 }
 
-fn session(limits: Limits) -> Session {
+fn session(limits: Limits) -> TestSession {
     let (client, near) = duplex(1 << 16);
     let (replica, far) = duplex(1 << 16);
     let (drain, traffic) = (Drain::default(), Arc::<Traffic>::default());
@@ -25,23 +25,23 @@ fn session(limits: Limits) -> Session {
         let around = (&limits, &draining, &*counted);
         relay(near, far, around, |_| {}, std::future::pending()).await
     });
-    Session { client, replica, drain, traffic, ended }
+    TestSession { client, replica, drain, traffic, ended }
 }
 
 fn text(payload: &[u8]) -> Vec<u8> {
     [&[0x81, payload.len() as u8], payload].concat()
 }
 
-/// A client's, masked.
-const GOODBYE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 3, 233];
+/// A client's close, masked.
+const CLOSE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 3, 233];
 
-async fn hear(client: &mut DuplexStream, expected: &[u8]) {
+async fn receives(client: &mut DuplexStream, expected: &[u8]) {
     let mut heard = vec![0; expected.len()];
     client.read_exact(&mut heard).await.expect("open");
     assert_eq!(heard, expected);
 }
 
-/// The code of the close that is all that comes, after so many seconds.
+/// Waits for a close after `after` seconds, and nothing else. Returns its code.
 async fn closed(client: &mut DuplexStream, after: u64) -> u16 {
     let start = Instant::now();
     let mut head = [0; 4];
@@ -52,41 +52,41 @@ async fn closed(client: &mut DuplexStream, after: u64) -> u16 {
     let mut reason = vec![0; usize::from(head[1]) - 2];
     client.read_exact(&mut reason).await.expect("whole");
     assert!(std::str::from_utf8(&reason).expect("text").ends_with('.'));
-    client.write_all(&GOODBYE).await.expect("open");
+    client.write_all(&CLOSE).await.expect("open");
     assert_eq!(client.read(&mut [0; 9]).await.expect("an end"), 0, "nothing comes after");
     u16::from_be_bytes([head[2], head[3]])
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_ends_a_session_once_nothing_was_said_for_a_second() {
-    let Session { mut client, mut replica, drain, traffic, ended } = session(Limits::default());
+async fn a_drain_ends_a_session_after_a_second_without_traffic() {
+    let TestSession { mut client, mut replica, drain, traffic, ended } = session(Limits::default());
     drain.begin();
     for _ in 0..5 {
         sleep(Duration::from_millis(900)).await;
         replica.write_all(&text(b"on")).await.expect("open");
-        hear(&mut client, &text(b"on")).await;
+        receives(&mut client, &text(b"on")).await;
         sleep(Duration::from_millis(900)).await;
         client.write_all(&text(b"go")).await.expect("open");
-        hear(&mut replica, &text(b"go")).await;
+        receives(&mut replica, &text(b"go")).await;
     }
     assert_eq!(closed(&mut client, 1).await, 1001);
-    assert_eq!(ended.await.expect("no panic"), Ended::Drained);
+    assert_eq!(ended.await.expect("no panic"), SessionEnd::Drained);
     assert_eq!(replica.read(&mut [0; 9]).await.expect("an end"), 0);
-    let carried = |side: &Carried| (side.messages(), side.bytes());
-    assert_eq!(carried(&traffic.client), (5, 20 + GOODBYE.len() as u64));
+    let carried = |side: &SideTraffic| (side.messages(), side.bytes());
+    assert_eq!(carried(&traffic.client), (5, 20 + CLOSE.len() as u64));
     assert_eq!(carried(&traffic.replica), (5, 20));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_a_busy_session_between_two_frames_before_its_deadline() {
-    let Session { mut client, mut replica, drain, ended, .. } = session(Limits::default());
+    let TestSession { mut client, mut replica, drain, ended, .. } = session(Limits::default());
     let talking = tokio::spawn(async move {
-        // Each piece ends one frame and begins the next.
+        // Each write ends one frame and begins the next.
         let (head, rest) = ([0x81, 4, b'a'], [b'b', b'c', b'd', 0x81, 4, b'a']);
-        let mut said = replica.write_all(&head).await;
-        while said.is_ok() {
+        let mut sent = replica.write_all(&head).await;
+        while sent.is_ok() {
             sleep(Duration::from_millis(300)).await;
-            said = replica.write_all(&rest).await;
+            sent = replica.write_all(&rest).await;
         }
     });
     let deadline = Instant::now() + Duration::from_secs(8);
@@ -95,10 +95,10 @@ async fn a_shutdown_ends_a_busy_session_between_two_frames_before_its_deadline()
     while !heard.ends_with(b" down.") {
         assert_ne!(client.read_buf(&mut heard).await.expect("open"), 0, "{heard:?}");
     }
-    client.write_all(&GOODBYE).await.expect("open");
-    assert_eq!(ended.await.expect("no panic"), Ended::CutOff);
+    client.write_all(&CLOSE).await.expect("open");
+    assert_eq!(ended.await.expect("no panic"), SessionEnd::CutOff);
     assert!(Instant::now() < deadline);
-    assert_eq!(finishing.await.expect("no panic"), Err(1), "it was busy to the last");
+    assert_eq!(finishing.await.expect("no panic"), Err(1), "it was busy until the cut-off");
     talking.await.expect("no panic");
     let whole = text(b"abcd");
     let (frames, close) = heard.split_at(heard.len() / whole.len() * whole.len());
@@ -109,7 +109,7 @@ async fn a_shutdown_ends_a_busy_session_between_two_frames_before_its_deadline()
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_end_but_a_sides_own_is_told() {
+async fn the_gateway_sends_a_close_unless_a_side_ends_the_session() {
     let limits = |idle, total| Limits {
         session_idle_timeout: Duration::from_secs(idle),
         session_timeout: Duration::from_secs(total),
@@ -117,35 +117,35 @@ async fn every_end_but_a_sides_own_is_told() {
     };
     let mut idle = session(limits(20, 60));
     assert_eq!(closed(&mut idle.client, 20).await, 1001);
-    assert_eq!(idle.ended.await.expect("no panic"), Ended::Idle);
+    assert_eq!(idle.ended.await.expect("no panic"), SessionEnd::Idle);
 
     let mut long = session(limits(60, 20));
     assert_eq!(closed(&mut long.client, 20).await, 1001);
-    assert_eq!(long.ended.await.expect("no panic"), Ended::TooLong);
+    assert_eq!(long.ended.await.expect("no panic"), SessionEnd::TooLong);
 
     let mut dead = session(limits(60, 60));
     dead.replica.write_all(&text(b"a")).await.expect("open");
-    hear(&mut dead.client, &text(b"a")).await;
+    receives(&mut dead.client, &text(b"a")).await;
     drop(dead.replica);
     assert_eq!(closed(&mut dead.client, 0).await, 1011);
-    assert_eq!(dead.ended.await.expect("no panic"), Ended::Broken);
+    assert_eq!(dead.ended.await.expect("no panic"), SessionEnd::Broken);
 
     let mut polite = session(limits(60, 60));
     polite.replica.write_all(&frames::close(1000, "")).await.expect("open");
     drop(polite.replica);
-    hear(&mut polite.client, &frames::close(1000, "")).await;
-    assert_eq!(polite.client.read(&mut [0]).await.expect("an end"), 0, "told once");
-    assert_eq!(polite.ended.await.expect("no panic"), Ended::Closed);
+    receives(&mut polite.client, &frames::close(1000, "")).await;
+    assert_eq!(polite.client.read(&mut [0]).await.expect("an end"), 0, "one close only");
+    assert_eq!(polite.ended.await.expect("no panic"), SessionEnd::Closed);
 
     let left = session(limits(60, 60));
     drop(left.client);
-    assert_eq!(left.ended.await.expect("no panic"), Ended::Closed);
+    assert_eq!(left.ended.await.expect("no panic"), SessionEnd::Closed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_replica_said_before_it_hung_up_is_passed_on() {
+async fn frames_that_a_replica_sent_before_it_hung_up_are_passed_on() {
     let (mut client, near) = duplex(1 << 16);
-    let (mut replica, said) = duplex(1 << 16);
+    let (mut replica, replies) = duplex(1 << 16);
     let hung_up = duplex(1).0;
     let (limits, drain, traffic) = (Limits::default(), Drain::default(), Traffic::default());
     let heard = async {
@@ -158,17 +158,17 @@ async fn what_a_replica_said_before_it_hung_up_is_passed_on() {
         client.read_to_end(&mut heard).await.expect("an end");
         assert_eq!(heard, last);
     };
-    let far = tokio::io::join(said, hung_up);
+    let far = tokio::io::join(replies, hung_up);
     let around = (&limits, &drain, &traffic);
     let (ended, ()) = tokio::join!(relay(near, far, around, |_| {}, std::future::pending()), heard);
-    assert_eq!(ended, Ended::Closed);
+    assert_eq!(ended, SessionEnd::Closed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_answer_a_close_is_waited_for_a_second() {
+async fn a_client_has_a_second_to_answer_a_close() {
     let session = session(Limits { session_idle_timeout: PAUSE, ..Limits::default() });
     let start = Instant::now();
-    assert_eq!(session.ended.await.expect("no panic"), Ended::Idle);
+    assert_eq!(session.ended.await.expect("no panic"), SessionEnd::Idle);
     assert!(start.elapsed() < PAUSE + FAREWELL + Duration::from_millis(5));
     drop(session.client);
 }

@@ -1,14 +1,14 @@
-//! Values as vLLM reads a request's: pydantic in its lax mode, where `"yes"` and `1.0` are booleans
-//! and `" 2 "` and `true` are whole numbers. The rules are pydantic-core's (`input/shared.rs`), and
-//! vLLM's own verdicts are a test (`scan`).
+//! Reads values as vLLM reads those of a request: with pydantic in its lax mode, where `"yes"` and
+//! `1.0` are booleans, and `" 2 "` and `true` are whole numbers. The rules are pydantic-core's
+//! (`input/shared.rs`); a test in `read/scan` compares them with vLLM's own verdicts.
 
 use std::borrow::Cow;
 
-use super::{Broken, Cursor, Kind};
+use super::{Cursor, JsonError, JsonKind};
 
-/// A value that a field of a simple type can be read from.
+/// A value from which a field of a simple type can be read.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Simple<'a> {
+pub(crate) enum Scalar<'a> {
     Null,
     Bool(bool),
     /// As it is written.
@@ -18,12 +18,12 @@ pub(crate) enum Simple<'a> {
     Other,
 }
 
-/// What a field of the type `T`, which may be `null`, is read as.
+/// The reading of a field of type `T` that may be `null`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lax<T> {
     Null,
     Value(T),
-    /// Of another type: the server refuses it.
+    /// A value of another type: vLLM refuses it.
     Invalid,
 }
 
@@ -37,28 +37,58 @@ impl<T> Lax<T> {
 }
 
 impl<'a> Cursor<'a> {
+    /// The next value as a count, read as vLLM reads a request's field; `None` if it is not one.
+    pub(crate) fn count(&mut self) -> Result<Option<u64>, JsonError> {
+        match self.plain_count() {
+            Some(count) => Ok(Some(count)),
+            None => Ok(self.scalar()?.count().value()),
+        }
+    }
+
+    /// Reads the next value if it is a whole number as nearly all are written. Or else, stays where
+    /// it is.
+    fn plain_count(&mut self) -> Option<u64> {
+        const MOST_DIGITS: usize = 18;
+        self.peek();
+        let (mut at, mut count) = (self.at, 0);
+        while let Some(digit @ b'0'..=b'9') = self.bytes.get(at) {
+            count = count * 10 + u64::from(digit - b'0');
+            at += 1;
+            if at - self.at > MOST_DIGITS {
+                return None;
+            }
+        }
+        let is_zero_before_digits = self.bytes.get(self.at) == Some(&b'0') && at - self.at > 1;
+        let goes_on = matches!(self.bytes.get(at), Some(b'.' | b'e' | b'E'));
+        if at == self.at || is_zero_before_digits || goes_on {
+            return None;
+        }
+        self.at = at;
+        Some(count)
+    }
+
     /// The next value.
-    pub(crate) fn simple(&mut self) -> Result<Simple<'a>, Broken> {
+    pub(crate) fn scalar(&mut self) -> Result<Scalar<'a>, JsonError> {
         let kind = self.kind()?;
         let start = self.at;
-        if kind == Kind::String {
-            return Ok(self.string()?.decode().map_or(Simple::Other, Simple::Text));
+        if kind == JsonKind::String {
+            return Ok(self.string()?.decode().map_or(Scalar::Other, Scalar::Text));
         }
         self.skip()?;
         Ok(match kind {
-            Kind::Null => Simple::Null,
-            Kind::True => Simple::Bool(true),
-            Kind::False => Simple::Bool(false),
-            Kind::Number => {
+            JsonKind::Null => Scalar::Null,
+            JsonKind::True => Scalar::Bool(true),
+            JsonKind::False => Scalar::Bool(false),
+            JsonKind::Number => {
                 let text = std::str::from_utf8(&self.bytes[start..self.at]);
-                text.map_or(Simple::Other, Simple::Number)
+                text.map_or(Scalar::Other, Scalar::Number)
             }
-            Kind::Object | Kind::Array | Kind::String => Simple::Other,
+            JsonKind::Object | JsonKind::Array | JsonKind::String => Scalar::Other,
         })
     }
 }
 
-impl Simple<'_> {
+impl Scalar<'_> {
     pub(crate) fn boolean(&self) -> Lax<bool> {
         let read = match self {
             Self::Null => return Lax::Null,
@@ -74,7 +104,7 @@ impl Simple<'_> {
         read.map_or(Lax::Invalid, Lax::Value)
     }
 
-    /// A count; those below zero, which are whole numbers too, are no counts and read as invalid.
+    /// The value as a count. A whole number below zero is invalid, although vLLM may accept it.
     pub(crate) fn count(&self) -> Lax<u64> {
         let read = match self {
             Self::Null => return Lax::Null,
@@ -90,7 +120,7 @@ impl Simple<'_> {
     }
 }
 
-/// A boolean out of text, as forms have it too.
+/// A boolean written as text, in forms as well.
 pub(crate) fn boolean(text: &str) -> Option<bool> {
     let is = |word: &&str| text.eq_ignore_ascii_case(word);
     if ["1", "true", "t", "yes", "y", "on"].iter().any(is) {
@@ -99,8 +129,8 @@ pub(crate) fn boolean(text: &str) -> Option<bool> {
     ["0", "false", "f", "no", "n", "off"].iter().any(is).then_some(false)
 }
 
-/// A count out of text: white space around it, a sign before it, single underscores between its
-/// digits and zeros after its point change nothing.
+/// A count written as text. It may have white space around it, a sign before it, single underscores
+/// between its digits, and zeros after its point.
 pub(crate) fn count(text: &str) -> Option<u64> {
     let text = text.trim();
     let (negative, text) = match text.strip_prefix('-') {
@@ -118,12 +148,12 @@ pub(crate) fn count(text: &str) -> Option<u64> {
     (count == 0 || !negative).then_some(count)
 }
 
-/// Digits alone; more than fit are as many as there can be.
+/// The number that these digits write; the largest number if it does not fit.
 fn digits(text: &str) -> u64 {
     text.parse().unwrap_or(u64::MAX)
 }
 
-/// A float that is whole, and zero with a sign.
+/// A float that is whole and not below zero; `-0.0` is zero.
 fn whole(text: &str) -> Option<u64> {
     let float: f64 = text.parse().ok()?;
     (float.fract() == 0.0 && (0.0..i64::MAX as f64).contains(&float)).then_some(float as u64)

@@ -2,14 +2,14 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::Value;
 
-fn check(bytes: &[u8]) -> Result<(), Broken> {
+fn check(bytes: &[u8]) -> Result<(), JsonError> {
     let mut cursor = Cursor::new(bytes);
     cursor.skip()?;
     cursor.end()
 }
 
 #[test]
-fn breaks_where_python_breaks_and_says_so_in_its_words() {
+fn errors_have_pythons_position_and_words() {
     for (text, at, why) in [
         ("", 0, "Expecting value"),
         ("{\"a\" 1}", 5, "Expecting ':' delimiter"),
@@ -34,7 +34,7 @@ fn breaks_where_python_breaks_and_says_so_in_its_words() {
         ("1e", 2, "Expecting ',' delimiter"),
         ("nul", 0, "Expecting value"),
     ] {
-        assert_eq!(check(text.as_bytes()), Err(Broken { at, why }), "{text}");
+        assert_eq!(check(text.as_bytes()), Err(JsonError { at, why }), "{text}");
     }
     for text in ["NaN", "-Infinity", "Infinity", r#""\ud800""#, "[]", " {} \r\n\t", "-0.5e+3"] {
         assert_eq!(check(text.as_bytes()), Ok(()), "{text}");
@@ -50,7 +50,7 @@ fn nesting_is_bounded_and_needs_no_stack() {
 }
 
 #[test]
-fn half_a_surrogate_pair_is_no_text() {
+fn half_a_surrogate_pair_is_not_text() {
     for (raw, want) in [
         (r#""\ud83d\ude00""#, Some("😀")),
         (r#""\ud83d""#, None),
@@ -100,7 +100,7 @@ fn documents() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn what_serde_writes_is_taken_whole(value in documents(), pretty: bool) {
+    fn everything_that_serde_writes_is_accepted(value in documents(), pretty: bool) {
         let write = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
         prop_assert_eq!(check(&write(&value).expect("plain data")), Ok(()));
     }
@@ -123,6 +123,18 @@ proptest! {
     }
 
     #[test]
+    fn a_plain_count_is_read_as_any_other_scalar(
+        number in prop_oneof![any::<u64>().prop_map(|n| n.to_string()), "-?[0-9]{1,22}([.][0-9]|e[0-9]|x)?"],
+        behind in "[ ,\\]}]{0,2}",
+    ) {
+        let text = format!(" {number}{behind}");
+        let (mut short, mut long) = (Cursor::new(text.as_bytes()), Cursor::new(text.as_bytes()));
+        let want = long.scalar().map(|scalar| scalar.count().value());
+        prop_assert_eq!(short.count(), want);
+        prop_assert_eq!(short.at(), long.at());
+    }
+
+    #[test]
     fn strings_decode_as_serde_decodes_them(text in any::<String>()) {
         let raw = serde_json::to_string(&text).expect("plain data");
         let mut cursor = Cursor::new(raw.as_bytes());
@@ -132,7 +144,7 @@ proptest! {
 }
 
 #[test]
-fn arrays_of_counts_are_checked_as_strictly_as_all_else() {
+fn arrays_of_counts_are_checked_as_strictly_as_other_values() {
     for (text, sound) in [
         ("[1,2,3]", true),
         ("[0, 10, 200]", true),

@@ -1,37 +1,37 @@
-//! Counts that are known beforehand: a fixed fleet, or a schedule.
+//! Counts that are set beforehand: a fixed fleet, or a schedule.
 
 use super::{Contestant, Rules};
 use crate::replay::trace::Us;
 use crate::replay::world::{Hold, Victim, World};
 
-/// Sets counts at given times, whatever happens.
+/// Sets counts at given times, whatever the load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Schedule {
-    pub(crate) begins_with: u32,
-    /// From each time on, in order of time.
+    pub(crate) initial_replicas: u32,
+    /// Each count with the time from which it holds, in order of time.
     pub(crate) counts: Vec<(Us, u32)>,
     pub(crate) at: usize,
 }
 
 impl Schedule {
-    /// So many all the time.
+    /// A constant count.
     pub(crate) fn fixed(count: u32) -> Self {
-        Self { begins_with: count, counts: Vec::new(), at: 0 }
+        Self { initial_replicas: count, counts: Vec::new(), at: 0 }
     }
 }
 
 impl Contestant for Schedule {
-    /// The best gateway there is: the fleet alone is compared.
+    /// The rules of Forebay's gateway, so that only the fleets are compared.
     fn rules(&self) -> Rules {
         Rules {
             hold: Hold::UntilRoom,
             victim: Victim::LeastBusy,
-            keeps_draining: true,
-            begins_with: self.begins_with,
+            revives_draining: true,
+            initial_replicas: self.initial_replicas,
         }
     }
 
-    fn next(&self) -> Us {
+    fn next_look(&self) -> Us {
         self.counts.get(self.at).map_or(Us::MAX, |(at, _)| *at)
     }
 

@@ -1,14 +1,16 @@
-//! Forebay itself: the running scaler's merge, triggers and decision on the gateway's own signals.
+//! Forebay itself: the running scaler's merge, triggers and decision, on the model gateway's signals.
 
-use forebay_config::{Config, Pool};
+use forebay_config::{Config, Millis, Pool};
 use forebay_scaler::decide::{
-    Inputs, Ledger, Override, Policy, Reading, ReplicaFacts, Replicas, Standing, State, Triggers,
-    Wanted, Word, decide,
+    Condition, Freshness, Inputs, Ledger, Override, Policy, Reading, ReplicaCounts, ReplicaFacts,
+    State, Triggers, Wanted, decide,
 };
+
+use serde::Serialize;
 
 use super::{Contestant, Rules};
 use crate::replay::trace::{SECOND, Us};
-use crate::replay::world::{Hold, Seen, Victim, World};
+use crate::replay::world::{Hold, ReplicaView, Victim, World};
 
 /// The one gateway of the rehearsal.
 const GATEWAY: usize = 0;
@@ -16,12 +18,25 @@ const GATEWAY: usize = 0;
 /// The scaler's state of one pool.
 pub(crate) struct Forebay {
     policy: Policy,
-    stale_after_ms: u64,
+    stale_after: Millis,
     ledger: Ledger,
     triggers: Triggers,
     wanted: Vec<Option<Wanted>>,
     state: State,
     next: Us,
+    changes: Vec<Change>,
+}
+
+/// A change of the count, with its reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Change {
+    /// Seconds since the trace began.
+    pub(crate) at_seconds: f64,
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    /// The sentence that the running scaler would log.
+    pub(crate) sentence: String,
 }
 
 impl Forebay {
@@ -29,24 +44,30 @@ impl Forebay {
         let triggers = Triggers::of(pool, &config.prometheus);
         Self {
             policy: Policy::of(pool),
-            stale_after_ms: config.scaler.stale_after.as_millis() as u64,
+            stale_after: config.scaler.stale_after.into(),
             ledger: Ledger::default(),
             wanted: triggers.wanted(),
             triggers,
             state: State::default(),
             next: 0,
+            changes: Vec::new(),
         }
     }
 
-    /// What the scaler would read from the replicas themselves: the KV cache's use is in the model.
+    /// The changes of the count so far.
+    pub(crate) fn into_changes(self) -> Vec<Change> {
+        self.changes
+    }
+
+    /// The readings that the scaler would take from the replicas: the model knows the KV cache.
     fn readings(&self, world: &World<'_>) -> Vec<Option<Reading>> {
         let reading = |wanted: &Option<Wanted>| match wanted {
             Some(Wanted::KvCache) => {
-                let ready = world.fleet().filter(|replica| replica.ready);
+                let ready = world.replicas().filter(|replica| replica.ready);
                 let usage: Vec<f64> = ready.map(|replica| replica.batch.kv_usage()).collect();
                 let mean = usage.iter().sum::<f64>() / usage.len() as f64;
                 let value = Ok((!usage.is_empty()).then_some(mean));
-                Some(Reading { at_ms: world.now_ms(), value, partial: None })
+                Some(Reading { at: Millis::new(world.now_ms()), value, partial: None })
             }
             _ => None,
         };
@@ -54,26 +75,26 @@ impl Forebay {
     }
 }
 
-/// Whether a rehearsal can know what the trigger reads.
+/// Whether the model has the figure that the trigger reads.
 pub(crate) fn rehearsable(pool: &Pool, config: &Config, trigger: usize) -> bool {
     let wanted = Triggers::of(pool, &config.prometheus).wanted();
     matches!(wanted.get(trigger), Some(None | Some(Wanted::KvCache)))
 }
 
-fn facts(seen: &Seen<'_>, world: &World<'_>) -> ReplicaFacts {
-    let ms = |at: Us| world.began_ms + at / 1000;
-    let standing = match (seen.ready, seen.started) {
-        (true, _) => Standing::Ready,
-        (_, Some(_)) => Standing::Starting,
-        _ => Standing::Pending,
+fn facts(replica: &ReplicaView<'_>, world: &World<'_>) -> ReplicaFacts {
+    let time = |at: Us| Millis::new(world.trace.began_ms + at / 1000);
+    let condition = match (replica.ready, replica.started) {
+        (true, _) => Condition::Ready,
+        (_, Some(_)) => Condition::Starting,
+        _ => Condition::Pending,
     };
     ReplicaFacts {
-        standing,
-        asked_ms: ms(seen.asked),
-        scheduled_ms: seen.scheduled.map(ms),
-        started_ms: seen.started.map(ms),
-        ready_ms: seen.healthy.map(ms),
-        first_token_ms: seen.first_token.map(ms),
+        condition,
+        requested_at: time(replica.requested),
+        scheduled_at: replica.scheduled.map(time),
+        started_at: replica.started.map(time),
+        ready_at: replica.healthy.map(time),
+        first_token_at: replica.first_token.map(time),
     }
 }
 
@@ -82,35 +103,51 @@ impl Contestant for Forebay {
         Rules {
             hold: Hold::UntilRoom,
             victim: Victim::LeastBusy,
-            keeps_draining: true,
-            begins_with: self.policy.min,
+            revives_draining: true,
+            initial_replicas: self.policy.counts.min,
         }
     }
 
-    fn next(&self) -> Us {
+    fn next_look(&self) -> Us {
         self.next
     }
 
-    /// Once a second in any case.
+    /// Looks once a second, besides pushes.
     fn look(&mut self, world: &World<'_>) -> Option<u32> {
         self.next = world.now() + SECOND;
-        self.pushed(world)
+        self.on_push(world)
     }
 
-    fn hears(&self) -> bool {
+    fn wants_pushes(&self) -> bool {
         true
     }
 
-    fn pushed(&mut self, world: &World<'_>) -> Option<u32> {
-        let now_ms = world.now_ms();
-        self.ledger.hear(GATEWAY, "rehearsal", &world.signals());
-        let load = self.ledger.load([(GATEWAY, Word::Now)], self.stale_after_ms);
-        let replicas: Vec<_> =
-            world.fleet().filter(|seen| !seen.draining).map(|seen| facts(&seen, world)).collect();
-        let counts = Replicas { current: self.state.desired(), ready: world.counts().ready };
-        let proposals = self.triggers.propose(&load, &self.readings(world), counts, now_ms);
-        let order = Override::None;
-        let inputs = Inputs { load: &load, replicas: &replicas, proposals: &proposals, order };
-        Some(decide(&mut self.state, &inputs, &self.policy, now_ms).desired)
+    fn on_push(&mut self, world: &World<'_>) -> Option<u32> {
+        let now = Millis::new(world.now_ms());
+        self.ledger.record(GATEWAY, "rehearsal", &world.signals());
+        let load = self.ledger.load([(GATEWAY, Freshness::Live)], self.stale_after);
+        let replicas: Vec<_> = world
+            .replicas()
+            .filter(|replica| !replica.draining)
+            .map(|replica| facts(&replica, world))
+            .collect();
+        let counts = ReplicaCounts { current: self.state.desired(), ready: world.counts().ready };
+        let proposals = self.triggers.propose(&load, &self.readings(world), counts, now);
+        let inputs = Inputs {
+            load: &load,
+            replicas: &replicas,
+            proposals: &proposals,
+            operator_override: Override::None,
+        };
+        let decision = decide(&mut self.state, &inputs, &self.policy, now);
+        if decision.desired != decision.from {
+            self.changes.push(Change {
+                at_seconds: world.now() as f64 / SECOND as f64,
+                from: decision.from,
+                to: decision.desired,
+                sentence: decision.sentence(),
+            });
+        }
+        Some(decision.desired)
     }
 }

@@ -14,7 +14,7 @@ const DOWN_WINDOW: Us = 300 * SECOND;
 const UP_PERIOD: Us = 15 * SECOND;
 const UP_PODS: u32 = 4;
 
-/// What the controller remembers of one workload.
+/// The controller's state of one workload.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hpa {
     recommendations: VecDeque<(Us, u32)>,
@@ -23,7 +23,7 @@ pub(crate) struct Hpa {
 }
 
 impl Hpa {
-    /// One sync: the count from now on.
+    /// One sync: returns the count from now on.
     pub(crate) fn sync(
         &mut self,
         now: Us,
@@ -55,7 +55,7 @@ impl Hpa {
     }
 }
 
-/// What the metric alone asks for.
+/// The count that the metric alone asks for.
 fn proposal(current: u32, usage: f64, target: f64) -> u32 {
     let ratio = usage / (target * f64::from(current.max(1)));
     if (1.0 - TOLERANCE..=1.0 + TOLERANCE).contains(&ratio) {
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn from_one_it_goes_by_five_ten_twenty() {
+    fn from_one_the_count_goes_up_by_five_ten_twenty() {
         let mut hpa = Hpa::default();
         let mut current = 1;
         let counts: Vec<_> = (0..4u64)
@@ -97,14 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_in_the_period_counts_against_the_next_step() {
+    fn pods_added_in_the_period_count_against_the_next_step() {
         let mut hpa = Hpa::default();
         assert_eq!(hpa.sync(0, 1, 1_000.0, 5.0, (1, 100)), 5);
         assert_eq!(hpa.sync(5 * SECOND, 5, 1_000.0, 5.0, (1, 100)), 5, "within 15 s");
     }
 
     #[test]
-    fn it_goes_down_only_to_the_highest_of_five_minutes() {
+    fn the_count_goes_down_only_to_the_highest_of_five_minutes() {
         let mut hpa = Hpa::default();
         assert_eq!(hpa.sync(0, 8, 40.0, 5.0, (1, 100)), 8);
         for at in 1..=20 {

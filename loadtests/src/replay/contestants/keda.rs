@@ -1,20 +1,20 @@
 //! KEDA's prometheus trigger on `sum(vllm:num_requests_waiting)` and the HPA that it makes.
 //!
-//! Prometheus scrapes each 15 s and the HPA reads its last figure each 15 s, so that a queue is
-//! seen up to half a minute late. KEDA itself polls each 30 s: it takes the last replica after the
-//! cooldown without a waiting request, and would wake from zero on one; but without a replica there
-//! is no such metric, and so it never does. Nobody holds: clients that are refused come again.
+//! Prometheus scrapes every 15 s and the HPA reads the last figure every 15 s, so that the HPA sees a
+//! queue up to half a minute late. KEDA itself polls every 30 s: it stops the last replica after a
+//! cooldown without a waiting request, and would wake the workload for one. But without a replica the
+//! metric does not exist, so KEDA never wakes it. No gateway holds: refused clients retry.
 
 use super::hpa::{Hpa, SYNC};
 use super::{Bounds, Contestant, Rules};
 use crate::replay::trace::{SECOND, Us};
 use crate::replay::world::{Hold, Victim, World};
 
-/// Waiting requests for each replica, as guides have it.
+/// Waiting requests for each replica, the number that guides recommend.
 pub(crate) const THRESHOLD: f64 = 5.0;
 const SCRAPE: Us = 15 * SECOND;
 const POLL: Us = 30 * SECOND;
-/// The three clocks are not in step.
+/// First times of scrape, sync and poll, which are not in step.
 const FIRST: [Us; 3] = [2 * SECOND, 9 * SECOND, 5 * SECOND];
 
 /// KEDA, Prometheus and the HPA together.
@@ -34,7 +34,7 @@ impl Keda {
         Self { bounds, threshold, hpa: Hpa::default(), scraped: 0.0, next: FIRST, active: 0 }
     }
 
-    /// One of the three at its time.
+    /// Runs the one of the three that is due.
     fn at(&mut self, now: Us, waiting: f64, current: u32) -> Option<u32> {
         if self.next[0] <= now {
             self.next[0] += SCRAPE;
@@ -63,17 +63,17 @@ impl Contestant for Keda {
         Rules {
             hold: Hold::Never,
             victim: Victim::Youngest,
-            keeps_draining: false,
-            begins_with: self.bounds.min,
+            revives_draining: false,
+            initial_replicas: self.bounds.min,
         }
     }
 
-    fn next(&self) -> Us {
+    fn next_look(&self) -> Us {
         self.next.into_iter().min().unwrap_or(Us::MAX)
     }
 
     fn look(&mut self, world: &World<'_>) -> Option<u32> {
-        let shown = world.fleet().filter(|replica| replica.ready || replica.draining);
+        let shown = world.replicas().filter(|replica| replica.ready || replica.draining);
         let waiting: usize = shown.map(|replica| replica.batch.waiting()).sum();
         let counts = world.counts();
         self.at(world.now(), waiting as f64, counts.starting + counts.ready)
@@ -88,11 +88,11 @@ mod tests {
         Bounds { min, max: 20, cooldown: 300 * SECOND, limit: 128, target: 100 }
     }
 
-    /// Lets the three clocks run to a time; every count that was set.
+    /// Runs the three clocks to a time and returns every count that was set.
     fn until(keda: &mut Keda, end: Us, waiting: f64, mut current: u32) -> Vec<(u64, u32)> {
         let mut set = Vec::new();
-        while keda.next() <= end {
-            let now = keda.next();
+        while keda.next_look() <= end {
+            let now = keda.next_look();
             if let Some(count) = keda.at(now, waiting, current)
                 && count != current
             {

@@ -1,12 +1,11 @@
-//! Knative's KPA: stable and panic windows of concurrency, a look each 2 s.
+//! Knative's KPA: stable and panic windows of concurrency, read every 2 s.
 //!
 //! With `R = max(1, ready)` and `target = 0.7 · containerConcurrency`: the stable and the panic
 //! proposal are ⌈mean over 60 s / target⌉ and ⌈mean over 6 s / target⌉, each within ⌊R/2⌋ and
-//! 1000·R. Panic begins when the panic proposal is at least 2·R and ends 60 s after it was last so;
-//! while it lasts the count never falls. To zero after a stable window without a request and then
-//! the retention of the last pod. The activator holds while there is no room, and its first held
-//! request at zero is told at once. It is taken to be in the path all the time, which is the best
-//! case for it.
+//! 1000·R. Panic begins when the panic proposal is at least 2·R and ends 60 s after the last such
+//! proposal; during it the count never falls. Zero comes after a stable window without a request and
+//! the retention of the last pod. The activator holds while there is no room, and reports its first
+//! held request at zero at once. Here it is always in the path, which is the best case for Knative.
 
 use std::collections::VecDeque;
 
@@ -84,7 +83,7 @@ impl Knative {
             self.panic_most = self.panic_most.max(desired).max(clamp(panic_pods));
             desired = self.panic_most;
         }
-        // To zero only after a window without anything, and the retention.
+        // Zero only after an empty window, and the retention.
         if stable > 0.0 || self.seconds.is_empty() {
             self.inactive_since = None;
         } else {
@@ -105,12 +104,12 @@ impl Contestant for Knative {
         Rules {
             hold: Hold::UntilRoom,
             victim: Victim::Youngest,
-            keeps_draining: false,
-            begins_with: self.bounds.min,
+            revives_draining: false,
+            initial_replicas: self.bounds.min,
         }
     }
 
-    fn next(&self) -> Us {
+    fn next_look(&self) -> Us {
         self.next_report.min(self.next_tick)
     }
 
@@ -127,12 +126,12 @@ impl Contestant for Knative {
         Some(self.decide(now, world.counts().ready))
     }
 
-    fn hears(&self) -> bool {
+    fn wants_pushes(&self) -> bool {
         true
     }
 
-    /// The activator's poke: at zero, the first request is one at once.
-    fn pushed(&mut self, world: &World<'_>) -> Option<u32> {
+    /// The activator's poke: at zero, the first request starts one replica at once.
+    fn on_push(&mut self, world: &World<'_>) -> Option<u32> {
         (self.desired == 0 && world.held() > 0).then(|| {
             self.inactive_since = None;
             self.desired = 1.min(self.bounds.max);
@@ -150,7 +149,7 @@ mod tests {
         Knative::new(bounds, concurrency)
     }
 
-    /// So many seconds of this concurrency, deciding each 2 s; the last count.
+    /// Plays seconds of this concurrency, deciding every 2 s, and returns the last count.
     fn run(kpa: &mut Knative, now: &mut Us, seconds: u64, concurrency: f64, ready: u32) -> u32 {
         for _ in 0..seconds {
             *now += SECOND;

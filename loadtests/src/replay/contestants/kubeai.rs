@@ -1,8 +1,8 @@
-//! KubeAI: the mean of ten minutes, each ten seconds.
+//! KubeAI: the mean of ten minutes, every ten seconds.
 //!
-//! ⌈mean of the last 60 samples of active requests / target⌉; samples that are not there yet are
-//! zero. Up at once, down when three looks in a row ask for less. Its proxy holds while there is no
-//! replica, asks for the first one itself, and then gives out everything at once.
+//! ⌈mean of the last 60 samples of active requests / target⌉; missing samples count as zero. Up at
+//! once, down when three looks in a row propose less. Its proxy holds while there is no replica,
+//! starts the first one itself, and then releases every held request at once.
 
 use std::collections::VecDeque;
 
@@ -52,12 +52,12 @@ impl Contestant for KubeAi {
         Rules {
             hold: Hold::AtZero,
             victim: Victim::Youngest,
-            keeps_draining: false,
-            begins_with: self.bounds.min,
+            revives_draining: false,
+            initial_replicas: self.bounds.min,
         }
     }
 
-    fn next(&self) -> Us {
+    fn next_look(&self) -> Us {
         self.next
     }
 
@@ -67,12 +67,12 @@ impl Contestant for KubeAi {
         self.tick(world.held() + world.in_flight(), counts.starting + counts.ready)
     }
 
-    fn hears(&self) -> bool {
+    fn wants_pushes(&self) -> bool {
         true
     }
 
     /// The request itself asks for the first replica.
-    fn pushed(&mut self, world: &World<'_>) -> Option<u32> {
+    fn on_push(&mut self, world: &World<'_>) -> Option<u32> {
         let counts = world.counts();
         (world.held() > 0 && counts.starting + counts.ready == 0).then_some(1)
     }

@@ -1,21 +1,21 @@
 //! The clairvoyant: knows every request and every start beforehand.
 //!
 //! It is the cheapest schedule that a search finds at a given share of requests within the
-//! objective, with nobody left to give up. Each schedule is played in the same world as everybody else, so what is reported was
-//! reached: the true optimum costs at most that much. A start takes exactly its median and is asked
-//! for so long before; counts at the beginning are there without a start.
+//! objective, without any client that gives up. Each schedule is played in the same world as all
+//! contestants, so the reported figures were reached: the true optimum costs at most that much. A
+//! start takes exactly its median and begins that long before it is needed; the count at the
+//! beginning needs no start.
 //!
-//! 1. Requests are laid on replicas one above the other: each goes to the lowest that can still
-//!    give its first token in time. What a replica gets in each stretch of five seconds is what it
-//!    would be worth to have it there.
-//! 2. For a price of replica time in late requests, the stays of each replica that are worth most
-//!    follow exactly, by dynamic programming: staying costs its time, coming costs a cold start.
-//!    The price is searched at which the share is just reached. Whoever would be left without any
-//!    replica for longer than clients wait is served together with those who came after.
-//! 3. From the cheapest of these, pieces are taken away (a replica's whole stay, a part at either
-//!    end) as long as the share holds, those first that save the most replica time for the fewest
-//!    late requests, until nothing more can be taken or the search has played its bounded number of
-//!    schedules.
+//! 1. The replicas are ordered, and each request goes to the lowest one that can still give its
+//!    first token in time. The requests of a replica in each stretch of five seconds are the worth
+//!    of having that replica then.
+//! 2. For a price of replica time in late requests, dynamic programming gives the stays of each
+//!    replica that are worth most: staying costs time, coming costs a cold start. A search finds the
+//!    price that just reaches the share. Requests that no stay would serve in time are served
+//!    together with those that follow.
+//! 3. From the cheapest of these schedules, stays are removed or shortened at either end while the
+//!    share holds: first those that save the most replica time for the fewest late requests. The
+//!    search ends when nothing can be removed, or after a bounded number of schedules.
 
 use super::fixed::Schedule;
 use crate::replay::measure::within;
@@ -26,29 +26,29 @@ use crate::replay::world::{ColdStart, Model, play};
 /// One replica's stay: ready from, until.
 type Stay = (Us, Us);
 
-/// Stretches of time in which a replica's worth is counted.
+/// Length of the stretches in which a replica's worth is counted.
 const CELL: Us = 5 * SECOND;
 
-/// Schedules played, by the requests of a trace.
+/// Number of schedules to play, by the requests of a trace.
 fn budget(requests: usize) -> usize {
     (12_000_000 / requests.max(1)).clamp(120, 2_000)
 }
 
-/// A schedule with what it reached.
+/// A schedule with its result.
 #[derive(Clone, Debug)]
-struct Plan {
+struct PlayedSchedule {
     stays: Vec<Stay>,
     share: f64,
     paid: Us,
 }
 
-/// The schedule, for no more than `most` replicas.
+/// The schedule, for at most `most` replicas. `progress` receives the share of the search done.
 pub(crate) fn schedule(
     trace: &Trace,
     model: &Model,
     most: u32,
     share: f64,
-    mut told: impl FnMut(f64),
+    mut progress: impl FnMut(f64),
 ) -> Schedule {
     let cold = model.cold_start.median();
     let exact = exact(model);
@@ -56,12 +56,12 @@ pub(crate) fn schedule(
     let mut plays = 0;
     let mut played = |stays: Vec<Stay>, plays: &mut usize| {
         *plays += 1;
-        told(*plays as f64 / most_plays as f64);
+        progress(*plays as f64 / most_plays as f64);
         let run = play(trace, &exact, &mut schedule_of(&stays, cold, most), 1, |_| ());
-        // Nobody is left unserved for the sake of the share.
+        // A schedule that leaves a request unserved does not count.
         let all = run.outcomes.iter().all(|outcome| !outcome.gave_up);
         let share = within(&run.outcomes, &trace.requests, model.objective) - f64::from(!all);
-        Plan { stays, share, paid: run.paid }
+        PlayedSchedule { stays, share, paid: run.paid }
     };
     let mut plans = Vec::new();
     for factor in [0.5, 0.9, 2.0] {
@@ -115,7 +115,7 @@ pub(crate) fn schedule(
         let mut touched = std::collections::BTreeSet::new();
         let origin = best.stays.clone();
         for (_, at, stays) in candidates {
-            // One cut a stay in each round; the cuts of others are laid on top of each other.
+            // One cut for each stay in a round; cuts of different stays add up.
             if plays >= most_plays || !touched.insert(at) {
                 continue;
             }
@@ -134,18 +134,18 @@ pub(crate) fn schedule(
     }
 }
 
-/// Starts take exactly what they take at the median.
+/// The same model, in which every start takes exactly its median.
 pub(crate) fn exact(model: &Model) -> Model {
     Model { cold_start: ColdStart { spread: 0.0, ..model.cold_start }, ..model.clone() }
 }
 
-/// The least that any fleet can be busy for, by the timing model: all prompts at full speed and all
-/// tokens at full batches.
+/// The least replica time that any fleet needs, by the timing model: all prompts at full speed and
+/// all tokens in full batches.
 pub(crate) fn floor(trace: &Trace, model: &Model) -> Us {
     trace.requests.iter().map(|request| busy(request, model)).sum()
 }
 
-/// How long a request keeps a replica that is otherwise full.
+/// The time that a request takes of a full replica.
 fn busy(request: &Request, model: &Model) -> Us {
     let seats = model.engine.seats.min(model.limit as usize).max(1) as u32;
     let token = 1.0 / model.engine.timing.decode_throughput(seats);
@@ -153,8 +153,8 @@ fn busy(request: &Request, model: &Model) -> Us {
     ((prompt + f64::from(request.output.saturating_sub(1)) * token) * 1e6) as Us
 }
 
-/// The plan in which one stay of the original is cut, on top of what was cut since. Stays keep
-/// their places; one that is gone is empty.
+/// The present stays with one cut of the original added. Stays keep their places; a removed one is
+/// empty.
 fn combined(origin: &[Stay], present: &[Stay], at: usize, cut: &[Stay]) -> Vec<Stay> {
     debug_assert_eq!(origin.len(), present.len());
     let mut stays = present.to_vec();
@@ -162,7 +162,7 @@ fn combined(origin: &[Stay], present: &[Stay], at: usize, cut: &[Stay]) -> Vec<S
     stays
 }
 
-/// A stay left out, and shortened at either end by parts.
+/// The stays with one removed, and with it shortened at either end.
 fn cuts(stays: &[Stay], at: usize) -> Vec<Vec<Stay>> {
     let (from, until) = stays[at];
     let length = until.saturating_sub(from);
@@ -186,20 +186,20 @@ fn cuts(stays: &[Stay], at: usize) -> Vec<Vec<Stay>> {
     all
 }
 
-/// Counts over time: each stay is asked for a cold start before it is ready.
+/// Counts over time: each stay is requested a cold start before it is ready.
 fn schedule_of(stays: &[Stay], cold: Us, most: u32) -> Schedule {
     let mut changes: Vec<(Us, i64)> = Vec::new();
-    let mut begins_with = 0;
+    let mut initial_replicas = 0;
     for (from, until) in stays.iter().filter(|(from, until)| from < until) {
         if *from < cold {
-            begins_with += 1;
+            initial_replicas += 1;
         } else {
             changes.push((from - cold, 1));
         }
         changes.push((*until, -1));
     }
     changes.sort_unstable();
-    let mut count = i64::from(begins_with);
+    let mut count = i64::from(initial_replicas);
     let mut counts: Vec<(Us, u32)> = Vec::new();
     for (at, change) in changes {
         count += change;
@@ -209,11 +209,11 @@ fn schedule_of(stays: &[Stay], cold: Us, most: u32) -> Schedule {
             _ => counts.push((at, now)),
         }
     }
-    Schedule { begins_with: begins_with.min(most), counts, at: 0 }
+    Schedule { initial_replicas: initial_replicas.min(most), counts, at: 0 }
 }
 
-/// The requests that each replica would get in each cell of time, the lowest replica first, if each
-/// request goes to the lowest that gives its first token within `in_time`.
+/// The requests of each replica in each cell of time, lowest replica first, if each request goes to
+/// the lowest replica that gives its first token within `in_time`.
 fn worth(trace: &Trace, model: &Model, most: u32, in_time: Us) -> Vec<Vec<u32>> {
     let cells = (trace.length / CELL) as usize + 1;
     let mut worth = vec![vec![0; cells]; most as usize];
@@ -230,22 +230,22 @@ fn worth(trace: &Trace, model: &Model, most: u32, in_time: Us) -> Vec<Vec<u32>> 
             (0..levels.len()).min_by_key(least).unwrap_or(0)
         });
         worth[at][(request.at / CELL) as usize] += 1;
-        levels[at].0.submit(sequence, request.at);
+        levels[at].0.submit(sequence, Vec::new(), request.at);
     }
     worth
 }
 
-/// The stays that are worth most, where a request is worth `price` seconds: the best of being there
-/// and not, cell by cell.
+/// The stays that are worth most, where a request is worth `price` seconds: the better of present
+/// and absent, cell by cell.
 fn chosen(worth: &[u32], cold: Us, price: f64) -> Vec<Stay> {
     let (cell, start) = (CELL as f64 / SECOND as f64, cold as f64 / SECOND as f64);
-    // The best value with the replica away and there, and whether each came from being there.
+    // The best value with the replica absent and present, and whether each follows a present cell.
     let (mut away, mut there) = (0.0, 0.0);
     let mut came = Vec::with_capacity(worth.len());
     for requests in worth {
         let gain = f64::from(*requests) * price - cell;
         let (stay, come) = (there + gain, away - start + gain);
-        // Before the beginning nothing was to be waited for.
+        // At the beginning a replica is present without a start.
         let come = if came.is_empty() { gain } else { come };
         let from = (there > away, stay >= come && !came.is_empty());
         away = away.max(there);
@@ -270,7 +270,7 @@ fn chosen(worth: &[u32], cold: Us, price: f64) -> Vec<Stay> {
     stays
 }
 
-/// Adds a stay for those whom no stay would serve while they wait.
+/// Adds stays for requests that no stay would serve while their clients wait.
 fn serve_all(stays: &mut Vec<Stay>, trace: &Trace, model: &Model) {
     let mut present = stays.clone();
     present.sort_unstable();
@@ -285,7 +285,7 @@ fn serve_all(stays: &mut Vec<Stay>, trace: &Trace, model: &Model) {
         if until_then > request.at || soon {
             continue;
         }
-        // Late, so that those who come in the meantime are served with it; and not too late.
+        // Late, so that it serves later requests as well; and not too late for this one.
         let from = request.at + model.patience * 3 / 4;
         let together = trace.requests.iter().filter(|r| r.at >= request.at && r.at <= from);
         let until = from + CELL + together.map(|r| busy(r, model)).sum::<Us>();
@@ -294,7 +294,7 @@ fn serve_all(stays: &mut Vec<Stay>, trace: &Trace, model: &Model) {
     }
 }
 
-/// One replica that is always there.
+/// One replica that is always present.
 struct Level(Batch);
 
 impl Level {
@@ -303,12 +303,12 @@ impl Level {
     }
 
     fn advance(&mut self, to: Us) {
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         while let Some((end, plan)) = self.0.due()
             && end <= to
         {
-            self.0.ended(plan, end, &mut told);
-            told.clear();
+            self.0.ended(plan, end, &mut events);
+            events.clear();
         }
     }
 }
@@ -324,17 +324,20 @@ mod tests {
         let at = 600 * SECOND;
         let trace = trace_of((0..20).map(|i| (at + i * SECOND, 500, 20)));
         let schedule = schedule(&trace, &model, 4, 1.0, |_| ());
-        assert_eq!(schedule.begins_with, 0);
-        let (asked, count) = schedule.counts[0];
-        // It may use what the objective allows, and no more.
+        assert_eq!(schedule.initial_replicas, 0);
+        let (requested, count) = schedule.counts[0];
+        // The start may use the time that the objective allows, and no more.
         let in_time = at - model.cold_start.median();
-        assert!((in_time..in_time + model.objective).contains(&asked), "asked for at {asked}");
+        assert!(
+            (in_time..in_time + model.objective).contains(&requested),
+            "requested at {requested}"
+        );
         assert_eq!(count, 1);
         assert_eq!(schedule.counts.last().map(|(_, count)| *count), Some(0), "it goes again");
     }
 
     #[test]
-    fn it_stays_through_a_gap_that_is_shorter_than_a_start_and_not_through_a_longer_one() {
+    fn a_replica_stays_through_a_gap_shorter_than_a_start_and_not_through_a_longer_one() {
         let cold = 60 * SECOND;
         for (gap, stays) in [(5, 1), (11, 1), (14, 2), (100, 2)] {
             let mut worth = vec![0; 3];

@@ -1,7 +1,7 @@
-//! Generated loads, each from a seed: the shapes that replica counts have to follow.
+//! Generated loads, each from a seed: typical shapes over time.
 //!
-//! Arrivals are a Poisson process whose rate follows the shape; lengths are log-normal, as those of
-//! chat traffic are.
+//! Arrivals are a Poisson process whose rate follows the shape; lengths are log-normal, like those of
+//! chat traffic.
 
 use anyhow::bail;
 use rand::rngs::SmallRng;
@@ -12,85 +12,87 @@ use super::{Request, SECOND, Trace, Us};
 const MINUTE: f64 = 60.0;
 const HOUR: f64 = 3600.0;
 const DAY: f64 = 24.0 * HOUR;
-/// A Monday, 00:00 UTC: where the generated days and weeks begin.
+/// A Monday, 00:00 UTC: the beginning of generated days and weeks.
 const MONDAY_MS: u64 = 1_767_571_200_000;
 
-/// A shape: its name, what it is, its length in seconds, and requests a second at a second.
-pub(crate) struct Shape {
+/// A load over time.
+pub(crate) struct TraceShape {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
+    /// Length.
     seconds: f64,
+    /// Requests per second at a second of the load.
     rate: fn(f64) -> f64,
     /// Median prompt and output tokens.
     tokens: (f64, f64),
 }
 
-/// All of them.
-pub(crate) const SHAPES: [Shape; 10] = [
-    Shape {
+/// All generated loads.
+pub(crate) const SHAPES: [TraceShape; 10] = [
+    TraceShape {
         name: "office-day",
         about: "one working day: quiet nights, a morning climb, a dip at noon",
         seconds: DAY,
         rate: office,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "week",
         about: "five office days and a weekend",
         seconds: 7.0 * DAY,
         rate: week,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "weekend",
-        about: "Saturday and Sunday: little, and in visits",
+        about: "Saturday and Sunday: a few short visits a day",
         seconds: 2.0 * DAY,
         rate: weekend,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "burst",
         about: "nothing for 10 minutes, then 100 requests in two seconds and 10 minutes of load",
         seconds: 40.0 * MINUTE,
         rate: burst,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "ramp",
         about: "from nothing to 12 requests a second in an hour",
         seconds: HOUR,
         rate: |t| 12.0 * t / HOUR,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "sawtooth",
         about: "climbs for 20 minutes and falls at once, six times",
         seconds: 2.0 * HOUR,
         rate: |t| 10.0 * (t / (20.0 * MINUTE)).fract(),
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "steady",
         about: "5 requests a second for an hour",
         seconds: HOUR,
         rate: |_| 5.0,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "dev-cluster",
         about: "a week of a team's own cluster: used 8 hours a day",
         seconds: 7.0 * DAY,
         rate: dev,
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "production",
         about: "a day between a quarter and the whole of its peak",
         seconds: DAY,
         rate: |t| 9.0 - 6.5 * (std::f64::consts::TAU * (t / DAY - 0.08)).cos(),
         tokens: CHAT,
     },
-    Shape {
+    TraceShape {
         name: "nightly-batch",
         about: "three days with a batch of long requests each night at 01:00",
         seconds: 3.0 * DAY,
@@ -135,13 +137,17 @@ fn burst(t: f64) -> f64 {
 pub(crate) fn by_name(name: &str, seed: u64) -> anyhow::Result<Trace> {
     let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) else {
         let known: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
-        bail!("known are {}; or give a CSV file", known.join(", "));
+        bail!(
+            "known are {}, and those with contents that `forebay replay --help` names; or give a \
+             CSV file",
+            known.join(", ")
+        );
     };
     Ok(generate(shape, seed))
 }
 
-/// By thinning: arrivals at the peak rate, of which each is kept with the rate's share of it.
-fn generate(shape: &Shape, seed: u64) -> Trace {
+/// Makes a load by thinning: arrivals at the peak rate, each kept with probability rate ÷ peak.
+fn generate(shape: &TraceShape, seed: u64) -> Trace {
     let mut random = SmallRng::seed_from_u64(seed);
     let steps = (shape.seconds as usize).max(1);
     let peak = (0..steps).map(|s| (shape.rate)(s as f64)).fold(0.001, f64::max) * 1.02;
@@ -163,21 +169,22 @@ fn generate(shape: &Shape, seed: u64) -> Trace {
         began_ms: MONDAY_MS,
         length: (shape.seconds * SECOND as f64) as Us,
         requests,
+        contents: Vec::new(),
     }
 }
 
-/// Of this median, at least 1 and at most `most`.
-fn log_normal(random: &mut SmallRng, median: f64, sigma: f64, most: f64) -> u32 {
+/// A log-normal number with this median, at least 1 and at most `most`.
+pub(super) fn log_normal(random: &mut SmallRng, median: f64, sigma: f64, most: f64) -> u32 {
     (median * (sigma * normal(random)).exp()).clamp(1.0, most) as u32
 }
 
-/// Of mean 0 and deviation 1 (Box and Muller's way).
+/// A normal number with mean 0 and deviation 1, by Box and Muller.
 pub(crate) fn normal(random: &mut SmallRng) -> f64 {
     let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * random.random::<f64>()).cos()
 }
 
-/// So many arrivals at random, so many a second.
+/// `count` arrivals of a Poisson process with `rate` a second.
 #[cfg(test)]
 pub(crate) fn poisson(rate: f64, count: usize, seed: u64) -> Vec<Us> {
     let mut random = SmallRng::seed_from_u64(seed);
@@ -211,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_told_the_known_ones() {
+    fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = format!("{:#}", by_name("brust", 1).expect_err("unknown"));
         assert!(error.contains("known are office-day, week, weekend, burst"), "{error}");
     }

@@ -1,32 +1,32 @@
-//! The interface of whoever sets the count in a world.
+//! The interface of an autoscaler in a world.
 
 use super::{Hold, Victim, World};
 use crate::replay::trace::Us;
 
-/// How the world treats requests and replicas under a contestant.
+/// The rules for requests and replicas under a contestant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) hold: Hold,
     pub(crate) victim: Victim,
-    /// A draining replica is taken back before a new one is asked for.
-    pub(crate) keeps_draining: bool,
+    /// A higher count takes draining replicas back before it starts new ones.
+    pub(crate) revives_draining: bool,
     /// Replicas that are ready as the trace begins.
-    pub(crate) begins_with: u32,
+    pub(crate) initial_replicas: u32,
 }
 
 /// Sets the count of replicas.
 pub(crate) trait Contestant {
     fn rules(&self) -> Rules;
-    /// When it looks next by itself.
-    fn next(&self) -> Us;
-    /// Looks, and says how many there should be; `None` changes nothing.
+    /// The time of its next look.
+    fn next_look(&self) -> Us;
+    /// Looks, and returns the new count; `None` changes nothing.
     fn look(&mut self, world: &World<'_>) -> Option<u32>;
-    /// Whether it hears of a change at once.
-    fn hears(&self) -> bool {
+    /// Whether the gateway pushes changes to it.
+    fn wants_pushes(&self) -> bool {
         false
     }
-    /// Hears of a change: the queue left or reached zero or doubled, or a replica changed.
-    fn pushed(&mut self, _world: &World<'_>) -> Option<u32> {
+    /// Receives a push: the queue left or reached zero or doubled, or a replica changed.
+    fn on_push(&mut self, _world: &World<'_>) -> Option<u32> {
         None
     }
 }

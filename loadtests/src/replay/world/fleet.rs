@@ -1,22 +1,27 @@
-//! Replicas: asked for, started phase by phase, drained, stopped; and what they cost.
+//! The replicas: requested, started phase by phase, drained, stopped; and their cost.
 
-use super::{Event, Integral, World};
-use crate::replay::replica::Batch;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use forebay_config::Pick;
+use forebay_scheduling::pick::{CacheReport, Candidate, Candidates, EndpointId, Picker};
+
+use super::{Event, Hold, Integral, World};
+use crate::replay::replica::{Batch, PromptTokens, TokenEvent};
 use crate::replay::trace::Us;
 use crate::replay::trace::generate::normal;
 
-/// Whom a lower count takes first, among those that are ready. Those that are not go before.
+/// The order in which a lower count drains ready replicas. Starting ones go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Victim {
-    /// The one with the fewest requests.
+    /// The fewest requests first.
     LeastBusy,
-    /// The one that was asked for last, as Kubernetes does.
+    /// The youngest first, as Kubernetes does.
     Youngest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    Asked,
+enum StartPhase {
+    Requested,
     Scheduled,
     Started,
     Ready,
@@ -25,13 +30,15 @@ enum Phase {
 
 /// One replica.
 pub(super) struct Replica {
-    phase: Phase,
-    asked: Us,
-    /// When each phase ends: scheduled, started, healthy.
+    /// Its number among the candidates.
+    pub(super) seat: EndpointId,
+    phase: StartPhase,
+    requested: Us,
+    /// The end of each phase: scheduled, started, healthy.
     ends: [Us; 3],
     draining: bool,
     pub(super) batch: Batch,
-    /// The plan whose end is an event already.
+    /// The plan whose end is already an event.
     pub(super) planned: Option<u32>,
     pub(super) in_flight: u32,
     pub(super) first_token: Option<Us>,
@@ -40,28 +47,28 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    /// Takes requests.
+    /// Whether it takes requests.
     pub(super) fn is_ready(&self) -> bool {
-        self.phase == Phase::Ready && !self.draining
+        self.phase == StartPhase::Ready && !self.draining
     }
 }
 
-/// How many there are of each.
+/// The number of replicas in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Asked for and not ready.
+    /// Requested and not ready.
     pub(crate) starting: u32,
     pub(crate) ready: u32,
     pub(crate) draining: u32,
 }
 
-/// One replica, for who decides on it.
+/// One replica, as contestants see it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen<'a> {
+pub(crate) struct ReplicaView<'a> {
     pub(crate) id: u32,
     pub(crate) ready: bool,
     pub(crate) draining: bool,
-    pub(crate) asked: Us,
+    pub(crate) requested: Us,
     pub(crate) scheduled: Option<Us>,
     pub(crate) started: Option<Us>,
     pub(crate) healthy: Option<Us>,
@@ -72,11 +79,91 @@ pub(crate) struct Seen<'a> {
     pub(crate) batch: &'a Batch,
 }
 
+/// All replicas of a run, and their cost.
+pub(super) struct Fleet {
+    /// Every replica ever requested, by id.
+    pub(super) replicas: Vec<Replica>,
+    /// The ids of those that are not stopped, oldest first.
+    pub(super) live: Vec<u32>,
+    /// The place in `live` at which round robin goes on.
+    pub(super) turn: usize,
+    /// The live replicas as a pick policy sees them.
+    pub(super) candidates: Candidates,
+    /// Picks a replica under every contestant that holds requests.
+    pub(super) picker: Picker,
+    /// Replica time paid so far, of stopped replicas.
+    pub(super) paid: Us,
+    pub(super) peak: u32,
+    /// A buffer that is reused for each stretch of steps.
+    pub(super) token_events: Vec<TokenEvent>,
+}
+
+impl Fleet {
+    /// A fleet without replicas, whose gateway picks by this policy.
+    pub(super) fn new(pick: Pick, seed: u64) -> Self {
+        let mut fleet = Self {
+            replicas: Vec::new(),
+            live: Vec::new(),
+            turn: 0,
+            candidates: Candidates::default(),
+            picker: Picker::new(pick, seed),
+            paid: 0,
+            peak: 0,
+            token_events: Vec::new(),
+        };
+        // The candidates keep what the policy needs.
+        fleet.picker.set_policy(pick, &mut fleet.candidates);
+        fleet
+    }
+
+    /// The prompt tokens of all replicas, stopped ones included.
+    pub(super) fn prompt_tokens(&self) -> PromptTokens {
+        self.replicas.iter().map(|replica| replica.batch.prompt_tokens()).fold(
+            PromptTokens::default(),
+            |sum, one| PromptTokens { all: sum.all + one.all, cached: sum.cached + one.cached },
+        )
+    }
+}
+
+/// The address of a replica: its id.
+pub(super) fn address(id: u32) -> SocketAddr {
+    (Ipv4Addr::from_bits(id), 8000).into()
+}
+
+/// The id of the replica at this address.
+pub(super) fn id_at(address: SocketAddr) -> Option<u32> {
+    match address.ip() {
+        IpAddr::V4(ip) => Some(ip.to_bits()),
+        IpAddr::V6(_) => None,
+    }
+}
+
 impl World<'_> {
+    /// A replica as a pick policy sees it.
+    pub(super) fn candidate(&self, id: u32) -> Candidate {
+        let replica = &self.fleet.replicas[id as usize];
+        let limit = if self.rules.hold == Hold::UntilRoom { self.model.limit } else { u32::MAX };
+        let ready = replica.is_ready();
+        Candidate {
+            address: address(id),
+            process: id.into(),
+            ready,
+            room: if ready { limit.saturating_sub(replica.in_flight) } else { 0 },
+            in_flight: replica.in_flight,
+            suspect: false,
+        }
+    }
+
+    /// Shows a replica's change to the pick policy.
+    pub(super) fn show(&mut self, id: u32) {
+        let candidate = self.candidate(id);
+        self.fleet.candidates.set(self.fleet.replicas[id as usize].seat, candidate);
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        for id in &self.live {
-            let replica = &self.replicas[*id as usize];
+        for id in &self.fleet.live {
+            let replica = &self.fleet.replicas[*id as usize];
             *if replica.draining {
                 &mut counts.draining
             } else if replica.is_ready() {
@@ -89,18 +176,18 @@ impl World<'_> {
     }
 
     /// Every replica that is not stopped, oldest first.
-    pub(crate) fn fleet(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.live.iter().map(|id| {
-            let replica = &self.replicas[*id as usize];
+    pub(crate) fn replicas(&self) -> impl Iterator<Item = ReplicaView<'_>> {
+        self.fleet.live.iter().map(|id| {
+            let replica = &self.fleet.replicas[*id as usize];
             let reached = |phase, at: usize| (replica.phase >= phase).then(|| replica.ends[at]);
-            Seen {
+            ReplicaView {
                 id: *id,
                 ready: replica.is_ready(),
                 draining: replica.draining,
-                asked: replica.asked,
-                scheduled: reached(Phase::Scheduled, 0),
-                started: reached(Phase::Started, 1),
-                healthy: reached(Phase::Ready, 2),
+                requested: replica.requested,
+                scheduled: reached(StartPhase::Scheduled, 0),
+                started: reached(StartPhase::Started, 1),
+                healthy: reached(StartPhase::Ready, 2),
                 first_token: replica.first_token,
                 in_flight: replica.in_flight,
                 completed: replica.completed,
@@ -112,80 +199,94 @@ impl World<'_> {
 
     /// Requests at replicas.
     pub(crate) fn in_flight(&self) -> u32 {
-        self.live.iter().map(|id| self.replicas[*id as usize].in_flight).sum()
+        self.fleet.live.iter().map(|id| self.fleet.replicas[*id as usize].in_flight).sum()
     }
 
     pub(super) fn any_ready(&self) -> bool {
-        self.live.iter().any(|id| self.replicas[*id as usize].is_ready())
+        self.fleet.live.iter().any(|id| self.fleet.replicas[*id as usize].is_ready())
     }
 
-    /// Replicas that are ready as the trace begins.
+    /// Starts the trace with this many ready replicas.
     pub(super) fn begin_with(&mut self, count: u32) {
         for _ in 0..count {
-            self.ask();
+            self.start();
         }
         for id in 0..count {
-            let replica = &mut self.replicas[id as usize];
-            (replica.phase, replica.ends) = (Phase::Ready, [0; 3]);
+            let replica = &mut self.fleet.replicas[id as usize];
+            (replica.phase, replica.ends) = (StartPhase::Ready, [0; 3]);
+            self.show(id);
+            self.report_cache(id);
         }
-        self.peak = count;
-        self.events.clear();
-        self.books.readiness(count > 0, 0);
+        self.fleet.peak = count;
+        self.agenda.events.clear();
+        self.figures.readiness(count > 0, 0);
     }
 
-    /// So many replicas that are not draining.
+    /// Sets the number of replicas that are not draining.
     pub(super) fn set_count(&mut self, count: u32) {
         let counts = self.counts();
         let mut staying = counts.starting + counts.ready;
-        if staying < count && self.rules.keeps_draining {
-            // Those on their way out are the quickest.
-            for at in 0..self.live.len() {
-                let id = self.live[at];
-                if staying < count && self.replicas[id as usize].draining {
-                    self.replicas[id as usize].draining = false;
-                    self.news = true;
+        if staying < count && self.rules.revives_draining {
+            // Draining replicas are the quickest to have.
+            for at in 0..self.fleet.live.len() {
+                let id = self.fleet.live[at];
+                if staying < count && self.fleet.replicas[id as usize].draining {
+                    self.fleet.replicas[id as usize].draining = false;
+                    self.show(id);
+                    self.pushes.due = true;
                     staying += 1;
                 }
             }
             self.release();
         }
         while staying < count {
-            self.ask();
+            self.start();
             staying += 1;
         }
         while staying > count {
             let rank = |id: &&u32| {
-                let replica = &self.replicas[**id as usize];
+                let replica = &self.fleet.replicas[**id as usize];
                 let busy = match self.rules.victim {
                     Victim::LeastBusy => replica.in_flight,
                     Victim::Youngest => 0,
                 };
                 (replica.is_ready(), busy, std::cmp::Reverse(**id))
             };
-            let staying_ones = self.live.iter().filter(|id| !self.replicas[**id as usize].draining);
+            let staying_ones =
+                self.fleet.live.iter().filter(|id| !self.fleet.replicas[**id as usize].draining);
             let Some(id) = staying_ones.min_by_key(rank).copied() else { break };
-            self.replicas[id as usize].draining = true;
-            self.news = true;
+            self.fleet.replicas[id as usize].draining = true;
+            self.show(id);
+            self.pushes.due = true;
             staying -= 1;
             self.stop_if_drained(id);
         }
-        self.peak = self.peak.max(self.live.len() as u32);
-        self.books.readiness(self.any_ready(), self.now);
+        self.fleet.peak = self.fleet.peak.max(self.fleet.live.len() as u32);
+        self.figures.readiness(self.any_ready(), self.now);
         self.work.set(self.held() + self.in_flight(), self.now);
     }
 
-    fn ask(&mut self) {
+    fn start(&mut self) {
         let cold = self.model.cold_start;
-        let id = self.replicas.len() as u32;
+        let id = self.fleet.replicas.len() as u32;
         let factor = (cold.spread * normal(&mut self.random)).exp();
         let mut end = self.now;
         let ends = cold.phases.map(|phase| {
             end += (phase as f64 * factor).round() as Us;
             end
         });
-        self.replicas.push(Replica {
-            phase: Phase::Asked,
-            asked: self.now,
+        let seat = self.fleet.candidates.add(Candidate {
+            address: address(id),
+            process: id.into(),
+            ready: false,
+            room: 0,
+            in_flight: 0,
+            suspect: false,
+        });
+        self.fleet.replicas.push(Replica {
+            seat,
+            phase: StartPhase::Requested,
+            requested: self.now,
             ends,
             draining: false,
             batch: Batch::new(self.model.engine),
@@ -195,47 +296,60 @@ impl World<'_> {
             completed: 0,
             generated: 0,
         });
-        self.live.push(id);
-        self.news = true;
+        self.fleet.live.push(id);
+        self.pushes.due = true;
         self.later(ends[0], Event::Phase { replica: id });
     }
 
-    /// A start's next phase.
+    /// Advances a start to its next phase.
     pub(super) fn next_phase(&mut self, id: u32) {
-        let replica = &mut self.replicas[id as usize];
+        let replica = &mut self.fleet.replicas[id as usize];
         let (phase, next) = match replica.phase {
-            Phase::Asked => (Phase::Scheduled, Some(replica.ends[1])),
-            Phase::Scheduled => (Phase::Started, Some(replica.ends[2])),
-            Phase::Started => (Phase::Ready, None),
-            Phase::Ready | Phase::Stopped => return,
+            StartPhase::Requested => (StartPhase::Scheduled, Some(replica.ends[1])),
+            StartPhase::Scheduled => (StartPhase::Started, Some(replica.ends[2])),
+            StartPhase::Started => (StartPhase::Ready, None),
+            StartPhase::Ready | StartPhase::Stopped => return,
         };
         replica.phase = phase;
-        self.news = true;
+        self.show(id);
+        self.pushes.due = true;
         if let Some(at) = next {
             self.later(at, Event::Phase { replica: id });
             return;
         }
-        self.books.readiness(self.any_ready(), self.now);
+        self.report_cache(id);
+        self.figures.readiness(self.any_ready(), self.now);
         self.release();
     }
 
-    /// Stops a replica that is to go and has nothing left. One that is not ready goes at once.
-    pub(super) fn stop_if_drained(&mut self, id: u32) {
-        let replica = &mut self.replicas[id as usize];
-        if !replica.draining || replica.in_flight > 0 || replica.phase == Phase::Stopped {
-            return;
+    /// Tells the policy the size of a ready replica's cache, as the replica's `/metrics` would.
+    fn report_cache(&mut self, id: u32) {
+        let seat = self.fleet.replicas[id as usize].seat;
+        if self.fleet.picker.wants_report(seat, id.into()) {
+            let tokens = Some(self.model.engine.kv_tokens);
+            let report = CacheReport { tokens, ..CacheReport::default() };
+            self.fleet.picker.reported(seat, id.into(), &report);
         }
-        replica.phase = Phase::Stopped;
-        self.paid += self.now - replica.asked;
-        self.live.retain(|live| *live != id);
-        self.news = true;
-        self.books.readiness(self.any_ready(), self.now);
     }
 
-    /// The end: what runs is paid up to now.
+    /// Stops a draining replica without requests. A starting one stops at once.
+    pub(super) fn stop_if_drained(&mut self, id: u32) {
+        let replica = &mut self.fleet.replicas[id as usize];
+        if !replica.draining || replica.in_flight > 0 || replica.phase == StartPhase::Stopped {
+            return;
+        }
+        replica.phase = StartPhase::Stopped;
+        self.fleet.paid += self.now - replica.requested;
+        self.fleet.live.retain(|live| *live != id);
+        self.fleet.candidates.remove(self.fleet.replicas[id as usize].seat);
+        self.pushes.due = true;
+        self.figures.readiness(self.any_ready(), self.now);
+    }
+
+    /// Ends the run: running replicas are paid up to now.
     pub(super) fn stop_the_clock(&mut self) {
-        for id in std::mem::take(&mut self.live) {
-            self.paid += self.now - self.replicas[id as usize].asked;
+        for id in std::mem::take(&mut self.fleet.live) {
+            self.fleet.paid += self.now - self.fleet.replicas[id as usize].requested;
         }
         self.work = Integral::default();
     }

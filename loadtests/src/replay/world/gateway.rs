@@ -1,96 +1,150 @@
-//! The gateway's part: who is held, who is released where, and who comes again.
+//! The gateway of the model: holds requests, releases them to replicas, or refuses them.
+//!
+//! The queue, and the choice of a replica wherever requests are held, are the running gateway's own
+//! (`forebay_scheduling`). All requests are one tenant's.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_config::PriorityClass;
+use forebay_scheduling::pick::{Choice, Requirements, Usage};
+use forebay_scheduling::prompt::Prompt;
+use forebay_scheduling::queue::Entry;
 use rand::Rng;
 
-use super::{Event, Place, World};
-use crate::replay::replica::{Sequence, Told};
-use crate::replay::trace::Us;
+use super::fleet::id_at;
+use super::{Event, Model, Place, ReplayProgress, World};
+use crate::replay::replica::{KV_BLOCK, Sequence, TokenEvent};
+use crate::replay::trace::{Request, Us};
 
-/// How requests get to replicas.
+/// How a gateway holds requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// Held in order until a replica has room: the limit less what it has.
+    /// Until a replica has room, in order: its limit less its requests in flight.
     UntilRoom,
-    /// Held while none is ready, then given all at once to the replicas with the least.
+    /// While no replica is ready; then all are released at once, to the least busy replicas.
     AtZero,
-    /// Not held: refused while none is ready, the client comes again. Otherwise round robin.
+    /// Never: refused while no replica is ready, and the client retries. Otherwise round robin.
     Never,
 }
 
+impl Hold {
+    /// The most requests that are held.
+    pub(super) fn bound(self, model: &Model) -> usize {
+        if self == Self::Never { usize::MAX } else { model.max_held }
+    }
+}
+
 impl World<'_> {
-    /// A request has come, or come again.
+    /// Admits a request that arrives or is retried.
     pub(super) fn admit(&mut self, request: u32) {
-        let tries = match self.places[request as usize] {
+        let tries = match self.progress.places[request as usize] {
             Place::Gone => return,
             Place::Away { tries } => tries,
             _ => 0,
         };
         if self.rules.hold == Hold::Never && !self.any_ready() {
             let (first, most) = self.model.retry;
-            // As the OpenAI clients do: doubling, less up to a quarter by chance.
+            // As the OpenAI clients do: the pause doubles, less a random part of up to a quarter.
             let pause = first.saturating_mul(1 << tries.min(20)).min(most).max(1);
             let pause = pause - (pause as f64 * 0.25 * self.random.random::<f64>()) as Us;
-            self.places[request as usize] = Place::Away { tries: tries + 1 };
+            self.progress.places[request as usize] = Place::Away { tries: tries + 1 };
             self.later(self.now + pause, Event::Retry { request });
             return;
         }
-        if self.queue.len() >= self.model.hold_most && self.rules.hold != Hold::Never {
-            self.books.totals.refused += 1;
+        let tokens = self.estimated(request);
+        let (tenant, class) = (Arc::clone(&self.progress.tenant), PriorityClass::Normal);
+        let place = self.progress.queue.arrive(class, &tenant);
+        let entry = Entry { tenant, class, bytes: tokens * 4, tokens, cost: tokens, answer: 256 };
+        if self.progress.queue.push(place, entry, request, false).is_err() {
+            self.figures.totals.refused += 1;
             self.give_up(request);
             return;
         }
-        self.places[request as usize] = Place::Held;
-        self.queue.push_back(request);
-        self.books.held_tokens += self.estimated(request);
+        self.progress.places[request as usize] = Place::Held(place);
+        if self.model.pick.reads_prompts()
+            && let Some(content) = self.trace.content(request)
+        {
+            self.progress.prompts.insert(request, Arc::new(content.prompt()));
+        }
         self.release();
-        self.tell_of_depth();
+        self.note_depth();
     }
 
-    /// Gives those who are held to the replicas that have room.
+    /// Releases held requests to the replicas that have room.
     pub(super) fn release(&mut self) {
-        while let Some(request) = self.queue.front().copied() {
-            let Some(replica) = self.pick() else { break };
-            self.queue.pop_front();
-            self.books.held_tokens -= self.estimated(request);
+        if self.progress.queue.depth() == 0 {
+            return;
+        }
+        if self.rules.hold == Hold::Never {
+            while self.progress.queue.depth() > 0
+                && let Some(replica) = self.next_turn()
+                && let Some((_, _, request)) = self.progress.queue.pop()
+            {
+                self.give(request, replica);
+            }
+            return;
+        }
+        while let Some((request, choice)) = self.pop_releasable() {
+            let Some(candidate) = self.fleet.candidates.get(choice.id) else { break };
+            let Some(replica) = id_at(candidate.address) else { break };
+            let prompt = self.progress.prompts.remove(&request);
             self.give(request, replica);
+            let now = Duration::from_micros(self.now);
+            let (requirements, fleet) = (requirements(prompt), &mut self.fleet);
+            let given = fleet.picker.given(&fleet.candidates, choice, &requirements, now);
+            self.progress.given.extend(given.map(|given| (request, given)));
         }
     }
 
-    fn pick(&mut self) -> Option<u32> {
-        let open = |world: &Self, id: u32| {
-            let replica = &world.replicas[id as usize];
-            let room = replica.in_flight < world.model.limit;
-            replica.is_ready() && (room || world.rules.hold != Hold::UntilRoom)
-        };
-        if self.rules.hold == Hold::Never {
-            let live = self.live.len();
-            let at = (0..live).map(|i| (self.turn + i) % live);
-            let found = at.clone().find(|at| open(self, self.live[*at]))?;
-            self.turn = found + 1;
-            return Some(self.live[found]);
-        }
-        let with_room = self.live.iter().copied().filter(|id| open(self, *id));
-        with_room.min_by_key(|id| (self.replicas[*id as usize].in_flight, *id))
+    /// The next ready replica by round robin.
+    fn next_turn(&mut self) -> Option<u32> {
+        let live = &self.fleet.live;
+        let mut turns = (0..live.len()).map(|i| (self.fleet.turn + i) % live.len());
+        let found = turns.find(|at| self.fleet.replicas[live[*at] as usize].is_ready())?;
+        self.fleet.turn = found + 1;
+        Some(self.fleet.live[found])
+    }
+
+    /// The next held request for which a replica has room, and the replica.
+    fn pop_releasable(&mut self) -> Option<(u32, Choice)> {
+        let now = Duration::from_micros(self.now);
+        let (picker, candidates) = (&mut self.fleet.picker, &self.fleet.candidates);
+        let ReplayProgress { queue, prompts, .. } = &mut self.progress;
+        let (mut choice, mut full) = (None, false);
+        let (_, _, request) = queue.pop_first(|_, request| {
+            // All requests have the same conditions, so one without a place speaks for all.
+            if !full {
+                let requirements = requirements(prompts.get(request).cloned());
+                choice = picker.pick(candidates, &requirements, now);
+                full = choice.is_none();
+            }
+            !full
+        })?;
+        Some((request, choice?))
     }
 
     fn give(&mut self, request: u32, id: u32) {
         let now = self.now;
-        let asked = self.requests[request as usize];
-        self.places[request as usize] = Place::At { replica: id };
-        self.outcomes[request as usize].released = Some(now);
-        self.books.totals.released += 1;
-        self.books.hold.record((now - asked.at) as f64 / 1e6);
-        self.books.in_flight_tokens += self.estimated(request);
-        let replica = &mut self.replicas[id as usize];
+        let arrival = self.trace.requests[request as usize];
+        self.progress.places[request as usize] = Place::At { replica: id };
+        self.progress.outcomes[request as usize].released = Some(now);
+        self.figures.totals.released += 1;
+        self.figures.hold.record((now - arrival.at) as f64 / 1e6);
+        self.figures.in_flight_tokens += self.estimated(request);
+        let replica = &mut self.fleet.replicas[id as usize];
         replica.in_flight += 1;
-        let sequence = Sequence { id: request, prompt: asked.prompt, output: asked.output };
-        replica.batch.submit(sequence, now);
+        let sequence = Sequence { id: request, prompt: arrival.prompt, output: arrival.output };
+        let prefix = self.trace.content(request).map(|content| content.blocks(KV_BLOCK));
+        replica.batch.submit(sequence, prefix.unwrap_or_default(), now);
+        let candidate = self.candidate(id);
+        self.fleet.candidates.given(self.fleet.replicas[id as usize].seat, candidate);
         self.plan(id);
     }
 
-    /// Looks forward to the end of the replica's present steps.
+    /// Plans an event for the end of the replica's present steps.
     fn plan(&mut self, id: u32) {
-        let replica = &mut self.replicas[id as usize];
+        let replica = &mut self.fleet.replicas[id as usize];
         let Some((end, plan)) = replica.batch.due() else { return };
         if replica.planned != Some(plan) {
             replica.planned = Some(plan);
@@ -99,91 +153,121 @@ impl World<'_> {
     }
 
     pub(super) fn steps_ended(&mut self, id: u32, plan: u32) {
-        let mut told = std::mem::take(&mut self.told);
+        let mut events = std::mem::take(&mut self.fleet.token_events);
         let now = self.now;
-        if self.replicas[id as usize].batch.ended(plan, now, &mut told) {
-            for told in told.drain(..) {
-                match told {
-                    Told::First(request) => self.first_token(request, id),
-                    Told::Last(request, tokens) => self.answered(request, tokens, id),
+        if self.fleet.replicas[id as usize].batch.ended(plan, now, &mut events) {
+            for event in events.drain(..) {
+                match event {
+                    TokenEvent::First(request, cached) => {
+                        self.progress.outcomes[request as usize].cached = cached;
+                        self.first_token(request, id);
+                    }
+                    TokenEvent::Last(request, tokens) => self.answered(request, tokens, id),
                 }
             }
             self.plan(id);
             self.release();
-            self.tell_of_depth();
+            self.note_depth();
             self.stop_if_drained(id);
         }
-        self.told = told;
+        self.fleet.token_events = events;
     }
 
     fn first_token(&mut self, request: u32, id: u32) {
-        self.replicas[id as usize].first_token.get_or_insert(self.now);
-        let outcome = &mut self.outcomes[request as usize];
+        self.fleet.replicas[id as usize].first_token.get_or_insert(self.now);
+        if let Some(given) = self.progress.given.get_mut(&request) {
+            self.fleet.picker.first_token(given, Duration::from_micros(self.now));
+        }
+        let outcome = &mut self.progress.outcomes[request as usize];
         outcome.first_token = Some(self.now);
-        self.without_token -= 1;
-        let arrived = self.requests[request as usize].at;
+        self.progress.without_token -= 1;
+        let arrived = self.trace.requests[request as usize].at;
         let released = outcome.released.unwrap_or(arrived);
-        self.books.first_token(arrived, released, self.now);
+        self.figures.first_token(arrived, released, self.now);
     }
 
     fn answered(&mut self, request: u32, tokens: u32, id: u32) {
-        let asked = self.requests[request as usize];
-        let outcome = &mut self.outcomes[request as usize];
+        let arrival = self.trace.requests[request as usize];
+        let outcome = &mut self.progress.outcomes[request as usize];
         outcome.last_token = Some(self.now);
         let first = outcome.first_token.unwrap_or(self.now);
-        self.places[request as usize] = Place::Gone;
-        self.open -= 1;
-        self.books.answered(asked, first, self.now);
-        self.books.in_flight_tokens -= self.estimated(request);
-        let replica = &mut self.replicas[id as usize];
+        self.progress.places[request as usize] = Place::Gone;
+        self.progress.open -= 1;
+        self.figures.answered(arrival, first, self.now);
+        self.picked_ended(request, true);
+        self.figures.in_flight_tokens -= self.estimated(request);
+        let replica = &mut self.fleet.replicas[id as usize];
         replica.in_flight -= 1;
         replica.completed += 1;
         replica.generated += u64::from(tokens);
+        self.show(id);
     }
 
-    /// A client's patience is over.
+    /// Tells the policy of a request's end at its replica.
+    fn picked_ended(&mut self, request: u32, complete: bool) {
+        let Some(mut given) = self.progress.given.remove(&request) else { return };
+        if complete {
+            let Request { prompt, output, .. } = self.trace.requests[request as usize];
+            let cached = self.progress.outcomes[request as usize].cached;
+            given.set_usage(Usage {
+                prompt: prompt.into(),
+                cached: Some(cached.into()),
+                generated: output.into(),
+            });
+        }
+        self.fleet.picker.ended(&given, complete, Duration::from_micros(self.now));
+    }
+
+    /// A client without a first token gives up.
     pub(super) fn leave(&mut self, request: u32) {
-        match self.places[request as usize] {
+        match self.progress.places[request as usize] {
             Place::Gone => return,
-            Place::Held => {
-                self.queue.retain(|held| *held != request);
-                self.books.held_tokens -= self.estimated(request);
+            Place::Held(place) => {
+                self.progress.queue.remove(place);
+                self.progress.prompts.remove(&request);
             }
             Place::At { replica } => {
-                let at = &mut self.replicas[replica as usize];
+                let at = &mut self.fleet.replicas[replica as usize];
                 at.batch.abort(request);
                 at.in_flight -= 1;
-                self.books.in_flight_tokens -= self.estimated(request);
+                self.picked_ended(request, false);
+                self.show(replica);
+                self.figures.in_flight_tokens -= self.estimated(request);
                 self.release();
                 self.stop_if_drained(replica);
             }
             Place::Coming | Place::Away { .. } => {}
         }
-        self.books.totals.client_left += 1;
+        self.figures.totals.client_left += 1;
         self.give_up(request);
-        self.tell_of_depth();
+        self.note_depth();
     }
 
     fn give_up(&mut self, request: u32) {
-        self.places[request as usize] = Place::Gone;
-        self.outcomes[request as usize].gave_up = true;
-        self.without_token -= 1;
-        self.open -= 1;
+        self.progress.places[request as usize] = Place::Gone;
+        self.progress.outcomes[request as usize].gave_up = true;
+        self.progress.without_token -= 1;
+        self.progress.open -= 1;
     }
 
-    /// Leaving zero, reaching it and doubling are news for the scaler, as the gateway has it.
-    fn tell_of_depth(&mut self) {
-        let (depth, told) = (self.queue.len(), self.told_depth);
-        if (depth == 0) != (told == 0) || depth >= told.saturating_mul(2).max(1) {
-            self.told_depth = depth;
-            self.news = true;
-        } else if depth < told / 2 {
-            self.told_depth = depth;
+    /// Requests a push when the queue leaves zero, reaches it or doubles, as the gateway does.
+    fn note_depth(&mut self) {
+        let (depth, pushed) = (self.progress.queue.depth(), self.pushes.depth);
+        if (depth == 0) != (pushed == 0) || depth >= pushed.saturating_mul(2).max(1) {
+            self.pushes.depth = depth;
+            self.pushes.due = true;
+        } else if depth < pushed / 2 {
+            self.pushes.depth = depth;
         }
     }
 
-    /// What the gateway takes for a request's tokens before it knows: its prompt, and 256 of answer.
+    /// The gateway's estimate of a request's tokens: its prompt, and 256 of output.
     fn estimated(&self, request: u32) -> u64 {
-        u64::from(self.requests[request as usize].prompt) + 256
+        u64::from(self.trace.requests[request as usize].prompt) + 256
     }
+}
+
+/// The conditions of a request: all are streams that any replica can take.
+fn requirements(prompt: Option<Arc<Prompt>>) -> Requirements {
+    Requirements { prompt, streamed: true, ..Requirements::default() }
 }

@@ -1,4 +1,8 @@
-//! What the gateway would publish of itself: the running scaler's own input.
+//! The signals that the gateway would publish: the same input as the running scaler's.
+//!
+//! Every field of the pool's signals is listed, so that a new one does not stay at zero unnoticed.
+
+use std::collections::BTreeMap;
 
 use forebay_signals::{EndpointSignals, Health, Histogram, PoolSignals, Totals};
 
@@ -7,9 +11,8 @@ use crate::replay::trace::{Request, Us};
 
 /// Counters and histograms since the trace began.
 #[derive(Default)]
-pub(super) struct Books {
+pub(super) struct PoolFigures {
     pub(super) totals: Totals,
-    pub(super) held_tokens: u64,
     pub(super) in_flight_tokens: u64,
     pub(super) hold: Histogram,
     ttft: Histogram,
@@ -17,7 +20,7 @@ pub(super) struct Books {
     upstream_ttft: Histogram,
     itl: Histogram,
     end_to_end: Histogram,
-    /// Since when none is ready, and the last such time that is over.
+    /// The beginning of the present time without a ready replica, and the last such time that ended.
     none_ready: Option<Us>,
     last_gap: Option<(Us, Us)>,
 }
@@ -26,8 +29,8 @@ fn seconds(us: Us) -> f64 {
     us as f64 / 1e6
 }
 
-impl Books {
-    /// Whether any replica takes requests from now on.
+impl PoolFigures {
+    /// Records whether any replica takes requests from now on.
     pub(super) fn readiness(&mut self, any: bool, now: Us) {
         match (any, self.none_ready) {
             (true, Some(since)) => {
@@ -40,7 +43,7 @@ impl Books {
     }
 
     pub(super) fn first_token(&mut self, arrived: Us, released: Us, now: Us) {
-        // Held while none was ready; what began then ends with the first that is.
+        // The cold part of a hold: until the first replica is ready.
         let cold = match self.last_gap {
             Some((since, until)) if arrived >= since && arrived < until => {
                 until.min(released) - arrived
@@ -66,41 +69,45 @@ impl Books {
 }
 
 impl World<'_> {
-    /// The pool as its one gateway would tell of it now.
+    /// The pool's signals now.
     pub(crate) fn signals(&self) -> PoolSignals {
-        let oldest = self.queue.front().map_or(0, |id| self.now - self.requests[*id as usize].at);
-        let endpoints = self.fleet().filter(|seen| seen.started.is_some()).map(|seen| {
-            let health = match (seen.ready, seen.draining) {
-                (_, true) => Health::Draining,
-                (true, _) => Health::Ready,
-                _ => Health::Starting,
-            };
-            let signals = EndpointSignals {
-                health,
-                in_flight: seen.in_flight,
-                limit: self.model.limit,
-                completed: seen.completed,
-                generated_tokens: seen.generated,
-                ..EndpointSignals::default()
-            };
-            (format!("10.0.0.1:{}", seen.id), Some(signals))
-        });
+        let held = self.progress.queue.longest_held();
+        let oldest = held.map(|id| self.now - self.trace.requests[*id as usize].at).max();
+        let endpoints =
+            self.replicas().filter(|replica| replica.started.is_some()).map(|replica| {
+                let health = match (replica.ready, replica.draining) {
+                    (_, true) => Health::Draining,
+                    (true, _) => Health::Ready,
+                    _ => Health::Starting,
+                };
+                let signals = EndpointSignals {
+                    health,
+                    in_flight: replica.in_flight,
+                    limit: self.model.limit,
+                    completed: replica.completed,
+                    generated_tokens: replica.generated,
+                    ..EndpointSignals::default()
+                };
+                (format!("10.0.0.1:{}", replica.id), Some(signals))
+            });
         PoolSignals {
             queue_depth: self.held(),
-            queue_bytes: self.books.held_tokens * 4,
-            held_tokens: self.books.held_tokens,
-            oldest_hold_seconds: seconds(oldest),
+            queue_bytes: self.progress.queue.bytes(),
+            held_tokens: self.progress.queue.tokens(),
+            oldest_hold_seconds: seconds(oldest.unwrap_or(0)),
             in_flight: self.in_flight(),
-            in_flight_tokens: self.books.in_flight_tokens,
-            totals: self.books.totals,
-            hold: self.books.hold.clone(),
-            ttft: self.books.ttft.clone(),
-            warm_ttft: self.books.warm_ttft.clone(),
-            upstream_ttft: self.books.upstream_ttft.clone(),
-            itl: self.books.itl.clone(),
-            end_to_end: self.books.end_to_end.clone(),
+            in_flight_tokens: self.figures.in_flight_tokens,
+            totals: self.figures.totals,
+            hold: self.figures.hold.clone(),
+            ttft: self.figures.ttft.clone(),
+            warm_ttft: self.figures.warm_ttft.clone(),
+            upstream_ttft: self.figures.upstream_ttft.clone(),
+            itl: self.figures.itl.clone(),
+            end_to_end: self.figures.end_to_end.clone(),
+            // The model has neither a barrier nor pods.
+            zero_epoch: None,
             endpoints: endpoints.collect(),
-            ..PoolSignals::default()
+            waiting: BTreeMap::new(),
         }
     }
 }

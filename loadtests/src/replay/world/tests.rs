@@ -1,4 +1,4 @@
-//! What must hold in any world.
+//! Laws of every world, whoever decides.
 
 use proptest::prelude::*;
 
@@ -21,23 +21,23 @@ fn contestants(min: u32, count: u32) -> Vec<Box<dyn Contestant>> {
 }
 
 #[test]
-fn a_cold_start_is_waited_for_and_paid_from_asked_to_stopped() {
+fn a_cold_start_is_waited_for_and_paid_from_request_to_stop() {
     let model = Model { cold_start: ColdStart { spread: 0.0, ..model().cold_start }, ..model() };
     let trace = trace_of([(10 * SECOND, 20_000, 1)]);
     let counts = vec![(5 * SECOND, 1), (66 * SECOND, 0)];
-    let mut schedule = Schedule { begins_with: 0, counts, at: 0 };
+    let mut schedule = Schedule { initial_replicas: 0, counts, at: 0 };
     let run = play(&trace, &model, &mut schedule, 10, |_| ());
-    // Asked for at 5 s, healthy at 65 s; a second's prompt; told to go at 66 s, when it is done.
+    // Requested at 5 s, healthy at 65 s; a prompt of one second; drained at 66 s, when it is done.
     assert_eq!(run.outcomes[0].released, Some(65 * SECOND));
     assert_eq!(run.outcomes[0].first_token, Some(66 * SECOND));
     assert_eq!((run.paid, run.starts, run.peak), (61 * SECOND, 1, 1));
 }
 
 #[test]
-fn a_replica_that_is_to_go_finishes_what_it_has() {
+fn a_draining_replica_finishes_its_requests() {
     let trace = trace_of([(0, 2_000, 1_000)]);
     let counts = vec![(SECOND, 0)];
-    let mut schedule = Schedule { begins_with: 1, counts, at: 0 };
+    let mut schedule = Schedule { initial_replicas: 1, counts, at: 0 };
     let run = play(&trace, &model(), &mut schedule, 10, |_| ());
     let last = run.outcomes[0].last_token.expect("answered");
     assert!(last > 5 * SECOND);
@@ -45,7 +45,7 @@ fn a_replica_that_is_to_go_finishes_what_it_has() {
 }
 
 #[test]
-fn nobody_holds_for_keda_and_clients_come_again() {
+fn no_gateway_holds_for_keda_and_clients_retry() {
     let model = Model { patience: 20 * SECOND, ..model() };
     let trace = trace_of([(0, 100, 5)]);
     let bounds = Bounds { min: 0, max: 4, cooldown: SECOND, limit: 8, target: 6 };
@@ -57,9 +57,9 @@ fn nobody_holds_for_keda_and_clients_come_again() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    // Each request is answered once or given up, whoever decides, however little patience there
-    // is; a first token comes after the release and before the last one; and nobody is paid for
-    // more than the peak all the time.
+    // Each request is answered once or given up, whoever decides and however patient clients are; a
+    // first token comes after the release and before the last token; and the cost is at most the
+    // peak over the whole run.
     #[test]
     fn each_request_is_answered_once_or_given_up(
         requests in prop::collection::vec((0..300u64, 1..3_000u32, 1..200u32), 1..60),
@@ -70,15 +70,15 @@ proptest! {
         requests.sort_unstable();
         let trace = trace_of(requests);
         let model =
-            Model { patience: patience * SECOND, hold_most: most, limit: 8, seed, ..model() };
+            Model { patience: patience * SECOND, max_held: most, limit: 8, seed, ..model() };
         for mut contestant in contestants(min, 1) {
             let run = play(&trace, &model, contestant.as_mut(), 50, |_| ());
-            for (outcome, asked) in run.outcomes.iter().zip(&trace.requests) {
+            for (outcome, request) in run.outcomes.iter().zip(&trace.requests) {
                 prop_assert!(outcome.gave_up != outcome.last_token.is_some(), "{:?}", outcome);
                 if let (Some(released), Some(first), Some(last)) =
                     (outcome.released, outcome.first_token, outcome.last_token)
                 {
-                    prop_assert!(asked.at <= released && released <= first && first <= last);
+                    prop_assert!(request.at <= released && released <= first && first <= last);
                 }
             }
             prop_assert!(run.paid <= run.ended * u64::from(run.peak.max(1)));

@@ -1,22 +1,22 @@
 //! `/v1/audio/transcriptions` and `/v1/audio/translations`: a multipart form with a file.
 //!
-//! Not recorded from a real server (a text model has no such routes); the shapes are those of
-//! vLLM's documentation. The file's bytes are the prompt, thirty-two to a token, and each second
-//! of audio is taken to be 32,000 bytes.
+//! Not recorded from a real server, since a text model has no such routes: the shapes are those of
+//! vLLM's documentation. The file's bytes are the prompt, 32 to a token, and 32,000 bytes count as
+//! one second of audio.
 
-use super::super::events::Sink;
-use super::super::fault::Fault;
-use super::super::json::{Check, quoted};
-use super::super::plan::{Ask, DefaultLength, Outcome, Plan};
-use super::super::shared::Shared;
-use super::super::text::Prompt;
+use crate::sim::api::events::Sink;
+use crate::sim::api::fault::Fault;
+use crate::sim::api::json::Check;
+use crate::sim::api::plan::{Completion, DefaultLength, Params, Plan};
+use crate::sim::shared::Shared;
+use crate::sim::text::{Prompt, quoted};
 use serde_json::{Map, Value};
 
 const BYTES_PER_SECOND: usize = 32_000;
 const BYTES_PER_TOKEN: usize = 32;
 const DEFAULT_MAX_TOKENS: u32 = 448;
 
-/// A form, read.
+/// A parsed form.
 #[derive(Debug)]
 pub(crate) struct Form {
     fields: Map<String, Value>,
@@ -56,25 +56,25 @@ impl Form {
 
     pub(crate) fn plan(&self, shared: &Shared, request_id: Option<String>) -> Result<Plan, Fault> {
         let mut check = Check::new();
-        let mut ask = Ask::sampling(&self.fields, &mut check);
+        let mut params = Params::sampling(&self.fields, &mut check);
         let Some(file) = &self.file else {
             check.missing(&self.fields, "file");
             check.ok()?;
             return Err(Fault::unreadable());
         };
         check.ok()?;
-        ask.request_id = request_id;
+        params.request_id = request_id;
         let ids: Vec<u32> = file
             .chunks(BYTES_PER_TOKEN)
             .map(|chunk| chunk.iter().fold(7, |id: u32, byte| id.rotate_left(5) ^ u32::from(*byte)))
             .collect();
         let length = DefaultLength::Tokens(DEFAULT_MAX_TOKENS);
-        Plan::new(shared, ask, vec![Prompt::ids(&ids)], length, "trsc-")
+        Plan::new(shared, params, vec![Prompt::ids(&ids)], length, "trsc-")
     }
 
     /// A plain reply and its content type.
-    pub(crate) fn whole(&self, outcome: &Outcome) -> (String, &'static str) {
-        let text = outcome.texts[0].trim();
+    pub(crate) fn whole(&self, completion: &Completion) -> (String, &'static str) {
+        let text = completion.texts[0].trim();
         let format = self.fields.get("response_format").and_then(Value::as_str);
         if format == Some("text") {
             return (text.to_owned(), "text/plain; charset=utf-8");
@@ -89,30 +89,30 @@ impl Form {
 }
 
 /// A streamed reply.
-pub(crate) struct Stream {
+pub(crate) struct AudioStream {
     /// `transcription` or `translation`.
-    pub(crate) what: &'static str,
+    pub(crate) task: &'static str,
 }
 
-impl super::super::events::Dialect for Stream {
+impl crate::sim::api::events::Dialect for AudioStream {
     fn open(&mut self, _: &Plan, _: &mut Sink) {}
 
-    fn token(&mut self, plan: &Plan, told: &super::super::events::Told<'_>, out: &mut Sink) {
-        let finish = told.reason.map_or_else(
+    fn token(&mut self, plan: &Plan, step: &crate::sim::api::events::Step<'_>, out: &mut Sink) {
+        let finish = step.reason.map_or_else(
             || "null".to_owned(),
             |reason| format!("\"{}\",\"stop_reason\":{}", reason.openai(), reason.stop_reason()),
         );
         out.data(&format!(
             r#"{{"id":"{}","object":"{}.chunk","created":{},"model":{},"choices":[{{"delta":{{"content":{}}},"finish_reason":{finish}}}]}}"#,
             super::chat::escaped(&plan.id),
-            self.what,
+            self.task,
             plan.created,
             quoted(&plan.model),
-            quoted(told.piece),
+            quoted(step.piece),
         ));
     }
 
-    fn close(&mut self, _: &Plan, _: super::super::events::Tally, out: &mut Sink) {
+    fn close(&mut self, _: &Plan, _: crate::sim::api::events::Tally, out: &mut Sink) {
         out.done();
     }
 }

@@ -1,12 +1,13 @@
 //! `/v1/chat/completions`.
 
-use super::super::events::{Dialect, Sink, Tally, Told};
-use super::super::fault::Fault;
-use super::super::json::{Check, quoted};
-use super::super::plan::{Ask, DefaultLength, Outcome, Plan};
-use super::super::shared::Shared;
-use super::super::text::{Prompt, Reason, Script};
-use super::{chat_template, conversation, final_usage, numbers, usage};
+use super::{chat_template, content, conversation, final_usage, numbers, usage};
+use crate::sim::api::events::{Dialect, Sink, Step, Tally};
+use crate::sim::api::fault::Fault;
+use crate::sim::api::form::{Offer, ReplyForm, Talk, ToolChoice};
+use crate::sim::api::json::Check;
+use crate::sim::api::plan::{Completion, DefaultLength, Params, Plan};
+use crate::sim::shared::Shared;
+use crate::sim::text::{Prompt, Reason, Script, quoted};
 use serde_json::{Map, Value};
 
 /// Reads a request.
@@ -17,21 +18,24 @@ pub(crate) fn plan(
 ) -> Result<Plan, Fault> {
     let mut check = Check::new();
     let messages = conversation(body, &mut check);
-    let mut ask = Ask::sampling(body, &mut check);
-    ask.max_tokens = check.int(body, "max_completion_tokens").or(ask.max_tokens);
+    let mut params = Params::sampling(body, &mut check);
+    params.length.max_tokens =
+        check.int(body, "max_completion_tokens").or(params.length.max_tokens);
     let alternatives = check.int(body, "top_logprobs").unwrap_or(0);
     if check.flag(body, "logprobs") {
-        ask.logprobs = Some(u32::try_from(alternatives).unwrap_or(0));
+        params.output.logprobs = Some(u32::try_from(alternatives).unwrap_or(0));
     }
     check.ok()?;
-    stream_options(body, &ask)?;
-    if shared.args.enable_force_include_usage && ask.stream {
-        (ask.include_usage, ask.continuous_usage) = (true, true);
+    stream_options(body, &params)?;
+    if shared.args.replies.enable_force_include_usage && params.output.stream {
+        (params.output.include_usage, params.output.continuous_usage) = (true, true);
     }
-    ask.continuous_usage &= ask.include_usage;
-    ask.request_id = request_id.or(ask.request_id);
-    shared.resolve(ask.model.as_deref())?;
-    tools(body)?;
+    params.output.continuous_usage &= params.output.include_usage;
+    params.request_id = request_id.or(params.request_id);
+    let offer = offer(body)?;
+    shared.resolve(params.model.as_deref())?;
+    offer.check(&shared.args.replies)?;
+    params.output.parsed = offer.is_parsed().then_some("chat_completions");
     if messages.is_empty() {
         return Err(Fault::bad_request(
             "Cannot apply chat template to an empty conversation. Provide at least one message.",
@@ -41,40 +45,84 @@ pub(crate) fn plan(
         let model = &shared.names[0];
         return Err(Fault::bad_request(format!("{model} is not a multimodal model")));
     }
-    let prompts = vec![Prompt::text(&chat_template(messages))];
-    Plan::new(shared, ask, prompts, DefaultLength::Context, "chatcmpl-")
+    params.output.form = match offer.next(&talk(messages)) {
+        Some(tool) => ReplyForm::Call(tool),
+        None => ReplyForm::of(body),
+    };
+    let tools = body.get("tools").map(Value::to_string).unwrap_or_default();
+    let prompts = vec![Prompt::text(&(tools + &chat_template(messages)))];
+    Plan::new(shared, params, prompts, DefaultLength::Context, "chatcmpl-")
 }
 
-/// `stream_options` is for streams.
-pub(crate) fn stream_options(body: &Map<String, Value>, ask: &Ask) -> Result<(), Fault> {
+/// Refuses `stream_options` without a stream.
+pub(crate) fn stream_options(body: &Map<String, Value>, params: &Params) -> Result<(), Fault> {
     let given = body.get("stream_options").is_some_and(|options| !options.is_null());
-    if given && !ask.stream {
+    if given && !params.output.stream {
         let message = "Stream options can only be defined when `stream=True`.";
         return Err(Fault::bad_parameter(message, "stream_options", None));
     }
     Ok(())
 }
 
-/// The simulated server has no tool-call parser.
-fn tools(body: &Map<String, Value>) -> Result<(), Fault> {
-    let offered = body.get("tools").and_then(Value::as_array).is_some_and(|t| !t.is_empty());
-    let choice = body.get("tool_choice").filter(|choice| !choice.is_null());
-    let refused = match choice {
-        Some(Value::String(choice)) if choice == "none" => return Ok(()),
-        Some(Value::String(choice)) if choice == "required" => {
-            "tool_choice=\"required\" requires --tool-call-parser to be set".into()
+/// The request's tools and its choice of one.
+fn offer(body: &Map<String, Value>) -> Result<Offer, Fault> {
+    let tools = match body.get("tools") {
+        Some(Value::Array(tools)) if tools.is_empty() => {
+            let message = "`tools` must not be an empty array. Either provide at least one tool or \
+                           omit the field entirely.";
+            return Err(Fault::bad_parameter(message, "tools", None));
         }
-        Some(Value::Object(named)) => {
-            let name = named.get("function").and_then(|f| f.get("name")).and_then(Value::as_str);
-            let name = name.unwrap_or_default();
-            format!("tool_choice=function \"{name}\" requires --tool-call-parser to be set")
-        }
-        _ if offered => "\"auto\" tool choice requires --enable-auto-tool-choice and \
-                         --tool-call-parser to be set"
-            .into(),
-        _ => return Ok(()),
+        Some(Value::Array(tools)) => tools.as_slice(),
+        _ => &[],
     };
-    Err(Fault::bad_request(refused))
+    let function = |tool: &Value| {
+        let function = tool.get("function")?;
+        let name = function.get("name")?.as_str()?.to_owned();
+        Some((name, function.get("parameters").cloned().unwrap_or(Value::Bool(true))))
+    };
+    let given = body.get("tool_choice").filter(|choice| !choice.is_null());
+    let choice = match given {
+        Some(Value::String(choice)) if choice == "none" => ToolChoice::Never,
+        Some(_) if tools.is_empty() => {
+            let message = "When using `tool_choice`, `tools` must be set.";
+            return Err(Fault::bad_parameter(message, "tool_choice", None));
+        }
+        Some(Value::String(choice)) if choice == "required" => ToolChoice::Required,
+        Some(Value::Object(named)) => {
+            let name = named.get("function").and_then(|function| function.get("name"));
+            ToolChoice::Named(name.and_then(Value::as_str).unwrap_or_default().to_owned())
+        }
+        Some(Value::String(choice)) if choice != "auto" => {
+            let message = format!(
+                "Invalid value for `tool_choice`: {choice}! Only named tools, \"none\", \"auto\" or \
+                 \"required\" are supported."
+            );
+            return Err(Fault::bad_parameter(&message, "tool_choice", None));
+        }
+        _ => ToolChoice::Auto,
+    };
+    let offer = Offer { tools: tools.iter().filter_map(function).collect(), choice };
+    if offer.unknown().is_some() {
+        let message =
+            "The tool specified in `tool_choice` does not match any of the specified `tools`";
+        return Err(Fault::bad_parameter(message, "tool_choice", None));
+    }
+    Ok(offer)
+}
+
+/// The conversation since the user's last message.
+fn talk(messages: &[Value]) -> Talk {
+    let mut talk = Talk::default();
+    for message in messages {
+        if message.get("role").is_some_and(|role| role == "user") {
+            talk.user(content(message));
+        }
+        let calls = message.get("tool_calls").and_then(Value::as_array);
+        for call in calls.into_iter().flatten() {
+            talk.called(call.get("function").and_then(|function| function.get("name")));
+        }
+    }
+    talk
 }
 
 fn has_media(message: &Value) -> bool {
@@ -86,16 +134,29 @@ fn has_media(message: &Value) -> bool {
 }
 
 /// A plain reply.
-pub(crate) fn whole(plan: &Plan, outcome: &Outcome) -> String {
+pub(crate) fn whole(plan: &Plan, completion: &Completion) -> String {
     let mut choices = Vec::with_capacity(plan.scripts.len());
     for (index, script) in plan.scripts.iter().enumerate() {
-        let reason = outcome.reasons[index].as_ref().unwrap_or(&Reason::Abort);
-        let all: Vec<u32> = (0..outcome.tokens[index]).collect();
+        let reason = completion.reasons[index].as_ref().unwrap_or(&Reason::Abort);
+        let all: Vec<u32> = (0..completion.tokens[index]).collect();
+        let text = &completion.texts[index];
+        let (content, calls) = match &plan.call {
+            Some(call) if *reason == Reason::Stop => {
+                let one = format!(
+                    r#"{{"id":"{}","type":"function","function":{{"name":{},"arguments":{}}}}}"#,
+                    call.ids[index],
+                    quoted(&call.name),
+                    quoted(text),
+                );
+                (call.content().to_owned(), format!(r#","tool_calls":[{one}]"#))
+            }
+            Some(call) => (quoted(&call.unparsed(text)), String::new()),
+            None => (quoted(text), String::new()),
+        };
         choices.push(format!(
-            r#"{{"index":{index},"message":{{"role":"assistant","content":{},"refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null}},"logprobs":{},"finish_reason":"{}","stop_reason":{},"token_ids":{},"routed_experts":null}}"#,
-            quoted(&outcome.texts[index]),
+            r#"{{"index":{index},"message":{{"role":"assistant","content":{content},"refusal":null,"annotations":null,"audio":null,"function_call":null{calls},"reasoning":null}},"logprobs":{},"finish_reason":"{}","stop_reason":{},"token_ids":{},"routed_experts":null}}"#,
             logprobs(plan, script, &all),
-            reason.openai(),
+            plan.finish_reason(reason),
             reason.stop_reason(),
             token_ids(plan, script, &all),
         ));
@@ -106,31 +167,31 @@ pub(crate) fn whole(plan: &Plan, outcome: &Outcome) -> String {
         plan.created,
         quoted(&plan.model),
         choices.join(","),
-        plan.fingerprint,
-        usage(plan, outcome.completion_tokens(), outcome.cached),
+        plan.server.fingerprint,
+        usage(plan, completion.completion_tokens(), completion.cached, "0"),
         prompt_ids(plan),
     )
 }
 
-/// An id within quotes: clients choose ids, so they may need escaping.
+/// An id, escaped for use within quotes: clients choose ids.
 pub(crate) fn escaped(id: &str) -> String {
     let quoted = quoted(id);
     quoted[1..quoted.len() - 1].to_owned()
 }
 
 fn prompt_ids(plan: &Plan) -> String {
-    if plan.ask.token_ids { numbers(&plan.prompts[0].token_ids()) } else { "null".into() }
+    if plan.params.output.token_ids { numbers(&plan.prompts[0].token_ids()) } else { "null".into() }
 }
 
 fn token_ids(plan: &Plan, script: &Script, tokens: &[u32]) -> String {
-    if !plan.ask.token_ids {
+    if !plan.params.output.token_ids {
         return "null".into();
     }
     numbers(&tokens.iter().map(|at| script.token_id(*at)).collect::<Vec<_>>())
 }
 
 fn logprobs(plan: &Plan, script: &Script, tokens: &[u32]) -> String {
-    let Some(alternatives) = plan.ask.logprobs else { return "null".into() };
+    let Some(alternatives) = plan.params.output.logprobs else { return "null".into() };
     if tokens.is_empty() {
         return "null".into();
     }
@@ -151,12 +212,12 @@ fn logprobs(plan: &Plan, script: &Script, tokens: &[u32]) -> String {
 }
 
 /// A streamed reply.
-pub(crate) struct Stream {
-    /// What every event begins with.
+pub(crate) struct ChatStream {
+    /// The beginning of every event.
     head: String,
 }
 
-impl Stream {
+impl ChatStream {
     pub(crate) fn new(plan: &Plan) -> Self {
         let head = format!(
             r#"data: {{"id":"{}","object":"chat.completion.chunk","created":{},"model":{},"choices":["#,
@@ -169,7 +230,7 @@ impl Stream {
 }
 
 fn running_usage(plan: &Plan, prompt: u32, tokens: u32) -> String {
-    if !plan.ask.continuous_usage {
+    if !plan.params.output.continuous_usage {
         return String::new();
     }
     format!(
@@ -178,7 +239,23 @@ fn running_usage(plan: &Plan, prompt: u32, tokens: u32) -> String {
     )
 }
 
-impl Dialect for Stream {
+/// The fields of a step's `delta`; `None` if the step shows nothing.
+fn delta(plan: &Plan, step: &Step<'_>) -> Option<String> {
+    let (id, function) = match &plan.call {
+        Some(call) if step.at == Some(0) => {
+            let id = format!(r#""id":"{}","type":"function","#, call.ids[step.index]);
+            (id, format!(r#""name":{}"#, quoted(&call.name)))
+        }
+        _ if plan.server.parser && step.piece.is_empty() => {
+            return step.reason.map(|_| String::new());
+        }
+        Some(_) => (String::new(), format!(r#""arguments":{}"#, quoted(step.piece))),
+        None => return Some(format!(r#""content":{}"#, quoted(step.piece))),
+    };
+    Some(format!(r#""content":null,"tool_calls":[{{{id}"index":0,"function":{{{function}}}}}]"#))
+}
+
+impl Dialect for ChatStream {
     fn open(&mut self, plan: &Plan, out: &mut Sink) {
         let usage = running_usage(plan, plan.prompt_tokens(), 0);
         for index in 0..plan.scripts.len() {
@@ -190,28 +267,28 @@ impl Dialect for Stream {
         }
     }
 
-    fn token(&mut self, plan: &Plan, told: &Told<'_>, out: &mut Sink) {
-        let script = &plan.scripts[told.index];
-        let token: Vec<u32> = told.at.into_iter().collect();
-        let usage = running_usage(plan, plan.prompt_tokens(), told.tokens);
-        let (finish, fingerprint) = match told.reason {
+    fn token(&mut self, plan: &Plan, step: &Step<'_>, out: &mut Sink) {
+        let script = &plan.scripts[step.index];
+        let token: Vec<u32> = step.at.into_iter().collect();
+        let usage = running_usage(plan, plan.prompt_tokens(), step.tokens);
+        let Some(delta) = delta(plan, step) else { return };
+        let (finish, fingerprint) = match step.reason {
             None => ("null".to_owned(), String::new()),
             Some(reason) => {
-                let finish =
-                    format!("\"{}\",\"stop_reason\":{}", reason.openai(), reason.stop_reason());
+                let why = plan.finish_reason(reason);
+                let finish = format!("\"{why}\",\"stop_reason\":{}", reason.stop_reason());
                 let fingerprint = if plan.usage_chunk() {
                     String::new()
                 } else {
-                    format!(r#","system_fingerprint":"{}""#, plan.fingerprint)
+                    format!(r#","system_fingerprint":"{}""#, plan.server.fingerprint)
                 };
                 (finish, fingerprint)
             }
         };
         out.raw(format!(
-            "{}{{\"index\":{},\"delta\":{{\"content\":{}}},\"logprobs\":{},\"finish_reason\":{finish},\"token_ids\":{}}}]{usage}{fingerprint}}}\n\n",
+            "{}{{\"index\":{},\"delta\":{{{delta}}},\"logprobs\":{},\"finish_reason\":{finish},\"token_ids\":{}}}]{usage}{fingerprint}}}\n\n",
             self.head,
-            told.index,
-            quoted(told.piece),
+            step.index,
             logprobs(plan, script, &token),
             token_ids(plan, script, &token),
         ));
@@ -223,7 +300,7 @@ impl Dialect for Stream {
                 "{}],{},\"system_fingerprint\":\"{}\"}}\n\n",
                 self.head,
                 final_usage(plan, tally.completion_tokens, tally.cached),
-                plan.fingerprint,
+                plan.server.fingerprint,
             ));
         }
         out.done();

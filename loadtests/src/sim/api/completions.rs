@@ -1,43 +1,45 @@
 //! `/v1/completions`.
 
-use super::super::events::{Dialect, Sink, Tally, Told};
-use super::super::fault::Fault;
-use super::super::json::{Check, quoted};
-use super::super::plan::{Ask, DefaultLength, Outcome, Plan};
-use super::super::shared::Shared;
-use super::super::text::{Prompt, Reason, Script};
 use super::chat::{escaped, stream_options};
 use super::{final_usage, numbers, usage};
+use crate::sim::api::events::{Dialect, Sink, Step, Tally};
+use crate::sim::api::fault::Fault;
+use crate::sim::api::form::ReplyForm;
+use crate::sim::api::json::Check;
+use crate::sim::api::plan::{Completion, DefaultLength, Params, Plan};
+use crate::sim::shared::Shared;
+use crate::sim::text::{Prompt, Reason, Script, quoted};
 use serde_json::{Map, Value};
 
 /// The API's own default for `max_tokens`.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// Reads a request. True with the plan if the prompt is to be echoed.
+/// Reads a request. The flag is true if the reply echoes the prompt.
 pub(crate) fn plan(
     shared: &Shared,
     body: &Map<String, Value>,
     request_id: Option<String>,
 ) -> Result<(Plan, bool), Fault> {
     let mut check = Check::new();
-    let mut ask = Ask::sampling(body, &mut check);
-    ask.logprobs = check.int(body, "logprobs").map(|n| u32::try_from(n).unwrap_or(0));
+    let mut params = Params::sampling(body, &mut check);
+    params.output.logprobs = check.int(body, "logprobs").map(|n| u32::try_from(n).unwrap_or(0));
     let echo = check.flag(body, "echo");
     let prompts = prompts(body.get("prompt"), &mut check);
     check.ok()?;
-    stream_options(body, &ask)?;
-    if shared.args.enable_force_include_usage && ask.stream {
-        (ask.include_usage, ask.continuous_usage) = (true, true);
+    stream_options(body, &params)?;
+    if shared.args.replies.enable_force_include_usage && params.output.stream {
+        (params.output.include_usage, params.output.continuous_usage) = (true, true);
     }
-    ask.continuous_usage &= ask.include_usage;
-    ask.request_id = request_id.or(ask.request_id);
+    params.output.continuous_usage &= params.output.include_usage;
+    params.request_id = request_id.or(params.request_id);
+    params.output.form = ReplyForm::of(body);
     if prompts.is_empty() {
         return Err(Fault::bad_request(
             "Either prompt or prompt_embeds must be provided and non-empty.",
         ));
     }
     let length = DefaultLength::Tokens(DEFAULT_MAX_TOKENS);
-    let plan = Plan::new(shared, ask, prompts, length, "cmpl-")?;
+    let plan = Plan::new(shared, params, prompts, length, "cmpl-")?;
     Ok((plan, echo))
 }
 
@@ -75,15 +77,15 @@ pub(crate) fn ids(list: &[Value]) -> Prompt {
 }
 
 /// A plain reply.
-pub(crate) fn whole(plan: &Plan, outcome: &Outcome, echo: bool) -> String {
+pub(crate) fn whole(plan: &Plan, completion: &Completion, echo: bool) -> String {
     let mut choices = Vec::with_capacity(plan.scripts.len());
     for (index, script) in plan.scripts.iter().enumerate() {
-        let reason = outcome.reasons[index].as_ref().unwrap_or(&Reason::Abort);
-        let mut text = outcome.texts[index].clone();
+        let reason = completion.reasons[index].as_ref().unwrap_or(&Reason::Abort);
+        let mut text = completion.texts[index].clone();
         if echo {
             text.insert_str(0, &plan.prompts[index / plan.n].detokenize());
         }
-        let all: Vec<u32> = (0..outcome.tokens[index]).collect();
+        let all: Vec<u32> = (0..completion.tokens[index]).collect();
         choices.push(format!(
             r#"{{"index":{index},"text":{},"logprobs":{},"finish_reason":"{}","stop_reason":{},"token_ids":{},"prompt_logprobs":null,"prompt_token_ids":{},"routed_experts":null}}"#,
             quoted(&text),
@@ -100,13 +102,13 @@ pub(crate) fn whole(plan: &Plan, outcome: &Outcome, echo: bool) -> String {
         plan.created,
         quoted(&plan.model),
         choices.join(","),
-        plan.fingerprint,
-        usage(plan, outcome.completion_tokens(), outcome.cached),
+        plan.server.fingerprint,
+        usage(plan, completion.completion_tokens(), completion.cached, "null"),
     )
 }
 
 fn prompt_ids(plan: &Plan, index: usize) -> String {
-    if plan.ask.token_ids {
+    if plan.params.output.token_ids {
         numbers(&plan.prompts[index / plan.n].token_ids())
     } else {
         "null".into()
@@ -114,14 +116,14 @@ fn prompt_ids(plan: &Plan, index: usize) -> String {
 }
 
 fn token_ids(plan: &Plan, script: &Script, tokens: &[u32]) -> String {
-    if !plan.ask.token_ids {
+    if !plan.params.output.token_ids {
         return "null".into();
     }
     numbers(&tokens.iter().map(|at| script.token_id(*at)).collect::<Vec<_>>())
 }
 
 fn logprobs(plan: &Plan, script: &Script, tokens: &[u32], mut offset: usize) -> String {
-    let Some(alternatives) = plan.ask.logprobs else { return "null".into() };
+    let Some(alternatives) = plan.params.output.logprobs else { return "null".into() };
     if tokens.is_empty() {
         return "null".into();
     }
@@ -131,7 +133,7 @@ fn logprobs(plan: &Plan, script: &Script, tokens: &[u32], mut offset: usize) -> 
         offsets.push(offset.to_string());
         chosen.push(logprob.to_string());
         words.push(quoted(word));
-        // An object can't name a token twice.
+        // An object can have each token only once.
         let mut top = Map::new();
         for rank in 0..=alternatives {
             let (word, logprob) = script.logprob(*at, rank);
@@ -150,13 +152,13 @@ fn logprobs(plan: &Plan, script: &Script, tokens: &[u32], mut offset: usize) -> 
 }
 
 /// A streamed reply.
-pub(crate) struct Stream {
+pub(crate) struct CompletionStream {
     head: String,
     /// Prompts still to be echoed, by reply.
     echo: Vec<Option<String>>,
 }
 
-impl Stream {
+impl CompletionStream {
     pub(crate) fn new(plan: &Plan, echo: bool) -> Self {
         let head = format!(
             r#"data: {{"id":"{}","object":"text_completion","created":{},"model":{},"choices":["#,
@@ -169,44 +171,44 @@ impl Stream {
     }
 }
 
-impl Dialect for Stream {
+impl Dialect for CompletionStream {
     fn open(&mut self, _: &Plan, _: &mut Sink) {}
 
-    fn token(&mut self, plan: &Plan, told: &Told<'_>, out: &mut Sink) {
-        let script = &plan.scripts[told.index];
-        let token: Vec<u32> = told.at.into_iter().collect();
-        let usage = if plan.ask.continuous_usage {
-            let prompt = plan.prompts[told.index / plan.n].tokens();
+    fn token(&mut self, plan: &Plan, step: &Step<'_>, out: &mut Sink) {
+        let script = &plan.scripts[step.index];
+        let token: Vec<u32> = step.at.into_iter().collect();
+        let usage = if plan.params.output.continuous_usage {
+            let prompt = plan.prompts[step.index / plan.n].tokens();
             format!(
                 r#","usage":{{"prompt_tokens":{prompt},"total_tokens":{},"completion_tokens":{}}}"#,
-                prompt + told.tokens,
-                told.tokens
+                prompt + step.tokens,
+                step.tokens
             )
         } else {
             String::new()
         };
-        let (finish, stop, fingerprint) = match told.reason {
+        let (finish, stop, fingerprint) = match step.reason {
             None => ("null".to_owned(), "null".to_owned(), String::new()),
             Some(reason) => {
                 let fingerprint = if plan.usage_chunk() {
                     String::new()
                 } else {
-                    format!(r#","system_fingerprint":"{}""#, plan.fingerprint)
+                    format!(r#","system_fingerprint":"{}""#, plan.server.fingerprint)
                 };
                 (format!("\"{}\"", reason.openai()), reason.stop_reason(), fingerprint)
             }
         };
-        let text = match self.echo[told.index].take() {
-            Some(prompt) => quoted(&(prompt + told.piece)),
-            None => quoted(told.piece),
+        let text = match self.echo[step.index].take() {
+            Some(prompt) => quoted(&(prompt + step.piece)),
+            None => quoted(step.piece),
         };
         let prompt_ids =
-            if told.at == Some(0) { prompt_ids(plan, told.index) } else { "null".into() };
+            if step.at == Some(0) { prompt_ids(plan, step.index) } else { "null".into() };
         out.raw(format!(
             "{}{{\"index\":{},\"text\":{text},\"logprobs\":{},\"finish_reason\":{finish},\"stop_reason\":{stop},\"prompt_token_ids\":{prompt_ids},\"token_ids\":{}}}]{usage}{fingerprint}}}\n\n",
             self.head,
-            told.index,
-            logprobs(plan, script, &token, told.offset),
+            step.index,
+            logprobs(plan, script, &token, step.offset),
             token_ids(plan, script, &token),
         ));
     }
@@ -217,7 +219,7 @@ impl Dialect for Stream {
                 "{}],{},\"system_fingerprint\":\"{}\"}}\n\n",
                 self.head,
                 final_usage(plan, tally.completion_tokens, tally.cached),
-                plan.fingerprint,
+                plan.server.fingerprint,
             ));
         }
         out.done();

@@ -1,23 +1,35 @@
-//! The APIs, each in its own words: what it reads, and how it tells a reply.
+//! The APIs, one file each: the fields that it reads, and the form of its replies.
+//!
+//! Shared by them: `json` checks fields as pydantic does, `form` decides whether a reply is words, JSON or
+//! the call of a tool, `plan` turns fields into work for the engine, `events` turns the engine's output into
+//! a stream, `fault` has all errors. Knows nothing of sockets and connections.
 
 pub(crate) mod audio;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod events;
+pub(crate) mod fault;
+pub(crate) mod form;
+pub(crate) mod json;
 pub(crate) mod messages;
+pub(crate) mod plan;
 pub(crate) mod pooling;
+pub(crate) mod realtime;
 pub(crate) mod responses;
 pub(crate) mod tokens;
 
-use super::json::Check;
-use super::plan::Plan;
+use json::Check;
+use plan::Plan;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-/// `"usage":{…}` of a plain reply.
-fn usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
+/// `"usage":{…}` of a plain reply. `created`: tokens that were added to the cache; `null` in completions.
+fn usage(plan: &Plan, completion_tokens: u32, cached: u32, created: &str) -> String {
     let prompt = plan.prompt_tokens();
-    let details = if plan.details {
-        format!(r#"{{"cached_tokens":{cached},"created_cache_tokens":0,"multimodal_tokens":null}}"#)
+    let details = if plan.server.details {
+        format!(
+            r#"{{"cached_tokens":{cached},"created_cache_tokens":{created},"multimodal_tokens":null}}"#
+        )
     } else {
         "null".into()
     };
@@ -30,7 +42,7 @@ fn usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
 /// `"usage":{…}` of a stream's last chunk.
 fn final_usage(plan: &Plan, completion_tokens: u32, cached: u32) -> String {
     let prompt = plan.prompt_tokens();
-    let details = if plan.details {
+    let details = if plan.server.details {
         format!(r#","prompt_tokens_details":{{"cached_tokens":{cached},"created_cache_tokens":0}}"#)
     } else {
         String::new()
@@ -52,7 +64,7 @@ fn numbers(numbers: &[u32]) -> String {
     out
 }
 
-/// A conversation, checked to be one.
+/// The messages of a conversation, checked to be a list.
 fn conversation<'a>(body: &'a Map<String, Value>, check: &mut Check) -> &'a [Value] {
     match body.get("messages") {
         Some(Value::Array(list)) => list,

@@ -1,22 +1,23 @@
-//! What a pooling server gives: embeddings, pooled vectors, scores, ranks and classes.
+//! The routes of a pooling server: embeddings, pooled vectors, scores, ranks and classes.
 //!
-//! Vectors follow from the seed and the input, have 64 numbers and length 1.
+//! Vectors follow from the seed and the input; they have 64 numbers and the length 1.
 
-use super::super::engine::{Job, Out, Refused, Ticket};
-use super::super::fault::Fault;
-use super::super::json::{Check, quoted};
-use super::super::plan::{fits, strings};
-use super::super::shared::Shared;
-use super::super::text::{Prompt, mix, unit};
-use super::super::wall;
 use super::completions::prompts;
+use crate::mix::{mix, unit};
+use crate::sim::api::fault::Fault;
+use crate::sim::api::json::Check;
+use crate::sim::api::plan::{fits, strings};
+use crate::sim::engine::{Job, Output, Refused, Ticket};
+use crate::sim::shared::Shared;
+use crate::sim::text::{Prompt, quoted};
+use crate::sim::wall;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 use tokio::sync::mpsc::Receiver;
 
 const DIMENSIONS: u64 = 64;
 
-/// Which of the pooling routes.
+/// One of the pooling routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Embeddings,
@@ -26,20 +27,20 @@ pub(crate) enum Kind {
     Rerank,
 }
 
-/// A request that will be run.
+/// A valid request.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(crate) struct PoolingRequest {
     kind: Kind,
     model: String,
     prompts: Vec<Prompt>,
-    /// For ranks: the texts, and how many of them to give.
+    /// For ranks: the texts, and how many of them to return.
     documents: Vec<String>,
     top: usize,
     base64: bool,
     seed: u64,
 }
 
-impl Pool {
+impl PoolingRequest {
     pub(crate) fn new(
         shared: &Shared,
         kind: Kind,
@@ -78,10 +79,10 @@ impl Pool {
         check.ok()?;
         let (model, _) = shared.resolve(model.as_deref())?;
         let dimensions = body.get("dimensions").filter(|value| !value.is_null());
-        if let (Kind::Embeddings, Some(asked)) = (kind, dimensions) {
+        if let (Kind::Embeddings, Some(wanted)) = (kind, dimensions) {
             return Err(Fault::bad_request(format!(
                 "Model '{model}' does not support Matryoshka embeddings; dimensions must be unset \
-                 (received dimensions={asked})."
+                 (received dimensions={wanted})."
             )));
         }
         for prompt in &texts {
@@ -91,14 +92,14 @@ impl Pool {
             fits(shared, prompt, None)?;
         }
         let top = if top == 0 { documents.len() } else { top };
-        let seed = shared.args.seed;
+        let seed = shared.args.speed.seed;
         Ok(Self { kind, model, prompts: texts, documents, top, base64, seed })
     }
 
-    pub(crate) fn submit(&self, shared: &Shared) -> Result<(Ticket, Receiver<Out>), Refused> {
+    pub(crate) fn submit(&self, shared: &Shared) -> Result<(Ticket, Receiver<Output>), Refused> {
         let job = |prompt: &Prompt| Job {
             prompt_tokens: prompt.tokens(),
-            prefix: prompt.blocks(shared.args.block_size, 0),
+            prefix: prompt.blocks(shared.args.capacity.block_size, 0),
             output_tokens: 0,
             max_tokens: 0,
             reason: "stop",
@@ -106,7 +107,7 @@ impl Pool {
         shared.engine.submit(self.prompts.iter().map(job).collect(), 1, None)
     }
 
-    /// How many outputs make the reply complete.
+    /// The number of outputs that make the reply complete.
     pub(crate) fn parts(&self) -> usize {
         self.prompts.len()
     }
@@ -186,7 +187,7 @@ impl Pool {
     }
 }
 
-/// The real server tries the input as every shape it knows, and tells of all ten.
+/// The real server tries all ten shapes of input that it knows, and reports each failure.
 fn bad_input(check: &mut Check, body: &Map<String, Value>, input: &Value) {
     let list = |check: &mut Check| {
         check.wrong("input", "list_type", "Input should be a valid list", input);

@@ -1,10 +1,10 @@
 //! `/tokenize` and `/detokenize`.
 
-use super::super::fault::Fault;
-use super::super::json::{Check, quoted};
-use super::super::shared::Shared;
-use super::super::text::Prompt;
 use super::{chat_template, numbers};
+use crate::sim::api::fault::Fault;
+use crate::sim::api::json::Check;
+use crate::sim::shared::Shared;
+use crate::sim::text::{Prompt, quoted};
 use serde_json::{Map, Value};
 
 /// A prompt's or a conversation's tokens.
@@ -35,7 +35,7 @@ pub(crate) fn tokenize(shared: &Shared, body: &Map<String, Value>) -> Result<Str
     Ok(format!(
         r#"{{"count":{},"max_model_len":{},"tokens":{},"token_strs":{strings}}}"#,
         ids.len(),
-        shared.args.max_model_len,
+        shared.args.capacity.max_model_len,
         numbers(&ids)
     ))
 }

@@ -1,17 +1,25 @@
+//! The engine on a paused clock.
+
 use super::*;
-use crate::sim::args::Args;
-use crate::sim::metrics::{Page, Setup as PageSetup};
+use crate::sim::args::SimArgs;
+use crate::sim::metrics::{Page, PageSettings};
 
 fn engine(flags: &[&str]) -> Arc<Engine> {
-    let args = Args::from_flags(flags.iter().copied()).expect("valid flags");
-    let page = Page::new(&PageSetup { model: "m", max_model_len: 100, blocks: 1, block_size: 1 });
-    let setup = Setup {
+    let args = SimArgs::from_flags(flags.iter().copied()).expect("valid flags");
+    let page = Page::new(&PageSettings {
+        model: "m",
+        max_model_len: 100,
+        blocks: 1,
+        block_size: 1,
+        tool_parser: false,
+    });
+    let setup = EngineSettings {
         limits: args.limits(),
         timing: args.timing(),
-        max_queued: args.max_num_queued_reqs,
-        seed: args.seed,
-        fail_rate: args.fail_rate,
-        reject_rate: args.reject_rate,
+        max_queued: args.capacity.max_num_queued_reqs,
+        seed: args.speed.seed,
+        fail_rate: args.faults.fail_rate,
+        reject_rate: args.faults.reject_rate,
     };
     Engine::new(setup, Stats::new(page.histograms()))
 }
@@ -43,7 +51,7 @@ async fn tokens_come_at_the_pace_of_the_timing_model() {
     let begun = Instant::now();
     let (_ticket, mut out) = engine.submit(vec![job(41), job(41)], 2, None).expect("room for two");
     let first = out.recv().await.expect("a token");
-    assert_eq!(first.event, Event::Token { last: false });
+    assert_eq!(first.event, SeqEvent::Token { last: false });
     assert_eq!(begun.elapsed().as_millis(), 200, "two prompts of 100 tokens");
     while out.recv().await.is_some() {}
     let took = begun.elapsed().as_millis();
@@ -78,14 +86,14 @@ async fn a_hung_engine_keeps_its_gauges_and_goes_on_where_it_was() {
     assert_eq!(engine.gauges().running, 1);
     engine.set(State::Running);
     let mut last = None;
-    while let Some(told) = out.recv().await {
-        last = Some(told.event);
+    while let Some(output) = out.recv().await {
+        last = Some(output.event);
     }
-    assert_eq!(last, Some(Event::Token { last: true }));
+    assert_eq!(last, Some(SeqEvent::Token { last: true }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn misfortunes_follow_from_the_seed() {
+async fn faults_follow_from_the_seed() {
     let fates = |flags: &'static [&'static str]| async move {
         let engine = engine(flags);
         let _task = running(&engine);
@@ -95,8 +103,8 @@ async fn misfortunes_follow_from_the_seed() {
                 Err(_) => fates.push("refused"),
                 Ok((_ticket, mut out)) => loop {
                     match out.recv().await.expect("an end").event {
-                        Event::Failed => break fates.push("failed"),
-                        Event::Token { last: true } => break fates.push("whole"),
+                        SeqEvent::Failed => break fates.push("failed"),
+                        SeqEvent::Token { last: true } => break fates.push("whole"),
                         _ => {}
                     }
                 },

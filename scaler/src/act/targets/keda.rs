@@ -1,8 +1,8 @@
-//! A workload that KEDA scales: it asks, and is told (`crate::keda`).
+//! A workload that KEDA scales: KEDA polls the scaler (`crate::keda`).
 //!
-//! With `boost`, the count is written here too, on the way up from zero: KEDA starts one replica,
+//! With `boost`, the scaler also writes the count, on the way up from zero: KEDA starts one replica,
 //! and its HPA asks for the rest at its next sync, up to 15 s later. From the first ready replica on
-//! the HPA is alone again. It keeps what was written, since it is told the same count.
+//! only the HPA writes. It keeps the count, since it receives the same one.
 
 use std::io;
 use std::time::Duration;
@@ -18,32 +18,32 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::kubernetes::workload::{Failed, Workload};
-use super::{Drains, Target};
+use super::{Drains, ScaleTarget};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A KEDA ScaledObject's workload. Dropping it leaves everything as it is.
+/// The workload of a KEDA ScaledObject. Dropping this leaves the workload as it is.
 pub(crate) struct KedaTarget {
     boost: Option<Boost>,
 }
 
 struct Boost {
-    wanted: watch::Sender<Wanted>,
+    wanted: watch::Sender<BoostOrder>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// What the loop wants.
+/// The count that the loop wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Wanted {
+struct BoostOrder {
     count: u32,
-    /// It was zero, and no replica has become ready since.
+    /// The count was zero, and no replica has become ready since.
     waking: bool,
 }
 
 impl KedaTarget {
     /// # Errors
-    /// A boost, and no cluster to speak with.
+    /// `boost` is set, and there is no cluster.
     pub(crate) fn start(
         pool: &config::Pool,
         settings: &config::Keda,
@@ -53,13 +53,13 @@ impl KedaTarget {
             return Ok(Self { boost: None });
         }
         let cluster = cluster.cloned().ok_or_else(|| io::Error::other("no Kubernetes cluster"))?;
-        let (wanted, given) = watch::channel(Wanted::default());
+        let (wanted, given) = watch::channel(BoostOrder::default());
         let work = boost(pool.name.clone(), settings.clone(), cluster, given);
         let task = AbortOnDropHandle::new(tokio::spawn(work));
         Ok(Self { boost: Some(Boost { wanted, _task: task }) })
     }
 
-    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+    fn want(&self, change: impl FnOnce(&mut BoostOrder)) {
         let Some(boost) = &self.boost else { return };
         boost.wanted.send_if_modified(|wanted| {
             let before = *wanted;
@@ -69,7 +69,7 @@ impl KedaTarget {
     }
 }
 
-impl Target for KedaTarget {
+impl ScaleTarget for KedaTarget {
     fn ensure(&self, count: u32) {
         self.want(|wanted| {
             wanted.waking |= count == 0;
@@ -80,39 +80,39 @@ impl Target for KedaTarget {
         self.want(|wanted| wanted.waking = false);
     }
     fn stop(&self, _id: &str) {}
-    fn rest(&self) {
-        self.want(|wanted| *wanted = Wanted::default());
+    fn stand_by(&self) {
+        self.want(|wanted| *wanted = BoostOrder::default());
     }
     fn drains(&self) -> Drains {
         Drains::All
     }
 }
 
-/// Writes each count over one that is wanted on the way up.
+/// Writes each wanted count above one on the way up from zero.
 async fn boost(
     pool: String,
     settings: config::Keda,
     cluster: Cluster,
-    mut wanted: watch::Receiver<Wanted>,
+    mut wanted: watch::Receiver<BoostOrder>,
 ) {
-    let mut told = String::new();
+    let mut logged = String::new();
     while wanted.changed().await.is_ok() {
         loop {
-            let Wanted { count, waking } = *wanted.borrow_and_update();
+            let BoostOrder { count, waking } = *wanted.borrow_and_update();
             if !waking || count < 2 {
                 break;
             }
             match raise(&settings, &cluster, count).await {
                 Ok(Some(from)) => {
                     tracing::info!("{pool}: wrote {from} → {count} replicas, beside KEDA");
-                    told.clear();
+                    logged.clear();
                     break;
                 }
                 Ok(None) => break,
                 Err(why) => {
-                    if why != told {
-                        tracing::warn!("{pool}: no boost, KEDA scales alone: {why}");
-                        told = why;
+                    if why != logged {
+                        tracing::warn!("{pool}: no boost, only KEDA scales: {why}");
+                        logged = why;
                     }
                     sleep(RETRY).await;
                 }
@@ -121,7 +121,8 @@ async fn boost(
     }
 }
 
-/// Raises the workload to `count`, within the ScaledObject's own bounds; from what, if it did.
+/// Raises the workload to `count`, within the ScaledObject's own bounds. Returns the count before if
+/// it raised it.
 async fn raise(
     settings: &config::Keda,
     cluster: &Cluster,
@@ -137,7 +138,7 @@ async fn raise(
     let scaled = scaled(&object, namespace)?;
     let workload = Workload::find(cluster.client.clone(), namespace, &scaled).await;
     let workload = workload.map_err(|error| error.to_string())?;
-    // KEDA writes its one in the same moment.
+    // KEDA writes its first replica at the same moment.
     for _ in 0..5 {
         let now = workload.read().await?;
         if now.replicas >= count {
@@ -149,7 +150,7 @@ async fn raise(
             Err(Failed::For(why)) => return Err(why),
         }
     }
-    Err("somebody else writes the count again and again".to_owned())
+    Err("another client changes the count at every attempt".to_owned())
 }
 
 async fn scaled_object(
@@ -161,7 +162,7 @@ async fn scaled_object(
     let resource = ApiResource::from_gvk_with_plural(&kind, "scaledobjects");
     let api: Api<DynamicObject> =
         Api::namespaced_with(cluster.client.clone(), namespace, &resource);
-    let called = timeout(PATIENCE, api.get(&settings.scaled_object)).await;
+    let called = timeout(CALL_TIMEOUT, api.get(&settings.scaled_object)).await;
     let called = called.map_err(|_| "the API server does not answer".to_owned())?;
     called.map_err(|error| {
         explain(
@@ -171,7 +172,7 @@ async fn scaled_object(
     })
 }
 
-/// Whether a person has taken scaling up out of everybody's hands, by KEDA's own annotations.
+/// Whether an operator has paused scaling up, by KEDA's own annotations.
 fn is_paused(object: &DynamicObject) -> bool {
     let annotation = |name: &str| {
         let name = format!("autoscaling.keda.sh/{name}");
@@ -181,7 +182,7 @@ fn is_paused(object: &DynamicObject) -> bool {
     set("paused") || set("paused-scale-out") || annotation("paused-replicas").is_some()
 }
 
-/// The workload that a ScaledObject scales, with KEDA's own defaults.
+/// The workload that a ScaledObject scales, with KEDA's defaults.
 fn scaled(object: &DynamicObject, namespace: &str) -> Result<config::Kubernetes, String> {
     let target = &object.data["spec"]["scaleTargetRef"];
     let text = |field: &str, default: &str| target[field].as_str().unwrap_or(default).to_owned();
@@ -223,15 +224,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_no_longer_leads_wants_nothing() {
-        let (wanted, given) = watch::channel(Wanted::default());
+    async fn a_target_that_stands_by_wants_nothing() {
+        let (wanted, given) = watch::channel(BoostOrder::default());
         let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
         let target = KedaTarget { boost: Some(Boost { wanted, _task: task }) };
         target.ensure(0);
         target.ensure(3);
-        assert_eq!(*given.borrow(), Wanted { count: 3, waking: true });
-        target.rest();
-        assert_eq!(*given.borrow(), Wanted::default());
+        assert_eq!(*given.borrow(), BoostOrder { count: 3, waking: true });
+        target.stand_by();
+        assert_eq!(*given.borrow(), BoostOrder::default());
     }
 
     #[test]

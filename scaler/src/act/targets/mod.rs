@@ -1,84 +1,116 @@
-//! Scale targets: what starts and stops replicas.
+//! Scale targets, which start and stop replicas.
+//!
+//! A target shows its replicas and carries out the loop's orders, in tasks of its own: no call waits.
+//! It decides nothing, and does not know the loop.
+//!
+//! Three things are called a target: the configuration (`forebay_config::Target`), the interface that the
+//! loop uses (`ScaleTarget`), and the target of one pool, whatever its kind (`PoolTarget`). The target
+//! concurrency (`targetConcurrency`) is none of them; the decision calls it `per_replica`.
+//!
+//! A new kind of target needs
+//! - a file here, with a type that implements `ScaleTarget`, and its `mod` below;
+//! - a variant of `PoolTarget` and its arms in `pool_target.rs`. `PoolTarget::start` receives the pool's
+//!   configuration and a Kubernetes cluster. An address is a setting of the target; a token comes from a
+//!   file that a setting names, like `bearerTokenFile` in `config/src/types/prometheus.rs`;
+//! - a library that it needs: in `Cargo.toml` of the workspace and of this crate;
+//! - a variant of `forebay_config::Target` with its settings in `config/src/types/target.rs`, which
+//!   `config/src/lib.rs` re-exports, the matches on it in `config/src/types/pool.rs`, a check in
+//!   `config/src/check/pool.rs`, and in `config/src/check/across.rs` if two pools can't share its
+//!   workload;
+//! - an example in `config/examples/`, and then
+//!   `UPDATE_DOCS=1 cargo test -p forebay-config --test reference`;
+//! - an arm in `run/pool/hung.rs`, which says when a replica hangs, if the target can replace one;
+//! - an arm of `needs_cluster` in `src/serve.rs`;
+//! - permissions in `deploy/chart/`, if it calls the API server.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use forebay_base::backoff::{Backoff, Spread};
+use forebay_config::Millis;
 use forebay_signals::ProcessEnd;
-use serde::{Deserialize, Serialize};
 
-use crate::clock::epoch_ms;
-use crate::decide::Override;
+use crate::clock::epoch_time;
+use crate::decide::{Condition, Override};
 
-mod backoff;
-mod driver;
 mod keda;
 mod kubernetes;
+mod pool_target;
 mod ports;
 pub mod processes;
+mod start_failure;
 
-pub(crate) use driver::Driver;
+pub(crate) use pool_target::PoolTarget;
 
-/// What starts and stops replicas, as far as the loop needs it.
-pub(crate) trait Target {
-    /// So many replicas that were not told to stop: the wanted ones and those that still drain.
-    /// Said at every step.
+/// Pauses before a replica that died is started again, and before the API server is asked again.
+const RESTARTS: Backoff =
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(60), Spread::Around);
+
+/// Starts and stops replicas, as the loop orders.
+pub(crate) trait ScaleTarget {
+    /// Sets the number of replicas that are not stopping: the wanted ones and those that drain.
+    /// Called at every step.
     fn ensure(&self, count: u32);
-    /// A gateway found it healthy.
+    /// A gateway found this replica healthy.
     fn ready(&self, _id: &str) {}
-    /// It is drained.
+    /// This replica is drained and has to stop.
     fn stop(&self, id: &str);
-    /// These are to be ended and started anew, by their ids: said at every step, before
-    /// [`Target::ensure`].
+    /// These replicas, by their ids, have to be ended and started anew. Called at every step, before
+    /// [`ScaleTarget::ensure`].
     fn replace(&self, _hung: &BTreeMap<String, Hung>) {}
-    /// Takes a stop back, for a replica that is still there. Whether it could be.
+    /// Takes a stop back. Returns whether the replica was still there.
     fn recall(&self, _id: &str) -> bool {
         false
     }
-    /// Whether anything follows from a decision.
+    /// Whether a decision has any effect.
     fn scales(&self) -> bool {
         true
     }
-    /// Replicas on top of those that were asked for, which come and go by themselves: a rollout's.
+    /// Replicas beyond the requested ones, which come and go on their own: a rollout's.
     fn surplus(&self) -> u32 {
         0
     }
-    /// Who else is in charge of the count, by a sign at the target itself.
-    fn order(&self) -> Override {
+    /// An operator's override at the target itself.
+    fn operator_override(&self) -> Override {
         Override::None
     }
-    /// Somebody else decides from now on: what was said here counts no more.
-    fn rest(&self) {}
-    /// The decision behind the next [`Target::ensure`], in one sentence.
+    /// Another scaler decides from now on: earlier orders no longer count.
+    fn stand_by(&self) {}
+    /// The decision behind the next [`ScaleTarget::ensure`], in one sentence.
     fn decided(&self, _sentence: &str) {}
-    /// Why it can't do what it is told, in words.
+    /// No replica can be started, in one sentence for an operator; `None` once that is over. Called at
+    /// each change.
+    fn starts_fail(&self, _sentence: Option<&str>) {}
+    /// The reason why it can't carry out its orders, in words.
     fn trouble(&self) -> Option<String> {
         None
     }
-    /// What the loop may drain.
+    /// The replicas that the loop may drain.
     fn drains(&self) -> Drains {
         Drains::Each
     }
 }
 
-/// A replica that is to be ended and started anew.
+/// A replica that has to be ended and started anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hung {
-    /// Which start of it, by [`ReplicaStatus::started_ms`]; a later one is not meant.
-    pub started_ms: u64,
-    /// Why, as the end of a sentence: "answered nothing for 60 s".
+    /// The start that hangs, by [`ReplicaStatus::started_at`]; a later start is not meant.
+    pub started_at: Option<Millis>,
+    /// The reason, as the end of a sentence: "answered nothing for 60 s".
     pub why: String,
 }
 
-/// What the loop may drain, and then tell the target to stop.
+/// The replicas that the loop may drain, and then have the target stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drains {
-    /// Any replica, by itself.
+    /// Any replica on its own.
     Each,
-    /// All or none, and somebody else stops them: drained ones wait under the barrier until they
+    /// All or none, and another party stops them: drained ones wait under the barrier until they
     /// are gone, or wanted again.
     All,
-    /// None: somebody else scales, and this is only watched.
+    /// None: another party scales, and the replicas are only watched.
     Never,
 }
 
@@ -87,60 +119,60 @@ pub(crate) enum Drains {
 pub struct ReplicaStatus {
     /// Its name; never used twice in a pool.
     pub id: String,
-    /// Where it listens, or will, as soon as that is known.
+    /// The address where it listens, or will listen, as soon as that is known.
     pub address: Option<SocketAddr>,
-    /// Where it is on its way.
-    pub phase: Phase,
-    /// What a person should know about that ("exited with status 1, again in 4 s").
+    /// Its condition, as far as the target can tell.
+    pub condition: Condition,
+    /// Details for people ("exited with status 1, again in 4 s").
     pub reason: String,
-    /// How its last process ended and where that listened, as long as no other one is started.
+    /// The end of its last process and the address where that listened, until the next start.
     pub ended: Option<(SocketAddr, ProcessEnd)>,
-    /// When it was asked for, in milliseconds since the epoch, where the target knows that better
-    /// than from when it is shown.
-    pub asked_ms: Option<u64>,
-    /// It was there before this process: how long it took to start can't be told.
+    /// When it was requested; `None` if the target knows no better time than its first appearance.
+    pub requested_at: Option<Millis>,
+    /// It was there before this process: the duration of its start is unknown.
     pub inherited: bool,
-    /// When it was given a machine, in milliseconds since the epoch, where that is a step.
-    pub scheduled_ms: Option<u64>,
-    /// When it was last started, in milliseconds since the epoch; 0 before.
-    pub started_ms: u64,
-    /// It was told to stop, and is there for good all the same: another one was taken in its place.
+    /// When it was assigned to a machine, if that is a step.
+    pub scheduled_at: Option<Millis>,
+    /// When it was last started.
+    pub started_at: Option<Millis>,
+    /// It was to stop, but stays for good: another replica was stopped instead.
     pub spared: bool,
-    /// The target's own order of stopping: those with the highest go first, and among equals the
-    /// idlest.
+    /// The target's own order of stopping: the highest rank stops first, and of equals the one with
+    /// the least load.
     pub rank: u32,
+    /// The failure of its starts, while the next one is expected to fail too.
+    pub start_failure: Option<StartFailure>,
+}
+
+/// Starts of a replica that fail, each like the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartFailure {
+    /// The predicate of a sentence about the replica, which clients may read: without names.
+    pub reason: String,
+    /// The last line of its output, or Kubernetes' message.
+    pub detail: String,
+    /// When the next start begins; `None` if that is not known, or if one is under way.
+    pub next_try: Option<Millis>,
 }
 
 impl ReplicaStatus {
-    /// One of which nothing more is known than that it was asked for.
-    pub fn asked_for(id: impl Into<String>) -> Self {
+    /// A replica of which only the request is known.
+    pub fn requested(id: impl Into<String>) -> Self {
         Self {
             id: id.into(),
             address: None,
-            phase: Phase::Pending,
-            reason: "asked for".to_owned(),
+            condition: Condition::Pending,
+            reason: "requested".to_owned(),
             ended: None,
-            asked_ms: None,
+            requested_at: None,
             inherited: false,
-            scheduled_ms: None,
-            started_ms: 0,
+            scheduled_at: None,
+            started_at: None,
             spared: false,
             rank: 0,
+            start_failure: None,
         }
     }
-}
-
-/// Where a replica is on its way, as far as its target can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Phase {
-    /// Asked for; nothing runs yet.
-    Pending,
-    /// Its process or container runs.
-    Running,
-    /// It was told to stop, and is on its way out.
-    Stopping,
-    /// It died, and is started again by and by.
-    Failed,
 }
 
 /// Every replica by its id.

@@ -1,17 +1,16 @@
 //! Ports, leased to replicas.
 //!
-//! vLLM binds its port as late as a minute after it was started, so that a free port is not yet
-//! one that nobody means to use. A lease lasts as long as the replica's processes. Three things
-//! keep leases apart:
+//! vLLM binds its port up to a minute after its start, so a port that is free may already be
+//! assigned. A lease lasts as long as the replica's processes. Three things keep leases apart:
 //!
-//! - within this target, the set of leased ports;
-//! - between all Forebay processes on the machine, an abstract socket address named for the port.
-//!   The supervisor's end of the tether is bound to it, so the kernel gives it back when the
-//!   supervisor is gone, and neither earlier nor later: also when Forebay was killed and the
-//!   replica is still on its way out. Like ports, these addresses belong to a network namespace;
-//! - towards anything else, a test-bind.
+//! - Within this target, the set of leased ports.
+//! - Between all Forebay processes on the machine, an abstract socket address named after the port.
+//!   The supervisor's end of the tether is bound to it, so the kernel frees the address exactly when
+//!   the supervisor is gone, even if Forebay was killed and the replica is still stopping. Like
+//!   ports, these addresses belong to a network namespace.
+//! - Towards all other programs, a test bind.
 //!
-//! Ports go round, so that one that was just freed isn't given to the next replica at once.
+//! Ports are used in turn, so that a port that was just freed is not leased again at once.
 
 use std::collections::HashSet;
 use std::io;
@@ -24,47 +23,47 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// The ports of a range.
 #[derive(Clone, Debug)]
-pub(super) struct Ports(Arc<Mutex<Range>>);
+pub(super) struct Ports(Arc<Mutex<PortRange>>);
 
-/// A port that is ours alone until this is dropped.
+/// A port that only the holder uses until this is dropped.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct PortLease {
     port: u16,
-    range: Arc<Mutex<Range>>,
+    range: Arc<Mutex<PortRange>>,
 }
 
 #[derive(Debug)]
-struct Range {
+struct PortRange {
     first: u16,
     last: u16,
-    /// Where the next search begins, counted from the first port.
+    /// The start of the next search, counted from the first port.
     next: u32,
     leased: HashSet<u16>,
-    /// Ports that were leased before: connections to those replicas may linger there.
+    /// Ports that were leased before: connections to earlier replicas may linger there.
     used: HashSet<u16>,
 }
 
 impl Ports {
-    /// The ports from `first` to `last`, beginning at an offset that is best chosen by chance:
-    /// other Forebay processes use the same range.
+    /// The ports from `first` to `last`, searched from `offset`. A random offset is best: other
+    /// Forebay processes use the same range.
     pub(super) fn new((first, last): (u16, u16), offset: u32) -> Self {
         let (leased, used) = (HashSet::new(), HashSet::new());
-        Self(Arc::new(Mutex::new(Range { first, last, next: offset, leased, used })))
+        Self(Arc::new(Mutex::new(PortRange { first, last, next: offset, leased, used })))
     }
 
-    /// Leases a port that nobody uses. The pair is the tether; the second end, which is the
-    /// supervisor's, carries the lease between Forebay processes.
+    /// Leases a free port. The pair is the tether; its second end, the supervisor's, carries the
+    /// lease between Forebay processes.
     ///
     /// # Errors
     /// No port of the range is free, or sockets cannot be had.
-    pub(super) fn lease(&self) -> io::Result<(Lease, UnixStream, UnixStream)> {
+    pub(super) fn lease(&self) -> io::Result<(PortLease, UnixStream, UnixStream)> {
         let mut range = self.0.lock();
         let (ours, theirs) = UnixStream::pair()?;
         let candidates = range.candidates();
         let unused = candidates.iter().filter(|port| is_free(**port, false));
         let lingering =
             candidates.iter().filter(|port| range.used.contains(port) && is_free(**port, true));
-        // The search is lazy: the first port is nearly always the one.
+        // The search is lazy: usually the first port will do.
         for port in unused.chain(lingering).copied() {
             // The pair can be bound only once, so this comes after the test of the port.
             let name = SockAddr::unix(format!("\0forebay-port-{port}"))?;
@@ -74,7 +73,7 @@ impl Ports {
                 Err(error) => return Err(error),
             }
             range.take(port);
-            return Ok((Lease { port, range: self.0.clone() }, ours, theirs));
+            return Ok((PortLease { port, range: self.0.clone() }, ours, theirs));
         }
         let message = format!("no port from {} to {} is free", range.first, range.last);
         Err(io::Error::new(io::ErrorKind::AddrInUse, message))
@@ -82,36 +81,36 @@ impl Ports {
 }
 
 impl Ports {
-    /// The lease of a port on which a replica runs that another process started, whatever the
-    /// range is. Between processes its supervisor holds the lease already.
-    pub(super) fn adopt(&self, port: u16) -> Lease {
+    /// Leases the port of a replica that another process started, even outside the range. Its
+    /// supervisor already holds the lease between processes.
+    pub(super) fn adopt(&self, port: u16) -> PortLease {
         let mut range = self.0.lock();
         range.leased.insert(port);
         range.used.insert(port);
-        Lease { port, range: self.0.clone() }
+        PortLease { port, range: self.0.clone() }
     }
 }
 
-impl Lease {
-    /// Where the replica is to listen.
+impl PortLease {
+    /// The address where the replica is to listen.
     pub(super) fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The port alone.
+    /// The port.
     pub(super) fn port(&self) -> u16 {
         self.port
     }
 }
 
-impl Drop for Lease {
+impl Drop for PortLease {
     fn drop(&mut self) {
         self.range.lock().leased.remove(&self.port);
     }
 }
 
-impl Range {
-    /// Every port that is not leased, once, in order from where the last lease left off.
+impl PortRange {
+    /// Every port that is not leased, in order from the last lease on.
     fn candidates(&self) -> Vec<u16> {
         let count = (u32::from(self.last) + 1).saturating_sub(u32::from(self.first));
         (0..count)
@@ -130,11 +129,11 @@ impl Range {
     }
 }
 
-/// Whether nobody has bound the port, on any IPv4 address.
+/// Whether no socket is bound to the port, on any IPv4 address.
 ///
-/// Without `SO_REUSEADDR` a socket that is bound and doesn't listen yet is seen too: that is vLLM
-/// while it loads. So are connections in TIME_WAIT; `reuse` tells them from a listener, for ports
-/// of our own, where they are the last replica's.
+/// Without `SO_REUSEADDR` the test also notices a socket that is bound and does not listen yet, like
+/// vLLM's while it loads, and connections in TIME_WAIT. With `reuse` it ignores the latter: on ports
+/// used before they are the last replica's.
 fn is_free(port: u16, reuse: bool) -> bool {
     let bind = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -154,8 +153,8 @@ mod tests {
 
     use super::*;
 
-    /// A range of so many ports that nothing else uses: one of its own for each test, and a random
-    /// one for each process, far below the ephemeral ports.
+    /// A range of `length` ports that nothing else uses: a different one for each test, and at a
+    /// random place for each process, far below the ephemeral ports.
     fn range(length: u16) -> (u16, u16) {
         static RANGES: LazyLock<Mutex<(u16, u16)>> =
             LazyLock::new(|| Mutex::new((rand::random_range(0..700), 0)));
@@ -170,11 +169,11 @@ mod tests {
         }
     }
 
-    fn leases(ports: &Ports, count: usize) -> Vec<(Lease, UnixStream, UnixStream)> {
+    fn leases(ports: &Ports, count: usize) -> Vec<(PortLease, UnixStream, UnixStream)> {
         (0..count).map(|_| ports.lease().unwrap()).collect()
     }
 
-    fn numbers(leases: &[(Lease, UnixStream, UnixStream)]) -> Vec<u16> {
+    fn numbers(leases: &[(PortLease, UnixStream, UnixStream)]) -> Vec<u16> {
         leases.iter().map(|lease| lease.0.port()).collect()
     }
 
@@ -215,12 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn another_process_gets_other_ports_as_long_as_the_supervisor_lives() {
+    fn another_process_gets_other_ports_while_the_supervisor_lives() {
         let range = range(2);
         let (one, other) = (Ports::new(range, 0), Ports::new(range, 0));
         let (lease, mut ours, theirs) = one.lease().unwrap();
         assert_eq!(numbers(&leases(&other, 1)), [range.1]);
-        // Forebay's own end and lease are gone, the supervisor's end is not.
+        // Forebay's end and lease are gone, the supervisor's end is not.
         drop(lease);
         ours.set_nonblocking(true).unwrap();
         assert_eq!(ours.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -253,11 +252,13 @@ mod tests {
             leased in proptest::collection::hash_set(0_u16..50, 0..20),
         ) {
             let last = first.saturating_add(length);
-            let leased: HashSet<u16> = leased.iter().map(|it| first.saturating_add(*it)).collect();
-            let range = Range { first, last, next, leased: leased.clone(), used: HashSet::new() };
+            let leased: HashSet<u16> =
+                leased.iter().map(|step| first.saturating_add(*step)).collect();
+            let range =
+                PortRange { first, last, next, leased: leased.clone(), used: HashSet::new() };
             let mut found = range.candidates();
             found.sort_unstable();
-            let expected: Vec<u16> = (first..=last).filter(|it| !leased.contains(it)).collect();
+            let expected: Vec<u16> = (first..=last).filter(|port| !leased.contains(port)).collect();
             prop_assert_eq!(found, expected);
         }
     }

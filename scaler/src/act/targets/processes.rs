@@ -1,9 +1,9 @@
 //! Replicas as processes on this machine.
 //!
-//! Each replica has a task here, which leases it a port (and a GPU), starts its supervisor, puts
-//! its output in a file, starts it again with back-off when it dies, and stops it when told. Whether
-//! a replica is healthy the gateways judge, and what is to stop has been drained before. A process
-//! that takes over from this one gets the replicas as they run.
+//! Each replica has a task. It leases a port (and a GPU), starts the replica's supervisor, writes the
+//! output to a file, starts the replica again after a death, with back-off, and stops it on order.
+//! Gateways judge its health, and it is drained before it stops. A process that takes over from this
+//! one gets the replicas as they run.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,9 +22,10 @@ use tokio::time::{Instant, timeout_at};
 use self::gpus::Gpus;
 use self::output::Output;
 pub use self::passed::{Facts, PassedReplica};
-pub use super::{Hung, Phase, ReplicaStatus, Replicas};
-use super::{Target, epoch_ms, ports::Ports};
+pub use super::{Hung, ReplicaStatus, Replicas};
+use super::{ScaleTarget, epoch_time, ports::Ports};
 
+mod death;
 mod gpus;
 mod guard;
 mod launch;
@@ -33,11 +34,11 @@ mod passed;
 mod remnants;
 mod replica;
 
-/// How long the replicas' tasks may take to let go of them: one may be busy with an end.
+/// Limit for the replicas' tasks to release them: one may be busy with an end.
 const LET_GO: Duration = Duration::from_secs(5);
 
-/// The processes of one pool. Dropping it ends them within seconds; [`Processes::shutdown`] lets
-/// them end well.
+/// The processes of one pool. If dropped, they are ended within seconds; [`Processes::shutdown`]
+/// lets them stop in order.
 #[derive(Debug)]
 pub struct Processes {
     shared: Arc<Shared>,
@@ -45,7 +46,7 @@ pub struct Processes {
     tasks: Mutex<Option<JoinSet<Option<PassedReplica>>>>,
 }
 
-/// What every replica's task needs.
+/// The state that all replicas' tasks share.
 #[derive(Debug)]
 struct Shared {
     pool: String,
@@ -55,31 +56,31 @@ struct Shared {
     gpus: Gpus,
     output: Output,
     status: watch::Sender<Replicas>,
-    /// What each replica has been told; present as long as its task runs.
-    orders: Mutex<BTreeMap<String, watch::Sender<Orders>>>,
+    /// Each replica's orders; present while its task runs.
+    orders: Mutex<BTreeMap<String, watch::Sender<ReplicaOrders>>>,
 }
 
-/// What a replica has been told.
+/// The orders of one replica.
 #[derive(Clone, Debug, Default)]
-struct Orders {
+struct ReplicaOrders {
     /// A gateway found this start healthy.
     ready: bool,
-    /// It was drained and is to stop.
+    /// It is drained and has to stop.
     stop: bool,
-    /// One of its starts is to end, and another to begin.
+    /// One of its starts has to end, and the next one to begin.
     replace: Option<Hung>,
-    /// Another process looks after it from now on.
+    /// Another process takes over.
     pass_on: bool,
 }
 
 impl Processes {
     /// Prepares to start replicas of `pool`, each under `supervisor_exe supervise`.
     ///
-    /// Makes this process a child subreaper: if a supervisor is killed, what it looked after
-    /// comes here and can be ended.
+    /// Makes this process a child subreaper: if a supervisor is killed, its descendants become
+    /// children of this process, which can end them.
     ///
     /// # Errors
-    /// Outside of a runtime, or where there is no place for the replicas' output.
+    /// There is no runtime, or no place for the replicas' output.
     pub fn start(
         pool: &config::Pool,
         settings: &config::Processes,
@@ -101,46 +102,46 @@ impl Processes {
         Ok(Self { shared: Arc::new(shared), runtime, tasks })
     }
 
-    /// Sees to it that there are `count` replicas which are not stopping; those that failed and
-    /// wait to be started again count. Only ever adds, and returns at once.
+    /// Ensures that `count` replicas are not stopping; failed ones that wait for their next start
+    /// count. Only ever adds replicas, and returns at once.
     ///
-    /// Must not be called while a [`watch::Ref`] of [`Processes::replicas`] is held.
+    /// Must not be called while a [`watch::Ref`] of [`Processes::replicas`] is borrowed.
     pub fn ensure(&self, count: u32) {
         let mut tasks = self.tasks.lock();
         let Some(tasks) = tasks.as_mut() else { return };
         while let Some(done) = tasks.try_join_next() {
-            complain(done);
+            report_panic(done);
         }
         let mut orders = self.shared.orders.lock();
         let going_on = orders.values().filter(|orders| !orders.borrow().stop).count();
         for _ in going_on..count as usize {
             let (id, log) = std::iter::repeat_with(|| self.shared.output.next_replica())
-                // One that was taken over may have its name from another folder.
+                // A replica that was taken over may have its name from another folder.
                 .find(|(id, _)| !orders.contains_key(id))
-                .expect("it never ends");
-            let given = watch::Sender::new(Orders::default());
+                .expect("the iterator never ends");
+            let given = watch::Sender::new(ReplicaOrders::default());
             orders.insert(id.clone(), given.clone());
-            self.shared.set(ReplicaStatus::asked_for(&id));
+            self.shared.set(ReplicaStatus::requested(&id));
             tasks.spawn_on(replica::run(self.shared.clone(), id, log, given), &self.runtime);
         }
     }
 
-    /// A gateway found the replica healthy: its start is over, and its failures are forgotten.
+    /// A gateway found the replica healthy: its start is over, and its failures are reset.
     pub fn ready(&self, id: &str) {
-        self.shared.tell(id, |orders| !std::mem::replace(&mut orders.ready, true));
+        self.shared.order(id, |orders| !std::mem::replace(&mut orders.ready, true));
     }
 
-    /// The replica is drained: SIGTERM, then SIGKILL after `stopTimeout`. One that failed and
-    /// waits to be started again is dropped.
+    /// The replica is drained: SIGTERM, then SIGKILL after `stopTimeout`. A failed replica that
+    /// waits for its next start is dropped.
     pub fn stop(&self, id: &str) {
-        self.shared.tell(id, |orders| !std::mem::replace(&mut orders.stop, true));
+        self.shared.order(id, |orders| !std::mem::replace(&mut orders.stop, true));
     }
 
-    /// Each of these is of no use any more: all its processes are ended, within seconds, and it is
-    /// started anew as after a failure.
+    /// Each of these replicas hangs: all its processes are ended within seconds, and it is started
+    /// anew as after a failure.
     pub fn replace(&self, hung: &BTreeMap<String, Hung>) {
         for (id, hung) in hung {
-            self.shared.tell(id, |orders| {
+            self.shared.order(id, |orders| {
                 let new = orders.replace.as_ref() != Some(hung);
                 orders.replace = Some(hung.clone());
                 new
@@ -148,13 +149,13 @@ impl Processes {
         }
     }
 
-    /// The replicas, now and as they change. One that has stopped is gone from it.
+    /// The replicas as they change. A replica that has stopped is not among them.
     #[must_use]
     pub fn replicas(&self) -> watch::Receiver<Replicas> {
         self.shared.status.subscribe()
     }
 
-    /// Lets go of every replica, for another process, or for [`Processes::adopt`].
+    /// Releases every replica, for another process or for [`Processes::adopt`].
     pub async fn hand_over(&self) -> Vec<PassedReplica> {
         let Some(mut tasks) = self.tasks.lock().as_mut().map(std::mem::take) else {
             return Vec::new();
@@ -166,48 +167,50 @@ impl Processes {
         while let Ok(Some(done)) = timeout_at(until, tasks.join_next()).await {
             match done {
                 Ok(replica) => passed.extend(replica),
-                failed => complain(failed),
+                failed => report_panic(failed),
             }
         }
-        // Those are on their way out.
+        // The others are ending.
         tasks.detach_all();
         passed
     }
 
-    /// Looks after a replica that another process started.
+    /// Takes over a replica that another process started.
     ///
     /// # Errors
-    /// Its tether can't be used; it ends then.
+    /// Its tether can't be used. The replica ends then.
     pub fn adopt(&self, passed: PassedReplica) -> io::Result<()> {
         let mut tasks = self.tasks.lock();
         let Some(tasks) = tasks.as_mut() else { return Ok(()) };
         let (id, pool) = (passed.facts.id.clone(), &self.shared.pool);
         if passed.facts.command != self.shared.settings.command {
-            tracing::info!("{pool}: replica {id} runs on by the command that it was started with");
+            tracing::info!(
+                "{pool}: replica {id} keeps running with the command it was started with"
+            );
         }
         let (ready, stop) = (passed.facts.ready, passed.facts.stop);
-        let given = watch::Sender::new(Orders { ready, stop, ..Orders::default() });
+        let given = watch::Sender::new(ReplicaOrders { ready, stop, ..ReplicaOrders::default() });
         let task = replica::adopt(self.shared.clone(), passed, given.clone())?;
         self.shared.orders.lock().insert(id, given);
         tasks.spawn_on(task, &self.runtime);
         Ok(())
     }
 
-    /// Stops every replica, and returns when no process is left. Nothing is started from then on.
+    /// Stops every replica, and returns when no process is left. Nothing starts from then on.
     ///
-    /// Dropped before, the rest are ended at once.
+    /// If this future is dropped before, the remaining replicas are ended at once.
     pub async fn shutdown(&self) {
         let Some(mut tasks) = self.tasks.lock().take() else { return };
         for orders in self.shared.orders.lock().values() {
             orders.send_modify(|orders| orders.stop = true);
         }
         while let Some(done) = tasks.join_next().await {
-            complain(done);
+            report_panic(done);
         }
     }
 }
 
-impl Target for Processes {
+impl ScaleTarget for Processes {
     fn ensure(&self, count: u32) {
         Self::ensure(self, count);
     }
@@ -223,7 +226,7 @@ impl Target for Processes {
 }
 
 impl Shared {
-    fn tell(&self, id: &str, change: impl FnOnce(&mut Orders) -> bool) {
+    fn order(&self, id: &str, change: impl FnOnce(&mut ReplicaOrders) -> bool) {
         if let Some(orders) = self.orders.lock().get(id) {
             orders.send_if_modified(change);
         }
@@ -235,7 +238,7 @@ impl Shared {
         });
     }
 
-    /// The replica's end: it is forgotten.
+    /// Forgets a replica that has ended.
     fn remove(&self, id: &str) {
         self.orders.lock().remove(id);
         self.status.send_modify(|replicas| {
@@ -244,7 +247,7 @@ impl Shared {
     }
 }
 
-fn complain<T>(done: Result<T, JoinError>) {
+fn report_panic<T>(done: Result<T, JoinError>) {
     if let Err(error) = done
         && error.is_panic()
     {

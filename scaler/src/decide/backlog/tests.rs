@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Two requests a second at most, 10 at once, a second to the first token.
+/// A replica of at most two requests a second, 10 at once, a second to the first token.
 fn curve() -> Curve {
     Curve {
         alone_seconds: 1.0,
@@ -43,16 +43,17 @@ fn a_rare_burst_is_not_worth_a_replica_all_the_time_and_a_frequent_one_is() {
 
 #[test]
 fn replicas_on_their_way_count_from_when_they_are_expected() {
-    let fleet = |coming: &[f64]| Fleet { ready: 0, coming: coming.to_vec(), cold_seconds: 60.0 };
-    let ask = |fleet: &Fleet| enough_ahead(100.0, [1.0; 2], fleet, &curve(), 5.0, 10.0, 20);
+    let fleet =
+        |ready_in: &[f64]| Fleet { ready: 0, ready_in: ready_in.to_vec(), cold_seconds: 60.0 };
+    let ask = |fleet: &Fleet| for_backlog(100.0, [1.0; 2], fleet, &curve(), 5.0, 10.0, 20);
     let (none, soon) = (ask(&fleet(&[])), ask(&fleet(&[10.0; 4])));
     assert_eq!(none, 5, "100 and 60 more, of which each takes 38 in time");
-    assert!(soon <= 4, "those four will have done it: {soon}");
-    assert_eq!(enough_ahead(0.0, [0.0; 2], &fleet(&[]), &curve(), 5.0, 10.0, 20), 0);
+    assert!(soon <= 4, "the four that are starting are enough: {soon}");
+    assert_eq!(for_backlog(0.0, [0.0; 2], &fleet(&[]), &curve(), 5.0, 10.0, 20), 0);
 }
 
 proptest! {
-    #[test] // what the search for the fewest relies on
+    #[test] // The search for the fewest relies on this.
     fn more_replicas_are_never_later(
         load in prop::collection::vec(0.0..30.0f64, 1..200), replicas in 1..10u32,
     ) {
@@ -67,8 +68,8 @@ proptest! {
         queue in 0.0..500.0f64, rate in 0.0..20.0f64, more in 0.0..200.0f64,
         ready in 0..8u32, cold in 1.0..300.0f64,
     ) {
-        let fleet = Fleet { ready, coming: vec![cold / 2.0], cold_seconds: cold };
-        let ask = |queue, rate| enough_ahead(queue, [rate; 2], &fleet, &curve(), 5.0, cold / 2.0, 50);
+        let fleet = Fleet { ready, ready_in: vec![cold / 2.0], cold_seconds: cold };
+        let ask = |queue, rate| for_backlog(queue, [rate; 2], &fleet, &curve(), 5.0, cold / 2.0, 50);
         prop_assert!(ask(queue, rate) <= ask(queue + more, rate));
         prop_assert!(ask(queue, rate) <= ask(queue, rate + more / 10.0));
     }

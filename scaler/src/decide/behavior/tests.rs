@@ -5,21 +5,21 @@ fn rules(yaml: serde_json::Value) -> Rules {
     Rules::of(&serde_json::from_value(yaml).expect("a behavior"))
 }
 
-/// Plays (seconds, desired) from `current`; what it came to after each.
+/// Plays (seconds, desired) from `current`; returns the count after each step.
 fn play(rules: &Rules, mut current: u32, steps: &[(u64, u32)]) -> Vec<u32> {
     let mut history = History::default();
     let step = |(at, desired): &(u64, u32)| {
-        let now_ms = 1_000_000 + at * 1000;
-        let next = rules.apply(&mut history, current, *desired, now_ms);
-        history.changed(rules, current, next, now_ms);
+        let now = Millis::from_secs(1_000 + at);
+        let next = rules.apply(&mut history, current, *desired, now);
+        history.changed(rules, current, next, now);
         current = next;
         next
     };
     steps.iter().map(step).collect()
 }
 
-/// The tables are of the HPA's documentation ("Scaling policies", "Stabilization window", "Default
-/// Behavior") with its own examples.
+/// The cases are the examples of the HPA's documentation ("Scaling policies", "Stabilization window",
+/// "Default Behavior").
 #[test]
 fn counts_change_as_the_hpa_documents() {
     let policies = |direction: &str, rules: serde_json::Value| {
@@ -80,7 +80,7 @@ fn counts_change_as_the_hpa_documents() {
             vec![10, 10, 12],
         ),
         (
-            "a window upwards takes the lowest of it, with the count it began from",
+            "a window upwards takes the lowest proposal in it, and the count at its beginning",
             serde_json::json!({"scaleUp": {"stabilizationWindowSeconds": 60}}),
             4,
             vec![(0, 8), (30, 6), (60, 8), (91, 8)],
@@ -103,8 +103,8 @@ fn counts_change_as_the_hpa_documents() {
 #[test]
 fn a_part_that_is_left_out_has_the_hpas_default() {
     let given = rules(serde_json::json!({"scaleUp": {"stabilizationWindowSeconds": 30}}));
-    assert_eq!((given.up.window_ms, given.up.policies.len()), (30_000, 2));
-    assert_eq!((given.down.window_ms, given.down.select), (300_000, SelectPolicy::Max));
+    assert_eq!((given.up.window, given.up.policies.len()), (Millis::from_secs(30), 2));
+    assert_eq!((given.down.window, given.down.select), (Millis::from_secs(300), SelectPolicy::Max));
 }
 
 fn any_rules() -> impl Strategy<Value = Rules> {
@@ -133,7 +133,7 @@ fn any_rules() -> impl Strategy<Value = Rules> {
 
 proptest! {
     #[test]
-    fn goes_only_towards_what_was_asked_for(
+    fn goes_only_towards_the_proposal(
         rules in any_rules(), begin in 0..50u32,
         steps in prop::collection::vec((1..60u64, 0..100u32), 1..40),
     ) {

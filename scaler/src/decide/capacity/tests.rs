@@ -1,20 +1,20 @@
 use super::*;
 use forebay_signals::Totals;
 
-/// A replica whose requests take `alone` seconds and `neighbour` more for each at once.
-struct Replica {
+/// A replica whose requests take `alone` seconds, plus `neighbour` for each request at once.
+struct ModelReplica {
     alone: f64,
     neighbour: f64,
     totals: Totals,
     left: f64,
 }
 
-impl Replica {
+impl ModelReplica {
     fn new(alone: f64, neighbour: f64) -> Self {
         Self { alone, neighbour, totals: Totals::default(), left: 0.0 }
     }
 
-    /// A second with so many requests at once; each has 800 tokens of prompt and 50 of answer.
+    /// One second at `concurrency`; each request has 800 prompt tokens and 50 answer tokens.
     fn second(&mut self, concurrency: u32) -> Load {
         let c = f64::from(concurrency);
         self.left += c / (self.alone + self.neighbour * c);
@@ -29,12 +29,12 @@ impl Replica {
     }
 }
 
-fn served(replica: &mut Replica, steps: &[(u64, u32)]) -> Capacity {
+fn served(replica: &mut ModelReplica, steps: &[(u64, u32)]) -> Capacity {
     let (mut capacity, mut now) = (Capacity::default(), 1_000_000);
     for (seconds, concurrency) in steps {
         for _ in 0..*seconds {
             now += 1000;
-            capacity.observe(&replica.second(*concurrency), 1, 0, now);
+            capacity.observe(&replica.second(*concurrency), 1, None, Millis::new(now));
         }
     }
     capacity
@@ -45,7 +45,7 @@ fn throughput_is_known_at_concurrencies_that_were_not_seen() {
     for (case, alone, neighbour) in
         [("long answers", 4.0, 0.15), ("long prompts", 0.5, 0.25), ("fast", 0.2, 0.01)]
     {
-        let mut replica = Replica::new(alone, neighbour);
+        let mut replica = ModelReplica::new(alone, neighbour);
         let capacity = served(&mut replica, &[(120, 2), (120, 6), (120, 12)]);
         let curve = capacity.curve(32);
         for concurrency in [1.0, 8.0, 24.0, 32.0] {
@@ -62,11 +62,16 @@ fn throughput_is_known_at_concurrencies_that_were_not_seen() {
 }
 
 #[test]
-fn what_a_replica_does_while_it_warms_up_is_left_out() {
+fn the_warm_up_of_a_replica_is_left_out() {
     let mut capacity = Capacity::default();
-    let mut slow = Replica::new(20.0, 1.0);
+    let mut slow = ModelReplica::new(20.0, 1.0);
     for second in 0..10 {
-        capacity.observe(&slow.second(8), 1, 1_000_000, 1_000_000 + second * 1000);
+        capacity.observe(
+            &slow.second(8),
+            1,
+            Some(Millis::new(1_000_000)),
+            Millis::new(1_000_000 + second * 1000),
+        );
     }
     assert!(!capacity.curve(32).learned);
 }
@@ -76,13 +81,13 @@ fn a_count_that_falls_every_few_seconds_does_not_keep_it_from_learning() {
     let (mut capacity, mut totals) = (Capacity::default(), Totals::default());
     let mut ready = 5;
     for second in 1..20 {
-        // Of eight at once, two end each second, at each of so many replicas.
+        // Of eight requests at once, two end each second at each replica.
         totals.completed += 2 * u64::from(ready);
         totals.prompt_tokens += 1600 * u64::from(ready);
         totals.generated_tokens += 100 * u64::from(ready);
         ready = 5 - (second / 4) as u32;
         let load = Load { in_flight: 8 * ready, totals, ..Load::default() };
-        capacity.observe(&load, ready, 0, 1_000_000 + second * 1000);
+        capacity.observe(&load, ready, None, Millis::new(1_000_000 + second * 1000));
     }
     let curve = capacity.curve(8);
     assert!(curve.learned);
@@ -92,19 +97,19 @@ fn a_count_that_falls_every_few_seconds_does_not_keep_it_from_learning() {
 #[test]
 fn silence_teaches_nothing() {
     let mut capacity = Capacity::default();
-    let mut replica = Replica::new(1.0, 0.1);
+    let mut replica = ModelReplica::new(1.0, 0.1);
     for second in 0..120 {
         let load = Load { missing: true, ..replica.second(8) };
-        capacity.observe(&load, 1, 0, 1_000_000 + second * 1000);
+        capacity.observe(&load, 1, None, Millis::new(1_000_000 + second * 1000));
     }
     assert!(!capacity.curve(32).learned);
 }
 
 #[test]
-fn before_anything_is_known_there_is_a_sane_guess_and_little_seen_is_not_believed_for_much() {
+fn before_any_measurement_there_is_a_sane_guess_and_few_measurements_move_it_little() {
     let supposed = Capacity::default().curve(64);
     assert!((1.0..10.0).contains(&supposed.full_rate()), "{supposed:?}");
-    let mut replica = Replica::new(1.0, 0.001);
+    let mut replica = ModelReplica::new(1.0, 0.001);
     let curve = served(&mut replica, &[(120, 1)]).curve(64);
     let seen = 1.0 / 1.001;
     assert!(curve.full_rate() <= BELIEVED * seen * 1.1, "{}", curve.full_rate());
@@ -113,7 +118,7 @@ fn before_anything_is_known_there_is_a_sane_guess_and_little_seen_is_not_believe
 
 #[test]
 fn longer_requests_count_for_more() {
-    let mut replica = Replica::new(1.0, 0.1);
+    let mut replica = ModelReplica::new(1.0, 0.1);
     let capacity = served(&mut replica, &[(60, 4)]);
     assert!((capacity.in_requests(1.0, 800.0) - 1.0).abs() < 0.05);
     assert!((capacity.in_requests(1.0, 4800.0) - 5.0).abs() < 0.2);

@@ -1,25 +1,25 @@
-//! Value and threshold → count, as the HPA computes an external metric's.
+//! Value and threshold → count, as the HPA computes it for an external metric.
 
 use forebay_config::{MetricType, Scaling};
 
-/// How far a value may be from its threshold, as a share of it, before anything changes.
+/// The deviation from the threshold, as a share of it, up to which the count does not change.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Above the threshold.
     pub up: f64,
-    /// Below it.
+    /// Below the threshold.
     pub down: f64,
 }
 
 impl Default for Tolerance {
-    /// The HPA's own, unless its operator set another.
+    /// The HPA's default.
     fn default() -> Self {
         Self { up: 0.1, down: 0.1 }
     }
 }
 
 impl Tolerance {
-    /// As the pool's `behavior` has it.
+    /// The tolerance of the pool's `behavior`.
     #[must_use]
     pub fn of(scaling: &Scaling) -> Self {
         let default = Self::default();
@@ -30,30 +30,30 @@ impl Tolerance {
     }
 
     fn holds(self, ratio: f64) -> bool {
-        // A hair more, for what 1.1 is in binary.
+        // A tiny amount more, since 1.1 has no exact binary form.
         (1.0 - self.down - 1e-9..=1.0 + self.up + 1e-9).contains(&ratio)
     }
 }
 
-/// The replicas that a value is compared against.
+/// The replicas that a value is related to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Replicas {
-    /// Asked for at present.
+pub struct ReplicaCounts {
+    /// Requested at present.
     pub current: u32,
-    /// Of these, those that take requests.
+    /// Those of them that take requests.
     pub ready: u32,
 }
 
-/// Replicas for `value`, which is finite, before rounding up; exactly the current ones within the
-/// tolerance. `None` for a `Value` at zero ready replicas.
+/// Replicas for `value`, which is finite, before rounding up. Within the tolerance it is the current
+/// count. `None` for a `Value` without a ready replica.
 pub(super) fn needed(
     value: f64,
     threshold: f64,
     metric_type: MetricType,
-    replicas: Replicas,
+    replicas: ReplicaCounts,
     tolerance: Tolerance,
 ) -> Option<f64> {
-    let Replicas { current, ready } = replicas;
+    let ReplicaCounts { current, ready } = replicas;
     let value = value.max(0.0);
     let (ratio, needed) = match metric_type {
         MetricType::AverageValue => (value / (threshold * f64::from(current)), value / threshold),
@@ -75,7 +75,7 @@ mod tests {
         value: f64,
         threshold: f64,
         metric_type: MetricType,
-        replicas: Replicas,
+        replicas: ReplicaCounts,
         tolerance: Tolerance,
     ) -> Option<u32> {
         needed(value, threshold, metric_type, replicas, tolerance).map(round_up)
@@ -105,7 +105,7 @@ mod tests {
                 value,
                 threshold,
                 metric_type,
-                Replicas { current, ready },
+                ReplicaCounts { current, ready },
                 Tolerance::default(),
             );
             assert_eq!(got, want, "{case}");
@@ -115,8 +115,9 @@ mod tests {
     #[test]
     fn tolerance_is_by_direction() {
         let tolerance = Tolerance { up: 0.0, down: 0.5 };
-        let at =
-            |value| count(value, 1.0, AverageValue, Replicas { current: 10, ready: 10 }, tolerance);
+        let at = |value| {
+            count(value, 1.0, AverageValue, ReplicaCounts { current: 10, ready: 10 }, tolerance)
+        };
         assert_eq!((at(10.5), at(10.0), at(5.0), at(4.9)), (Some(11), Some(10), Some(10), Some(5)));
     }
 
@@ -127,10 +128,10 @@ mod tests {
             current in 0..500_u32, ready in 0..500_u32, average: bool,
         ) {
             // Replicas that are on their way are within `current`.
-            let replicas = Replicas { current: current.max(ready), ready };
+            let replicas = ReplicaCounts { current: current.max(ready), ready };
             let metric_type = if average { AverageValue } else { Value };
             let at = |value| count(value, threshold, metric_type, replicas, Tolerance::default());
-            // With some not ready, `Value` is not monotone around the threshold, in an HPA neither.
+            // With some replicas not ready, `Value` is not monotone around the threshold; nor is the HPA's.
             prop_assume!(average || replicas.current == ready);
             prop_assert!(at(value) <= at(value + more));
         }

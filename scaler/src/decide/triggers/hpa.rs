@@ -1,7 +1,7 @@
 //! The HPA's replica calculator for external metrics, transcribed from Kubernetes 1.36
-//! (`pkg/controller/podautoscaler/replica_calculator.go`), with which ours is compared.
+//! (`pkg/controller/podautoscaler/replica_calculator.go`), to compare ours with.
 //!
-//! As there, usage and targets are in thousandths.
+//! As in the original, usage and targets are in thousandths.
 
 use super::Tolerance;
 
@@ -37,8 +37,8 @@ pub(crate) fn average_value(current: u32, target: i64, usage: i64, tolerance: To
     (usage as f64 / target as f64).ceil() as i32
 }
 
-/// Whether the calculator's own floats put the count, or the edge of the tolerance, a hair off what
-/// exact numbers give: 1.1 × 10 is a bit more than 11 there, and so 12 replicas.
+/// Whether rounding errors in the original's floats move the count, or the edge of the tolerance:
+/// 1.1 × 10 is a bit more than 11 there, and so 12 replicas.
 pub(crate) fn is_a_hair_off(
     current: u32,
     target: i64,

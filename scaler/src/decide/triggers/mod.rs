@@ -1,13 +1,14 @@
 //! Triggers: figures → proposed counts, in KEDA's and the HPA's arithmetic.
 //!
-//! Pure. First-hand figures come with the [`Load`]; those that are read elsewhere come as
-//! [`Reading`]s, with the time they were read. What can't be read is unknown: it is shown, it forbids
-//! scaling down, and it is never taken for zero.
+//! Pure. First-hand figures come with the [`Load`]; second-hand ones come as [`Reading`]s, with the
+//! time of the reading. A figure that can't be read is unknown: it is shown, it forbids scaling down,
+//! and it never counts as zero.
 
 use std::time::Duration;
 
 use forebay_config::{
-    GpuFigure, GpuSource, Pool, PromQuery, Prometheus, Rule, Signal, TRIGGER_TYPES, trigger_names,
+    GpuFigure, GpuSource, Millis, Pool, PromQuery, Prometheus, Rule, Signal, TRIGGER_TYPES,
+    trigger_names,
 };
 
 use super::load::Load;
@@ -19,79 +20,90 @@ pub(crate) mod hpa;
 pub(crate) mod recent;
 mod schedule;
 
-pub use arithmetic::{Replicas, Tolerance};
-use recent::{Latencies, Rate};
+pub use arithmetic::{ReplicaCounts, Tolerance};
+use recent::{RecentLatencies, RecentRate};
 use schedule::Schedule;
 
-/// What a source last had to say.
+/// The last reading of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
-    /// When that was, in milliseconds since the epoch.
-    pub at_ms: u64,
-    /// The figure, which may be no finite number; `None` where there was no such series. Or why
-    /// there is none, in a few words.
+    /// The time of the reading.
+    pub at: Millis,
+    /// The figure, which may not be finite; `None` if there was no such series. An error says in a
+    /// few words why there is no figure.
     pub value: Result<Option<f64>, String>,
-    /// What of it could not be read, in a few words: the truth is no less than the figure.
+    /// The part that could not be read, in a few words: the figure is then a lower bound.
     pub partial: Option<String>,
 }
 
-/// What has to be read elsewhere for a trigger.
+/// A figure that a trigger needs from elsewhere.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wanted {
-    /// A query's result; the query names its server.
+    /// The result of a query; the query names its server.
     Query(PromQuery),
-    /// The mean use of the KV cache over the ready replicas' engines, of their own `/metrics`.
+    /// The mean use of the KV cache over the ready replicas, from their own `/metrics`.
     KvCache,
-    /// The mean of a figure over GPUs, of DCGM exporters' own `/metrics`.
+    /// The mean of a figure over GPUs, from DCGM exporters' `/metrics`.
     Gpus {
-        /// Which figure.
+        /// The figure.
         figure: GpuFigure,
         /// The exporters.
         urls: Vec<String>,
-        /// Label and value that a series must have.
+        /// Labels and values that a series must have.
         labels: Vec<(String, String)>,
     },
 }
 
-/// A pool's triggers, with what they remember.
+/// A pool's triggers, with their memory.
 #[derive(Debug, Default)]
 pub struct Triggers {
     triggers: Vec<Trigger>,
     tolerance: Tolerance,
     /// Readings older than this are unknown.
-    max_age_ms: u64,
+    max_age: Millis,
 }
 
 #[derive(Debug)]
 struct Trigger {
     name: String,
     kind: &'static str,
-    /// Or why it is left out.
-    rule: Result<Rule, String>,
-    memory: Memory,
+    /// The rule and its source, or the reason why the trigger is ignored.
+    rule: Result<(Rule, FigureOrigin), String>,
 }
 
-/// What a trigger remembers from decision to decision.
+/// The source of a trigger's figure, with what it remembers between decisions.
 #[derive(Debug)]
-enum Memory {
-    Nothing,
-    Latencies(Box<Latencies>),
-    Rate(Rate),
+enum FigureOrigin {
+    /// The clock.
     Schedule(Schedule),
+    /// A reading of another program: second-hand.
+    Read(Box<Wanted>),
+    /// The gateways' signals: first-hand.
+    Load(LoadFigure),
 }
 
-/// A figure as it was found.
-enum Found {
+/// A first-hand figure.
+#[derive(Debug)]
+enum LoadFigure {
+    QueueDepth,
+    Concurrency,
+    Ttft { quantile: f64, recent: Box<RecentLatencies> },
+    Itl { quantile: f64, recent: Box<RecentLatencies> },
+    TokensPerSecond(RecentRate),
+}
+
+/// A figure as found.
+enum Measurement {
     Value(f64),
-    /// No less than this, and why no more is known.
+    /// At least this, and why no more is known.
     AtLeast(f64, String),
-    /// There is nothing to be measured, and that is known.
+    /// There is nothing to measure, and that is certain.
     Nothing,
     Unknown(String),
 }
 
 impl Triggers {
-    /// A pool's. `prometheus` is asked by those that name no server.
+    /// The triggers of a pool. Those that name no server query `prometheus`.
     #[must_use]
     pub fn of(pool: &Pool, prometheus: &Prometheus) -> Self {
         let names = trigger_names(&pool.scaling.triggers);
@@ -101,7 +113,7 @@ impl Triggers {
             let error = || {
                 let fault = faults.iter().find(|fault| fault.error);
                 fault.map_or_else(
-                    || format!("`{}` is not known", trigger.kind),
+                    || format!("`{}` is not a known trigger", trigger.kind),
                     |fault| format!("metadata.{}: {}", fault.key, fault.message),
                 )
             };
@@ -115,67 +127,62 @@ impl Triggers {
                 }
             }
             let kind = TRIGGER_TYPES.into_iter().find(|kind| *kind == trigger.kind);
-            let memory = rule.as_ref().map_or(Memory::Nothing, |rule| Memory::of(&rule.signal));
-            Trigger { name, kind: kind.unwrap_or("unknown"), rule, memory }
+            let rule = rule.map(|rule| {
+                let source = FigureOrigin::of(&rule.signal);
+                (rule, source)
+            });
+            Trigger { name, kind: kind.unwrap_or("unknown"), rule }
         });
         let triggers = triggers.collect();
-        let max_age = pool.scaling.polling_interval * 3 + slowest;
-        let max_age_ms = max_age.as_millis() as u64;
-        Self { triggers, tolerance: Tolerance::of(&pool.scaling), max_age_ms }
+        let max_age = Millis::from(pool.scaling.polling_interval * 3 + slowest);
+        Self { triggers, tolerance: Tolerance::of(&pool.scaling), max_age }
     }
 
-    /// What has to be read elsewhere, for each trigger in order; `None` for the others.
+    /// The figures to read elsewhere, for each trigger in order; `None` for first-hand triggers.
     #[must_use]
     pub fn wanted(&self) -> Vec<Option<Wanted>> {
-        self.triggers.iter().map(|trigger| trigger.rule.as_ref().ok().and_then(wanted)).collect()
+        let wanted = |trigger: &Trigger| match &trigger.rule {
+            Ok((_, FigureOrigin::Read(wanted))) => Some(wanted.as_ref().clone()),
+            Ok((_, FigureOrigin::Schedule(_) | FigureOrigin::Load(_))) | Err(_) => None,
+        };
+        self.triggers.iter().map(wanted).collect()
     }
 
-    /// What each trigger asks for now. `readings` has one place for each trigger, in order.
-    /// `now_ms` never goes back.
+    /// The proposal of each trigger now. `readings` has one place for each trigger, in order.
+    /// `now` never goes back.
     #[must_use]
     pub fn propose(
         &mut self,
         load: &Load,
         readings: &[Option<Reading>],
-        replicas: Replicas,
-        now_ms: u64,
+        replicas: ReplicaCounts,
+        now: Millis,
     ) -> Vec<Proposal> {
-        let (tolerance, max_age_ms) = (self.tolerance, self.max_age_ms);
+        let (tolerance, max_age) = (self.tolerance, self.max_age);
         let propose = |(at, trigger): (usize, &mut Trigger)| {
             let reading = readings.get(at).and_then(Option::as_ref);
-            trigger.propose(load, reading, replicas, tolerance, max_age_ms, now_ms)
+            trigger.propose(load, reading, replicas, tolerance, max_age, now)
         };
         self.triggers.iter_mut().enumerate().map(propose).collect()
-    }
-}
-
-/// Whether the signal is not first-hand.
-fn is_read(signal: &Signal) -> bool {
-    matches!(signal, Signal::KvCache | Signal::Prometheus(_) | Signal::Gpu(..))
-}
-
-fn wanted(rule: &Rule) -> Option<Wanted> {
-    match &rule.signal {
-        Signal::KvCache => Some(Wanted::KvCache),
-        Signal::Prometheus(query) | Signal::Gpu(_, GpuSource::Prometheus(query)) => {
-            Some(Wanted::Query(query.clone()))
-        }
-        Signal::Gpu(figure, GpuSource::Exporters { urls, labels }) => {
-            Some(Wanted::Gpus { figure: *figure, urls: urls.clone(), labels: labels.clone() })
-        }
-        _ => None,
     }
 }
 
 fn query_of(signal: &mut Signal) -> Option<&mut PromQuery> {
     match signal {
         Signal::Prometheus(query) | Signal::Gpu(_, GpuSource::Prometheus(query)) => Some(query),
-        _ => None,
+        Signal::Gpu(_, GpuSource::Exporters { .. })
+        | Signal::KvCache
+        | Signal::QueueDepth
+        | Signal::Concurrency
+        | Signal::Ttft { .. }
+        | Signal::Itl { .. }
+        | Signal::TokensPerSecond { .. }
+        | Signal::Cron(_) => None,
     }
 }
 
-/// Fills in what the trigger leaves to the top-level `prometheus`. Its credentials are for its own
-/// server alone.
+/// Fills in the settings that the trigger leaves to the top-level `prometheus`. Its credentials are
+/// only sent to its own server.
 fn complete(query: &mut PromQuery, prometheus: &Prometheus) -> Result<(), String> {
     let common = prometheus.server_address.as_deref().map(|url| url.trim_end_matches('/'));
     query.timeout.get_or_insert(prometheus.timeout);
@@ -189,32 +196,74 @@ fn complete(query: &mut PromQuery, prometheus: &Prometheus) -> Result<(), String
     if !own && query.server_address.as_deref() == common {
         query.bearer_token_file.clone_from(&prometheus.bearer_token_file);
         let basic = prometheus.basic_auth.as_ref();
-        query.basic_auth = basic.map(|it| (it.username.clone(), it.password_file.clone()));
+        query.basic_auth = basic.map(|auth| (auth.username.clone(), auth.password_file.clone()));
     }
     Ok(())
 }
 
-impl Memory {
+impl FigureOrigin {
     fn of(signal: &Signal) -> Self {
-        let ms = |window: &Duration| window.as_millis() as u64;
+        let read = |wanted| Self::Read(Box::new(wanted));
+        let latencies = |window: &Duration| Box::new(RecentLatencies::over(Millis::from(*window)));
         match signal {
-            Signal::Ttft { window, .. } | Signal::Itl { window, .. } => {
-                Self::Latencies(Box::new(Latencies::over(ms(window))))
+            Signal::QueueDepth => Self::Load(LoadFigure::QueueDepth),
+            Signal::Concurrency => Self::Load(LoadFigure::Concurrency),
+            Signal::Ttft { quantile, window } => {
+                Self::Load(LoadFigure::Ttft { quantile: *quantile, recent: latencies(window) })
             }
-            Signal::TokensPerSecond { window } => Self::Rate(Rate::over(ms(window))),
+            Signal::Itl { quantile, window } => {
+                Self::Load(LoadFigure::Itl { quantile: *quantile, recent: latencies(window) })
+            }
+            Signal::TokensPerSecond { window } => {
+                Self::Load(LoadFigure::TokensPerSecond(RecentRate::over((*window).into())))
+            }
+            Signal::KvCache => read(Wanted::KvCache),
+            Signal::Prometheus(query) | Signal::Gpu(_, GpuSource::Prometheus(query)) => {
+                read(Wanted::Query(query.clone()))
+            }
+            Signal::Gpu(figure, GpuSource::Exporters { urls, labels }) => {
+                let (urls, labels) = (urls.clone(), labels.clone());
+                read(Wanted::Gpus { figure: *figure, urls, labels })
+            }
             Signal::Cron(window) => Self::Schedule(Schedule::new(window.as_ref().clone())),
-            _ => Self::Nothing,
         }
     }
 }
 
-impl Memory {
-    /// It has to remember something, and nothing was observed yet.
+impl LoadFigure {
+    /// Whether it covers a window and has observed nothing yet.
     fn is_new(&self) -> bool {
         match self {
-            Self::Latencies(recent) => recent.is_new(),
-            Self::Rate(recent) => recent.is_new(),
-            Self::Nothing | Self::Schedule(_) => false,
+            Self::Ttft { recent, .. } | Self::Itl { recent, .. } => recent.is_new(),
+            Self::TokensPerSecond(recent) => recent.is_new(),
+            Self::QueueDepth | Self::Concurrency => false,
+        }
+    }
+
+    fn measure(&mut self, load: &Load, now: Millis) -> Measurement {
+        // A gateway's counts from before its first report belong to no window.
+        if load.missing && self.is_new() {
+            return Measurement::Unknown("not every gateway has reported yet".to_owned());
+        }
+        let concurrency = load.held.saturating_add(load.in_flight);
+        match self {
+            Self::QueueDepth => Measurement::Value(f64::from(load.held)),
+            Self::Concurrency => Measurement::Value(f64::from(concurrency)),
+            Self::Ttft { quantile, recent } => {
+                recent.observe(now, &load.latencies.warm_ttft);
+                latency(recent.quantile(*quantile), concurrency)
+            }
+            Self::Itl { quantile, recent } => {
+                recent.observe(now, &load.latencies.itl);
+                latency(recent.quantile(*quantile), concurrency)
+            }
+            Self::TokensPerSecond(recent) => {
+                recent.observe(now, load.totals.generated_tokens);
+                match recent.per_second() {
+                    Some(rate) => Measurement::Value(rate),
+                    None => Measurement::Unknown("not observed for long enough".to_owned()),
+                }
+            }
         }
     }
 }
@@ -224,46 +273,47 @@ impl Trigger {
         &mut self,
         load: &Load,
         reading: Option<&Reading>,
-        replicas: Replicas,
+        replicas: ReplicaCounts,
         tolerance: Tolerance,
-        max_age_ms: u64,
-        now_ms: u64,
+        max_age: Millis,
+        now: Millis,
     ) -> Proposal {
         let mut proposal =
             Proposal { name: self.name.clone(), kind: self.kind, ..Proposal::default() };
-        let rule = match &self.rule {
-            Ok(rule) => rule,
+        let (rule, source) = match &mut self.rule {
+            Ok((rule, source)) => (&*rule, source),
             Err(error) => {
                 proposal.problem = Some(Problem::Misconfigured(error.clone()));
                 return proposal;
             }
         };
-        if let Memory::Schedule(schedule) = &mut self.memory {
-            let within = schedule.within(now_ms);
-            let asked = f64::from(schedule.desired_replicas());
-            proposal.active = within;
-            proposal.figure = Some(f64::from(u8::from(within)));
-            // Out of its hours it asks for one, as in KEDA, and keeps nothing awake.
-            proposal.needed = Some(if within { asked } else { 1.0 });
-            proposal.threshold = asked;
-            return proposal;
-        }
+        let found = match source {
+            FigureOrigin::Schedule(schedule) => {
+                let within = schedule.within(now);
+                let desired = f64::from(schedule.desired_replicas());
+                proposal.active = within;
+                proposal.figure = Some(f64::from(u8::from(within)));
+                // Outside its hours it proposes one replica, as in KEDA, and keeps nothing awake.
+                proposal.needed = Some(if within { desired } else { 1.0 });
+                proposal.threshold = desired;
+                return proposal;
+            }
+            FigureOrigin::Read(wanted) => {
+                proposal.age = reading.map(|reading| now.since(reading.at));
+                read(rule, wanted, reading, replicas, max_age, now)
+            }
+            FigureOrigin::Load(figure) => figure.measure(load, now),
+        };
         proposal.threshold = rule.threshold;
         proposal.activation = rule.activation_threshold;
-        let found = if is_read(&rule.signal) {
-            proposal.age_ms = reading.map(|reading| now_ms.saturating_sub(reading.at_ms));
-            read(rule, reading, replicas, max_age_ms, now_ms)
-        } else {
-            measure(rule, &mut self.memory, load, now_ms)
-        };
         let value = match found {
-            Found::Value(value) => Some(value),
-            Found::AtLeast(value, why) => {
+            Measurement::Value(value) => Some(value),
+            Measurement::AtLeast(value, why) => {
                 proposal.problem = Some(Problem::Unreadable(why));
                 Some(value)
             }
-            Found::Nothing => None,
-            Found::Unknown(why) => {
+            Measurement::Nothing => None,
+            Measurement::Unknown(why) => {
                 proposal.problem = Some(Problem::Unreadable(why));
                 None
             }
@@ -282,75 +332,45 @@ impl Trigger {
 /// The figure of a reading.
 fn read(
     rule: &Rule,
+    wanted: &Wanted,
     reading: Option<&Reading>,
-    replicas: Replicas,
-    max_age_ms: u64,
-    now_ms: u64,
-) -> Found {
-    if rule.signal == Signal::KvCache && replicas.ready == 0 {
-        return Found::Nothing;
+    replicas: ReplicaCounts,
+    max_age: Millis,
+    now: Millis,
+) -> Measurement {
+    if *wanted == Wanted::KvCache && replicas.ready == 0 {
+        return Measurement::Nothing;
     }
-    let Some(reading) = reading else { return Found::Unknown("not read yet".to_owned()) };
-    let age_ms = now_ms.saturating_sub(reading.at_ms);
-    if age_ms > max_age_ms {
-        return Found::Unknown(format!("last read {} s ago", age_ms / 1000));
+    let Some(reading) = reading else { return Measurement::Unknown("not read yet".to_owned()) };
+    let age = now.since(reading.at);
+    if age > max_age {
+        return Measurement::Unknown(format!("last read {} s ago", age.as_secs()));
     }
-    let null_is_zero = match &rule.signal {
-        Signal::Prometheus(query) | Signal::Gpu(_, GpuSource::Prometheus(query)) => {
-            query.ignore_null_values
-        }
-        _ => false,
+    let null_is_zero = match wanted {
+        Wanted::Query(query) => query.ignore_null_values,
+        Wanted::KvCache | Wanted::Gpus { .. } => false,
     };
     match &reading.value {
         Ok(Some(value)) if value.is_finite() => {
             match (rule.signal.range().check(*value), &reading.partial) {
-                (Err(why), _) => Found::Unknown(format!("the result {why}")),
-                (Ok(value), Some(why)) => Found::AtLeast(value, why.clone()),
-                (Ok(value), None) => Found::Value(value),
+                (Err(why), _) => Measurement::Unknown(format!("the result {why}")),
+                (Ok(value), Some(why)) => Measurement::AtLeast(value, why.clone()),
+                (Ok(value), None) => Measurement::Value(value),
             }
         }
-        Ok(_) if null_is_zero => Found::Value(0.0),
-        Ok(Some(value)) => Found::Unknown(format!("the result is {value}")),
-        Ok(None) => Found::Unknown("the result is empty".to_owned()),
-        Err(error) => Found::Unknown(error.clone()),
+        Ok(_) if null_is_zero => Measurement::Value(0.0),
+        Ok(Some(value)) => Measurement::Unknown(format!("the result is {value}")),
+        Ok(None) => Measurement::Unknown("the result is empty".to_owned()),
+        Err(error) => Measurement::Unknown(error.clone()),
     }
 }
 
-/// A first-hand figure.
-fn measure(rule: &Rule, memory: &mut Memory, load: &Load, now_ms: u64) -> Found {
-    let concurrency = load.held.saturating_add(load.in_flight);
-    // What gateways counted before they were first heard is no part of any window.
-    if load.missing && memory.is_new() {
-        return Found::Unknown("not every gateway was heard yet".to_owned());
-    }
-    match (&rule.signal, memory) {
-        (Signal::QueueDepth, _) => Found::Value(f64::from(load.held)),
-        (Signal::Ttft { quantile, .. }, Memory::Latencies(recent)) => {
-            recent.observe(now_ms, &load.latencies.warm_ttft);
-            latency(recent.quantile(*quantile), concurrency)
-        }
-        (Signal::Itl { quantile, .. }, Memory::Latencies(recent)) => {
-            recent.observe(now_ms, &load.latencies.itl);
-            latency(recent.quantile(*quantile), concurrency)
-        }
-        (Signal::TokensPerSecond { .. }, Memory::Rate(recent)) => {
-            recent.observe(now_ms, load.totals.generated_tokens);
-            match recent.per_second() {
-                Some(rate) => Found::Value(rate),
-                None => Found::Unknown("not watched for long enough".to_owned()),
-            }
-        }
-        _ => Found::Value(f64::from(concurrency)),
-    }
-}
-
-/// Where nobody asked, there is no latency; where somebody waits and none was measured, it is not
-/// known.
-fn latency(quantile: Option<f64>, concurrency: u32) -> Found {
+/// Without requests there is no latency; with requests, and none measured, the latency is unknown.
+fn latency(quantile: Option<f64>, concurrency: u32) -> Measurement {
     match quantile {
-        Some(seconds) => Found::Value(seconds),
-        None if concurrency == 0 => Found::Nothing,
-        None => Found::Unknown("requests are there, and none was measured yet".to_owned()),
+        Some(seconds) => Measurement::Value(seconds),
+        None if concurrency == 0 => Measurement::Nothing,
+        None => Measurement::Unknown("requests are waiting, and none was measured yet".to_owned()),
     }
 }
 

@@ -1,13 +1,13 @@
-//! `cron`: so many replicas from start to end.
+//! `cron`: a fixed count from start to end.
 
-use forebay_config::CronWindow;
+use forebay_config::{CronWindow, Millis};
 
-/// A schedule, with what it knows until the next change.
+/// A schedule, with its state until the next change.
 #[derive(Debug)]
 pub(super) struct Schedule {
     window: CronWindow,
-    /// Whether it is within, and from when until when that is known.
-    known: Option<(bool, u64, u64)>,
+    /// Whether it is within the window, and the time span for which that is known.
+    known: Option<(bool, Millis, Millis)>,
 }
 
 impl Schedule {
@@ -19,15 +19,16 @@ impl Schedule {
         self.window.desired_replicas
     }
 
-    /// Whether `now_ms` is within the window: start included, end not.
-    pub(super) fn within(&mut self, now_ms: u64) -> bool {
-        if let Some((within, from_ms, until_ms)) = self.known
-            && (from_ms..until_ms).contains(&now_ms)
+    /// Whether `now` is within the window: start included, end not.
+    pub(super) fn within(&mut self, now: Millis) -> bool {
+        if let Some((within, from, until)) = self.known
+            && (from..until).contains(&now)
         {
             return within;
         }
-        let (within, until_ms) = self.window.open(now_ms);
-        self.known = Some((within, now_ms, until_ms));
+        let (within, until) = self.window.open(now.get());
+        let until = Millis::new(until);
+        self.known = Some((within, now, until));
         within
     }
 }
@@ -47,12 +48,12 @@ mod tests {
         Schedule::new(*window)
     }
 
-    fn ms(time: &str) -> u64 {
-        time.parse::<Timestamp>().expect("a time").as_millisecond() as u64
+    fn ms(time: &str) -> Millis {
+        Millis::new(time.parse::<Timestamp>().expect("a time").as_millisecond() as u64)
     }
 
     #[test]
-    fn it_is_within_from_start_to_end() {
+    fn a_schedule_is_within_its_window_from_start_to_end() {
         for (case, timezone, start, end, times) in [
             (
                 "office hours; 2026-11-24 is a Tuesday",
@@ -87,7 +88,7 @@ mod tests {
                 &[("2026-11-28T12:00:00Z", true), ("2026-11-30T06:00:00Z", false)],
             ),
             (
-                "begins in the hour that the clock skips: the day before, since nothing ends it then",
+                "begins in the hour that the clock skips: the day before, since nothing ends it by then",
                 "Europe/Amsterdam",
                 "30 2 * * *",
                 "0 12 * * *",
@@ -100,7 +101,7 @@ mod tests {
                 ],
             ),
             (
-                "begins in the hour that the clock repeats: when it comes the last time",
+                "begins in the hour that the clock repeats: when that hour comes the last time",
                 "Europe/Amsterdam",
                 "30 2 * * *",
                 "0 12 * * *",
@@ -114,22 +115,22 @@ mod tests {
                 ],
             ),
         ] {
-            // By itself, and with what it knew before.
+            // Without memory, and with it.
             let mut going = schedule(timezone, start, end);
             for (time, want) in times {
                 let mut fresh = schedule(timezone, start, end);
                 assert_eq!(fresh.within(ms(time)), *want, "{case}: {time}");
-                assert_eq!(going.within(ms(time)), *want, "{case}: {time}, going on");
+                assert_eq!(going.within(ms(time)), *want, "{case}: {time}, with memory");
             }
         }
     }
 
     #[test]
-    fn every_minute_of_a_week_is_told_the_same_with_and_without_memory() {
+    fn every_minute_of_a_week_is_judged_the_same_with_and_without_memory() {
         let mut going = schedule("America/New_York", "15 22 * * 0,3", "45 1 * * *");
         let begin = ms("2026-10-30T00:00:00Z");
         for minute in 0..(7 * 24 * 60) {
-            let now = begin + minute * 60_000;
+            let now = begin + Millis::from_secs(minute * 60);
             let mut fresh = schedule("America/New_York", "15 22 * * 0,3", "45 1 * * *");
             assert_eq!(going.within(now), fresh.within(now), "minute {minute}");
         }

@@ -1,4 +1,4 @@
-//! Each trigger from figures to proposal.
+//! Each trigger, from figures to its proposal.
 
 use forebay_config::{Behavior, MetricType, Pool, Prometheus, ScalingRules, Trigger as Written};
 use forebay_signals::{PoolSignals, Totals};
@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decide::demand::by_triggers;
-use crate::decide::load::{Ledger, Word};
-use crate::decide::{Inputs, Override, Policy};
+use crate::decide::load::{Freshness, Ledger};
+use crate::decide::{Condition, Inputs, Override, Policy, ReplicaFacts, State, Why};
 
 fn pool(triggers: Vec<Written>) -> Pool {
     let mut pool = Pool::named("a");
@@ -29,15 +29,16 @@ fn load(held: u32, in_flight: u32) -> Load {
     Load { held, in_flight, ..Load::default() }
 }
 
-const TWO: Replicas = Replicas { current: 2, ready: 2 };
+const STALE: Millis = Millis::from_secs(10);
+const TWO: ReplicaCounts = ReplicaCounts { current: 2, ready: 2 };
 
 fn at(value: Result<Option<f64>, &str>) -> Vec<Option<Reading>> {
     let value = value.map_err(str::to_owned);
-    vec![Some(Reading { at_ms: 1_000_000, value, partial: None })]
+    vec![Some(Reading { at: Millis::new(1_000_000), value, partial: None })]
 }
 
 fn propose(mut triggers: Triggers, load: &Load, readings: &[Option<Reading>]) -> Proposal {
-    triggers.propose(load, readings, TWO, 1_000_000).remove(0)
+    triggers.propose(load, readings, TWO, Millis::new(1_000_000)).remove(0)
 }
 
 #[test]
@@ -47,7 +48,7 @@ fn first_hand_figures_propose_by_their_own_metric_type() {
         ("a tenth more is tolerated", "queueDepth", &[("threshold", "5")], 11, 50, Some(2)),
         ("more is not", "queueDepth", &[("threshold", "5")], 12, 50, Some(3)),
         ("held and in flight", "concurrency", &[("threshold", "20")], 11, 50, Some(4)),
-        ("80 % of 128 unless written", "concurrency", &[], 300, 6, Some(3)),
+        ("80 % of 128 by default", "concurrency", &[], 300, 6, Some(3)),
     ] {
         let proposal = propose(one(kind, settings), &load(held, in_flight), &[None]);
         assert_eq!(proposal.replicas(), want, "{case}: {proposal:?}");
@@ -87,7 +88,7 @@ fn what_cannot_be_read_is_unknown_and_never_zero() {
 }
 
 #[test]
-fn what_cannot_be_is_unknown_and_never_a_maximum_nor_zero() {
+fn an_impossible_figure_is_unknown_and_never_a_maximum_nor_zero() {
     let gpu = |kind| one(kind, &[("serverAddress", "http://p:1"), ("threshold", "80")]);
     let null_is_zero =
         one("gpuUtilization", &[("serverAddress", "http://p:1"), ("ignoreNullValues", "true")]);
@@ -112,7 +113,7 @@ fn what_cannot_be_is_unknown_and_never_a_maximum_nor_zero() {
 }
 
 #[test]
-fn null_is_zero_only_where_the_trigger_itself_writes_so() {
+fn null_is_zero_only_if_the_trigger_itself_says_so() {
     for (settings, zero) in [
         (&[("ignoreNullValues", "true")][..], true),
         (&[("ignoreNullValues", "false")], false),
@@ -131,23 +132,25 @@ fn null_is_zero_only_where_the_trigger_itself_writes_so() {
 #[test]
 fn a_reading_counts_until_it_is_three_intervals_old() {
     let mut triggers = prometheus(&[]);
-    // Three times 5 s, and the 3 s that a query may take.
+    // Three times 5 s, plus the 3 s that a query may take.
     for (age_ms, known) in [(0, true), (18_000, true), (18_001, false), (3_600_000, false)] {
         let now = 1_000_000 + age_ms;
-        let proposal = triggers.propose(&load(0, 0), &at(Ok(Some(7.0))), TWO, now).remove(0);
+        let proposal =
+            triggers.propose(&load(0, 0), &at(Ok(Some(7.0))), TWO, Millis::new(now)).remove(0);
         assert_eq!(proposal.replicas(), known.then_some(2), "{age_ms} ms");
-        assert_eq!(proposal.age_ms, Some(age_ms));
+        assert_eq!(proposal.age, Some(Millis::new(age_ms)));
     }
 }
 
 #[test]
 fn a_share_of_the_ready_proposes_nothing_at_zero_ready() {
-    let none = Replicas { current: 2, ready: 0 };
+    let none = ReplicaCounts { current: 2, ready: 0 };
     for (mut triggers, readings) in [
-        (one("kvCache", &[]), at(Err("nobody to ask"))),
+        (one("kvCache", &[]), at(Err("no replica to ask"))),
         (one("gpuUtilization", &[("serverAddress", "http://p:1")]), at(Ok(Some(95.0)))),
     ] {
-        let proposal = triggers.propose(&load(0, 0), &readings, none, 1_000_000).remove(0);
+        let proposal =
+            triggers.propose(&load(0, 0), &readings, none, Millis::new(1_000_000)).remove(0);
         assert_eq!((proposal.needed, proposal.problem), (None, None));
     }
     let busy = propose(one("kvCache", &[("threshold", "0.5")]), &load(0, 0), &at(Ok(Some(0.9))));
@@ -163,14 +166,53 @@ fn what_is_read_in_part_may_scale_up_and_forbids_scaling_down() {
 }
 
 #[test]
-fn a_trigger_without_a_server_is_left_out_and_told() {
+fn a_trigger_that_can_not_be_read_forbids_scaling_down_and_is_the_reason() {
+    let query = |name: &str| {
+        let settings = [("serverAddress", "http://p:1"), ("query", "q"), ("threshold", "1")];
+        Written { name: Some(name.to_owned()), ..Written::of("prometheus", &settings) }
+    };
+    let ready =
+        ReplicaFacts { condition: Condition::Ready, ..ReplicaFacts::requested(Millis::ZERO) };
+    for others in [vec![], vec![query("other")]] {
+        let mut pool = pool([vec![query("lost")], others].concat());
+        pool.scaling.max_replica_count = 10;
+        let mut triggers = Triggers::of(&pool, &Prometheus::default());
+        let (policy, mut state) = (Policy::of(&pool), State::default());
+        let mut decide = |lost, other, in_flight, now| {
+            let load = load(0, in_flight);
+            let mut readings = [at(lost), at(Ok(Some(other)))].concat();
+            readings.iter_mut().flatten().for_each(|reading| reading.at = now);
+            readings.truncate(pool.scaling.triggers.len());
+            let replicas = vec![ready; state.desired as usize];
+            let current = ReplicaCounts { current: state.desired, ready: state.desired };
+            let proposals = triggers.propose(&load, &readings, current, now);
+            let inputs = Inputs {
+                load: &load,
+                replicas: &replicas,
+                proposals: &proposals,
+                operator_override: Override::None,
+            };
+            crate::decide::decide(&mut state, &inputs, &policy, now)
+        };
+        let seconds = Millis::from_secs;
+        assert_eq!(decide(Ok(Some(4.0)), 4.0, 1, seconds(1_000)).desired, 4);
+        // Long after the cooldown, and the other trigger asks for nothing.
+        let unread = decide(Err("refused"), 0.0, 0, seconds(9_000));
+        assert_eq!((unread.desired, unread.why), (4, Why::Unread { name: "lost".to_owned() }));
+        decide(Ok(Some(0.0)), 0.0, 0, seconds(9_005));
+        assert_eq!(decide(Ok(Some(0.0)), 0.0, 0, seconds(9_600)).desired, 0);
+    }
+}
+
+#[test]
+fn a_trigger_without_a_server_is_ignored_and_reported() {
     let written = vec![
         Written::of("prometheus", &[("query", "q"), ("threshold", "5")]),
         Written::of("gpuUtilization", &[]),
         Written::of("queueDepth", &[("threshold", "5")]),
     ];
     let mut triggers = Triggers::of(&pool(written.clone()), &Prometheus::default());
-    let proposals = triggers.propose(&load(9, 0), &[None, None, None], TWO, 1);
+    let proposals = triggers.propose(&load(9, 0), &[None, None, None], TWO, Millis::new(1));
     let counts: Vec<_> = proposals.iter().map(Proposal::counts).collect();
     assert_eq!(counts, [false, false, true], "{proposals:?}");
     let common = Prometheus { server_address: Some("http://p:1/".into()), ..Prometheus::default() };
@@ -209,17 +251,19 @@ fn credentials_are_for_their_own_server_alone() {
 }
 
 #[test]
-fn a_latency_is_that_of_the_window_without_what_a_cold_start_took() {
+fn a_latency_is_that_of_the_window_without_cold_starts() {
     let mut triggers = one("ttft", &[("threshold", "500ms"), ("window", "30s")]);
     let (mut ledger, mut signals) = (Ledger::default(), PoolSignals::default());
-    let mut step = |signals: &PoolSignals, now_ms: u64| {
-        ledger.hear(0, "a", signals);
-        triggers.propose(&ledger.load([(0, Word::Now)], 1), &[None], TWO, now_ms).remove(0)
+    let mut step = |signals: &PoolSignals, now: u64| {
+        ledger.record(0, "a", signals);
+        triggers
+            .propose(&ledger.load([(0, Freshness::Live)], STALE), &[None], TWO, Millis::new(now))
+            .remove(0)
     };
-    assert_eq!(step(&signals, 1_000).needed, None, "nobody asked");
+    assert_eq!(step(&signals, 1_000).needed, None, "no request");
     signals.in_flight = 1;
-    assert!(step(&signals, 2_000).unreadable(), "somebody waits, for nobody knows how long");
-    // Sixty seconds of cold start, and less than a second of the rest.
+    assert!(step(&signals, 2_000).unreadable(), "a request waits, and none was measured");
+    // Sixty seconds of cold start, and less than a second besides.
     signals.ttft.record_n(61.0, 20);
     signals.warm_ttft.record_n(0.8, 20);
     let slow = step(&signals, 3_000);
@@ -232,33 +276,33 @@ fn a_latency_is_that_of_the_window_without_what_a_cold_start_took() {
 }
 
 #[test]
-fn what_gateways_counted_before_the_scaler_began_is_of_no_window() {
+fn counts_from_before_the_scaler_started_belong_to_no_window() {
     let mut triggers = one("ttft", &[("threshold", "500ms")]);
     let mut ledger = Ledger::default();
-    let silent = ledger.load([(0, Word::Silent(100))], 10_000);
-    assert!(triggers.propose(&silent, &[None], TWO, 1_000).remove(0).unreadable());
+    let silent = ledger.load([(0, Freshness::Silent(Millis::new(100)))], STALE);
+    assert!(triggers.propose(&silent, &[None], TWO, Millis::new(1_000)).remove(0).unreadable());
     let mut signals = PoolSignals { in_flight: 1, ..PoolSignals::default() };
     signals.warm_ttft.record_n(100.0, 1000);
-    ledger.hear(0, "a", &signals);
-    let heard = ledger.load([(0, Word::Now)], 10_000);
-    let proposal = triggers.propose(&heard, &[None], TWO, 2_000).remove(0);
+    ledger.record(0, "a", &signals);
+    let heard = ledger.load([(0, Freshness::Live)], STALE);
+    let proposal = triggers.propose(&heard, &[None], TWO, Millis::new(2_000)).remove(0);
     assert_eq!((proposal.figure, proposal.unreadable()), (None, true), "{proposal:?}");
 }
 
 #[test]
-fn tokens_by_the_second_are_counted_over_the_window() {
+fn tokens_per_second_are_counted_over_the_window() {
     let mut triggers = one("tokensPerSecond", &[("threshold", "100"), ("window", "10s")]);
     let at = |generated_tokens| Load {
         totals: Totals { generated_tokens, ..Totals::default() },
         ..Load::default()
     };
-    assert!(triggers.propose(&at(0), &[None], TWO, 0).remove(0).unreadable());
-    let proposal = triggers.propose(&at(2500), &[None], TWO, 5_000).remove(0);
+    assert!(triggers.propose(&at(0), &[None], TWO, Millis::new(0)).remove(0).unreadable());
+    let proposal = triggers.propose(&at(2500), &[None], TWO, Millis::new(5_000)).remove(0);
     assert_eq!((proposal.figure, proposal.replicas()), (Some(500.0), Some(5)));
 }
 
 #[test]
-fn a_schedule_asks_in_its_hours_exactly_and_out_of_them_for_one() {
+fn a_schedule_proposes_its_count_in_its_hours_and_one_replica_outside() {
     let settings = [
         ("timezone", "UTC"),
         ("start", "0 8 * * *"),
@@ -266,23 +310,24 @@ fn a_schedule_asks_in_its_hours_exactly_and_out_of_them_for_one() {
         ("desiredReplicas", "11"),
     ];
     let mut triggers = one("cron", &settings);
-    // Within the tolerance of ten, which is for figures.
-    let ten = Replicas { current: 10, ready: 10 };
+    // 11 is within the tolerance of ten; the tolerance applies to figures only.
+    let ten = ReplicaCounts { current: 10, ready: 10 };
     let day = 20_000 * 86_400_000;
     for (hour, needed, active) in [(7, 1.0, false), (8, 11.0, true), (10, 1.0, false)] {
-        let proposal =
-            triggers.propose(&load(0, 0), &[None], ten, day + hour * 3_600_000).remove(0);
+        let proposal = triggers
+            .propose(&load(0, 0), &[None], ten, Millis::new(day + hour * 3_600_000))
+            .remove(0);
         assert_eq!((proposal.needed, proposal.active), (Some(needed), active), "{hour}:00");
     }
 }
 
-/// The count that a decision takes from one trigger, by a query's result.
+/// The count that a decision takes from one trigger, given a query's result.
 fn decided(
     metric_type: MetricType,
     tolerance: Tolerance,
     threshold: f64,
     value: f64,
-    replicas: Replicas,
+    replicas: ReplicaCounts,
 ) -> u32 {
     let threshold = threshold.to_string();
     let settings = [("serverAddress", "http://p:1"), ("query", "q"), ("threshold", &threshold)];
@@ -294,16 +339,20 @@ fn decided(
         Some(Behavior { scale_up: rules(tolerance.up), scale_down: rules(tolerance.down) });
     let load = load(0, 0);
     let mut triggers = Triggers::of(&pool, &Prometheus::default());
-    let proposals = triggers.propose(&load, &at(Ok(Some(value))), replicas, 1_000_000);
-    let inputs =
-        Inputs { load: &load, replicas: &[], proposals: &proposals, order: Override::None };
+    let proposals = triggers.propose(&load, &at(Ok(Some(value))), replicas, Millis::new(1_000_000));
+    let inputs = Inputs {
+        load: &load,
+        replicas: &[],
+        proposals: &proposals,
+        operator_override: Override::None,
+    };
     let all: Vec<_> = proposals.iter().collect();
     by_triggers(&all, &inputs, replicas.current, &Policy::of(&pool)).up
 }
 
 #[test]
-fn a_change_is_tolerated_once_by_the_value_alone() {
-    let replicas = Replicas { current: 20, ready: 18 };
+fn the_tolerance_is_applied_once_and_to_the_value_alone() {
+    let replicas = ReplicaCounts { current: 20, ready: 18 };
     let tenth = Tolerance::default();
     for (case, value, want) in [
         ("1.2 × 18 is 21.6, within a tenth of 20", 1.2, 22),
@@ -321,7 +370,7 @@ proptest! {
         target in 1..100_000_i64, usage in 0..10_000_000_i64, near in 500..1_500_i64,
         close: bool, average: bool, up in 0..4_u32, down in 0..4_u32,
     ) {
-        // Most figures are far away from their thresholds; what matters happens close to them.
+        // Most figures are far from their thresholds; the interesting cases are close to them.
         let whole = if average { target * i64::from(current) } else { target };
         let usage = if close { whole * near / 1000 } else { usage };
         let tolerance = Tolerance { up: f64::from(up) / 20.0, down: f64::from(down) / 20.0 };
@@ -332,7 +381,7 @@ proptest! {
             (MetricType::Value, hpa::value(current, target, usage, tolerance, ready))
         };
         let (threshold, value) = (target as f64 / 1000.0, usage as f64 / 1000.0);
-        let replicas = Replicas { current, ready };
+        let replicas = ReplicaCounts { current, ready };
         let got = decided(metric_type, tolerance, threshold, value, replicas);
         prop_assert_eq!(i64::from(got), i64::from(want), "{} of {}", value, threshold);
     }
@@ -344,7 +393,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_read_makes_a_count_or_is_unknown(value: f64, ignore: bool) {
+    fn any_result_makes_a_count_or_is_unknown(value: f64, ignore: bool) {
         let ignore = [("ignoreNullValues", if ignore { "true" } else { "false" })];
         let proposal = propose(prometheus(&ignore), &load(0, 0), &at(Ok(Some(value))));
         prop_assert_eq!(proposal.needed.is_some(), proposal.problem.is_none());

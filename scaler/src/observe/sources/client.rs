@@ -1,4 +1,4 @@
-//! GET over HTTP and HTTPS, bounded in bytes.
+//! HTTP and HTTPS GET, bounded in bytes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-/// Most bytes of one answer: ten times what a large vLLM exports.
+/// Most bytes of one answer: ten times the export of a large vLLM.
 const MOST_BYTES: usize = 4 << 20;
 
 /// Clones share their connections.
@@ -32,7 +32,7 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    /// Checks `https` servers by the certificates in `ca_file`, or else by the system's.
+    /// Verifies `https` servers against the certificates in `ca_file`, by default against the system's.
     ///
     /// # Errors
     /// Why `ca_file` can't be used.
@@ -43,7 +43,7 @@ impl Client {
             .map_err(|error| error.to_string())?;
         let config = match ca_file {
             Some(file) => config.with_root_certificates(authorities(file)?),
-            // Without any on this machine, https fails when it is used, and http works.
+            // Without certificates on this machine https fails when it is used; http works.
             None => match config.clone().with_native_roots() {
                 Ok(config) => config,
                 Err(_) => config.with_root_certificates(RootCertStore::empty()),
@@ -55,14 +55,14 @@ impl Client {
             .enable_http1()
             .build();
         let pooled = Pooled::builder(TokioExecutor::new())
-            // Less than vLLM's 5 s, after which it closes them.
+            // Less than the 5 s after which vLLM closes idle connections.
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_timer(TokioTimer::new())
             .build(connector);
         Ok(Self { pooled })
     }
 
-    /// The answer of `url`.
+    /// Requests `url`.
     ///
     /// # Errors
     /// A few words, without the URL, which may hold secrets.
@@ -71,7 +71,7 @@ impl Client {
         url: &str,
         headers: Vec<(HeaderName, HeaderValue)>,
     ) -> Result<Answer, String> {
-        let uri: Uri = url.parse().map_err(|_| "its URL can't be read".to_owned())?;
+        let uri: Uri = url.parse().map_err(|_| "its URL is invalid".to_owned())?;
         let mut request = Request::get(uri);
         if let Some(all) = request.headers_mut() {
             all.insert(ACCEPT, HeaderValue::from_static("application/json, text/plain"));
@@ -86,14 +86,14 @@ impl Client {
             false => format!("the answer broke off: {}", innermost(&*error)),
         })?;
         let body = String::from_utf8(body.to_bytes().into());
-        let body = body.map_err(|_| "the answer is no text in UTF-8".to_owned())?;
+        let body = body.map_err(|_| "the answer is not UTF-8 text".to_owned())?;
         Ok(Answer { status, body })
     }
 
-    /// The text of `url`, where the answer is 200.
+    /// The text of `url`, if the answer is 200.
     ///
     /// # Errors
-    /// A few words.
+    /// A few words, without the URL.
     pub(crate) async fn text(&self, url: &str) -> Result<String, String> {
         let answer = self.get(url, Vec::new()).await?;
         if answer.status != http::StatusCode::OK {
@@ -103,10 +103,10 @@ impl Client {
     }
 }
 
-/// A header for `Authorization`; not shown in any output.
+/// An `Authorization` header that is kept out of all output.
 ///
 /// # Errors
-/// It holds what no header may.
+/// The value has characters that no header may have.
 pub(crate) fn authorization(value: &str) -> Result<(HeaderName, HeaderValue), String> {
     let mut value = HeaderValue::from_str(value)
         .map_err(|_| "its credentials hold characters that can't be sent".to_owned())?;
@@ -128,7 +128,7 @@ fn authorities(file: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// The cause that says most: "connection refused" and not "client error".
+/// The most specific cause: "connection refused" rather than "client error".
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {

@@ -1,8 +1,8 @@
-//! DCGM exporters' own `/metrics`.
+//! The `/metrics` of DCGM exporters.
 //!
-//! A GPU counts once, however many exporters report it, and its MIG instances count in its place. One
-//! whose gauges are missing or can't be is not known: the mean is then no less than what the others
-//! give, and that is said.
+//! A GPU counts once, even if several exporters report it; its MIG instances count in its place. A GPU
+//! whose gauges are missing or impossible is unknown: the mean is then at least what the others give,
+//! and marked as partial.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ use forebay_config::{Gauge, GpuFigure};
 use futures_util::future::try_join_all;
 
 use super::exposition::{Sample, samples, whole};
-use super::{Client, Found};
+use super::{Client, SourceResult};
 
-/// The mean of a figure over the GPUs of all `urls`; `None` where there are none.
+/// The mean of a figure over the GPUs of all `urls`; `None` if there are none.
 pub(super) async fn read(
     client: &Client,
     figure: GpuFigure,
     urls: &[String],
     labels: &[(String, String)],
     now_ms: u64,
-) -> Found {
+) -> SourceResult {
     let read = |url: &String| {
         let url = metrics(url);
         async move {
@@ -31,7 +31,7 @@ pub(super) async fn read(
     mean(&try_join_all(urls.iter().map(read)).await?, figure, labels, now_ms)
 }
 
-/// An exporter's address, with the path that it serves at unless it has one.
+/// An exporter's address, with the default path unless it has one.
 fn metrics(url: &str) -> String {
     let path = url.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
     if path { url.to_owned() } else { format!("{url}/metrics") }
@@ -40,11 +40,11 @@ fn metrics(url: &str) -> String {
 /// A GPU or a MIG instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Device<'a> {
-    /// The GPU's UUID and the instance's number; none for the GPU itself.
+    /// The GPU's UUID and the instance's number; an empty number is the GPU itself.
     Known(&'a str, &'a str),
-    /// Without a UUID: the exporter's number, and all labels.
+    /// Without a UUID: the exporter's number and all labels.
     Labelled(usize, Vec<(&'a str, &'a str)>),
-    /// Not even its labels can be read: the exporter's and the line's number.
+    /// Even the labels are unreadable: the numbers of the exporter and of the line.
     Unreadable(usize, usize),
 }
 
@@ -71,10 +71,15 @@ impl<'a> Device<'a> {
     }
 }
 
-/// A device's gauges, as far as one was found: the first that can be, or else why it can't.
+/// The gauges found for a device: the first possible value of each, or else the fault.
 type Gauges = Vec<Option<Result<f64, String>>>;
 
-fn mean(texts: &[String], figure: GpuFigure, labels: &[(String, String)], now_ms: u64) -> Found {
+fn mean(
+    texts: &[String],
+    figure: GpuFigure,
+    labels: &[(String, String)],
+    now_ms: u64,
+) -> SourceResult {
     let gauges = figure.gauges();
     let selected = |sample: &Sample<'_>| {
         let has = |(label, value): &(String, String)| sample.label(label) == Some(value);
@@ -112,7 +117,7 @@ fn mean(texts: &[String], figure: GpuFigure, labels: &[(String, String)], now_ms
         })
         .collect();
     let known = figures.iter().flatten().sum::<f64>();
-    let faults: Vec<_> = figures.iter().filter_map(|it| it.as_ref().err()).collect();
+    let faults: Vec<_> = figures.iter().filter_map(|figure| figure.as_ref().err()).collect();
     match (figures.len(), faults.first()) {
         (0, _) => Ok((None, None)),
         (count, None) => Ok((Some(known / count as f64), None)),
@@ -124,7 +129,7 @@ fn mean(texts: &[String], figure: GpuFigure, labels: &[(String, String)], now_ms
     }
 }
 
-/// A device's figure, or which gauge is at fault, and how.
+/// A device's figure, or the faulty gauge and its fault.
 fn one(figure: GpuFigure, gauges: &[Gauge], found: &Gauges) -> Result<f64, (&'static str, String)> {
     let mut values = Vec::with_capacity(gauges.len());
     for (gauge, value) in gauges.iter().zip(found) {

@@ -1,21 +1,21 @@
 //! Prometheus' text format, as vLLM and the DCGM exporter write it.
 //!
-//! Strict: a line that can't be read is a fault, and not a sample less.
+//! Strict: an unreadable line is a fault, rather than one sample less.
 
-/// A sample's time may be off by this much: longer than any clock should be, and as old as a sample
-/// that Prometheus itself still believes.
+/// Tolerated deviation of a sample's time: more than any clock should be off, and the age up to which
+/// Prometheus itself uses a sample.
 pub(super) const STALE_MS: u64 = 5 * 60_000;
 
-/// One sample, or as much of it as can be read.
+/// One sample, or its readable part.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sample<'a> {
-    /// By name, with values still escaped; `None` where they can't be read.
+    /// Labels by name, with values still escaped; `None` if unreadable.
     labels: Option<Vec<(&'a str, &'a str)>>,
-    /// Or why there is none, as the end of a sentence.
+    /// The value, or the fault as the end of a sentence.
     pub(super) value: Result<f64, String>,
 }
 
-/// The text, where all of it came: its last line has an end.
+/// Checks that the text is complete: its last line has an end.
 ///
 /// # Errors
 /// A few words.
@@ -34,8 +34,8 @@ pub(super) fn samples<'a>(
 ) -> impl Iterator<Item = Sample<'a>> {
     text.lines().filter_map(move |line| {
         let rest = line.trim_start().strip_prefix(name)?;
-        let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':');
-        if rest.as_bytes().first().is_some_and(goes_on) {
+        let continues = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':');
+        if rest.as_bytes().first().is_some_and(continues) {
             return None;
         }
         let rest = rest.trim_start();
@@ -54,7 +54,7 @@ pub(super) fn samples<'a>(
     })
 }
 
-/// Whether metric `name` is exported at all, be it without a sample yet.
+/// Whether metric `name` is exported, with or without a sample.
 pub(super) fn declares(text: &str, name: &str) -> bool {
     text.lines().any(|line| {
         let declared = line.strip_prefix("# TYPE ");
@@ -75,7 +75,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Value and, where it has one, time.
+/// The value and, if present, the time.
 fn value(text: &str, now_ms: u64) -> Result<f64, String> {
     let mut words = text.split_ascii_whitespace();
     let unreadable = || "can't be read".to_owned();
@@ -88,10 +88,10 @@ fn value(text: &str, now_ms: u64) -> Result<f64, String> {
     }
 }
 
-/// That it was taken now, as far as clocks agree.
+/// Checks that a sample's time is now, within [`STALE_MS`].
 ///
 /// # Errors
-/// How far off it is, as the end of a sentence.
+/// The deviation, as the end of a sentence.
 pub(super) fn current(at_ms: i64, now_ms: u64) -> Result<(), String> {
     let off_ms = i128::from(now_ms) - i128::from(at_ms);
     if off_ms.unsigned_abs() <= u128::from(STALE_MS) {
@@ -101,7 +101,7 @@ pub(super) fn current(at_ms: i64, now_ms: u64) -> Result<(), String> {
     Err(format!("is {seconds} s {side}, by its own time"))
 }
 
-/// What is between the braces, by name, and what follows them.
+/// The labels between the braces, by name, and the text that follows.
 fn labels(mut rest: &str) -> Option<(Vec<(&str, &str)>, &str)> {
     let mut labels = Vec::new();
     loop {
@@ -110,13 +110,13 @@ fn labels(mut rest: &str) -> Option<(Vec<(&str, &str)>, &str)> {
             labels.sort_unstable();
             return Some((labels, rest));
         }
-        let (name, behind) = rest.split_once('=')?;
+        let (name, after) = rest.split_once('=')?;
         let name = name.trim_end();
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         if name.is_empty() || !name.bytes().all(fits) {
             return None;
         }
-        let quoted = behind.trim_start().strip_prefix('"')?;
+        let quoted = after.trim_start().strip_prefix('"')?;
         let end = end_of_text(quoted)?;
         labels.push((name, &quoted[..end]));
         rest = quoted[end + 1..].trim_start();
@@ -128,7 +128,7 @@ fn labels(mut rest: &str) -> Option<(Vec<(&str, &str)>, &str)> {
     }
 }
 
-/// Where the closing `"` is.
+/// The position of the closing `"`.
 fn end_of_text(text: &str) -> Option<usize> {
     let mut escaped = false;
     text.bytes().position(|byte| {
@@ -174,7 +174,7 @@ nothing{a="b"} NaN
     }
 
     #[test]
-    fn a_line_that_cannot_be_read_is_a_fault_and_not_a_sample_less() {
+    fn an_unreadable_line_is_a_fault_rather_than_one_sample_less() {
         for (line, known) in [
             ("a", true),
             ("a ", true),
@@ -210,16 +210,16 @@ nothing{a="b"} NaN
 
     proptest! {
         #[test]
-        fn no_text_is_too_strange(text in ".{0,200}", line in "a(\\{[a=\",\\\\}]{0,20})? ?[0-9]{0,3}") {
+        fn no_text_breaks_the_parser(text in ".{0,200}", line in "a(\\{[a=\",\\\\}]{0,20})? ?[0-9]{0,3}") {
             for text in [text, line] {
                 samples(&text, "a", NOW_MS)
-                    .for_each(|sample| assert!(sample.label("a").is_none_or(|it| text.contains(it))));
+                    .for_each(|sample| assert!(sample.label("a").is_none_or(|value| text.contains(value))));
                 declares(&text, "a");
             }
         }
 
         #[test]
-        fn what_an_exporter_writes_is_read_back(
+        fn an_exporters_line_is_read_back(
             value in -1e12..1e12_f64, label in "[a-z]{0,5}(\\\\[\\\\\"n])?[{},= ]{0,3}", time: bool,
         ) {
             let time = if time { format!(" {NOW_MS}") } else { String::new() };

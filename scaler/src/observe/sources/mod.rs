@@ -1,23 +1,24 @@
-//! Figures that are not first-hand: PromQL, vLLM's and the DCGM exporters' `/metrics`.
+//! Second-hand figures: PromQL, and the `/metrics` of vLLM and DCGM exporters.
 //!
-//! One task for each trigger that needs one reads again and again, and leaves what it found, with the
-//! time of it. A decision takes what lies there and never waits. Each read is bounded in time and in
-//! bytes; a source that is down is asked less often.
+//! One task per trigger reads again and again, and stores the last reading with its time. A decision
+//! takes the stored reading and never waits. Each read is bounded in time and bytes; a source that is
+//! down is read less often.
 //!
-//! Nothing is believed that can't be: what a figure is made of has a range and a unit, where it is
-//! declared (`forebay_config::Range`). What is out of it, missing, of another time or cut off is not
-//! known, and said; never zero, and never the most.
+//! An impossible figure is not believed: each gauge declares its range and unit
+//! (`forebay_config::Range`). A figure that is out of range, missing, old or cut off is unknown and
+//! reported as such; it is never zero, and never the maximum.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_base::backoff::doubled;
 use forebay_config::Pool;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::clock::{Clock, epoch_ms};
+use crate::clock::{Clock, epoch_time};
 use crate::decide::{Reading, Wanted};
 
 mod client;
@@ -28,29 +29,29 @@ mod vllm;
 
 pub(crate) use client::Client;
 
-/// Longest time for a read, but for queries, which have their own.
+/// Longest time for a read. Queries have their own.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest pause after failures; longer only where `pollingInterval` is.
+/// Longest pause after failures; `pollingInterval` if that is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a source found: the figure, and why it is too low where a part of it could not be read.
-pub(crate) type Found = Result<(Option<f64>, Option<String>), String>;
+/// The result of a read: the figure, and the reason why it is only a lower bound, if it is.
+pub(crate) type SourceResult = Result<(Option<f64>, Option<String>), String>;
 
 /// A pool's sources. Dropping it ends their tasks.
 pub(crate) struct Sources {
     /// One place for each trigger, in order.
     slots: Vec<Option<Slot>>,
-    /// `HOST:PORT` of the replicas that take requests.
+    /// `HOST:PORT` of the replicas to read.
     endpoints: watch::Sender<Arc<[String]>>,
     needs_endpoints: bool,
-    /// Ends with this.
+    // The tasks end when this is dropped.
     _tasks: JoinSet<()>,
 }
 
 type Slot = Arc<Mutex<Option<Reading>>>;
 
 impl Sources {
-    /// Begins to read what `pool`'s triggers want.
+    /// Starts to read the figures that `pool`'s triggers need.
     pub(crate) fn start(
         pool: &Pool,
         wanted: Vec<Option<Wanted>>,
@@ -78,20 +79,20 @@ impl Sources {
         Self { slots, endpoints, needs_endpoints, _tasks: tasks }
     }
 
-    /// What each trigger's source last found.
+    /// The last reading for each trigger.
     pub(crate) fn readings(&self) -> Vec<Option<Reading>> {
         self.slots.iter().map(|slot| slot.as_ref()?.lock().clone()).collect()
     }
 
-    /// Which replicas to ask from now on.
-    pub(crate) fn ask(&self, endpoints: impl Iterator<Item = String>) {
+    /// Sets the replicas to read from now on.
+    pub(crate) fn set_endpoints(&self, endpoints: impl Iterator<Item = String>) {
         if !self.needs_endpoints {
             return;
         }
         let endpoints: Arc<[String]> = endpoints.collect();
-        self.endpoints.send_if_modified(|asked| {
-            let changed = *asked != endpoints;
-            *asked = endpoints;
+        self.endpoints.send_if_modified(|known| {
+            let changed = *known != endpoints;
+            *known = endpoints;
             changed
         });
     }
@@ -117,18 +118,18 @@ impl Source {
                 Ok((value, partial)) => (Ok(value), partial),
                 Err(error) => (Err(error), None),
             };
-            *self.slot.lock() = Some(Reading { at_ms: self.clock.now_ms(), value, partial });
+            *self.slot.lock() = Some(Reading { at: self.clock.now(), value, partial });
             let pause = pause(self.interval, failures);
             tokio::select! {
                 () = tokio::time::sleep_until(began + pause) => {}
-                // A replica that came is asked at once; without this task's sender nobody listens.
+                // A new replica is read at once. A closed channel means that the pool is gone.
                 changed = self.endpoints.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    async fn read(&mut self) -> Found {
-        let now_ms = epoch_ms();
+    async fn read(&mut self) -> SourceResult {
+        let now_ms = epoch_time().get();
         match &self.wanted {
             Wanted::Query(query) => {
                 let limit = query.timeout.unwrap_or(TIMEOUT);
@@ -146,7 +147,7 @@ impl Source {
     }
 }
 
-/// `read`, for no longer than `limit`.
+/// Runs `read` for at most `limit`.
 async fn bounded<T>(
     limit: Duration,
     read: impl Future<Output = Result<T, String>>,
@@ -155,10 +156,9 @@ async fn bounded<T>(
     timeout(limit, read).await.unwrap_or_else(late)
 }
 
-/// Doubles with each failure in a row after the first two.
+/// The pause between reads. It doubles with each failure in a row after the first two.
 fn pause(interval: Duration, failures: u32) -> Duration {
-    let factor = 1 << failures.saturating_sub(2).min(16);
-    (interval * factor).min(LONGEST_PAUSE.max(interval))
+    doubled(interval, failures.saturating_sub(2), LONGEST_PAUSE.max(interval))
 }
 
 #[cfg(test)]

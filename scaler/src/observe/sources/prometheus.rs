@@ -1,4 +1,4 @@
-//! Instant queries of Prometheus' HTTP API.
+//! Instant queries to Prometheus' HTTP API.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use http::header::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Found;
+use super::SourceResult;
 use super::client::{Client, authorization};
 use super::exposition::current;
 
-/// The query's one value, which may be no finite number; `None` where the result is empty. Where the
-/// server warns of it, such as of stores that did not answer, it may be too low, and that is said.
-pub(super) async fn read(client: &Client, query: &PromQuery, now_ms: u64) -> Found {
+/// The query's single value, which may not be finite; `None` if the result is empty. If the server
+/// warns, for example of stores that did not answer, the value may be too low and is marked so.
+pub(super) async fn read(client: &Client, query: &PromQuery, now_ms: u64) -> SourceResult {
     let server = query.server_address.as_deref().ok_or("no serverAddress")?;
     let mut url = format!("{server}/api/v1/query?query={}", encoded(&query.query));
     for (name, value) in &query.parameters {
@@ -31,7 +31,8 @@ pub(super) async fn read(client: &Client, query: &PromQuery, now_ms: u64) -> Fou
 async fn headers(query: &PromQuery) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
     let mut headers = Vec::new();
     for (name, value) in &query.headers {
-        let name = HeaderName::try_from(name).map_err(|_| format!("`{name}` is no header"))?;
+        let name =
+            HeaderName::try_from(name).map_err(|_| format!("`{name}` is not a header name"))?;
         let value = HeaderValue::try_from(value)
             .map_err(|_| format!("the value of {name} can't be sent"))?;
         headers.push((name, value));
@@ -66,24 +67,24 @@ struct Data {
     result: Value,
 }
 
-/// Most of what a server says that is repeated.
+/// Most characters of a server's message to repeat.
 const LONGEST: usize = 200;
 
-/// The one value of a reply: a scalar, or a vector of one series at most.
-fn parse(body: &str, now_ms: u64) -> Found {
+/// The single value of a reply: a scalar, or a vector of at most one series.
+fn parse(body: &str, now_ms: u64) -> SourceResult {
     let reply: Reply = serde_json::from_str(body)
-        .map_err(|_| "this is no answer of Prometheus' API".to_owned())?;
+        .map_err(|_| "this is not an answer of Prometheus' API".to_owned())?;
     if let Some(error) = reply.error {
         return Err(error.chars().take(LONGEST).collect());
     }
-    let data = reply.data.ok_or("the answer holds no data")?;
+    let data = reply.data.ok_or("the answer has no data")?;
     let sample = |sample: &Value| {
         let text = sample.get(1).and_then(Value::as_str);
         let number = text.and_then(|text| text.parse::<f64>().ok());
-        let number = number.ok_or_else(|| "the answer holds no number".to_owned())?;
-        // A cache on the way may give what it was given long ago.
+        let number = number.ok_or_else(|| "the answer has no number".to_owned())?;
+        // A cache in between may answer with an old result.
         let seconds = sample.get(0).and_then(Value::as_f64);
-        let seconds = seconds.ok_or_else(|| "the answer holds no time".to_owned())?;
+        let seconds = seconds.ok_or_else(|| "the answer has no time".to_owned())?;
         let at_ms = (seconds * 1000.0) as i64;
         current(at_ms, now_ms).map_err(|why| format!("the result {why}"))?;
         Ok(Some(number))
@@ -106,7 +107,7 @@ fn parse(body: &str, now_ms: u64) -> Found {
     value.map(|value| (value, partial))
 }
 
-/// For a URL's query: what is no plain letter or digit as `%XX`.
+/// Percent-encodes everything but plain letters and digits, for a URL's query.
 fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len() * 2);
     for byte in text.bytes() {
@@ -127,7 +128,7 @@ mod tests {
     const NOW_MS: u64 = 1_700_000_000_000;
 
     #[test]
-    fn a_reply_gives_one_value_or_says_why_not() {
+    fn a_reply_gives_one_value_or_the_reason_why_not() {
         let vector = |series: &str| {
             format!(
                 r#"{{"status":"success","data":{{"resultType":"vector","result":[{series}]}}}}"#
@@ -138,14 +139,14 @@ mod tests {
             ("one", vector(&series("12.5")), Ok(Some(12.5))),
             ("exponents", vector(&series("1e+06")), Ok(Some(1e6))),
             ("infinite", vector(&series("+Inf")), Ok(Some(f64::INFINITY))),
-            ("less than all", vector(&series("-Inf")), Ok(Some(f64::NEG_INFINITY))),
+            ("negative infinite", vector(&series("-Inf")), Ok(Some(f64::NEG_INFINITY))),
             ("none", vector(""), Ok(None)),
             (
                 "two",
                 vector(&format!("{},{}", series("1"), series("2"))),
                 Err("the query gives 2 series, and one is needed; put sum() around it"),
             ),
-            ("text", vector(&series("x")), Err("the answer holds no number")),
+            ("text", vector(&series("x")), Err("the answer has no number")),
             (
                 "a scalar",
                 r#"{"status":"success","data":{"resultType":"scalar","result":[1700000000,"3"]}}"#
@@ -162,7 +163,7 @@ mod tests {
                 r#"{"status":"error","errorType":"bad_data","error":"parse error"}"#.to_owned(),
                 Err("parse error"),
             ),
-            ("a login page", "<html>".to_owned(), Err("this is no answer of Prometheus' API")),
+            ("a login page", "<html>".to_owned(), Err("this is not an answer of Prometheus' API")),
         ] {
             let want = want.map(|value| (value, None)).map_err(str::to_owned);
             assert_eq!(parse(&body, NOW_MS), want, "{case}");
@@ -174,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn a_result_of_which_a_part_is_missing_is_no_more_than_the_least() {
+    fn a_result_with_a_missing_part_is_a_lower_bound() {
         let body = r#"{"status":"success","warnings":["No StoreAPIs matched"],"data":{"resultType":"vector","result":[{"metric":{},"value":[1700000000,"3"]}]}}"#;
         let partial = Some("the server warns: No StoreAPIs matched".to_owned());
         assert_eq!(parse(body, NOW_MS), Ok((Some(3.0), partial)));
     }
 
     #[test]
-    fn a_query_is_sent_as_it_is_written() {
+    fn a_query_is_sent_as_written() {
         assert_eq!(
             encoded("sum(a{b=\"c\"}) / 2 +\nü"),
             "sum%28a%7Bb%3D%22c%22%7D%29%20%2F%202%20%2B%0A%C3%BC"

@@ -1,4 +1,4 @@
-//! vLLM's own `/metrics`, of every ready replica.
+//! The `/metrics` of every ready vLLM replica.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::exposition::{declares, samples, whole};
-use super::{Client, Found, TIMEOUT, bounded};
+use super::{Client, SourceResult, TIMEOUT, bounded};
 
-/// The present name, and the one of vLLM before 0.11.
+/// The current name, and the one of vLLM before 0.11.
 const KV_CACHE: [&str; 2] = ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"];
 
-/// Replicas asked at a time.
+/// Replicas read at a time.
 const AT_ONCE: usize = 16;
 
-/// The mean use of the KV cache, 0 to 1, over the replicas. Where some can't be read, they count as
-/// empty, and that is said: the truth is no less than this.
-pub(super) async fn kv_cache(client: &Client, endpoints: &[String], now_ms: u64) -> Found {
+/// The mean use of the KV cache, 0 to 1, over the replicas. Unreadable replicas count as empty, so
+/// the figure is then a lower bound and marked so.
+pub(super) async fn kv_cache(client: &Client, endpoints: &[String], now_ms: u64) -> SourceResult {
     if endpoints.is_empty() {
         return Ok((None, None));
     }
@@ -39,7 +39,7 @@ pub(super) async fn kv_cache(client: &Client, endpoints: &[String], now_ms: u64)
     Ok((Some(mean), partial))
 }
 
-/// The mean over a server's engines. One that can't be read makes all of it unknown.
+/// The mean over a server's engines. An unreadable engine makes all of it unknown.
 fn usage(text: &str, now_ms: u64) -> Result<f64, String> {
     let text = whole(text)?;
     for name in KV_CACHE {
@@ -47,14 +47,14 @@ fn usage(text: &str, now_ms: u64) -> Result<f64, String> {
         for sample in samples(text, name, now_ms) {
             let value = sample.value.clone().and_then(|value| Range::SHARE.check(value));
             let value = value.map_err(|why| format!("its {name} {why}"))?;
-            // A series that is there twice is one engine's all the same.
+            // A series that occurs twice is still one engine's.
             engines.insert(sample.labels().map(<[_]>::to_vec), value);
         }
         if !engines.is_empty() {
             return Ok(engines.values().sum::<f64>() / engines.len() as f64);
         }
     }
-    // Before its first request a server of several processes has no sample yet.
+    // A server of several processes has no sample before its first request.
     if KV_CACHE.iter().any(|name| declares(text, name)) {
         return Ok(0.0);
     }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usage_is_the_mean_over_engines_by_the_present_or_the_old_name() {
+    fn usage_is_the_mean_over_engines_by_the_current_or_the_old_name() {
         let old = "# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc{model_name=\"a\"} 0.5\n";
         let two = "vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75\n";
         let twice = format!("{two}vllm:kv_cache_usage_perc{{engine=\"1\"}} 0.75\n");
@@ -74,7 +74,7 @@ mod tests {
         for (case, text, want) in [
             ("old", old, Ok(0.5)),
             ("two engines", two, Ok(0.5)),
-            ("one of them told twice", &twice, Ok(0.5)),
+            ("one of them twice", &twice, Ok(0.5)),
             ("no request yet", none, Ok(0.0)),
             ("another server", "up 1\n", Err("it exports no vllm:kv_cache_usage_perc")),
             (
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_whose_figure_cannot_be_makes_the_replica_unknown() {
+    fn an_engine_with_an_impossible_figure_makes_the_replica_unknown() {
         for (value, why) in [
             ("37", "is 37, and can only be 0 to 1"),
             ("-0.5", "is -0.5, and can only be 0 to 1"),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_real_servers_export_is_read() {
+    fn the_exports_of_real_servers_are_read() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../loadtests/fixtures/vllm/");
         for (file, least, most) in [
             ("c-options/metrics_kv_pressure.resp", 0.01, 1.0),

@@ -1,77 +1,78 @@
-//! Replicas that hang: which are to be ended and started anew, and when.
+//! Replicas that hang: which one is ended and started anew, and when.
 //!
-//! One hangs when it was ready and every gateway has it out and gets no answer from it, or when it
-//! does not get ready at all. It is waited for as long as a start takes, as learned, since ending it
-//! costs as much; and longer each time that did not help. One at a time: what looks like several
-//! that hang may be something else, which shows when the first comes back.
+//! A replica hangs if it was ready and since then no gateway sends to it or gets an answer from it, or if
+//! it does not become ready at all. It gets the learned duration of a start to recover, because replacing
+//! it costs that time, and longer after each replacement that did not help. Replicas are replaced one at a
+//! time: if several seem to hang, the cause may be elsewhere, and the first one's return shows whether a
+//! replacement helps.
 //!
 //! Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use forebay_config::{Pool, Target};
-use forebay_signals::{EndpointSignals, Health};
+use forebay_config::{Millis, Pool, Target};
 
-use super::{PoolLoop, Start};
-use crate::act::targets::{Drains, Hung, Phase, ReplicaStatus};
-use crate::decide::Override;
+use super::PoolScaler;
+use super::starts::Start;
+use crate::act::targets::{Drains, Hung, ReplicaStatus};
 use crate::decide::cold_start::ColdStarts;
+use crate::decide::{Condition, Override};
 
-/// A replacement counts for so long.
-const REMEMBERED_MS: u64 = 3_600_000;
-/// Starts are waited for this many times as long as nine of ten took, and never for less than this.
+/// Time for which a replacement counts.
+const REMEMBERED: Millis = Millis::from_secs(3600);
+/// A start gets this many times the time that nine of ten took, but never less than this.
 const START_FACTOR: f64 = 10.0;
-const SHORTEST_START_MS: u64 = 600_000;
-/// Most that the bounds are doubled, in powers of two.
+const SHORTEST_START: Millis = Millis::from_secs(600);
+/// The number of times that the bounds are doubled at most.
 const MOST_DOUBLED: u32 = 6;
 
-/// How long a replica may take, in milliseconds.
+/// The time that a replica gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    hung_after_ms: u64,
-    start_timeout_ms: u64,
+    hung_after: Millis,
+    start_timeout: Millis,
 }
 
 impl Bounds {
-    /// A pool's; `None` where nothing is replaced.
+    /// The bounds of a pool; `None` if it replaces nothing.
     pub(super) fn of(pool: &Pool) -> Option<Self> {
         let (hung_after, start_timeout) = match pool.target.as_ref()? {
-            Target::Processes(it) => (it.hung_after, it.start_timeout),
-            Target::Kubernetes(it) if it.replace_hung => (it.hung_after, it.start_timeout),
+            Target::Processes(target) => (target.hung_after, target.start_timeout),
+            Target::Kubernetes(target) if target.replace_hung => {
+                (target.hung_after, target.start_timeout)
+            }
             Target::Kubernetes(_) | Target::Keda(_) => return None,
         };
-        let ms = |duration: std::time::Duration| duration.as_millis() as u64;
-        Some(Self { hung_after_ms: ms(hung_after), start_timeout_ms: ms(start_timeout) })
+        Some(Self { hung_after: hung_after.into(), start_timeout: start_timeout.into() })
     }
 
-    /// How long one that was ready may answer nothing.
-    fn hung_after(self, starts: &ColdStarts, doubled: u32) -> u64 {
-        let learned = starts.quantiles().map_or(0, |it| (it.p90_seconds * 1000.0) as u64);
-        self.hung_after_ms.max(learned).saturating_mul(1 << doubled)
+    /// The time that a replica which was ready may be silent.
+    fn hung_after(self, starts: &ColdStarts, doubled: u32) -> Millis {
+        let learned = starts.quantiles().map(|known| Millis::from_secs_f64(known.p90_seconds));
+        self.hung_after.max(learned.unwrap_or_default()) * (1 << doubled)
     }
 
-    /// How long a start may take. The first ones, and those that bring a new model, may take hours:
-    /// only what is configured bounds them before anything is learned, and after others failed.
-    fn start_within(self, starts: &ColdStarts, doubled: u32) -> u64 {
-        let learned = |p90: f64| ((START_FACTOR * p90 * 1000.0) as u64).max(SHORTEST_START_MS);
-        let learned =
-            starts.quantiles().map(|it| learned(it.p90_seconds).saturating_mul(1 << doubled));
-        learned.unwrap_or(u64::MAX).min(self.start_timeout_ms)
+    /// The time that a start may take. The first start, and one that downloads a new model, may take
+    /// hours: before anything is learned, and after failures, only the configuration bounds it.
+    fn start_within(self, starts: &ColdStarts, doubled: u32) -> Millis {
+        let learned = |p90| Millis::from_secs_f64(START_FACTOR * p90).max(SHORTEST_START);
+        let learned = starts.quantiles().map(|known| learned(known.p90_seconds) * (1 << doubled));
+        learned.unwrap_or(Millis::MAX).min(self.start_timeout)
     }
 }
 
-/// Why a replica is replaced.
+/// The reason for a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// It was ready, and answers nothing.
+    /// It was ready, and is silent.
     Hung,
-    /// It does not get ready.
+    /// It does not become ready.
     Start,
 }
 
 impl Cause {
-    /// The word for it in figures.
-    pub(crate) fn word(self) -> &'static str {
+    /// Its value as a metric label.
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Hung => "hung",
             Self::Start => "start",
@@ -79,129 +80,104 @@ impl Cause {
     }
 }
 
-/// What is remembered of replacements.
+/// Replacements of the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Replacements {
-    /// When they were, oldest first.
-    past_ms: VecDeque<u64>,
+    /// Their times, oldest first.
+    past: VecDeque<Millis>,
 }
 
 impl Replacements {
-    /// How often each replica was replaced lately, in the mean: so often are the bounds doubled.
-    fn doubled(&mut self, replicas: u32, now_ms: u64) -> u32 {
-        while self.past_ms.front().is_some_and(|at| at + REMEMBERED_MS <= now_ms) {
-            self.past_ms.pop_front();
+    /// The number of recent replacements per replica: the bounds are doubled that often.
+    fn doubled(&mut self, replicas: u32, now: Millis) -> u32 {
+        while self.past.front().is_some_and(|at| *at + REMEMBERED <= now) {
+            self.past.pop_front();
         }
-        (self.past_ms.len() as u32 / replicas.max(1)).min(MOST_DOUBLED)
+        (self.past.len() as u32 / replicas.max(1)).min(MOST_DOUBLED)
     }
 }
 
-/// A replica's silence, in the eyes of all gateways.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Silence {
-    /// Since when every gateway has it out and gets no answer.
-    since_ms: Option<u64>,
-    /// Answers and tokens that came from it, as they were counted last.
-    answers: u64,
-    /// A gateway's reason to have it out.
-    pub(super) reason: String,
-}
-
-impl Silence {
-    /// Takes what each gateway that is heard says of it. One that began after it hung has not seen it
-    /// ready, and calls it starting.
-    pub(super) fn observe<'a>(
-        &mut self,
-        views: impl Iterator<Item = &'a EndpointSignals>,
-        now_ms: u64,
-    ) {
-        let (mut answers, mut out, mut seen) = (0_u64, true, false);
-        self.reason.clear();
-        for view in views {
-            seen = true;
-            if self.reason.is_empty() {
-                self.reason.clone_from(&view.reason);
-            }
-            out &= matches!(view.health, Health::Ejected | Health::Starting);
-            answers += view.completed + view.generated_tokens + view.first_tokens;
-        }
-        let answered = answers > std::mem::replace(&mut self.answers, answers);
-        self.since_ms = match self.since_ms {
-            _ if !seen || !out => None,
-            Some(since_ms) if !answered => Some(since_ms),
-            _ => Some(now_ms),
-        };
-    }
-}
-
-impl PoolLoop {
-    /// Whether replicas may be replaced now. A gateway that is silent may get answers; and a person
-    /// who paused the pool looks at it.
-    pub(super) fn may_replace(&self, missing: bool, order: Override, drains: Drains) -> bool {
-        self.known() && !missing && order != Override::Paused && drains == Drains::Each
+impl PoolScaler {
+    /// Whether replicas may be replaced now. Not while a gateway is silent, which may get answers;
+    /// and not while the pool is paused, since an operator is looking at it.
+    pub(super) fn may_replace(
+        &self,
+        missing: bool,
+        operator_override: Override,
+        drains: Drains,
+    ) -> bool {
+        self.has_report()
+            && !missing
+            && operator_override != Override::Paused
+            && drains == Drains::Each
     }
 
-    /// Those that are to be ended and started anew, with why; and the cause of one that is so from
-    /// now on. None is added unless it `may` be.
+    /// The replicas that have to be ended and started anew, with the reason; and the cause of the one
+    /// that is added by this call. None is added unless `may`.
     pub(super) fn hung_replicas(
         &mut self,
         statuses: &BTreeMap<String, ReplicaStatus>,
         may: bool,
-        now_ms: u64,
+        now: Millis,
     ) -> (BTreeMap<String, Hung>, Option<Cause>) {
-        let found = if may { self.next_hung(statuses, now_ms) } else { None };
+        let found = if may { self.next_hung(statuses, now) } else { None };
         let cause = found.map(|(id, cause, why)| {
-            tracing::warn!("{}: replica {id} {why}: it is ended and started anew", self.name);
-            self.replacements.past_ms.push_back(now_ms);
-            if let Some(start) = self.starts.get_mut(&id) {
+            tracing::warn!("{}: replica {id} {why}; it is ended and started anew", self.name);
+            self.roster.replacements.past.push_back(now);
+            if let Some(start) = self.roster.starts.get_mut(&id) {
                 start.replaced = Some(why);
             }
             cause
         });
         let hung = |(id, start): (&String, &Start)| {
             let why = start.replaced.clone()?;
-            Some((id.clone(), Hung { started_ms: start.started_ms, why }))
+            Some((id.clone(), Hung { started_at: start.started_at, why }))
         };
-        (self.starts.iter().filter_map(hung).collect(), cause)
+        (self.roster.starts.iter().filter_map(hung).collect(), cause)
     }
 
-    /// The one that has hung for longest, where its time has come.
+    /// The replica that has hung for longest, if its time is over.
     fn next_hung(
         &mut self,
         statuses: &BTreeMap<String, ReplicaStatus>,
-        now_ms: u64,
+        now: Millis,
     ) -> Option<(String, Cause, String)> {
-        let bounds = self.bounds?;
-        let doubled = self.replacements.doubled(self.state.desired(), now_ms);
+        let bounds = self.rules.bounds?;
+        let doubled = self.roster.replacements.doubled(self.state.desired(), now);
         let starts = self.state.cold_starts();
         let (hung_after, start_within) =
             (bounds.hung_after(starts, doubled), bounds.start_within(starts, doubled));
-        if let Some(last) = self.replacements.past_ms.back() {
-            let came_back = |start: &Start| start.ready_ms.is_some_and(|ready| ready > *last);
-            let waits = now_ms < last + hung_after;
-            if waits && !self.starts.values().any(came_back) {
+        if let Some(last) = self.roster.replacements.past.back() {
+            let came_back = |start: &Start| start.ready_at.is_some_and(|ready| ready > *last);
+            let waits = now < *last + hung_after;
+            if waits && !self.roster.starts.values().any(came_back) {
                 return None;
             }
         }
         let overdue = |(id, status): (&String, &ReplicaStatus)| {
-            let start = self.starts.get(id)?;
-            let leaves = self.draining.contains(id) || self.stopped.contains(id);
-            if status.phase != Phase::Running || leaves || start.replaced.is_some() {
+            let start = self.roster.starts.get(id)?;
+            let leaves =
+                self.departures.draining.contains(id) || self.departures.stopped.contains(id);
+            if status.condition != Condition::Starting || leaves || start.replaced.is_some() {
                 return None;
             }
-            // One that no gateway knows of is not judged by any.
-            let silent_ms = start.silence.since_ms?;
-            let (cause, since_ms, bound) = match start.ready_ms {
-                Some(_) => (Cause::Hung, silent_ms, hung_after),
-                // It may have been ready long ago: what is known of it begins with this process.
-                None if start.inherited => (Cause::Start, silent_ms, start_within),
-                None => (Cause::Start, start.since_ms.max(status.started_ms), start_within),
+            // Without a gateway that knows the replica, its health is unknown.
+            let silent_since = start.silence.since?;
+            let (cause, since, bound) = match start.ready_at {
+                Some(_) => (Cause::Hung, silent_since, hung_after),
+                // It may have been ready long ago: only its time in this process is known.
+                None if start.inherited => (Cause::Start, silent_since, start_within),
+                None => (
+                    Cause::Start,
+                    start.since.max(status.started_at.unwrap_or_default()),
+                    start_within,
+                ),
             };
-            let for_ms = now_ms.saturating_sub(since_ms);
-            (for_ms >= bound).then(|| (for_ms, id.clone(), cause))
+            let span = now.since(since);
+            (span >= bound).then(|| (span, id.clone(), cause))
         };
-        let (for_ms, id, cause) = statuses.iter().filter_map(overdue).max_by_key(|it| it.0)?;
-        let seconds = for_ms / 1000;
+        let (span, id, cause) = statuses.iter().filter_map(overdue).max_by_key(|one| one.0)?;
+        let seconds = span.as_secs();
         let why = match cause {
             Cause::Hung => format!("answered nothing for {seconds} s"),
             Cause::Start => format!("was not healthy within {seconds} s"),

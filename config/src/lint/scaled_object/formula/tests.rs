@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn formulas_are_judged_as_by_keda() {
-    // Each verdict is that of expr-lang 1.17.8 behind KEDA's cast.
+    // Each verdict is that of expr-lang 1.17.8 within KEDA's cast.
     for (taken, formulas) in [
         (
             true,

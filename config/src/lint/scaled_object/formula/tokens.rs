@@ -1,4 +1,4 @@
-//! A formula's words.
+//! A formula's tokens.
 
 use super::{Stop, refuse};
 
@@ -46,7 +46,7 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, Stop> {
     Ok(tokens)
 }
 
-/// Whether the number at the beginning is a whole one, and where it ends.
+/// Whether the number at the beginning is whole, and its length.
 fn number(text: &str) -> Result<(bool, usize), Stop> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_');
     let mut end = end.unwrap_or(text.len());

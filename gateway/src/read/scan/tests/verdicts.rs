@@ -1,5 +1,5 @@
-//! Every field that is read, against the verdicts of vLLM's own request classes on each of its
-//! APIs (`tests/vllm/verdicts.py` records them): what vLLM takes is taken, and read alike.
+//! Every field that is read, against the verdicts of vLLM's own request classes on each of its APIs
+//! (`tests/vllm/verdicts.py` records them): values that vLLM accepts are accepted and read alike.
 
 use std::sync::LazyLock;
 
@@ -30,7 +30,7 @@ fn each(list: &str, mut check: impl FnMut(&str, &str, &str, &Value)) {
     }
 }
 
-/// The value that was read of a field; `None` for one that is not looked at as itself.
+/// The value that the scan has of a field; `None` if it does not keep the value.
 fn read(scan: &Scan, field: &str) -> Option<Value> {
     let flag = |included: bool| match &scan.stream_options {
         StreamOptions::Object { include_usage, continuous, .. } => {
@@ -51,8 +51,8 @@ fn read(scan: &Scan, field: &str) -> Option<Value> {
     })
 }
 
-/// vLLM's reading as the gateway has it: a flag that is `null` is off, a count below zero is none,
-/// and one that does not fit is the largest.
+/// vLLM's value in the gateway's terms: a flag that is `null` is off, a negative count is absent,
+/// and a count that is too large is the largest.
 fn expected(field: &str, vllms: &Value) -> Value {
     match (field, vllms) {
         (
@@ -68,7 +68,7 @@ fn expected(field: &str, vllms: &Value) -> Value {
 }
 
 fn compare(case: &str, field: &str, value: &str, scan: &Scan, verdict: &Value) {
-    // Absent and `null` are the server's default, which is no concern of ours.
+    // Absent and `null` stand for the server's default, which the gateway does not read.
     if value == "null" || *verdict == "any" {
         return;
     }
@@ -91,7 +91,7 @@ fn body(path: &str, field: &str, value: &str) -> String {
 }
 
 #[test]
-fn what_vllm_takes_is_taken_and_read_alike() {
+fn values_that_vllm_accepts_are_accepted_and_read_alike() {
     let mut count = 0;
     each("values", |path, field, value, verdict| {
         let body = body(path, field, value);
@@ -99,7 +99,7 @@ fn what_vllm_takes_is_taken_and_read_alike() {
         let refused = verdict.is_null();
         match scan(body.as_bytes()) {
             Ok(scan) => compare(&case, field, value, &scan, verdict),
-            // A name that is not text: vLLM looks it up, and fails to write its answer.
+            // A name that is not valid text: vLLM looks it up, and fails to write its answer.
             Err(_) if field == "model" && value == r#""\ud800""# => {}
             Err(error) => assert!(refused && field == "model", "{case}: {error}"),
         }
@@ -109,7 +109,7 @@ fn what_vllm_takes_is_taken_and_read_alike() {
 }
 
 #[test]
-fn what_vllm_refuses_is_left_for_it_to_refuse() {
+fn values_that_vllm_refuses_are_left_for_it_to_refuse() {
     each("values", |path, field, value, verdict| {
         if !verdict.is_null() || !field.starts_with("stream") {
             return;

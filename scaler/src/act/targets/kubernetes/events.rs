@@ -1,7 +1,8 @@
-//! Kubernetes Events on a workload: what was decided, in one sentence.
+//! Kubernetes Events on a workload: each decision in one sentence.
 
 use std::time::Duration;
 
+use forebay_base::trouble::Trouble;
 use forebay_discovery::error::{Rule, explain};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -13,19 +14,19 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The API takes a kibibyte.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The API accepts a kibibyte.
 const LONGEST_NOTE: usize = 1000;
 const REPORTER: &str = "forebay-scaler";
 
-/// Writes Events beside the work: a slow one delays nothing, and too many are dropped.
+/// Writes Events in a task of its own: a slow API server delays nothing, and too many are dropped.
 pub(super) struct Events {
-    sender: mpsc::Sender<Told>,
+    sender: mpsc::Sender<Note>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// One Event.
-pub(super) struct Told {
+/// The content of one Event.
+pub(super) struct Note {
     pub(super) regarding: ObjectReference,
     /// In `PascalCase`.
     pub(super) reason: &'static str,
@@ -35,51 +36,56 @@ pub(super) struct Told {
 
 impl Events {
     pub(super) fn start(client: Client, namespace: String) -> Self {
-        let (sender, mut told) = mpsc::channel(16);
+        let (sender, mut notes) = mpsc::channel(16);
         let task = tokio::spawn(async move {
             let api = Api::<Event>::namespaced(client, &namespace);
-            let mut complained = false;
-            while let Some(next) = told.recv().await {
+            let mut trouble = Trouble::default();
+            while let Some(next) = notes.recv().await {
                 let (params, event) = (PostParams::default(), event(next));
-                if let Ok(Err(error)) = timeout(PATIENCE, api.create(&params, &event)).await
-                    && !std::mem::replace(&mut complained, true)
-                {
-                    let rule = Rule {
-                        group: "events.k8s.io",
-                        resource: "events",
-                        verbs: &["create"],
-                        namespace: &namespace,
-                    };
-                    tracing::warn!("no Events are written: {}", explain(&error, &rule));
+                let rule = Rule {
+                    group: "events.k8s.io",
+                    resource: "events",
+                    verbs: &["create"],
+                    namespace: &namespace,
+                };
+                match timeout(CALL_TIMEOUT, api.create(&params, &event)).await {
+                    Ok(Err(error)) => {
+                        let why = explain(&error, &rule);
+                        if trouble.begins(why.as_str()) {
+                            tracing::warn!("Events can't be written: {why}");
+                        }
+                    }
+                    Ok(Ok(_)) if trouble.ends() => tracing::info!("Events are written again"),
+                    Ok(Ok(_)) | Err(_) => {}
                 }
             }
         });
         Self { sender, _task: AbortOnDropHandle::new(task) }
     }
 
-    pub(super) fn tell(&self, told: Told) {
-        if self.sender.try_send(told).is_err() {
+    pub(super) fn write(&self, note: Note) {
+        if self.sender.try_send(note).is_err() {
             tracing::debug!("an Event is dropped: the API server is slow");
         }
     }
 }
 
-fn event(told: Told) -> Event {
+fn event(note: Note) -> Event {
     let now = Timestamp::now();
-    let name = told.regarding.name.clone().unwrap_or_default();
-    let note: String = told.note.chars().take(LONGEST_NOTE).collect();
+    let name = note.regarding.name.clone().unwrap_or_default();
+    let text: String = note.note.chars().take(LONGEST_NOTE).collect();
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{name}.{:x}", now.as_nanosecond())),
-            namespace: told.regarding.namespace.clone(),
+            namespace: note.regarding.namespace.clone(),
             ..ObjectMeta::default()
         },
         action: Some("Scale".to_owned()),
-        reason: Some(told.reason.to_owned()),
-        type_: Some(if told.warning { "Warning" } else { "Normal" }.to_owned()),
-        note: Some(note),
+        reason: Some(note.reason.to_owned()),
+        type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+        note: Some(text),
         event_time: Some(MicroTime(now)),
-        regarding: Some(told.regarding),
+        regarding: Some(note.regarding),
         reporting_controller: Some(format!("forebay.io/{REPORTER}")),
         reporting_instance: Some(std::env::var("POD_NAME").unwrap_or_else(|_| REPORTER.to_owned())),
         ..Event::default()

@@ -1,8 +1,8 @@
-//! A workload in Kubernetes, by its `/scale`: Deployment, StatefulSet, LeaderWorkerSet, or any kind
-//! that has the subresource.
+//! A workload in Kubernetes, through its `/scale`: a Deployment, StatefulSet, LeaderWorkerSet, or any
+//! kind with that subresource.
 //!
-//! One task a pool (`worker`) watches the workload and its pods, and writes the replica count when
-//! the loop wants another. All the loop sees is here: statuses, and orders given at once.
+//! One task per pool (`worker`) watches the workload and its pods, and writes the replica count when
+//! the loop wants another. The loop sees only this file: statuses, and orders that return at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Drains, Hung, Replicas, Target};
+use super::{Drains, Hung, Replicas, ScaleTarget};
 use crate::decide::Override;
 
 mod events;
@@ -23,94 +23,96 @@ mod pods;
 mod worker;
 pub(super) mod workload;
 
-/// A workload that is scaled. Dropping it ends the task, and leaves everything as it is.
+/// A workload to scale. Dropping this ends the task, and leaves the workload as it is.
 pub(crate) struct Kubernetes {
-    orders: watch::Sender<Orders>,
-    /// The orders as they grow within one step of the loop. They are given whole: a count without
-    /// those that were drained for it would let the controller take others.
-    next: Mutex<Orders>,
-    seen: watch::Receiver<Seen>,
-    /// What the loop is shown changes only together with this.
+    orders: watch::Sender<WorkloadOrders>,
+    /// The orders of the current step of the loop, until they are complete. They are sent whole: a
+    /// count without the replicas drained for it would let the controller take others.
+    next: Mutex<WorkloadOrders>,
+    state: watch::Receiver<WorkloadState>,
+    /// Changes only together with `state`.
     replicas: watch::Receiver<Replicas>,
     trouble: Arc<Mutex<Option<String>>>,
     answered: Arc<AtomicBool>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// What the loop wants.
+/// The orders of the loop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Orders {
-    /// So many replicas; `None` as long as nothing was decided here.
+struct WorkloadOrders {
+    /// The replica count; `None` before the first decision here.
     count: Option<u32>,
-    /// Drained replicas, which are to be those that go.
+    /// Drained replicas, which the workload's controller should take.
     stopping: BTreeSet<String>,
-    /// Replicas whose pods are of no use any more, and are to be deleted for others.
+    /// Replicas whose pods hang, and are to be deleted so that others replace them.
     hung: BTreeMap<String, Hung>,
     /// The decision behind the count, as a sentence.
     why: String,
+    /// The failure of the starts, as a sentence.
+    failure: Option<String>,
 }
 
-/// What is known of the workload.
+/// The state of the workload, as last read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Seen {
-    /// The workload and its pods have been read once.
+struct WorkloadState {
+    /// Whether the workload and its pods have been read once.
     known: bool,
-    /// Its replicas as they stand in its specification.
+    /// The replica count in its specification.
     replicas: u32,
-    /// Pods beyond those, which a rollout has on top.
+    /// Pods beyond that count, as a rollout has them.
     surplus: u32,
-    /// Who else is in charge, by the workload's annotations.
-    order: Override,
+    /// The override in the workload's annotations.
+    operator_override: Override,
 }
 
 impl Kubernetes {
-    /// Begins to watch. The API server may be away.
+    /// Starts to watch. The API server may be unreachable.
     ///
     /// # Errors
-    /// There is no cluster to speak with.
+    /// There is no cluster.
     pub(crate) fn start(
         pool: &config::Pool,
         settings: &config::Kubernetes,
         cluster: Option<&Cluster>,
     ) -> io::Result<Self> {
         let cluster = cluster.cloned().ok_or_else(|| io::Error::other("no Kubernetes cluster"))?;
-        let (orders, given) = watch::channel(Orders::default());
-        let (told, seen) = watch::channel(Seen::default());
-        let (shown, replicas) = watch::channel(Replicas::default());
+        let (orders, given) = watch::channel(WorkloadOrders::default());
+        let (state_sender, state) = watch::channel(WorkloadState::default());
+        let (replicas_sender, replicas) = watch::channel(Replicas::default());
         let (trouble, answered) = (Arc::default(), Arc::<AtomicBool>::default());
         let worker = worker::Worker::new(
             pool,
             settings,
             cluster,
-            worker::Told {
-                seen: told,
-                replicas: shown,
+            worker::Published {
+                state: state_sender,
+                replicas: replicas_sender,
                 trouble: Arc::clone(&trouble),
                 answered: Arc::clone(&answered),
             },
             given,
         );
         let task = AbortOnDropHandle::new(tokio::spawn(worker.run()));
-        Ok(Self { orders, next: Mutex::default(), seen, replicas, trouble, answered, _task: task })
+        Ok(Self { orders, next: Mutex::default(), state, replicas, trouble, answered, _task: task })
     }
 
-    /// Its replicas as they change. What was asked for and has no pod yet is among them.
+    /// The replicas as they change, including requested ones that have no pod yet.
     pub(crate) fn replicas(&self) -> watch::Receiver<Replicas> {
         self.replicas.clone()
     }
 
     /// The replicas now; `None` before they have been read once.
     pub(crate) fn statuses(&self) -> Option<Replicas> {
-        self.seen.borrow().known.then(|| Arc::clone(&self.replicas.borrow()))
+        self.state.borrow().known.then(|| Arc::clone(&self.replicas.borrow()))
     }
 
-    /// The API server was asked for the workload and has answered, be it that it is not there or not
-    /// to be seen: more is not to be waited for.
-    pub(crate) fn was_asked_for(&self) -> bool {
+    /// Whether the API server has answered a request for the workload, even if the workload does not
+    /// exist or may not be read: there is nothing more to wait for.
+    pub(crate) fn was_looked_up(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
     }
 
-    fn give(&self, next: &Orders) {
+    fn give(&self, next: &WorkloadOrders) {
         self.orders.send_if_modified(|orders| {
             let new = orders != next;
             if new {
@@ -121,12 +123,12 @@ impl Kubernetes {
     }
 }
 
-impl Target for Kubernetes {
+impl ScaleTarget for Kubernetes {
     fn ensure(&self, count: u32) {
-        let there = Arc::clone(&self.replicas.borrow());
+        let known = Arc::clone(&self.replicas.borrow());
         let mut next = self.next.lock();
         next.count = Some(count);
-        next.stopping.retain(|id| there.contains_key(id));
+        next.stopping.retain(|id| known.contains_key(id));
         self.give(&next);
     }
 
@@ -139,34 +141,42 @@ impl Target for Kubernetes {
     }
 
     fn recall(&self, id: &str) -> bool {
-        let there = self.replicas.borrow().get(id).is_some_and(pods::is_going_on);
-        if there {
+        let alive = self.replicas.borrow().get(id).is_some_and(pods::is_going_on);
+        if alive {
             self.next.lock().stopping.remove(id);
         }
-        there
+        alive
     }
 
     fn drains(&self) -> Drains {
-        // Somebody else is in charge: what they want to be there is not taken out of service.
-        if self.seen.borrow().order == Override::None { Drains::Each } else { Drains::Never }
+        // With an override in the annotations, another party wants these replicas: drain none.
+        if self.state.borrow().operator_override == Override::None {
+            Drains::Each
+        } else {
+            Drains::Never
+        }
     }
 
     fn surplus(&self) -> u32 {
-        self.seen.borrow().surplus
+        self.state.borrow().surplus
     }
 
-    fn order(&self) -> Override {
-        self.seen.borrow().order
+    fn operator_override(&self) -> Override {
+        self.state.borrow().operator_override
     }
 
-    fn rest(&self) {
+    fn stand_by(&self) {
         let mut next = self.next.lock();
-        *next = Orders::default();
+        *next = WorkloadOrders::default();
         self.give(&next);
     }
 
     fn decided(&self, sentence: &str) {
         sentence.clone_into(&mut self.next.lock().why);
+    }
+
+    fn starts_fail(&self, sentence: Option<&str>) {
+        self.next.lock().failure = sentence.map(str::to_owned);
     }
 
     fn trouble(&self) -> Option<String> {

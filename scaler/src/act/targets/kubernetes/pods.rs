@@ -3,54 +3,94 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use forebay_config::Millis;
 use forebay_discovery::pod::{Pod, Start};
 use forebay_signals::PodPhase;
 
-use crate::act::targets::{Phase, ReplicaStatus};
+use crate::act::targets::start_failure::{CRASH_LOOP, UNSCHEDULABLE};
+use crate::act::targets::{ReplicaStatus, StartFailure};
+use crate::decide::Condition;
 
-/// When a pod was seen to come how far, by our own clock: the node's may be off.
+/// The times at which a pod reached each step, by our own clock: the node's may be off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Times {
-    seen_ms: Option<u64>,
-    /// It was there before this process looked: when it was asked for is not known.
+pub(super) struct PodTimes {
+    first_read: Option<Millis>,
+    /// It was there before this process: the time of its request is unknown.
     inherited: bool,
-    scheduled_ms: Option<u64>,
-    started: Option<(Start, u64)>,
+    scheduled_at: Option<Millis>,
+    started: Option<(Start, Millis)>,
+    /// Its container ended again and again, and Kubernetes has not found it healthy since.
+    crash_loops: bool,
+    /// Looks for a node since it has fitted on none.
+    looks: Option<u32>,
+    /// No node is being added for it.
+    stays_unscheduled: bool,
 }
 
-impl Times {
+impl PodTimes {
     pub(super) fn inherited() -> Self {
         Self { inherited: true, ..Self::default() }
     }
 
-    /// When its containers were seen to run as they do; 0 before.
-    pub(super) fn started_ms(&self) -> u64 {
-        self.started.map_or(0, |(_, ms)| ms)
+    /// The time when its containers started to run.
+    pub(super) fn started_at(&self) -> Option<Millis> {
+        self.started.map(|(_, at)| at)
     }
 
-    pub(super) fn see(&mut self, pod: &Pod, now_ms: u64) {
-        self.seen_ms.get_or_insert(now_ms);
+    /// Counts a look for a node, if the pod fits on none; the number of looks so far.
+    pub(super) fn look(&mut self) -> Option<u32> {
+        let looks = self.looks.as_mut()?;
+        *looks = looks.saturating_add(1);
+        Some(*looks)
+    }
+
+    /// Sets whether no node is being added for it; true if that is new.
+    pub(super) fn set_stays_unscheduled(&mut self, stays: bool) -> bool {
+        std::mem::replace(&mut self.stays_unscheduled, stays) != stays
+    }
+
+    /// The failure of its start, if it is not expected to start.
+    fn start_failure(&self, pod: &Pod) -> Option<StartFailure> {
+        let loops = || self.crash_loops.then(StartFailure::crash_loop);
+        let unscheduled =
+            || self.stays_unscheduled.then(|| StartFailure::unscheduled(&pod.message));
+        StartFailure::of_pod(pod.phase, &pod.reason, &pod.message)
+            .or_else(loops)
+            .or_else(unscheduled)
+    }
+
+    pub(super) fn observe(&mut self, pod: &Pod, now: Millis) {
+        self.first_read.get_or_insert(now);
+        if pod.phase == PodPhase::Unscheduled && pod.reason == UNSCHEDULABLE {
+            self.looks.get_or_insert(0);
+        } else {
+            (self.looks, self.stays_unscheduled) = (None, false);
+        }
+        match pod.phase {
+            PodPhase::Healthy => self.crash_loops = false,
+            _ => self.crash_loops |= pod.reason == CRASH_LOOP,
+        }
         if pod.scheduled {
-            self.scheduled_ms.get_or_insert(now_ms);
+            self.scheduled_at.get_or_insert(now);
         }
         let runs = pod.start.at > 0;
         if runs && self.started.is_none_or(|(start, _)| start != pod.start) {
-            self.started = Some((pod.start, now_ms));
+            self.started = Some((pod.start, now));
         }
     }
 }
 
-/// Whether it was not told to stop, as far as Kubernetes shows.
+/// Whether the replica is not stopping, as far as Kubernetes shows.
 pub(super) fn is_going_on(status: &ReplicaStatus) -> bool {
-    status.phase != Phase::Stopping
+    status.condition != Condition::Draining
 }
 
-/// The statuses of a workload with so many `replicas` in its specification: its pods, and a place
-/// for each that has no pod yet.
+/// The statuses of a workload with `replicas` in its specification: its pods, and a placeholder for
+/// each replica that has no pod yet.
 pub(super) fn statuses(
     pool: &str,
     pods: &BTreeMap<String, Pod>,
-    times: &BTreeMap<String, Times>,
+    times: &BTreeMap<String, PodTimes>,
     replicas: u32,
     port: u16,
     stopping: &BTreeSet<String>,
@@ -66,17 +106,17 @@ pub(super) fn statuses(
     for n in going_on..replicas {
         let id = format!("{pool}-unborn-{n}");
         let status = ReplicaStatus {
-            reason: "asked for; it has no pod yet".to_owned(),
-            // It is the first to go, before any pod.
+            reason: "requested, and has no pod yet".to_owned(),
+            // It is the first to stop, before any pod.
             rank: u32::MAX,
-            ..ReplicaStatus::asked_for(&id)
+            ..ReplicaStatus::requested(&id)
         };
         all.insert(id, status);
     }
     all
 }
 
-/// How many pods there are beyond `replicas`, as a rollout has them.
+/// The number of pods beyond `replicas`, as a rollout has them.
 pub(super) fn surplus(
     pods: &BTreeMap<String, Pod>,
     replicas: u32,
@@ -85,14 +125,14 @@ pub(super) fn surplus(
     going_on(pods, stopping).saturating_sub(replicas)
 }
 
-/// How many pods were not deleted.
+/// The number of pods that were not deleted.
 pub(super) fn left(pods: &BTreeMap<String, Pod>) -> u32 {
     going_on(pods, &BTreeSet::new())
 }
 
-/// Those of `stopping` that are there for good, once `replicas` are what is wanted and what is
-/// written: when no more pods are left than that, the workload's controller takes none any more. It
-/// took others: such as were not ready in that moment, or that a node's drain deleted.
+/// The replicas of `stopping` that stay for good, once `replicas` is both wanted and written. When no
+/// more pods than that are left, the workload's controller stops taking pods. It took others, for
+/// example pods that were not ready at that moment, or that a node's drain deleted.
 pub(super) fn spared(
     pods: &BTreeMap<String, Pod>,
     replicas: u32,
@@ -101,7 +141,7 @@ pub(super) fn spared(
     if left(pods) > replicas {
         return BTreeSet::new();
     }
-    // By number, who goes is certain.
+    // Numbered pods stop in the order of their numbers.
     let stays = |pod: &Pod| {
         pod.phase != PodPhase::Draining && pod.ordinal.is_none_or(|ordinal| ordinal < replicas)
     };
@@ -115,13 +155,7 @@ fn going_on(pods: &BTreeMap<String, Pod>, stopping: &BTreeSet<String>) -> u32 {
     pods.iter().filter(counts).count() as u32
 }
 
-fn status(name: &str, pod: &Pod, times: Times, port: u16) -> ReplicaStatus {
-    let phase = match pod.phase {
-        PodPhase::Unscheduled | PodPhase::Pulling => Phase::Pending,
-        PodPhase::Starting | PodPhase::Healthy => Phase::Running,
-        PodPhase::Draining => Phase::Stopping,
-        PodPhase::Failed => Phase::Failed,
-    };
+fn status(name: &str, pod: &Pod, times: PodTimes, port: u16) -> ReplicaStatus {
     let reason = match (pod.reason.as_str(), pod.message.as_str()) {
         ("", "") => pod.phase.words().to_owned(),
         (reason, "") => reason.to_owned(),
@@ -131,21 +165,22 @@ fn status(name: &str, pod: &Pod, times: Times, port: u16) -> ReplicaStatus {
     ReplicaStatus {
         id: name.to_owned(),
         address: pod.ip.map(|ip| SocketAddr::new(ip, port)),
-        phase,
+        condition: Condition::of_pod(pod.phase),
         reason: if pod.phase == PodPhase::Healthy { String::new() } else { reason },
         ended: None,
-        asked_ms: times.seen_ms,
+        requested_at: times.first_read,
         inherited: times.inherited,
-        scheduled_ms: times.scheduled_ms,
-        started_ms: times.started_ms(),
+        scheduled_at: times.scheduled_at,
+        started_at: times.started_at(),
         spared: false,
         rank: rank(pod),
+        start_failure: times.start_failure(pod),
     }
 }
 
-/// Who goes first when the workload shrinks. StatefulSets and LeaderWorkerSets take the highest
-/// number. ReplicaSets take those that are not scheduled, then those not running, then those not
-/// ready, and among the ready ones by the deletion cost.
+/// The order in which the workload's controller takes pods when the workload shrinks. StatefulSets
+/// and LeaderWorkerSets take the highest number. ReplicaSets take pods that are not scheduled, then
+/// pods that don't run, then pods that are not ready; among ready ones the deletion cost decides.
 fn rank(pod: &Pod) -> u32 {
     if let Some(ordinal) = pod.ordinal {
         return ordinal;
@@ -184,24 +219,27 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_pod_yet_is_pending_and_what_leaves_does_not_count() {
+    fn a_replica_without_a_pod_is_pending_and_one_that_leaves_does_not_count() {
         let pods = named(&[("a", pod(PodPhase::Healthy)), ("b", pod(PodPhase::Draining))]);
         let none = BTreeSet::new();
         let all = statuses("p", &pods, &BTreeMap::new(), 3, 8000, &none, &none);
-        let phases: Vec<_> = all.values().map(|status| status.phase).collect();
-        assert_eq!(phases, [Phase::Running, Phase::Stopping, Phase::Pending, Phase::Pending]);
+        let conditions: Vec<_> = all.values().map(|status| status.condition).collect();
+        assert_eq!(
+            conditions,
+            [Condition::Starting, Condition::Draining, Condition::Pending, Condition::Pending]
+        );
         assert_eq!(all["a"].address, "10.0.0.1:8000".parse().ok());
     }
 
     #[test]
-    fn a_rollouts_extra_pod_is_surplus_and_one_that_is_about_to_go_is_not() {
+    fn a_rollouts_extra_pod_is_surplus_and_one_that_is_to_stop_is_not() {
         let healthy = pod(PodPhase::Healthy);
         let pods = named(&[("a", healthy.clone()), ("b", healthy.clone()), ("c", healthy)]);
         let none = BTreeSet::new();
         assert_eq!(surplus(&pods, 2, &none), 1);
         let going: BTreeSet<_> = ["c".to_owned()].into();
         assert_eq!(surplus(&pods, 2, &going), 0);
-        assert_eq!(surplus(&pods, 3, &going), 0, "and it is not replaced before it is written off");
+        assert_eq!(surplus(&pods, 3, &going), 0, "and it is not replaced before it is gone");
     }
 
     #[test]
@@ -222,27 +260,45 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_first_is_whom_the_workloads_controller_takes() {
+    fn a_pod_in_a_crash_loop_fails_until_it_is_healthy() {
+        let mut times = PodTimes::default();
+        let mut fails = |phase, reason: &str| {
+            let pod = Pod { reason: reason.to_owned(), ..pod(phase) };
+            times.observe(&pod, Millis::new(1_000));
+            status("a", &pod, times, 8000).start_failure.is_some()
+        };
+        assert!(!fails(PodPhase::Starting, ""), "its first start");
+        assert!(!fails(PodPhase::Failed, "Error"), "its container has ended once");
+        assert!(fails(PodPhase::Failed, "CrashLoopBackOff"));
+        assert!(fails(PodPhase::Starting, ""), "between two ends");
+        assert!(!fails(PodPhase::Healthy, ""));
+        assert!(!fails(PodPhase::Failed, "Error"), "counted anew");
+        assert!(fails(PodPhase::Failed, "ImagePullBackOff"));
+        assert!(!fails(PodPhase::Starting, ""), "the image is there");
+    }
+
+    #[test]
+    fn the_replica_to_stop_first_is_the_one_that_the_workloads_controller_takes() {
         let order =
             [PodPhase::Healthy, PodPhase::Starting, PodPhase::Pulling, PodPhase::Unscheduled];
         let ranks: Vec<_> = order.into_iter().map(|phase| rank(&pod(phase))).collect();
         assert!(ranks.is_sorted(), "{ranks:?}");
         let third = Pod { ordinal: Some(3), ..pod(PodPhase::Healthy) };
         let first = Pod { ordinal: Some(1), ..pod(PodPhase::Starting) };
-        assert!(rank(&third) > rank(&first), "a StatefulSet's number goes before everything");
+        assert!(rank(&third) > rank(&first), "a StatefulSet's number comes before everything");
     }
 
     #[test]
-    fn a_start_is_timed_by_our_clock_and_told_from_the_next_one() {
-        let mut times = Times::default();
+    fn a_start_is_timed_by_our_clock_and_distinguished_from_the_next_one() {
+        let mut times = PodTimes::default();
         let mut pod = pod(PodPhase::Starting);
         pod.start = Start { restarts: 0, at: 99_999_999 };
-        times.see(&pod, 1_000);
-        times.see(&pod, 2_000);
-        assert_eq!(status("a", &pod, times, 1).started_ms, 1_000);
+        times.observe(&pod, Millis::new(1_000));
+        times.observe(&pod, Millis::new(2_000));
+        assert_eq!(status("a", &pod, times, 1).started_at, Some(Millis::new(1_000)));
         pod.start = Start { restarts: 1, at: 100_000_000 };
-        times.see(&pod, 3_000);
-        assert_eq!(status("a", &pod, times, 1).started_ms, 3_000);
-        assert_eq!(status("a", &pod, times, 1).scheduled_ms, Some(1_000));
+        times.observe(&pod, Millis::new(3_000));
+        assert_eq!(status("a", &pod, times, 1).started_at, Some(Millis::new(3_000)));
+        assert_eq!(status("a", &pod, times, 1).scheduled_at, Some(Millis::new(1_000)));
     }
 }

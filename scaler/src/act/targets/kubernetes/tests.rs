@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::*;
+use crate::decide::Condition;
 use crate::fake_api::{Call, FakeApi, Fault};
+
+mod failing;
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/models/deployments";
 const LLAMA: &str = "/apis/apps/v1/namespaces/models/deployments/llama";
@@ -15,7 +18,7 @@ const SCALE: &str = "/apis/apps/v1/namespaces/models/deployments/llama/scale";
 const PODS: &str = "/api/v1/namespaces/models/pods";
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// Longer than any retry here.
+/// Longer than any retry in these tests.
 const LONG: Duration = Duration::from_secs(120);
 
 fn api(replicas: u32, annotations: &Value) -> FakeApi {
@@ -85,7 +88,8 @@ async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 fn running(target: &Kubernetes) -> usize {
-    target.statuses().map_or(0, |all| all.values().filter(|it| it.address.is_some()).count())
+    let serving = |all: Replicas| all.values().filter(|status| status.address.is_some()).count();
+    target.statuses().map_or(0, serving)
 }
 
 fn marks(call: &Call) -> bool {
@@ -93,7 +97,7 @@ fn marks(call: &Call) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_scaled_down_before_those_that_go_are_marked() {
+async fn nothing_is_scaled_down_before_the_replicas_to_stop_are_marked() {
     let api = api(2, &json!({}));
     pod(&api, "a", None);
     pod(&api, "b", None);
@@ -104,7 +108,7 @@ async fn nothing_is_scaled_down_before_those_that_go_are_marked() {
     target.ensure(1);
     sleep(LONG).await;
     assert_eq!(spec(&api), 2, "the controller would take any of them");
-    let trouble = target.trouble().expect("told");
+    let trouble = target.trouble().expect("reported");
     assert!(trouble.contains("resources: [pods], verbs: [patch]"), "{trouble}");
 
     api.calls();
@@ -129,33 +133,33 @@ async fn a_drained_pod_whose_place_another_took_is_spared_and_loses_its_mark() {
     target.ensure(1);
     eventually("scaled down", || spec(&api) == 1).await;
     sleep(LONG).await;
-    let spared = |name: &str| target.statuses().is_some_and(|it| it[name].spared);
+    let spared = |name: &str| target.statuses().is_some_and(|all| all[name].spared);
     assert!(!spared("b"), "the controller has not acted yet");
     assert!(cost(&api, "b").is_some());
 
     api.delete(&format!("{PODS}/a"));
     eventually("it is spared", || spared("b")).await;
-    let there = target.statuses().expect("known");
-    assert_eq!(there.len(), 1, "and nothing else is waited for: {there:?}");
+    let all = target.statuses().expect("known");
+    assert_eq!(all.len(), 1, "no other replica is expected: {all:?}");
     assert!(target.recall("b"));
     target.ensure(1);
     eventually("its mark is gone", || cost(&api, "b").is_none()).await;
-    assert!(!spared("b"), "it is one like all others");
+    assert!(!spared("b"), "it is like any other replica");
     assert_eq!(spec(&api), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn marks_that_a_leader_before_left_are_taken_back_by_the_one_that_leads() {
+async fn marks_of_an_earlier_leader_are_removed_by_the_one_that_leads() {
     let api = api(2, &json!({}));
     pod(&api, "a", Some("-1000000"));
     pod(&api, "b", Some("5"));
     let target = start(&api);
     eventually("both pods are seen", || running(&target) == 2).await;
     sleep(LONG).await;
-    assert!(cost(&api, "a").is_some(), "one that does not lead writes nothing");
+    assert!(cost(&api, "a").is_some(), "a scaler that does not lead writes nothing");
     target.ensure(2);
     eventually("the mark is gone", || cost(&api, "a").is_none()).await;
-    assert_eq!(cost(&api, "b").as_deref(), Some("5"), "that is a person's");
+    assert_eq!(cost(&api, "b").as_deref(), Some("5"), "an operator set that one");
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,14 +181,14 @@ async fn a_pod_that_is_wanted_again_while_it_is_marked_is_not_scaled_away() {
     target.ensure(1);
     sleep(LONG).await;
     let calls = api.calls();
-    assert!(calls.iter().any(marks), "it had begun");
+    assert!(calls.iter().any(marks), "marking had begun");
     let written = |call: &&Call| call.method == http::Method::PATCH && call.path == SCALE;
     assert_eq!(calls.iter().filter(written).count(), 0);
     assert_eq!((spec(&api), cost(&api, "b")), (2, None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mark_that_was_taken_away_is_set_anew_before_a_scale_down() {
+async fn a_mark_that_another_client_removed_is_set_anew_before_a_scale_down() {
     let api = api(2, &json!({}));
     for name in ["a", "b", "rollout"] {
         pod(&api, name, (name == "b").then_some("-1000000"));
@@ -200,7 +204,7 @@ async fn a_mark_that_was_taken_away_is_set_anew_before_a_scale_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mark_that_could_not_be_taken_back_is_no_trouble_once_it_is() {
+async fn a_mark_that_could_not_be_removed_is_no_trouble_once_it_is_gone() {
     let api = api(2, &json!({}));
     pod(&api, "a", Some("-1000000"));
     pod(&api, "b", None);
@@ -208,7 +212,7 @@ async fn a_mark_that_could_not_be_taken_back_is_no_trouble_once_it_is() {
     eventually("both pods are seen", || running(&target) == 2).await;
     api.judge(|call| marks(call).then_some(Fault::Status(500)));
     target.ensure(2);
-    eventually("it is told", || target.trouble().is_some()).await;
+    eventually("it is reported", || target.trouble().is_some()).await;
     api.judge(|_| None);
     eventually("the mark is gone", || cost(&api, "a").is_none()).await;
     sleep(LONG).await;
@@ -216,7 +220,7 @@ async fn a_mark_that_could_not_be_taken_back_is_no_trouble_once_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_decided_before_a_persons_annotations_are_seen() {
+async fn nothing_is_decided_before_an_operators_annotations_are_read() {
     let api = api(2, &json!({"forebay.io/paused": "true"}));
     let failures = AtomicU32::new(0);
     api.judge(move |call| {
@@ -226,20 +230,21 @@ async fn nothing_is_decided_before_a_persons_annotations_are_seen() {
     let target = start(&api);
     target.ensure(5);
     eventually("it is known", || target.statuses().is_some()).await;
-    assert_eq!(target.order(), Override::Fixed(2));
+    assert_eq!(target.operator_override(), Override::Fixed(2));
     sleep(LONG).await;
     assert_eq!(spec(&api), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_workload_that_is_not_there_is_told_and_seen_when_it_comes() {
+async fn a_missing_workload_is_reported_and_found_when_it_comes() {
     let api = api(2, &json!({}));
     let (deployment, scale) = (api.get(LLAMA).expect("there"), api.get(SCALE).expect("there"));
     api.delete(LLAMA);
     api.delete(SCALE);
     let target = start(&api);
-    eventually("it is told", || {
-        target.trouble().is_some_and(|it| it == "there is no Deployment llama in namespace models")
+    eventually("it is reported", || {
+        let trouble = "there is no Deployment llama in namespace models";
+        target.trouble().is_some_and(|why| why == trouble)
     })
     .await;
     assert!(target.statuses().is_none());
@@ -250,7 +255,7 @@ async fn a_workload_that_is_not_there_is_told_and_seen_when_it_comes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_api_servers_answer_is_waited_for_and_not_the_workload() {
+async fn the_api_servers_answer_is_awaited_rather_than_the_workload() {
     for (case, fault, there, want) in [
         ("it is listed", None, true, true),
         ("there is none", None, false, true),
@@ -267,9 +272,9 @@ async fn the_api_servers_answer_is_waited_for_and_not_the_workload() {
             Some(if fault == 0 { Fault::Hang } else { Fault::Status(fault) })
         });
         let target = start(&api);
-        assert!(!target.was_asked_for(), "{case}");
+        assert!(!target.was_looked_up(), "{case}");
         sleep(LONG).await;
-        assert_eq!(target.was_asked_for(), want, "{case}");
+        assert_eq!(target.was_looked_up(), want, "{case}");
     }
 }
 
@@ -290,11 +295,11 @@ async fn a_watch_that_fails_for_months_recovers() {
     assert_eq!(target.trouble(), None);
 }
 
-/// The replica `name` hangs, in the start that is shown.
+/// The replica `name`, as hung in its current start.
 fn hung(target: &Kubernetes, name: &str) -> BTreeMap<String, Hung> {
-    let started_ms = target.statuses().map_or(0, |all| all[name].started_ms);
+    let started_at = target.statuses().and_then(|all| all[name].started_at);
     let why = "answered nothing for 60 s".to_owned();
-    BTreeMap::from([(name.to_owned(), Hung { started_ms, why })])
+    BTreeMap::from([(name.to_owned(), Hung { started_at, why })])
 }
 
 fn uid(api: &FakeApi, name: &str, uid: &str) {
@@ -310,7 +315,7 @@ fn deletes(calls: &[Call]) -> Vec<(String, Value)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_hangs_is_deleted_once_and_no_other_of_its_name() {
+async fn a_pod_that_hangs_is_deleted_once_and_its_namesake_is_not() {
     let api = api(2, &json!({}));
     pod(&api, "a", None);
     pod(&api, "b", None);
@@ -321,7 +326,7 @@ async fn a_pod_that_hangs_is_deleted_once_and_no_other_of_its_name() {
     target.replace(&hung);
     target.ensure(2);
     eventually("it is shown as leaving", || {
-        target.statuses().is_some_and(|all| all["b"].phase == crate::act::targets::Phase::Stopping)
+        target.statuses().is_some_and(|all| all["b"].condition == Condition::Draining)
     })
     .await;
     let calls = api.calls();
@@ -333,7 +338,7 @@ async fn a_pod_that_hangs_is_deleted_once_and_no_other_of_its_name() {
     );
     assert_eq!(spec(&api), 2, "the workload makes another");
 
-    // The next one of that name is another start.
+    // The next pod of that name is another start.
     api.delete(&format!("{PODS}/b"));
     eventually("it is gone", || running(&target) == 1).await;
     pod(&api, "b", None);
@@ -346,7 +351,7 @@ async fn a_pod_that_hangs_is_deleted_once_and_no_other_of_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_may_not_be_deleted_is_trouble_until_it_may_or_is_well_again() {
+async fn a_pod_that_may_not_be_deleted_is_trouble_until_it_may_or_recovers() {
     let api = api(1, &json!({}));
     pod(&api, "a", None);
     let target = start(&api);
@@ -355,36 +360,36 @@ async fn a_pod_that_may_not_be_deleted_is_trouble_until_it_may_or_is_well_again(
     let hung = hung(&target, "a");
     target.replace(&hung);
     target.ensure(1);
-    eventually("it is told", || target.trouble().is_some()).await;
-    let trouble = target.trouble().expect("told");
+    eventually("it is reported", || target.trouble().is_some()).await;
+    let trouble = target.trouble().expect("reported");
     assert!(trouble.contains("resources: [pods], verbs: [delete]"), "{trouble}");
     target.replace(&BTreeMap::new());
     target.ensure(1);
-    eventually("it is well again", || target.trouble().is_none()).await;
+    eventually("it has recovered", || target.trouble().is_none()).await;
     target.replace(&hung);
     target.ensure(1);
     eventually("it hangs again", || target.trouble().is_some()).await;
     api.judge(|_| None);
     eventually("it is deleted", || {
-        target.statuses().is_some_and(|all| all["a"].phase == crate::act::targets::Phase::Stopping)
+        target.statuses().is_some_and(|all| all["a"].condition == Condition::Draining)
     })
     .await;
-    eventually("and no trouble any more", || target.trouble().is_none()).await;
+    eventually("the trouble is over", || target.trouble().is_none()).await;
 }
 
 #[tokio::test]
-async fn a_step_of_the_loop_is_given_to_the_worker_as_a_whole() {
-    let (orders, mut given) = watch::channel(Orders::default());
-    let (_told, seen) = watch::channel(Seen::default());
+async fn the_orders_of_one_step_reach_the_worker_together() {
+    let (orders, mut given) = watch::channel(WorkloadOrders::default());
+    let (_state, state) = watch::channel(WorkloadState::default());
     let b = super::super::ReplicaStatus {
-        phase: crate::act::targets::Phase::Running,
-        ..super::super::ReplicaStatus::asked_for("b")
+        condition: Condition::Starting,
+        ..super::super::ReplicaStatus::requested("b")
     };
-    let (_shown, replicas) = watch::channel(Replicas::new([("b".to_owned(), b)].into()));
+    let (_replicas, replicas) = watch::channel(Replicas::new([("b".to_owned(), b)].into()));
     let target = Kubernetes {
         orders,
         next: Mutex::default(),
-        seen,
+        state,
         replicas,
         trouble: Arc::default(),
         answered: Arc::default(),
@@ -393,12 +398,12 @@ async fn a_step_of_the_loop_is_given_to_the_worker_as_a_whole() {
     target.ensure(2);
     assert_eq!(given.borrow_and_update().count, Some(2));
     target.stop("b");
-    assert!(!given.has_changed().expect("open"), "not without the count that goes with it");
+    assert!(!given.has_changed().expect("open"), "not without the count that belongs to it");
     target.ensure(1);
     let whole = given.borrow_and_update().clone();
     assert_eq!((whole.count, whole.stopping.len()), (Some(1), 1));
     assert!(target.recall("b"));
-    assert!(!given.has_changed().expect("open"), "or the controller would take any");
+    assert!(!given.has_changed().expect("open"), "or the controller would take any pod");
     target.ensure(2);
     let whole = given.borrow_and_update().clone();
     assert_eq!((whole.count, whole.stopping.len()), (Some(2), 0));

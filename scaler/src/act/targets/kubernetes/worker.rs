@@ -1,9 +1,10 @@
-//! The task behind a workload: watches it and its pods, and writes what is wanted.
+//! The task behind a workload: watches it and its pods, and writes the wanted count.
 //!
-//! While the API server is away, what is known stays and nothing is decided anew from less; the
-//! write that is due is tried again and again.
+//! While the API server is unreachable, the state that was read last stays in use. A write that is due is
+//! retried until it succeeds.
 
 mod replacing;
+mod scale_up;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use forebay_base::trouble::Trouble;
 use forebay_config as config;
 use forebay_discovery::error::explain_watch;
 use forebay_discovery::pod::Pod;
@@ -27,34 +29,33 @@ use rand::rngs::SmallRng;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::events::{Events, Told as Noted};
-use super::pods::{self, Times};
-use super::workload::{FIRST_TO_GO, Scaled, Unfound, Workload, order};
-use super::{Orders, Seen};
-use crate::act::targets::backoff::Backoff;
-use crate::act::targets::{Replicas, epoch_ms};
+use super::events::{Events, Note};
+use super::pods::{self, PodTimes};
+use super::workload::{FIRST_TO_GO, Scaled, Unfound, Workload, annotated_override};
+use super::{WorkloadOrders, WorkloadState};
+use crate::act::targets::{RESTARTS, Replicas, epoch_time};
 use crate::decide::Override;
 
-/// How often the scale is read without a sign that it changed.
+/// Pause between two reads of the scale without a sign of a change.
 const REREAD: Duration = Duration::from_secs(10);
 
 type Changes =
     Pin<Box<dyn Stream<Item = watcher::Result<Event<PartialObjectMeta<DynamicObject>>>> + Send>>;
 type Pods = Pin<Box<dyn Stream<Item = PodChange> + Send>>;
 
-/// What its watch has shown of the workload itself.
+/// The metadata of the workload, as its watch shows it.
 #[derive(Debug, PartialEq, Eq)]
 enum Metadata {
-    /// Nothing yet: a person's annotations may be there.
-    Unseen,
+    /// Not read yet: there may be an operator's annotations.
+    Unread,
     Absent,
     /// Its generation and annotations.
-    There(Option<i64>, BTreeMap<String, String>),
+    Present(Option<i64>, BTreeMap<String, String>),
 }
 
-/// What can be in trouble, the gravest first.
+/// The subject of a trouble, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum About {
+enum Subject {
     Scale,
     Pods,
     Watch,
@@ -63,38 +64,54 @@ enum About {
     Replacement,
 }
 
-/// Where the worker tells what it knows.
-pub(super) struct Told {
-    pub(super) seen: watch::Sender<Seen>,
+/// The state that the worker publishes.
+pub(super) struct Published {
+    pub(super) state: watch::Sender<WorkloadState>,
     pub(super) replicas: watch::Sender<Replicas>,
     pub(super) trouble: Arc<Mutex<Option<String>>>,
-    /// The API server was asked for the workload and has answered, whatever it said.
+    /// The API server has answered a request for the workload, whatever the answer.
     pub(super) answered: Arc<AtomicBool>,
 }
 
 pub(super) struct Worker {
+    scope: Scope,
+    published: Published,
+    orders: watch::Receiver<WorkloadOrders>,
+    pods: PodTable,
+    scaled: Option<Scaled>,
+    operator_override: Override,
+    /// The count that we wrote last. Another count is another client's.
+    written: Option<u32>,
+    retry: Option<Instant>,
+    troubles: BTreeMap<Subject, Trouble>,
+    /// The trouble of reading whether nodes are being added.
+    scale_ups: Trouble,
+    /// The failure of the starts that an Event was written for.
+    warned: Option<String>,
+}
+
+/// The workload to scale, and where it is.
+struct Scope {
     pool: String,
     settings: config::Kubernetes,
     port: u16,
-    /// Of its pods, for a kind whose `/scale` does not tell.
+    /// The selector of its pods, for a kind whose `/scale` has none.
     fallback_selector: Option<String>,
     cluster: Cluster,
     namespace: String,
-    told: Told,
-    orders: watch::Receiver<Orders>,
-    pods: BTreeMap<String, Pod>,
-    times: BTreeMap<String, Times>,
+}
+
+/// The workload's pods, as last read.
+#[derive(Default)]
+struct PodTable {
+    all: BTreeMap<String, Pod>,
+    times: BTreeMap<String, PodTimes>,
+    /// Whether they have been listed once.
     listed: bool,
-    scaled: Option<Scaled>,
-    order: Override,
-    /// The count that we wrote last: another one is somebody else's.
-    written: Option<u32>,
     /// Pods that carry our mark.
     marked: BTreeSet<String>,
-    /// UIDs of pods that were deleted for others.
+    /// UIDs of pods that were deleted so that others replace them.
     deleted: BTreeSet<String>,
-    retry: Option<Instant>,
-    troubles: BTreeMap<About, String>,
 }
 
 impl Worker {
@@ -102,49 +119,49 @@ impl Worker {
         pool: &config::Pool,
         settings: &config::Kubernetes,
         cluster: Cluster,
-        told: Told,
-        orders: watch::Receiver<Orders>,
+        published: Published,
+        orders: watch::Receiver<WorkloadOrders>,
     ) -> Self {
-        let namespace = settings.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
         let fallback_selector = match &pool.discovery {
             Some(config::Discovery::Pods(pods)) => pods.selector.clone(),
             _ => None,
         };
-        Self {
+        let scope = Scope {
             pool: pool.name.clone(),
             settings: settings.clone(),
             port: pool.replica_port(),
             fallback_selector,
+            namespace: settings.namespace.clone().unwrap_or_else(|| cluster.namespace.clone()),
             cluster,
-            namespace,
-            told,
+        };
+        Self {
+            scope,
+            published,
             orders,
-            pods: BTreeMap::new(),
-            times: BTreeMap::new(),
-            listed: false,
+            pods: PodTable::default(),
             scaled: None,
-            order: Override::None,
+            operator_override: Override::None,
             written: None,
-            marked: BTreeSet::new(),
-            deleted: BTreeSet::new(),
             retry: None,
             troubles: BTreeMap::new(),
+            scale_ups: Trouble::default(),
+            warned: None,
         }
     }
 
     pub(super) async fn run(mut self) {
         let workload = self.find().await;
         let events = Events::start(workload.client(), workload.namespace().to_owned());
-        let fields = format!("metadata.name={}", self.settings.name);
+        let fields = format!("metadata.name={}", self.scope.settings.name);
         let config = watcher::Config::default().fields(&fields).timeout(60);
         let mut changes: Changes = watcher(workload.metadata.clone(), config).boxed();
         let mut pods: Pods = stream::pending().boxed();
         let mut selector = String::new();
         let mut reread = interval(REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut metadata, mut listed) = (Metadata::Unseen, false);
-        let (mut backoff, mut rng) = (Backoff::default(), SmallRng::from_os_rng());
-        // After an error the watch rests; meanwhile orders and pods are heard.
+        let (mut metadata, mut listed) = (Metadata::Unread, false);
+        let (mut backoff, mut rng) = (RESTARTS, SmallRng::from_os_rng());
+        // After an error the watch rests; orders and pods are still handled.
         let mut rests_until = Instant::now();
         loop {
             let retry = self.retry;
@@ -157,20 +174,20 @@ impl Worker {
                     if changed.is_err() {
                         return;
                     }
-                    self.tell();
+                    self.publish();
                 }
                 Some(change) = pods.next() => {
                     self.take(change);
-                    self.tell();
+                    self.publish();
                 }
                 Some(change) = change => match change {
                     Ok(Event::Init) => listed = false,
-                    Ok(Event::Apply(it) | Event::InitApply(it)) => {
+                    Ok(Event::Apply(object) | Event::InitApply(object)) => {
                         listed = true;
                         backoff.reset();
-                        self.calm(About::Watch);
-                        let annotations = it.annotations().clone();
-                        let now = Metadata::There(it.metadata.generation, annotations);
+                        self.calm(Subject::Watch);
+                        let annotations = object.annotations().clone();
+                        let now = Metadata::Present(object.metadata.generation, annotations);
                         if now != metadata {
                             metadata = now;
                             self.read(&workload, &events, &metadata).await;
@@ -186,14 +203,16 @@ impl Worker {
                         if is_an_answer(&error) {
                             self.answered();
                         }
-                        if !matches!(&error, watcher::Error::WatchError(it) if it.code == 410) {
-                            self.complain(About::Watch, explain_watch(&error, &workload.watch_rule()));
+                        if !matches!(&error, watcher::Error::WatchError(status) if status.code == 410) {
+                            let why = explain_watch(&error, &workload.watch_rule());
+                            self.complain(Subject::Watch, why);
                         }
                         rests_until = Instant::now() + backoff.next(&mut rng);
                     }
                 },
-                _ = reread.tick(), if metadata != Metadata::Unseen => {
+                _ = reread.tick(), if metadata != Metadata::Unread => {
                     self.read(&workload, &events, &metadata).await;
+                    self.look_for_nodes().await;
                 }
                 () = async { sleep_until(retry.unwrap_or_else(Instant::now)).await }, if retry.is_some() => {
                     self.retry = None;
@@ -204,9 +223,10 @@ impl Worker {
             {
                 selector = now;
                 let client = workload.client();
-                pods = forebay_discovery::pods(client, &self.namespace, &selector).boxed();
+                pods = forebay_discovery::pods(client, &self.scope.namespace, &selector).boxed();
             }
             if self.retry.is_none() {
+                self.warn(&workload, &events);
                 self.write(&workload, &events).await;
                 self.replace(&workload, &events).await;
             }
@@ -214,19 +234,19 @@ impl Worker {
     }
 
     async fn find(&mut self) -> Workload {
-        let (mut backoff, mut rng) = (Backoff::default(), SmallRng::from_os_rng());
+        let (mut backoff, mut rng) = (RESTARTS, SmallRng::from_os_rng());
         loop {
-            let client = self.cluster.client.clone();
-            match Workload::find(client, &self.namespace, &self.settings).await {
+            let client = self.scope.cluster.client.clone();
+            match Workload::find(client, &self.scope.namespace, &self.scope.settings).await {
                 Ok(workload) => {
-                    self.calm(About::Scale);
+                    self.calm(Subject::Scale);
                     return workload;
                 }
                 Err(unfound) => {
-                    if matches!(unfound, Unfound::Told(_)) {
+                    if matches!(unfound, Unfound::Refused(_)) {
                         self.answered();
                     }
-                    self.complain(About::Scale, unfound.to_string());
+                    self.complain(Subject::Scale, unfound.to_string());
                 }
             }
             sleep(backoff.next(&mut rng)).await;
@@ -234,87 +254,93 @@ impl Worker {
     }
 
     fn answered(&self) {
-        self.told.answered.store(true, Ordering::Relaxed);
+        self.published.answered.store(true, Ordering::Relaxed);
     }
 
     fn take(&mut self, change: PodChange) {
-        let now_ms = epoch_ms();
+        let now = epoch_time();
         match change {
             PodChange::All(all) => {
-                if !std::mem::replace(&mut self.listed, true) {
-                    let before = |name: &String| (name.clone(), Times::inherited());
-                    self.times = all.keys().map(before).collect();
+                if !std::mem::replace(&mut self.pods.listed, true) {
+                    let before = |name: &String| (name.clone(), PodTimes::inherited());
+                    self.pods.times = all.keys().map(before).collect();
                 }
-                self.pods = all;
+                self.pods.all = all;
             }
             PodChange::Put(name, pod) => {
-                self.pods.insert(name, pod);
+                self.pods.all.insert(name, pod);
             }
             PodChange::Gone(name) => {
-                self.pods.remove(&name);
+                self.pods.all.remove(&name);
             }
-            PodChange::Trouble(why) => return self.complain(About::Pods, why),
+            PodChange::Trouble(why) => return self.complain(Subject::Pods, why),
         }
-        self.calm(About::Pods);
-        self.times.retain(|name, _| self.pods.contains_key(name));
-        self.marked.retain(|name| self.pods.contains_key(name));
-        for (name, pod) in &self.pods {
-            self.times.entry(name.clone()).or_default().see(pod, now_ms);
-            // Also those of a leader before this one. One that lost its mark since is to get it anew.
+        self.calm(Subject::Pods);
+        self.pods.times.retain(|name, _| self.pods.all.contains_key(name));
+        self.pods.marked.retain(|name| self.pods.all.contains_key(name));
+        for (name, pod) in &self.pods.all {
+            self.pods.times.entry(name.clone()).or_default().observe(pod, now);
+            // Includes the marks of an earlier leader. A pod that lost its mark is marked anew.
             if pod.deletion_cost == Some(FIRST_TO_GO) {
-                self.marked.insert(name.clone());
+                self.pods.marked.insert(name.clone());
             } else {
-                self.marked.remove(name);
+                self.pods.marked.remove(name);
             }
         }
     }
 
     fn selector(&self) -> Option<String> {
-        let told = &self.scaled.as_ref()?.selector;
-        if told.is_empty() { self.fallback_selector.clone() } else { Some(told.clone()) }
+        let selector = &self.scaled.as_ref()?.selector;
+        if selector.is_empty() {
+            self.scope.fallback_selector.clone()
+        } else {
+            Some(selector.clone())
+        }
     }
 
-    /// Reads the scale, and notices what somebody else did.
+    /// Reads the scale, and notices changes by other clients.
     async fn read(&mut self, workload: &Workload, events: &Events, metadata: &Metadata) {
         let scaled = match workload.read().await {
             Ok(scaled) => scaled,
-            Err(why) => return self.complain(About::Scale, why),
+            Err(why) => return self.complain(Subject::Scale, why),
         };
-        self.calm(About::Scale);
-        if scaled.selector.is_empty() && self.fallback_selector.is_none() {
-            self.complain(About::Pods, format!(
-                "{} tells no selector of its pods in /scale; give the pool discovery.pods.selector",
-                self.settings.kind
+        self.calm(Subject::Scale);
+        if scaled.selector.is_empty() && self.scope.fallback_selector.is_none() {
+            self.complain(Subject::Pods, format!(
+                "the /scale of {} has no selector of its pods; set discovery.pods.selector of the pool",
+                self.scope.settings.kind
             ));
         }
         let annotation = |key: &str| match metadata {
-            Metadata::There(_, annotations) => annotations.get(key).cloned(),
-            Metadata::Unseen | Metadata::Absent => None,
+            Metadata::Present(_, annotations) => annotations.get(key).cloned(),
+            Metadata::Unread | Metadata::Absent => None,
         };
-        match order(annotation, scaled.replicas) {
-            Ok(order) if order != self.order => {
-                let pool = &self.pool;
-                match order {
-                    Override::None => tracing::info!("{pool}: the workload is ours again"),
-                    order => tracing::info!("{pool}: paused by an annotation ({order:?})"),
+        match annotated_override(annotation, scaled.replicas) {
+            Ok(annotated) if annotated != self.operator_override => {
+                let pool = &self.scope.pool;
+                match annotated {
+                    Override::None => tracing::info!("{pool}: Forebay scales the workload again"),
+                    annotated => {
+                        tracing::info!("{pool}: paused by an annotation ({annotated:?})")
+                    }
                 }
-                self.order = order;
+                self.operator_override = annotated;
             }
-            Ok(_) => self.calm(About::Annotation),
-            Err(why) => self.complain(About::Annotation, why),
+            Ok(_) => self.calm(Subject::Annotation),
+            Err(why) => self.complain(Subject::Annotation, why),
         }
         let foreign = self.written.is_some_and(|ours| ours != scaled.replicas);
-        // One that does not lead wants nothing, and the leader is no stranger.
+        // A scaler that does not lead wants no count, so the leader's writes are not foreign.
         let wanted = self.orders.borrow().count.filter(|wanted| *wanted != scaled.replicas);
-        if let (true, Override::None, Some(wanted)) = (foreign, self.order, wanted) {
+        if let (true, Override::None, Some(wanted)) = (foreign, self.operator_override, wanted) {
             let note = format!(
-                "somebody else set replicas to {}; {wanted} are wanted (annotate the workload with \
+                "another client set replicas to {}; {wanted} are wanted (annotate the workload with \
                  {}=true to keep them)",
                 scaled.replicas,
                 super::workload::PAUSED
             );
-            tracing::warn!("{}: {note}", self.pool);
-            events.tell(Noted {
+            tracing::warn!("{}: {note}", self.scope.pool);
+            events.write(Note {
                 regarding: workload.reference(scaled.uid.clone()),
                 reason: "ForeignScale",
                 warning: true,
@@ -323,13 +349,13 @@ impl Worker {
         }
         self.written = Some(scaled.replicas);
         self.scaled = Some(scaled);
-        self.tell();
+        self.publish();
     }
 
-    /// Shows the loop what is known.
-    fn tell(&mut self) {
+    /// Publishes the state to the loop.
+    fn publish(&mut self) {
         let Some(scaled) = &self.scaled else { return };
-        if !self.listed {
+        if !self.pods.listed {
             return;
         }
         let replicas = scaled.replicas;
@@ -337,55 +363,82 @@ impl Worker {
             let orders = self.orders.borrow_and_update();
             let spared = match orders.count {
                 Some(count) if count == replicas => {
-                    pods::spared(&self.pods, replicas, &orders.stopping)
+                    pods::spared(&self.pods.all, replicas, &orders.stopping)
                 }
                 _ => BTreeSet::new(),
             };
             (orders.stopping.clone(), spared)
         };
         stopping.retain(|name| !spared.contains(name));
-        let seen = Seen {
+        let state = WorkloadState {
             known: true,
             replicas,
-            surplus: pods::surplus(&self.pods, replicas, &stopping),
-            order: self.order,
+            surplus: pods::surplus(&self.pods.all, replicas, &stopping),
+            operator_override: self.operator_override,
         };
-        self.told.seen.send_replace(seen);
+        self.published.state.send_replace(state);
         let statuses = pods::statuses(
-            &self.pool,
-            &self.pods,
-            &self.times,
+            &self.scope.pool,
+            &self.pods.all,
+            &self.pods.times,
             replicas,
-            self.port,
+            self.scope.port,
             &stopping,
             &spared,
         );
-        self.told.replicas.send_if_modified(|told| {
-            let new = **told != statuses;
+        self.published.replicas.send_if_modified(|published| {
+            let new = **published != statuses;
             if new {
-                *told = Arc::new(statuses);
+                *published = Arc::new(statuses);
             }
             new
         });
     }
 
-    /// Told once as long as the reason is the same.
-    fn complain(&mut self, of: About, why: String) {
-        if self.troubles.get(&of) != Some(&why) {
-            tracing::error!("{}: {} {}: {why}", self.pool, self.settings.kind, self.settings.name);
-            self.troubles.insert(of, why);
-            *self.told.trouble.lock() = self.troubles.values().next().cloned();
+    /// Writes an Event for the failure of the workload's starts.
+    fn warn(&mut self, workload: &Workload, events: &Events) {
+        let failure = self.orders.borrow().failure.clone();
+        if failure == self.warned {
+            return;
+        }
+        self.warned.clone_from(&failure);
+        let Some(note) = failure else { return };
+        let regarding = self.scaled.as_ref().and_then(|scaled| scaled.uid.clone());
+        events.write(Note {
+            regarding: workload.reference(regarding),
+            reason: "StartFailed",
+            warning: true,
+            note,
+        });
+    }
+
+    /// Logs a trouble, once while its reason is the same.
+    fn complain(&mut self, subject: Subject, why: String) {
+        if self.troubles.entry(subject).or_default().begins(why.as_str()) {
+            tracing::error!(
+                "{}: {} {}: {why}",
+                self.scope.pool,
+                self.scope.settings.kind,
+                self.scope.settings.name
+            );
+            self.publish_trouble();
         }
     }
 
-    fn calm(&mut self, of: About) {
-        if self.troubles.remove(&of).is_some() {
-            *self.told.trouble.lock() = self.troubles.values().next().cloned();
+    fn calm(&mut self, subject: Subject) {
+        if self.troubles.remove(&subject).is_some() {
+            self.publish_trouble();
         }
+    }
+
+    /// Publishes the gravest trouble.
+    fn publish_trouble(&self) {
+        let gravest = self.troubles.values().find_map(Trouble::reason);
+        *self.published.trouble.lock() = gravest.map(str::to_owned);
     }
 }
 
-/// Whether the API server itself refused.
+/// Whether the error is an answer of the API server itself.
 fn is_an_answer(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(error)

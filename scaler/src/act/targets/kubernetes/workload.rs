@@ -1,4 +1,4 @@
-//! A workload's `/scale`, of whatever kind it is.
+//! A workload's `/scale`, for any kind of workload.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use tokio::time::timeout;
 
 use crate::decide::Override;
 
-/// Set on a workload by a person: exactly so many replicas, until it is taken away.
+/// An operator's annotation: exactly this many replicas, until it is removed.
 pub(super) const PAUSED_REPLICAS: &str = "forebay.io/paused-replicas";
-/// Set to `true`: the count is somebody else's, until it is taken away.
+/// An operator's annotation: if `true`, the count belongs to another client until it is removed.
 pub(super) const PAUSED: &str = "forebay.io/paused";
-/// The [`DELETION_COST`] of those that are to go.
+/// The [`DELETION_COST`] of pods that are to stop.
 pub(super) const FIRST_TO_GO: i32 = -1_000_000;
-const PATIENCE: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const FIELD_MANAGER: &str = "forebay-scaler";
-/// From SIGTERM to SIGKILL for a pod that hangs: it has nothing to finish.
+/// Time from SIGTERM to SIGKILL for a pod that hangs: it has nothing to finish.
 const GRACE_SECONDS: u32 = 30;
 
 /// A workload that was found.
@@ -37,38 +37,38 @@ pub(in crate::act::targets) struct Workload {
     name: String,
 }
 
-/// What its `/scale` says.
+/// The state of its `/scale`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::act::targets) struct Scaled {
     pub(in crate::act::targets) replicas: u32,
     pub(in crate::act::targets) version: String,
     pub(super) uid: Option<String>,
-    /// Label selector of its pods; empty where the kind does not tell.
+    /// Label selector of its pods; empty if the kind reports none.
     pub(super) selector: String,
 }
 
-/// Why a workload was not found.
+/// The reason why a workload was not found.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(in crate::act::targets) enum Unfound {
-    /// The API server says so.
+    /// The API server refuses it.
     #[error("{0}")]
-    Told(String),
-    /// Nobody could be asked.
+    Refused(String),
+    /// The API server did not answer.
     #[error("{0}")]
-    Unasked(String),
+    Unanswered(String),
 }
 
-/// Why a call did not do what it should.
+/// The reason why a call failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::act::targets) enum Failed {
-    /// Somebody else wrote in between.
+    /// Another client wrote in between.
     Conflict,
-    /// In words.
+    /// Any other reason, in words.
     For(String),
 }
 
 impl Workload {
-    /// Asks the API server for the kind.
+    /// Looks the kind up at the API server.
     pub(in crate::act::targets) async fn find(
         client: Client,
         namespace: &str,
@@ -77,27 +77,27 @@ impl Workload {
         let (group, version) =
             settings.api_version.rsplit_once('/').unwrap_or(("", &settings.api_version));
         let gvk = GroupVersionKind::gvk(group, version, &settings.kind);
-        let found = timeout(PATIENCE, discovery::pinned_kind(&client, &gvk)).await;
+        let found = timeout(CALL_TIMEOUT, discovery::pinned_kind(&client, &gvk)).await;
         let found =
-            found.map_err(|_| Unfound::Unasked("the API server does not answer".to_owned()))?;
+            found.map_err(|_| Unfound::Unanswered("the API server does not answer".to_owned()))?;
         let (resource, capabilities) = found.map_err(|error| match &error {
-            kube::Error::Discovery(_) => Unfound::Told(format!(
-                "the cluster knows no {} in {}",
+            kube::Error::Discovery(_) => Unfound::Refused(format!(
+                "the cluster has no kind {} in {}",
                 settings.kind, settings.api_version
             )),
             kube::Error::Api(status) if status.code == 404 => {
-                Unfound::Told(format!("the cluster knows no {}", settings.api_version))
+                Unfound::Refused(format!("the cluster does not serve {}", settings.api_version))
             }
             error => {
                 let rule = Rule { group, resource: "", verbs: &["get"], namespace };
                 let why = explain(error, &rule);
-                let told = matches!(error, kube::Error::Api(_));
-                if told { Unfound::Told(why) } else { Unfound::Unasked(why) }
+                let refused = matches!(error, kube::Error::Api(_));
+                if refused { Unfound::Refused(why) } else { Unfound::Unanswered(why) }
             }
         })?;
-        let scales = capabilities.subresources.iter().any(|(it, _)| it.plural == "scale");
+        let scales = capabilities.subresources.iter().any(|(kind, _)| kind.plural == "scale");
         if !scales {
-            return Err(Unfound::Told(format!("{} has no /scale subresource", settings.kind)));
+            return Err(Unfound::Refused(format!("{} has no /scale subresource", settings.kind)));
         }
         Ok(Self {
             api: Api::namespaced_with(client.clone(), namespace, &resource),
@@ -129,7 +129,7 @@ impl Workload {
     }
 
     pub(in crate::act::targets) async fn read(&self) -> Result<Scaled, String> {
-        let called = timeout(PATIENCE, self.api.get_scale(&self.name)).await;
+        let called = timeout(CALL_TIMEOUT, self.api.get_scale(&self.name)).await;
         match self.answer(called, "get") {
             Ok(scaled) => Ok(scaled),
             Err(Failed::For(why)) => Err(why),
@@ -137,7 +137,7 @@ impl Workload {
         }
     }
 
-    /// Sets the count, if the workload still is as it was at `version`.
+    /// Sets the count, if the workload still has this `version`.
     pub(in crate::act::targets) async fn write(
         &self,
         replicas: u32,
@@ -150,7 +150,7 @@ impl Workload {
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
         let patch = Patch::Merge(patch);
         let call = self.api.patch_scale(&self.name, &params, &patch);
-        self.answer(timeout(PATIENCE, call).await, "patch")
+        self.answer(timeout(CALL_TIMEOUT, call).await, "patch")
     }
 
     fn answer(
@@ -186,12 +186,12 @@ impl Workload {
         })
     }
 
-    /// Makes a pod the first that its controller takes, or takes that back.
+    /// Makes a pod the first that its controller takes, or reverts that.
     pub(super) async fn mark(&self, pod: &str, first: bool) -> Result<(), String> {
         let cost = first.then(|| FIRST_TO_GO.to_string());
         let patch = json!({"metadata": {"annotations": {DELETION_COST: cost}}});
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
-        let called = timeout(PATIENCE, self.pods.patch_metadata(pod, &params, &patch)).await;
+        let called = timeout(CALL_TIMEOUT, self.pods.patch_metadata(pod, &params, &patch)).await;
         match called.map_err(|_| "the API server does not answer".to_owned())? {
             Ok(_) => Ok(()),
             // It is gone already.
@@ -204,7 +204,7 @@ impl Workload {
         }
     }
 
-    /// Deletes a pod, unless another has taken its name.
+    /// Deletes a pod, unless another pod has taken its name.
     pub(super) async fn delete(&self, pod: &str, uid: &str) -> Result<(), String> {
         let uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
         let params = DeleteParams {
@@ -212,7 +212,7 @@ impl Workload {
             preconditions: Some(Preconditions { uid, resource_version: None }),
             ..DeleteParams::default()
         };
-        let called = timeout(PATIENCE, self.pods.delete(pod, &params)).await;
+        let called = timeout(CALL_TIMEOUT, self.pods.delete(pod, &params)).await;
         match called.map_err(|_| "the API server does not answer".to_owned())? {
             Ok(_) => Ok(()),
             // It is gone already.
@@ -237,14 +237,14 @@ impl Workload {
     }
 }
 
-/// Who is in charge, by a workload's annotations. `replicas` is what stands there now.
-pub(super) fn order(
+/// The override in a workload's annotations. `replicas` is its current count.
+pub(super) fn annotated_override(
     annotation: impl Fn(&str) -> Option<String>,
     replicas: u32,
 ) -> Result<Override, String> {
     if let Some(text) = annotation(PAUSED_REPLICAS) {
         return text.trim().parse().map(Override::Fixed).map_err(|_| {
-            format!("the annotation {PAUSED_REPLICAS}: `{text}` is no number of replicas")
+            format!("the annotation {PAUSED_REPLICAS}: `{text}` is not a replica count")
         });
     }
     let paused = annotation(PAUSED).is_some_and(|text| text.trim() == "true");
@@ -258,10 +258,10 @@ mod tests {
     #[test]
     fn annotations_take_a_workload_out_of_our_hands() {
         let with = |key: &'static str, value: &'static str| {
-            order(move |asked| (asked == key).then(|| value.to_owned()), 4)
+            annotated_override(move |name| (name == key).then(|| value.to_owned()), 4)
         };
         assert_eq!(with("else", "true"), Ok(Override::None));
-        assert_eq!(with(PAUSED, "true"), Ok(Override::Fixed(4)), "as it stands");
+        assert_eq!(with(PAUSED, "true"), Ok(Override::Fixed(4)), "the current count");
         assert_eq!(with(PAUSED, "false"), Ok(Override::None));
         assert_eq!(with(PAUSED_REPLICAS, "2"), Ok(Override::Fixed(2)));
         assert!(with(PAUSED_REPLICAS, "two").is_err());

@@ -13,11 +13,11 @@ pub(super) struct Gpus {
     free: Arc<Mutex<VecDeque<String>>>,
 }
 
-/// A GPU that is one replica's until this is dropped.
+/// A GPU that one replica uses until this is dropped.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct GpuLease {
     name: String,
-    /// `None` for one that is not to be leased again.
+    /// `None` if the GPU is not to be leased again.
     free: Option<Arc<Mutex<VecDeque<String>>>>,
 }
 
@@ -26,36 +26,36 @@ impl Gpus {
         Self { all: all.to_vec(), free: Arc::new(Mutex::new(all.iter().cloned().collect())) }
     }
 
-    /// A GPU, or `None` where none are to be leased.
+    /// Leases a GPU; `None` if the pool has none configured.
     ///
     /// # Errors
     /// All are leased.
-    pub(super) fn lease(&self) -> io::Result<Option<Lease>> {
+    pub(super) fn lease(&self) -> io::Result<Option<GpuLease>> {
         if self.all.is_empty() {
             return Ok(None);
         }
         match self.free.lock().pop_front() {
-            Some(name) => Ok(Some(Lease { name, free: Some(self.free.clone()) })),
+            Some(name) => Ok(Some(GpuLease { name, free: Some(self.free.clone()) })),
             None => Err(io::Error::other(format!("no GPU of {} is free", self.all.join(", ")))),
         }
     }
 
-    /// The lease of the GPU of a replica that another process started. One that is not of this
-    /// pool any more is not leased again.
-    pub(super) fn adopt(&self, name: String) -> Lease {
+    /// Leases the GPU of a replica that another process started. A GPU that is no longer the
+    /// pool's is not leased again.
+    pub(super) fn adopt(&self, name: String) -> GpuLease {
         self.free.lock().retain(|free| *free != name);
         let free = self.all.contains(&name).then(|| self.free.clone());
-        Lease { name, free }
+        GpuLease { name, free }
     }
 }
 
-impl Lease {
+impl GpuLease {
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 }
 
-impl Drop for Lease {
+impl Drop for GpuLease {
     fn drop(&mut self) {
         if let Some(free) = &self.free {
             free.lock().push_back(std::mem::take(&mut self.name));
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_gpu_is_leased_again_where_it_is_still_the_pools() {
+    fn an_adopted_gpu_is_leased_again_if_it_is_still_the_pools() {
         let gpus = Gpus::new(&["0".into(), "1".into()]);
         let (known, unknown) = (gpus.adopt("0".into()), gpus.adopt("7".into()));
         let other = gpus.lease().unwrap().unwrap();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn without_gpus_there_is_none_to_wait_for() {
+    fn without_configured_gpus_none_is_leased() {
         assert!(Gpus::new(&[]).lease().unwrap().is_none());
     }
 }

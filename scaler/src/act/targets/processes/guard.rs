@@ -1,4 +1,4 @@
-//! A replica's supervisor: this process's child, or one that another process started.
+//! A replica's supervisor: a child of this process, or one that another process started.
 
 use std::io;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use tokio::time::sleep;
 
 use crate::supervisor::procfs;
 
-/// Between two looks at a supervisor that is not our child.
+/// Pause between two checks of a supervisor that is not our child.
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) enum Guard {
     Child(Child),
-    /// It stays its first parent's child, which reaps it, or has ended.
+    /// Still a child of the process that started it, which reaps it; or orphaned.
     Adopted {
         pid: i32,
-        /// When it was started, in clock ticks since boot.
+        /// Start time in clock ticks since boot.
         started: Option<u64>,
     },
 }
 
 impl Guard {
-    /// Waits until it is dead; a child is reaped.
+    /// Waits until it is dead. A child is reaped.
     pub(super) async fn ended(&mut self) -> io::Result<()> {
         match self {
             Self::Child(child) => child.wait().await.map(drop),
@@ -49,11 +49,11 @@ impl Guard {
         }
     }
 
-    /// Kills its process group when it is dead. Of one that may have been reaped the group is looked
-    /// for with the other remnants.
+    /// Kills its process group when it is dead. A supervisor that may have been reaped is skipped:
+    /// its group is found with the other remnants.
     pub(super) fn kill_group(&self, pid: i32) {
         if let Self::Child(_) = self {
-            // Not reaped, so the group's name is still its own.
+            // It is not reaped yet, so the group's number is still its own.
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -61,7 +61,9 @@ impl Guard {
 
 fn runs(pid: i32, started: Option<u64>) -> bool {
     let process = procfs::process(pid);
-    process.is_some_and(|it| !it.zombie && started.is_none_or(|started| it.started == started))
+    process.is_some_and(|process| {
+        !process.zombie && started.is_none_or(|started| process.started == started)
+    })
 }
 
 #[cfg(test)]
@@ -71,12 +73,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_adopted_one_is_killed_and_known_to_be_dead_before_it_is_reaped() {
+    async fn an_adopted_supervisor_is_killed_and_known_to_be_dead_before_it_is_reaped() {
         let mut child =
             Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().expect("started");
         let pid = child.id().cast_signed();
-        let started = procfs::process(pid).map(|it| it.started);
-        let mut other = Guard::Adopted { pid, started: started.map(|it| it + 1) };
+        let started = procfs::process(pid).map(|process| process.started);
+        let mut other = Guard::Adopted { pid, started: started.map(|ticks| ticks + 1) };
         other.kill();
         other.ended().await.expect("another process has this PID");
         assert!(runs(pid, started));

@@ -1,4 +1,4 @@
-//! A replica's command line and environment, filled in.
+//! The command line and environment of a replica's start.
 
 use std::fs::File;
 use std::io;
@@ -10,17 +10,17 @@ use std::process::Stdio;
 use forebay_config as config;
 use tokio::process::{Child, Command};
 
-/// The environment variable by which a replica's processes are known, wherever they went.
+/// The environment variable that identifies a replica's processes, wherever they go.
 pub(super) const MARK: &str = "FOREBAY_REPLICA";
 
-/// What differs from one start to the next.
-pub(super) struct Start<'a> {
+/// The parameters of one start.
+pub(super) struct Launch<'a> {
     pub(super) port: u16,
     pub(super) gpu: Option<&'a str>,
     /// The value of [`MARK`].
     pub(super) mark: &'a str,
     pub(super) output: File,
-    /// The supervisor's end.
+    /// The supervisor's end of the tether.
     pub(super) tether: UnixStream,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Start<'a> {
 pub(super) fn launch(
     supervisor: &Path,
     settings: &config::Processes,
-    start: Start<'_>,
+    start: Launch<'_>,
 ) -> io::Result<Child> {
     let mut command = Command::new(supervisor);
     command
@@ -36,17 +36,17 @@ pub(super) fn launch(
         .arg("supervise")
         .arg("--stop-timeout-ms")
         .arg(settings.stop_timeout.as_millis().to_string());
-    // The limit on open files that Forebay raised is its own.
-    if let Some(soft) = forebay_system::files::for_children() {
+    // Forebay raised its own limit on open files; replicas get the original one.
+    if let Some(soft) = forebay_base::open_files::for_children() {
         command.arg("--open-files").arg(soft.to_string());
     }
     command
         .arg("--")
-        .args(settings.command.iter().map(|it| fill(it, start.port, start.gpu)))
-        // vLLM sets its processes' titles with setproctitle, which by default writes over the
-        // environment as others see it, and with it over the mark.
+        .args(settings.command.iter().map(|part| fill(part, start.port, start.gpu)))
+        // vLLM sets its processes' titles with setproctitle. By default that overwrites the
+        // environment as other processes see it, and with it the mark.
         .env("SPT_NOENV", "1")
-        .envs(settings.env.iter().map(|(name, it)| (name, fill(it, start.port, start.gpu))))
+        .envs(settings.env.iter().map(|(name, text)| (name, fill(text, start.port, start.gpu))))
         .env(MARK, start.mark)
         .stdin(Stdio::from(OwnedFd::from(start.tether)))
         .stderr(start.output.try_clone()?)
@@ -66,9 +66,9 @@ fn fill(text: &str, port: u16, gpu: Option<&str>) -> String {
     }
 }
 
-/// Whether the command says itself where the GPU goes.
+/// Whether the configuration itself says where the GPU's name goes.
 fn names_gpu(settings: &config::Processes) -> bool {
-    settings.command.iter().chain(settings.env.values()).any(|it| it.contains("{gpu}"))
+    settings.command.iter().chain(settings.env.values()).any(|text| text.contains("{gpu}"))
         || settings.env.contains_key("CUDA_VISIBLE_DEVICES")
 }
 

@@ -1,21 +1,21 @@
-//! Where the replicas' output goes: `POOL-N.log`, a file for each replica, all its starts included.
+//! The output of replicas: `POOL-N.log`, a file for each replica with all its starts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Where it goes unless configured: under the working directory.
+/// The default folder, below the working directory.
 const DEFAULT: &str = ".forebay/logs";
 
-/// How many files are kept for a pool.
+/// Files to keep for a pool.
 const KEPT: usize = 20;
 
-/// How much of a file's end is looked at, and how many lines of it are shown.
+/// Bytes to read at a file's end, and lines of it to show.
 const TAIL: (u64, usize) = (4096, 10);
 
-/// The folder, and the numbers of the files that were there before: replicas are numbered on from
-/// them, so that no file and no replica's name is used twice.
+/// The folder, and the highest number of a file in it. Replicas are numbered from there, so that no
+/// file name and no replica's name is used twice.
 #[derive(Debug)]
 pub(super) struct Output {
     folder: PathBuf,
@@ -24,8 +24,8 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Makes the folder. Without a configured one, and where the working directory can't be
-    /// written, it lies among the temporary files.
+    /// Creates the folder. Without a configured one, and if the working directory can't be written,
+    /// it is among the temporary files.
     pub(super) fn open(folder: Option<&Path>, pool: &str) -> io::Result<Self> {
         let folder = match folder {
             Some(folder) => made(folder.into())?,
@@ -34,15 +34,15 @@ impl Output {
                 made(std::env::temp_dir().join(format!("forebay-{user}/logs")))
             })?,
         };
-        // A pool's name may hold what a file's may not.
-        let plain = |it: char| if it.is_alphanumeric() || "-._".contains(it) { it } else { '_' };
+        // A pool's name may contain characters that a file's name may not.
+        let plain = |c: char| if c.is_alphanumeric() || "-._".contains(c) { c } else { '_' };
         let pool: String = pool.chars().map(plain).collect();
         let last = AtomicU64::new(numbers(&folder, &pool).pop().unwrap_or(0));
         Ok(Self { folder, pool, last })
     }
 
-    /// The next replica's name and file. The file is made here, so that another Forebay in the
-    /// same folder takes another number; where it can't be, the start says so.
+    /// The next replica's name and file. The file is created here, so that another Forebay in the
+    /// same folder takes another number. If that fails, the start reports it.
     pub(super) fn next_replica(&self) -> (String, PathBuf) {
         loop {
             let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
@@ -64,19 +64,19 @@ impl Output {
     }
 }
 
-/// Opens a replica's file to add to it.
+/// Opens a replica's file to append to it.
 pub(super) fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+        io::Error::new(error.kind(), format!("can't write {}: {error}", path.display()))
     })
 }
 
-/// Where nothing is kept.
+/// A file that discards everything.
 pub(super) fn nowhere() -> io::Result<File> {
     OpenOptions::new().append(true).open("/dev/null")
 }
 
-/// The last lines written since the file was `from` bytes long, each after a newline.
+/// The last lines written after the first `from` bytes of the file, each after a newline.
 pub(super) fn last_lines(path: &Path, from: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let (bytes, lines) = TAIL;
@@ -87,7 +87,7 @@ pub(super) fn last_lines(path: &Path, from: u64) -> io::Result<String> {
     let tail = String::from_utf8_lossy(&tail);
     let mut shown: Vec<&str> = tail.lines().rev().take(lines).collect();
     if start > from && shown.len() < lines {
-        // The first line there was cut in the middle.
+        // The first line of the tail is incomplete.
         shown.pop();
     }
     Ok(shown.iter().rev().flat_map(|line| ["\n", line]).collect())
@@ -95,12 +95,12 @@ pub(super) fn last_lines(path: &Path, from: u64) -> io::Result<String> {
 
 fn made(folder: PathBuf) -> io::Result<PathBuf> {
     fs::create_dir_all(&folder).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot make {}: {error}", folder.display()))
+        io::Error::new(error.kind(), format!("can't create {}: {error}", folder.display()))
     })?;
     std::path::absolute(folder)
 }
 
-/// The numbers of a pool's files, in order.
+/// The numbers of a pool's files, sorted.
 fn numbers(folder: &Path, pool: &str) -> Vec<u64> {
     let number =
         |name: &str| name.strip_prefix(pool)?.strip_prefix('-')?.strip_suffix(".log")?.parse().ok();
@@ -118,25 +118,25 @@ fn numbers(folder: &Path, pool: &str) -> Vec<u64> {
 mod tests {
     use super::*;
 
-    /// A folder that goes with the test.
-    struct Folder(PathBuf);
+    /// A folder that is removed with the test.
+    struct TestFolder(PathBuf);
 
-    impl Folder {
+    impl TestFolder {
         fn new() -> Self {
             let name = format!("forebay-output-{:x}", rand::random::<u64>());
             Self(std::env::temp_dir().join(name))
         }
     }
 
-    impl Drop for Folder {
+    impl Drop for TestFolder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
     }
 
     #[test]
-    fn replicas_are_numbered_on_from_the_files_there_are() {
-        let folder = Folder::new();
+    fn replicas_are_numbered_from_the_files_in_the_folder() {
+        let folder = TestFolder::new();
         let output = Output::open(Some(&folder.0), "a/b").unwrap();
         assert_eq!(output.next_replica().0, "a_b-1");
         assert_eq!(output.next_replica().0, "a_b-2");
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn only_the_newest_files_are_kept() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let output = Output::open(Some(&folder.0), "pool").unwrap();
         for _ in 0..KEPT + 5 {
             output.next_replica();
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_those_of_the_last_start() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let path = Output::open(Some(&folder.0), "pool").unwrap().next_replica().1;
         fs::write(&path, "before\none\ntwo\n").unwrap();
         assert_eq!(last_lines(&path, 7).unwrap(), "\none\ntwo");
@@ -176,8 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_named() {
+    fn a_folder_that_cannot_be_created_is_named() {
         let error = Output::open(Some(Path::new("/proc/none/logs")), "pool").unwrap_err();
-        assert!(error.to_string().starts_with("cannot make /proc/none/logs: "), "{error}");
+        assert!(error.to_string().starts_with("can't create /proc/none/logs: "), "{error}");
     }
 }

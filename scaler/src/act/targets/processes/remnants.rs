@@ -1,11 +1,11 @@
-//! What is left when a supervisor was killed.
+//! The processes that are left when a supervisor was killed.
 //!
-//! The kernel kills the replica's first process then, and hands everything else below to this
-//! process, a subreaper. What belongs to the replica is found by, in turn: the supervisor's process
-//! group; the mark in the environment; being a child of what belongs; and, for what has shed all
-//! of these, having come to this process from another session since the supervisor was started.
-//! No other replica's processes can come here while their supervisor lives, and Forebay starts
-//! nothing but supervisors, in its own session.
+//! The kernel then kills the replica's first process, and makes all its other descendants children of
+//! this process, a subreaper. A process belongs to the replica if it is in the supervisor's process
+//! group, or has the mark in its environment, or is a child of a process that belongs. Without any of
+//! these signs it still belongs if it became a child of this process after the supervisor's start, and is
+//! of another session. No other process fits: those of other replicas stay with their living supervisor,
+//! and Forebay itself starts only supervisors, in its own session.
 
 use std::collections::HashSet;
 use std::io;
@@ -18,17 +18,17 @@ use nix::unistd::{Pid, getpid};
 use super::launch::MARK;
 use crate::supervisor::procfs::{self, Process};
 
-/// Between two looks.
+/// Pause between two searches.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How to know what belongs to a replica.
+/// The signs by which a replica's processes are recognized.
 #[derive(Clone, Debug)]
 pub(super) struct Remnants {
-    /// The supervisor, which led the process group.
+    /// The supervisor's PID, also of its process group.
     supervisor: i32,
-    /// When it was started, in clock ticks since boot.
+    /// The supervisor's start time, in clock ticks since boot.
     started: Option<u64>,
-    /// `FOREBAY_REPLICA=…`, as it was started.
+    /// `FOREBAY_REPLICA=…`, as in its environment.
     mark: String,
 }
 
@@ -39,32 +39,32 @@ struct Owner {
     session: i32,
 }
 
-/// What a look at all processes found.
+/// The result of a search through all processes.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Found {
+struct Search {
     alive: Vec<i32>,
     dead: Vec<i32>,
 }
 
 impl Remnants {
-    /// Takes note of a supervisor that was just started, and not reaped.
+    /// The signs of a supervisor that was just started, and not reaped.
     pub(super) fn of(supervisor: i32, mark: &str) -> Self {
         let started = procfs::process(supervisor).map(|process| process.started);
         Self::since(supervisor, started, mark)
     }
 
-    /// Of a supervisor that another process took note of. What comes to that process, or to another
-    /// one above, is found by the group, the mark and its parents.
+    /// The signs of a supervisor that another process started. Processes that became children of
+    /// that process, or of one above, are recognized by the group, the mark and their parents.
     pub(super) fn since(supervisor: i32, started: Option<u64>, mark: &str) -> Self {
         Self { supervisor, started, mark: format!("{MARK}={mark}") }
     }
 
-    /// When the supervisor was started, in clock ticks since boot.
+    /// The supervisor's start time, in clock ticks since boot.
     pub(super) fn started(&self) -> Option<u64> {
         self.started
     }
 
-    /// Kills what is left until nothing is. To be called when the supervisor was reaped.
+    /// Kills until nothing is left. Call after the supervisor was reaped.
     pub(super) async fn end(self) {
         let mut clean = 0;
         // A process that is born while the table is read can be missed once.
@@ -75,17 +75,17 @@ impl Remnants {
                 Ok(Ok(false)) => clean += 1,
                 Ok(Ok(true)) => clean = 0,
                 Ok(Err(error)) => {
-                    tracing::error!(%error, "cannot look for what a killed supervisor left");
+                    tracing::error!(%error, "can't search for the processes of a killed supervisor");
                     return;
                 }
-                // The runtime is going down, and this process with it.
+                // The runtime is shutting down, and this process with it.
                 Err(_) => return,
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Kills and reaps what there is now; whether anything was.
+    /// Kills and reaps the current processes; returns whether there were any.
     fn kill(&self) -> io::Result<bool> {
         let own = getpid().as_raw();
         let owner = procfs::process(own).ok_or(io::ErrorKind::NotFound)?;
@@ -101,16 +101,16 @@ impl Remnants {
         Ok(!found.alive.is_empty() || !found.dead.is_empty())
     }
 
-    /// What belongs to the replica; of the dead, only those that are this process's to reap.
-    fn find(&self, owner: Owner, table: &[Process], marked: impl Fn(i32) -> bool) -> Found {
+    /// The replica's processes; of the dead, only those that this process has to reap.
+    fn find(&self, owner: Owner, table: &[Process], marked: impl Fn(i32) -> bool) -> Search {
         let adopted = |process: &Process| {
-            // As the first process of a container, one gets other people's orphans too.
+            // The first process of a container becomes the parent of unrelated orphans too.
             process.parent == owner.pid
                 && owner.pid != 1
                 && process.session != owner.session
                 && self.started.is_some_and(|started| process.started >= started)
         };
-        let mut found = Found::default();
+        let mut found = Search::default();
         let mut belongs = HashSet::new();
         for process in table {
             let pid = process.pid;
@@ -155,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_the_replica_is_found_however_it_hid() {
+    fn a_replicas_process_is_found_however_it_hides() {
         let table = [
             process(21, 10, 20, 5, 101),
-            // Its own session, known by its mark; and its child, known by nothing else.
+            // In its own session, recognized by its mark; and its child, recognized by its parent.
             process(22, 10, 22, 22, 102),
             process(23, 22, 23, 23, 103),
             // Without mark, group or parent.
@@ -176,12 +176,12 @@ mod tests {
             process(30, 10, 30, 5, 101),
             process(31, 30, 30, 5, 102),
             process(32, 30, 32, 32, 103),
-            // Someone else's, and an orphan that was here before.
+            // An unrelated process, and an orphan that was here before.
             process(40, 1, 40, 40, 200),
             process(41, 10, 41, 41, 99),
         ];
         assert!(find(OWNER, &table, &[]).is_empty());
-        // Not even itself, should it have been started by a replica.
+        // Not even the owner itself, if a replica started it.
         assert!(find(OWNER, &table[1..2], &[10]).is_empty());
     }
 
@@ -204,6 +204,6 @@ mod tests {
             process.zombie = true;
         }
         let found = remnants().find(OWNER, &table, |_| false);
-        assert_eq!(found, Found { alive: vec![], dead: vec![21, 22] });
+        assert_eq!(found, Search { alive: vec![], dead: vec![21, 22] });
     }
 }

@@ -1,14 +1,16 @@
-//! One replica's task: start it, watch it, start it again, stop it, or pass it to another process.
+//! One replica's task: start it, watch it, restart it, stop it, or pass it to another process.
 
 use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_base::backoff::Backoff;
+use forebay_base::shortage::Resource;
+use forebay_config::Millis;
 use forebay_signals::ProcessEnd;
-use forebay_system::Resource;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,40 +19,44 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+use super::death::Death;
 use super::guard::Guard;
-use super::launch::{Start, launch};
-use super::passed::{self, Facts, PassedReplica, RunningFacts};
+use super::launch::{Launch, launch};
+use super::passed::{self, Facts, PassedReplica, Retry, RunningFacts};
 use super::remnants::Remnants;
-use super::{Orders, Phase, ReplicaStatus, Shared, epoch_ms, gpus, output};
-use crate::act::targets::backoff::Backoff;
+use super::{ReplicaOrders, ReplicaStatus, Shared, epoch_time, gpus, output};
+use crate::act::targets::RESTARTS;
 use crate::act::targets::ports;
+use crate::decide::Condition;
 use crate::supervisor::Report;
 
-/// How much longer than its replica's processes a supervisor may take before it is killed itself.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time that a supervisor may take beyond its replica's processes before it is killed itself.
+const OVERTIME: Duration = Duration::from_secs(5);
 
-/// The pause before a start is tried again that failed for want of something of our own.
+/// Pause before another start when this process or its machine was short of something.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs the replica until it is told to stop, or passes it on.
+/// Runs the replica until it has to stop, or passes it on.
 pub(super) async fn run(
     shared: Arc<Shared>,
     id: String,
     log: PathBuf,
-    given: watch::Sender<Orders>,
+    given: watch::Sender<ReplicaOrders>,
 ) -> Option<PassedReplica> {
     let orders = given.subscribe();
-    let status = ReplicaStatus { reason: String::new(), ..ReplicaStatus::asked_for(id) };
-    let replica = Replica { shared, log, given, orders, status };
+    let status = ReplicaStatus { reason: String::new(), ..ReplicaStatus::requested(id) };
+    let replica = ReplicaTask { shared, log, given, orders, status };
     replica.shared.output.prune();
-    replica.run_to_its_end(Life::default()).await
+    replica
+        .run_to_its_end(Life { running: None, again_at: None, backoff: RESTARTS, failed_starts: 0 })
+        .await
 }
 
-/// Goes on with a replica that another process started.
+/// Takes over a replica that another process started.
 pub(super) fn adopt(
     shared: Arc<Shared>,
     passed: PassedReplica,
-    given: watch::Sender<Orders>,
+    given: watch::Sender<ReplicaOrders>,
 ) -> io::Result<impl Future<Output = Option<PassedReplica>> + Send + 'static> {
     let PassedReplica { facts, tether } = passed;
     let orders = given.subscribe();
@@ -58,59 +64,62 @@ pub(super) fn adopt(
         Some((running, tether)) => Some(Running::adopt(&shared, running, tether)?),
         None => None,
     };
+    let started_at = Some(Millis::new(facts.started_ms)).filter(|at| *at > Millis::ZERO);
     let serves = running.as_ref().filter(|running| running.replaced.is_none());
     let status = ReplicaStatus {
         address: serves.map(|running| running.port.address()),
-        phase: facts.phase,
+        condition: facts.condition,
         reason: facts.reason,
-        asked_ms: Some(facts.started_ms).filter(|ms| *ms > 0),
-        started_ms: facts.started_ms,
+        requested_at: started_at,
+        started_at,
         ended: facts.ended,
         inherited: facts.ready,
-        ..ReplicaStatus::asked_for(facts.id)
+        ..ReplicaStatus::requested(facts.id)
     };
     shared.set(status.clone());
-    let replica = Replica { shared, log: facts.log, given, orders, status };
-    let again_at = passed::deadline(facts.again_in_ms);
-    let life = Life { running, again_at, backoff: Backoff::after(facts.failures) };
+    let replica = ReplicaTask { shared, log: facts.log, given, orders, status };
+    let again_at = passed::deadline(facts.retry.again_in_ms);
+    let Retry { failures, failed_starts, .. } = facts.retry;
+    let life = Life { running, again_at, backoff: RESTARTS.after(failures), failed_starts };
     Ok(replica.run_to_its_end(life))
 }
 
-/// Where a replica is between its starts.
-#[derive(Default)]
+/// The state of a replica across its starts.
 struct Life {
     running: Option<Running>,
-    /// When it is started again, after a death.
+    /// Time of the next start, after a death.
     again_at: Option<Instant>,
     backoff: Backoff,
+    /// Starts in a row that no gateway found healthy.
+    failed_starts: u32,
 }
 
-struct Replica {
+struct ReplicaTask {
     shared: Arc<Shared>,
     log: PathBuf,
-    /// Told from outside; `ready` is taken back here at each start.
-    given: watch::Sender<Orders>,
-    orders: watch::Receiver<Orders>,
+    /// The orders from outside. `ready` is reset here at each start.
+    given: watch::Sender<ReplicaOrders>,
+    orders: watch::Receiver<ReplicaOrders>,
     status: ReplicaStatus,
 }
 
-/// One start, with all that is its own as long as its processes live.
+/// One start, with everything that lasts as long as its processes.
 struct Running {
     guard: Guard,
     /// The supervisor's PID.
     pid: i32,
     tether: UnixStream,
-    /// The supervisor's last report, and what has come of the next.
-    said: Option<Report>,
-    heard: Vec<u8>,
+    /// The supervisor's last report, and the received part of the next.
+    last_report: Option<Report>,
+    received: Vec<u8>,
     mark: String,
     remnants: Remnants,
-    /// How long the log was before.
+    /// Length of the log before this start.
     log_from: u64,
-    /// Why it is ended for another start, where it is.
+    /// The reason why it is being replaced, if it is.
     replaced: Option<String>,
-    port: ports::Lease,
-    gpu: Option<gpus::Lease>,
+    port: ports::PortLease,
+    gpu: Option<gpus::GpuLease>,
 }
 
 impl Running {
@@ -119,8 +128,8 @@ impl Running {
             guard: Guard::Adopted { pid: facts.pid, started: facts.since },
             pid: facts.pid,
             tether: passed::stream(tether)?,
-            said: facts.said.and_then(|said| said.parse().ok()),
-            heard: facts.heard,
+            last_report: facts.last_report.and_then(|report| report.parse().ok()),
+            received: facts.received,
             remnants: Remnants::since(facts.pid, facts.since, &facts.mark),
             mark: facts.mark,
             log_from: facts.log_from,
@@ -138,34 +147,31 @@ impl Running {
             log_from: self.log_from,
             port: self.port.port(),
             gpu: self.gpu.as_ref().map(|gpu| gpu.name().to_owned()),
-            said: self.said.as_ref().map(ToString::to_string),
-            heard: self.heard,
+            last_report: self.last_report.as_ref().map(ToString::to_string),
+            received: self.received,
             replaced: self.replaced,
         };
         Ok((facts, self.tether.into_std()?.into()))
     }
 }
 
-/// What ended a start, or our part in it.
-enum Ended {
+/// The end of a start, or of this task's part in it.
+enum StartEnd {
     Stopped,
-    /// It was not started: this process or its machine is short of something.
+    /// Not started: this process or its machine is short of something.
     Short(Resource),
-    Died {
-        why: String,
-        log_from: Option<u64>,
-    },
+    Died(Death),
     PassedOn(Option<Box<Running>>),
 }
 
-/// What ended the watch over a start.
-enum Watched {
+/// The end of the watch over a start.
+enum WatchEnd {
     /// The supervisor is gone.
     Gone,
     PassOn,
 }
 
-impl Replica {
+impl ReplicaTask {
     async fn run_to_its_end(mut self, life: Life) -> Option<PassedReplica> {
         let passed = self.live(life).await;
         if passed.is_none() {
@@ -191,7 +197,7 @@ impl Replica {
                     return self.pass_on(life);
                 }
             }
-            let ended = match life.running.take() {
+            let end = match life.running.take() {
                 Some(running) => self.see_out(running).await,
                 None => {
                     self.given.send_if_modified(|orders| {
@@ -200,25 +206,28 @@ impl Replica {
                     self.once().await
                 }
             };
-            let (why, log_from) = match ended {
-                Ended::Stopped => return None,
-                Ended::PassedOn(running) => {
+            let death = match end {
+                StartEnd::Stopped => return None,
+                StartEnd::PassedOn(running) => {
                     life.running = running.map(|running| *running);
                     return self.pass_on(life);
                 }
-                Ended::Died { why, log_from } => (why, log_from),
-                Ended::Short(resource) => {
+                StartEnd::Died(death) => death,
+                StartEnd::Short(resource) => {
                     self.status.address = None;
-                    self.set(Phase::Pending, format!("can't be started: short of {resource}"));
+                    self.set(Condition::Pending, format!("can't be started: short of {resource}"));
                     life.again_at = Some(Instant::now() + SHORTAGE_PAUSE);
                     continue;
                 }
             };
+            life.failed_starts += 1;
             if self.orders.borrow().ready {
                 life.backoff.reset();
+                life.failed_starts = 0;
             }
             let pause = life.backoff.next(&mut rng);
-            self.failed(&why, log_from, pause);
+            self.status.start_failure = death.start_failure(life.failed_starts, &self.log, pause);
+            self.failed(&death, pause);
             life.again_at = Some(Instant::now() + pause);
         }
     }
@@ -228,7 +237,11 @@ impl Replica {
         let running = match life.running.map(Running::pass_on).transpose() {
             Ok(running) => running,
             Err(error) => {
-                warn!(pool = self.shared.pool, replica = self.status.id, "is ended: {error}");
+                warn!(
+                    pool = self.shared.pool,
+                    replica = self.status.id,
+                    "can't be passed on: {error}"
+                );
                 return None;
             }
         };
@@ -238,95 +251,98 @@ impl Replica {
             id: self.status.id.clone(),
             log: self.log.clone(),
             command: self.shared.settings.command.clone(),
-            phase: self.status.phase,
+            condition: self.status.condition,
             reason: self.status.reason.clone(),
-            started_ms: self.status.started_ms,
+            started_ms: self.status.started_at.map_or(0, Millis::get),
             ended: self.status.ended,
             ready: orders.ready,
             stop: orders.stop,
-            failures: life.backoff.failures(),
-            again_in_ms: passed::left(life.again_at),
+            retry: Retry {
+                failures: life.backoff.failures(),
+                failed_starts: life.failed_starts,
+                again_in_ms: passed::left(life.again_at),
+            },
             running,
         };
         Some(PassedReplica { facts, tether })
     }
 
-    /// Starts the replica once and sees it to its end.
-    async fn once(&mut self) -> Ended {
+    /// Starts the replica once and follows it to its end.
+    async fn once(&mut self) -> StartEnd {
         let orders = self.orders.borrow().clone();
         if orders.stop {
-            return Ended::Stopped;
+            return StartEnd::Stopped;
         }
         if orders.pass_on {
-            return Ended::PassedOn(None);
+            return StartEnd::PassedOn(None);
         }
         match self.start() {
             Ok(running) => self.see_out(running).await,
             Err(error) => {
                 let Some(resource) = Resource::of_start(&error) else {
-                    return Ended::Died { why: error.to_string(), log_from: None };
+                    return StartEnd::Died(Death::unborn(&error));
                 };
-                let during = format_args!("cannot start {}: {error}", self.status.id);
-                forebay_system::report(resource, &during);
-                Ended::Short(resource)
+                let during = format_args!("can't start {}: {error}", self.status.id);
+                forebay_base::shortage::report(resource, &during);
+                StartEnd::Short(resource)
             }
         }
     }
 
-    /// Sees a start to its end.
-    async fn see_out(&mut self, mut running: Running) -> Ended {
-        if let Watched::PassOn = self.watch(&mut running).await {
-            return Ended::PassedOn(Some(Box::new(running)));
+    /// Follows a start to its end.
+    async fn see_out(&mut self, mut running: Running) -> StartEnd {
+        if let WatchEnd::PassOn = self.watch(&mut running).await {
+            return StartEnd::PassedOn(Some(Box::new(running)));
         }
         let settled = matches!(
-            running.said,
+            running.last_report,
             Some(Report::NotStarted(_) | Report::Exited(_) | Report::Killed(_))
         );
         if !settled {
             running.guard.kill_group(running.pid);
         }
         if let Err(error) = running.guard.ended().await {
-            warn!(pool = self.shared.pool, %error, "cannot wait for a supervisor");
+            warn!(pool = self.shared.pool, %error, "can't wait for a supervisor");
         }
         if !settled {
             running.remnants.end().await;
         }
         if self.orders.borrow().stop {
-            return Ended::Stopped;
+            return StartEnd::Stopped;
         }
-        // What was ended for another was told of when that was ordered.
+        // The end of a replaced start was reported when the replacement was ordered.
         if running.replaced.is_none() {
-            let end = match &running.said {
-                Some(said) if settled => said.end(),
+            let end = match &running.last_report {
+                Some(report) if settled => report.end(),
                 _ => Some(ProcessEnd::Crashed),
             };
             self.status.ended = self.status.address.zip(end);
         }
-        let why = match (running.replaced, running.said) {
-            (Some(why), _) => why,
-            (None, Some(said)) if settled => said.sentence(),
-            (None, _) => "was killed with its supervisor".into(),
-        };
-        Ended::Died { why, log_from: Some(running.log_from) }
+        let from = running.log_from;
+        StartEnd::Died(match (running.replaced, running.last_report) {
+            (Some(why), _) => Death::replaced(why, from),
+            (None, Some(report)) if settled => Death::reported(&report, from),
+            (None, _) => Death::with_supervisor(from),
+        })
     }
 
     fn start(&mut self) -> io::Result<Running> {
         let shared = &*self.shared;
         let gpu = shared.gpus.lease()?;
         let (port, ours, theirs) = shared.ports.lease()?;
-        // A replica that can't be heard serves all the same.
+        // A replica serves even if its output can't be kept.
         let output = output::append(&self.log).or_else(|error| {
             let (pool, replica) = (&shared.pool, &self.status.id);
-            warn!(pool, replica, "{error}; what this replica says is lost");
+            warn!(pool, replica, "{error}; the output of this replica is lost");
             output::nowhere()
         })?;
         let log_from = output.metadata()?.len();
         let mark = format!("{:032x}", rand::random::<u128>());
         ours.set_nonblocking(true)?;
         let tether = UnixStream::from_std(ours)?;
-        let start = Start {
+        let start = Launch {
             port: port.port(),
-            gpu: gpu.as_ref().map(gpus::Lease::name),
+            gpu: gpu.as_ref().map(gpus::GpuLease::name),
             mark: &mark,
             output,
             tether: theirs,
@@ -336,13 +352,16 @@ impl Replica {
                 return error;
             }
             let exe = shared.supervisor.display();
-            io::Error::new(error.kind(), format!("cannot start the supervisor {exe}: {error}"))
+            io::Error::new(error.kind(), format!("can't start the supervisor {exe}: {error}"))
         })?;
         let pid = child.id().ok_or(io::ErrorKind::NotFound)?.cast_signed();
         let remnants = Remnants::of(pid, &mark);
         (self.status.address, self.status.ended) = (Some(port.address()), None);
-        self.status.started_ms = epoch_ms();
-        self.set(Phase::Pending, "is being started".into());
+        self.status.started_at = Some(epoch_time());
+        if let Some(failure) = &mut self.status.start_failure {
+            failure.next_try = None;
+        }
+        self.set(Condition::Pending, "is being started".into());
         info!(
             pool = self.shared.pool,
             replica = self.status.id,
@@ -354,8 +373,8 @@ impl Replica {
             guard: Guard::Child(child),
             pid,
             tether,
-            said: None,
-            heard: Vec::new(),
+            last_report: None,
+            received: Vec::new(),
             mark,
             remnants,
             log_from,
@@ -365,32 +384,35 @@ impl Replica {
         })
     }
 
-    /// Listens to the supervisor until it is gone, and passes on what the replica is told; or until
-    /// another process is to do that.
-    async fn watch(&mut self, running: &mut Running) -> Watched {
+    /// Reads the supervisor's reports and carries out the replica's orders, until the supervisor is
+    /// gone, or another process takes over.
+    async fn watch(&mut self, running: &mut Running) -> WatchEnd {
         let (mut stopping, mut killed) = (running.replaced.is_some(), false);
-        let mut deadline = stopping.then(|| Instant::now() + PATIENCE * 2);
+        let mut deadline = stopping.then(|| Instant::now() + OVERTIME * 2);
         loop {
             let orders = self.orders.borrow_and_update().clone();
             if orders.pass_on {
-                return Watched::PassOn;
+                return WatchEnd::PassOn;
+            }
+            if orders.ready && self.status.start_failure.take().is_some() {
+                self.shared.set(self.status.clone());
             }
             // A supervisor that is gone is noticed below.
             if orders.stop && !stopping {
                 stopping = true;
-                deadline = Instant::now().checked_add(self.shared.settings.stop_timeout + PATIENCE);
+                deadline = Instant::now().checked_add(self.shared.settings.stop_timeout + OVERTIME);
                 let _ = running.tether.write_all(b"s").await;
-                self.set(Phase::Stopping, "was told to stop".into());
+                self.set(Condition::Draining, "is stopping".into());
             }
-            let hung = orders.replace.filter(|it| it.started_ms == self.status.started_ms);
+            let hung = orders.replace.filter(|hung| hung.started_at == self.status.started_at);
             if let Some(hung) = hung.filter(|_| !stopping) {
                 stopping = true;
-                deadline = Instant::now().checked_add(PATIENCE * 2);
-                // There is nothing that it could finish: this ends all its processes.
+                deadline = Instant::now().checked_add(OVERTIME * 2);
+                // It has nothing to finish: closing the tether ends all its processes.
                 let _ = running.tether.shutdown().await;
                 let address = self.status.address.take();
                 self.status.ended = address.map(|address| (address, ProcessEnd::Stopped));
-                self.set(Phase::Failed, format!("{}, and is ended", hung.why));
+                self.set(Condition::Failed, format!("{}, and is ended", hung.why));
                 running.replaced = Some(hung.why);
             }
             let too_long = async {
@@ -400,19 +422,19 @@ impl Replica {
                 }
             };
             tokio::select! {
-                read = running.tether.read_buf(&mut running.heard) => {
+                read = running.tether.read_buf(&mut running.received) => {
                     if !matches!(read, Ok(1..)) {
-                        return Watched::Gone;
+                        return WatchEnd::Gone;
                     }
-                    while let Some(line) = next_line(&mut running.heard) {
+                    while let Some(line) = next_line(&mut running.received) {
                         let Ok(report) = line.parse::<Report>() else { continue };
                         if matches!(report, Report::Started(_)) && !stopping {
-                            self.set(Phase::Running, report.sentence());
+                            self.set(Condition::Starting, report.sentence());
                         }
-                        running.said = Some(report);
+                        running.last_report = Some(report);
                     }
                 }
-                told = self.orders.changed() => debug_assert!(told.is_ok(), "holds a sender"),
+                changed = self.orders.changed() => debug_assert!(changed.is_ok(), "holds a sender"),
                 () = too_long => {
                     deadline = None;
                     if !killed {
@@ -420,7 +442,7 @@ impl Replica {
                         warn!(
                             pool = self.shared.pool,
                             replica = self.status.id,
-                            "the supervisor does not stop and is killed"
+                            "the supervisor does not stop and gets killed"
                         );
                         running.guard.kill();
                     }
@@ -429,42 +451,34 @@ impl Replica {
         }
     }
 
-    fn failed(&mut self, why: &str, log_from: Option<u64>, pause: Duration) {
+    fn failed(&mut self, death: &Death, pause: Duration) {
         self.status.address = None;
-        let reason = format!("{why}, again in {} s", pause.as_millis().div_ceil(1000));
+        let seconds = pause.as_millis().div_ceil(1000);
+        let reason = format!("{}, again in {seconds} s", death.why());
         warn!(
             pool = self.shared.pool,
             replica = self.status.id,
             "replica failed: {reason}{}",
-            log_from.map(|from| last_output(&self.log, from)).unwrap_or_default()
+            death.last_output(&self.log)
         );
-        self.set(Phase::Failed, reason);
+        self.set(Condition::Failed, reason);
     }
 
-    fn set(&mut self, phase: Phase, reason: String) {
-        (self.status.phase, self.status.reason) = (phase, reason);
+    fn set(&mut self, condition: Condition, reason: String) {
+        (self.status.condition, self.status.reason) = (condition, reason);
         self.shared.set(self.status.clone());
     }
 }
 
-impl Drop for Replica {
-    /// Also when the task panicked: a replica that nobody looks after counts for nothing.
+impl Drop for ReplicaTask {
+    /// Runs also if the task panicked: a replica without a task does not count.
     fn drop(&mut self) {
         self.shared.remove(&self.status.id);
     }
 }
 
-/// The end of the replica's output, as the end of a message.
-fn last_output(log: &Path, from: u64) -> String {
-    match output::last_lines(log, from) {
-        Ok(lines) if lines.is_empty() => format!("; it wrote nothing to {}", log.display()),
-        Ok(lines) => format!("; the last lines of {}:{lines}", log.display()),
-        Err(error) => format!("; cannot read {}: {error}", log.display()),
-    }
-}
-
-fn next_line(heard: &mut Vec<u8>) -> Option<String> {
-    let end = heard.iter().position(|byte| *byte == b'\n')?;
-    let line: Vec<u8> = heard.drain(..=end).collect();
+fn next_line(received: &mut Vec<u8>) -> Option<String> {
+    let end = received.iter().position(|byte| *byte == b'\n')?;
+    let line: Vec<u8> = received.drain(..=end).collect();
     Some(String::from_utf8_lossy(&line[..end]).into_owned())
 }

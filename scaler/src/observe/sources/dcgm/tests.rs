@@ -11,12 +11,12 @@ DCGM_FI_DEV_FB_FREE{gpu="0",UUID="GPU-a",pod="vllm-0"} 20000
 DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="GPU-a",pod="vllm-0"} 612.5
 "#;
 
-fn of(texts: &[&str], figure: GpuFigure) -> Found {
+fn of(texts: &[&str], figure: GpuFigure) -> SourceResult {
     let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
     mean(&texts, figure, &[], 0)
 }
 
-/// Lines of one gauge: its labels, and its value.
+/// Lines of one gauge, from labels and values.
 fn lines(gauge: &str, all: &[(&str, &str)]) -> String {
     all.iter().map(|(labels, value)| format!("{gauge}{{{labels}}} {value}\n")).collect()
 }
@@ -34,7 +34,7 @@ fn figures_are_means_over_the_selected_gpus() {
     for (case, figure, labels, want) in [
         ("all", GpuFigure::Utilization, vec![], Some(54.0)),
         ("one pod's", GpuFigure::Utilization, pod("vllm-1"), Some(70.0)),
-        ("nobody's", GpuFigure::Utilization, pod("vllm-9"), None),
+        ("no such pod", GpuFigure::Utilization, pod("vllm-9"), None),
         ("percent of the memory", GpuFigure::MemoryUsed, vec![], Some(75.0)),
         ("watts", GpuFigure::Power, vec![], Some(612.5)),
         ("not exported", GpuFigure::MemoryCopyUtilization, vec![], None),
@@ -57,7 +57,7 @@ fn a_gpu_counts_once_however_many_exporters_report_it() {
         Ok((Some(40.0), None)),
         "one is right"
     );
-    // Two machines' exporters without UUIDs: two GPUs.
+    // Two exporters on two machines, without UUIDs: two GPUs.
     let (one, other) = (util(&[(r#"gpu="0""#, "30")]), util(&[(r#"gpu="0""#, "50")]));
     assert_eq!(of(&[&one, &other], GpuFigure::Utilization), Ok((Some(40.0), None)));
 }
@@ -74,11 +74,11 @@ fn mig_instances_count_in_the_place_of_their_gpu() {
 }
 
 #[test]
-fn what_cannot_be_is_not_known_and_named() {
+fn an_impossible_gauge_makes_the_gpu_unknown_and_is_named() {
     let unknown = |figure, text: &str| of(&[text], figure).expect_err("not known");
     for (value, why) in [
         ("808334905", "is 808334905 %, and can only be 0 to 100 %"),
-        // DCGM's own words for "blank" and "not supported".
+        // DCGM's values for "blank" and "not supported".
         ("9223372036854775792", "is 9223372036854775807 %, and can only be 0 to 100 %"),
         ("2147483634", "is 2147483634 %, and can only be 0 to 100 %"),
         ("-1", "is -1 %, and can only be 0 to 100 %"),
@@ -97,9 +97,9 @@ fn what_cannot_be_is_not_known_and_named() {
     let used = lines("DCGM_FI_DEV_FB_USED", &[(A, "8000")]);
     let free = |value| used.clone() + &lines("DCGM_FI_DEV_FB_FREE", &[(A, value)]);
     for (case, text, why) in [
-        ("one half alone", used.clone(), "DCGM_FI_DEV_FB_FREE of GPU-a is not exported"),
+        ("one of two gauges", used.clone(), "DCGM_FI_DEV_FB_FREE of GPU-a is not exported"),
         (
-            "a half that can't be",
+            "an impossible gauge",
             free("-5"),
             "DCGM_FI_DEV_FB_FREE of GPU-a is -5 MiB, and can only be 0 to 16777216 MiB",
         ),
@@ -112,11 +112,11 @@ fn what_cannot_be_is_not_known_and_named() {
 }
 
 #[test]
-fn with_some_unknown_the_figure_is_the_least_that_it_can_be() {
+fn with_some_gpus_unknown_the_figure_is_a_lower_bound() {
     let text = util(&[(A, "80"), (B, "808334905")]);
     let (value, partial) = of(&[&text], GpuFigure::Utilization).expect("one is known");
     assert_eq!(value, Some(40.0));
-    let partial = partial.expect("said");
+    let partial = partial.expect("marked");
     assert!(partial.starts_with("1 of 2 GPUs can't be read (DCGM_FI_DEV_GPU_UTIL of GPU-b is 808"));
     let broken = format!("{}DCGM_FI_DEV_GPU_UTIL{{gpu=\"1\",UU", util(&[(A, "80")]));
     let (value, partial) = of(&[&broken], GpuFigure::Utilization).expect("one is known");
@@ -125,7 +125,7 @@ fn with_some_unknown_the_figure_is_the_least_that_it_can_be() {
 
 proptest! {
     #[test]
-    fn whatever_is_exported_makes_a_figure_within_its_range_or_none(
+    fn any_export_makes_a_figure_within_its_range_or_none(
         values in prop::collection::vec((0..4_u8, 0..3_u8, any::<f64>(), 0..2_usize), 0..12),
         small in 0.0..120.0_f64,
     ) {
@@ -147,7 +147,7 @@ proptest! {
     }
 
     #[test]
-    fn one_gpu_that_cannot_be_never_raises_the_figure(
+    fn one_impossible_gpu_never_raises_the_figure(
         known in prop::collection::vec(0..=100_u32, 1..8), value: f64,
     ) {
         prop_assume!(!(0.0..=100.0).contains(&value));
@@ -163,7 +163,7 @@ proptest! {
 }
 
 #[test]
-fn an_exporter_is_asked_at_its_metrics() {
+fn the_path_of_an_exporter_is_metrics_by_default() {
     assert_eq!(metrics("http://dcgm:9400"), "http://dcgm:9400/metrics");
     assert_eq!(metrics("http://dcgm:9400/other"), "http://dcgm:9400/other");
 }

@@ -1,43 +1,44 @@
-//! Deletes the pods of replicas that hang, for their workload to make others.
+//! Deletes the pods of replicas that hang, so that their workload replaces them.
 //!
-//! Deleted, and not evicted: a disruption budget keeps capacity, of which such a pod has none; and
-//! as its kubelet finds it ready, an eviction of the only one would be refused for ever.
+//! Pods are deleted rather than evicted. A disruption budget protects capacity, of which such a pod
+//! has none; and since its kubelet finds it ready, the only pod's eviction would be refused for ever.
 
 use forebay_signals::PodPhase;
 
-use super::super::events::{Events, Told as Noted};
+use super::super::events::{Events, Note};
+use super::super::pods::PodTimes;
 use super::super::workload::Workload;
-use super::{About, Worker};
+use super::{Subject, Worker};
 use crate::act::targets::Hung;
 
 impl Worker {
     pub(super) async fn replace(&mut self, workload: &Workload, events: &Events) {
         let hung = self.orders.borrow().hung.clone();
-        let pods = &self.pods;
-        self.deleted.retain(|uid| pods.values().any(|pod| pod.uid == *uid));
+        let pods = &self.pods.all;
+        self.pods.deleted.retain(|uid| pods.values().any(|pod| pod.uid == *uid));
         for (name, hung) in hung {
             let Some(uid) = self.is_meant(&name, &hung) else { continue };
             if let Err(why) = workload.delete(&name, &uid).await {
-                // Tried again whenever something happens, and with each look at the scale.
-                return self.complain(About::Replacement, why);
+                // Tried again at the next change, and at each read of the scale.
+                return self.complain(Subject::Replacement, why);
             }
-            self.deleted.insert(uid);
+            self.pods.deleted.insert(uid);
             let regarding = self.scaled.as_ref().and_then(|scaled| scaled.uid.clone());
-            events.tell(Noted {
+            events.write(Note {
                 regarding: workload.reference(regarding),
                 reason: "Replaced",
                 warning: true,
-                note: format!("pod {name} {}, and is deleted for another", hung.why),
+                note: format!("pod {name} {}, and is deleted to be replaced", hung.why),
             });
         }
-        self.calm(About::Replacement);
+        self.calm(Subject::Replacement);
     }
 
-    /// The pod's UID, where it is the one that hung and was not deleted yet.
+    /// The pod's UID, if it is the one that hung and was not deleted yet.
     fn is_meant(&self, name: &str, hung: &Hung) -> Option<String> {
-        let pod = self.pods.get(name).filter(|pod| pod.phase != PodPhase::Draining)?;
-        let started_ms = self.times.get(name).map_or(0, |times| times.started_ms());
-        let meant = started_ms == hung.started_ms && !self.deleted.contains(&pod.uid);
+        let pod = self.pods.all.get(name).filter(|pod| pod.phase != PodPhase::Draining)?;
+        let started_at = self.pods.times.get(name).and_then(PodTimes::started_at);
+        let meant = started_at == hung.started_at && !self.pods.deleted.contains(&pod.uid);
         meant.then(|| pod.uid.clone())
     }
 }

@@ -1,14 +1,14 @@
-//! Writes the count, and marks those that are to go with it.
+//! Writes the count, and marks the replicas that are to stop with it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::events::{Events, Told as Noted};
+use super::super::events::{Events, Note};
 use super::super::pods;
 use super::super::workload::{Failed, Scaled, Workload};
-use super::{About, Worker};
+use super::{Subject, Worker};
 use crate::decide::Override;
 
 /// Conflicts in a row that are tried again at once.
@@ -16,39 +16,40 @@ const CONFLICTS: u32 = 5;
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Worker {
-    /// Writes the count if it is not the one that is wanted.
+    /// Writes the count if it is not the wanted one.
     pub(super) async fn write(&mut self, workload: &Workload, events: &Events) {
         for _ in 0..CONFLICTS {
             let orders = self.orders.borrow().clone();
             let (Some(count), Some(scaled)) = (orders.count, self.scaled.clone()) else { return };
             if scaled.replicas == count {
-                // As long as there are more pods than that, a mark may be needed yet.
-                if pods::left(&self.pods) <= count && self.unmark(workload, &orders.stopping).await
+                // While there are more pods than that, a mark may still be needed.
+                if pods::left(&self.pods.all) <= count
+                    && self.unmark(workload, &orders.stopping).await
                 {
-                    self.calm(About::Mark);
+                    self.calm(Subject::Mark);
                 }
                 return;
             }
-            // Who is in charge by an annotation also writes, unless a number stands there.
-            let theirs = matches!(self.order, Override::Fixed(it) if it != count);
+            // Whoever put the annotation there also writes the count, unless it contains a number.
+            let theirs = matches!(self.operator_override, Override::Fixed(fixed) if fixed != count);
             if theirs {
                 return;
             }
-            // Without its marks the controller would take any, with what streams there.
+            // Without marks the controller would take any pod, with the streams it serves.
             if count < scaled.replicas && !self.mark(workload, &orders.stopping).await {
                 return self.retry_later();
             }
-            // One of them may be wanted again by now, or another scaler may lead.
+            // Meanwhile a replica may be wanted again, or another scaler may lead.
             if *self.orders.borrow() != orders {
                 continue;
             }
             match workload.write(count, &scaled.version).await {
                 Ok(now) => {
-                    self.calm(About::Scale);
+                    self.calm(Subject::Scale);
                     let up = count > scaled.replicas;
                     tracing::debug!(
                         "{}: replicas written: {} → {count}",
-                        self.pool,
+                        self.scope.pool,
                         scaled.replicas
                     );
                     let from = scaled.replicas;
@@ -56,7 +57,7 @@ impl Worker {
                         "" => format!("scaling {from} → {count}"),
                         why => why.to_owned(),
                     };
-                    events.tell(Noted {
+                    events.write(Note {
                         regarding: workload.reference(now.uid.clone()),
                         reason: if up { "ScaledUp" } else { "ScaledDown" },
                         warning: false,
@@ -67,24 +68,24 @@ impl Worker {
                     let selector =
                         if now.selector.is_empty() { scaled.selector } else { now.selector };
                     self.scaled = Some(Scaled { selector, ..now });
-                    self.tell();
+                    self.publish();
                     return;
                 }
                 Err(Failed::Conflict) => match workload.read().await {
-                    // Only its status changed in most cases. A count that somebody else set is
-                    // noticed with the watch, which tells of the annotations too.
+                    // Usually only its status changed. A count that another client set is noticed
+                    // by the watch, which shows the annotations too.
                     Ok(now) if now.replicas == scaled.replicas => self.scaled = Some(now),
                     Ok(now) => {
                         self.scaled = Some(now);
                         return self.retry_later();
                     }
                     Err(why) => {
-                        self.complain(About::Scale, why);
+                        self.complain(Subject::Scale, why);
                         return self.retry_later();
                     }
                 },
                 Err(Failed::For(why)) => {
-                    self.complain(About::Scale, why);
+                    self.complain(Subject::Scale, why);
                     return self.retry_later();
                 }
             }
@@ -96,37 +97,38 @@ impl Worker {
         self.retry = Some(Instant::now() + RETRY);
     }
 
-    /// Just before a scale-down: those that are to go, and only those. Whether it is so now.
+    /// Marks the replicas that are to stop, and only those. Returns whether that succeeded.
     async fn mark(&mut self, workload: &Workload, stopping: &BTreeSet<String>) -> bool {
-        let by_number = self.pods.values().any(|pod| pod.ordinal.is_some());
+        let by_number = self.pods.all.values().any(|pod| pod.ordinal.is_some());
         if by_number {
             return true;
         }
         if !self.unmark(workload, stopping).await {
             return false;
         }
-        let mut new: Vec<_> = stopping.difference(&self.marked).cloned().collect();
-        new.retain(|name| self.pods.contains_key(name));
+        let mut new: Vec<_> = stopping.difference(&self.pods.marked).cloned().collect();
+        new.retain(|name| self.pods.all.contains_key(name));
         for name in new {
             if let Err(why) = workload.mark(&name, true).await {
-                self.complain(About::Mark, why);
+                self.complain(Subject::Mark, why);
                 return false;
             }
-            self.marked.insert(name);
+            self.pods.marked.insert(name);
         }
-        self.calm(About::Mark);
+        self.calm(Subject::Mark);
         true
     }
 
-    /// Those that are kept after all, and those of a leader before this one. Whether none is left.
+    /// Removes the marks of replicas that stay, and of an earlier leader. Returns whether that
+    /// succeeded.
     async fn unmark(&mut self, workload: &Workload, stopping: &BTreeSet<String>) -> bool {
-        let kept: Vec<_> = self.marked.difference(stopping).cloned().collect();
+        let kept: Vec<_> = self.pods.marked.difference(stopping).cloned().collect();
         for name in kept {
             if let Err(why) = workload.mark(&name, false).await {
-                self.complain(About::Mark, why);
+                self.complain(Subject::Mark, why);
                 return false;
             }
-            self.marked.remove(&name);
+            self.pods.marked.remove(&name);
         }
         true
     }

@@ -1,0 +1,224 @@
+//! A request's way to a replica's answer: it is held, tried, tried again, and taken to the fallback
+//! pool if its own pool can't serve it in time.
+//!
+//! Requests and WebSocket sessions take this way alike. A [`RequestKind`] has their differences:
+//! the request that is sent, and the course of one try. Nothing goes out to the client before a try
+//! has succeeded. Dropping the future takes the request out of the queue or off its endpoint.
+
+use std::borrow::Cow;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use forebay_scheduling::prompt::Prompt;
+use forebay_scheduling::queue::Entry;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::answer::failure::Failure;
+use crate::answer::refusal::Refusal;
+use crate::exchange::late::{self, late};
+use crate::exchange::misfit::MisfitCheck;
+use crate::exchange::outgoing::{Outgoing, Rights};
+use crate::exchange::record::Record;
+use crate::net::clock;
+use crate::pool::{Fallback, Pool, Slot, Ticket};
+use crate::read::head::ClientHead;
+use crate::read::prompt::Owner;
+use crate::route::{Destination, FallbackRoute, RoutePlan};
+use crate::text::rope::Rope;
+
+/// One kind of request: how it is sent, and how one try runs.
+pub(crate) trait RequestKind: Send + Sync {
+    /// An answer of which something can go out to the client.
+    type Answer: Send;
+
+    /// Whether an answer shows that the replica's engine works, and not only the server before it.
+    fn shows_engine(&self) -> bool;
+
+    /// The request for the replicas of this destination.
+    fn edited(
+        &self,
+        destination: &Destination,
+        settings: &forebay_config::Pool,
+    ) -> EditedRequest<'_>;
+
+    /// The prompt as a policy sees it that reads prompts; `None` if there is none.
+    fn prompt(&self, owner: Owner<'_>) -> Option<Prompt>;
+
+    /// One try at one replica, up to the point where something can go out to the client.
+    fn attempt(
+        &self,
+        delivery: &Delivery<'_>,
+        slot: &Slot,
+    ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+}
+
+/// A request after the edits that its pool asks for.
+pub(crate) struct EditedRequest<'a> {
+    pub(crate) head: Cow<'a, ClientHead>,
+    pub(crate) body: Rope,
+    /// The gateway alone asked for usage, so the client must not see it.
+    pub(crate) strip_usage: bool,
+}
+
+/// A request on its way to the replicas of one pool.
+pub(crate) struct Delivery<'a> {
+    pub(crate) pool: Arc<Pool>,
+    /// The pool's settings when the request came to it.
+    pub(crate) settings: Arc<forebay_config::Pool>,
+    pub(crate) outgoing: Outgoing<'a>,
+    pub(crate) misfit: MisfitCheck,
+    /// The deadline for the complete answer.
+    pub(crate) deadline: Instant,
+    /// The gateway alone asked for usage, so the client must not see it.
+    pub(crate) strip_usage: bool,
+}
+
+/// A request to be dispatched, complete enough to be sent to a second pool as well.
+pub(crate) struct Dispatch<K> {
+    pub(crate) kind: K,
+    pub(crate) entry: Entry,
+    /// When the client stops waiting, if it says so.
+    pub(crate) client_deadline: Option<Instant>,
+    /// Cancelled when a shutdown stops waiting.
+    pub(crate) ending: CancellationToken,
+}
+
+/// The result of a dispatch, and the record that goes on with the answer.
+pub(crate) struct DispatchResult<A> {
+    pub(crate) result: Result<(A, Slot), Refusal>,
+    pub(crate) record: Box<Record>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) deadline: Instant,
+}
+
+impl<K: RequestKind> Dispatch<K> {
+    /// Dispatches the request to its pool, and to the fallback if that has no room in time.
+    pub(crate) async fn run(
+        self: Box<Self>,
+        plan: RoutePlan,
+        record: Box<Record>,
+    ) -> DispatchResult<K::Answer> {
+        let RoutePlan { first, fallback, .. } = plan;
+        let mut dispatched = self.try_pool(&first, fallback.as_ref(), record).await;
+        if let Some(fallback) = fallback
+            && let Some(refusal) = dispatched.result.as_ref().err()
+            && refusal.is_lack_of_room()
+        {
+            let (pool, other) = (&first.pool.name, &fallback.to.pool.name);
+            tracing::debug!(%pool, %refusal, "sent to the fallback pool {other}");
+            first.pool.figures.fell_back();
+            dispatched = self.try_pool(&fallback.to, None, dispatched.record).await;
+        }
+        dispatched
+    }
+
+    /// Dispatches the request to one pool. If there is a `fallback`, this pool may hold the request
+    /// only for the time that the fallback allows.
+    async fn try_pool(
+        &self,
+        destination: &Destination,
+        fallback: Option<&FallbackRoute>,
+        mut record: Box<Record>,
+    ) -> DispatchResult<K::Answer> {
+        let pool = Arc::clone(&destination.pool);
+        let settings = pool.settings();
+        let request_timeout = settings.upstream.request_timeout;
+        let accepted = record.context.accepted;
+        let deadline = accepted + request_timeout;
+        record.routed(&pool);
+        let mut ticket = Ticket::new(self.entry.clone(), accepted, deadline);
+        let model = destination.served.as_ref().or(record.context.model.as_ref());
+        if settings.pick.reads_prompts() {
+            let model = model.map_or("", |name| name);
+            ticket.prompt(self.kind.prompt(Owner { tenant: &self.entry.tenant, model }));
+        }
+        ticket.model(model.cloned());
+        let delivery = self.delivery(destination, settings, &record, deadline);
+        ticket.streams(record.context.stream);
+        ticket.gives_up(self.client_deadline);
+        ticket.set_fallback(match fallback {
+            None => Fallback::None,
+            Some(route) => route.after.map_or(Fallback::Pool, Fallback::PoolAfter),
+        });
+        let result = {
+            let mut tries = pin!(self.until_answered(&delivery, &mut ticket, &mut record));
+            let cut_off = async {
+                tokio::select! {
+                    biased;
+                    () = sleep_until(deadline) => Refusal::TooLong(request_timeout),
+                    () = self.ending.cancelled() => Refusal::ShuttingDown,
+                }
+            };
+            let mut cut_off = pin!(late(accepted + late::AFTER, clock::now(), cut_off));
+            poll_fn(|cx| match tries.as_mut().poll(cx) {
+                Poll::Ready(result) => Poll::Ready(result),
+                Poll::Pending => cut_off.as_mut().poll(cx).map(Err),
+            })
+            .await
+        };
+        DispatchResult { result, record, pool, deadline }
+    }
+
+    fn delivery(
+        &self,
+        to: &Destination,
+        settings: Arc<forebay_config::Pool>,
+        record: &Record,
+        deadline: Instant,
+    ) -> Delivery<'_> {
+        let pool = Arc::clone(&to.pool);
+        let EditedRequest { head, body, strip_usage } = self.kind.edited(to, &settings);
+        let rights = Rights {
+            priority: settings.allow_priority,
+            keyed: record.context.keyed,
+            authorization: pool.key.get(),
+        };
+        let model = to.known_name(record.context.model.as_ref()).cloned();
+        let misfit = MisfitCheck { key: rights.key_owner(), model };
+        let outgoing = Outgoing::new(head, body, rights);
+        Delivery { pool, settings, outgoing, misfit, deadline, strip_usage }
+    }
+
+    /// Holds the request and tries the endpoint that it gets, until there is an answer or the
+    /// request may not be tried again.
+    async fn until_answered(
+        &self,
+        delivery: &Delivery<'_>,
+        ticket: &mut Ticket,
+        record: &mut Record,
+    ) -> Result<(K::Answer, Slot), Refusal> {
+        let pool = &delivery.pool;
+        loop {
+            record.hold_began();
+            let mut slot = pool.hold(ticket).await?;
+            if !self.kind.shows_engine() {
+                slot.without_engine();
+            }
+            let released = record.released(ticket, &slot);
+            let answer = {
+                let mut attempt = pin!(self.kind.attempt(delivery, &slot));
+                let begins = record.context.accepted + late::AFTER;
+                let mut evicted = pin!(late(begins, released, slot.evicted()));
+                poll_fn(|cx| match attempt.as_mut().poll(cx) {
+                    Poll::Ready(answer) => Poll::Ready(answer),
+                    Poll::Pending => evicted.as_mut().poll(cx).map(Err),
+                })
+                .await
+            };
+            match answer {
+                Ok(answer) => return Ok((answer, slot)),
+                Err(failure) => {
+                    let (pool_name, endpoint) = (&pool.name, slot.address);
+                    tracing::debug!(
+                        pool = %pool_name, %endpoint, cause = failure.cause.name(), %failure,
+                        "try failed"
+                    );
+                    slot.decide_retry(ticket, failure)?;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The endpoints of a pool, with what is kept about all of them together, so that no request looks
+//! at each of them: the pick policy's candidates, counts, and the moments at which time alone
+//! changes an endpoint.
+//!
+//! Invariant: after [`EndpointSet::advance`] the candidates are as a walk over all endpoints at that
+//! moment would find them. So every change of an endpoint is made by [`EndpointSet::change`]. Two
+//! things change without it: a moment comes, which is in `due`; or an engine that was silent
+//! produces something, which is in `awakened`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use forebay_config::Pick;
+use forebay_scheduling::pick::{Candidates, EndpointId, Picker};
+use forebay_signals::Health;
+use tokio::time::Instant;
+
+use crate::pool::endpoint::{Awakened, Endpoint};
+
+/// Every endpoint of a pool.
+#[derive(Default)]
+pub(super) struct EndpointSet {
+    /// By number; `None` where the endpoint is removed.
+    tracked: Vec<Option<Tracked>>,
+    ids: BTreeMap<SocketAddr, EndpointId>,
+    candidates: Candidates,
+    /// The moments at which time alone may change an endpoint: none is later than the change.
+    due: BTreeSet<(Instant, EndpointId)>,
+    /// Suspect endpoints whose engines produced something since.
+    awakened: Arc<Awakened>,
+    /// Endpoints that are ejected because their engines hang.
+    hung: BTreeSet<EndpointId>,
+    /// How many endpoints are starting.
+    starting: usize,
+}
+
+/// An endpoint, with what the set knows of it.
+struct Tracked {
+    address: SocketAddr,
+    endpoint: Endpoint,
+    due: Option<Instant>,
+    starting: bool,
+}
+
+impl EndpointSet {
+    /// The number of the endpoint at this address.
+    pub(super) fn id(&self, address: SocketAddr) -> Option<EndpointId> {
+        self.ids.get(&address).copied()
+    }
+
+    pub(super) fn get(&self, id: EndpointId) -> Option<&Endpoint> {
+        let tracked = self.tracked.get(id.number())?.as_ref()?;
+        Some(&tracked.endpoint)
+    }
+
+    /// Every endpoint, by address.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SocketAddr, &Endpoint)> {
+        let known = |(address, id): (&SocketAddr, &EndpointId)| Some((*address, self.get(*id)?));
+        self.ids.iter().filter_map(known)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Adds an endpoint at an address where none is.
+    pub(super) fn add(&mut self, address: SocketAddr, mut endpoint: Endpoint, now: Instant) {
+        let id = self.candidates.add(endpoint.candidate(address, now));
+        endpoint.report_to(&self.awakened, id, now);
+        self.ids.insert(address, id);
+        if self.tracked.len() <= id.number() {
+            self.tracked.resize_with(id.number() + 1, || None);
+        }
+        let tracked = Tracked { address, endpoint, due: None, starting: false };
+        self.tracked[id.number()] = Some(tracked);
+        self.update(id, now, false);
+    }
+
+    pub(super) fn remove(&mut self, id: EndpointId) {
+        let Some(tracked) = self.tracked.get_mut(id.number()).and_then(Option::take) else {
+            return;
+        };
+        self.ids.remove(&tracked.address);
+        self.candidates.remove(id);
+        self.hung.remove(&id);
+        self.starting -= usize::from(tracked.starting);
+        if let Some(due) = tracked.due {
+            self.due.remove(&(due, id));
+        }
+    }
+
+    /// Changes an endpoint; `None` if there is none with this number.
+    pub(super) fn change<T>(
+        &mut self,
+        id: EndpointId,
+        now: Instant,
+        change: impl FnOnce(&mut Endpoint) -> T,
+    ) -> Option<T> {
+        let tracked = self.tracked.get_mut(id.number())?.as_mut()?;
+        let output = change(&mut tracked.endpoint);
+        self.update(id, now, false);
+        Some(output)
+    }
+
+    /// Changes every endpoint.
+    pub(super) fn change_all(&mut self, now: Instant, mut change: impl FnMut(&mut Endpoint)) {
+        let ids: Vec<_> = self.ids.values().copied().collect();
+        for id in ids {
+            self.change(id, now, &mut change);
+        }
+    }
+
+    /// Gives an endpoint a request.
+    pub(super) fn give(&mut self, id: EndpointId, now: Instant) -> Option<(SocketAddr, &Endpoint)> {
+        let tracked = self.tracked.get_mut(id.number())?.as_mut()?;
+        tracked.endpoint.given(now);
+        self.update(id, now, true);
+        let tracked = self.tracked[id.number()].as_ref()?;
+        Some((tracked.address, &tracked.endpoint))
+    }
+
+    /// Takes the models that an endpoint lists; true if they are others than before. Each name
+    /// comes with whether the endpoint was started with it.
+    pub(super) fn list<'a>(
+        &mut self,
+        id: EndpointId,
+        names: impl IntoIterator<Item = (&'a str, bool)>,
+    ) -> bool {
+        self.candidates.list(id, names)
+    }
+
+    /// Forgets the models that an endpoint listed.
+    pub(super) fn unlist(&mut self, id: EndpointId) {
+        self.candidates.unlist(id);
+    }
+
+    /// Brings everything up to this moment.
+    pub(super) fn advance(&mut self, now: Instant) {
+        while let Some((at, id)) = self.due.first().copied()
+            && at <= now
+        {
+            self.due.pop_first();
+            if let Some(tracked) = &mut self.tracked[id.number()] {
+                tracked.due = None;
+            }
+            self.update(id, now, false);
+        }
+        for id in self.awakened.take() {
+            self.update(id, now, false);
+        }
+    }
+
+    /// Brings up to date what is kept of an endpoint. `given`: it has just been given a request.
+    fn update(&mut self, id: EndpointId, now: Instant, given: bool) {
+        let Some(Some(tracked)) = self.tracked.get_mut(id.number()) else { return };
+        let Tracked { address, endpoint, due, starting } = tracked;
+        let mut candidate = endpoint.candidate(*address, now);
+        candidate.suspect = candidate.suspect && endpoint.watch_silence(now);
+        if let Some(next) = endpoint.changes_at(now)
+            && due.is_none_or(|due| next < due)
+        {
+            if let Some(due) = due.replace(next) {
+                self.due.remove(&(due, id));
+            }
+            self.due.insert((next, id));
+        }
+        let starts = endpoint.health() == Health::Starting;
+        self.starting -= usize::from(std::mem::replace(starting, starts));
+        self.starting += usize::from(starts);
+        if endpoint.is_hung() {
+            self.hung.insert(id);
+        } else if !self.hung.is_empty() {
+            self.hung.remove(&id);
+        }
+        if given {
+            self.candidates.given(id, candidate);
+        } else {
+            self.candidates.set(id, candidate);
+        }
+    }
+
+    /// Changes the policy of the pool's picker; true if it was another one.
+    pub(super) fn set_policy(&mut self, picker: &mut Picker, policy: Pick) -> bool {
+        picker.set_policy(policy, &mut self.candidates)
+    }
+
+    /// The endpoints as a pick policy sees them, at the moment of the last
+    /// [`EndpointSet::advance`].
+    pub(super) fn candidates(&self) -> &Candidates {
+        &self.candidates
+    }
+
+    pub(super) fn any_ready(&self) -> bool {
+        self.candidates.ready() > 0
+    }
+
+    /// Whether no endpoint but this one is ready.
+    pub(super) fn is_last(&self, id: EndpointId) -> bool {
+        let ready = self.candidates.get(id).is_some_and(|candidate| candidate.ready);
+        self.candidates.ready() == usize::from(ready)
+    }
+
+    /// Whether any endpoint is starting, so that it may become ready soon.
+    pub(super) fn any_starting(&self) -> bool {
+        self.starting > 0
+    }
+
+    /// Evicts requests from engines that hang, once another endpoint is ready.
+    pub(super) fn relieve_hung(&mut self, now: Instant) {
+        if self.any_ready() && !self.hung.is_empty() {
+            for id in self.hung.clone() {
+                self.change(id, now, |endpoint| endpoint.relieve(now));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! The state that scheduling needs, read and written only under the pool's lock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use forebay_scheduling::cold_wait::ColdPool;
+use forebay_scheduling::pick::{CacheReport, Choice, EndpointId, Given, Picker, Requirements};
+use forebay_scheduling::queue::{Entry, Place, Queue};
+use forebay_scheduling::retry_budget::RetryBudget;
+use forebay_signals::{ColdStart, FailedStart, Waiting};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::slot::Slot;
+use crate::pool::endpoint_set::EndpointSet;
+
+pub(super) struct Scheduling {
+    pub(super) queue: Queue<Waiter>,
+    pub(super) endpoints: EndpointSet,
+    /// Chooses an endpoint for a request.
+    picker: Picker,
+    /// The moment from which the picker's times count.
+    began: Instant,
+    /// Pods that have no address yet, by name.
+    pub(super) pending_pods: BTreeMap<String, PendingPod>,
+    pub(super) budget: RetryBudget,
+    pub(super) barrier: Option<ZeroBarrier>,
+    pub(super) readiness: Readiness,
+    /// The scaler's report that no start succeeds, while no endpoint is ready.
+    pub(super) failed_start: Option<ReportedFailedStart>,
+    pub(super) admitted: Admitted,
+    pub(super) backlog: Backlog,
+    /// Whether the pool has been removed from the configuration.
+    pub(super) closed: bool,
+}
+
+/// A pod without an address, with Kubernetes' short reason.
+pub(super) type PendingPod = (Waiting, String);
+
+/// A held request's side of its release.
+pub(super) struct Waiter {
+    pub(super) slot: oneshot::Sender<Slot>,
+    pub(super) requirements: Requirements,
+    pub(super) accepted: Instant,
+    /// It has not been released before.
+    pub(super) first: bool,
+    /// The beginning of this hold.
+    pub(super) since: Instant,
+    /// The time that it was held before, between earlier tries.
+    pub(super) held_before: Duration,
+}
+
+/// The zero barrier. While it is up, the gateway holds every request.
+#[derive(Clone, Copy)]
+pub(super) struct ZeroBarrier {
+    pub(super) epoch: u64,
+    pub(super) until: Instant,
+}
+
+/// The scaler's report that a pool's replicas can't be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ReportedFailedStart {
+    pub(super) report: FailedStart,
+    /// The time at which it ceases to count unless the scaler repeats it.
+    pub(super) until: Instant,
+    /// When the next start begins.
+    pub(super) next_try: Option<Instant>,
+}
+
+/// Whether the pool can serve, and what is known of its cold starts.
+pub(super) struct Readiness {
+    /// The time since which no endpoint has been ready; `None` if one is.
+    pub(super) none_since: Option<Instant>,
+    /// The time since which replicas are wanted while none is ready.
+    starting_since: Option<Instant>,
+    /// The scaler's figures of cold starts.
+    learned: Option<ColdStart>,
+}
+
+/// Sums of the requests that the pool admitted, each counted once over all its tries.
+#[derive(Default)]
+pub(super) struct Admitted {
+    pub(super) accepted: u64,
+    pub(super) accepted_prompt_tokens: u64,
+    pub(super) released: u64,
+    /// A gauge: estimated tokens of the requests at endpoints now.
+    pub(super) in_flight_tokens: u64,
+}
+
+/// How the queue grows and shrinks, for the scaler and the log.
+#[derive(Default)]
+pub(super) struct Backlog {
+    /// The depth that the next doubling counts from.
+    reported_depth: usize,
+    /// Requests refused since the last tick because no replica could start in time, or none can
+    /// start. They are demand too, so they count into the reported queue depth.
+    pub(super) refused: u32,
+    /// Requests released since the queue was last empty, and the longest time one of them was held.
+    burst: (u64, Duration),
+}
+
+impl Scheduling {
+    pub(super) fn new(settings: &forebay_config::Pool, now: Instant) -> Self {
+        let hold = &settings.hold;
+        let mut scheduling = Self {
+            queue: Queue::bounded(hold.max_requests as usize, hold.max_bytes.bytes()),
+            endpoints: EndpointSet::default(),
+            picker: Picker::new(settings.pick, rand::random()),
+            began: now,
+            pending_pods: BTreeMap::new(),
+            budget: RetryBudget::new(Duration::ZERO),
+            barrier: None,
+            readiness: Readiness { none_since: Some(now), starting_since: None, learned: None },
+            failed_start: None,
+            admitted: Admitted::default(),
+            backlog: Backlog::default(),
+            closed: false,
+        };
+        scheduling.set_policy(settings.pick);
+        scheduling
+    }
+
+    /// Changes the policy that chooses endpoints; true if it was another one.
+    pub(super) fn set_policy(&mut self, policy: forebay_config::Pick) -> bool {
+        self.endpoints.set_policy(&mut self.picker, policy)
+    }
+
+    // === endpoints ===
+
+    /// Whether the zero barrier is up. It falls when the scaler does not renew its lease: serving
+    /// does not depend on the scaler.
+    pub(super) fn barrier_is_up(&self, now: Instant) -> bool {
+        self.barrier.is_some_and(|barrier| now < barrier.until)
+    }
+
+    /// The endpoint that the policy finds for a request now.
+    pub(super) fn pick(&mut self, request: &Requirements, now: Instant) -> Option<Choice> {
+        if self.barrier_is_up(now) {
+            return None;
+        }
+        self.endpoints.advance(now);
+        let at = self.at(now);
+        self.picker.pick(self.endpoints.candidates(), request, at)
+    }
+
+    /// Shows the picker that a request is at the endpoint that was chosen for it.
+    pub(super) fn given(
+        &mut self,
+        choice: Choice,
+        request: &Requirements,
+        now: Instant,
+    ) -> Option<Box<Given>> {
+        let at = self.at(now);
+        self.picker.given(self.endpoints.candidates(), choice, request, at)
+    }
+
+    /// Shows the picker the first token of a request.
+    pub(super) fn first_token(&mut self, given: &mut Given, now: Instant) {
+        let at = self.at(now);
+        self.picker.first_token(given, at);
+    }
+
+    /// Shows the picker the end of a request. `complete`: the engine answered it. Returns how many of
+    /// the prompt's tokens were predicted to be cached, if the replica reported how many were.
+    pub(super) fn ended(&mut self, given: &Given, complete: bool, now: Instant) -> Option<u64> {
+        let at = self.at(now);
+        self.picker.ended(given, complete, at)
+    }
+
+    /// Removes an endpoint.
+    pub(super) fn remove_endpoint(&mut self, id: EndpointId) {
+        self.endpoints.remove(id);
+        self.picker.removed(id);
+    }
+
+    /// Whether the picker wants an endpoint's report about its cache.
+    pub(super) fn wants_cache_report(&mut self, id: EndpointId) -> bool {
+        let process = self.endpoints.candidates().get(id).map(|candidate| candidate.process);
+        process.is_some_and(|process| self.picker.wants_report(id, process))
+    }
+
+    /// Shows the picker an endpoint's report about its cache.
+    pub(super) fn cache_reported(&mut self, id: EndpointId, report: &CacheReport) {
+        if let Some(candidate) = self.endpoints.candidates().get(id) {
+            self.picker.reported(id, candidate.process, report);
+        }
+    }
+
+    /// A moment as the picker counts time.
+    fn at(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+
+    /// Takes the first held request that the policy finds an endpoint for.
+    pub(super) fn pop_releasable(
+        &mut self,
+        now: Instant,
+    ) -> Option<(Choice, (Place, Entry, Waiter))> {
+        if self.queue.depth() == 0 || self.barrier_is_up(now) {
+            return None;
+        }
+        self.endpoints.advance(now);
+        let at = self.at(now);
+        let (picker, candidates) = (&mut self.picker, self.endpoints.candidates());
+        if !candidates.have_room() {
+            return None;
+        }
+        let mut picked = None;
+        // Neighbours in the queue mostly have the same requirements.
+        let mut unplaced: Option<Requirements> = None;
+        let popped = self.queue.pop_first(|_, waiter| {
+            let requirements = &waiter.requirements;
+            if unplaced.as_ref().is_some_and(|one| one.same_conditions(requirements)) {
+                return false;
+            }
+            picked = picker.pick(candidates, requirements, at);
+            if picked.is_none() {
+                unplaced = Some(requirements.clone());
+            }
+            picked.is_some()
+        });
+        picked.zip(popped)
+    }
+
+    /// Sets the retry budget's capacity: all endpoints together, each with `limit` requests in
+    /// flight.
+    pub(super) fn set_budget(&mut self, limit: u32) {
+        let count = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        self.budget.set_capacity(limit.saturating_mul(count));
+    }
+
+    /// Notes when the pool became ready or ceased to be. Called after each change of an endpoint.
+    pub(super) fn note_readiness(&mut self, now: Instant) {
+        let ready = self.endpoints.any_ready();
+        if ready {
+            self.failed_start = None;
+        }
+        let readiness = &mut self.readiness;
+        match (ready, readiness.none_since) {
+            (true, Some(_)) => (readiness.none_since, readiness.starting_since) = (None, None),
+            (false, None) => readiness.none_since = Some(now),
+            _ => {}
+        }
+    }
+
+    /// Takes the scaler's figures of cold starts, and how many replicas it wants.
+    pub(super) fn set_cold_start(
+        &mut self,
+        learned: Option<ColdStart>,
+        desired: u32,
+        now: Instant,
+    ) {
+        let readiness = &mut self.readiness;
+        readiness.learned = learned;
+        let starting = desired > 0 && readiness.none_since.is_some();
+        readiness.starting_since = starting.then(|| readiness.starting_since.unwrap_or(now));
+    }
+
+    /// The pool's cold start, if no replica is ready. `starts`: a replica will start.
+    pub(super) fn cold(&self, starts: bool, now: Instant) -> ColdPool {
+        let Readiness { starting_since, learned, .. } = self.readiness;
+        let starting_for = starting_since.map(|since| now.saturating_duration_since(since));
+        ColdPool { learned, starting_for, starts }
+    }
+
+    /// How long a start takes from its beginning: as learned, or a second.
+    pub(super) fn learned_start(&self) -> Duration {
+        let learned = self.readiness.learned;
+        ColdPool { learned, starting_for: None, starts: true }.retry_after()
+    }
+
+    /// When a refused client should come back: once a replica is there, or in a second.
+    pub(super) fn retry_after(&self, now: Instant) -> Duration {
+        match self.readiness.none_since {
+            Some(_) => self.cold(true, now).retry_after(),
+            None => Duration::from_secs(1),
+        }
+    }
+}
+
+impl Backlog {
+    /// Counts a release; `held`: the request's time in the queue. Once the queue is empty, returns
+    /// the burst that has ended.
+    pub(super) fn released(&mut self, held: Duration, depth: usize) -> Option<(u64, Duration)> {
+        self.burst = (self.burst.0 + 1, self.burst.1.max(held));
+        (depth == 0).then(|| std::mem::take(&mut self.burst))
+    }
+
+    /// Notes the depth; true if the scaler should hear of it at once, because the queue left zero,
+    /// reached it, or doubled.
+    pub(super) fn note_depth(&mut self, depth: usize) -> bool {
+        let before = self.reported_depth;
+        let report = (depth == 0) != (before == 0) || depth >= before.saturating_mul(2).max(1);
+        if report || depth < before / 2 {
+            self.reported_depth = depth;
+        }
+        report
+    }
+
+    /// Whether the queue was empty when its depth was noted last.
+    pub(super) fn was_empty(&self) -> bool {
+        self.reported_depth == 0
+    }
+}

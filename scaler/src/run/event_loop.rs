@@ -1,0 +1,316 @@
+//! The task for all pools: it waits for the next event, and lets the pools decide.
+
+pub(super) mod leading;
+pub(super) mod persistence;
+mod reload;
+pub(super) mod succession;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_config::{Config, Millis, Target};
+use forebay_discovery::Cluster;
+use forebay_signals::PoolReplicas;
+use forebay_signals::publisher::Publisher;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::decisions::Decisions;
+use super::managed_pool::{ManagedPool, note, ready, watch};
+use super::metric;
+use crate::act::drains::{DrainRequest, NotAPod};
+use crate::act::overrides::{OverrideRefused, OverrideRequest};
+use crate::act::targets::ScaleTarget as _;
+use crate::clock::Clock;
+use crate::decide::Override;
+use crate::keda::KedaServer;
+use crate::lead::readiness::Readiness;
+use crate::observe::feeds::LastReport;
+use crate::observe::feeds::{Feeds, Touched};
+use crate::observe::sources::Client;
+
+use leading::{Role, leader_state, turn};
+use persistence::{Persistence, loaded};
+use succession::Succession;
+
+/// The time between two renewals of the published state, and of the leases in it.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+/// Pools without changes are decided on in turn: about this many at a tick, and each at least once in
+/// `MOST_TURNS` ticks.
+const POOLS_A_TURN: usize = 100;
+const MOST_TURNS: usize = 10;
+
+/// The state of the loop.
+pub(super) struct Loop {
+    pub(super) feeds: Feeds,
+    pub(super) pools: Vec<ManagedPool>,
+    pub(super) due: DuePools,
+    pub(super) config: Arc<Config>,
+    pub(super) context: Context,
+    pub(super) inbox: Inbox,
+    pub(super) outputs: Outputs,
+    pub(super) role: Role,
+    pub(super) memory: Persistence,
+    /// Drain requests whose replica is not drained yet.
+    pub(super) waiting: Vec<DrainRequest>,
+    /// Targets of pools that are no longer configured, until they are empty.
+    pub(super) leaving: JoinSet<()>,
+    pub(super) readiness: Readiness,
+}
+
+/// The means to start a pool.
+pub(super) struct Context {
+    pub(super) clock: Clock,
+    pub(super) cluster: Option<Cluster>,
+    pub(super) client: Client,
+}
+
+/// Requests from outside.
+pub(super) struct Inbox {
+    pub(super) drains: mpsc::Receiver<DrainRequest>,
+    pub(super) overrides: mpsc::Receiver<OverrideRequest>,
+    pub(super) configs: watch::Receiver<Arc<Config>>,
+    pub(super) succession: mpsc::Receiver<Succession>,
+}
+
+/// Pools that changed since they were last decided on.
+#[derive(Default)]
+pub(super) struct DuePools {
+    pub(super) touched: BTreeSet<String>,
+    /// All of them changed.
+    pub(super) all: bool,
+    /// Number of ticks: quiet pools take turns by it.
+    ticks: usize,
+}
+
+impl DuePools {
+    pub(super) fn all() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+}
+
+/// The readers of decisions: gateways, operators, KEDA.
+pub(super) struct Outputs {
+    pub(super) publisher: Arc<Publisher<PoolReplicas>>,
+    pub(super) decisions: Arc<Decisions>,
+    pub(super) keda: Option<Arc<KedaServer>>,
+    /// The last published state of each pool.
+    pub(super) last: BTreeMap<String, PoolReplicas>,
+}
+
+impl Outputs {
+    pub(super) fn new(
+        publisher: Arc<Publisher<PoolReplicas>>,
+        decisions: Arc<Decisions>,
+        keda: Option<Arc<KedaServer>>,
+    ) -> Self {
+        Self { publisher, decisions, keda, last: BTreeMap::new() }
+    }
+
+    /// Publishes a state of all pools that this loop has not decided.
+    pub(super) fn publish(&mut self, pools: BTreeMap<String, PoolReplicas>) {
+        self.last = pools;
+        if let Some(keda) = &self.keda {
+            keda.publish(&self.last);
+        }
+        self.publisher.publish(self.last.clone());
+    }
+}
+
+impl Loop {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<ManagedPool> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changed = Arc::new(Notify::new());
+        let mut watchers = JoinSet::new();
+        self.pools.iter().for_each(|managed| watch(&mut watchers, managed, &changed));
+        loop {
+            if self.memory.due && self.leads() {
+                self.restore().await;
+            }
+            let mut tick = false;
+            tokio::select! {
+                () = stop.cancelled() => {
+                    self.keep();
+                    if let Some(saver) = self.memory.saver.take() {
+                        saver.finish().await;
+                    }
+                    return self.pools;
+                }
+                Some(change) = self.feeds.next() => match self.feeds.take(change) {
+                    Touched::Pools(pools) => self.due.touched.extend(pools),
+                    Touched::All => self.due.all = true,
+                },
+                () = changed.notified() => self.due.all = true,
+                _ = ticks.tick() => tick = true,
+                Some(step) = self.inbox.succession.recv() => self.succeed(step).await,
+                () = turn(&mut self.role.leadership) => self.elected(),
+                Some(state) = leader_state(&mut self.role.relay, &self.outputs.last) => self.relay(state),
+                Ok(()) = self.inbox.configs.changed() => {
+                    let config = Arc::clone(&self.inbox.configs.borrow_and_update());
+                    for added in self.reload(config) {
+                        watch(&mut watchers, &self.pools[added], &changed);
+                    }
+                }
+                known = loaded(&mut self.memory.loading) => {
+                    tracing::info!("learned figures are read now");
+                    self.restored(known);
+                }
+                Some(request) = self.inbox.overrides.recv() => {
+                    self.set_override(request);
+                    self.due.all = true;
+                }
+                Some(_) = self.leaving.join_next() => {}
+                Some(request) = self.inbox.drains.recv() => self.drain(request, self.context.clock.now()),
+            }
+            if tick {
+                metric::leads(self.leads());
+                metric::gateways(self.feeds.alive(), self.feeds.silent());
+            }
+            if self.leads() {
+                self.step(self.context.clock.now(), tick);
+                if tick && self.memory.pace.is_due() {
+                    self.keep();
+                }
+            } else if tick {
+                // Readers take a sender without events for one that is gone.
+                self.outputs.publisher.publish(self.outputs.last.clone());
+            }
+            self.readiness.look(|| self.lack());
+        }
+    }
+
+    /// The answer that it can't give yet, if any.
+    pub(super) fn lack(&self) -> Option<String> {
+        let unseen = self.pools.iter().find(|managed| !managed.target.was_looked_up());
+        if let Some(managed) = unseen {
+            let pool = &managed.pool.name;
+            return Some(format!(
+                "pool `{pool}`: the API server has not answered for its workload yet"
+            ));
+        }
+        let keda = self.outputs.keda.as_ref()?;
+        let mut by_keda = self.config.pools.iter().filter(|pool| {
+            let is_managed = |managed: &ManagedPool| managed.pool.name == pool.name;
+            matches!(pool.target, Some(Target::Keda(_))) && self.pools.iter().any(is_managed)
+        });
+        let unknown = by_keda.find(|pool| !keda.knows(&pool.name))?;
+        let pool = &unknown.name;
+        Some(format!("pool `{pool}`: no decision is known, so KEDA can't be answered"))
+    }
+
+    /// Sets an operator's override of one pool.
+    pub(super) fn set_override(&mut self, OverrideRequest { pool, new, done }: OverrideRequest) {
+        let leads = self.leads();
+        let managed = self.pools.iter_mut().find(|managed| managed.pool.name == pool);
+        let result = match managed {
+            None => Err(OverrideRefused::UnknownPool(
+                self.config.pools.iter().map(|pool| pool.name.clone()).collect(),
+            )),
+            Some(_) if !leads => Err(OverrideRefused::NotLeading),
+            Some(managed) if !managed.target.scales() => Err(OverrideRefused::Unscaled),
+            Some(managed) => match new {
+                Override::Fixed(count) if count > managed.pool.most() => {
+                    Err(OverrideRefused::TooMany(managed.pool.most()))
+                }
+                new => {
+                    managed.pool.set_override(new);
+                    let sentence = new.sentence();
+                    tracing::info!("{pool}: {sentence}");
+                    Ok(sentence)
+                }
+            },
+        };
+        self.memory.pace.hurry();
+        let _ = done.send(result);
+    }
+
+    pub(super) fn drain(&mut self, request: DrainRequest, now: Millis) {
+        let mut refused = false;
+        for managed in &mut self.pools {
+            let reports = self.feeds.reports(&managed.pool.name);
+            if !request.from_endpoint || managed.target.has_pod(&reports, request.endpoint) {
+                managed.pool.drain_endpoint(request.endpoint, now);
+            } else {
+                refused |= managed.target.has_replica(&reports, request.endpoint);
+            }
+        }
+        if refused {
+            let _ = request.done.send(Err(NotAPod));
+            return;
+        }
+        self.waiting.push(request);
+        self.due.all = true;
+    }
+
+    /// Decides on pools with an urgent change. At a tick also on all other changed pools, on those
+    /// that are not settled, and on some of the quiet ones in turn.
+    pub(super) fn step(&mut self, now: Millis, tick: bool) {
+        self.due.ticks = self.due.ticks.wrapping_add(usize::from(tick));
+        let turns = (self.pools.len() / POOLS_A_TURN).clamp(1, MOST_TURNS);
+        let mut changed = Vec::new();
+        for (at, managed) in self.pools.iter_mut().enumerate() {
+            let name = &managed.pool.name;
+            let touched = self.due.all || self.due.touched.contains(name);
+            let due =
+                tick && (!managed.pool.is_settled() || (at + self.due.ticks).is_multiple_of(turns));
+            if !touched && !due {
+                continue;
+            }
+            let began = Instant::now();
+            let reports = self.feeds.reports(name);
+            let held = |report: &LastReport<'_>| {
+                report.signals.is_some_and(|signals| signals.queue_depth > 0)
+            };
+            let waits = managed.pool.is_settled() && !reports.iter().any(held);
+            if !tick && !self.due.all && waits {
+                continue;
+            }
+            self.due.touched.remove(name);
+            // Without a known state there is no decision, and gateways keep the last one.
+            let Some(statuses) = managed.target.statuses(&reports) else { continue };
+            managed.sources.set_endpoints(ready(&reports));
+            let readings = managed.sources.readings();
+            let step = managed.pool.step(&reports, &statuses, &readings, &managed.target, now);
+            managed.metrics.reaction.record(began.elapsed());
+            note(managed, &step, now, &self.outputs.decisions);
+            if self.outputs.last.get(&managed.pool.name) != Some(&step.replicas) {
+                changed.push((managed.pool.name.clone(), step.replicas));
+            }
+        }
+        self.due.all = false;
+        self.outputs.publisher.set_gateways(self.feeds.alive());
+        self.outputs.last.extend(changed.iter().cloned());
+        if let Some(keda) = &self.outputs.keda {
+            let known = self.pools.iter().filter(|managed| managed.pool.has_report());
+            let known =
+                known.filter_map(|managed| self.outputs.last.get_key_value(&managed.pool.name));
+            keda.publish(known);
+        }
+        if tick || !changed.is_empty() {
+            self.outputs.publisher.update(changed);
+        }
+        self.answer();
+    }
+
+    /// Answers drain requests whose replica is drained, and drops those whose client has left.
+    fn answer(&mut self) {
+        let (feeds, pools) = (&self.feeds, &self.pools);
+        let drained = |request: &mut DrainRequest| {
+            request.done.is_closed()
+                || pools.iter().all(|managed| {
+                    let reports = feeds.reports(&managed.pool.name);
+                    managed.pool.is_empty_at(&reports, request.endpoint)
+                })
+        };
+        for request in self.waiting.extract_if(.., drained) {
+            let _ = request.done.send(Ok(()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

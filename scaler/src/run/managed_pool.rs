@@ -1,0 +1,119 @@
+//! A pool with its target, its sources and its metrics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use forebay_config::Millis;
+use forebay_signals::{Health, PoolReplicas, ReplicaState};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::act::targets::PoolTarget;
+use crate::decide::{Problem, Proposal};
+use crate::observe::feeds::LastReport;
+use crate::observe::sources::Sources;
+use crate::run::decisions::{Decisions, PoolState};
+use crate::run::metric::Metrics;
+use crate::run::pool::{PoolScaler, Step};
+
+/// A pool with its target, its sources and its metrics.
+pub(super) struct ManagedPool {
+    pub(super) pool: PoolScaler,
+    pub(super) target: PoolTarget,
+    pub(super) sources: Sources,
+    pub(super) metrics: Metrics,
+    /// Triggers that could not be read at the last decision.
+    pub(super) unread: BTreeSet<String>,
+}
+
+/// The last state of pools whose replicas end with this process.
+pub(super) fn leaving(pools: &[ManagedPool]) -> BTreeMap<String, PoolReplicas> {
+    let state = |managed: &ManagedPool| {
+        let statuses = managed.target.statuses(&[])?;
+        Some((managed.pool.name.clone(), managed.pool.leaving(&statuses)))
+    };
+    let local = pools.iter().filter(|managed| managed.target.ends_its_replicas());
+    local.filter_map(state).collect()
+}
+
+/// Endpoints that are ready at any gateway.
+pub(super) fn ready(reports: &[LastReport<'_>]) -> impl Iterator<Item = String> {
+    let signals = reports.iter().filter_map(|report| report.signals);
+    let endpoints = signals.flat_map(|signals| &signals.endpoints);
+    let ready = endpoints.filter(|(_, endpoint)| {
+        endpoint.as_ref().is_some_and(|endpoint| endpoint.health == Health::Ready)
+    });
+    ready.map(|(address, _)| address.clone()).collect::<BTreeSet<_>>().into_iter()
+}
+
+/// Records each trigger's figures, and logs when it becomes unreadable or readable again.
+fn triggers(managed: &mut ManagedPool, proposals: &[Proposal]) {
+    let pool = &managed.pool.name;
+    for proposal in proposals {
+        managed.metrics.trigger(proposal);
+        // A first-hand figure is unknown while there are no requests, and a second-hand one until it
+        // is read for the first time: neither is worth a line in the log.
+        let is_failure = match &proposal.problem {
+            Some(Problem::Unreadable(_)) => proposal.age.is_some(),
+            Some(Problem::Misconfigured(_)) => true,
+            None => false,
+        };
+        match &proposal.problem {
+            Some(problem) if is_failure && managed.unread.insert(proposal.name.clone()) => {
+                managed.metrics.trigger_failed(&proposal.name);
+                tracing::warn!("{pool}: trigger {} {problem}", proposal.name);
+            }
+            None if managed.unread.remove(&proposal.name) => {
+                tracing::info!("{pool}: trigger {} can be read again", proposal.name);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Records a step in the log, the metrics and `/decisions`.
+pub(super) fn note(managed: &mut ManagedPool, step: &Step, now: Millis, decisions: &Decisions) {
+    let Step { decision, replicas, cold_starts, longest_start, replaced } = step;
+    for seconds in cold_starts {
+        managed.metrics.started(*seconds);
+    }
+    if let Some(cause) = replaced {
+        managed.metrics.replaced(*cause);
+    }
+    let count = |state| {
+        replicas.replicas.values().flatten().filter(|replica| replica.state == state).count() as u32
+    };
+    managed.metrics.replicas(
+        [
+            ReplicaState::Pending,
+            ReplicaState::Starting,
+            ReplicaState::Ready,
+            ReplicaState::Draining,
+            ReplicaState::Failed,
+        ]
+        .map(count),
+    );
+    managed.metrics.decided(decision);
+    if let Some(learned) = &replicas.cold_start {
+        managed.metrics.learned(learned);
+    }
+    managed.metrics.longest_start(*longest_start);
+    managed.metrics.start_failing(replicas.failed_start.is_some());
+    triggers(managed, &decision.proposals);
+    let state = PoolState {
+        cold_start: managed.pool.phases(),
+        failed_start: replicas.failed_start.clone(),
+    };
+    decisions.note(&managed.pool.name, decision, state, now);
+}
+
+/// Notifies the loop of the target's changes.
+pub(super) fn watch(watchers: &mut JoinSet<()>, managed: &ManagedPool, changed: &Arc<Notify>) {
+    let Some(mut replicas) = managed.target.replicas() else { return };
+    let changed = Arc::clone(changed);
+    watchers.spawn(async move {
+        while replicas.changed().await.is_ok() {
+            changed.notify_one();
+        }
+    });
+}

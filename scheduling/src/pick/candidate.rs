@@ -1,0 +1,67 @@
+//! One endpoint of a pool, as policies see it.
+
+use std::net::SocketAddr;
+
+use crate::models::ListId;
+
+/// The number of an endpoint among its pool's candidates. It is used again once the endpoint is
+/// removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(u32);
+
+/// One endpoint as a policy sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The number of its process. A process that began later has a larger one.
+    pub process: u64,
+    /// Whether it takes requests at all, even if it is full now.
+    pub ready: bool,
+    /// How many more requests it can take; zero if it is not ready.
+    pub room: u32,
+    /// Requests in flight there.
+    pub in_flight: u32,
+    /// Whether it has work and produces nothing, so that its engine may hang.
+    pub suspect: bool,
+}
+
+/// An endpoint, with what orders it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    pub(super) candidate: Candidate,
+    pub(super) list: ListId,
+    /// The number of the last request that it was given. Equals take turns: the one whose last
+    /// request is the longest ago is first.
+    pub(super) turn: u64,
+}
+
+/// An endpoint's place in an order: its requests in flight, its turn, its number.
+pub(super) type Rank = (u32, u64, EndpointId);
+
+impl EndpointId {
+    /// The smallest number.
+    pub(super) const FIRST: Self = Self(0);
+
+    /// The endpoint with this number.
+    pub(super) fn of(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The endpoint at this place among the candidates.
+    pub(super) fn at(place: usize) -> Self {
+        Self(u32::try_from(place).expect("fewer than 2^32 endpoints"))
+    }
+
+    /// The number. Numbers are small: they are used again.
+    #[must_use]
+    pub fn number(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Seat {
+    pub(super) fn rank(&self, id: EndpointId) -> Rank {
+        (self.candidate.in_flight, self.turn, id)
+    }
+}

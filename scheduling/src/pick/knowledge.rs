@@ -1,0 +1,148 @@
+//! The knowledge of prefix affinity: which prompts endpoints remember, what can be expected of them,
+//! and how far both can be trusted.
+
+use std::time::Duration;
+
+use super::candidate::EndpointId;
+use super::choice::{CacheReport, Usage};
+use super::expected::Expected;
+use super::given::Given;
+use crate::prefix::correction::{Correction, Reported, USUAL_CACHE};
+use crate::prefix::index::PrefixIndex;
+use crate::prompt::BLOCK_BYTES;
+
+/// The knowledge of prefix affinity.
+#[derive(Debug)]
+pub(super) struct Knowledge {
+    pub(super) index: PrefixIndex,
+    pub(super) expected: Expected,
+    pub(super) correction: Correction,
+    /// By the endpoints' numbers.
+    caches: Vec<KnownCache>,
+}
+
+/// An endpoint's own report of its cache, and predictions about it.
+#[derive(Clone, Copy, Debug, Default)]
+struct KnownCache {
+    /// The process that says it.
+    process: u64,
+    /// The tokens that it takes, once known.
+    tokens: Option<u64>,
+    /// Its counters at the last report: tokens found, and tokens asked for.
+    counters: Option<(u64, u64)>,
+    /// Whether answers say how much was cached, so that the counters are not needed.
+    in_usage: bool,
+    /// The bytes of prompts since the last report: those predicted to be cached, and all.
+    predicted: (u64, u64),
+}
+
+impl Knowledge {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            index: PrefixIndex::new(seed),
+            expected: Expected::default(),
+            correction: Correction::default(),
+            caches: Vec::new(),
+        }
+    }
+
+    /// A process' cache as it is known. `None` if another process has begun there since.
+    fn cache(&mut self, id: EndpointId, process: u64) -> Option<&mut KnownCache> {
+        if self.caches.len() <= id.number() {
+            self.caches.resize(id.number() + 1, KnownCache::default());
+        }
+        let cache = &mut self.caches[id.number()];
+        if process < cache.process {
+            return None;
+        }
+        if process > cache.process {
+            *cache = KnownCache { process, ..KnownCache::default() };
+        }
+        Some(cache)
+    }
+
+    /// Whether the endpoint's own report about its cache would say something new.
+    pub(super) fn wants_report(&mut self, id: EndpointId, process: u64) -> bool {
+        let cache = self.cache(id, process);
+        cache.is_some_and(|cache| {
+            cache.tokens.is_none() || (!cache.in_usage && cache.predicted.1 > 0)
+        })
+    }
+
+    /// Takes an endpoint's own report about its cache.
+    pub(super) fn reported(&mut self, id: EndpointId, process: u64, report: &CacheReport) {
+        if report.asleep {
+            self.index.forget(id.number() as u32);
+        }
+        let Some(cache) = self.cache(id, process) else { return };
+        cache.tokens = report.tokens.or(cache.tokens);
+        let before = std::mem::replace(&mut cache.counters, report.counters);
+        let (predicted, bytes) = std::mem::take(&mut cache.predicted);
+        if let (Some(before), Some(now)) = (before, report.counters)
+            && !cache.in_usage
+            && now.1 > before.1
+            && bytes > 0
+        {
+            let seen = now.0.saturating_sub(before.0) as f64 / (now.1 - before.1) as f64;
+            self.correction.learn_shares(predicted as f64 / bytes as f64, seen);
+        }
+    }
+
+    /// Counts a prompt whose answer says how much of it was cached, or does not.
+    fn predicted(
+        &mut self,
+        (id, process): (EndpointId, u64),
+        (predicted, bytes): (u64, u64),
+        in_usage: bool,
+    ) {
+        let Some(cache) = self.cache(id, process) else { return };
+        cache.in_usage |= in_usage;
+        cache.predicted.0 += predicted;
+        cache.predicted.1 += bytes;
+    }
+
+    /// The bytes that an endpoint's cache takes before it drops what was not used.
+    fn horizon(&self, id: EndpointId, process: u64) -> u64 {
+        let known = self.caches.get(id.number()).filter(|cache| cache.process == process);
+        self.correction.horizon(known.and_then(|cache| cache.tokens).unwrap_or(USUAL_CACHE))
+    }
+
+    /// Notes that an endpoint has worked on a prompt, and so holds it.
+    pub(super) fn prefilled(&mut self, given: &Given) {
+        let Some(prompt) = &given.prompt else { return };
+        let new = given.choice.new_bytes(prompt, self.correction.trust());
+        let place = (given.choice.id.number() as u32, given.process);
+        let horizon = self.horizon(given.choice.id, given.process);
+        self.index.prefilled(place, prompt, new, horizon);
+    }
+
+    /// Notes what an endpoint generated, and learns from what it found in its cache.
+    pub(super) fn ended(&mut self, given: &Given, usage: Usage, now: Duration) -> Option<u64> {
+        if let (Some(first), Some(work)) = (given.first_token, &given.work) {
+            let took = now.saturating_sub(first).as_secs_f64();
+            let rest = (took, usage.generated.saturating_sub(1));
+            self.expected.decoded(given.place(), work, rest, now);
+        }
+        let generated = usage.generated as f64 * self.correction.bytes_per_token();
+        let place = (given.choice.id.number() as u32, given.process);
+        self.index.written(place, generated as u64);
+        let prompt = given.prompt.as_ref()?;
+        let predicted = u64::from(given.choice.blocks) * BLOCK_BYTES as u64;
+        // Some versions of vLLM leave the count out where it is zero.
+        let reports = self.cache(given.choice.id, given.process).is_some_and(|it| it.in_usage);
+        let cached = usage.cached.or((reports && usage.prompt > 0).then_some(0));
+        let horizon = self.horizon(given.choice.id, given.process) / BLOCK_BYTES as u64;
+        self.correction.learn(&Reported {
+            bytes: u64::from(prompt.bytes),
+            tokens: usage.prompt,
+            predicted,
+            cached,
+            age: f64::from(given.choice.age) / horizon.max(1) as f64,
+        });
+        let bytes = u64::from(prompt.bytes);
+        self.predicted(given.place(), (predicted.min(bytes), bytes), cached.is_some());
+        cached?;
+        let share = predicted as f64 / f64::from(prompt.bytes.max(1));
+        Some((share * usage.prompt as f64) as u64)
+    }
+}

@@ -1,0 +1,162 @@
+//! Prefix affinity: an endpoint that remembers the prompt, unless others would answer much sooner.
+//!
+//! A filter, never an order. The endpoint of the session's last turn, or else those that should hold
+//! most of the prompt, are preferred as long as the request can expect its first token there not
+//! much later than at the best endpoint: by the time that working on the remembered part would take,
+//! since that is what another endpoint would spend on it. Among several, the one with the least
+//! expected time is chosen. So load alone decides where all endpoints hold the prefix, and a hot prefix
+//! spreads as soon as its holders are busy.
+//!
+//! For a prompt that no endpoint remembers, gateways that don't talk to each other come to the same
+//! endpoint: the one to which its first block leads on a ring, if that one is about as good as the
+//! best.
+//!
+//! Sources: the filter with a bound on the time to the first token is llm-d's ("optimized
+//! baseline"); the ring with bounded loads is that of `consistent_hash.rs`.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::candidate::EndpointId;
+use super::choice::Choice;
+use super::consistent_hash::within_bound;
+use super::knowledge::Knowledge;
+use super::suitable::Suitable;
+use crate::prefix::index::Found;
+use crate::prompt::{BLOCK_BYTES, Prompt};
+
+/// In a pool of no more open endpoints than this, all are compared; in a larger one, the least busy
+/// one and some that are drawn.
+const ALL: usize = 12;
+const DRAWN: usize = 4;
+/// The part of the longest match that makes an endpoint's match good enough.
+const GOOD: f64 = 0.8;
+/// The longest time by which a first token may come later for a match, in seconds.
+const LATEST: f64 = 5.0;
+/// How many times the mean number of requests in flight, and how many more, an endpoint may have to
+/// be preferred. Beyond it decoding would be shared out badly.
+const BUSIER: (f64, f64) = (1.5, 4.0);
+/// How much later an endpoint may answer to be about as good as the best: a part of its time, and some
+/// seconds.
+const ABOUT: (f64, f64) = (1.1, 0.02);
+
+/// An endpoint with the time to the first token that is expected there.
+#[derive(Clone, Copy, Debug)]
+struct Rated {
+    choice: Choice,
+    seconds: f64,
+}
+
+/// Chooses an endpoint.
+pub(super) fn prefix_affinity(
+    suitable: &Suitable<'_>,
+    knowledge: &mut Knowledge,
+    random: &mut SmallRng,
+    now: Duration,
+) -> Option<Choice> {
+    let none = Prompt::default();
+    let prompt = suitable.prompt().unwrap_or(&none);
+    let lives = |found: &Found| {
+        let candidate = suitable.get(EndpointId::of(found.endpoint));
+        candidate.is_some_and(|candidate| candidate.process == found.process)
+    };
+    let matches = knowledge.index.find(prompt, lives);
+    let session = prompt.session.and_then(|session| knowledge.index.session(session));
+    let mut rating = Rating { suitable, knowledge, prompt, matches: matches.all(), now };
+    // Of equals, the least busy one is the first, so that they take turns.
+    let mut best = suitable.least_busy().and_then(|id| rating.rate(id));
+    if suitable.open() <= ALL {
+        suitable.each_open(|id| best = sooner(best, rating.rate(id)));
+    } else {
+        for _ in 0..DRAWN {
+            let drawn = suitable.draw(|most| random.random_range(0..most));
+            best = sooner(best, drawn.and_then(|id| rating.rate(id)));
+        }
+        for found in matches.all() {
+            best = sooner(best, rating.rate_found(found));
+        }
+    }
+    let best = best?;
+    if let Some(preferred) = rating.preferred(session.as_ref(), best) {
+        return Some(preferred.choice);
+    }
+    let first = matches.all().is_empty().then(|| prompt.blocks.first()).flatten();
+    let led = first.and_then(|first| within_bound(suitable, *first));
+    let led = led.and_then(|id| rating.rate(id));
+    let led = led.filter(|led| led.seconds <= best.seconds * ABOUT.0 + ABOUT.1);
+    Some(led.unwrap_or(best).choice)
+}
+
+/// The one of two endpoints that answers sooner.
+fn sooner(one: Option<Rated>, other: Option<Rated>) -> Option<Rated> {
+    match (one, other) {
+        (Some(one), Some(other)) if other.seconds >= one.seconds => Some(one),
+        (one, other) => other.or(one),
+    }
+}
+
+/// The rating of endpoints for one request.
+struct Rating<'a> {
+    suitable: &'a Suitable<'a>,
+    knowledge: &'a mut Knowledge,
+    prompt: &'a Prompt,
+    matches: &'a [Found],
+    now: Duration,
+}
+
+impl Rating<'_> {
+    /// The time that is expected at a suitable endpoint.
+    fn rate(&mut self, id: EndpointId) -> Option<Rated> {
+        let candidate = self.suitable.get(id).filter(|_| self.suitable.admits(id))?;
+        let found = self.matches.iter().find(|found| {
+            found.endpoint as usize == id.number() && found.process == candidate.process
+        });
+        let (blocks, age) = found.map_or((0, 0), |found| (found.blocks, found.age));
+        let choice = Choice { id, blocks, age };
+        let new = choice.new_bytes(self.prompt, self.knowledge.correction.trust());
+        let seconds = self.knowledge.expected.seconds(id, candidate, new, self.now);
+        Some(Rated { choice, seconds })
+    }
+
+    fn rate_found(&mut self, found: &Found) -> Option<Rated> {
+        self.rate(EndpointId::of(found.endpoint)).filter(|rated| rated.choice.blocks > 0)
+    }
+
+    /// The endpoint that is preferred to the best one for what it remembers.
+    fn preferred(&mut self, session: Option<&Found>, best: Rated) -> Option<Rated> {
+        // Of the endpoints that can take it.
+        let matches = self.matches;
+        let longest = matches.iter().find_map(|found| self.rate_found(found))?.choice.blocks;
+        let (in_flight, ready) = self.suitable.load();
+        let mean = in_flight as f64 / ready.max(1) as f64;
+        let most = mean * BUSIER.0 + BUSIER.1;
+        let fits = |rating: &mut Self, rated: &Rated| {
+            let saved = f64::from(rated.choice.blocks) * BLOCK_BYTES as f64;
+            let saved = saved * rating.knowledge.correction.trust();
+            let later = rating.knowledge.expected.work(saved as u64).min(LATEST);
+            let candidate = rating.suitable.get(rated.choice.id);
+            candidate.is_some_and(|candidate| f64::from(candidate.in_flight) <= most)
+                && rated.seconds <= best.seconds + later
+        };
+        let own = session.and_then(|session| self.rate_found(session));
+        if let Some(own) = own.filter(|own| fits(self, own)) {
+            return Some(own);
+        }
+        let good = (f64::from(longest) * GOOD) as u32;
+        let mut preferred: Option<Rated> = None;
+        for found in matches.iter().take_while(|found| found.blocks >= good) {
+            if let Some(rated) = self.rate_found(found)
+                && preferred.is_none_or(|other| rated.seconds < other.seconds)
+                && fits(self, &rated)
+            {
+                preferred = Some(rated);
+            }
+        }
+        preferred
+    }
+}
+
+#[cfg(test)]
+mod tests;

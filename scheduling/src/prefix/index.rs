@@ -1,0 +1,418 @@
+//! Which endpoints should hold which beginnings of prompts in their prefix caches.
+//!
+//! An entry is made when an endpoint has worked on a prompt, not when it is chosen for it. For each
+//! of the prompt's landmarks it says: this endpoint held all up to here when it had written so much.
+//! An engine drops what was not used for the longest time. So an endpoint holds a block until it has
+//! written as much as its cache takes since the block was last used there: its *horizon*. The
+//! distance is counted in blocks of new content, which takes no list in order of use.
+//!
+//! A session has an entry too: the one endpoint that served it last.
+//!
+//! Memory: an entry takes about 130 bytes and there are at most 2^19 of them, together 66 MB in a
+//! pool, for a quarter of a gigabyte of distinct prompts or more. Beyond that, entries that were not
+//! used since the last round are dropped, whatever their endpoints hold.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+
+use super::landmarks;
+use crate::prompt::Prompt;
+
+/// The endpoints that one entry can name. Of more, those that used it last are kept.
+const HOLDERS: usize = 6;
+/// The most entries.
+const MOST: usize = 1 << 19;
+/// Entries are kept in pieces of this many, so that none are moved when there are more.
+const PIECE: usize = 1 << 10;
+/// Maps by a part of the key, so that only a small one is moved when it grows.
+const SHARDS: usize = 64;
+/// The entries that are looked at for each new one, to drop those that no endpoint holds any more.
+const SWEPT: usize = 2;
+/// The entries that are looked at for one to drop when there are too many.
+const CHANCES: usize = 16;
+/// The most endpoints found for a prompt.
+pub const FOUND: usize = 16;
+
+/// An index over the endpoints of a pool.
+#[derive(Debug)]
+pub struct PrefixIndex {
+    seed: Seeded,
+    shards: Vec<HashMap<u64, u32, Seeded>>,
+    entries: Vec<Vec<Remembered>>,
+    /// Places of `entries` that are not used.
+    free: Vec<u32>,
+    /// The place of the next entry that is looked at.
+    hand: usize,
+    /// By the endpoints' numbers.
+    caches: Vec<Cache>,
+    /// The number of caches so far.
+    tags: u32,
+    most: usize,
+}
+
+/// One block, or one session.
+#[derive(Clone, Debug)]
+struct Remembered {
+    key: u64,
+    holders: [Holder; HOLDERS],
+    /// Whether it was used since it was last looked at.
+    used: bool,
+    /// Whether it is in a map.
+    live: bool,
+}
+
+/// An endpoint that should hold a block.
+#[derive(Clone, Copy, Debug, Default)]
+struct Holder {
+    endpoint: u32,
+    /// The cache that it is in; 0 for none.
+    tag: u32,
+    /// How many blocks had been written into the cache when this one was last used.
+    at: u32,
+}
+
+/// The cache of one process at an endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cache {
+    /// Unique among all caches of the pool; 0 for none.
+    tag: u32,
+    process: u64,
+    /// Blocks written so far. The count wraps around.
+    written: u32,
+    /// The part of a block that was written beyond them, in bytes.
+    rest: u32,
+    /// The blocks that it takes.
+    horizon: u32,
+}
+
+/// An endpoint that should hold a beginning of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The endpoint's number.
+    pub endpoint: u32,
+    /// The number of its process.
+    pub process: u64,
+    /// The blocks that it should hold.
+    pub blocks: u32,
+    /// The blocks that were written there since they were last used.
+    pub age: u32,
+}
+
+/// The endpoints that should hold a beginning of a prompt, those that hold most of it first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Matches {
+    found: [Found; FOUND],
+    count: usize,
+}
+
+impl Matches {
+    /// Them, the deepest match first.
+    #[must_use]
+    pub fn all(&self) -> &[Found] {
+        &self.found[..self.count]
+    }
+
+    fn add(&mut self, found: Found) {
+        if self.count < FOUND && self.all().iter().all(|known| known.endpoint != found.endpoint) {
+            self.found[self.count] = found;
+            self.count += 1;
+        }
+    }
+}
+
+impl PrefixIndex {
+    /// An empty index. The seed protects it from keys that are made to collide.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed: Seeded(seed),
+            shards: (0..SHARDS).map(|_| HashMap::with_hasher(Seeded(seed))).collect(),
+            entries: Vec::new(),
+            free: Vec::new(),
+            hand: 0,
+            caches: Vec::new(),
+            tags: 0,
+            most: MOST,
+        }
+    }
+
+    /// The endpoints that should hold a beginning of this prompt, of those that `live`. It looks for
+    /// the longest one by bisection, and for shorter ones of half the length, a quarter and so on.
+    #[must_use]
+    pub fn find(&self, prompt: &Prompt, live: impl Fn(&Found) -> bool) -> Matches {
+        let mut matches = Matches::default();
+        let (mut held, mut not) = (0, landmarks::count(prompt.blocks.len()) + 1);
+        // Most prompts have nothing in common with earlier ones, or all but their last blocks.
+        let mut next = 1;
+        while held + 1 < not {
+            match self.holders(self.landmark(prompt, next)).any(|holder| live(&holder)) {
+                true => held = next,
+                false => not = next,
+            }
+            next = held.midpoint(not);
+        }
+        while held > 0 {
+            let blocks = landmarks::blocks(held) as u32;
+            for holder in self.holders(self.landmark(prompt, held)).filter(&live) {
+                matches.add(Found { blocks, ..holder });
+            }
+            held /= 2;
+        }
+        matches
+    }
+
+    fn landmark(&self, prompt: &Prompt, number: usize) -> u64 {
+        prompt.blocks[landmarks::blocks(number) - 1]
+    }
+
+    /// The endpoint that served this session last, if it should still hold what was said.
+    #[must_use]
+    pub fn session(&self, session: u64) -> Option<Found> {
+        self.holders(session_key(session)).next()
+    }
+
+    /// The endpoints that should hold a key.
+    fn holders(&self, key: u64) -> impl Iterator<Item = Found> + '_ {
+        let entry = self.place(key).map(|place| self.entry(place));
+        entry.into_iter().flat_map(|entry| &entry.holders).filter_map(|holder| {
+            let cache = self.cache_of(holder)?;
+            let age = cache.written.wrapping_sub(holder.at);
+            let (endpoint, process) = (holder.endpoint, cache.process);
+            (age <= cache.horizon).then_some(Found { endpoint, process, blocks: 0, age })
+        })
+    }
+
+    fn cache_of(&self, holder: &Holder) -> Option<&Cache> {
+        let cache = self.caches.get(holder.endpoint as usize)?;
+        (holder.tag != 0 && cache.tag == holder.tag).then_some(cache)
+    }
+
+    /// Notes that a process at an endpoint worked on a prompt. `new`: the bytes of it that were not
+    /// in its cache, as far as is known. `horizon`: the bytes that its cache takes.
+    pub fn prefilled(
+        &mut self,
+        (endpoint, process): (u32, u64),
+        prompt: &Prompt,
+        new: u64,
+        horizon: u64,
+    ) {
+        let Some(cache) = self.cache(endpoint, process) else { return };
+        cache.horizon = in_blocks(horizon);
+        cache.write(new);
+        let holder = Holder { endpoint, tag: cache.tag, at: cache.written };
+        for number in 1..=landmarks::count(prompt.blocks.len()) {
+            self.touch(self.landmark(prompt, number), holder, HOLDERS);
+        }
+        if let Some(session) = prompt.session {
+            self.touch(session_key(session), holder, 1);
+        }
+    }
+
+    /// Notes that a process at an endpoint wrote content that no entry names, for example answers.
+    pub fn written(&mut self, (endpoint, process): (u32, u64), bytes: u64) {
+        if let Some(cache) = self.cache(endpoint, process) {
+            cache.write(bytes);
+        }
+    }
+
+    /// Forgets all that an endpoint holds: its cache was emptied.
+    pub fn forget(&mut self, endpoint: u32) {
+        if let Some(cache) = self.caches.get_mut(endpoint as usize) {
+            cache.tag = 0;
+        }
+    }
+
+    /// The cache of a process at an endpoint. `None` if another process has begun there since.
+    fn cache(&mut self, endpoint: u32, process: u64) -> Option<&mut Cache> {
+        let at = endpoint as usize;
+        if self.caches.len() <= at {
+            self.caches.resize(at + 1, Cache::default());
+        }
+        let cache = &mut self.caches[at];
+        if process < cache.process {
+            return None;
+        }
+        if cache.tag == 0 || process > cache.process {
+            self.tags += 1;
+            *cache = Cache { tag: self.tags, process, ..Cache::default() };
+        }
+        Some(cache)
+    }
+
+    /// Names an endpoint in an entry that has at most `most` of them.
+    fn touch(&mut self, key: u64, holder: Holder, most: usize) {
+        let place = self.place(key).unwrap_or_else(|| self.add(key));
+        let own = |known: &Holder| known.tag == holder.tag;
+        let entry = self.entry(place);
+        let known = entry.holders[..most].iter().position(own);
+        let at = known.unwrap_or_else(|| {
+            let age = |known: &Holder| {
+                // Holders whose cache is gone are replaced first.
+                let cache = self.cache_of(known);
+                cache.map_or(u64::MAX, |cache| {
+                    let age = cache.written.wrapping_sub(known.at);
+                    (u64::from(age) << 32) / u64::from(cache.horizon.max(1))
+                })
+            };
+            let oldest = (0..most).max_by_key(|at| age(&entry.holders[*at]));
+            oldest.expect("there is at least one")
+        });
+        let entry = self.entry_mut(place);
+        entry.holders[at] = holder;
+        entry.used = true;
+    }
+
+    /// The map of a key. Nobody without the seed can choose keys that are all in one.
+    fn shard(&self, key: u64) -> usize {
+        (self.seed.hash_one(key) >> 32) as usize % SHARDS
+    }
+
+    fn place(&self, key: u64) -> Option<u32> {
+        self.shards[self.shard(key)].get(&key).copied()
+    }
+
+    fn entry(&self, place: u32) -> &Remembered {
+        &self.entries[place as usize / PIECE][place as usize % PIECE]
+    }
+
+    fn entry_mut(&mut self, place: u32) -> &mut Remembered {
+        &mut self.entries[place as usize / PIECE][place as usize % PIECE]
+    }
+
+    /// How many places for entries there are, used or not.
+    fn places(&self) -> usize {
+        self.entries.last().map_or(0, |last| (self.entries.len() - 1) * PIECE + last.len())
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places() - self.free.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn add(&mut self, key: u64) -> u32 {
+        for _ in 0..SWEPT {
+            self.sweep(|index, entry| !index.is_held(entry));
+        }
+        if self.free.is_empty() && self.places() >= self.most {
+            for chance in 1..=CHANCES {
+                let last = chance == CHANCES;
+                if self.sweep(|index, entry| last || !entry.used || !index.is_held(entry)) {
+                    break;
+                }
+            }
+        }
+        let entry =
+            Remembered { key, holders: [Holder::default(); HOLDERS], used: true, live: true };
+        let place = match self.free.pop() {
+            Some(place) => {
+                *self.entry_mut(place) = entry;
+                place
+            }
+            None => {
+                let place = self.places() as u32;
+                match self.entries.last_mut().filter(|piece| piece.len() < PIECE) {
+                    Some(piece) => piece.push(entry),
+                    None => {
+                        let mut piece = Vec::with_capacity(PIECE);
+                        piece.push(entry);
+                        self.entries.push(piece);
+                    }
+                }
+                place
+            }
+        };
+        let shard = self.shard(key);
+        self.shards[shard].insert(key, place);
+        place
+    }
+
+    /// Looks at the next entry, and drops it if `drops` says so; true if it did.
+    fn sweep(&mut self, drops: impl FnOnce(&Self, &Remembered) -> bool) -> bool {
+        let places = self.places();
+        if places == 0 {
+            return false;
+        }
+        self.hand = (self.hand + 1) % places;
+        let place = self.hand as u32;
+        let entry = self.entry(place);
+        let (key, drop) = (entry.key, entry.live && drops(self, entry));
+        let entry = self.entry_mut(place);
+        entry.used = false;
+        if drop {
+            entry.live = false;
+            let shard = self.shard(key);
+            self.shards[shard].remove(&key);
+            self.free.push(place);
+        }
+        drop
+    }
+
+    /// Whether any endpoint should hold it.
+    fn is_held(&self, entry: &Remembered) -> bool {
+        entry.holders.iter().any(|holder| {
+            let cache = self.cache_of(holder);
+            cache.is_some_and(|cache| cache.written.wrapping_sub(holder.at) <= cache.horizon)
+        })
+    }
+}
+
+impl Cache {
+    fn write(&mut self, bytes: u64) {
+        let bytes = bytes + u64::from(self.rest);
+        let block = crate::prompt::BLOCK_BYTES as u64;
+        self.written = self.written.wrapping_add((bytes / block) as u32);
+        self.rest = (bytes % block) as u32;
+    }
+}
+
+fn in_blocks(bytes: u64) -> u32 {
+    // Far below half of the range, so that ages which wrap around stay comparable.
+    u32::try_from(bytes / crate::prompt::BLOCK_BYTES as u64).unwrap_or(u32::MAX).min(1 << 28)
+}
+
+/// A session's key among those of blocks.
+fn session_key(session: u64) -> u64 {
+    session ^ 0x5e55_1011_5e55_1011
+}
+
+/// A hasher for keys that are hashes already.
+#[derive(Clone, Copy, Debug)]
+struct Seeded(u64);
+
+struct SeededHasher(u64);
+
+impl BuildHasher for Seeded {
+    type Hasher = SeededHasher;
+
+    fn build_hasher(&self) -> SeededHasher {
+        SeededHasher(self.0)
+    }
+}
+
+impl Hasher for SeededHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        // The product's middle bits depend on all bits of the key and of the seed.
+        let product = u128::from(self.0 ^ key) * 0x9e37_79b9_7f4a_7c15_u128;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! All metrics of this process, and their text for `/metrics`.
+//!
+//! A thousand pools have 150,000 lines, and each scrape writes all of them. So every series is kept with
+//! the text of its labels, in their order, and a histogram counts into its buckets at once: a scrape
+//! reads and copies, needs no upkeep between scrapes, and has the same order each time. It holds no lock
+//! for longer than one family takes, so a thread that needs a new series never waits for a whole scrape.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use metrics::{
+    Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
+use parking_lot::RwLock;
+
+/// Every family of metrics by name.
+#[derive(Clone, Default)]
+pub(crate) struct Figures(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    families: RwLock<BTreeMap<String, Arc<Family>>>,
+    /// The bounds of each histogram by name.
+    bounds: BTreeMap<&'static str, &'static [f64]>,
+}
+
+/// The series with one name.
+struct Family {
+    kind: Kind,
+    help: RwLock<SharedString>,
+    /// By the text of their labels, without braces.
+    series: RwLock<BTreeMap<String, Series>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Counter,
+    Gauge,
+    /// With the upper bounds of its buckets but the last, in ascending order.
+    Histogram(&'static [f64]),
+}
+
+#[derive(Clone)]
+enum Series {
+    /// A counter's value, or the bits of a gauge's.
+    Value(Arc<AtomicU64>),
+    Buckets(Arc<Buckets>),
+}
+
+/// A histogram's counts.
+struct Buckets {
+    bounds: &'static [f64],
+    /// Values up to each bound and above the one before; the last one has the rest.
+    counts: Box<[AtomicU64]>,
+    /// The bits of the values' sum.
+    sum: AtomicU64,
+}
+
+impl Figures {
+    /// No metrics yet. `bounds` has the bounds of each histogram by name.
+    pub(crate) fn new(bounds: impl IntoIterator<Item = (&'static str, &'static [f64])>) -> Self {
+        let bounds = bounds.into_iter().collect();
+        Self(Arc::new(Inner { families: RwLock::default(), bounds }))
+    }
+
+    fn histogram(&self, name: &str) -> Kind {
+        Kind::Histogram(self.0.bounds.get(name).copied().unwrap_or_default())
+    }
+
+    fn describe(&self, name: &str, kind: Kind, help: SharedString) {
+        *self.family(name, kind).help.write() = help;
+    }
+
+    fn family(&self, name: &str, kind: Kind) -> Arc<Family> {
+        if let Some(family) = self.0.families.read().get(name) {
+            return Arc::clone(family);
+        }
+        let new = || {
+            let help = RwLock::new(SharedString::const_str(""));
+            Arc::new(Family { kind, help, series: RwLock::default() })
+        };
+        Arc::clone(self.0.families.write().entry(name.to_owned()).or_insert_with(new))
+    }
+
+    /// The series with this key; `None` if its name is another kind of metric.
+    fn series(&self, key: &Key, kind: Kind) -> Option<Series> {
+        let family = self.family(key.name(), kind);
+        if family.kind != kind {
+            return None;
+        }
+        let labels = labels(key);
+        if let Some(series) = family.series.read().get(&labels) {
+            return Some(series.clone());
+        }
+        let new = || match kind {
+            Kind::Counter | Kind::Gauge => Series::Value(Arc::default()),
+            Kind::Histogram(bounds) => Series::Buckets(Arc::new(Buckets::new(bounds))),
+        };
+        Some(family.series.write().entry(labels).or_insert_with(new).clone())
+    }
+
+    /// Writes all series in Prometheus' text format, in the order of their names and labels.
+    pub(crate) fn render(&self, text: &mut String) {
+        let families = self.0.families.read().clone();
+        for (name, family) in &families {
+            family.render(name, text);
+        }
+    }
+}
+
+impl Family {
+    fn render(&self, name: &str, text: &mut String) {
+        let series = self.series.read();
+        if series.is_empty() {
+            return;
+        }
+        let help = self.help.read().replace('\\', "\\\\").replace('\n', "\\n");
+        if !help.is_empty() {
+            put(text, format_args!("# HELP {name} {help}\n"));
+        }
+        let kind = match self.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        };
+        put(text, format_args!("# TYPE {name} {kind}\n"));
+        // Made once for all series.
+        let bounds = match self.kind {
+            Kind::Histogram(bounds) => bounds,
+            Kind::Counter | Kind::Gauge => &[],
+        };
+        let bounds = bounds.iter().map(|bound| format!("le=\"{bound}\""));
+        let bounds: Vec<_> = bounds.chain(["le=\"+Inf\"".to_owned()]).collect();
+        let [bucket, sum, count] = ["_bucket", "_sum", "_count"].map(|end| name.to_owned() + end);
+        for (labels, series) in &*series {
+            match (series, self.kind) {
+                (Series::Value(value), Kind::Gauge) => {
+                    begin(text, name, labels, "");
+                    put(text, format_args!(" {}\n", f64::from_bits(value.load(Relaxed))));
+                }
+                (Series::Value(value), _) => {
+                    begin(text, name, labels, "");
+                    put(text, format_args!(" {}\n", value.load(Relaxed)));
+                }
+                (Series::Buckets(buckets), _) => {
+                    let mut below = 0;
+                    for (bound, here) in bounds.iter().zip(&buckets.counts) {
+                        below += here.load(Relaxed);
+                        begin(text, &bucket, labels, bound);
+                        put(text, format_args!(" {below}\n"));
+                    }
+                    begin(text, &sum, labels, "");
+                    let total = f64::from_bits(buckets.sum.load(Relaxed));
+                    put(text, format_args!(" {total}\n"));
+                    begin(text, &count, labels, "");
+                    put(text, format_args!(" {below}\n"));
+                }
+            }
+        }
+        text.push('\n');
+    }
+}
+
+/// Writes a line up to its value.
+fn begin(text: &mut String, name: &str, labels: &str, more: &str) {
+    text.push_str(name);
+    if labels.is_empty() && more.is_empty() {
+        return;
+    }
+    text.push('{');
+    text.push_str(labels);
+    if !labels.is_empty() && !more.is_empty() {
+        text.push(',');
+    }
+    text.push_str(more);
+    text.push('}');
+}
+
+fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    let _ = text.write_fmt(what);
+}
+
+/// A series' labels as text: `pool="chat",outcome="completed"`.
+fn labels(key: &Key) -> String {
+    let mut text = String::new();
+    for label in key.labels() {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(label.key());
+        text.push_str("=\"");
+        for char in label.value().chars() {
+            match char {
+                '\\' => text.push_str("\\\\"),
+                '"' => text.push_str("\\\""),
+                '\n' => text.push_str("\\n"),
+                char => text.push(char),
+            }
+        }
+        text.push('"');
+    }
+    text
+}
+
+impl Buckets {
+    fn new(bounds: &'static [f64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds, counts, sum: AtomicU64::new(0) }
+    }
+}
+
+impl HistogramFn for Buckets {
+    fn record(&self, value: f64) {
+        self.record_many(value, 1);
+    }
+
+    fn record_many(&self, value: f64, count: usize) {
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[bucket].fetch_add(count as u64, Relaxed);
+        let add = value * count as f64;
+        let added = |sum: u64| Some((f64::from_bits(sum) + add).to_bits());
+        // The function never refuses.
+        let _ = self.sum.fetch_update(Relaxed, Relaxed, added);
+    }
+}
+
+impl Recorder for Figures {
+    fn describe_counter(&self, key: KeyName, _: Option<Unit>, help: SharedString) {
+        self.describe(key.as_str(), Kind::Counter, help);
+    }
+
+    fn describe_gauge(&self, key: KeyName, _: Option<Unit>, help: SharedString) {
+        self.describe(key.as_str(), Kind::Gauge, help);
+    }
+
+    fn describe_histogram(&self, key: KeyName, _: Option<Unit>, help: SharedString) {
+        self.describe(key.as_str(), self.histogram(key.as_str()), help);
+    }
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        match self.series(key, Kind::Counter) {
+            Some(Series::Value(value)) => Counter::from_arc(value),
+            _ => Counter::noop(),
+        }
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        match self.series(key, Kind::Gauge) {
+            Some(Series::Value(value)) => Gauge::from_arc(value),
+            _ => Gauge::noop(),
+        }
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        match self.series(key, self.histogram(key.name())) {
+            Some(Series::Buckets(buckets)) => Histogram::from_arc(buckets),
+            _ => Histogram::noop(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::{
+        counter, describe_counter, describe_histogram, gauge, histogram, with_local_recorder,
+    };
+
+    use super::*;
+
+    fn text(figures: &Figures) -> String {
+        let mut text = String::new();
+        figures.render(&mut text);
+        text
+    }
+
+    #[test]
+    fn series_are_written_in_prometheus_format_and_in_the_same_order_each_time() {
+        let figures = Figures::new([("wait_seconds", &[0.5, 1.0][..])]);
+        with_local_recorder(&figures, || {
+            describe_counter!("requests_total", "Requests,\nby \\ pool");
+            describe_histogram!("wait_seconds", "Waits");
+            describe_counter!("never_total", "Without series");
+            for (pool, count) in [("z", 1), ("a", 2), ("say \"m\\n\"", 3)] {
+                counter!("requests_total", "pool" => pool, "outcome" => "completed")
+                    .increment(count);
+            }
+            gauge!("depth").set(2.5);
+            let waits = histogram!("wait_seconds", "pool" => "a");
+            // A value on a bound belongs to its bucket.
+            [0.25, 0.5, 0.75, 7.0].into_iter().for_each(|wait| waits.record(wait));
+            waits.record_many(1.0, 3);
+        });
+        let want = r##"# TYPE depth gauge
+depth 2.5
+
+# HELP requests_total Requests,\nby \\ pool
+# TYPE requests_total counter
+requests_total{pool="a",outcome="completed"} 2
+requests_total{pool="say \"m\\n\"",outcome="completed"} 3
+requests_total{pool="z",outcome="completed"} 1
+
+# HELP wait_seconds Waits
+# TYPE wait_seconds histogram
+wait_seconds_bucket{pool="a",le="0.5"} 2
+wait_seconds_bucket{pool="a",le="1"} 6
+wait_seconds_bucket{pool="a",le="+Inf"} 7
+wait_seconds_sum{pool="a"} 11.5
+wait_seconds_count{pool="a"} 7
+
+"##;
+        assert_eq!(text(&figures), want);
+        assert_eq!(text(&figures), want);
+    }
+
+    #[test]
+    fn a_series_that_is_registered_again_goes_on() {
+        let figures = Figures::default();
+        with_local_recorder(&figures, || {
+            (0..3).for_each(|_| counter!("requests_total", "pool" => "a").increment(1));
+            gauge!("requests_total", "pool" => "a").set(9.0);
+        });
+        let text = text(&figures);
+        assert!(text.ends_with("requests_total{pool=\"a\"} 3\n\n"), "not of two kinds: {text}");
+    }
+}

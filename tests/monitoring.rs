@@ -1,0 +1,261 @@
+//! The Grafana board and the alerts against a real Prometheus server, which scrapes a gateway and a
+//! scaler under load: every query of the board returns figures, and every alert reads figures that
+//! exist. `promtool` makes each alert fire.
+//!
+//! Skipped, with a note, where no `prometheus` is installed; with `FOREBAY_REQUIRE_PROMETHEUS` set
+//! that is a failure.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use support::prometheus::{Prometheus, folder, free_port, installed};
+use support::sims::Folder;
+use support::{Forebay, eventually, exchange, get, json, post, status};
+
+const BOARD: &str = include_str!("../deploy/grafana/forebay.json");
+const ALERTS: &str = include_str!("../deploy/alerts/forebay.yaml");
+
+/// A query of the board, with the variables' values for "all".
+struct Query {
+    panel: String,
+    text: String,
+    /// The panel says that it shows nothing while nothing happens.
+    may_be_empty: bool,
+}
+
+fn queries() -> Vec<Query> {
+    let board: Value = serde_json::from_str(BOARD).expect("JSON");
+    let variables = |text: &str| {
+        let text = text.replace("$namespace", ".*").replace("$pool", ".*");
+        let text = text.replace("$__rate_interval", "30s");
+        assert!(!text.contains('$'), "a variable that the board does not have: {text}");
+        text
+    };
+    let mut queries = Vec::new();
+    for panel in board["panels"].as_array().expect("panels") {
+        let title = panel["title"].as_str().expect("a title");
+        if panel["type"] == "row" {
+            continue;
+        }
+        let description = panel["description"].as_str().unwrap_or_default();
+        for target in panel["targets"].as_array().expect("targets") {
+            queries.push(Query {
+                panel: title.to_owned(),
+                text: variables(target["expr"].as_str().expect("a query")),
+                may_be_empty: description.contains("Empty while"),
+            });
+        }
+    }
+    let marks = board["annotations"]["list"].as_array().expect("marks");
+    queries.extend(marks.iter().map(|mark| Query {
+        panel: "marks".to_owned(),
+        text: variables(mark["expr"].as_str().expect("a query")),
+        may_be_empty: true,
+    }));
+    queries
+}
+
+/// Names and queries of the alerts.
+fn alerts() -> Vec<(String, String)> {
+    let alerts: Value = serde_saphyr::from_str(ALERTS).expect("YAML");
+    let rules = alerts["groups"][0]["rules"].as_array().expect("rules").clone();
+    let text = |rule: &Value, field| rule[field].as_str().expect("a text").to_owned();
+    rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
+}
+
+/// The metrics that a query reads.
+fn metrics(query: &str) -> BTreeSet<&str> {
+    let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("forebay_") || word.starts_with("process_")).collect()
+}
+
+impl Prometheus {
+    /// The results of a query that are numbers.
+    fn query(&self, query: &str) -> Vec<f64> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let query = utf8_percent_encode(query, NON_ALPHANUMERIC);
+        let answer = json(&get(address, &format!("/api/v1/query?query={query}")));
+        assert_eq!(answer["status"], "success", "{answer}");
+        let results = answer["data"]["result"].as_array().expect("results").clone();
+        let value = |result: &Value| result["value"][1].as_str()?.parse::<f64>().ok();
+        results.iter().filter_map(value).filter(|value| !value.is_nan()).collect()
+    }
+}
+
+/// Sends a stream, a plain request, and one for a model that does not exist.
+fn load(forebay: &Forebay) {
+    let refused = post("/v1/completions", r#"{"model":"gone","prompt":"hello"}"#);
+    assert_eq!(status(&exchange(forebay.address, &refused)), 404);
+    for stream in [true, false] {
+        let body = format!(
+            r#"{{"model":"chat","stream":{stream},"max_tokens":20,"messages":[{{"role":"user","content":"hello"}}]}}"#
+        );
+        let answer = exchange(forebay.address, &post("/v1/chat/completions", &body));
+        assert_eq!(status(&answer), 200, "{answer}");
+    }
+}
+
+#[test]
+fn every_query_of_the_board_and_of_the_alerts_returns_figures() {
+    if !installed() {
+        return;
+    }
+    let folder = folder("monitoring");
+    let (own, ports) = (free_port(), free_port());
+    let config = folder.join("forebay.yaml");
+    let text = format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}
+pools:
+- name: chat
+  models: [chat]
+  target:
+    processes:
+      command: ['{}', vllm-sim, --served-model-name, chat, '--port={{port}}', --cold-start, 100ms]
+      logDir: {}
+      ports: {ports}-{}
+  scaling:
+    triggers:
+    - {{type: concurrency, metadata: {{threshold: '4'}}}}
+",
+        env!("CARGO_BIN_EXE_forebay"),
+        folder.join("logs").display(),
+        ports.saturating_add(3),
+    );
+    std::fs::write(&config, text).expect("written");
+    let forebay = Forebay::start(&["run", "--config", config.to_str().expect("text")], "info");
+    let mut prometheus = Prometheus::on(own, &folder);
+    prometheus.start(&[forebay.admin.to_string()]);
+    let queries = queries();
+    assert!(queries.len() > 40, "the board is read");
+    for Query { panel, text, may_be_empty } in &queries {
+        if *may_be_empty {
+            prometheus.query(text);
+            continue;
+        }
+        eventually(&format!("{panel} has figures: {text}"), || {
+            load(&forebay);
+            !prometheus.query(text).is_empty()
+        });
+    }
+    for (alert, query) in alerts() {
+        prometheus.query(&query);
+        for metric in metrics(&query) {
+            assert!(!prometheus.query(metric).is_empty(), "{alert} reads {metric}: no such figure");
+        }
+    }
+}
+
+#[test]
+fn the_metrics_show_who_is_heard_and_whether_files_and_objectives_are_kept() {
+    let folder = Folder::new();
+    let ports = free_port();
+    let with = |ttft: &str| {
+        format!(
+            "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}
+scaler: {{gateways: ['127.0.0.1:9', '127.0.0.1:10']}}
+pools:
+- name: chat
+  models: [chat]
+  target:
+    processes:
+      command: ['{}', vllm-sim, --served-model-name, chat, '--port={{port}}']
+      logDir: {}
+      ports: {ports}-{ports}
+  scaling: {{minReplicaCount: 1, objective: {{ttft: {ttft}}}}}
+",
+            env!("CARGO_BIN_EXE_forebay"),
+            folder.0.join("logs").display(),
+        )
+    };
+    let config = folder.write("forebay.yaml", &with("60s"));
+    let forebay = Forebay::start(&["run", "--config", &config], "info");
+    let is = |series: &str, value: f64| {
+        eventually(&format!("{series} is {value}"), || forebay.metric(series) == Some(value));
+    };
+    let tokens = |objective: &str| {
+        format!("forebay_first_tokens_total{{pool=\"chat\",objective=\"{objective}\"}}")
+    };
+    is("forebay_scaler_heard", 1.0);
+    is("forebay_scaler_leading", 1.0);
+    is("forebay_gateways{state=\"heard\"}", 1.0);
+    is("forebay_gateways{state=\"silent\"}", 2.0);
+    is("forebay_objective_ttft_seconds{pool=\"chat\"}", 60.0);
+    load(&forebay);
+    is(&tokens("met"), 1.0);
+    is(&tokens("missed"), 0.0);
+
+    folder.write("forebay.yaml", "pools: nothing");
+    is("forebay_last_reload_taken{what=\"configuration\"}", 0.0);
+    is("forebay_reloads_total{what=\"configuration\",outcome=\"refused\"}", 1.0);
+    folder.write("forebay.yaml", &with("1ms"));
+    is("forebay_last_reload_taken{what=\"configuration\"}", 1.0);
+    is("forebay_objective_ttft_seconds{pool=\"chat\"}", 0.001);
+    load(&forebay);
+    is(&tokens("missed"), 1.0);
+    is(&tokens("met"), 1.0);
+}
+
+#[test]
+fn a_gateway_shows_that_its_scaler_is_not_heard() {
+    let folder = Folder::new();
+    let text = "gateway: {listen: 127.0.0.1:0, scaler: '127.0.0.1:9'}\nadmin: {listen: 127.0.0.1:0}
+pools: [{name: chat, models: [chat], endpoints: ['127.0.0.1:9']}]\n";
+    let gateway = folder.gateway(text);
+    assert_eq!(gateway.metric("forebay_scaler_heard"), Some(0.0));
+    assert_eq!(gateway.metric("forebay_scaler_leading"), None);
+}
+
+#[test]
+fn every_metric_of_the_board_is_documented() {
+    let page = include_str!("../docs/metrics.md");
+    for Query { panel, text, .. } in queries() {
+        for metric in metrics(&text) {
+            let family =
+                ["_bucket", "_sum", "_count"].iter().find_map(|end| metric.strip_suffix(end));
+            let documented = |name: &str| page.contains(&format!("`{name}`"));
+            assert!(documented(metric) || family.is_some_and(documented), "{panel}: {metric}");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_a_test_that_makes_it_fire_and_a_page_that_says_what_to_do() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests: Value =
+        serde_saphyr::from_str(include_str!("../deploy/alerts/tests.yaml")).expect("YAML");
+    let tests = tests["tests"].as_array().expect("tests");
+    let cases = tests.iter().flat_map(|test| test["alert_rule_test"].as_array().expect("cases"));
+    let fires: BTreeSet<_> = cases
+        .filter(|case| case["exp_alerts"].is_array())
+        .filter_map(|case| case["alertname"].as_str())
+        .collect();
+    let alerts: Value = serde_saphyr::from_str(ALERTS).expect("YAML");
+    for rule in alerts["groups"][0]["rules"].as_array().expect("rules") {
+        let name = rule["alert"].as_str().expect("a name");
+        assert!(fires.contains(name), "{name}: no test makes it fire");
+        let page = rule["annotations"]["runbook_url"].as_str().expect("a page");
+        let (_, path) = page.split_once("/blob/main/").expect("a page of this repository");
+        let text = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+        assert!(text.contains(&format!("`{name}`")), "{path} does not name {name}");
+    }
+}
+
+#[test]
+fn promtool_accepts_the_alerts_and_makes_each_fire() {
+    if !installed() {
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/alerts");
+    for arguments in [["check", "rules", "forebay.yaml"], ["test", "rules", "tests.yaml"]] {
+        let done = Command::new("promtool").args(arguments).current_dir(&folder).output();
+        let done = done.expect("promtool comes with prometheus");
+        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{said}");
+    }
+}
