@@ -68,7 +68,7 @@ fn first_and_gone(common: &[u64], first: usize, busy: u64, gone: Candidate) -> P
     let _under_way = pool.give(&request(&[], 50_000, busy), START).expect("it learns");
     pool.set(1, Candidate { in_flight: 1, ..candidate(1) });
     pool.set(2, gone);
-    [3, 4].map(|port| pool.set(port, candidate(port)));
+    [3, 4].into_iter().for_each(|port| pool.set(port, candidate(port)));
     pool
 }
 
