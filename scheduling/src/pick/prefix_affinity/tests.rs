@@ -84,7 +84,7 @@ fn a_dead_process_does_not_hide_what_a_live_one_remembers() {
 fn a_full_endpoint_does_not_hide_what_another_one_remembers() {
     let common: Vec<u64> = (1000..1400).collect();
     let full = Candidate { room: 0, ..candidate(2) };
-    let mut pool = first_and_gone(&common, 200, 300, full);
+    let mut pool = first_and_gone(&common, 200, 120, full);
     assert_eq!(pool.pick(&request(&common, 20_000, 1)), Some(1));
 }
 
