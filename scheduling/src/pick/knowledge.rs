@@ -146,3 +146,21 @@ impl Knowledge {
         Some((share * usage.prompt as f64) as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_process_says_nothing_of_the_cache_of_the_one_that_followed() {
+        let mut knowledge = Knowledge::new(1);
+        let id = EndpointId::of(0);
+        let report = |tokens| CacheReport { tokens: Some(tokens), ..CacheReport::default() };
+        knowledge.reported(id, 5, &report(1_000));
+        let known = knowledge.horizon(id, 5);
+        knowledge.reported(id, 4, &report(9_000));
+        assert_eq!(knowledge.horizon(id, 5), known);
+        assert!(!knowledge.wants_report(id, 4) && !knowledge.wants_report(id, 5));
+        assert!(knowledge.wants_report(id, 6), "nothing is known of the next one");
+    }
+}

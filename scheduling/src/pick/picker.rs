@@ -18,6 +18,8 @@ use super::prefix_affinity::prefix_affinity;
 use super::requirements::Requirements;
 use super::round_robin::{Turn, round_robin};
 use super::suitable::Suitable;
+#[cfg(test)]
+use crate::{prefix::index::Matches, prompt::Prompt};
 
 /// Chooses endpoints by the policy of its pool.
 ///
@@ -155,6 +157,11 @@ impl Picker {
     #[cfg(test)]
     pub(super) fn trust(&self) -> Option<f64> {
         self.knowledge.as_ref().map(|knowledge| knowledge.correction.trust())
+    }
+
+    #[cfg(test)]
+    pub(super) fn find(&self, prompt: &Prompt) -> Matches {
+        self.knowledge.as_ref().expect("it is its policy").index.find(prompt, |_| true)
     }
 
     /// Takes that an endpoint is removed. Its number may be given to another.

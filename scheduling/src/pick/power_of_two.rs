@@ -173,6 +173,20 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_answer_counts_by_the_time_for_each_of_its_tokens() {
+        let mut pool = Pool::new(Pick::PowerOfTwo, &[candidate(1)]);
+        let given = pool.give(&Requirements::default(), seconds(1)).expect("it measures");
+        pool.end_after(given, 500, seconds(6));
+        pool.add(candidate(2));
+        pool.observe(2, Duration::from_millis(100), seconds(6));
+        for _ in 0..33 {
+            pool.give(&Requirements::default(), seconds(6));
+        }
+        let loads = pool.loads();
+        assert!(loads[0] > 3 * loads[1], "10 ms against 100 ms: {loads:?}");
+    }
+
+    #[test]
     fn a_longer_time_counts_at_once_and_a_shorter_one_by_and_by() {
         let mut latencies = Latencies::default();
         let id = Pool::new(Pick::PowerOfTwo, &[candidate(1)]).ids[0];

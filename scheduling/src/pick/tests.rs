@@ -48,6 +48,7 @@ impl Pool {
 
     pub(super) fn remove(&mut self, port: u16) {
         self.candidates.remove(self.id(port));
+        self.picker.removed(self.id(port));
     }
 
     pub(super) fn set(&mut self, port: u16, candidate: Candidate) {
@@ -121,6 +122,13 @@ impl Pool {
         let usage = Usage { prompt: 10_000, cached, generated: 10 };
         given.set_usage(usage);
         self.picker.ended(&given, true, now);
+    }
+
+    /// The endpoints whose processes should hold a beginning of this request's prompt.
+    pub(super) fn remembered(&self, request: &Requirements) -> Vec<u16> {
+        let prompt = request.prompt.as_deref().expect("it has a prompt");
+        let found = self.picker.find(prompt);
+        found.all().iter().map(|found| self.ports[found.endpoint as usize]).collect()
     }
 
     /// How far prefix affinity trusts its index.

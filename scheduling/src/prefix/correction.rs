@@ -171,6 +171,16 @@ mod tests {
     }
 
     #[test]
+    fn a_short_prompt_says_little_of_the_bytes_of_a_token() {
+        let change = |reported| (4.0 - after(1, reported).bytes_per_token()).abs();
+        let long = change(Reported { bytes: 1500, predicted: 0, ..REPORT });
+        let short = change(Reported { bytes: 15, tokens: 10, predicted: 0, ..REPORT });
+        assert!((long / short - 100.0).abs() < 0.1, "{long} {short}");
+        let longer = change(Reported { bytes: 15_000, tokens: 10_000, predicted: 0, ..REPORT });
+        assert!((longer - long).abs() < 1e-9, "{longer} {long}");
+    }
+
+    #[test]
     fn an_endpoints_counters_tell_as_much() {
         let mut correction = Correction::default();
         (0..20).for_each(|_| correction.learn_shares(0.5, 0.1));

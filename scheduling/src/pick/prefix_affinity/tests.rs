@@ -89,6 +89,18 @@ fn a_full_endpoint_does_not_hide_what_another_one_remembers() {
 }
 
 #[test]
+fn the_index_forgets_an_endpoint_that_is_removed() {
+    let mut pool = pool(2);
+    let request = request(&[], 1, 50);
+    let port = answered(&mut pool, &request, START);
+    assert_eq!(pool.remembered(&request), [port]);
+    pool.remove(3 - port);
+    assert_eq!(pool.remembered(&request), [port]);
+    pool.remove(port);
+    assert_eq!(pool.remembered(&request), [0; 0]);
+}
+
+#[test]
 fn a_count_that_is_left_out_where_it_was_given_before_is_zero() {
     let mut pool = pool(1);
     let request = request(&[], 1, 50);
