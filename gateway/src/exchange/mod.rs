@@ -8,7 +8,8 @@
 //! tries again and falls back; `attempt` is one try, with `outgoing` (the request for replicas),
 //! `upstream` (connections) and `misfit` (whose fault a refusal is); `respond` writes the answer's
 //! head, or `heartbeat` keeps the client alive until there is one; `finish` counts the answer or
-//! gives it to `relay`, which `cutoff` may end early. `record` accompanies the request, with
+//! gives it to `relay`, which `cutoff` may end early, and which tells by `client_pace` a slow client
+//! from a slow replica. `record` accompanies the request, with
 //! `allowance` (the tenant's limits), `progress` (times and tries) and `access_log`. The waits of a
 //! request beside that for its answer begin `late`.
 
@@ -16,6 +17,7 @@ pub(crate) mod access_log;
 pub(crate) mod allowance;
 pub(crate) mod answer_body;
 pub(crate) mod attempt;
+pub(crate) mod client_pace;
 pub(crate) mod cutoff;
 pub(crate) mod dispatch;
 pub(crate) mod finish;

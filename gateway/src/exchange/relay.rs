@@ -13,6 +13,7 @@ use crate::answer::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::plain::{PlainAnswer, PlainEnd};
 use crate::answer::refusal::Refusal;
 use crate::answer::stream::{AnswerStream, Step, StreamEnd};
+use crate::exchange::client_pace::ClientPace;
 use crate::exchange::cutoff::{Cut, Cutoff};
 use crate::exchange::record::Record;
 use crate::exchange::upstream::UpstreamBody;
@@ -65,6 +66,7 @@ pub(crate) struct Relay {
     last: Instant,
     /// When tokens and gaps were last merged into the figures.
     merged: Instant,
+    pace: ClientPace,
     alarm: Alarm,
     cutoff: Cutoff,
 }
@@ -88,6 +90,7 @@ impl Relay {
             deadline,
             last: now,
             merged: now,
+            pace: ClientPace::new(now),
             alarm: Alarm::at(deadline.min(now + stall)),
             cutoff,
         };
@@ -124,6 +127,7 @@ impl Relay {
                 Poll::Ready(Some(Err(failure))) => self.end(Some(failure))?,
                 Poll::Ready(None) => self.end(None)?,
                 Poll::Pending => {
+                    self.pace.waits();
                     if let Poll::Ready(cut) = self.cutoff.poll(cx) {
                         self.cut(cut)?;
                         continue;
@@ -165,6 +169,7 @@ impl Relay {
 
     fn data(&mut self, bytes: Bytes) {
         let now = clock::now();
+        self.pace.came(now);
         let stream = match &mut self.form {
             AnswerForm::Stream(stream) => stream,
             AnswerForm::Plain(Some(answer)) => {
@@ -361,7 +366,8 @@ impl Relay {
     fn finish(&mut self, end: End, outcome: Outcome, reason: Option<&'static str>) {
         self.upstream = None;
         self.merge();
-        if let Some(slot) = self.slot.take() {
+        if let Some(mut slot) = self.slot.take() {
+            slot.client_was_slow(self.pace.slow());
             if let AnswerForm::Stream(stream) = &self.form
                 && let Some(fingerprint) = stream.fingerprint()
             {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_scheduling::pick::{EndpointId, Given, Usage};
 use forebay_scheduling::queue::{Place, Tab};
@@ -166,6 +167,13 @@ impl Slot {
         if tokens >= turn.charged + CHARGED_TOGETHER {
             turn.tab.charge(i64::try_from(tokens - turn.charged).unwrap_or(i64::MAX));
             turn.charged = tokens;
+        }
+    }
+
+    /// Takes the time for which the client kept the answer waiting, which is not the replica's.
+    pub(crate) fn client_was_slow(&mut self, time: Duration) {
+        if let Some(given) = &mut self.given {
+            given.set_client_time(time);
         }
     }
 

@@ -20,6 +20,8 @@ pub struct Given {
     pub(super) prompt: Option<Arc<Prompt>>,
     pub(super) work: Option<Work>,
     pub(super) usage: Option<Usage>,
+    /// For how long the client kept the answer waiting.
+    pub(super) client_time: Duration,
 }
 
 impl Given {
@@ -32,6 +34,11 @@ impl Given {
     /// Takes the tokens of the answer so far.
     pub fn set_usage(&mut self, usage: Usage) {
         self.usage = Some(usage);
+    }
+
+    /// Takes the time for which the client did not read what had come. It is not the endpoint's.
+    pub fn set_client_time(&mut self, time: Duration) {
+        self.client_time = time;
     }
 
     /// The endpoint that has it, and what it should have cached of the prompt.

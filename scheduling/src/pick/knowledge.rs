@@ -119,7 +119,7 @@ impl Knowledge {
     /// Notes what an endpoint generated, and learns from what it found in its cache.
     pub(super) fn ended(&mut self, given: &Given, usage: Usage, now: Duration) -> Option<u64> {
         if let (Some(first), Some(work)) = (given.first_token, &given.work) {
-            let took = now.saturating_sub(first).as_secs_f64();
+            let took = now.saturating_sub(first).saturating_sub(given.client_time).as_secs_f64();
             let rest = (took, usage.generated.saturating_sub(1));
             self.expected.decoded(given.place(), work, rest, now);
         }

@@ -104,6 +104,7 @@ impl Picker {
             prompt: None,
             work: None,
             usage: None,
+            client_time: Duration::ZERO,
         };
         if self.policy == Pick::PowerOfTwo {
             return Some(Box::new(given));

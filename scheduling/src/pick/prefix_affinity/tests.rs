@@ -89,6 +89,31 @@ fn a_full_endpoint_does_not_hide_what_another_one_remembers() {
 }
 
 #[test]
+fn a_client_that_reads_slowly_does_not_make_its_endpoint_slow() {
+    let loads = |client_time: u64| {
+        let mut pool = pool(2);
+        for turn in 0..40 {
+            let port = turn % 2 + 1;
+            open_only(&mut pool, 2, port);
+            let mut given = pool.give(&request(&[], 1, 1), START).expect("it learns");
+            pool.first_token(&mut given, START);
+            if port == 1 {
+                given.set_client_time(Duration::from_secs(client_time));
+            }
+            let took = if port == 1 { 60 } else { 1 };
+            pool.end_after(given, 100, START + Duration::from_secs(took));
+        }
+        [1, 2].into_iter().for_each(|port| pool.set(port, candidate(port)));
+        for number in 0..40 {
+            let _ = pool.give(&request(&[], number << 20, 1), START + Duration::from_secs(60));
+        }
+        pool.loads()
+    };
+    assert!(loads(59).iter().all(|load| (18..=22).contains(load)), "{:?}", loads(59));
+    assert!(loads(0)[0] < 16, "{:?}", loads(0));
+}
+
+#[test]
 fn the_index_forgets_an_endpoint_that_is_removed() {
     let mut pool = pool(2);
     let request = request(&[], 1, 50);
