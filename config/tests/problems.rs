@@ -92,8 +92,8 @@ fn wrong_fields_and_values_are_reported_with_the_remedy() {
         ),
         (
             "pools:\n  - name: a\n    pick: sticky\n",
-            "f.yaml:3: pools[0].pick: `sticky` is not known; give one of: leastLoad, roundRobin, \
-             powerOfTwo, consistentHash, prefixAffinity",
+            "f.yaml:3: pools[0].pick: `sticky` is not known; give one of: prefixAffinity, leastLoad, \
+             roundRobin, powerOfTwo, consistentHash",
         ),
         ("pools:\n  - nam: a\n", "f.yaml:2: pools[0].nam: unknown field; did you mean name?"),
         ("pools:\n  -\n", "f.yaml:2: pools[0]: empty; a mapping of fields must be given"),

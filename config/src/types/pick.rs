@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Pick {
-    /// The endpoint with the fewest requests in flight.
+    /// The endpoint that should have the beginning of the prompt in its prefix cache, unless another
+    /// one would send its first token much sooner.
     #[default]
+    PrefixAffinity,
+    /// The endpoint with the fewest requests in flight.
     LeastLoad,
     /// Each endpoint in turn.
     RoundRobin,
@@ -20,19 +23,16 @@ pub enum Pick {
     /// The endpoint that the session, or else the beginning of the prompt, always leads to, unless
     /// that one has a quarter more requests in flight than the mean.
     ConsistentHash,
-    /// The endpoint that should have the beginning of the prompt in its prefix cache, unless another
-    /// one would send its first token much sooner.
-    PrefixAffinity,
 }
 
 impl Pick {
     /// All policies.
     pub const ALL: [Self; 5] = [
+        Self::PrefixAffinity,
         Self::LeastLoad,
         Self::RoundRobin,
         Self::PowerOfTwo,
         Self::ConsistentHash,
-        Self::PrefixAffinity,
     ];
 
     /// Whether it reads what a prompt contains.
@@ -48,11 +48,11 @@ impl Pick {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::PrefixAffinity => "prefixAffinity",
             Self::LeastLoad => "leastLoad",
             Self::RoundRobin => "roundRobin",
             Self::PowerOfTwo => "powerOfTwo",
             Self::ConsistentHash => "consistentHash",
-            Self::PrefixAffinity => "prefixAffinity",
         }
     }
 }

@@ -192,7 +192,7 @@ mod tests {
         let all = named(&["all"]).expect("known");
         assert_eq!((all.len(), all[0]), (Pick::ALL.len(), Pick::RoundRobin));
         let error = named(&["sticky"]).expect_err("unknown").to_string();
-        assert!(error.contains("known are leastLoad, roundRobin"), "{error}");
+        assert!(error.contains("known are prefixAffinity, leastLoad"), "{error}");
     }
 
     #[test]
