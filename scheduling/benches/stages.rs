@@ -62,7 +62,7 @@ fn serving((policy, endpoints): (Pick, u32)) -> Served {
     picker.set_policy(policy, &mut candidates);
     let turn = |blocks: u64| {
         let request = move |conversation: u64| {
-            let blocks = (1..=blocks).map(|block| block << 32 | conversation * 0x9e37_79b9);
+            let blocks = (1..=blocks).map(|block| (block << 32) | (conversation * 0x9e37_79b9));
             let blocks: Box<[u64]> = blocks.collect();
             let bytes = (blocks.len() * BLOCK_BYTES) as u32;
             let prompt = Some(Arc::new(Prompt { blocks, bytes, session: None }));
