@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::units::RateRange;
-use crate::replay::trace::{Request, Trace};
+use crate::replay::trace::{PromptContent, Request, Trace};
 
 /// The kind of a load, with its rates in requests per second.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,12 +22,14 @@ pub(crate) enum Arrivals {
 }
 
 /// One request to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Arrival {
     /// Since the beginning of the run.
     pub(crate) at: Duration,
     /// Prompt and output tokens, where a trace gives them.
     pub(crate) tokens: Option<(u32, u32)>,
+    /// What its prompt has in common with others, where a trace says it.
+    pub(crate) content: Option<PromptContent>,
 }
 
 impl Arrivals {
@@ -40,7 +42,8 @@ impl Arrivals {
     ) -> Box<dyn Iterator<Item = Arrival> + '_> {
         let seconds = length.as_secs_f64();
         let timed = move |at: f64| {
-            (at < seconds).then(|| Arrival { at: Duration::from_secs_f64(at), tokens: None })
+            (at < seconds)
+                .then(|| Arrival { at: Duration::from_secs_f64(at), ..Arrival::default() })
         };
         match *self {
             Self::Poisson(rate) => {
@@ -56,9 +59,11 @@ impl Arrivals {
                 trace
                     .requests
                     .iter()
-                    .map(|Request { at, prompt, output }| Arrival {
+                    .zip(0..)
+                    .map(|(Request { at, prompt, output }, number)| Arrival {
                         at: Duration::from_micros(*at),
                         tokens: Some((*prompt, *output)),
+                        content: trace.content(number).cloned(),
                     })
                     .take_while(move |arrival| arrival.at < length),
             ),

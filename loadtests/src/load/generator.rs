@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::Method;
 use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Method};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -19,7 +19,7 @@ use super::arrivals::{Arrival, Arrivals};
 use super::client::{Client, Connection, Head};
 use super::cpu::CpuTime;
 use super::measurements::{Ending, Exchange, Measurements};
-use super::prompt::BodyWriter;
+use super::prompt::{BodyWriter, PromptText};
 use super::settings::Api;
 use super::stream::{Break, EventReader};
 use super::timer::FineTimer;
@@ -28,6 +28,8 @@ use super::workload::{ConnectionUse, RequestShape, Workload};
 
 const PROMPT: TokenLength = TokenLength::Fixed(200);
 const OUTPUT: TokenLength = TokenLength::Fixed(100);
+/// The header that names a client's session.
+const SESSION: HeaderName = HeaderName::from_static("x-session-id");
 /// The most of an error's text that is read before its connection is given up.
 const MOST_ERROR: usize = 64 << 10;
 
@@ -168,7 +170,8 @@ async fn send(
             let generator = generator.clone();
             tasks.spawn_local(async move {
                 while generator.now() < length {
-                    generator.exchange(Arrival { at: generator.now(), tokens: None }).await;
+                    let arrival = Arrival { at: generator.now(), ..Arrival::default() };
+                    generator.exchange(arrival).await;
                 }
             });
         }
@@ -193,12 +196,14 @@ impl Generator {
     }
 
     /// One request and its answer.
-    async fn exchange(&self, Arrival { at: intended, tokens }: Arrival) {
-        let (stream, body) = self.body(tokens);
+    async fn exchange(&self, arrival: Arrival) {
+        let intended = arrival.at;
+        let (stream, body) = self.body(&arrival);
+        let session = arrival.content.and_then(|content| content.session);
         let Ok(_permit) = self.permits.acquire().await else { return };
         self.measured.borrow_mut().begin(intended, self.now());
         let mut answer = Answer { first_token: None, misordered: false };
-        let ending = timeout(self.timeout, self.answer(stream, &body, &mut answer)).await;
+        let ending = timeout(self.timeout, self.answer(session, stream, &body, &mut answer)).await;
         let exchange = Exchange {
             intended,
             first_token: answer.first_token,
@@ -209,7 +214,7 @@ impl Generator {
         self.measured.borrow_mut().end(&exchange);
     }
 
-    fn body(&self, tokens: Option<(u32, u32)>) -> (bool, Bytes) {
+    fn body(&self, Arrival { tokens, content, .. }: &Arrival) -> (bool, Bytes) {
         let mut random = self.random.borrow_mut();
         let mut draw =
             |length: Option<TokenLength>, given: Option<u32>, default: TokenLength| match (
@@ -219,14 +224,33 @@ impl Generator {
                 (None, Some(tokens)) => tokens,
                 (None, None) => default.draw(&mut random),
             };
-        let prompt = draw(self.requests.prompt, tokens.map(|(prompt, _)| prompt), PROMPT);
+        let content = content.as_ref().filter(|_| self.requests.prompt.is_none());
+        let prompt = match content {
+            Some(content) => PromptText::Known(content),
+            None => {
+                let tokens = tokens.map(|(prompt, _)| prompt);
+                PromptText::Random(draw(self.requests.prompt, tokens, PROMPT))
+            }
+        };
         let output = draw(self.requests.output, tokens.map(|(_, output)| output), OUTPUT);
         let stream = random.random::<f64>() < self.requests.stream_share;
         (stream, self.bodies.body(stream, prompt, output, &mut random))
     }
 
-    async fn answer(&self, stream: bool, body: &Bytes, answer: &mut Answer) -> Ending {
-        let (mut connection, response) = match self.client.send(&self.head, body).await {
+    async fn answer(
+        &self,
+        session: Option<u64>,
+        stream: bool,
+        body: &Bytes,
+        answer: &mut Answer,
+    ) -> Ending {
+        let named = session.map(|session| {
+            let mut head = self.head.clone();
+            head.headers.insert(SESSION, HeaderValue::from(session));
+            head
+        });
+        let head = named.as_ref().unwrap_or(&self.head);
+        let (mut connection, response) = match self.client.send(head, body).await {
             Ok(answered) => answered,
             Err(failure) => return Ending::Unsent(failure),
         };

@@ -1,7 +1,8 @@
 //! Request bodies: prompts of a given length in tokens, and the JSON around them.
 //!
 //! A prompt is a slice of one long text of four-letter words, each about one token, from a random
-//! place: cheap to make, exact in length, and without a prefix that others share by chance.
+//! place: cheap to make, exact in length, and without a prefix that others share by chance. Where a
+//! trace says what prompts have in common, so do these.
 
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -10,6 +11,8 @@ use serde_json::Value;
 
 use super::settings::Api;
 use super::units::ExtraFields;
+use crate::mix::mix;
+use crate::replay::trace::PromptContent;
 
 const WORDS: [&str; 48] = [
     "time", "year", "work", "part", "hand", "case", "week", "fact", "area", "book", "word", "side",
@@ -19,8 +22,19 @@ const WORDS: [&str; 48] = [
 ];
 /// A word and the space after it.
 const WORD_BYTES: usize = 5;
+/// The words at the beginning of a piece of text that make it unique: 48^8 are 2^44.
+const NAME_WORDS: usize = 8;
 /// Words in the text that prompts are cut from.
 const TEXT_WORDS: usize = 1 << 16;
+
+/// The text of a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PromptText<'a> {
+    /// So many tokens that no other prompt has.
+    Random(u32),
+    /// The pieces of a trace's prompt: the same piece is the same text.
+    Known(&'a PromptContent),
+}
 
 /// Makes the bodies of a run's requests.
 pub(crate) struct BodyWriter {
@@ -52,22 +66,46 @@ impl BodyWriter {
     pub(crate) fn body(
         &self,
         stream: bool,
-        prompt: u32,
+        prompt: PromptText<'_>,
         output: u32,
         random: &mut SmallRng,
     ) -> Bytes {
         let [before, between, after] = &self.frames[usize::from(stream)];
-        let prompt = prompt as usize;
-        let length = before.len() + between.len() + after.len() + prompt * WORD_BYTES + 12;
+        let tokens = match prompt {
+            PromptText::Random(tokens) => tokens,
+            PromptText::Known(content) => content.tokens(),
+        } as usize;
+        let length = before.len() + between.len() + after.len() + tokens * WORD_BYTES + 12;
         let mut body = String::with_capacity(length);
         body.push_str(before);
         body.push_str(&output.to_string());
         body.push_str(between);
-        let shared = prompt.min(self.shared_prefix);
-        self.words(&mut body, 0, shared);
-        self.words(&mut body, random.random_range(0..TEXT_WORDS), prompt - shared);
+        match prompt {
+            PromptText::Random(_) => {
+                let shared = tokens.min(self.shared_prefix);
+                self.words(&mut body, 0, shared);
+                self.words(&mut body, random.random_range(0..TEXT_WORDS), tokens - shared);
+            }
+            PromptText::Known(content) => {
+                for segment in &content.segments {
+                    self.piece(&mut body, segment.id, segment.tokens as usize);
+                }
+            }
+        }
         body.push_str(after);
         body.into()
+    }
+
+    /// Appends the piece of text with this number: so many words, of which the first ones differ from
+    /// those of every other piece.
+    fn piece(&self, body: &mut String, number: u64, count: usize) {
+        let hash = mix(number, 0);
+        for place in 0..count.min(NAME_WORDS) {
+            body.push_str(WORDS[(mix(hash, place as u64) % WORDS.len() as u64) as usize]);
+            body.push(' ');
+        }
+        let from = (hash % TEXT_WORDS as u64) as usize;
+        self.words(body, from, count.saturating_sub(NAME_WORDS));
     }
 
     /// Appends `count` words of the text from word `from`, around its end where needed.
@@ -98,9 +136,10 @@ fn frame(api: Api, model: &str, stream: bool, extra: &ExtraFields) -> [String; 3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay::trace::Trace;
 
     fn body(writer: &BodyWriter, stream: bool, prompt: u32, random: &mut SmallRng) -> Value {
-        let body = writer.body(stream, prompt, 7, random);
+        let body = writer.body(stream, PromptText::Random(prompt), 7, random);
         serde_json::from_slice(&body).expect("JSON")
     }
 
@@ -119,6 +158,34 @@ mod tests {
         let completion = body(&writer, false, 3, &mut random);
         assert_eq!(completion["stream"], false);
         assert_eq!(completion["prompt"].as_str().map(str::len), Some(15));
+    }
+
+    #[test]
+    fn prompts_have_in_common_what_their_trace_says() {
+        let trace = Trace::read("multi-turn", "", 1).expect("a generated trace");
+        let writer = BodyWriter::new(Api::Completions, "m", 0, &ExtraFields::default(), 1);
+        let mut random = SmallRng::seed_from_u64(1);
+        let mut known: Vec<(&PromptContent, String)> = Vec::new();
+        let mut pairs_with_common_text = 0;
+        for number in 0..60 {
+            let content = trace.content(number).expect("it has contents");
+            let body = writer.body(true, PromptText::Known(content), 7, &mut random);
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            let text = body["prompt"].as_str().expect("text").to_owned();
+            assert_eq!(text.len(), content.tokens() as usize * WORD_BYTES);
+            for (other, earlier) in &known {
+                let pairs = content.segments.iter().zip(&other.segments);
+                let same = pairs.take_while(|(one, other)| one == other);
+                let same: u32 = same.map(|(segment, _)| segment.tokens).sum();
+                let common = text.bytes().zip(earlier.bytes());
+                let common = common.take_while(|(one, other)| one == other).count();
+                let least = same as usize * WORD_BYTES;
+                pairs_with_common_text += u32::from(least > 0);
+                assert!((least..least + NAME_WORDS * WORD_BYTES).contains(&common), "{number}");
+            }
+            known.push((content, text));
+        }
+        assert!(pairs_with_common_text > 10, "{pairs_with_common_text}");
     }
 
     #[test]
