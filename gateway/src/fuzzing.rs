@@ -33,7 +33,7 @@ pub fn request(body: &[u8]) {
     let Ok(read) = scan(body) else { return };
     let hashed = scan_contents(body).expect("reading the contents refuses nothing more");
     let contents = hashed.contents.as_ref().expect("as asked for");
-    let prompt = contents.prompt(Owner { tenant: "a", model: "b" }, None);
+    let prompt = contents.prompt(Owner { tenant: "a", model: "b", user_is_session: true }, None);
     let full = prompt.bytes as usize / BLOCK_BYTES;
     // Each of the three parts may end in a part of a block.
     let least = full.saturating_sub(2).min(MAX_BLOCKS);

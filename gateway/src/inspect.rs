@@ -23,7 +23,7 @@ pub fn request(body: &Bytes) -> Option<usize> {
 #[must_use]
 pub fn hashed_request(body: &Bytes) -> Option<(usize, usize)> {
     let scan = scan_contents(body).ok()?;
-    let owner = Owner { tenant: "anonymous", model: "another" };
+    let owner = Owner { tenant: "anonymous", model: "another", user_is_session: false };
     let prompt = scan.contents.as_ref()?.prompt(owner, None);
     Some((edited_length(body, &scan), prompt.blocks.len()))
 }

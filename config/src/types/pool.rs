@@ -58,6 +58,10 @@ pub struct Pool {
     /// How an endpoint with room is chosen for a request.
     #[serde(default)]
     pub pick: Pick,
+    /// Whether the field `user` of a request names its session, where neither the header
+    /// `x-session-id` nor the field `prompt_cache_key` does.
+    #[serde(default)]
+    pub user_is_session: bool,
     /// Most requests in flight at one endpoint.
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
@@ -173,6 +177,7 @@ impl Pool {
             endpoints: Vec::new(),
             discovery: None,
             pick: Pick::default(),
+            user_is_session: false,
             max_in_flight: default_max_in_flight(),
             hold: Hold::default(),
             upstream: Upstream::default(),

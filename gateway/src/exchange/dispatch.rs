@@ -133,7 +133,9 @@ impl<K: RequestKind> Dispatch<K> {
         let model = destination.served.as_ref().or(record.context.model.as_ref());
         if settings.pick.reads_prompts() {
             let model = model.map_or("", |name| name);
-            ticket.prompt(self.kind.prompt(Owner { tenant: &self.entry.tenant, model }));
+            let user_is_session = settings.user_is_session;
+            let owner = Owner { tenant: &self.entry.tenant, model, user_is_session };
+            ticket.prompt(self.kind.prompt(owner));
         }
         ticket.model(model.cloned());
         let delivery = self.delivery(destination, settings, &record, deadline);

@@ -2,8 +2,9 @@
 //! Pure.
 //!
 //! Values are hashed, not JSON: spaces, escapes and the order of a message's members don't matter.
-//! The parts are in the order in which chat templates write them: tools, system prompt, messages.
-//! Members that no template writes are left out. A block is full of content, so what follows the
+//! The parts are in the order in which chat templates write them: tools, documents, system prompt,
+//! messages. What a template is told beside them counts before all of them. Members that no template
+//! writes are left out. A block is full of content, so what follows the
 //! last full block has no hash.
 //!
 //! `scan` calls this where it would skip a part, so a body is read once. In a body the parts may
@@ -66,24 +67,39 @@ pub(crate) struct Owner<'a> {
     pub(crate) tenant: &'a str,
     /// The model or adapter, by the name that the endpoint receives.
     pub(crate) model: &'a str,
+    /// Whether the field `user` names a session where nothing else does.
+    pub(crate) user_is_session: bool,
 }
 
 /// The contents of a request that the model will see, and what names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     tools: Blocks,
+    documents: Blocks,
     system: Blocks,
     prompt: Blocks,
     /// The hash of the field `cache_salt`, which keeps a prompt apart in a replica's cache.
     salt: Option<u64>,
     /// The hash of the field `prompt_cache_key`, by which a client names its session.
     session: Option<u64>,
+    /// The hash of the field `user`.
+    user: Option<u64>,
+    /// The hashes of the fields that change a template, by [`TemplateField`].
+    template: [Option<u64>; 2],
+}
+
+/// A field of a request that changes what a chat template writes.
+#[derive(Clone, Copy, Debug)]
+enum TemplateField {
+    ReasoningEffort,
+    ChatTemplateKwargs,
 }
 
 /// A field of a request that has content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Tools,
+    Documents,
     System,
     /// Messages, which a template puts around with more text.
     Messages,
@@ -92,8 +108,8 @@ pub(crate) enum Part {
 }
 
 impl Contents {
-    /// Reads the next value as this part. Of several tools the last value counts, as for Python; of
-    /// other parts, which have several names, the longest.
+    /// Reads the next value as this part. Of several tools or documents the last value counts, as for
+    /// Python; of other parts, which have several names, the longest.
     ///
     /// # Errors
     /// Broken JSON.
@@ -101,6 +117,7 @@ impl Contents {
         let mut reader = PartReader { blocks: BlockHasher::new(), part };
         let blocks = match part {
             Part::Tools => &mut self.tools,
+            Part::Documents => &mut self.documents,
             Part::System => &mut self.system,
             Part::Messages | Part::Prompt => &mut self.prompt,
         };
@@ -110,22 +127,45 @@ impl Contents {
                 reader.mark(mark::NO_TEMPLATE);
                 reader.prompt(cursor)?;
             }
-            Part::Tools | Part::System => reader.value(cursor, 0)?,
+            Part::Tools | Part::Documents | Part::System => reader.value(cursor, 0)?,
         }
         let read = reader.blocks.end();
-        if part == Part::Tools || read.bytes >= blocks.bytes {
+        let last_counts = matches!(part, Part::Tools | Part::Documents);
+        if last_counts || read.bytes >= blocks.bytes {
             *blocks = read;
         }
         Ok(())
     }
 
-    pub(crate) fn read_salt(&mut self, cursor: &mut Cursor<'_>) -> Result<(), JsonError> {
-        self.salt = name(cursor)?;
+    /// Reads the value of a field that is no part of the prompt, and may matter to it all the same.
+    pub(crate) fn read_field(
+        &mut self,
+        field: &[u8],
+        cursor: &mut Cursor<'_>,
+    ) -> Result<(), JsonError> {
+        match field {
+            b"cache_salt" => self.salt = name(cursor)?,
+            b"prompt_cache_key" => self.session = name(cursor)?,
+            b"user" => self.user = name(cursor)?,
+            b"reasoning_effort" => self.read_template(TemplateField::ReasoningEffort, cursor)?,
+            b"chat_template_kwargs" => {
+                self.read_template(TemplateField::ChatTemplateKwargs, cursor)?;
+            }
+            _ => cursor.skip()?,
+        }
         Ok(())
     }
 
-    pub(crate) fn read_session(&mut self, cursor: &mut Cursor<'_>) -> Result<(), JsonError> {
-        self.session = name(cursor)?;
+    /// Reads a field that changes the template. `null` is no value.
+    fn read_template(
+        &mut self,
+        field: TemplateField,
+        cursor: &mut Cursor<'_>,
+    ) -> Result<(), JsonError> {
+        let absent = cursor.kind()? == JsonKind::Null;
+        let mut reader = PartReader { blocks: BlockHasher::new(), part: Part::System };
+        reader.value(cursor, 0)?;
+        self.template[field as usize] = (!absent).then(|| reader.blocks.end().hash());
         Ok(())
     }
 
@@ -136,9 +176,16 @@ impl Contents {
         if let Some(salt) = &self.salt {
             chain.add(&salt.to_le_bytes());
         }
-        let session = session.map(blocks::hash).or(self.session);
+        let user = self.user.filter(|_| owner.user_is_session);
+        let session = session.map(blocks::hash).or(self.session).or(user);
         let session = session.map(|name| chain.with(b"session").with(&name.to_le_bytes()).hash());
-        let parts = [&self.tools, &self.system, &self.prompt];
+        for (field, hash) in self.template.iter().enumerate() {
+            if let Some(hash) = hash {
+                chain.add(&[field as u8]);
+                chain.add(&hash.to_le_bytes());
+            }
+        }
+        let parts = [&self.tools, &self.documents, &self.system, &self.prompt];
         let count: usize = parts.iter().map(|part| part.full.len()).sum();
         let mut blocks = Vec::with_capacity(count.min(MAX_BLOCKS));
         for part in parts {

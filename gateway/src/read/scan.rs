@@ -288,15 +288,11 @@ impl Fields {
             // These decide nothing but which replica may remember the prompt, so the last one counts,
             // as it does for Python.
             b"tools" => self.part(Part::Tools, cursor).map(drop),
-            b"cache_salt" => match &mut self.contents {
-                Some(contents) => Ok(contents.read_salt(cursor)?),
+            b"documents" => self.part(Part::Documents, cursor).map(drop),
+            _ => match &mut self.contents {
+                Some(contents) => Ok(contents.read_field(name, cursor)?),
                 None => Ok(cursor.skip()?),
             },
-            b"prompt_cache_key" => match &mut self.contents {
-                Some(contents) => Ok(contents.read_session(cursor)?),
-                None => Ok(cursor.skip()?),
-            },
-            _ => Ok(cursor.skip()?),
         }
     }
 

@@ -46,6 +46,14 @@ pub(super) struct Blocks {
     pub(super) bytes: usize,
 }
 
+impl Blocks {
+    /// The hash of the whole content.
+    pub(super) fn hash(&self) -> u64 {
+        let all = self.full.iter().chain(&self.rest);
+        all.fold(Chain::START, |chain, block| chain.with(&block.to_le_bytes())).hash()
+    }
+}
+
 /// Cuts content into blocks and hashes each.
 pub(super) struct BlockHasher {
     blocks: Vec<u64>,

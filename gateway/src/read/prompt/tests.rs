@@ -11,7 +11,7 @@ use crate::read::scan::scan_contents;
 
 mod reference;
 
-const OWNER: Owner<'static> = Owner { tenant: "anonymous", model: "m" };
+const OWNER: Owner<'static> = Owner { tenant: "anonymous", model: "m", user_is_session: false };
 
 fn contents(body: &str) -> Contents {
     *scan_contents(body.as_bytes()).expect(body).contents.expect("as asked for")
@@ -94,7 +94,7 @@ fn what_separates_caches_separates_prompts_and_sessions() {
     for (what, other) in [
         ("tenant", read(&body, Owner { tenant: "other", ..OWNER })),
         ("model", read(&body, Owner { model: "adapter", ..OWNER })),
-        ("names run together", read(&body, Owner { tenant: "anonymousm", model: "" })),
+        ("names run together", read(&body, Owner { tenant: "anonymousm", model: "", ..OWNER })),
         ("cache_salt", read(&salted, OWNER)),
     ] {
         assert_eq!(shared(&usual.blocks, &other.blocks), 0, "{what}");
@@ -111,6 +111,50 @@ fn a_session_is_named_by_the_header_or_else_by_the_body() {
     assert_eq!(named(body, Some(b"c")), named("{}", Some(b"c")));
     for none in ["{}", r#"{"prompt_cache_key":null}"#, r#"{"prompt_cache_key":""}"#] {
         assert_eq!(named(none, None), None, "{none}");
+    }
+}
+
+#[test]
+fn a_user_is_a_session_only_where_that_is_configured() {
+    let owner = Owner { user_is_session: true, ..OWNER };
+    let session = |body: &str, owner| contents(body).prompt(owner, None).session;
+    let user = r#"{"prompt":"a","user":"u"}"#;
+    assert_eq!(session(user, OWNER), None);
+    assert_eq!(session(user, owner), session(r#"{"prompt_cache_key":"u"}"#, OWNER));
+    let both = r#"{"user":"u","prompt_cache_key":"k"}"#;
+    assert_eq!(session(both, owner), session(r#"{"prompt_cache_key":"k"}"#, OWNER));
+    for none in [r#"{"user":null}"#, r#"{"user":7}"#, r#"{"user":""}"#] {
+        assert_eq!(session(none, owner), None, "{none}");
+    }
+}
+
+#[test]
+fn what_changes_a_template_changes_a_prompt_from_its_beginning() {
+    let body = |fields: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": text(3)}]});
+        for (name, value) in fields.as_object().expect("members") {
+            body[name] = value.clone();
+        }
+        blocks(body)
+    };
+    let usual = body(json!({}));
+    let all = [
+        json!({"reasoning_effort": "high"}),
+        json!({"reasoning_effort": "low"}),
+        json!({"chat_template_kwargs": {"enable_thinking": false}}),
+        json!({"chat_template_kwargs": "high"}),
+        json!({"documents": [{"title": "t", "text": text(1)}]}),
+    ];
+    for (at, fields) in all.iter().enumerate() {
+        let one = body(fields.clone());
+        assert_eq!(shared(&usual, &one), 0, "{fields}");
+        assert_eq!(one, body(fields.clone()));
+        for other in &all[..at] {
+            assert_eq!(shared(&one, &body(other.clone())), 0, "{fields} {other}");
+        }
+    }
+    for same in [json!({"reasoning_effort": null}), json!({"temperature": 0.5})] {
+        assert_eq!(body(same.clone()), usual, "{same}");
     }
 }
 
@@ -318,6 +362,7 @@ fn bodies() -> impl Strategy<Value = Vec<(String, Doc)>> {
             let mut members = vec![("messages".to_owned(), messages)];
             members.extend(tools.map(|tools| ("tools".to_owned(), tools)));
             members.extend(system.map(|system| ("system".to_owned(), system)));
+            members.push(("reasoning_effort".to_owned(), Doc::Text(salt.clone())));
             members.push(("cache_salt".to_owned(), Doc::Text(salt)));
             members
         },

@@ -148,8 +148,16 @@ pub(super) fn reference(body: &str) -> (Vec<u64>, usize) {
     {
         chain = chain.with(&blocks::hash(salt.as_bytes()).to_le_bytes());
     }
+    for (number, name) in [(0, "reasoning_effort"), (1, "chat_template_kwargs")] {
+        let Some(value) = find(name).filter(|value| **value != Doc::Null) else { continue };
+        let content = value.content(false);
+        let hash = content.chunks(BLOCK_BYTES).fold(Chain::START, |chain, block| {
+            chain.with(&Chain::START.with(block).hash().to_le_bytes())
+        });
+        chain = chain.with(&[number]).with(&hash.hash().to_le_bytes());
+    }
     let (mut blocks, mut bytes) = (Vec::new(), 0);
-    for name in ["tools", "system", "messages"] {
+    for name in ["tools", "documents", "system", "messages"] {
         let Some(content) = find(name).map(|doc| doc.content(name == "messages")) else { continue };
         bytes += content.len();
         for block in content.chunks(BLOCK_BYTES) {
