@@ -212,6 +212,20 @@ pools: [{name: chat, models: [chat], endpoints: ['127.0.0.1:9']}]\n";
 }
 
 #[test]
+fn the_chart_has_the_same_board_and_alerts() {
+    let same = [
+        (BOARD, "grafana/forebay.json", "dashboard.json"),
+        (ALERTS, "alerts/forebay.yaml", "alerts.yaml"),
+    ];
+    for (ours, file, copy) in same {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/chart/forebay/files");
+        let charts = std::fs::read_to_string(folder.join(copy)).expect(copy);
+        // Helm reads nothing outside of the chart, so it has copies.
+        assert!(ours == charts, "cp deploy/{file} deploy/chart/forebay/files/{copy}");
+    }
+}
+
+#[test]
 fn every_metric_of_the_board_is_documented() {
     let page = include_str!("../docs/metrics.md");
     for Query { panel, text, .. } in queries() {
