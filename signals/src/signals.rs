@@ -73,6 +73,8 @@ pub struct Totals {
     pub accepted_prompt_tokens: u64,
     /// Prompt tokens of answered requests, as the replicas reported them.
     pub prompt_tokens: u64,
+    /// Of those, tokens that the replicas found in their prefix caches, and so had no work with.
+    pub cached_tokens: u64,
     /// Generated tokens, as the replicas reported them.
     pub generated_tokens: u64,
 }
@@ -85,6 +87,12 @@ pub const fn estimated_tokens(bytes: u64) -> u64 {
 }
 
 impl Totals {
+    /// Prompt tokens that the replicas had to work on.
+    #[must_use]
+    pub fn uncached_prompt_tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_sub(self.cached_tokens)
+    }
+
     /// Adds another gateway's counters.
     pub fn merge(&mut self, other: &Self) {
         self.accepted += other.accepted;
@@ -96,6 +104,7 @@ impl Totals {
         self.retries += other.retries;
         self.accepted_prompt_tokens += other.accepted_prompt_tokens;
         self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
         self.generated_tokens += other.generated_tokens;
     }
 
@@ -114,6 +123,7 @@ impl Totals {
                 .accepted_prompt_tokens
                 .saturating_sub(earlier.accepted_prompt_tokens),
             prompt_tokens: self.prompt_tokens.saturating_sub(earlier.prompt_tokens),
+            cached_tokens: self.cached_tokens.saturating_sub(earlier.cached_tokens),
             generated_tokens: self.generated_tokens.saturating_sub(earlier.generated_tokens),
         }
     }

@@ -284,6 +284,7 @@ impl Sums {
         }
         self.totals.retries += u64::from(end.tries.saturating_sub(1));
         self.totals.prompt_tokens += end.tokens.prompt.unwrap_or(0);
+        self.totals.cached_tokens += end.tokens.cached.unwrap_or(0);
         self.totals.generated_tokens += end.tokens.generated;
         *match end.outcome {
             // The replica answered, even if it refused the request.

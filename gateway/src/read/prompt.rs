@@ -3,8 +3,8 @@
 //!
 //! Values are hashed, not JSON: spaces, escapes and the order of a message's members don't matter.
 //! The parts are in the order in which chat templates write them: tools, documents, system prompt,
-//! messages. What a template is told beside them counts before all of them. Members that no template
-//! writes are left out. A block is full of content, so what follows the
+//! messages. Fields that change a template count before all of them. Members that no template writes
+//! are left out. A block is full of content, so what follows the
 //! last full block has no hash.
 //!
 //! `scan` calls this where it would skip a part, so a body is read once. In a body the parts may
@@ -137,7 +137,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Reads the value of a field that is no part of the prompt, and may matter to it all the same.
+    /// Reads the value of a field beside the prompt, which may decide where the prompt is remembered.
     pub(crate) fn read_field(
         &mut self,
         field: &[u8],

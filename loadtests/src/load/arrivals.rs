@@ -28,7 +28,7 @@ pub(crate) struct Arrival {
     pub(crate) at: Duration,
     /// Prompt and output tokens, where a trace gives them.
     pub(crate) tokens: Option<(u32, u32)>,
-    /// What its prompt has in common with others, where a trace says it.
+    /// The content of its prompt, where a trace says what prompts have in common.
     pub(crate) content: Option<PromptContent>,
 }
 

@@ -177,7 +177,8 @@ impl Capacity {
         let seconds = now.since(last.at.max(self.warm_until.unwrap_or_default())).as_secs_f64();
         let replicas = f64::from(last.ready);
         let each = f64::from(last.in_flight) / replicas;
-        let work = new.prompt_tokens as f64 + OUTPUT_WEIGHT * new.generated_tokens as f64;
+        let prompt = new.uncached_prompt_tokens() as f64;
+        let work = prompt + OUTPUT_WEIGHT * new.generated_tokens as f64;
         let sample = &mut self.sample;
         sample.seconds += seconds;
         sample.area += each * seconds;
@@ -287,7 +288,7 @@ impl Mix {
             (&mut self.accepted, new.accepted),
             (&mut self.estimated_prompt, new.accepted_prompt_tokens),
             (&mut self.completed, new.completed),
-            (&mut self.prompt, new.prompt_tokens),
+            (&mut self.prompt, new.uncached_prompt_tokens()),
             (&mut self.generated, new.generated_tokens),
         ] {
             *sum = *sum * keep + new as f64;
@@ -306,7 +307,7 @@ impl Mix {
         (self.prompt + prior) / (self.completed + 1.0)
     }
 
-    /// Prompt tokens per estimated prompt token.
+    /// Prompt tokens that are work, per estimated prompt token.
     fn correction(&self) -> f64 {
         let estimated =
             if self.accepted > 0.0 { self.estimated_prompt / self.accepted } else { 0.0 };

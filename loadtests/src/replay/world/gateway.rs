@@ -193,7 +193,8 @@ impl World<'_> {
         let first = outcome.first_token.unwrap_or(self.now);
         self.progress.places[request as usize] = Place::Gone;
         self.progress.open -= 1;
-        self.figures.answered(arrival, first, self.now);
+        let cached = self.progress.outcomes[request as usize].cached;
+        self.figures.answered(arrival, cached, first, self.now);
         self.picked_ended(request, true);
         self.figures.in_flight_tokens -= self.estimated(request);
         let replica = &mut self.fleet.replicas[id as usize];

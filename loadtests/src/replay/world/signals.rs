@@ -56,9 +56,11 @@ impl PoolFigures {
         self.upstream_ttft.record(seconds(now - released));
     }
 
-    pub(super) fn answered(&mut self, request: Request, first: Us, now: Us) {
+    /// Counts an answer. `cached`: the tokens of its prompt that its replica remembered.
+    pub(super) fn answered(&mut self, request: Request, cached: u32, first: Us, now: Us) {
         self.totals.completed += 1;
         self.totals.prompt_tokens += u64::from(request.prompt);
+        self.totals.cached_tokens += u64::from(cached);
         self.totals.generated_tokens += u64::from(request.output);
         self.end_to_end.record(seconds(now - request.at));
         let gaps = u64::from(request.output.saturating_sub(1));

@@ -95,6 +95,27 @@ fn a_count_that_falls_every_few_seconds_does_not_keep_it_from_learning() {
 }
 
 #[test]
+fn what_caches_hold_is_no_work() {
+    let capacity = |cached: u64| {
+        let mut replica = ModelReplica::new(1.0, 0.1);
+        let mut capacity = Capacity::default();
+        for second in 0..60 {
+            let mut load = replica.second(4);
+            load.totals.cached_tokens = load.totals.prompt_tokens * cached / 100;
+            capacity.observe(&load, 1, None, Millis::new(1_000_000 + second * 1000));
+        }
+        capacity
+    };
+    let (cold, warm) = (capacity(0), capacity(75));
+    assert!(
+        warm.mean_work() < cold.mean_work() - 500.0,
+        "800 tokens of prompt, 600 of them cached"
+    );
+    let rates = [cold.curve(32).full_rate(), warm.curve(32).full_rate()];
+    assert!((rates[0] / rates[1] - 1.0).abs() < 0.05, "as many requests a second: {rates:?}");
+}
+
+#[test]
 fn silence_teaches_nothing() {
     let mut capacity = Capacity::default();
     let mut replica = ModelReplica::new(1.0, 0.1);

@@ -144,11 +144,14 @@ impl PoolScaler {
                 .filter(|status| !self.departures.draining.contains(&status.id))
                 .collect();
             // Replicas that are not ready go first; then those with the fewest requests in flight; of equal
-            // ones the youngest.
+            // ones the one whose prefix cache is worth least; of equal ones the youngest.
             victims.sort_by_key(|status| {
                 let in_flight: u32 = endpoints(reports, status).map(|e| e.in_flight).sum();
-                let youngest = Reverse(self.roster.starts.get(&status.id).map(|start| start.since));
-                (Reverse(status.rank), self.roster.ready.contains(&status.id), in_flight, youngest)
+                let since = self.roster.starts.get(&status.id).map(|start| start.since);
+                let cached: u64 = endpoints(reports, status).map(|e| e.cached_tokens).sum();
+                let worth = cached / since.map_or(1, |since| now.since(since).as_secs().max(1));
+                let ready = self.roster.ready.contains(&status.id);
+                (Reverse(status.rank), ready, in_flight, worth, Reverse(since))
             });
             for status in victims.into_iter().take((staying - desired) as usize) {
                 self.departures.draining.insert(status.id.clone());

@@ -342,6 +342,29 @@ fn a_draining_replica_is_stopped_once_nothing_is_in_flight_there() {
 }
 
 #[test]
+fn of_idle_replicas_the_one_whose_cache_is_worth_least_is_drained_first() {
+    for (cached, drained) in [([0, 10, 90_000], "p-2"), ([0, 90_000, 10], "p-3")] {
+        let (mut pool, target) = (pool(), FakeTarget::default());
+        let at: Vec<_> = (1..=3).map(|n| format!("127.0.0.1:{n}")).collect();
+        let of = |held, in_flight: [u32; 3]| {
+            let three = [0, 1, 2].map(|n| (at[n].as_str(), Health::Ready, in_flight[n]));
+            let mut signals = signals(held, &three);
+            for (at, cached) in at.iter().zip(cached) {
+                let endpoint = signals.endpoints.get_mut(at).and_then(Option::as_mut);
+                endpoint.expect("it is there").cached_tokens = cached;
+            }
+            signals
+        };
+        step(&mut pool, &target, &[signals(25, &[])], 1_000);
+        step(&mut pool, &target, &[of(0, [11, 7, 7])], 2_000);
+        step(&mut pool, &target, &[of(0, [11, 0, 0])], 100_000);
+        let fewer = step(&mut pool, &target, &[of(0, [11, 0, 0])], 200_000);
+        assert_eq!(fewer.decision.desired, 2, "{}", fewer.decision.sentence());
+        assert_eq!(pool.departures.draining.iter().collect::<Vec<_>>(), [drained], "{cached:?}");
+    }
+}
+
+#[test]
 fn of_draining_replicas_the_one_that_the_target_would_stop_last_comes_back_first() {
     let (mut pool, target, draining) = two_of_three_drain();
     target.statuses.borrow_mut().get_mut("p-2").expect("there").rank = 1;
