@@ -168,7 +168,8 @@ impl Drop for Forebay {
     }
 }
 
-/// A gateway in front of these addresses; `upstream` has fields of the pool's `upstream`.
+/// A gateway in front of these addresses; `upstream` has fields of the pool's `upstream`. Requests are
+/// shared out evenly, so that a test knows how many each endpoint has.
 pub fn gateway(endpoints: &[SocketAddr], models: &[&str], upstream: &str) -> Forebay {
     gateway_with("", endpoints, models, upstream)
 }
@@ -188,7 +189,7 @@ pub fn gateway_with(
     let list: Vec<_> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
     let config = format!(
         "gateway: {{listen: 127.0.0.1:0{fields}}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
-         models: [{}]\n  endpoints: [{}]\n  upstream: {{{upstream}}}\n",
+         models: [{}]\n  endpoints: [{}]\n  pick: leastLoad\n  upstream: {{{upstream}}}\n",
         models.join(", "),
         list.join(", ")
     );
