@@ -107,6 +107,7 @@ Forebay's admin port
 /metrics              figures for Prometheus
 /healthz, /readyz     health
 /signals              what the gateway holds and measures, by pool
+/queue?pool=NAME      what the gateway holds, one by one, and when each will start
 /replicas             replicas, and how many are wanted
 /decisions?pool=NAME  the scaler's decisions, each with its reason
 POST /drain           takes no more requests, and answers once none is left

@@ -134,7 +134,8 @@ fn the_full_example_shows_the_defaults_unless_its_comment_names_another() {
     assert_eq!(full.scaler.stale_after, default.scaler.stale_after);
     assert_eq!(full.prometheus.timeout, default.prometheus.timeout);
     let (pool, plain) = (&full.pools[0], forebay_config::Pool::named("qwen"));
-    assert_eq!(pool.hold, plain.hold);
+    let hold = forebay_config::Hold { max_wait: None, ..pool.hold.clone() };
+    assert_eq!(hold, plain.hold);
     assert_eq!(pool.upstream, plain.upstream);
     assert_eq!(pool.max_in_flight, plain.max_in_flight);
     let mut scaling = pool.scaling.clone();

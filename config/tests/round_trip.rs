@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, Keys, Limits, LogFormat,
-    Logging, MetricType, Objective, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus,
-    Replay, Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, ShowReason,
-    SplitBy, Target, Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
+    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, HoldOrder, Keys, Limits,
+    LogFormat, Logging, MetricType, Objective, PATHS, PolicyType, Pool, PriorityClass, Processes,
+    Prometheus, Replay, Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share,
+    ShowReason, SplitBy, Target, Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -207,7 +207,9 @@ prop_compose! {
         pool.max_in_flight = max_in_flight;
         let show_reason = if endpoint { ShowReason::Output } else { ShowReason::None };
         let (timeout, heartbeat) = hold;
-        pool.hold = Hold { max_requests, max_bytes, timeout, heartbeat, heartbeat_plain: endpoint, show_reason };
+        let order = if endpoint { HoldOrder::Objective } else { HoldOrder::Arrival };
+        let (max_wait, lower_class_share) = (after, f64::from(max_tries) / 20.0);
+        pool.hold = Hold { max_requests, max_bytes, timeout, max_wait, order, lower_class_share, heartbeat, heartbeat_plain: endpoint, show_reason };
         pool.allow_priority = allow_priority;
         let (connect_timeout, stall_timeout, request_timeout) = limits;
         pool.upstream = Upstream { connect_timeout, stall_timeout, request_timeout, max_tries, commit_size, ..Upstream::default() };

@@ -114,6 +114,7 @@ fn queue(held: u64) -> (Queue<u64>, Place, Entry) {
         tokens: 300,
         cost: 250,
         answer: 50,
+        late_from: None,
     };
     for number in 0..held {
         let tenant = &tenants[(number % 10) as usize];

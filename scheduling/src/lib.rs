@@ -6,13 +6,15 @@
 //! - [`prefix`]: what endpoints remember of prompts
 //! - [`models`]: which endpoint knows which model
 //! - [`retry_budget`]: the bound on retries in a failing pool
-//! - [`cold_wait`]: whether a request can outlast a cold start
+//! - [`objective`]: from when on a request can't meet its pool's objective
+//! - [`eta`]: when a held request will start, and whether that is in time
 //!
 //! Pure: no sockets, no clock, no tasks. Time comes in as an argument. The gateway calls this code
 //! under its pool's lock, and `forebay replay` calls the same code in simulated time.
 
-pub mod cold_wait;
+pub mod eta;
 pub mod models;
+pub mod objective;
 pub mod pick;
 pub mod prefix;
 pub mod prompt;

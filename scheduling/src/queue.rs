@@ -1,23 +1,42 @@
 //! A pool's queue: the requests that it holds, in the order of their release.
 //!
-//! Order: priority class, then the tenant that was served least, then arrival. How much a tenant
-//! was served is counted in tokens: estimated when a request is released, and corrected by its
-//! answer. A tenant that comes back after a pause starts level with those that wait: it saves
-//! nothing up while it is idle. (This is the virtual token counter of Sheng et al., "Fairness in
-//! Serving Large Language Models", OSDI 2024.)
+//! Order: priority class, then whether the request can still meet the objective, then the tenant
+//! that was served least, then arrival. How much a tenant was served is counted in tokens: estimated
+//! when a request is released, and corrected by its answer. A tenant that comes back after a pause
+//! starts level with those that wait: it saves nothing up while it is idle. (This is the virtual
+//! token counter of Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.)
 //!
 //! A request that is tried again has had its turn. It goes before all others of its class, and its
 //! tenant is charged for the answer alone: the prompt is charged once, and each failed try gives
 //! back the tokens of the answer that it did not generate.
 //!
+//! A request whose [`Entry::late_from`] has come goes behind those of its class that can still meet
+//! the objective: to serve it first would make one of them late as well. Late requests still get a
+//! small share of the releases, and so do lower classes if [`Queue::set_lower_share`] says so
+//! (`turn.rs`). So none starves.
+//!
 //! Invariant: an entry leaves exactly once, by [`Queue::pop_first`], [`Queue::remove`] or
 //! [`Queue::drain`].
+//!
+//! - `turn.rs`: the order of classes and lanes
+//! - `forecast.rs`: the order of the releases to come
+//! - `tab.rs`: charging while an answer comes
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use forebay_config::PriorityClass;
+
+use turn::{Lane, LaneCounts, Turns};
+
+pub use forecast::Releases;
+pub use tab::Tab;
+
+mod forecast;
+mod tab;
+mod turn;
 
 /// A request's place in one queue. The request keeps it over all its tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,14 +62,19 @@ pub struct Entry {
     pub cost: u64,
     /// The answer's part of `cost`: the charge for each further release.
     pub answer: u64,
+    /// The moment from which a release is too late for the objective, as the caller counts time;
+    /// `None` if the order does not depend on the objective.
+    pub late_from: Option<Duration>,
 }
 
 /// Held requests, each with a waker `W`: the caller's means to release it.
 pub struct Queue<W> {
     /// One for each tenant and class that ever sent a request; bounded by the configuration.
     flows: Vec<Flow<W>>,
-    classes: [Class; PriorityClass::COUNT],
-    order: Order<W>,
+    classes: [Class<W>; PriorityClass::COUNT],
+    turns: Turns,
+    /// Requests that will be late, by the moment from which they are.
+    due: BTreeSet<(Duration, Place)>,
     /// The number of the latest arrival.
     seq: u64,
     bounds: Bounds,
@@ -59,21 +83,32 @@ pub struct Queue<W> {
     owed: Arc<AtomicBool>,
 }
 
-/// The flows of one priority class, and what they have in common.
-#[derive(Default)]
-struct Class {
+/// The flows of one priority class, and their common state.
+struct Class<W> {
     /// The flow of each tenant.
-    flows: HashMap<Arc<str>, usize>,
+    tenants: HashMap<Arc<str>, usize>,
     /// The served tokens of the flow that was released last, as they were before that release.
     level: u64,
+    /// Requests that are tried again, by arrival.
+    again: BTreeMap<u64, (Place, Entry, W)>,
+    /// Flows with requests in time, by the tokens served: the next one first.
+    in_time: BTreeSet<(u64, usize)>,
+    /// Flows with late requests.
+    late: BTreeSet<(u64, usize)>,
+    counts: LaneCounts,
 }
 
-/// The order of release.
-struct Order<W> {
-    /// Flows with requests that have not had their turn, the next one first.
-    new: BTreeSet<(PriorityClass, u64, usize)>,
-    /// Requests that are tried again, by class and arrival.
-    again: BTreeMap<(PriorityClass, u64), (Place, Entry, W)>,
+impl<W> Default for Class<W> {
+    fn default() -> Self {
+        Self {
+            tenants: HashMap::new(),
+            level: 0,
+            again: BTreeMap::new(),
+            in_time: BTreeSet::new(),
+            late: BTreeSet::new(),
+            counts: LaneCounts::default(),
+        }
+    }
 }
 
 struct Bounds {
@@ -94,32 +129,43 @@ struct Flow<W> {
     class: PriorityClass,
     /// Tokens that it was served, raised to the level of the others whenever it comes back.
     served: u64,
-    /// By arrival.
-    held: BTreeMap<u64, (Entry, W)>,
+    in_time: Row<W>,
+    late: Row<W>,
     tab: Tab,
 }
 
-/// Charges a tenant while its answer comes, without access to the queue. The queue collects the
-/// tokens before it decides on the order.
-#[derive(Clone, Debug)]
-pub struct Tab(Arc<Sums>);
-
-#[derive(Debug)]
-struct Sums {
-    tokens: AtomicI64,
-    /// The queue's own flag.
-    owed: Arc<AtomicBool>,
+/// Requests of one flow and lane.
+struct Row<W> {
+    /// By arrival.
+    held: BTreeMap<u64, (Entry, W)>,
+    /// The sum of their costs.
+    cost: u64,
 }
 
-impl Tab {
-    /// Adds tokens beyond those that were charged.
-    pub fn charge(&self, tokens: i64) {
-        // In one order with `collect`: either that sees the tokens, or this sees that the flag is
-        // down. All tenants share the flag, so it is written only when it is.
-        self.0.tokens.fetch_add(tokens, Ordering::SeqCst);
-        if !self.0.owed.load(Ordering::SeqCst) {
-            self.0.owed.store(true, Ordering::SeqCst);
-        }
+impl<W> Default for Row<W> {
+    fn default() -> Self {
+        Self { held: BTreeMap::new(), cost: 0 }
+    }
+}
+
+impl<W> Row<W> {
+    /// Adds a request. A place is given once, so none is there.
+    fn insert(&mut self, seq: u64, entry: Entry, waker: W) {
+        self.cost += entry.cost;
+        let before = self.held.insert(seq, (entry, waker));
+        debug_assert!(before.is_none(), "a place is given once");
+    }
+
+    fn remove(&mut self, seq: u64) -> Option<(Entry, W)> {
+        let found = self.held.remove(&seq)?;
+        self.cost -= found.0.cost;
+        Some(found)
+    }
+}
+
+impl<W> Flow<W> {
+    fn holds_nothing(&self) -> bool {
+        self.in_time.held.is_empty() && self.late.held.is_empty()
     }
 }
 
@@ -137,7 +183,8 @@ impl<W> Queue<W> {
         Self {
             flows: Vec::new(),
             classes: Default::default(),
-            order: Order { new: BTreeSet::new(), again: BTreeMap::new() },
+            turns: Turns::default(),
+            due: BTreeSet::new(),
             seq: 0,
             bounds: Bounds { requests: max_requests, bytes: max_bytes },
             held: Held::default(),
@@ -150,20 +197,25 @@ impl<W> Queue<W> {
         self.bounds = Bounds { requests: max_requests, bytes: max_bytes };
     }
 
+    /// Sets the share of the releases that each class gets at least while a higher one waits, 0 to 1.
+    pub fn set_lower_share(&mut self, share: f64) {
+        self.turns.set_lower_share(share);
+    }
+
     /// The next arrival's place.
     pub fn arrive(&mut self, class: PriorityClass, tenant: &Arc<str>) -> Place {
         self.seq += 1;
-        let known = self.classes[class as usize].flows.get(tenant).copied();
+        let known = self.classes[class as usize].tenants.get(tenant).copied();
         let flow = known.unwrap_or_else(|| self.add_flow(class, tenant));
         Place { flow, seq: self.seq }
     }
 
     fn add_flow(&mut self, class: PriorityClass, tenant: &Arc<str>) -> usize {
         let at = self.flows.len();
-        let sums = Sums { tokens: AtomicI64::new(0), owed: Arc::clone(&self.owed) };
-        let tab = Tab(Arc::new(sums));
-        self.flows.push(Flow { class, served: 0, held: BTreeMap::new(), tab });
-        self.classes[class as usize].flows.insert(Arc::clone(tenant), at);
+        let tab = Tab::new(&self.owed);
+        let (in_time, late) = (Row::default(), Row::default());
+        self.flows.push(Flow { class, served: 0, in_time, late, tab });
+        self.classes[class as usize].tenants.insert(Arc::clone(tenant), at);
         at
     }
 
@@ -181,17 +233,41 @@ impl<W> Queue<W> {
         self.held.bytes += entry.bytes;
         self.held.tokens += entry.tokens;
         self.held.requests += 1;
-        let class = self.flows[place.flow].class;
-        let before = if again {
-            self.order.again.insert((class, place.seq), (place, entry, waker)).is_some()
-        } else {
+        if !again {
             self.lift(place.flow);
-            let flow = &mut self.flows[place.flow];
-            self.order.new.insert((class, flow.served, place.flow));
-            flow.held.insert(place.seq, (entry, waker)).is_some()
-        };
-        debug_assert!(!before, "a place is given once");
+        }
+        let flow = &mut self.flows[place.flow];
+        let class = &mut self.classes[flow.class as usize];
+        if again {
+            let before = class.again.insert(place.seq, (place, entry, waker));
+            debug_assert!(before.is_none(), "a place is given once");
+            class.counts.again += 1;
+        } else {
+            self.due.extend(entry.late_from.map(|at| (at, place)));
+            class.in_time.insert((flow.served, place.flow));
+            flow.in_time.insert(place.seq, entry, waker);
+            class.counts.in_time += 1;
+        }
         Ok(())
+    }
+
+    /// Brings the queue up to this moment: requests whose [`Entry::late_from`] has come are late.
+    pub fn advance(&mut self, now: Duration) {
+        while let Some((at, place)) = self.due.first().copied()
+            && at <= now
+        {
+            self.due.pop_first();
+            let flow = &mut self.flows[place.flow];
+            let Some((entry, waker)) = flow.in_time.remove(place.seq) else { continue };
+            flow.late.insert(place.seq, entry, waker);
+            let class = &mut self.classes[flow.class as usize];
+            if flow.in_time.held.is_empty() {
+                class.in_time.remove(&(flow.served, place.flow));
+            }
+            class.late.insert((flow.served, place.flow));
+            class.counts.in_time -= 1;
+            class.counts.late += 1;
+        }
     }
 
     /// Charges a request that found room at once: it has its turn without being held. `again`: it
@@ -206,13 +282,18 @@ impl<W> Queue<W> {
     /// Raises a flow that holds nothing to the level of those that do, or did last.
     fn lift(&mut self, at: usize) {
         self.collect();
-        let class = self.flows[at].class;
-        let first = self.order.new.range((class, 0, 0)..).next().filter(|first| first.0 == class);
-        let level = first.map_or(self.classes[class as usize].level, |first| first.1);
-        let flow = &mut self.flows[at];
-        if flow.held.is_empty() {
+        if self.flows[at].holds_nothing() {
+            let level = self.level(self.flows[at].class);
+            let flow = &mut self.flows[at];
             flow.served = flow.served.max(level);
         }
+    }
+
+    /// The served tokens of the flow that is next in a class, or was last.
+    fn level(&self, class: PriorityClass) -> u64 {
+        let class = &self.classes[class as usize];
+        let first = [class.in_time.first(), class.late.first()].into_iter().flatten().min();
+        first.map_or(class.level, |(served, _)| *served)
     }
 
     /// Charges a release. Only a first turn sets the level.
@@ -235,8 +316,11 @@ impl<W> Queue<W> {
         let flow = &mut self.flows[at];
         let before = flow.served;
         flow.served = before.saturating_add_signed(tokens);
-        if self.order.new.remove(&(flow.class, before, at)) {
-            self.order.new.insert((flow.class, flow.served, at));
+        let class = &mut self.classes[flow.class as usize];
+        for lane in [&mut class.in_time, &mut class.late] {
+            if lane.remove(&(before, at)) {
+                lane.insert((flow.served, at));
+            }
         }
     }
 
@@ -252,31 +336,48 @@ impl<W> Queue<W> {
             return;
         }
         for at in 0..self.flows.len() {
-            let tokens = self.flows[at].tab.0.tokens.swap(0, Ordering::SeqCst);
+            let tokens = self.flows[at].tab.collect();
             if tokens != 0 {
                 self.charge_flow(at, tokens);
             }
         }
     }
 
-    /// The held requests, the next one first.
-    fn in_order(&self) -> impl Iterator<Item = (Place, &Entry, &W)> {
-        let again = self.order.again.iter();
-        let again =
-            again.map(|((class, _), (place, entry, waker))| (*class, (*place, entry, waker)));
-        let new = self.order.new.iter().flat_map(|(class, _, flow)| {
-            let held = self.flows[*flow].held.iter();
-            held.map(|(seq, (entry, waker))| {
-                (*class, (Place { flow: *flow, seq: *seq }, entry, waker))
-            })
-        });
-        let (mut again, mut new) = (again.peekable(), new.peekable());
-        let next = move || match (again.peek(), new.peek()) {
-            (Some((again, _)), Some((class, _))) if again > class => new.next(),
-            (Some(_), _) => again.next(),
-            (None, _) => new.next(),
+    /// The number of requests that each class holds.
+    fn counts(&self) -> [LaneCounts; PriorityClass::COUNT] {
+        std::array::from_fn(|class| self.classes[class].counts)
+    }
+
+    /// The requests of one lane: flow by flow, each in order of arrival.
+    fn in_lane(
+        &self,
+        class: PriorityClass,
+        lane: Lane,
+    ) -> impl Iterator<Item = (Place, &Entry, &W)> {
+        let class = &self.classes[class as usize];
+        let again = (lane == Lane::Again).then_some(&class.again);
+        let again = again.into_iter().flat_map(BTreeMap::values);
+        let again = again.map(|(place, entry, waker)| (*place, entry, waker));
+        let flows = match lane {
+            Lane::Again => None,
+            Lane::InTime => Some(&class.in_time),
+            Lane::Late => Some(&class.late),
         };
-        std::iter::from_fn(next).map(|(_, held)| held)
+        let rows = flows.into_iter().flatten().map(move |(_, at)| {
+            let flow = &self.flows[*at];
+            (*at, if lane == Lane::Late { &flow.late } else { &flow.in_time })
+        });
+        let new = rows.flat_map(|(flow, row)| {
+            let held = row.held.iter();
+            held.map(move |(seq, (entry, waker))| (Place { flow, seq: *seq }, entry, waker))
+        });
+        again.chain(new)
+    }
+
+    /// The held requests, lane by lane in the order of the next release.
+    fn in_order(&self) -> impl Iterator<Item = (Lane, (Place, &Entry, &W))> {
+        let lanes = self.turns.order().into_iter();
+        lanes.flat_map(|(class, lane)| self.in_lane(class, lane).map(move |held| (lane, held)))
     }
 
     /// Takes the first request.
@@ -291,39 +392,48 @@ impl<W> Queue<W> {
         mut placed: impl FnMut(&Entry, &W) -> bool,
     ) -> Option<(Place, Entry, W)> {
         self.collect();
-        let (place, ..) = self.in_order().find(|(_, entry, waker)| placed(entry, waker))?;
-        let again = self.order.again.contains_key(&(self.flows[place.flow].class, place.seq));
+        let mut order = self.in_order();
+        let (lane, (place, ..)) = order.find(|(_, (_, entry, waker))| placed(entry, waker))?;
+        drop(order);
         let (entry, waker) = self.take(place)?;
-        self.turn(place, &entry, again);
+        self.turns.released(self.flows[place.flow].class, lane, self.counts());
+        self.turn(place, &entry, lane == Lane::Again);
         Some((place, entry, waker))
     }
 
     /// Takes out a request whose client left or whose time is up; `None` if it was released before.
-    pub fn remove(&mut self, place: Place) -> Option<Entry> {
-        self.take(place).map(|(entry, _)| entry)
+    pub fn remove(&mut self, place: Place) -> Option<(Entry, W)> {
+        self.take(place)
     }
 
     /// Takes out all requests without a turn, the next one first: no endpoint will serve them, so
     /// their tenants are not charged.
     pub fn drain(&mut self) -> Vec<W> {
-        let places: Vec<Place> = self.in_order().map(|(place, ..)| place).collect();
+        let places: Vec<Place> = self.in_order().map(|(_, (place, ..))| place).collect();
         let taken = places.into_iter().filter_map(|place| self.take(place));
         taken.map(|(_, waker)| waker).collect()
     }
 
     fn take(&mut self, place: Place) -> Option<(Entry, W)> {
         let flow = &mut self.flows[place.flow];
-        let (entry, waker) = match flow.held.remove(&place.seq) {
-            Some(found) => {
-                if flow.held.is_empty() {
-                    self.order.new.remove(&(flow.class, flow.served, place.flow));
-                }
-                found
+        let class = &mut self.classes[flow.class as usize];
+        let (entry, waker) = if let Some(found) = flow.in_time.remove(place.seq) {
+            class.counts.in_time -= 1;
+            if flow.in_time.held.is_empty() {
+                class.in_time.remove(&(flow.served, place.flow));
             }
-            None => {
-                let (_, entry, waker) = self.order.again.remove(&(flow.class, place.seq))?;
-                (entry, waker)
+            found.0.late_from.map(|at| self.due.remove(&(at, place)));
+            found
+        } else if let Some(found) = flow.late.remove(place.seq) {
+            class.counts.late -= 1;
+            if flow.late.held.is_empty() {
+                class.late.remove(&(flow.served, place.flow));
             }
+            found
+        } else {
+            let (_, entry, waker) = class.again.remove(&place.seq)?;
+            class.counts.again -= 1;
+            (entry, waker)
         };
         self.held.bytes -= entry.bytes;
         self.held.tokens -= entry.tokens;
@@ -352,9 +462,11 @@ impl<W> Queue<W> {
     /// A few wakers, the one that has waited longest among them: the first of each flow, and those
     /// of all requests that are tried again.
     pub fn longest_held(&self) -> impl Iterator<Item = &W> {
-        let first = self.flows.iter().filter_map(|flow| flow.held.first_key_value());
+        let rows = self.flows.iter().flat_map(|flow| [&flow.in_time, &flow.late]);
+        let first = rows.filter_map(|row| row.held.first_key_value());
         let first = first.map(|(_, (_, waker))| waker);
-        first.chain(self.order.again.values().map(|(_, _, waker)| waker))
+        let again = self.classes.iter().flat_map(|class| class.again.values());
+        first.chain(again.map(|(_, _, waker)| waker))
     }
 }
 

@@ -11,8 +11,8 @@ use crate::histogram::Histogram;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PoolSignals {
-    /// Requests held now, and requests refused since the last second began because a cold start
-    /// takes too long: they are demand too.
+    /// Requests held now, and requests refused since the last second began because they could not
+    /// start in time: they are demand too.
     pub queue_depth: u32,
     /// Bytes of body held now.
     pub queue_bytes: u64,
@@ -20,6 +20,10 @@ pub struct PoolSignals {
     pub held_tokens: u64,
     /// How long the longest held has waited, in seconds.
     pub oldest_hold_seconds: f64,
+    /// How long a request would wait behind all that are held here, in seconds; `None` before the
+    /// gateway has learned the times that this depends on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_wait_seconds: Option<f64>,
     /// Requests at endpoints now.
     pub in_flight: u32,
     /// Estimated tokens of the requests at endpoints now.

@@ -20,7 +20,16 @@ pub(crate) const CRATES: &[Crate] = &[
     },
     Crate {
         folder: "scheduling/src",
-        floors: &["queue", "retry_budget", "cold_wait", "models", "prompt", "prefix", "pick"],
+        floors: &[
+            "queue",
+            "retry_budget",
+            "objective",
+            "eta",
+            "models",
+            "prompt",
+            "prefix",
+            "pick",
+        ],
     },
     Crate {
         folder: "scaler/src",

@@ -68,6 +68,22 @@ fn hold_and_upstream(pool: &Pool, path: &Path, found: &mut Findings) {
     let (hold, upstream) = (&pool.hold, &pool.upstream);
     let (hold_path, upstream_path) = (path.key("hold"), path.key("upstream"));
     found.above_zero(&hold_path, "timeout", hold.timeout);
+    if let Some(max_wait) = hold.max_wait {
+        found.above_zero(&hold_path, "maxWait", max_wait);
+        if max_wait > hold.timeout {
+            let message = format!(
+                "{} is longer than timeout ({}), so it refuses nothing",
+                format_duration(max_wait),
+                format_duration(hold.timeout)
+            );
+            found.warn(hold_path.key("maxWait"), message);
+        }
+    }
+    let share = hold.lower_class_share;
+    if !(0.0..=0.5).contains(&share) {
+        let message = format!("{share} must be from 0 to 0.5; write for example 0.05");
+        found.error(hold_path.key("lowerClassShare"), message);
+    }
     found.above_zero(&upstream_path, "connectTimeout", upstream.connect_timeout);
     found.above_zero(&upstream_path, "stallTimeout", upstream.stall_timeout);
     found.above_zero(&upstream_path, "requestTimeout", upstream.request_timeout);

@@ -92,6 +92,20 @@ pub struct Hold {
     #[serde(with = "units::duration")]
     #[schemars(with = "units::duration::DurationSchema")]
     pub timeout: Duration,
+    /// Longest wait that may be expected of a request when it arrives. One that would probably wait
+    /// longer is refused at once with 503, or goes to the pool's `fallback`, and `retry-after` says when
+    /// to come back. Before the pool has learned its times nobody is refused, and requests that are
+    /// held stay until `timeout`. Left out: requests are refused only if they could not start before
+    /// `timeout`, or before their clients give up.
+    #[serde(skip_serializing_if = "Option::is_none", with = "units::duration::optional")]
+    #[schemars(with = "Option<units::duration::DurationSchema>")]
+    pub max_wait: Option<Duration>,
+    /// The order of release within a priority class.
+    pub order: HoldOrder,
+    /// The share of the releases, from 0 to 0.5, that each lower priority class gets at least while
+    /// requests of a higher one are held. 0: a lower class waits until no higher one is held.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub lower_class_share: f64,
     /// Interval of the heartbeats for a held request that asked for a stream. The first one sends
     /// status 200, each is a comment that clients ignore, so that proxies on the way keep the
     /// connection open. A later error is sent as an event of the stream. `0s`: no heartbeats.
@@ -107,6 +121,19 @@ pub struct Hold {
     /// status or Kubernetes' own word such as `ImagePullBackOff`; `output`, also the last line of the
     /// server's output or Kubernetes' message, which can hold names and secrets.
     pub show_reason: ShowReason,
+}
+
+/// The order of release within a priority class. Between tenants the tokens used decide in either
+/// order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum HoldOrder {
+    /// A tenant's requests go in the order of their arrival.
+    #[default]
+    Arrival,
+    /// Requests that can still meet `scaling.objective` go before those that no longer can, which
+    /// get every twentieth release until then.
+    Objective,
 }
 
 /// How much clients read of the reason why no replica can be started.
@@ -229,6 +256,9 @@ impl Default for Hold {
             max_requests: 10_000,
             max_bytes: ByteSize::mib(1024),
             timeout: Duration::from_secs(10 * 60),
+            max_wait: None,
+            order: HoldOrder::default(),
+            lower_class_share: 0.0,
             heartbeat: Duration::from_secs(15),
             heartbeat_plain: false,
             show_reason: ShowReason::default(),

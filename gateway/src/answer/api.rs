@@ -3,6 +3,8 @@
 //! vLLM serves some paths without checking its key (`/invocations`, `/metrics`, `/load`), so the
 //! gateway passes on only the paths that are listed here.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -130,12 +132,20 @@ impl Api {
     }
 
     /// A heartbeat, which keeps a waiting stream's connection open and which clients ignore: a
-    /// comment, or the API's own event for this.
-    pub(crate) fn heartbeat(self) -> Bytes {
-        Bytes::from_static(match self.end_mark() {
+    /// comment, or the API's own event for this. `expected`: how long it takes until the request
+    /// starts, for a comment.
+    pub(crate) fn heartbeat(self, expected: Option<Duration>) -> Bytes {
+        let event: &'static [u8] = match self.end_mark() {
             Some(EndMark::MessageStop) => b"event: ping\ndata: {\"type\":\"ping\"}\n\n",
             Some(EndMark::Done | EndMark::Response) | None => b": waiting\n\n",
-        })
+        };
+        let Some(expected) = expected else { return Bytes::from_static(event) };
+        let comment = format!(
+            ": waiting, the request starts in about {:.0} s\n",
+            expected.as_secs_f64().ceil()
+        );
+        let event = event.strip_prefix(b": waiting\n").unwrap_or(event);
+        Bytes::from([comment.as_bytes(), event].concat())
     }
 
     /// A plain error as the last event of a stream: unchanged where the API's events have the same
@@ -266,13 +276,19 @@ mod tests {
         use crate::answer::judge::{Verdict, judge_event};
         use crate::text::sse::SseEvent;
         for api in [Api::ChatCompletions, Api::Completions, Api::Messages, Api::Responses] {
-            let beat = api.heartbeat();
-            assert!(beat.ends_with(b"\n\n"));
-            assert_eq!(
-                judge_event(api, &SseEvent::read(&beat)).verdict,
-                Verdict::Preamble,
-                "{api:?}"
-            );
+            for expected in [None, Some(Duration::from_millis(41_200))] {
+                let beat = api.heartbeat(expected);
+                assert!(beat.ends_with(b"\n\n") && !beat.ends_with(b"\n\n\n"), "{api:?}");
+                assert_eq!(
+                    expected.is_some(),
+                    beat.starts_with(b": waiting, the request starts in about 42 s\n")
+                );
+                assert_eq!(
+                    judge_event(api, &SseEvent::read(&beat)).verdict,
+                    Verdict::Preamble,
+                    "{api:?}"
+                );
+            }
         }
     }
 

@@ -88,15 +88,19 @@ pub(crate) enum Refusal {
         whole_seconds(*.retry_after)
     )]
     Limited { tenant: Arc<str>, limit: Limit, retry_after: Duration },
-    #[error("The queue is full: it holds {held} requests{why}.")]
-    QueueFull { held: usize, retry_after: Duration, why: String },
-    #[error("No replica had room within {waited:.0?}{why}.")]
-    HoldExpired { waited: Duration, retry_after: Duration, why: String },
     #[error(
-        "No replica is ready, and none will be ready in time. Try again in {} s.",
+        "The queue is full: it holds {held} requests{why}. Try again in {} s.",
         whole_seconds(*.retry_after)
     )]
-    CannotStartInTime { retry_after: Duration },
+    QueueFull { held: usize, retry_after: Duration, why: String },
+    #[error(
+        "No replica had room within {waited:.0?}{why}. Try again in {} s.",
+        whole_seconds(*.retry_after)
+    )]
+    HoldExpired { waited: Duration, retry_after: Duration, why: String },
+    /// `expected`: when it would start.
+    #[error("The request can't start in time{}. Try again in {} s.", expected_in(*.expected), whole_seconds(*.retry_after))]
+    CannotStartInTime { expected: Option<Duration>, retry_after: Duration },
     /// `why`: the reason, as far as clients may read it.
     #[error("No replica can be started{why}. Try again in {} s.", whole_seconds(*.retry_after))]
     StartFailed { why: String, retry_after: Duration },
@@ -234,7 +238,7 @@ impl Refusal {
         match self {
             Self::QueueFull { retry_after, .. }
             | Self::HoldExpired { retry_after, .. }
-            | Self::CannotStartInTime { retry_after }
+            | Self::CannotStartInTime { retry_after, .. }
             | Self::StartFailed { retry_after, .. }
             | Self::Limited { retry_after, .. } => Some(*retry_after),
             Self::BodiesFull
@@ -344,6 +348,12 @@ impl Refusal {
         }
         response
     }
+}
+
+/// The expected wait in a sentence.
+fn expected_in(expected: Option<Duration>) -> String {
+    let text = |wait| format!(": it would wait about {} s", whole_seconds(wait));
+    expected.map_or_else(String::new, text)
 }
 
 /// Whole seconds for `retry-after`, rounded up: any earlier would be too early.

@@ -105,6 +105,8 @@ struct KnownReplicas {
     addresses: BTreeSet<SocketAddr>,
     draining: BTreeSet<SocketAddr>,
     ends: BTreeMap<String, LastEnd>,
+    /// The names of those that have failed.
+    failed: BTreeSet<String>,
 }
 
 fn apply(
@@ -124,6 +126,9 @@ fn apply(
     let mut now = KnownReplicas::default();
     for (name, replica) in &report.replicas {
         let Some(replica) = replica else { continue };
+        if replica.state == ReplicaState::Failed {
+            now.failed.insert(name.clone());
+        }
         // Before the endpoint is removed: requests that failed there look up how it ended.
         if let Some(end) = &replica.last_end {
             if known.ends.get(name) != Some(end)
@@ -151,8 +156,9 @@ fn apply(
     for gone in known.addresses.difference(&now.addresses) {
         directory.remove(pool, Source::Scaler, *gone);
     }
+    let failed = now.failed.difference(&known.failed).count();
     *known = now;
-    pool.set_cold_start(report.cold_start, report.desired);
+    pool.set_cold_start(report.cold_start, report.desired, failed);
     pool.set_failed_start(report.failed_start.clone());
     let barrier = report.barrier;
     pool.set_barrier(
@@ -174,7 +180,8 @@ mod tests {
 
     fn ticket() -> Ticket {
         let (tenant, class) = (Arc::from("a"), PriorityClass::Normal);
-        let entry = Entry { tenant, class, bytes: 10, tokens: 2, cost: 2, answer: 0 };
+        let entry =
+            Entry { tenant, class, bytes: 10, tokens: 2, cost: 2, answer: 0, late_from: None };
         Ticket::new(entry, Instant::now(), Instant::now() + Duration::from_secs(600))
     }
 

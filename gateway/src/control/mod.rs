@@ -5,9 +5,10 @@
 //!
 //! `server` is the running gateway; `reload` applies a configuration; `follow` reads the scaler's
 //! feed, and `report` publishes the gateway's own, with the requests of the `predecessor` after an
-//! upgrade. `start_error` has the errors.
+//! upgrade. `held_requests` shows the queues. `start_error` has the errors.
 
 pub(crate) mod follow;
+mod held_requests;
 pub(crate) mod predecessor;
 pub(crate) mod reload;
 pub(crate) mod report;

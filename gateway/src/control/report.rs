@@ -76,6 +76,7 @@ fn export(pool: &Pool, signals: &PoolSignals, generated: &mut u64) {
     let new = signals.totals.generated_tokens.saturating_sub(before);
     let rate = new as f64 / TICK.as_secs_f64();
     pool.figures.set(signals.queue_depth, signals.in_flight, &signals.totals, rate);
+    pool.figures.set_expected_wait(signals.expected_wait_seconds);
     let mut counts = [0; 4];
     for endpoint in signals.endpoints.values().flatten() {
         counts[match endpoint.health {

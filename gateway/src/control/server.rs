@@ -17,6 +17,7 @@ use forebay_signals::{PoolSignals, Token};
 use tokio::time::{Instant, timeout};
 
 use crate::control::follow;
+use crate::control::held_requests;
 use crate::control::predecessor::{Busy, Predecessor};
 use crate::control::reload::{LiveConfig, Pools, PreparedConfig};
 use crate::control::report::report;
@@ -258,9 +259,10 @@ impl Gateway {
         Draining(self.drain.clone())
     }
 
-    /// `GET /signals`.
+    /// `GET /signals`, and `GET /queue`.
     pub fn routes(&self) -> Router {
-        Router::new().route("/signals", self.publisher.route())
+        let routes = Router::new().route("/signals", self.publisher.route());
+        routes.merge(held_requests::routes(self.live.pools.clone()))
     }
 
     /// Stops accepting, and finishes the requests that are held and in flight.

@@ -23,7 +23,7 @@ use crate::exchange::misfit::MisfitCheck;
 use crate::exchange::outgoing::{Outgoing, Rights};
 use crate::exchange::record::Record;
 use crate::net::clock;
-use crate::pool::{Fallback, Pool, Slot, Ticket};
+use crate::pool::{ExpectedStart, Fallback, Pool, Slot, Ticket};
 use crate::read::head::ClientHead;
 use crate::read::prompt::Owner;
 use crate::route::{Destination, FallbackRoute, RoutePlan};
@@ -84,6 +84,8 @@ pub(crate) struct Dispatch<K> {
     pub(crate) client_deadline: Option<Instant>,
     /// Cancelled when a shutdown stops waiting.
     pub(crate) ending: CancellationToken,
+    /// Shows when the request will start, to a client that gets heartbeats.
+    pub(crate) expected: Option<Arc<ExpectedStart>>,
 }
 
 /// The result of a dispatch, and the record that goes on with the answer.
@@ -141,6 +143,7 @@ impl<K: RequestKind> Dispatch<K> {
         let delivery = self.delivery(destination, settings, &record, deadline);
         ticket.streams(record.context.stream);
         ticket.gives_up(self.client_deadline);
+        ticket.shows(self.expected.clone());
         ticket.set_fallback(match fallback {
             None => Fallback::None,
             Some(route) => route.after.map_or(Fallback::Pool, Fallback::PoolAfter),

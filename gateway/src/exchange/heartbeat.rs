@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::exchange::dispatch::DispatchResult;
 use crate::exchange::finish::{FinishedAnswer, RelayLimits, finish_json, finish_stream};
 use crate::exchange::record::Record;
 use crate::exchange::relay::Relay;
+use crate::pool::ExpectedStart;
 use crate::read::scan::Scan;
 use crate::text::rope::Rope;
 
@@ -34,14 +36,13 @@ pub(crate) type RunningDispatch =
 /// The body of an answer that has not begun. Dropping it when the client leaves takes the request
 /// out of the queue or off its endpoint at once.
 pub(crate) struct HeldAnswer {
-    form: HeldForm,
+    beats: HeldBeats,
     dispatch: RunningDispatch,
     /// `None` after the answer has begun.
     client_gone: Option<ClientGone>,
     ending: CancellationToken,
     /// The first heartbeat, which goes out with the head.
     first: Option<Bytes>,
-    every: Duration,
     next: Pin<Box<Sleep>>,
 }
 
@@ -64,10 +65,27 @@ impl HeldForm {
         (!api.multipart() && !scan.wants_bytes).then_some(Self::Plain(api))
     }
 
-    fn heartbeat(self) -> Bytes {
-        match self {
-            Self::Stream(api) => api.heartbeat(),
-            Self::Plain(_) => Bytes::from_static(b"\n"),
+    /// Whether it is a stream, whose heartbeats say when the request will start.
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+}
+
+/// The heartbeats of one client.
+pub(crate) struct HeldBeats {
+    pub(crate) form: HeldForm,
+    pub(crate) every: Duration,
+    /// Shows when the request will start.
+    pub(crate) expected: Option<Arc<ExpectedStart>>,
+}
+
+impl HeldBeats {
+    fn next(&self, now: Instant) -> Bytes {
+        match self.form {
+            HeldForm::Stream(api) => {
+                api.heartbeat(self.expected.as_ref().and_then(|expected| expected.wait(now)))
+            }
+            HeldForm::Plain(_) => Bytes::from_static(b"\n"),
         }
     }
 }
@@ -89,20 +107,19 @@ pub(crate) enum HeldStep {
 impl HeldAnswer {
     /// The beginning of an answer: a head with `headers`, and a first heartbeat.
     pub(crate) fn respond(
-        form: HeldForm,
+        beats: HeldBeats,
         (dispatch, client_gone): (RunningDispatch, ClientGone),
         ending: CancellationToken,
-        every: Duration,
         headers: HeaderMap,
         accepted: Instant,
     ) -> Response<Self> {
+        let (form, every) = (beats.form, beats.every);
         let mut response = Response::new(Self {
-            form,
+            first: Some(beats.next(Instant::now())),
+            beats,
             dispatch,
             client_gone: Some(client_gone),
             ending,
-            first: Some(form.heartbeat()),
-            every,
             next: Box::pin(sleep(every)),
         });
         *response.headers_mut() = headers;
@@ -140,8 +157,9 @@ impl HeldAnswer {
             return Poll::Ready(HeldStep::ClientLeft);
         }
         ready!(self.next.as_mut().poll(cx));
-        self.next.as_mut().reset(Instant::now() + self.every);
-        Poll::Ready(HeldStep::Heartbeat(self.form.heartbeat()))
+        let now = Instant::now();
+        self.next.as_mut().reset(now + self.beats.every);
+        Poll::Ready(HeldStep::Heartbeat(self.beats.next(now)))
     }
 
     fn begin(
@@ -160,7 +178,7 @@ impl HeldAnswer {
             let stall = pool.settings().upstream.stall_timeout;
             RelayLimits { stall, deadline, client_gone, ending: self.ending.clone() }
         };
-        let api = match self.form {
+        let api = match self.beats.form {
             HeldForm::Stream(api) => api,
             HeldForm::Plain(api) => {
                 let json = AnswerHead::of(&head).json;
@@ -190,7 +208,7 @@ impl HeldAnswer {
     fn refused(&self, refusal: &Refusal, record: Box<Record>) -> HeldStep {
         record.refused(refusal);
         let (status, kind) = refusal.status();
-        match self.form {
+        match self.beats.form {
             HeldForm::Stream(api) => {
                 let message = refusal.to_string();
                 HeldStep::Error(api.error_event(status.as_u16(), kind, &message, 0))

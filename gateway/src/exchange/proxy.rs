@@ -19,7 +19,7 @@ use crate::exchange::answer_body::AnswerBody;
 use crate::exchange::attempt::InferenceRequest;
 use crate::exchange::cutoff::ClientGone;
 use crate::exchange::dispatch::{Dispatch, RequestKind};
-use crate::exchange::heartbeat::{HeldAnswer, HeldForm, RunningDispatch};
+use crate::exchange::heartbeat::{HeldAnswer, HeldBeats, HeldForm, RunningDispatch};
 use crate::exchange::late::{self, late};
 use crate::exchange::record::Record;
 use crate::exchange::respond::{local_response, refuse, respond};
@@ -27,7 +27,7 @@ use crate::net::clock;
 use crate::net::drain::Drain;
 use crate::net::machine_limits::MachineLimits;
 use crate::net::upload::Upload;
-use crate::pool::Pool;
+use crate::pool::{ExpectedStart, Pool};
 use crate::read::body;
 use crate::read::body_memory::{self, BodyMemory, MemoryOwner};
 use crate::read::client_timeout::client_timeout;
@@ -108,12 +108,16 @@ impl Proxy {
                 Err(refusal) => refuse(&refusal, record, shape),
             };
         }
-        let (dispatch, plan, heartbeats) =
+        let (mut dispatch, plan, heartbeats) =
             match self.accept(head, incoming, limits, &mut record).await {
                 Ok(accepted) => accepted,
                 Err(refusal) => return refuse(&refusal, record, shape),
             };
         let accepted = record.context.accepted;
+        // A plain answer's heartbeat says nothing.
+        let expected = heartbeats.is_some_and(|(form, _)| form.is_stream());
+        let expected = expected.then(|| Arc::new(ExpectedStart::unknown(accepted)));
+        dispatch.expected.clone_from(&expected);
         let begins = accepted + late::AFTER;
         let mut headers = HeaderMap::new();
         if heartbeats.is_some() {
@@ -142,8 +146,9 @@ impl Proxy {
             }
             heartbeat = late(begins, now, first_heartbeat) => heartbeat,
         };
+        let beats = HeldBeats { form, every: interval, expected };
         let ending = self.drain.ending();
-        HeldAnswer::respond(form, (dispatch, client_gone), ending, interval, headers, accepted)
+        HeldAnswer::respond(beats, (dispatch, client_gone), ending, headers, accepted)
             .map(AnswerBody::held)
     }
 
@@ -242,9 +247,11 @@ impl Proxy {
             tokens: estimate.longest(),
             cost: estimate.prompt + estimate.answer,
             answer: estimate.answer,
+            late_from: None,
         };
         let client_deadline = client_limit.map(|limit| record.context.accepted + limit);
-        Box::new(Dispatch { kind, entry, client_deadline, ending: self.drain.ending() })
+        let ending = self.drain.ending();
+        Box::new(Dispatch { kind, entry, client_deadline, ending, expected: None })
     }
 }
 

@@ -16,6 +16,7 @@ use crate::figures::session::SessionMetrics;
 use crate::figures::sums::{ShardedSums, Sums};
 
 const QUEUE_DEPTH: &str = "forebay_queue_depth";
+const EXPECTED_WAIT: &str = "forebay_expected_wait_seconds";
 const IN_FLIGHT: &str = "forebay_in_flight";
 const REQUESTS: &str = "forebay_requests_total";
 const REFUSALS: &str = "forebay_refusals_total";
@@ -40,7 +41,11 @@ const ENDPOINTS: &str = "forebay_endpoints";
 pub(super) fn describe() {
     describe_gauge!(
         QUEUE_DEPTH,
-        "Requests held now, or refused in the last second because no replica could start in time, by pool"
+        "Requests held now, or refused in the last second because they could not start in time, by pool"
+    );
+    describe_gauge!(
+        EXPECTED_WAIT,
+        "How long a request would wait behind all that are held, by pool; NaN before it is known"
     );
     describe_gauge!(IN_FLIGHT, "Requests at endpoints now, by pool");
     describe_counter!(REQUESTS, "Requests ended, by pool and outcome");
@@ -93,6 +98,7 @@ pub(crate) struct PoolFigures {
 
 struct Gauges {
     queue_depth: Gauge,
+    expected_wait: Gauge,
     in_flight: Gauge,
     tokens_per_second: Gauge,
     /// Starting, ready, ejected, draining.
@@ -137,6 +143,7 @@ impl PoolFigures {
         Self {
             gauges: Gauges {
                 queue_depth: gauge(QUEUE_DEPTH),
+                expected_wait: gauge(EXPECTED_WAIT),
                 in_flight: gauge(IN_FLIGHT),
                 tokens_per_second: gauge(TOKENS_PER_SECOND),
                 endpoints: ["starting", "ready", "ejected", "draining"].map(endpoints),
@@ -176,6 +183,11 @@ impl PoolFigures {
         self.gauges.in_flight.set(in_flight);
         self.gauges.tokens_per_second.set(tokens_per_second);
         self.events.retries.absolute(totals.retries);
+    }
+
+    /// Sets how long a request would wait, in seconds.
+    pub(crate) fn set_expected_wait(&self, wait: Option<f64>) {
+        self.gauges.expected_wait.set(wait.unwrap_or(f64::NAN));
     }
 
     /// Sets the numbers of endpoints that are starting, ready, ejected and draining.

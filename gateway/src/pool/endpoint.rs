@@ -334,6 +334,16 @@ impl Endpoint {
         if self.is_ready() && !full { self.rules.limit.saturating_sub(self.in_flight()) } else { 0 }
     }
 
+    /// How many requests it has room for in all, taken places included. An ejected one may be back
+    /// in a moment; one that is down or hangs has none.
+    pub(crate) fn places(&self) -> u32 {
+        let serves = match self.standing {
+            Standing::Up | Standing::Ejected { hung: false, .. } => !self.pod.withdrawn,
+            Standing::Ejected { hung: true, .. } | Standing::Down => false,
+        };
+        if serves && !self.is_draining() { self.rules.limit } else { 0 }
+    }
+
     /// This endpoint as a pick policy sees it.
     pub(crate) fn candidate(&self, address: SocketAddr, now: Instant) -> Candidate {
         Candidate {

@@ -33,6 +33,8 @@ pub(super) struct EndpointSet {
     hung: BTreeSet<EndpointId>,
     /// How many endpoints are starting.
     starting: usize,
+    /// The places of all endpoints, and how many endpoints have any.
+    places: (u64, usize),
 }
 
 /// An endpoint, with what the set knows of it.
@@ -41,6 +43,7 @@ struct Tracked {
     endpoint: Endpoint,
     due: Option<Instant>,
     starting: bool,
+    places: u32,
 }
 
 impl EndpointSet {
@@ -72,7 +75,7 @@ impl EndpointSet {
         if self.tracked.len() <= id.number() {
             self.tracked.resize_with(id.number() + 1, || None);
         }
-        let tracked = Tracked { address, endpoint, due: None, starting: false };
+        let tracked = Tracked { address, endpoint, due: None, starting: false, places: 0 };
         self.tracked[id.number()] = Some(tracked);
         self.update(id, now, false);
     }
@@ -85,6 +88,7 @@ impl EndpointSet {
         self.candidates.remove(id);
         self.hung.remove(&id);
         self.starting -= usize::from(tracked.starting);
+        count_places(&mut self.places, tracked.places, 0);
         if let Some(due) = tracked.due {
             self.due.remove(&(due, id));
         }
@@ -154,7 +158,7 @@ impl EndpointSet {
     /// Brings up to date what is kept of an endpoint. `given`: it has just been given a request.
     fn update(&mut self, id: EndpointId, now: Instant, given: bool) {
         let Some(Some(tracked)) = self.tracked.get_mut(id.number()) else { return };
-        let Tracked { address, endpoint, due, starting } = tracked;
+        let Tracked { address, endpoint, due, starting, places } = tracked;
         let mut candidate = endpoint.candidate(*address, now);
         candidate.suspect = candidate.suspect && endpoint.watch_silence(now);
         if let Some(next) = endpoint.changes_at(now)
@@ -168,6 +172,8 @@ impl EndpointSet {
         let starts = endpoint.health() == Health::Starting;
         self.starting -= usize::from(std::mem::replace(starting, starts));
         self.starting += usize::from(starts);
+        let before = std::mem::replace(places, endpoint.places());
+        count_places(&mut self.places, before, *places);
         if endpoint.is_hung() {
             self.hung.insert(id);
         } else if !self.hung.is_empty() {
@@ -206,6 +212,16 @@ impl EndpointSet {
         self.starting > 0
     }
 
+    /// The places of all endpoints, taken ones included.
+    pub(super) fn places(&self) -> u64 {
+        self.places.0
+    }
+
+    /// How many endpoints have places.
+    pub(super) fn serving(&self) -> usize {
+        self.places.1
+    }
+
     /// Evicts requests from engines that hang, once another endpoint is ready.
     pub(super) fn relieve_hung(&mut self, now: Instant) {
         if self.any_ready() && !self.hung.is_empty() {
@@ -213,6 +229,14 @@ impl EndpointSet {
                 self.change(id, now, |endpoint| endpoint.relieve(now));
             }
         }
+    }
+}
+
+/// Replaces the places of one endpoint in the sums.
+fn count_places(sums: &mut (u64, usize), before: u32, now: u32) {
+    if before != now {
+        sums.0 = sums.0 - u64::from(before) + u64::from(now);
+        sums.1 = sums.1 - usize::from(before > 0) + usize::from(now > 0);
     }
 }
 

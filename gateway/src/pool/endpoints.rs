@@ -208,6 +208,10 @@ impl Pool {
             failed_start_ran_out = state.failed_start_ran_out(now);
             true
         });
+        let mut state = self.scheduling.lock();
+        let deferred = self.estimate(&mut state, Instant::now());
+        drop(state);
+        deferred.run(self);
         if failed_start_ran_out {
             tracing::warn!("{}: the scaler is silent; requests are held again", self.name);
         }
@@ -216,8 +220,15 @@ impl Pool {
         }
     }
 
-    /// Takes the scaler's figures of cold starts, and how many replicas it wants.
-    pub(crate) fn set_cold_start(&self, cold_start: Option<ColdStart>, desired: u32) {
-        self.scheduling.lock().set_cold_start(cold_start, desired, Instant::now());
+    /// Takes the scaler's figures of cold starts, how many replicas it wants, and how many starts have
+    /// failed since its last report.
+    pub(crate) fn set_cold_start(
+        &self,
+        cold_start: Option<ColdStart>,
+        desired: u32,
+        failed: usize,
+    ) {
+        let now = Instant::now();
+        self.scheduling.lock().set_cold_start(cold_start, desired, failed, now);
     }
 }

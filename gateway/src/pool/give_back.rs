@@ -90,6 +90,11 @@ impl Pool {
         if let Some(turn) = &slot.turn {
             let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             state.queue.charge(turn.place, tokens(turn.generated) - tokens(turn.charged));
+            // A place that a failure gives back is lost with its endpoint, and a session lasts as long
+            // as its client wants.
+            if slot.kind != Kind::Session && !matches!(end, End::Failed(_)) {
+                state.readiness.times.service.record(now.saturating_duration_since(turn.since));
+            }
         }
         let in_flight_tokens = &mut state.admitted.in_flight_tokens;
         *in_flight_tokens = in_flight_tokens.saturating_sub(slot.tokens);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_scheduling::cold_wait::Wait;
+use forebay_config::HoldOrder;
+use forebay_scheduling::eta::TooLate;
 use forebay_scheduling::pick::{Choice, Requirements};
 use forebay_scheduling::queue::Place;
 use forebay_signals::estimated_tokens;
@@ -11,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Pool;
-use super::scheduling::{Scheduling, Waiter};
+use super::scheduling::{Release, Scheduling, Waiter};
 use super::slot::{Slot, Turn};
 use super::ticket::{Fallback, Ticket};
 use crate::answer::refusal::Refusal;
@@ -27,7 +28,7 @@ enum Admission<'a> {
 struct HeldRequest<'a> {
     pool: &'a Arc<Pool>,
     place: Place,
-    slot: oneshot::Receiver<Slot>,
+    release: oneshot::Receiver<Release>,
     since: Instant,
     /// Whether no endpoint was ready when the hold began. Such a hold ends when the first one is.
     cold: bool,
@@ -83,25 +84,32 @@ impl HeldRequest<'_> {
     async fn released(mut self, ticket: &mut Ticket) -> Result<Option<Slot>, Refusal> {
         let rest = ticket.rest_of_hold(self.pool.settings().hold.timeout);
         let deadline = ticket.deadline.min(self.since + rest);
-        let outcome = timeout_at(deadline, &mut self.slot).await;
+        let outcome = timeout_at(deadline, &mut self.release).await;
         let held = clock::now() - self.since;
         ticket.held += held;
         match outcome {
-            Ok(Ok(slot)) => {
+            Ok(Ok(Release::Slot(slot))) => {
                 self.queued = false;
+                ticket.starts();
                 ticket.released = true;
                 if self.cold {
                     ticket.cold += held;
                 }
                 Ok(Some(slot))
             }
+            Ok(Ok(Release::TooLate(TooLate { expected, retry_after }))) => {
+                self.queued = false;
+                Err(Refusal::CannotStartInTime { expected, retry_after })
+            }
             Ok(Err(_)) => {
                 self.queued = false;
                 Ok(None)
             }
             Err(_) => {
+                let settings = self.pool.settings();
                 let state = self.pool.scheduling.lock();
-                let (retry_after, why) = (state.retry_after(clock::now()), state.why_waiting());
+                let retry_after = state.retry_after(&settings, clock::now());
+                let why = state.why_waiting();
                 Err(Refusal::HoldExpired { waited: ticket.held, retry_after, why })
             }
         }
@@ -155,26 +163,45 @@ impl Pool {
             state.queue.pass(place, &ticket.entry, !first);
             state.admitted.released += u64::from(first);
             ticket.released = true;
-            slot.turn = Some(Turn::new(place, ticket.entry.answer, state.queue.tab(place)));
+            slot.turn = Some(Turn::new((place, now), ticket.entry.answer, state.queue.tab(place)));
             return Ok(Admission::Released(slot));
         }
         if let Some(refusal) = self.start_refused(&mut state, now) {
             return Err(refusal);
         }
-        if first && let Some(retry_after) = self.cannot_start_in_time(&mut state, ticket, now) {
-            return Err(Refusal::CannotStartInTime { retry_after });
+        let settings = self.settings();
+        ticket.entry.late_from =
+            (first && settings.hold.order == HoldOrder::Objective).then(|| {
+                let accepted = state.at(ticket.accepted);
+                state
+                    .readiness
+                    .times
+                    .first_token
+                    .late_from(accepted, settings.scaling.objective.ttft)
+            });
+        if first && let Some(late) = self.cannot_start_in_time(&mut state, (place, &*ticket), now) {
+            let TooLate { expected, retry_after } = late;
+            return Err(Refusal::CannotStartInTime { expected, retry_after });
         }
-        let (sender, slot) = oneshot::channel();
+        let (sender, release) = oneshot::channel();
         let waiter = Waiter {
-            slot: sender,
+            release: sender,
             requirements: ticket.requirements.clone(),
             accepted: ticket.accepted,
             first,
             since: now,
             held_before: ticket.held,
+            until: ticket.waits_until(settings.hold.timeout, now),
+            fallback: ticket.fallback != Fallback::None,
+            expected: ticket.expected.clone(),
         };
+        if waiter.expected.is_some() {
+            let outlook = state.outlook(&settings, now);
+            let ahead = outlook.ahead(&state.queue, place, ticket.entry.late_from);
+            waiter.expect(outlook.expected(ahead).map(|wait| now + wait));
+        }
         if let Err(full) = state.queue.push(place, ticket.entry.clone(), waiter, !first) {
-            let (retry_after, why) = (state.retry_after(now), state.why_waiting());
+            let (retry_after, why) = (state.retry_after(&settings, now), state.why_waiting());
             return Err(Refusal::QueueFull { held: full.requests, retry_after, why });
         }
         let cold = state.readiness.none_since.is_some();
@@ -182,29 +209,9 @@ impl Pool {
         let deferred =
             if empty { self.note_depth(&mut state) } else { self.release_held(&mut state, now) };
         drop(state);
-        let held = HeldRequest { pool: self, place, slot, since: now, cold, queued: true };
+        let held = HeldRequest { pool: self, place, release, since: now, cold, queued: true };
         deferred.run(self);
         Ok(Admission::Held(held))
-    }
-
-    /// When the client should come back, if no replica will start in time for the request.
-    fn cannot_start_in_time(
-        &self,
-        state: &mut Scheduling,
-        ticket: &Ticket,
-        now: Instant,
-    ) -> Option<Duration> {
-        state.readiness.none_since?;
-        let settings = self.settings();
-        let end_of_hold = now + ticket.rest_of_hold(settings.hold.timeout);
-        let until = end_of_hold.min(ticket.deadline).min(ticket.gives_up.unwrap_or(end_of_hold));
-        let longest = until.saturating_duration_since(now);
-        let wait = Wait { longest, fallback: ticket.fallback != Fallback::None };
-        let starts = settings.target.is_some() || state.endpoints.any_starting();
-        let retry_after = state.cold(starts, now).cannot_start_in_time(wait)?;
-        state.backlog.refused += 1;
-        self.changed.notify_one();
-        Some(retry_after)
     }
 
     /// Takes a place at an endpoint.
@@ -240,13 +247,13 @@ impl Pool {
         while let Some((choice, (place, entry, waiter))) = state.pop_releasable(now) {
             let chosen = (choice, &waiter.requirements);
             let Some(mut slot) = self.occupy(state, chosen, entry.tokens, now) else { break };
-            slot.turn = Some(Turn::new(place, entry.answer, state.queue.tab(place)));
+            slot.turn = Some(Turn::new((place, now), entry.answer, state.queue.tab(place)));
             state.admitted.released += u64::from(waiter.first);
             deferred.released.push((place.seq, entry.tenant));
             let held = waiter.held_before + now.saturating_duration_since(waiter.since);
             let burst = state.backlog.released(held, state.queue.depth());
             deferred.burst = burst.or(deferred.burst);
-            if let Err(slot) = waiter.slot.send(slot) {
+            if let Err(Release::Slot(slot)) = waiter.release.send(Release::Slot(slot)) {
                 deferred.untaken.push(slot);
             }
         }

@@ -3,7 +3,7 @@
 //! - Scheduling, behind one short lock: `scheduling.rs` has the state, `hold.rs` holds and releases
 //!   requests, `slot.rs` is a request's place at an endpoint, `give_back.rs` ends it, `ticket.rs`
 //!   decides whether a failed request is tried again; `failed_start.rs` refuses requests while no
-//!   replica can be started. The order of release and the choice of an
+//!   replica can be started; `eta.rs` says when held requests will start. The order of release and the choice of an
 //!   endpoint are the crate `forebay-scheduling`.
 //! - Endpoints: `endpoint.rs` judges their health, `endpoint_set.rs` keeps them in order for a pick,
 //!   `probe.rs` probes them, `endpoints.rs` and
@@ -33,6 +33,7 @@ use crate::pool::model_registry::ModelRegistry;
 use crate::pool::scheduling::Scheduling;
 use crate::pool::upstream_key::UpstreamKey;
 
+pub(crate) use expected_start::ExpectedStart;
 pub(crate) use slot::{End, Slot};
 pub(crate) use ticket::{Fallback, Ticket};
 
@@ -41,6 +42,8 @@ pub(crate) mod discover;
 pub(crate) mod endpoint;
 mod endpoint_set;
 mod endpoints;
+mod eta;
+mod expected_start;
 mod failed_start;
 mod give_back;
 mod hold;

@@ -27,6 +27,7 @@ impl Pool {
             let mut state = self.scheduling.lock();
             let hold = &settings.hold;
             state.queue.set_bounds(hold.max_requests as usize, hold.max_bytes.bytes());
+            state.queue.set_lower_share(hold.lower_class_share);
             let rules = Rules::of(&settings);
             state.endpoints.change_all(Instant::now(), |endpoint| endpoint.set_rules(rules));
             state.set_budget(settings.max_in_flight);

@@ -1,9 +1,11 @@
 //! The state that scheduling needs, read and written only under the pool's lock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_scheduling::cold_wait::ColdPool;
+use forebay_scheduling::eta::{Outlook, ServiceTime, Starts, TooLate};
+use forebay_scheduling::objective::FirstTokenTime;
 use forebay_scheduling::pick::{CacheReport, Choice, EndpointId, Given, Picker, Requirements};
 use forebay_scheduling::queue::{Entry, Place, Queue};
 use forebay_scheduling::retry_budget::RetryBudget;
@@ -11,8 +13,12 @@ use forebay_signals::{ColdStart, FailedStart, Waiting};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::expected_start::ExpectedStart;
 use super::slot::Slot;
 use crate::pool::endpoint_set::EndpointSet;
+
+/// The longest time that a client is asked to stay away.
+const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 
 pub(super) struct Scheduling {
     pub(super) queue: Queue<Waiter>,
@@ -39,7 +45,7 @@ pub(super) type PendingPod = (Waiting, String);
 
 /// A held request's side of its release.
 pub(super) struct Waiter {
-    pub(super) slot: oneshot::Sender<Slot>,
+    pub(super) release: oneshot::Sender<Release>,
     pub(super) requirements: Requirements,
     pub(super) accepted: Instant,
     /// It has not been released before.
@@ -48,6 +54,20 @@ pub(super) struct Waiter {
     pub(super) since: Instant,
     /// The time that it was held before, between earlier tries.
     pub(super) held_before: Duration,
+    /// The moment until which it can wait.
+    pub(super) until: Instant,
+    /// Whether another pool can serve it instead.
+    pub(super) fallback: bool,
+    /// Shows the client when it will start, if it gets heartbeats.
+    pub(super) expected: Option<Arc<ExpectedStart>>,
+}
+
+/// The end of a hold.
+pub(super) enum Release {
+    /// An endpoint has room for the request.
+    Slot(Slot),
+    /// Something has happened, and now it can't start in time.
+    TooLate(TooLate),
 }
 
 /// The zero barrier. While it is up, the gateway holds every request.
@@ -67,14 +87,26 @@ pub(super) struct ReportedFailedStart {
     pub(super) next_try: Option<Instant>,
 }
 
-/// Whether the pool can serve, and what is known of its cold starts.
+/// Whether the pool can serve, and when it will.
 pub(super) struct Readiness {
     /// The time since which no endpoint has been ready; `None` if one is.
     pub(super) none_since: Option<Instant>,
-    /// The time since which replicas are wanted while none is ready.
-    starting_since: Option<Instant>,
+    /// How many replicas the scaler wants.
+    desired: usize,
+    /// The starts under way.
+    starts: Starts,
+    pub(super) times: LearnedTimes,
+}
+
+/// The times that a pool has learned.
+#[derive(Default)]
+pub(super) struct LearnedTimes {
     /// The scaler's figures of cold starts.
-    learned: Option<ColdStart>,
+    cold_start: Option<ColdStart>,
+    /// How long requests keep their places at endpoints.
+    pub(super) service: ServiceTime,
+    /// How long first tokens take.
+    pub(super) first_token: FirstTokenTime,
 }
 
 /// Sums of the requests that the pool admitted, each counted once over all its tries.
@@ -92,7 +124,7 @@ pub(super) struct Admitted {
 pub(super) struct Backlog {
     /// The depth that the next doubling counts from.
     reported_depth: usize,
-    /// Requests refused since the last tick because no replica could start in time, or none can
+    /// Requests refused since the last tick because they could not start in time, or no replica can
     /// start. They are demand too, so they count into the reported queue depth.
     pub(super) refused: u32,
     /// Requests released since the queue was last empty, and the longest time one of them was held.
@@ -110,13 +142,19 @@ impl Scheduling {
             pending_pods: BTreeMap::new(),
             budget: RetryBudget::new(Duration::ZERO),
             barrier: None,
-            readiness: Readiness { none_since: Some(now), starting_since: None, learned: None },
+            readiness: Readiness {
+                none_since: Some(now),
+                desired: 0,
+                starts: Starts::default(),
+                times: LearnedTimes::default(),
+            },
             failed_start: None,
             admitted: Admitted::default(),
             backlog: Backlog::default(),
             closed: false,
         };
         scheduling.set_policy(settings.pick);
+        scheduling.queue.set_lower_share(settings.hold.lower_class_share);
         scheduling
     }
 
@@ -186,8 +224,8 @@ impl Scheduling {
         }
     }
 
-    /// A moment as the picker counts time.
-    fn at(&self, now: Instant) -> Duration {
+    /// A moment as the picker and the queue count time.
+    pub(super) fn at(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began)
     }
 
@@ -201,6 +239,7 @@ impl Scheduling {
         }
         self.endpoints.advance(now);
         let at = self.at(now);
+        self.queue.advance(at);
         let (picker, candidates) = (&mut self.picker, self.endpoints.candidates());
         if !candidates.have_room() {
             return None;
@@ -237,44 +276,60 @@ impl Scheduling {
         }
         let readiness = &mut self.readiness;
         match (ready, readiness.none_since) {
-            (true, Some(_)) => (readiness.none_since, readiness.starting_since) = (None, None),
+            (true, Some(_)) => readiness.none_since = None,
             (false, None) => readiness.none_since = Some(now),
             _ => {}
         }
+        self.count_starts(now);
     }
 
-    /// Takes the scaler's figures of cold starts, and how many replicas it wants.
+    /// Takes the scaler's figures of cold starts, how many replicas it wants, and how many of their
+    /// starts have failed since its last report.
     pub(super) fn set_cold_start(
         &mut self,
         learned: Option<ColdStart>,
         desired: u32,
+        failed: usize,
         now: Instant,
     ) {
-        let readiness = &mut self.readiness;
-        readiness.learned = learned;
-        let starting = desired > 0 && readiness.none_since.is_some();
-        readiness.starting_since = starting.then(|| readiness.starting_since.unwrap_or(now));
+        let at = self.at(now);
+        self.readiness.times.cold_start = learned;
+        self.readiness.desired = desired as usize;
+        self.readiness.starts.failed(failed, at);
+        self.count_starts(now);
     }
 
-    /// The pool's cold start, if no replica is ready. `starts`: a replica will start.
-    pub(super) fn cold(&self, starts: bool, now: Instant) -> ColdPool {
-        let Readiness { starting_since, learned, .. } = self.readiness;
-        let starting_for = starting_since.map(|since| now.saturating_duration_since(since));
-        ColdPool { learned, starting_for, starts }
+    /// Notes how many starts are under way: the replicas that are wanted and can't serve yet.
+    fn count_starts(&mut self, now: Instant) {
+        let (at, serving) = (self.at(now), self.endpoints.serving());
+        let readiness = &mut self.readiness;
+        readiness.starts.set(readiness.desired.saturating_sub(serving), at);
+    }
+
+    /// The pool's knowledge of its future. `settings`: the pool's own.
+    pub(super) fn outlook(&self, settings: &forebay_config::Pool, now: Instant) -> Outlook<'_> {
+        let Readiness { starts, times, .. } = &self.readiness;
+        let there = self.endpoints.serving() + starts.count();
+        let most = match &settings.target {
+            Some(_) => settings.scaling.max_replica_count as usize,
+            None => usize::from(self.endpoints.any_starting()),
+        };
+        Outlook {
+            now: self.at(now),
+            places: self.endpoints.places(),
+            service: times.service,
+            starts,
+            learned: times.cold_start,
+            places_of_start: settings.max_in_flight.into(),
+            more_starts: u32::try_from(most.saturating_sub(there)).unwrap_or(u32::MAX),
+        }
     }
 
     /// How long a start takes from its beginning: as learned, or a second.
     pub(super) fn learned_start(&self) -> Duration {
-        let learned = self.readiness.learned;
-        ColdPool { learned, starting_for: None, starts: true }.retry_after()
-    }
-
-    /// When a refused client should come back: once a replica is there, or in a second.
-    pub(super) fn retry_after(&self, now: Instant) -> Duration {
-        match self.readiness.none_since {
-            Some(_) => self.cold(true, now).retry_after(),
-            None => Duration::from_secs(1),
-        }
+        let second = Duration::from_secs(1);
+        let learned = self.readiness.times.cold_start.map_or(1.0, |learned| learned.p90_seconds);
+        Duration::try_from_secs_f64(learned).unwrap_or(second).clamp(second, LONGEST_RETRY)
     }
 }
 

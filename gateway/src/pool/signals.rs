@@ -20,7 +20,7 @@ impl Pool {
     }
 
     fn scheduling_signals(&self) -> PoolSignals {
-        let now = Instant::now();
+        let (now, settings) = (Instant::now(), self.settings());
         let state = self.scheduling.lock();
         let endpoints = state.endpoints.iter();
         let endpoints: Vec<_> =
@@ -36,6 +36,9 @@ impl Pool {
             held_tokens: state.queue.tokens(),
             oldest_hold_seconds: oldest
                 .map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64()),
+            expected_wait_seconds: state
+                .expected_wait(&settings, now)
+                .map(|wait| wait.as_secs_f64()),
             in_flight,
             in_flight_tokens: admitted.in_flight_tokens,
             totals: Totals {

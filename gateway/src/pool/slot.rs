@@ -61,14 +61,16 @@ const CHARGED_TOGETHER: u64 = 16;
 /// A request's turn in the queue, and the tokens that its tenant was charged for the answer.
 pub(super) struct Turn {
     pub(super) place: Place,
+    /// The moment of its release.
+    pub(super) since: Instant,
     pub(super) charged: u64,
     pub(super) generated: u64,
     tab: Tab,
 }
 
 impl Turn {
-    pub(super) fn new(place: Place, charged: u64, tab: Tab) -> Self {
-        Self { place, charged, generated: 0, tab }
+    pub(super) fn new((place, since): (Place, Instant), charged: u64, tab: Tab) -> Self {
+        Self { place, since, charged, generated: 0, tab }
     }
 }
 

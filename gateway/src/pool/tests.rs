@@ -16,6 +16,7 @@ mod endpoints;
 mod failed_start;
 mod hold;
 mod locking;
+mod overload;
 mod pick;
 mod retries;
 
@@ -34,6 +35,7 @@ fn ticket(seconds: u64) -> Ticket {
         tokens: 2,
         cost: 2,
         answer: 0,
+        late_from: None,
     };
     Ticket::new(entry, accepted, accepted + Duration::from_secs(seconds))
 }

@@ -10,6 +10,7 @@ use forebay_scheduling::queue::{Entry, Place};
 use forebay_scheduling::retry_budget::RetryBudget;
 use tokio::time::Instant;
 
+use super::expected_start::ExpectedStart;
 use super::scheduling::Scheduling;
 use super::{Pool, Slot};
 use crate::answer::failure::{Cause, Failure};
@@ -43,6 +44,8 @@ pub(crate) struct Ticket {
     /// When its client gives up, if the request says so.
     pub(super) gives_up: Option<Instant>,
     pub(super) fallback: Fallback,
+    /// Shows its client when it will start, if it gets heartbeats.
+    pub(super) expected: Option<Arc<ExpectedStart>>,
 }
 
 /// A request's failed tries.
@@ -81,6 +84,19 @@ impl Ticket {
             held: Duration::ZERO,
             gives_up: None,
             fallback: Fallback::None,
+            expected: None,
+        }
+    }
+
+    /// Sets where its client reads when it will start.
+    pub(crate) fn shows(&mut self, expected: Option<Arc<ExpectedStart>>) {
+        self.expected = expected;
+    }
+
+    /// Notes that it waits for nothing any more.
+    pub(super) fn starts(&self) {
+        if let Some(expected) = &self.expected {
+            expected.set(None);
         }
     }
 
@@ -117,6 +133,13 @@ impl Ticket {
             Fallback::Pool | Fallback::None => hold,
         };
         longest.saturating_sub(self.held)
+    }
+
+    /// The moment until which it can wait from `now` on: the end of the hold, the request's own
+    /// deadline, or its client's.
+    pub(super) fn waits_until(&self, hold: Duration, now: Instant) -> Instant {
+        let end_of_hold = now + self.rest_of_hold(hold);
+        end_of_hold.min(self.deadline).min(self.gives_up.unwrap_or(end_of_hold))
     }
 
     /// The number of its arrival in the pool.

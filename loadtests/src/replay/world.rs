@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use forebay_config::Pick;
+use forebay_config::{HoldOrder, Pick};
 use forebay_scheduling::pick::Given;
 use forebay_scheduling::prompt::Prompt;
 use forebay_scheduling::queue::{Place as QueuePlace, Queue};
@@ -21,6 +21,7 @@ pub(crate) use contestant::{Contestant, Rules};
 mod contestant;
 mod fleet;
 mod gateway;
+mod overload;
 mod signals;
 
 pub(crate) use fleet::{ReplicaView, Victim};
@@ -40,6 +41,12 @@ pub(crate) struct Model {
     pub(crate) limit: u32,
     /// Most requests held.
     pub(crate) max_held: usize,
+    /// The order of held requests.
+    pub(crate) order: HoldOrder,
+    /// Longest wait that may be expected of a request when it arrives.
+    pub(crate) max_wait: Option<Us>,
+    /// Whether a request that can't start in time is refused.
+    pub(crate) refuses: bool,
     /// Time from arrival after which a client without a first token gives up.
     pub(crate) patience: Us,
     /// The first pause before a refused client retries, and the longest.
@@ -72,6 +79,8 @@ pub(crate) struct Outcome {
     pub(crate) first_token: Option<Us>,
     pub(crate) last_token: Option<Us>,
     pub(crate) gave_up: bool,
+    /// The moment at which the gateway refused it because it could not start in time.
+    pub(crate) too_late: Option<Us>,
     /// Tokens of its prompt that its replica's cache had.
     pub(crate) cached: u32,
 }
@@ -114,9 +123,18 @@ enum Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Phase { replica: u32 },
-    Steps { replica: u32, plan: u32 },
-    Retry { request: u32 },
+    Phase {
+        replica: u32,
+    },
+    Steps {
+        replica: u32,
+        plan: u32,
+    },
+    Retry {
+        request: u32,
+    },
+    /// The gateway estimates anew when its held requests will start.
+    Estimate,
 }
 
 /// The world of one run.
@@ -130,6 +148,7 @@ pub(crate) struct World<'a> {
     fleet: fleet::Fleet,
     pushes: Pushes,
     figures: signals::PoolFigures,
+    estimates: overload::Estimates,
     work: Integral,
     random: SmallRng,
 }
@@ -279,6 +298,7 @@ impl<'a> World<'a> {
             fleet: fleet::Fleet::new(model.pick, model.seed),
             pushes: Pushes { due: true, last: 0, depth: 0 },
             figures: signals::PoolFigures::default(),
+            estimates: overload::Estimates::default(),
             work: Integral::default(),
             random: SmallRng::seed_from_u64(model.seed),
         };
@@ -335,6 +355,7 @@ impl<'a> World<'a> {
                 Event::Phase { replica } => self.next_phase(replica),
                 Event::Steps { replica, plan } => self.steps_ended(replica, plan),
                 Event::Retry { request } => self.admit(request),
+                Event::Estimate => self.estimate(),
             }
         } else if self
             .trace

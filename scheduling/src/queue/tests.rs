@@ -5,8 +5,19 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod flood;
+mod order;
+
 fn entry(tenant: &str, class: PriorityClass, cost: u64) -> Entry {
-    Entry { tenant: tenant.into(), class, bytes: 10, tokens: cost, cost, answer: 0 }
+    Entry {
+        tenant: tenant.into(),
+        class,
+        bytes: 10,
+        tokens: cost,
+        cost,
+        answer: 0,
+        late_from: None,
+    }
 }
 
 fn hold<W>(queue: &mut Queue<W>, tenant: &str, class: PriorityClass, cost: u64, waker: W) -> Place {

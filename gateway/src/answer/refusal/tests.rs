@@ -46,7 +46,7 @@ examples! {
     Limited { .. } => limited(), 429;
     QueueFull { .. } => Refusal::QueueFull { held: 1, retry_after: SECOND, why: String::new() }, 429;
     HoldExpired { .. } => Refusal::HoldExpired { waited: SECOND, retry_after: SECOND, why: String::new() }, 503;
-    CannotStartInTime { .. } => Refusal::CannotStartInTime { retry_after: SECOND }, 503;
+    CannotStartInTime { .. } => Refusal::CannotStartInTime { expected: Some(SECOND), retry_after: SECOND }, 503;
     StartFailed { .. } => Refusal::StartFailed { why: ": it exited".into(), retry_after: SECOND }, 503;
     Exhausted { last: Failure { cause: Cause::QueueFull, .. }, .. } => exhausted(Cause::QueueFull), 503;
     Exhausted { .. } => exhausted(Cause::Connect), 502;

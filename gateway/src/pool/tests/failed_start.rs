@@ -86,7 +86,7 @@ async fn a_refused_client_comes_back_after_the_next_start() {
     assert!((after(Some(epoch - 20_000)) - 1.0).abs() < 0.1, "it is due");
     assert!((after(Some(u64::MAX)) - 601.0).abs() < 0.1, "a clock that is off");
     let learned = Some(ColdStart { p50_seconds: 60.0, p90_seconds: 80.0, samples: 3 });
-    pool.set_cold_start(learned, 1);
+    pool.set_cold_start(learned, 1, 0);
     assert!((after(None) - 80.0).abs() < 0.1, "a start takes that long");
 }
 

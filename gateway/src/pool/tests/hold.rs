@@ -92,17 +92,19 @@ async fn a_full_queue_refuses() {
 async fn a_request_that_would_wait_in_vain_is_refused_at_once_and_still_wakes_the_pool() {
     let pool = pool(r#"{"name": "p", "target": {"processes": {"command": ["{port}"]}}}"#);
     let learned = ColdStart { p50_seconds: 60.0, p90_seconds: 80.0, samples: 5 };
-    pool.set_cold_start(Some(learned), 0);
+    pool.set_cold_start(Some(learned), 0, 0);
     let mut hurried = ticket(600);
     hurried.gives_up(Some(Instant::now() + Duration::from_secs(30)));
     let refused = pool.hold(&mut hurried).now_or_never().expect("at once").err();
-    let Some(Refusal::CannotStartInTime { retry_after }) = refused else { panic!("{refused:?}") };
+    let Some(Refusal::CannotStartInTime { retry_after, .. }) = refused else {
+        panic!("{refused:?}")
+    };
     assert_eq!(retry_after, Duration::from_secs(80));
     assert_eq!(pool.signals().queue_depth, 1, "it counts as held until the next tick");
     pool.tick();
     assert_eq!(pool.signals().queue_depth, 0);
 
-    pool.set_cold_start(Some(learned), 1);
+    pool.set_cold_start(Some(learned), 1, 0);
     tokio::time::advance(Duration::from_secs(40)).await;
     let mut hurried = ticket(600);
     hurried.gives_up(Some(Instant::now() + Duration::from_secs(30)));
@@ -177,8 +179,9 @@ async fn a_long_answer_costs_its_tenant_the_next_turn_before_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_client_is_asked_to_come_back_when_a_replica_will_be_ready() {
-    let pool = pool(r#"{"name": "p", "hold": {"maxRequests": 1}}"#);
-    pool.set_cold_start(Some(ColdStart { p50_seconds: 60.0, p90_seconds: 80.0, samples: 5 }), 0);
+    let target = r#""target": {"processes": {"command": ["{port}"]}}"#;
+    let pool = pool(&format!(r#"{{"name": "p", "hold": {{"maxRequests": 1}}, {target}}}"#));
+    pool.set_cold_start(Some(ColdStart { p50_seconds: 60.0, p90_seconds: 80.0, samples: 5 }), 0, 0);
     let (mut first, mut second) = (ticket(600), ticket(600));
     let mut held = Box::pin(pool.hold(&mut first));
     assert!(held.as_mut().now_or_never().is_none());
@@ -201,7 +204,7 @@ async fn an_expired_hold_says_why_nothing_is_ready_without_names() {
     assert_eq!(
         refused.to_string(),
         "No replica had room within 1s: 1 replica is waiting for a node (Unschedulable), 1 is \
-         pulling the image."
+         pulling the image. Try again in 1 s."
     );
 }
 

@@ -104,6 +104,7 @@ impl Contestant for Forebay {
             hold: Hold::UntilRoom,
             victim: Victim::LeastBusy,
             revives_draining: true,
+            scales: true,
             initial_replicas: self.policy.counts.min,
         }
     }

@@ -10,6 +10,9 @@ pub(crate) struct Rules {
     pub(crate) victim: Victim,
     /// A higher count takes draining replicas back before it starts new ones.
     pub(crate) revives_draining: bool,
+    /// More replicas may be started at any time, so the gateway refuses nothing for its expected wait:
+    /// the model does not learn how long starts take.
+    pub(crate) scales: bool,
     /// Replicas that are ready as the trace begins.
     pub(crate) initial_replicas: u32,
 }

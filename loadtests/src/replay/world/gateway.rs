@@ -55,7 +55,13 @@ impl World<'_> {
         let tokens = self.estimated(request);
         let (tenant, class) = (Arc::clone(&self.progress.tenant), PriorityClass::Normal);
         let place = self.progress.queue.arrive(class, &tenant);
-        let entry = Entry { tenant, class, bytes: tokens * 4, tokens, cost: tokens, answer: 256 };
+        if self.is_in_vain(request, place) {
+            self.refuse_in_vain(request);
+            return;
+        }
+        let late_from = self.late_from(request);
+        let bytes = tokens * 4;
+        let entry = Entry { tenant, class, bytes, tokens, cost: tokens, answer: 256, late_from };
         if self.progress.queue.push(place, entry, request, false).is_err() {
             self.figures.totals.refused += 1;
             self.give_up(request);
@@ -68,6 +74,7 @@ impl World<'_> {
             self.progress.prompts.insert(request, Arc::new(content.prompt()));
         }
         self.release();
+        self.plan_estimate();
         self.note_depth();
     }
 
@@ -109,6 +116,7 @@ impl World<'_> {
     /// The next held request for which a replica has room, and the replica.
     fn pop_releasable(&mut self) -> Option<(u32, Choice)> {
         let now = Duration::from_micros(self.now);
+        self.progress.queue.advance(now);
         let (picker, candidates) = (&mut self.fleet.picker, &self.fleet.candidates);
         let ReplayProgress { queue, prompts, .. } = &mut self.progress;
         let (mut choice, mut full) = (None, false);
@@ -191,6 +199,7 @@ impl World<'_> {
         let outcome = &mut self.progress.outcomes[request as usize];
         outcome.last_token = Some(self.now);
         let first = outcome.first_token.unwrap_or(self.now);
+        self.gave_back(request);
         self.progress.places[request as usize] = Place::Gone;
         self.progress.open -= 1;
         let cached = self.progress.outcomes[request as usize].cached;
@@ -231,6 +240,7 @@ impl World<'_> {
                 let at = &mut self.fleet.replicas[replica as usize];
                 at.batch.abort(request);
                 at.in_flight -= 1;
+                self.gave_back(request);
                 self.picked_ended(request, false);
                 self.show(replica);
                 self.figures.in_flight_tokens -= self.estimated(request);
@@ -244,7 +254,7 @@ impl World<'_> {
         self.note_depth();
     }
 
-    fn give_up(&mut self, request: u32) {
+    pub(super) fn give_up(&mut self, request: u32) {
         self.progress.places[request as usize] = Place::Gone;
         self.progress.outcomes[request as usize].gave_up = true;
         self.progress.without_token -= 1;
@@ -252,7 +262,7 @@ impl World<'_> {
     }
 
     /// Requests a push when the queue leaves zero, reaches it or doubles, as the gateway does.
-    fn note_depth(&mut self) {
+    pub(super) fn note_depth(&mut self) {
         let (depth, pushed) = (self.progress.queue.depth(), self.pushes.depth);
         if (depth == 0) != (pushed == 0) || depth >= pushed.saturating_mul(2).max(1) {
             self.pushes.depth = depth;

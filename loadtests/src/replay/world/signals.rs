@@ -17,7 +17,7 @@ pub(super) struct PoolFigures {
     pub(super) hold: Histogram,
     ttft: Histogram,
     warm_ttft: Histogram,
-    upstream_ttft: Histogram,
+    pub(super) upstream_ttft: Histogram,
     itl: Histogram,
     end_to_end: Histogram,
     /// The beginning of the present time without a ready replica, and the last such time that ended.
@@ -97,6 +97,7 @@ impl World<'_> {
             queue_bytes: self.progress.queue.bytes(),
             held_tokens: self.progress.queue.tokens(),
             oldest_hold_seconds: seconds(oldest.unwrap_or(0)),
+            expected_wait_seconds: self.expected_wait().map(|wait| wait.as_secs_f64()),
             in_flight: self.in_flight(),
             in_flight_tokens: self.figures.in_flight_tokens,
             totals: self.figures.totals,

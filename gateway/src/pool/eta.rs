@@ -1,0 +1,183 @@
+//! When held requests will start: for their clients, for operators, and to refuse those that can't
+//! start in time.
+//!
+//! The estimate is made when a request arrives, and again each second, since replicas die, starts
+//! fail, and requests take longer than expected.
+
+use std::time::{Duration, SystemTime};
+
+use forebay_config::{HoldOrder, PriorityClass};
+use forebay_scheduling::eta::{Outlook, TooLate, Wait};
+use forebay_scheduling::queue::{Entry, Place};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Pool;
+use super::hold::Deferred;
+use super::scheduling::{Release, Scheduling, Waiter};
+use super::ticket::{Fallback, Ticket};
+
+/// How soon the scaler reacts to a load at the latest. A request that was held for longer gets no
+/// replica that is not starting yet.
+const REACTION: Duration = Duration::from_secs(5);
+
+impl Waiter {
+    /// Shows its client when it will start.
+    pub(super) fn expect(&self, at: Option<Instant>) {
+        if let Some(expected) = &self.expected {
+            expected.set(at);
+        }
+    }
+}
+
+/// A pool's held requests, for operators.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct QueueReport {
+    pub(crate) pool: String,
+    /// Requests held now.
+    pub(crate) held: usize,
+    /// How long one more request would wait behind all of them, in seconds; `null` if that is not
+    /// known.
+    pub(crate) expected_wait_seconds: Option<f64>,
+    /// The next ones to be released, in their order.
+    pub(crate) requests: Vec<QueuedRequest>,
+}
+
+/// One held request. Nothing that its client wrote is in it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct QueuedRequest {
+    /// The number of its arrival in the pool, as in the access log.
+    pub(crate) seq: u64,
+    pub(crate) tenant: String,
+    pub(crate) class: PriorityClass,
+    /// When it was accepted, in milliseconds since the epoch.
+    pub(crate) since_millis: u64,
+    /// When it will start, in milliseconds since the epoch; `null` if that is not known.
+    pub(crate) expected_millis: Option<u64>,
+    /// When it is refused if it has not started, in milliseconds since the epoch.
+    pub(crate) until_millis: u64,
+    /// Estimated tokens of the prompt and the longest answer.
+    pub(crate) tokens: u64,
+    /// It has failed at a replica, and is tried again.
+    pub(crate) again: bool,
+    /// It can no longer meet the objective, and lets those go first that can.
+    pub(crate) late: bool,
+}
+
+impl Scheduling {
+    /// How long a request would wait behind all that are held; `None` if that is not known.
+    pub(super) fn expected_wait(
+        &self,
+        settings: &forebay_config::Pool,
+        now: Instant,
+    ) -> Option<Duration> {
+        if self.queue.depth() == 0 && self.endpoints.candidates().have_room() {
+            return Some(Duration::ZERO);
+        }
+        self.outlook(settings, now).expected(self.queue.depth())
+    }
+
+    /// When a client that was refused should come back: once those that are held have started.
+    pub(super) fn retry_after(&self, settings: &forebay_config::Pool, now: Instant) -> Duration {
+        self.outlook(settings, now).retry_after(self.queue.depth())
+    }
+}
+
+impl Pool {
+    /// Why a request that arrives can't start in time, if that is so. It counts as demand.
+    pub(super) fn cannot_start_in_time(
+        &self,
+        state: &mut Scheduling,
+        (place, ticket): (Place, &Ticket),
+        now: Instant,
+    ) -> Option<TooLate> {
+        let settings = self.settings();
+        let outlook = state.outlook(&settings, now);
+        let ahead = outlook.ahead(&state.queue, place, ticket.entry.late_from);
+        let until = ticket.waits_until(settings.hold.timeout, now);
+        let longest = until.saturating_duration_since(now);
+        let longest = settings.hold.max_wait.map_or(longest, |most| longest.min(most));
+        let wait = Wait { longest, fallback: ticket.fallback != Fallback::None };
+        let too_late = outlook.cannot_start_in_time(ahead, wait)?;
+        state.backlog.refused += 1;
+        self.changed.notify_one();
+        Some(too_late)
+    }
+
+    /// Estimates anew when each held request will start, shows it to the clients that get heartbeats,
+    /// and ends the hold of those that no longer can start in time.
+    pub(super) fn estimate(&self, state: &mut Scheduling, now: Instant) -> Deferred {
+        if state.queue.depth() == 0 {
+            return Deferred::default();
+        }
+        let settings = self.settings();
+        if settings.hold.order == HoldOrder::Objective {
+            state.readiness.times.first_token.learn(&self.figures.sums().upstream_ttft);
+        }
+        let at = state.at(now);
+        state.queue.advance(at);
+        let outlook = state.outlook(&settings, now);
+        let decided = Outlook { more_starts: 0, ..outlook };
+        let (mut ahead, mut too_late) = (0, Vec::new());
+        for (place, _, waiter) in state.queue.releases() {
+            let longest = waiter.until.saturating_duration_since(now);
+            let held = now.saturating_duration_since(waiter.since);
+            let outlook = if held < REACTION { &outlook } else { &decided };
+            let wait = Wait { longest, fallback: waiter.fallback };
+            let late = waiter.first.then(|| outlook.cannot_start_in_time(ahead, wait)).flatten();
+            match late {
+                Some(late) => too_late.push((place, late)),
+                None => {
+                    waiter.expect(outlook.expected(ahead).map(|wait| now + wait));
+                    ahead += 1;
+                }
+            }
+        }
+        for (place, late) in too_late {
+            if let Some((_, waiter)) = state.queue.remove(place) {
+                state.backlog.refused += 1;
+                // Its client may have left meanwhile.
+                let _ = waiter.release.send(Release::TooLate(late));
+            }
+        }
+        self.note_depth(state)
+    }
+
+    /// The next held requests, at most `limit` of them.
+    pub(crate) fn queue_report(&self, limit: usize) -> QueueReport {
+        let settings = self.settings();
+        let state = self.scheduling.lock();
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let epoch = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = |at: Instant| {
+            let later = at.saturating_duration_since(now);
+            let earlier = now.saturating_duration_since(at);
+            (epoch + later).saturating_sub(earlier).as_millis() as u64
+        };
+        let expected_wait_seconds =
+            state.expected_wait(&settings, now).map(|wait| wait.as_secs_f64());
+        let at = state.at(now);
+        let outlook = state.outlook(&settings, now);
+        let request =
+            |(ahead, (place, entry, waiter)): (usize, (Place, &Entry, &Waiter))| QueuedRequest {
+                seq: place.seq,
+                tenant: entry.tenant.to_string(),
+                class: entry.class,
+                since_millis: millis(waiter.accepted),
+                expected_millis: outlook.expected(ahead).map(|wait| millis(now + wait)),
+                until_millis: millis(waiter.until),
+                tokens: entry.tokens,
+                again: !waiter.first,
+                late: entry.late_from.is_some_and(|from| from <= at),
+            };
+        let requests = state.queue.releases().take(limit).enumerate().map(request).collect();
+        QueueReport {
+            pool: self.name.to_string(),
+            held: state.queue.depth(),
+            expected_wait_seconds,
+            requests,
+        }
+    }
+}
