@@ -14,6 +14,7 @@ use super::contestants::knative::Knative;
 use super::contestants::kubeai::KubeAi;
 use super::contestants::{BASELINES, Baseline, Bounds, Contestant, optimum};
 use super::measure::{Report, within};
+use super::orders;
 use super::picks;
 use super::report::{self, Origin, Results};
 use super::scenario::Scenario;
@@ -50,14 +51,18 @@ pub struct ReplayArgs {
         value_name = "POLICY",
         num_args = 1..,
         value_delimiter = ',',
+        group = "fleet",
         conflicts_with_all = ["compare", "out"]
     )]
     picks: Vec<String>,
+    /// Play a fixed fleet under each order of held requests, beside two clairvoyants
+    #[arg(long, group = "fleet", conflicts_with_all = ["compare", "out"])]
+    orders: bool,
     /// The replicas of that fleet [default: the pool's `maxReplicaCount`]
     #[arg(
         long,
         value_name = "N",
-        requires = "picks",
+        requires = "fleet",
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     replicas: Option<u32>,
@@ -111,6 +116,9 @@ pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     if !args.picks.is_empty() {
         return compare_picks(args, &scenario, &trace);
     }
+    if args.orders {
+        return compare_orders(args, &scenario, &trace);
+    }
     let mut results = compare(&scenario, &trace, &baselines, &ProgressLine::new());
     results.origin = Some(Origin::new(&scenario, args.speed_up, version));
     if let Some(folder) = &args.out {
@@ -143,6 +151,22 @@ fn compare_picks(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyho
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
     } else {
         print::out(picks::table(&results))?;
+    }
+    Ok(())
+}
+
+/// Plays the orders of held requests, and prints.
+fn compare_orders(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyhow::Result<()> {
+    let replicas = args.replicas.unwrap_or(scenario.bounds.max.max(1));
+    let progress = ProgressLine::new();
+    let results = orders::compare(scenario, trace, replicas, |name, trace, model, fleet| {
+        progress.play(name, trace, model, fleet)
+    });
+    drop(progress);
+    if args.json {
+        print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
+    } else {
+        print::out(orders::table(&results))?;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub struct Quantiles {
 
 impl Quantiles {
     /// The quantiles of values in microseconds; `None` without values.
-    fn of(mut values: Vec<Us>) -> Option<Self> {
+    pub(crate) fn of(mut values: Vec<Us>) -> Option<Self> {
         values.sort_unstable();
         let at = |q: f64| {
             let rank = ((q * values.len() as f64).ceil() as usize).max(1) - 1;

@@ -9,6 +9,7 @@
 //! - `world`: simulated time, the gateway, the replicas
 //! - `contestants`: Forebay and the other autoscalers, each with its own delays and blind spots
 //! - `picks`: the pick policies side by side, on a fixed fleet
+//! - `orders`: the orders of held requests side by side, in an overload
 //! - `measure`, `report`: the figures of a run; as table, JSON and HTML
 //!
 //! No clock and no socket: the same configuration, trace and seed give the same result.
@@ -16,6 +17,7 @@
 mod args;
 mod contestants;
 mod measure;
+mod orders;
 mod picks;
 pub(crate) mod replica;
 mod report;

@@ -146,7 +146,7 @@ pub(crate) fn floor(trace: &Trace, model: &Model) -> Us {
 }
 
 /// The time that a request takes of a full replica.
-fn busy(request: &Request, model: &Model) -> Us {
+pub(crate) fn busy(request: &Request, model: &Model) -> Us {
     let seats = model.engine.seats.min(model.limit as usize).max(1) as u32;
     let token = 1.0 / model.engine.timing.decode_throughput(seats);
     let prompt = model.engine.timing.prefill(request.prompt).as_secs_f64();

@@ -28,7 +28,7 @@ pub(crate) struct TraceShape {
 }
 
 /// All generated loads.
-pub(crate) const SHAPES: [TraceShape; 10] = [
+pub(crate) const SHAPES: [TraceShape; 11] = [
     TraceShape {
         name: "office-day",
         about: "one working day: quiet nights, a morning climb, a dip at noon",
@@ -76,6 +76,13 @@ pub(crate) const SHAPES: [TraceShape; 10] = [
         about: "5 requests a second for an hour",
         seconds: HOUR,
         rate: |_| 5.0,
+        tokens: CHAT,
+    },
+    TraceShape {
+        name: "overload",
+        about: "164 requests a second for ten minutes, then nothing for half an hour",
+        seconds: 40.0 * MINUTE,
+        rate: |t| if t < 10.0 * MINUTE { 164.0 } else { 0.0 },
         tokens: CHAT,
     },
     TraceShape {
