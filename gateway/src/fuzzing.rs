@@ -47,7 +47,12 @@ pub fn request(body: &[u8]) {
         assert_eq!(read.stream, known.get("stream") == Some(&Value::Bool(true)), "stream");
     }
     let body = Bytes::copy_from_slice(body);
-    let edits = Edits { model: Some("an \"other\""), ask_usage: true, drop_priority: true };
+    let edits = Edits {
+        model: Some("an \"other\""),
+        ask_usage: true,
+        drop_priority: true,
+        ask_token_ids: true,
+    };
     let edited: Vec<u8> =
         edit(&body, &read, &edits).body.into_iter().flat_map(|piece| piece.to_vec()).collect();
     let changed: Value = serde_json::from_slice(&edited).expect("still JSON");
@@ -57,7 +62,7 @@ pub fn request(body: &[u8]) {
         match name.as_str() {
             "model" if model.is_some() => assert_eq!(changed[name], "an \"other\""),
             "priority" => assert!(changed.get(name).is_none()),
-            "stream_options" => {}
+            "stream_options" | "return_token_ids" => {}
             _ => assert_eq!(&changed[name], value, "{name} is as it was"),
         }
     }
@@ -98,6 +103,9 @@ struct RelayResult {
 
 fn relay<'a>(api: Api, strip: bool, pieces: impl Iterator<Item = &'a [u8]>) -> RelayResult {
     let (mut answer, now) = (AnswerStream::new(api, strip, None), Instant::now());
+    if strip {
+        answer.record_token_ids(true);
+    }
     let mut out = Vec::new();
     let mut end = None;
     for piece in pieces {

@@ -29,7 +29,8 @@ pub fn hashed_request(body: &Bytes) -> Option<(usize, usize)> {
 }
 
 fn edited_length(body: &Bytes, scan: &Scan) -> usize {
-    let edits = Edits { model: Some("another"), ask_usage: true, drop_priority: true };
+    let edits =
+        Edits { model: Some("another"), ask_usage: true, drop_priority: true, ask_token_ids: true };
     edit(body, scan, &edits).body.len()
 }
 

@@ -36,6 +36,11 @@ EVENT = (b'data: {"id":"chatcmpl-b69eb275ee051fb6","object":"chat.completion.chu
          b'"model":"m","choices":%s}\n\n')
 DELTA = EVENT % (b'[{"index":0,"delta":{"content":" respon"},"logprobs":null,"finish_reason":null,'
                  b'"token_ids":null}]')
+# A server that is asked for token ids sends the prompt's first, and then those of each chunk.
+PROMPT_IDS = EVENT.replace(b"}\n\n", b',"prompt_token_ids":[%s],"prompt_text":null}\n\n'
+                           % b",".join(b"%d" % id for id in range(1000, 1190))) \
+    % b'[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
+DELTA_WITH_IDS = DELTA.replace(b'"token_ids":null', b'"token_ids":[1614]')
 LAST = EVENT % (b'[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop",'
                 b'"stop_reason":null}]')
 USAGE = EVENT % b'[],"usage":{"prompt_tokens":190,"completion_tokens":20,"total_tokens":210}'
@@ -133,6 +138,8 @@ class Upstream:
 
     def __init__(self):
         self.streams, self.waiting, self.hold = [], [], False
+        # The chunk of the streams that are open.
+        self.delta = DELTA
         self.served = 0
         self.loop = asyncio.new_event_loop()
         listening = threading.Event()
@@ -159,7 +166,10 @@ class Upstream:
             exchange.transport.write(answer(b""))
         elif b'"stream":true' in body:
             self.streams.append(exchange)
-            exchange.transport.write(STREAM_HEAD + chunk(DELTA))
+            with_ids = b'"return_token_ids":true' in body
+            self.delta = DELTA_WITH_IDS if with_ids else DELTA
+            first = chunk(PROMPT_IDS) if with_ids else b""
+            exchange.transport.write(STREAM_HEAD + first + chunk(self.delta))
         elif self.hold:
             self.waiting.append(exchange)
         else:
@@ -324,7 +334,7 @@ class Client:
         self.socket.sendall(text)
         self.until(b"respon")
         for _ in range(chunks):
-            upstream.send(chunk(DELTA))
+            upstream.send(chunk(upstream.delta))
             self.until(b"respon")
         upstream.end_streams()
         self.until(b"data: [DONE]\n\n")

@@ -62,6 +62,10 @@ pub struct Pool {
     /// `x-session-id` nor the field `prompt_cache_key` does.
     #[serde(default)]
     pub user_is_session: bool,
+    /// Whether a stream that breaks goes on at another replica, from the ids of its tokens: `auto`,
+    /// if its replicas report these and the request allows it; `off`.
+    #[serde(default, rename = "continue")]
+    pub continuation: Continue,
     /// Most requests in flight at one endpoint.
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
@@ -78,6 +82,17 @@ pub struct Pool {
     /// Replica counts and how they follow the load. Without effect if there is no `target`.
     #[serde(default)]
     pub scaling: Scaling,
+}
+
+/// Whether a stream that breaks goes on at another replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Continue {
+    /// If the pool's replicas report the ids of tokens, and the request allows it.
+    #[default]
+    Auto,
+    /// Never: the stream ends with an error event.
+    Off,
 }
 
 /// Bounds on a pool's queue. A request beyond them is answered 429 or 503, with `retry-after`.
@@ -205,6 +220,7 @@ impl Pool {
             discovery: None,
             pick: Pick::default(),
             user_is_session: false,
+            continuation: Continue::default(),
             max_in_flight: default_max_in_flight(),
             hold: Hold::default(),
             upstream: Upstream::default(),

@@ -98,6 +98,11 @@ impl Api {
         }
     }
 
+    /// Whether the server reports the ids of tokens on request.
+    pub(crate) fn reports_token_ids(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions)
+    }
+
     /// Whether `"stream": true` means an event stream.
     pub(crate) fn streams(self) -> bool {
         self.end_mark().is_some()

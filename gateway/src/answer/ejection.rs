@@ -19,7 +19,7 @@ impl Cause {
     /// How this failure ejects its endpoint.
     pub(crate) fn ejection(self) -> Ejection {
         match self {
-            Self::QueueFull | Self::Shortage => Ejection::No,
+            Self::QueueFull | Self::NotContinued | Self::Shortage => Ejection::No,
             // The prompt may be the reason: it would take too long, or be aborted, everywhere.
             Self::Server | Self::EventTooLong | Self::Stalled | Self::Aborted => Ejection::Counted,
             // This may concern one model or API of several, and a key can change at any time.
@@ -44,7 +44,7 @@ impl Cause {
     /// Whether the replica is not set up for its pool's models, APIs or key. Another replica may
     /// be; this one can't answer the request however often it is tried.
     pub(crate) fn is_misfit(self) -> bool {
-        matches!(self, Self::KeyRefused | Self::NotServed)
+        matches!(self, Self::KeyRefused | Self::NotServed | Self::NotContinued)
     }
 
     /// Whether the replica died with the request in flight, perhaps because of it. A meaningless
@@ -68,7 +68,7 @@ mod tests {
         for cause in Cause::ALL {
             let free = match cause {
                 Cause::Connect | Cause::ShuttingDown | Cause::QueueFull | Cause::Shortage => true,
-                Cause::KeyRefused | Cause::NotServed => true,
+                Cause::KeyRefused | Cause::NotServed | Cause::NotContinued => true,
                 Cause::Connection
                 | Cause::Stalled
                 | Cause::Unreachable

@@ -40,12 +40,14 @@ pub(crate) enum Cause {
     KeyRefused,
     /// The replica does not know the model or the API that its pool serves.
     NotServed,
+    /// The replica does not go on with an answer from its token ids.
+    NotContinued,
     /// No replica was tried: the gateway itself is short of what a connection needs.
     Shortage,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Connect,
         Self::Connection,
         Self::Stalled,
@@ -59,6 +61,7 @@ impl Cause {
         Self::EventTooLong,
         Self::KeyRefused,
         Self::NotServed,
+        Self::NotContinued,
         Self::Shortage,
     ];
 
@@ -78,6 +81,7 @@ impl Cause {
             Self::EventTooLong => "event_too_long",
             Self::KeyRefused => "key_refused",
             Self::NotServed => "not_served",
+            Self::NotContinued => "not_continued",
             Self::Shortage => "gateway_shortage",
         }
     }
@@ -100,7 +104,8 @@ impl Failure {
             | Cause::Truncated
             | Cause::EventTooLong
             | Cause::KeyRefused
-            | Cause::NotServed => 502,
+            | Cause::NotServed
+            | Cause::NotContinued => 502,
             Cause::QueueFull | Cause::ShuttingDown | Cause::Shortage => 503,
             Cause::Stalled => 504,
             Cause::EngineDead | Cause::Aborted | Cause::Server => 500,

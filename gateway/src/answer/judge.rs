@@ -62,9 +62,28 @@ pub(crate) struct Choice {
     /// Whether it carries generated text, tool calls or reasoning, even if only an unfinished
     /// character.
     pub(crate) output: bool,
-    /// Its tokens, where the client requested their ids.
+    /// Its tokens, where their ids were requested.
     pub(crate) tokens: Option<u64>,
     pub(crate) finish: Option<Finish>,
+    /// Whether its delta is an object without members.
+    pub(crate) bare: bool,
+    /// Whether its delta has something else than text and a role: a tool call, for example.
+    pub(crate) beyond_text: bool,
+    /// Whether it carries probabilities of tokens.
+    pub(crate) logprobs: bool,
+}
+
+/// Places in an event's data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// Behind the bracket that opens the list of choices.
+    pub(crate) choices: Option<usize>,
+    /// The value of `token_ids`, in the last choice.
+    pub(crate) token_ids: Option<Range<usize>>,
+    /// The value of `prompt_token_ids`, at the top or in the last choice.
+    pub(crate) prompt_token_ids: Option<Range<usize>>,
+    /// The value of `usage`, if it is an object.
+    pub(crate) usage: Option<Range<usize>>,
 }
 
 /// Everything that is read of an event or a plain body.
@@ -80,6 +99,7 @@ pub(crate) struct Facts {
     /// The place of a generated text in the data, between its quotes. With another text there, the
     /// other facts are the same, unless one of the two texts is empty.
     pub(crate) text: Option<Range<usize>>,
+    pub(crate) places: Places,
 }
 
 impl Facts {
@@ -96,6 +116,7 @@ impl Facts {
             first: None,
             more: Vec::new(),
             text: None,
+            places: Places::default(),
         }
     }
 

@@ -105,6 +105,11 @@ impl Meter {
         &mut self.choices[at]
     }
 
+    /// Sets the usage of an answer that the gateway ends in place of its replica.
+    pub(crate) fn concluded(&mut self, usage: TokenUsage) {
+        self.total = Some(usage);
+    }
+
     /// Whether the server reports usage with each part, and so also sends it at the end.
     pub(crate) fn continuous(&self) -> bool {
         self.continuous

@@ -4,8 +4,10 @@
 //! Bytes and times go in, bytes and a verdict come out. Pure; uses `text`.
 //!
 //! `api` has the peculiarities of each API. `judge` reads one event or body. `stream` and `plain`
-//! pass an answer through it, with `meter` for its tokens, `fingerprint` for a removed usage chunk,
-//! and `abridged` for a long answer. The ends of a request are `failure` (its consequences are in
+//! pass an answer through it (`passing` has the bytes of a frame), with `meter` for its tokens, `fingerprint` for a removed usage chunk,
+//! and `abridged` for a long answer. `token_record` keeps a stream's token ids (`token_ids`), and joins the
+//! parts of an answer that another replica continued; `not_continued` has the reasons why it may not.
+//! The ends of a request are `failure` (its consequences are in
 //! `ejection`), `refusal` (with the tenants' `limit`) and `outcome`. `traffic` counts a session.
 
 pub(crate) mod abridged;
@@ -16,9 +18,13 @@ pub(crate) mod fingerprint;
 pub(crate) mod judge;
 pub(crate) mod limit;
 pub(crate) mod meter;
+pub(crate) mod not_continued;
 pub(crate) mod outcome;
+pub(crate) mod passing;
 pub(crate) mod plain;
 pub(crate) mod refusal;
 pub(crate) mod stream;
 pub(crate) mod template;
+pub(crate) mod token_ids;
+pub(crate) mod token_record;
 pub(crate) mod traffic;

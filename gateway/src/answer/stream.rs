@@ -19,9 +19,12 @@ use tokio::time::Instant;
 use crate::answer::api::Api;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::fingerprint::{self, Fingerprint};
-use crate::answer::judge::{Verdict, judge_event};
+use crate::answer::judge::{TokenUsage, Verdict, judge_event};
 use crate::answer::meter::Meter;
-use crate::answer::template::ChunkTemplate;
+use crate::answer::not_continued::NotContinued;
+use crate::answer::passing::Passing;
+use crate::answer::template::{ChunkTemplate, Match};
+use crate::answer::token_record::{TokenRecord, Treatment};
 use crate::text::rope::Rope;
 use crate::text::sse::{MAX_EVENT, Splitter, SseEvent};
 
@@ -60,7 +63,6 @@ pub(crate) struct AnswerStream {
     template: Option<ChunkTemplate>,
     stripped_usage: StrippedUsage,
     preamble: Preamble,
-    committed: bool,
     end_seen: bool,
     client_error: Option<u16>,
     failure: Option<Failure>,
@@ -68,6 +70,16 @@ pub(crate) struct AnswerStream {
     events: u64,
     /// The last bytes had a part of the answer in them.
     progressed: bool,
+    token_ids: IdField,
+}
+
+/// The part that is left of an answer whose replica is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// Nothing but its end, which the gateway writes.
+    End,
+    /// More tokens, from another replica.
+    Tokens,
 }
 
 /// The removal of a usage chunk that only the gateway requested, whose fingerprint moves to the
@@ -84,8 +96,23 @@ struct StrippedUsage {
 /// The events before the commit, which are kept back.
 #[derive(Debug, Default)]
 struct Preamble {
+    /// The commit has come: nothing is kept back any more.
+    committed: bool,
     pieces: Vec<Bytes>,
     length: usize,
+}
+
+/// The field for token ids.
+#[derive(Debug, Default)]
+struct IdField {
+    /// The server's events have it.
+    is_known: bool,
+    /// The ids, if the gateway asked for them.
+    record: Option<Box<TokenRecord>>,
+    /// Chunks without text, which wait for the next one with text.
+    held: Vec<Bytes>,
+    /// That chunk has come.
+    due: bool,
 }
 
 /// The treatment of one event.
@@ -108,19 +135,67 @@ impl AnswerStream {
             template: None,
             stripped_usage: StrippedUsage { enabled: strip_usage, fingerprint, waiting: None },
             preamble: Preamble::default(),
-            committed: false,
             end_seen: false,
             client_error: None,
             failure: None,
             events: 0,
             progressed: false,
+            token_ids: IdField::default(),
         }
+    }
+
+    /// Records the token ids, which the gateway asked for. `strip`: the client did not.
+    pub(crate) fn record_token_ids(&mut self, strip: bool) {
+        self.token_ids.record = Some(Box::new(TokenRecord::new(strip)));
+    }
+
+    /// The record of its token ids, if there is one.
+    pub(crate) fn token_record(&self) -> Option<&TokenRecord> {
+        self.token_ids.record.as_deref()
+    }
+
+    /// Whether the server knows the field for token ids.
+    pub(crate) fn has_token_ids(&self) -> bool {
+        self.token_ids.is_known
+    }
+
+    /// Prepares for another replica, which goes on from the token ids, and returns what is left.
+    ///
+    /// # Errors
+    /// The answer can't be cut here, or its ids are not known.
+    pub(crate) fn begin_seam(&mut self) -> Result<Rest, NotContinued> {
+        let token_record = self.token_ids.record.as_mut().ok_or(NotContinued::NoTokenIds)?;
+        if token_record.is_finished() {
+            return Ok(Rest::End);
+        }
+        token_record.begin_seam()?;
+        self.splitter = Splitter::default();
+        self.template = None;
+        self.failure = None;
+        self.token_ids.held.clear();
+        Ok(Rest::Tokens)
+    }
+
+    /// Ends the answer in place of a replica that is gone, and returns the bytes that go out.
+    pub(crate) fn conclude(&mut self) -> Rope {
+        let mut out = Rope::default();
+        self.take_last_chunk(&mut out);
+        let usage = !self.strips_usage();
+        let chat = self.api == Api::ChatCompletions;
+        if let Some(token_record) = &self.token_ids.record {
+            let ids = token_record.ids();
+            let (prompt, generated) = (ids.prompt_tokens() as u64, ids.answer_tokens() as u64);
+            self.meter.concluded(TokenUsage { prompt, generated, cached: None });
+            out.push(token_record.ending(chat, usage));
+        }
+        (self.end_seen, self.failure) = (true, None);
+        out
     }
 
     /// Whether anything has gone out.
     #[cfg(test)]
     pub(crate) fn committed(&self) -> bool {
-        self.committed
+        self.preamble.committed
     }
 
     /// The failure after which it can't go on, if there was one.
@@ -165,24 +240,25 @@ impl AnswerStream {
             return Step::Hold;
         }
         let frame = bytes.clone();
+        let length = frame.len();
         let mut rest = bytes;
-        let mut out = Rope::default();
-        // Events that lie side by side in the frame go out as one slice of it.
-        let mut run = 0..0;
+        let mut passing = Passing::of(frame);
         loop {
-            let before = frame.len() - rest.len();
-            if let Some(length) = self.like_the_last(&rest, now) {
-                rest.advance(length);
-                if run.end == before && !run.is_empty() {
-                    run.end += length;
-                } else {
-                    out.push(frame.slice(std::mem::replace(&mut run, before..before + length)));
+            let before = length - rest.len();
+            if let Some(found) = self.like_the_last(&rest, now) {
+                match (&self.token_ids.record, found.ids) {
+                    (Some(token_record), Some(ids)) if token_record.rewrites() => {
+                        let event = &rest[..found.length];
+                        passing.copy(|out| token_record.write_chunk(event, ids, out));
+                    }
+                    _ => passing.keep(before..before + found.length),
                 }
+                rest.advance(found.length);
                 continue;
             }
             let joined = self.splitter.joining();
             let next = self.splitter.next(&mut rest);
-            let after = frame.len() - rest.len();
+            let after = length - rest.len();
             let event = match next {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -190,89 +266,125 @@ impl AnswerStream {
                     let message =
                         format!("The replica sent an event of more than {MAX_EVENT} bytes.");
                     self.failure = Some(Failure::new(Cause::EventTooLong, &message));
-                    out.push(frame.slice(std::mem::take(&mut run)));
-                    self.take_last_chunk(&mut out);
+                    self.take_last_chunk(passing.flush());
                     break;
                 }
             };
             let waiting = self.stripped_usage.waiting.take();
-            let next = self.event(&event, now);
+            let (next, replaced) = self.event(&event, now);
             if waiting.is_some() {
-                out.push(frame.slice(std::mem::take(&mut run)));
                 self.stripped_usage.waiting = waiting;
-                self.take_last_chunk(&mut out);
+                self.take_last_chunk(passing.flush());
             }
-            match next {
-                Next::Wait => {
+            if std::mem::take(&mut self.token_ids.due) {
+                self.token_ids.held.drain(..).for_each(|held| passing.push(held));
+            }
+            match (next, replaced) {
+                (Next::Wait, replaced) => {
                     // It ends the run: the events behind it go out after it.
-                    out.push(frame.slice(std::mem::take(&mut run)));
-                    self.stripped_usage.waiting = Some(event);
+                    passing.flush();
+                    self.stripped_usage.waiting = Some(replaced.unwrap_or(event));
                 }
-                Next::Keep if joined => out.push(event),
-                Next::Keep if run.end == before && !run.is_empty() => run.end = after,
-                Next::Keep => {
-                    out.push(frame.slice(std::mem::replace(&mut run, before..after)));
-                }
-                Next::Drop => {}
-                Next::Stop => break,
+                (Next::Keep, Some(replaced)) => passing.push(replaced),
+                (Next::Keep, None) if joined => passing.push(event),
+                (Next::Keep, None) => passing.keep(before..after),
+                (Next::Drop, _) => {}
+                (Next::Stop, _) => break,
             }
         }
-        let last = if run.len() == frame.len() { frame } else { frame.slice(run) };
-        out.push(last);
-        self.step(out)
+        self.step(passing.end())
     }
 
-    /// Takes a whole event at the beginning of `bytes` that is a chunk of output like the last one,
-    /// and returns its length.
-    fn like_the_last(&mut self, bytes: &[u8], now: Instant) -> Option<usize> {
+    /// Takes a whole event at the beginning of `bytes` that is a chunk of output like the last one.
+    fn like_the_last(&mut self, bytes: &[u8], now: Instant) -> Option<Match> {
         let template = self.template.as_ref()?;
+        if !self.token_ids.held.is_empty() {
+            return None;
+        }
+        if !template.has_ids() && self.token_ids.record.as_ref().is_some_and(|ids| ids.has_seam()) {
+            return None;
+        }
         if !self.splitter.is_between_events() || self.stripped_usage.waiting.is_some() {
             return None;
         }
-        let length = template.matches(bytes)?;
+        let found = template.matches(bytes)?;
         self.events += 1;
         self.progressed = true;
         self.meter.record(template.facts(), now);
-        Some(length)
+        if let (Some(token_record), Some(ids)) = (&mut self.token_ids.record, &found.ids) {
+            token_record.chunk(&bytes[found.text.clone()], &bytes[ids.clone()]);
+        }
+        Some(found)
     }
 
-    fn event(&mut self, raw: &[u8], now: Instant) -> Next {
+    /// Takes an event. The bytes that go out in its place, if there are any, come with the result.
+    fn event(&mut self, raw: &[u8], now: Instant) -> (Next, Option<Bytes>) {
         let event = SseEvent::read(raw);
-        let facts = judge_event(self.api, &event);
+        let mut facts = judge_event(self.api, &event);
+        self.token_ids.is_known |= facts.places.token_ids.is_some();
+        let mut replaced = None;
+        if let Some(token_record) = &mut self.token_ids.record {
+            let treatment = token_record.event(raw, &facts);
+            facts.usage = facts.usage.map(|usage| token_record.whole_usage(usage));
+            match treatment {
+                Treatment::Keep => {}
+                Treatment::Drop => {
+                    self.progressed |= facts.verdict != Verdict::Preamble;
+                    self.preamble.committed |= facts.verdict == Verdict::Output;
+                    self.meter.record(&facts, now);
+                    return (Next::Drop, None);
+                }
+                Treatment::Replace(bytes) => replaced = Some(bytes),
+                Treatment::Hold(bytes) => {
+                    self.progressed = true;
+                    self.preamble.committed = true;
+                    self.meter.record(&facts, now);
+                    let event = bytes.unwrap_or_else(|| Bytes::copy_from_slice(raw));
+                    self.token_ids.held.push(event);
+                    return (Next::Drop, None);
+                }
+                Treatment::Fail(failure) => {
+                    self.failure = Some(failure);
+                    return (Next::Stop, None);
+                }
+            }
+        }
         self.events += u64::from(event.data.is_some());
         self.meter.record(&facts, now);
         self.progressed |= facts.verdict != Verdict::Preamble;
+        self.token_ids.due = facts.places.choices.is_some() || facts.verdict == Verdict::End;
         match facts.verdict {
             Verdict::Preamble => {}
             Verdict::Output => {
-                self.committed = true;
+                self.preamble.committed = true;
                 self.template = ChunkTemplate::of(raw, &facts);
                 if self.strips_usage() && fingerprint::is_missing(raw, &facts) {
-                    return Next::Wait;
+                    return (Next::Wait, replaced);
                 }
             }
             Verdict::UsageOnly => {
                 if self.strips_usage() {
                     self.stripped_usage.fingerprint = Fingerprint::read(raw);
-                    return Next::Drop;
+                    return (Next::Drop, None);
                 }
             }
             Verdict::End => {
-                self.committed = true;
+                self.preamble.committed = true;
                 self.end_seen = true;
             }
             Verdict::Client(status) => {
-                self.committed = true;
+                self.preamble.committed = true;
                 self.client_error = Some(status);
             }
             // A failure after the end mark changes nothing.
             Verdict::Failed(_) if self.end_seen => {}
             Verdict::Failed(failure) => {
                 self.failure = Some(failure);
-                return Next::Stop;
+                self.token_ids.due = false;
+                return (Next::Stop, None);
             }
         }
-        Next::Keep
+        (Next::Keep, replaced)
     }
 
     /// Whether the usage chunk is removed. A server that reports usage with each part sends it to
@@ -282,7 +394,7 @@ impl AnswerStream {
     }
 
     fn step(&mut self, out: Rope) -> Step {
-        if !self.committed {
+        if !self.preamble.committed {
             if let Some(failure) = &self.failure {
                 return Step::Retry(failure.clone());
             }
@@ -325,7 +437,7 @@ impl AnswerStream {
             let facts = judge_event(self.api, &last);
             if facts.verdict == Verdict::End {
                 self.meter.record(&facts, now);
-                (self.end_seen, self.committed) = (true, true);
+                (self.end_seen, self.preamble.committed) = (true, true);
             }
         }
         if self.end_seen && self.failure.is_none() {
@@ -344,11 +456,18 @@ impl AnswerStream {
         (out, end)
     }
 
+    /// A comment that keeps the client's connection alive.
+    pub(crate) fn heartbeat(&self) -> Bytes {
+        self.api.heartbeat(None)
+    }
+
     /// The event that reports a failure to the client, with the end mark of its API.
     pub(crate) fn error_event(&self, status: u16, kind: &str, message: &str) -> Bytes {
         self.api.error_event(status, kind, message, self.events)
     }
 }
 
+#[cfg(test)]
+mod seam_tests;
 #[cfg(test)]
 mod tests;

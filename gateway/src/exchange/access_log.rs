@@ -133,6 +133,10 @@ impl Line<'_> {
         given("ttft_ms", to_first_token(context.accepted));
         given("upstream_ttft_ms", progress.released.and_then(to_first_token));
         given("itl_ms", self.per_token.map(|time| FieldValue::Number(time.as_secs_f64() * 1e3)));
+        if progress.continued > 0 {
+            given("continued", Some(FieldValue::Count(progress.continued.into())));
+            given("paused_ms", Some(ms(progress.paused)));
+        }
         given("took_ms", Some(ms(self.took)));
         given("prompt_tokens", tokens.prompt.map(FieldValue::Count));
         given("cached_tokens", tokens.cached.map(FieldValue::Count));

@@ -15,17 +15,21 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::answer::api::Api;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::meter::Tokens;
+use crate::answer::not_continued::NotContinued;
 use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
 use crate::answer::stream::{AnswerStream, Step};
+use crate::exchange::continuation::{Continuation, Way};
 use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind};
-use crate::exchange::upstream::{Connection, NoAnswer, UpstreamBody};
+use crate::exchange::send::{send, stalled};
+use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
-use crate::pool::Slot;
-use crate::read::edit::{EditedBody, Edits, edit};
+use crate::pool::{Pool, Slot};
+use crate::read::continuable::ContinuableBody;
+use crate::read::edit::{Asked, EditedBody, Edits, edit};
 use crate::read::head::ClientHead;
 use crate::read::known_headers::{KnownHeader, SESSION, strip_hop_by_hop};
 use crate::read::prompt::{Contents, Owner};
-use crate::read::scan::Scan;
+use crate::read::scan::{Flag, Scan};
 use crate::route::Destination;
 use crate::text::rope::Rope;
 
@@ -64,13 +68,25 @@ impl RequestKind for InferenceRequest {
     }
 
     fn edited(&self, to: &Destination, settings: &forebay_config::Pool) -> EditedRequest<'_> {
+        let reports = self.reports_token_ids(&to.pool, settings);
         let edits = Edits {
             model: to.served.as_deref(),
             ask_usage: self.api.usage_on_request(),
             drop_priority: !settings.allow_priority,
+            ask_token_ids: reports.is_ok(),
         };
-        let EditedBody { body, strip_usage } = edit(&self.body, &self.scan, &edits);
-        EditedRequest { head: Cow::Borrowed(&self.head), body, strip_usage }
+        let EditedBody { body, strip_usage, token_ids } = edit(&self.body, &self.scan, &edits);
+        let token_ids = match (reports, token_ids) {
+            (Err(why), _) => Err(why),
+            (Ok(()), Asked::No) => Err(NotContinued::NoTokenIds),
+            (Ok(()), asked) => Ok(asked == Asked::Gateway),
+        };
+        EditedRequest { head: Cow::Borrowed(&self.head), body, strip_usage, token_ids }
+    }
+
+    fn continuation(self, way: Way) -> Result<Box<Continuation>, NotContinued> {
+        let body = ContinuableBody::of(self.api, &self.body, &self.scan);
+        Ok(Box::new(Continuation::new(self.head, body, way)))
     }
 
     fn prompt(&self, owner: Owner<'_>) -> Option<Prompt> {
@@ -88,6 +104,32 @@ impl RequestKind for InferenceRequest {
 
     async fn attempt(&self, to: &Delivery<'_>, slot: &Slot) -> Result<Box<Committed>, Failure> {
         Attempt { request: self, to, slot }.run().await
+    }
+}
+
+impl InferenceRequest {
+    /// Whether the answer's token ids can be had, so that another replica can go on with it.
+    fn reports_token_ids(
+        &self,
+        pool: &Pool,
+        settings: &forebay_config::Pool,
+    ) -> Result<(), NotContinued> {
+        if !self.api.reports_token_ids() {
+            return Err(NotContinued::Api);
+        }
+        if settings.continuation == forebay_config::Continue::Off {
+            return Err(NotContinued::Off);
+        }
+        if self.scan.n.is_some_and(|n| n > 1) {
+            return Err(NotContinued::Choices);
+        }
+        let by_client = self.scan.return_token_ids.as_ref().is_some_and(Flag::is_true);
+        // A server that does not know the field may refuse it.
+        if by_client || pool.abilities.has_token_ids() {
+            Ok(())
+        } else {
+            Err(NotContinued::NoTokenIds)
+        }
     }
 }
 
@@ -121,36 +163,11 @@ impl Attempt<'_> {
     /// Sends the request and waits for the answer's head. `due` is the limit for a stream's first
     /// event, and so for its head.
     async fn send(&self, due: Instant) -> Result<(response::Parts, UpstreamBody), Failure> {
-        let connect_timeout = self.to.settings.upstream.connect_timeout;
-        let (endpoint, deadline) = (self.slot.address, self.to.deadline);
-        let mut stale = None;
-        loop {
-            let fresh = stale.is_some();
-            let connection = Connection::get(endpoint, fresh, connect_timeout, deadline)
-                .await
-                .map_err(|NoAnswer { failure, .. }| match failure.cause {
-                    Cause::Shortage => failure,
-                    // Nothing listens any more: the replica died, perhaps of this request.
-                    _ => stale.take().unwrap_or(failure),
-                })?;
-            let sending = connection.send(&self.to.outgoing);
-            // A stream's head comes at once. A plain answer's head comes only when all of it is
-            // there, however long that takes: only the request's deadline limits it.
-            let sent = if self.request.stream {
-                timeout_at(due, sending).await.map_err(|_| self.stalled())?
-            } else {
-                sending.await
-            };
-            match sent {
-                Ok(answer) => return Ok(answer),
-                // The replica had closed an idle connection, which is not a failure. On a new
-                // connection, it would be.
-                Err(no_answer) if no_answer.stale && stale.is_none() => {
-                    stale = Some(no_answer.failure);
-                }
-                Err(no_answer) => return Err(no_answer.failure),
-            }
-        }
+        let upstream = &self.to.settings.upstream;
+        // A stream's head comes at once. A plain answer's head comes only when all of it is there,
+        // however long that takes: only the request's deadline limits it.
+        let due = self.request.stream.then_some(due);
+        send(&self.to.outgoing, self.slot.address, upstream, due, self.to.deadline).await
     }
 
     /// Reads a stream up to the first event that can be judged, which must come before `due`.
@@ -162,6 +179,9 @@ impl Attempt<'_> {
         let (api, strip_usage) = (self.request.api, self.to.strip_usage);
         let known = strip_usage.then(|| self.slot.fingerprint()).flatten();
         let mut stream = AnswerStream::new(api, strip_usage, known);
+        if let Ok(strip) = self.to.token_ids {
+            stream.record_token_ids(strip);
+        }
         loop {
             let data = timeout_at(due, upstream.data()).await.map_err(|_| self.stalled())?;
             let Some(bytes) = data.transpose()? else {
@@ -173,6 +193,9 @@ impl Attempt<'_> {
                 Step::Retry(failure) => return Err(failure),
                 // A failure in the same bytes is for the relay to report: the answer has begun.
                 Step::Pass(out) | Step::Failed(out, _) => {
+                    if stream.has_token_ids() {
+                        self.slot.has_token_ids();
+                    }
                     return Ok(AnswerStart::Stream(out, upstream, Box::new(stream)));
                 }
             }
@@ -224,7 +247,6 @@ impl Attempt<'_> {
     }
 
     fn stalled(&self) -> Failure {
-        let stall = self.to.settings.upstream.stall_timeout;
-        Failure::new(Cause::Stalled, format!("The replica sent nothing for {stall:?}."))
+        stalled(self.to.settings.upstream.stall_timeout)
     }
 }

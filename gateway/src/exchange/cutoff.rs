@@ -25,7 +25,14 @@ pub(crate) enum Cut {
 ///
 /// It is polled with every chunk. An event is looked at only when it has woken the task, so a poll
 /// costs next to nothing.
-pub(crate) struct Cutoff(FuturesUnordered<Pin<Box<dyn Future<Output = Cut> + Send>>>);
+pub(crate) struct Cutoff {
+    events: FuturesUnordered<Pin<Box<dyn Future<Output = CutEvent> + Send>>>,
+    /// The number of replicas that gave parts of the answer before the present one.
+    replica: u32,
+}
+
+/// An event, and which of the answer's replicas is lost if that is the event.
+type CutEvent = (Cut, u32);
 
 impl Cutoff {
     pub(crate) fn new(
@@ -33,26 +40,42 @@ impl Cutoff {
         replica_lost: CancellationToken,
         ending: CancellationToken,
     ) -> Self {
-        let all = FuturesUnordered::<Pin<Box<dyn Future<Output = Cut> + Send>>>::new();
-        all.push(Box::pin(async move {
+        let events = FuturesUnordered::<Pin<Box<dyn Future<Output = CutEvent> + Send>>>::new();
+        events.push(Box::pin(async move {
             client_gone.await;
-            Cut::ClientLeft
+            (Cut::ClientLeft, 0)
         }));
-        all.push(Box::pin(async move {
-            replica_lost.cancelled_owned().await;
-            Cut::ReplicaLost
-        }));
-        all.push(Box::pin(async move {
+        events.push(Box::pin(async move {
             ending.cancelled_owned().await;
-            Cut::ShuttingDown
+            (Cut::ShuttingDown, 0)
         }));
-        Self(all)
+        let mut cutoff = Self { events, replica: 0 };
+        cutoff.watch(replica_lost);
+        cutoff
+    }
+
+    /// Watches another replica from now on.
+    pub(crate) fn next_replica(&mut self, lost: CancellationToken) {
+        self.replica += 1;
+        self.watch(lost);
+    }
+
+    fn watch(&mut self, lost: CancellationToken) {
+        let replica = self.replica;
+        self.events.push(Box::pin(async move {
+            lost.cancelled_owned().await;
+            (Cut::ReplicaLost, replica)
+        }));
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
-        match ready!(self.0.poll_next_unpin(cx)) {
-            Some(cut) => Poll::Ready(cut),
-            None => Poll::Pending,
+        loop {
+            match ready!(self.events.poll_next_unpin(cx)) {
+                // An earlier replica, which has nothing to give any more.
+                Some((Cut::ReplicaLost, replica)) if replica != self.replica => {}
+                Some((cut, _)) => return Poll::Ready(cut),
+                None => return Poll::Pending,
+            }
         }
     }
 }

@@ -17,7 +17,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::failure::Failure;
+use crate::answer::not_continued::NotContinued;
 use crate::answer::refusal::Refusal;
+use crate::exchange::continuation::{Continuation, Way};
 use crate::exchange::late::{self, late};
 use crate::exchange::misfit::MisfitCheck;
 use crate::exchange::outgoing::{Outgoing, Rights};
@@ -47,6 +49,14 @@ pub(crate) trait RequestKind: Send + Sync {
     /// The prompt as a policy sees it that reads prompts; `None` if there is none.
     fn prompt(&self, owner: Owner<'_>) -> Option<Prompt>;
 
+    /// Everything that another replica needs to go on with an answer that came on this way.
+    fn continuation(self, _way: Way) -> Result<Box<Continuation>, NotContinued>
+    where
+        Self: Sized,
+    {
+        Err(NotContinued::Api)
+    }
+
     /// One try at one replica, up to the point where something can go out to the client.
     fn attempt(
         &self,
@@ -61,7 +71,13 @@ pub(crate) struct EditedRequest<'a> {
     pub(crate) body: Rope,
     /// The gateway alone asked for usage, so the client must not see it.
     pub(crate) strip_usage: bool,
+    /// Whether the ids of the answer's tokens were asked for, by the gateway alone or by the client
+    /// too; or else why another replica could not go on with the answer.
+    pub(crate) token_ids: Result<Strip, NotContinued>,
 }
+
+/// Whether what was asked for is taken out of the answer again, since the client did not ask for it.
+pub(crate) type Strip = bool;
 
 /// A request on its way to the replicas of one pool.
 pub(crate) struct Delivery<'a> {
@@ -74,6 +90,8 @@ pub(crate) struct Delivery<'a> {
     pub(crate) deadline: Instant,
     /// The gateway alone asked for usage, so the client must not see it.
     pub(crate) strip_usage: bool,
+    /// As in [`EditedRequest`].
+    pub(crate) token_ids: Result<Strip, NotContinued>,
 }
 
 /// A request to be dispatched, complete enough to be sent to a second pool as well.
@@ -94,6 +112,8 @@ pub(crate) struct DispatchResult<A> {
     pub(crate) record: Box<Record>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) deadline: Instant,
+    /// Everything that another replica needs to go on with the answer, or why none can.
+    pub(crate) continuation: Result<Box<Continuation>, NotContinued>,
 }
 
 impl<K: RequestKind> Dispatch<K> {
@@ -104,7 +124,7 @@ impl<K: RequestKind> Dispatch<K> {
         record: Box<Record>,
     ) -> DispatchResult<K::Answer> {
         let RoutePlan { first, fallback, .. } = plan;
-        let mut dispatched = self.try_pool(&first, fallback.as_ref(), record).await;
+        let (mut dispatched, mut way) = self.try_pool(&first, fallback.as_ref(), record).await;
         if let Some(fallback) = fallback
             && let Some(refusal) = dispatched.result.as_ref().err()
             && refusal.is_lack_of_room()
@@ -112,7 +132,10 @@ impl<K: RequestKind> Dispatch<K> {
             let (pool, other) = (&first.pool.name, &fallback.to.pool.name);
             tracing::debug!(%pool, %refusal, "sent to the fallback pool {other}");
             first.pool.figures.fell_back();
-            dispatched = self.try_pool(&fallback.to, None, dispatched.record).await;
+            (dispatched, way) = self.try_pool(&fallback.to, None, dispatched.record).await;
+        }
+        if let (Ok(_), Some(way)) = (&dispatched.result, way) {
+            dispatched.continuation = self.kind.continuation(way);
         }
         dispatched
     }
@@ -124,7 +147,7 @@ impl<K: RequestKind> Dispatch<K> {
         destination: &Destination,
         fallback: Option<&FallbackRoute>,
         mut record: Box<Record>,
-    ) -> DispatchResult<K::Answer> {
+    ) -> (DispatchResult<K::Answer>, Option<Way>) {
         let pool = Arc::clone(&destination.pool);
         let settings = pool.settings();
         let request_timeout = settings.upstream.request_timeout;
@@ -164,7 +187,17 @@ impl<K: RequestKind> Dispatch<K> {
             })
             .await
         };
-        DispatchResult { result, record, pool, deadline }
+        let Delivery { settings, outgoing, token_ids, .. } = delivery;
+        let (continuation, way) = match token_ids {
+            Ok(_) => {
+                let (pool, rights) = (Arc::clone(&pool), outgoing.into_rights());
+                let served = destination.served.clone();
+                let way = Way { pool, settings, rights, served, ticket, deadline };
+                (Err(NotContinued::NoTokenIds), Some(way))
+            }
+            Err(why) => (Err(why), None),
+        };
+        (DispatchResult { result, record, pool, deadline, continuation }, way)
     }
 
     fn delivery(
@@ -175,7 +208,7 @@ impl<K: RequestKind> Dispatch<K> {
         deadline: Instant,
     ) -> Delivery<'_> {
         let pool = Arc::clone(&to.pool);
-        let EditedRequest { head, body, strip_usage } = self.kind.edited(to, &settings);
+        let EditedRequest { head, body, strip_usage, token_ids } = self.kind.edited(to, &settings);
         let rights = Rights {
             priority: settings.allow_priority,
             keyed: record.context.keyed,
@@ -184,7 +217,7 @@ impl<K: RequestKind> Dispatch<K> {
         let model = to.known_name(record.context.model.as_ref()).cloned();
         let misfit = MisfitCheck { key: rights.key_owner(), model };
         let outgoing = Outgoing::new(head, body, rights);
-        Delivery { pool, settings, outgoing, misfit, deadline, strip_usage }
+        Delivery { pool, settings, outgoing, misfit, deadline, strip_usage, token_ids }
     }
 
     /// Holds the request and tries the endpoint that it gets, until there is an answer or the

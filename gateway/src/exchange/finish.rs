@@ -7,11 +7,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::failure::{Cause, Failure};
+use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::Outcome;
 use crate::exchange::attempt::AnswerStart;
+use crate::exchange::continuation::Continuation;
 use crate::exchange::cutoff::{ClientGone, Cutoff};
 use crate::exchange::record::Record;
 use crate::exchange::relay::{AnswerForm, Relay};
+use crate::exchange::successor::Successor;
+use crate::net::clock;
 use crate::pool::{End, Slot};
 use crate::text::rope::Rope;
 
@@ -24,6 +28,10 @@ pub(crate) struct RelayLimits {
     pub(crate) client_gone: ClientGone,
     /// Cancelled when a shutdown stops waiting.
     pub(crate) ending: CancellationToken,
+    /// Everything that another replica needs to go on with the answer, or why none can.
+    pub(crate) continuation: Result<Box<Continuation>, NotContinued>,
+    /// The interval of heartbeats while the answer pauses; zero for none.
+    pub(crate) heartbeat: Duration,
 }
 
 /// The rest of an answer, for the client.
@@ -64,9 +72,11 @@ pub(crate) fn finish(
         }
         AnswerStart::Stream(out, upstream, stream) => (out, upstream, AnswerForm::Stream(stream)),
     };
-    let RelayLimits { stall, deadline, client_gone, ending } = limits();
+    let RelayLimits { stall, deadline, client_gone, ending, continuation, heartbeat } = limits();
     let cutoff = Cutoff::new(client_gone, slot.lost(), ending);
-    let relay = Relay::new((out, upstream, form), slot, record, (stall, deadline), cutoff);
+    let successor = Successor::new(continuation, heartbeat, clock::now());
+    let events = (cutoff, successor);
+    let relay = Relay::new((out, upstream, form), slot, record, (stall, deadline), events);
     FinishedAnswer::Relayed(Box::new(relay))
 }
 

@@ -167,7 +167,7 @@ impl HeldAnswer {
         dispatched: DispatchResult<Box<Committed>>,
         client_gone: ClientGone,
     ) -> HeldStep {
-        let DispatchResult { result, mut record, pool, deadline } = dispatched;
+        let DispatchResult { result, mut record, pool, deadline, continuation } = dispatched;
         record.head_sent(200);
         let (committed, slot) = match result {
             Ok(committed) => committed,
@@ -176,7 +176,8 @@ impl HeldAnswer {
         let Committed { head, start } = *committed;
         let limits = || {
             let stall = pool.settings().upstream.stall_timeout;
-            RelayLimits { stall, deadline, client_gone, ending: self.ending.clone() }
+            let (ending, heartbeat) = (self.ending.clone(), self.beats.every);
+            RelayLimits { stall, deadline, client_gone, ending, continuation, heartbeat }
         };
         let api = match self.beats.form {
             HeldForm::Stream(api) => api,

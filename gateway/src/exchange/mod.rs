@@ -5,11 +5,12 @@
 //! it.
 //!
 //! In the order of a request's way: `proxy` admits it and finds its pool; `dispatch` holds it,
-//! tries again and falls back; `attempt` is one try, with `outgoing` (the request for replicas),
+//! tries again and falls back; `attempt` is one try, with `outgoing` (the request for replicas), `send`,
 //! `upstream` (connections) and `misfit` (whose fault a refusal is); `respond` writes the answer's
 //! head, or `heartbeat` keeps the client alive until there is one; `finish` counts the answer or
 //! gives it to `relay`, which `cutoff` may end early, and which tells by `client_pace` a slow client
-//! from a slow replica. `record` accompanies the request, with
+//! from a slow replica. If the replica is lost, `continuation` finds another one that goes on with a
+//! stream, whose state is its `successor`. `record` accompanies the request, with
 //! `allowance` (the tenant's limits), `progress` (times and tries) and `access_log`. The waits of a
 //! request beside that for its answer begin `late`.
 
@@ -18,6 +19,7 @@ pub(crate) mod allowance;
 pub(crate) mod answer_body;
 pub(crate) mod attempt;
 pub(crate) mod client_pace;
+pub(crate) mod continuation;
 pub(crate) mod cutoff;
 pub(crate) mod dispatch;
 pub(crate) mod finish;
@@ -30,4 +32,6 @@ pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod relay;
 pub(crate) mod respond;
+pub(crate) mod send;
+pub(crate) mod successor;
 pub(crate) mod upstream;

@@ -49,6 +49,10 @@ impl<'a> Outgoing<'a> {
         Self { head, body, rights }
     }
 
+    pub(crate) fn into_rights(self) -> Rights {
+        self.rights
+    }
+
     pub(crate) fn method(&self) -> &Method {
         &self.head.parts.method
     }

@@ -32,6 +32,10 @@ pub(crate) struct RequestProgress {
     pub(crate) released: Option<Instant>,
     head_sent: Option<Instant>,
     pub(crate) first_token: Option<Instant>,
+    /// How often another replica went on with the answer.
+    pub(crate) continued: u32,
+    /// The time that the client waited for that.
+    pub(crate) paused: Duration,
 }
 
 /// How a request ended.
@@ -60,6 +64,14 @@ impl RequestProgress {
         self.cold = ticket.cold;
         self.seq = ticket.seq();
         now
+    }
+
+    /// Notes that the replica in `slot` goes on with the answer, after a pause.
+    pub(crate) fn continued(&mut self, slot: &Slot, pause: Duration) {
+        self.endpoint = Some(slot.address);
+        self.endpoint_totals = Some(Arc::clone(slot.totals()));
+        self.continued += 1;
+        self.paused += pause;
     }
 
     pub(crate) fn head_sent(&mut self) {

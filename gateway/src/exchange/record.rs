@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::answer::failure::Cause;
 use crate::answer::meter::Tokens;
+use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::{Aborter, Outcome, RequestEnd, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::refusal::Refusal;
 use crate::answer::traffic::Traffic;
@@ -105,6 +106,21 @@ impl Record {
         if let (Some(pool), Some(first), Some(endpoint)) = (&self.pool, first, endpoint) {
             let objective = pool.settings().scaling.objective.ttft;
             pool.figures.first_token(&first, objective, endpoint);
+        }
+    }
+
+    /// Notes that the replica in `slot` goes on with the answer, after a pause because of `cause`.
+    pub(crate) fn continued(&mut self, slot: &Slot, cause: Cause, pause: Duration) {
+        self.progress.continued(slot, pause);
+        if let Some(pool) = &self.pool {
+            pool.figures.continued(cause, pause);
+        }
+    }
+
+    /// Notes that the answer ends because of `cause`, and why no other replica goes on with it.
+    pub(crate) fn not_continued(&self, cause: Cause, why: NotContinued) {
+        if let Some(pool) = &self.pool {
+            pool.figures.not_continued(cause, why);
         }
     }
 

@@ -13,14 +13,18 @@ use crate::answer::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::plain::{PlainAnswer, PlainEnd};
 use crate::answer::refusal::Refusal;
 use crate::answer::stream::{AnswerStream, Step, StreamEnd};
+use crate::answer::token_record::TokenRecord;
 use crate::exchange::client_pace::ClientPace;
 use crate::exchange::cutoff::{Cut, Cutoff};
 use crate::exchange::record::Record;
+use crate::exchange::successor::Successor;
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::alarm::Alarm;
 use crate::net::clock;
 use crate::pool::{End, Slot};
 use crate::text::rope::Rope;
+
+mod going_on;
 
 /// How often a long stream's ITLs reach the pool's figures.
 const MERGE: Duration = Duration::from_secs(1);
@@ -62,13 +66,19 @@ pub(crate) struct Relay {
     record: Option<Box<Record>>,
     stall: Duration,
     deadline: Instant,
-    /// When the answer last made progress.
-    last: Instant,
-    /// When tokens and gaps were last merged into the figures.
-    merged: Instant,
+    moments: Moments,
     pace: ClientPace,
     alarm: Alarm,
     cutoff: Cutoff,
+    successor: Successor,
+}
+
+/// Moments of an answer.
+struct Moments {
+    /// When it last made progress.
+    last: Instant,
+    /// When tokens and gaps were last merged into the figures.
+    merged: Instant,
 }
 
 impl Relay {
@@ -77,7 +87,7 @@ impl Relay {
         slot: Slot,
         record: Box<Record>,
         (stall, deadline): (Duration, Instant),
-        cutoff: Cutoff,
+        (cutoff, successor): (Cutoff, Successor),
     ) -> Self {
         let now = clock::now();
         let mut relay = Self {
@@ -88,11 +98,11 @@ impl Relay {
             record: Some(record),
             stall,
             deadline,
-            last: now,
-            merged: now,
+            moments: Moments { last: now, merged: now },
             pace: ClientPace::new(now),
             alarm: Alarm::at(deadline.min(now + stall)),
             cutoff,
+            successor,
         };
         relay.note_first_token();
         relay.progressed(now);
@@ -100,7 +110,7 @@ impl Relay {
         if let AnswerForm::Stream(stream) = &relay.form
             && let Some(failure) = stream.failure()
         {
-            relay.fail_with_event(failure.clone());
+            relay.broke(failure.clone());
         }
         relay
     }
@@ -112,6 +122,10 @@ impl Relay {
         loop {
             if let Some(bytes) = self.out.pop() {
                 return Poll::Ready(Some(Ok(bytes)));
+            }
+            if self.successor.is_searching() {
+                ready!(self.poll_search(cx))?;
+                continue;
             }
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
             match upstream.poll_data(cx) {
@@ -153,7 +167,7 @@ impl Relay {
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let wait =
             if self.keeps_last_chunk() { self.stall.min(LAST_CHUNK_WAIT) } else { self.stall };
-        let due = self.deadline.min(self.last + wait);
+        let due = self.deadline.min(self.moments.last + wait);
         if due < self.alarm.due() {
             self.alarm.set(due);
         }
@@ -184,18 +198,18 @@ impl Relay {
             self.progressed(now);
         }
         self.note_first_token();
+        self.note_continuation(now);
         match step {
             Step::Hold => {}
             Step::Pass(out) => self.out = out,
             Step::Failed(out, failure) => {
                 self.out = out;
-                self.fail_with_event(failure);
+                self.broke(failure);
             }
-            // The answer is committed, so the only way to report this is an event.
-            Step::Retry(failure) => self.fail_with_event(failure),
+            Step::Retry(failure) => self.broke(failure),
         }
-        if now - self.merged >= MERGE {
-            self.merged = now;
+        if now - self.moments.merged >= MERGE {
+            self.moments.merged = now;
             self.merge();
         }
     }
@@ -213,7 +227,7 @@ impl Relay {
 
     /// Notes that a part of the answer came.
     fn progressed(&mut self, now: Instant) {
-        self.last = now;
+        self.moments.last = now;
         if let Some(slot) = &self.slot {
             slot.pulse(now);
         }
@@ -224,7 +238,8 @@ impl Relay {
             && let Some(first) = stream.meter.first_token()
         {
             record.first_token(first);
-            if let Some(slot) = &mut self.slot {
+            let first_replica = !stream.token_record().is_some_and(TokenRecord::has_seam);
+            if let (Some(slot), true) = (&mut self.slot, first_replica) {
                 slot.first_token(first);
             }
         }
@@ -236,7 +251,15 @@ impl Relay {
         if let (AnswerForm::Stream(stream), Some(record)) = (&self.form, &mut self.record) {
             let tokens: Tokens = stream.meter.tokens();
             if let Some(slot) = &mut self.slot {
-                slot.tokens(&tokens);
+                match stream.token_record().map_or(0, TokenRecord::carried) {
+                    0 => slot.tokens(&tokens),
+                    // For this replica, the beginning of the answer is a part of the prompt.
+                    carried => slot.tokens(&Tokens {
+                        prompt: tokens.prompt.map(|prompt| prompt + carried),
+                        generated: tokens.generated.saturating_sub(carried),
+                        ..tokens.clone()
+                    }),
+                }
             }
             record.tokens(tokens, stream.meter.per_token());
         }
@@ -261,7 +284,7 @@ impl Relay {
                     // After the end mark, a broken connection does not matter.
                     StreamEnd::Complete => self.finish(End::Complete, Outcome::Completed, None),
                     StreamEnd::Client(_) => self.finish(End::Complete, Outcome::ClientError, None),
-                    StreamEnd::Failed(own) => self.fail_with_event(failure.unwrap_or(own)),
+                    StreamEnd::Failed(own) => self.broke(failure.unwrap_or(own)),
                 }
                 return Ok(());
             }
@@ -327,6 +350,7 @@ impl Relay {
         }
         // The tokens until then were generated, so they count.
         self.merge();
+        self.successor.stop();
         (self.upstream, self.slot, self.record) = (None, None, None);
     }
 
@@ -365,6 +389,7 @@ impl Relay {
 
     fn finish(&mut self, end: End, outcome: Outcome, reason: Option<&'static str>) {
         self.upstream = None;
+        self.successor.stop();
         self.merge();
         if let Some(mut slot) = self.slot.take() {
             slot.client_was_slow(self.pace.slow());
@@ -382,7 +407,7 @@ impl Relay {
 
     /// Whether everything has been passed on.
     pub(crate) fn is_over(&self) -> bool {
-        self.upstream.is_none() && self.out.is_empty()
+        self.upstream.is_none() && self.out.is_empty() && !self.successor.is_searching()
     }
 
     pub(crate) fn is_stream(&self) -> bool {

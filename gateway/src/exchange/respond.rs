@@ -21,7 +21,7 @@ pub(crate) fn respond(
     client_gone: ClientGone,
     drain: &Drain,
 ) -> Response<AnswerBody> {
-    let DispatchResult { result, mut record, pool, deadline } = dispatched;
+    let DispatchResult { result, mut record, pool, deadline, continuation } = dispatched;
     let (committed, slot) = match result {
         Ok(committed) => committed,
         Err(refusal) => return refuse(&refusal, record, shape),
@@ -31,7 +31,8 @@ pub(crate) fn respond(
     record.write_headers(&mut head.headers);
     let limits = || {
         let stall = pool.settings().upstream.stall_timeout;
-        RelayLimits { stall, deadline, client_gone, ending: drain.ending() }
+        let (ending, heartbeat) = (drain.ending(), pool.heartbeat(true));
+        RelayLimits { stall, deadline, client_gone, ending, continuation, heartbeat }
     };
     let body = AnswerBody::of_replica(finish(start, slot, record, limits), replica);
     if !body.keeps_length() {

@@ -10,6 +10,7 @@ use metrics::{
 
 use crate::answer::failure::Cause;
 use crate::answer::judge::Finish;
+use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::{Aborter, FirstToken, Outcome, RequestEnd};
 use crate::figures::endpoint_totals::EndpointTotals;
 use crate::figures::session::SessionMetrics;
@@ -24,6 +25,9 @@ const FALLBACKS: &str = "forebay_fallbacks_total";
 const RETRIES: &str = "forebay_retries_total";
 const FAILURES: &str = "forebay_failures_total";
 const ABORTS: &str = "forebay_aborts_total";
+const CONTINUED: &str = "forebay_continued_streams_total";
+const NOT_CONTINUED: &str = "forebay_not_continued_streams_total";
+const PAUSE: &str = "forebay_continuation_pause_seconds";
 const FINISHES: &str = "forebay_finishes_total";
 pub(super) const HOLD: &str = "forebay_hold_seconds";
 pub(super) const TTFT: &str = "forebay_ttft_seconds";
@@ -59,6 +63,19 @@ pub(super) fn describe() {
     describe_counter!(
         ABORTS,
         "Requests that ended before their time, by pool and by whom: client, replica or gateway"
+    );
+    describe_counter!(
+        CONTINUED,
+        "Times that another replica went on with a stream that broke, by pool and the failure's cause"
+    );
+    describe_counter!(
+        NOT_CONTINUED,
+        "Streams that broke and ended with an error, by pool, the failure's cause, and the reason why no other replica went on"
+    );
+    describe_histogram!(
+        PAUSE,
+        Unit::Seconds,
+        "From a stream's break to its first part from another replica, by pool"
     );
     describe_counter!(FINISHES, "Answers, n of a request each, by pool and finish reason");
     describe_histogram!(HOLD, Unit::Seconds, "From accepted to released, by pool");
@@ -109,7 +126,8 @@ struct Events {
     requests: [Counter; 5],
     fallbacks: Counter,
     retries: Counter,
-    failures: [Counter; 14],
+    failures: [Counter; 15],
+    continued: [Counter; 15],
     aborts: [Counter; 3],
     finishes: [Counter; 6],
     /// Within the objective, and later.
@@ -129,6 +147,7 @@ struct Times {
     upstream_ttft: metrics::Histogram,
     itl: metrics::Histogram,
     end_to_end: metrics::Histogram,
+    pause: metrics::Histogram,
 }
 
 impl PoolFigures {
@@ -153,6 +172,7 @@ impl PoolFigures {
                 fallbacks: count(FALLBACKS),
                 retries: count(RETRIES),
                 failures: Cause::ALL.map(|cause| labelled(FAILURES, "cause", cause.name())),
+                continued: Cause::ALL.map(|cause| labelled(CONTINUED, "cause", cause.name())),
                 aborts: Aborter::ALL.map(|by| labelled(ABORTS, "by", by.name())),
                 first_tokens: ["met", "missed"]
                     .map(|objective| labelled(FIRST_TOKENS, "objective", objective)),
@@ -170,6 +190,7 @@ impl PoolFigures {
                 upstream_ttft: time(UPSTREAM_TTFT),
                 itl: time(ITL),
                 end_to_end: time(END_TO_END),
+                pause: time(PAUSE),
             },
             sessions: SessionMetrics::of_pool(&pool),
             sums: ShardedSums::default(),
@@ -205,6 +226,18 @@ impl PoolFigures {
     /// Counts a try that failed by a replica's fault.
     pub(crate) fn count_failure(&self, cause: Cause) {
         self.events.failures[cause as usize].increment(1);
+    }
+
+    /// Counts a stream with which another replica went on, and the pause before.
+    pub(crate) fn continued(&self, cause: Cause, pause: Duration) {
+        self.events.continued[cause as usize].increment(1);
+        self.times.pause.record(pause);
+    }
+
+    /// Counts a stream that broke and ended with an error.
+    pub(crate) fn not_continued(&self, cause: Cause, why: NotContinued) {
+        let (pool, cause, reason) = (self.pool.clone(), cause.name(), why.name());
+        counter!(NOT_CONTINUED, "pool" => pool, "cause" => cause, "reason" => reason).increment(1);
     }
 
     /// Counts tokens of a prompt that were predicted to be in a prefix cache.

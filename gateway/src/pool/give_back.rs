@@ -67,8 +67,9 @@ impl Pool {
         if matches!(again, Err(Refusal::Poison)) {
             tracing::error!(
                 endpoint = %slot.address,
-                "{}: three replicas died with the same request in flight; no other gets it",
+                "{}: {} replicas died with the same request in flight; no other gets it",
                 self.name,
+                if ticket.has_begun() { "two" } else { "three" },
             );
         }
         self.report_failure(slot.address, &end, &consequence);

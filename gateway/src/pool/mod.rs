@@ -9,6 +9,7 @@
 //!   `probe.rs` probes them, `endpoints.rs` and
 //!   `pods.rs` take the scaler's and discovery's reports, `directory.rs` and `discover.rs` decide
 //!   which endpoints there are, `model_registry.rs` knows which models they serve.
+//! - `abilities.rs` has what replicas showed that they can do.
 //! - Figures are recorded without the lock: see the room `figures`.
 //!
 //! Binding is late: a request gets its endpoint when there is room, so a new replica takes waiting
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 
 use crate::figures::arrivals::Recorder;
 use crate::figures::pool::PoolFigures;
+use crate::pool::abilities::Abilities;
 use crate::pool::lock::Lock;
 use crate::pool::model_registry::ModelRegistry;
 use crate::pool::scheduling::Scheduling;
@@ -37,6 +39,7 @@ pub(crate) use expected_start::ExpectedStart;
 pub(crate) use slot::{End, Slot};
 pub(crate) use ticket::{Fallback, Ticket};
 
+pub(crate) mod abilities;
 pub(crate) mod directory;
 pub(crate) mod discover;
 pub(crate) mod endpoint;
@@ -70,6 +73,7 @@ pub(crate) struct Pool {
     /// The recording of arrivals, if it is configured.
     pub(crate) recorder: OnceLock<Recorder>,
     changed: ChangeNotice,
+    pub(crate) abilities: Abilities,
     /// The moment from which the retry budget's times count.
     began: Instant,
     scheduling: Lock<Scheduling>,
@@ -105,6 +109,7 @@ impl Pool {
             models: ModelRegistry::default(),
             recorder: OnceLock::new(),
             changed: ChangeNotice { pending: AtomicBool::new(true), any: changed },
+            abilities: Abilities::default(),
             began,
             scheduling: Lock::new(Scheduling::new(&settings, began)),
             settings: ArcSwap::from_pointee(settings),

@@ -28,9 +28,13 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// A failed try's end. A shortage of the gateway itself is not the endpoint's failure.
+    /// A failed try's end. A shortage of the gateway itself is not the endpoint's failure, and an
+    /// endpoint that can't go on with another one's answer is sound.
     pub(super) fn of(failure: Failure) -> Self {
-        if failure.cause == Cause::Shortage { Self::Dropped } else { Self::Failed(failure) }
+        match failure.cause {
+            Cause::Shortage | Cause::NotContinued => Self::Dropped,
+            _ => Self::Failed(failure),
+        }
     }
 }
 
@@ -202,6 +206,11 @@ impl Slot {
     /// Notes that something came from the engine. Called for every chunk; takes no lock.
     pub(crate) fn pulse(&self, now: Instant) {
         self.pulse.beat(now);
+    }
+
+    /// Notes that the replica's streams have the field for token ids.
+    pub(crate) fn has_token_ids(&self) {
+        self.pool.abilities.note_token_ids();
     }
 
     /// The sums of its endpoint.

@@ -1,6 +1,7 @@
 //! One request's way through its pool: its requirements and failures, and the decision whether it
 //! is tried again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ use crate::pool::endpoint::Process;
 /// the request was at, and of the one that it moved to. The third try prefers a replica that was
 /// started since.
 const FATAL_DEATHS: usize = 3;
+
+/// The same for a request whose answer has begun, of deaths with nothing generated between them.
+const FATAL_DEATHS_OF_BEGUN: usize = 2;
 
 /// The number of replicas' own errors after which the last one is passed on as the answer.
 const FINAL_ERRORS: u32 = 2;
@@ -57,6 +61,8 @@ struct Failures {
     deaths: Vec<Arc<Process>>,
     /// Replicas' own errors about it.
     errors: u32,
+    /// Whether a part of the answer has gone out: another replica goes on with it.
+    begun: bool,
 }
 
 /// The consequence for a request that its pool can't serve in time.
@@ -98,6 +104,18 @@ impl Ticket {
         if let Some(expected) = &self.expected {
             expected.set(None);
         }
+    }
+
+    /// Notes that a part of the answer has gone out, another one since the last failure. What failed
+    /// before does not count any more. Only this pool can go on with the answer.
+    pub(crate) fn progressed(&mut self) {
+        self.failures = Failures { begun: true, ..Failures::default() };
+        self.fallback = Fallback::None;
+    }
+
+    /// Whether a part of the answer has gone out.
+    pub(super) fn has_begun(&self) -> bool {
+        self.failures.begun
     }
 
     /// Sets the model, by the name that the replica receives.
@@ -165,6 +183,7 @@ impl Pool {
             return Err(Refusal::Shortage(failure.message.clone()));
         }
         let (process, now) = (&slot.process, Instant::now());
+        let begun = ticket.has_begun();
         let Ticket { requirements, failures, .. } = ticket;
         requirements.avoid.insert(process.id());
         // A drained, deleted or unlisted endpoint was stopped by an order. If a local replica is
@@ -182,8 +201,26 @@ impl Pool {
         failures.errors += u32::from(cause == Cause::Server);
         // An order that explains an end may have become known since.
         let unexplained = failures.deaths.iter().filter(|death| !death.was_stopped()).count();
-        if unexplained >= FATAL_DEATHS {
+        if unexplained >= if begun { FATAL_DEATHS_OF_BEGUN } else { FATAL_DEATHS } {
             return Err(Refusal::Poison);
+        }
+        if cause == Cause::NotContinued {
+            self.abilities.note_begins_anew(process.id());
+        }
+        if begun {
+            requirements.refused.extend(self.abilities.begin_anew());
+            // If others are ready, and all of them would begin anew, waiting does not help.
+            let some_ready = |refused: BTreeSet<u64>| {
+                let model = requirements.model.clone();
+                let request = Requirements { model, refused, ..Requirements::default() };
+                Suitable::of(state.endpoints.candidates(), &request).could_serve()
+            };
+            let mut refused = requirements.refused.clone();
+            refused.insert(process.id());
+            if some_ready([process.id()].into()) && !some_ready(refused) {
+                let message = "No ready replica goes on with an answer from its token ids.";
+                return Err(Refusal::Failed(Failure::new(Cause::NotContinued, message)));
+            }
         }
         if cause.is_misfit() {
             requirements.refused.insert(process.id());
@@ -193,8 +230,10 @@ impl Pool {
         if failures.errors >= FINAL_ERRORS {
             return Err(Refusal::Failed(failure.clone()));
         }
+        // The budget is against repeated work. An answer that has begun is continued, not repeated.
+        let free = begun || !cause.is_counted_try();
         let in_budget = |budget: &mut RetryBudget| {
-            !cause.is_counted_try() || budget.withdraw(now.saturating_duration_since(self.began))
+            free || budget.withdraw(now.saturating_duration_since(self.began))
         };
         if failures.counted_tries < self.settings().upstream.max_tries
             && in_budget(&mut state.budget)

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::read::scan::{Layout, Scan, StreamOptions};
+use crate::read::scan::{Flag, Layout, Scan, StreamOptions};
 use crate::text::json::Lax;
 use crate::text::rope::Rope;
 
@@ -19,6 +19,9 @@ pub(crate) struct Edits<'a> {
     pub(crate) ask_usage: bool,
     /// Take out `priority`, by which any client could jump the queue.
     pub(crate) drop_priority: bool,
+    /// Ask vLLM for the ids of all tokens of a stream. If the client does not ask for them, they are
+    /// taken out of the answer again.
+    pub(crate) ask_token_ids: bool,
 }
 
 /// A body after its edits.
@@ -28,6 +31,19 @@ pub(crate) struct EditedBody {
     pub(crate) body: Rope,
     /// The gateway alone asked for usage.
     pub(crate) strip_usage: bool,
+    /// Who asked for the ids of the tokens.
+    pub(crate) token_ids: Asked,
+}
+
+/// Who asks a replica for something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Asked {
+    #[default]
+    No,
+    /// The client, and so it sees the answer.
+    Client,
+    /// The gateway alone.
+    Gateway,
 }
 
 type Patch<'a> = (Range<usize>, Cow<'a, str>);
@@ -54,7 +70,33 @@ pub(crate) fn edit(body: &Bytes, scan: &Scan, edits: &Edits<'_>) -> EditedBody {
     }
     // Without `stream`, vLLM answers `stream_options` with a 400; plain answers have usage anyway.
     let strip_usage = edits.ask_usage && scan.stream && ask_usage(scan, left, &mut patches);
-    EditedBody { body: apply(body, patches), strip_usage }
+    let token_ids = match edits.ask_token_ids && scan.stream {
+        true => ask_token_ids(scan, left, &mut patches),
+        false => Asked::No,
+    };
+    EditedBody { body: apply(body, patches), strip_usage, token_ids }
+}
+
+/// Asks for the ids of all tokens.
+fn ask_token_ids(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> Asked {
+    const IDS: &str = r#""return_token_ids":true"#;
+    let Layout::Json { open, .. } = scan.layout else { return Asked::No };
+    match &scan.return_token_ids {
+        Some(Flag { value: Lax::Value(true), .. }) => return Asked::Client,
+        // vLLM refuses it.
+        Some(Flag { value: Lax::Invalid, .. }) => return Asked::No,
+        Some(flag) => patches.push((flag.at.clone(), "true".into())),
+        None => patches.push((open..open, inserted(IDS, left))),
+    }
+    Asked::Gateway
+}
+
+/// The text of a member that is put before `members` others.
+fn inserted(text: &str, members: usize) -> Cow<'static, str> {
+    match members {
+        0 => text.to_owned().into(),
+        _ => format!("{text},").into(),
+    }
 }
 
 /// Asks for usage. Returns whether that took a change.
@@ -62,10 +104,6 @@ fn ask_usage(scan: &Scan, left: usize, patches: &mut Vec<Patch<'_>>) -> bool {
     const OPTIONS: &str = r#""stream_options":{"include_usage":true}"#;
     const USAGE: &str = r#""include_usage":true"#;
     let Layout::Json { open, .. } = scan.layout else { return false };
-    let inserted = |text: &str, members: usize| match members {
-        0 => text.to_owned().into(),
-        _ => format!("{text},").into(),
-    };
     match &scan.stream_options {
         StreamOptions::Absent => patches.push((open..open, inserted(OPTIONS, left))),
         StreamOptions::Null(at) => patches.push((at.clone(), format!("{{{USAGE}}}").into())),
@@ -168,8 +206,51 @@ mod tests {
     }
 
     #[test]
+    fn token_ids_are_asked_for_by_the_smallest_change() {
+        let ids = Edits { ask_token_ids: true, ..Edits::default() };
+        for (body, want, asked) in [
+            (r#"{ "stream":true}"#, r#"{"return_token_ids":true, "stream":true}"#, Asked::Gateway),
+            (
+                r#"{"stream":true,"return_token_ids": false}"#,
+                r#"{"stream":true,"return_token_ids": true}"#,
+                Asked::Gateway,
+            ),
+            (
+                r#"{"return_token_ids":null,"stream":true}"#,
+                r#"{"return_token_ids":true,"stream":true}"#,
+                Asked::Gateway,
+            ),
+            (
+                r#"{"return_token_ids":true,"stream":true}"#,
+                r#"{"return_token_ids":true,"stream":true}"#,
+                Asked::Client,
+            ),
+            (
+                r#"{"return_token_ids":7,"stream":true}"#,
+                r#"{"return_token_ids":7,"stream":true}"#,
+                Asked::No,
+            ),
+            (r#"{"stream":false}"#, r#"{"stream":false}"#, Asked::No),
+        ] {
+            let bytes = Bytes::copy_from_slice(body.as_bytes());
+            let edited = edit(&bytes, &scan(&bytes).expect(body), &ids);
+            assert_eq!(edited.body.flatten().collect::<Vec<u8>>(), want.as_bytes(), "{body}");
+            assert_eq!(edited.token_ids, asked, "{body}");
+        }
+        let both = Edits { ask_usage: true, ask_token_ids: true, ..Edits::default() };
+        let want =
+            r#"{"stream_options":{"include_usage":true},"return_token_ids":true,"stream":true}"#;
+        assert_eq!(edited(r#"{"stream":true}"#, both), (want.to_owned(), true));
+    }
+
+    #[test]
     fn edits_combine_and_leave_the_rest_as_it_was() {
-        let edits = Edits { model: Some("b\"ä"), ask_usage: true, drop_priority: true };
+        let edits = Edits {
+            model: Some("b\"ä"),
+            ask_usage: true,
+            drop_priority: true,
+            ask_token_ids: false,
+        };
         for (body, want) in [
             (
                 "{\"model\" : \"a\" ,\n \"x\":[1.0,1e2,\"\\u00e4\"], \"stream\":true,\"priority\":-3}",
@@ -190,8 +271,8 @@ mod tests {
     fn a_body_without_edits_is_not_copied() {
         let body = Bytes::from_static(br#"{"model":"a","stream":true}"#);
         let scan = scan(&body).expect("valid");
-        let same =
-            edit(&body, &scan, &Edits { model: Some("a"), drop_priority: true, ask_usage: false });
+        let edits = Edits { model: Some("a"), drop_priority: true, ..Edits::default() };
+        let same = edit(&body, &scan, &edits);
         let pieces: Vec<_> = same.body.collect();
         assert_eq!((pieces.len(), pieces[0].as_ptr()), (1, body.as_ptr()));
         assert_eq!(pieces[0].len(), body.len());
@@ -204,7 +285,12 @@ mod tests {
             "--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nalias\r\n--X--\r\n";
         let body = Bytes::from_static(form.as_bytes());
         let scan = scan_form(&body, "multipart/form-data; boundary=X").expect("valid");
-        let edits = Edits { model: Some("whisper"), ask_usage: true, drop_priority: true };
+        let edits = Edits {
+            model: Some("whisper"),
+            ask_usage: true,
+            drop_priority: true,
+            ask_token_ids: true,
+        };
         let edited = edit(&body, &scan, &edits).body.flatten().collect::<Vec<u8>>();
         assert_eq!(edited, form.replace("alias", "whisper").as_bytes());
     }
@@ -235,11 +321,17 @@ mod tests {
                 members.iter().map(|(key, value)| format!("{space}\"{key}\":{space}{value}{space}")).collect();
             let body = format!("{{{}}}", texts.join(","));
 
-            let edits = Edits { model: Some("b"), ask_usage: true, drop_priority: true };
+            let edits = Edits {
+                model: Some("b"),
+                ask_usage: true,
+                drop_priority: true,
+                ask_token_ids: true,
+            };
             let (out, strip) = edited(&body, edits);
             let mut want: Value = serde_json::from_str(&body).expect("valid");
             want["model"] = "b".into();
             want["stream_options"]["include_usage"] = true.into();
+            want["return_token_ids"] = true.into();
             want.as_object_mut().expect("an object").remove("priority");
             let got: Value = serde_json::from_str(&out).expect("an edited body is valid");
             prop_assert_eq!(got, want);

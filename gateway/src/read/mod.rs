@@ -7,12 +7,14 @@
 //! of a form; `edit` changes them. `prompt` hashes the content that the model will see. `head` is a
 //! request's head with the headers that the gateway writes into it, among them the `request_id`;
 //! `known_headers` are those that mean something to the gateway. `context` has the facts that later
-//! steps share; `client_timeout` is how long the client waits.
+//! steps share; `client_timeout` is how long the client waits. `continuable` decides which answers may be
+//! continued on another replica, and writes the request for it.
 
 pub(crate) mod body;
 pub(crate) mod body_memory;
 pub(crate) mod client_timeout;
 pub(crate) mod context;
+pub(crate) mod continuable;
 pub(crate) mod edit;
 pub(crate) mod head;
 pub(crate) mod known_headers;

@@ -28,6 +28,8 @@ pub(crate) struct Scan {
     pub(crate) max_tokens: Option<u64>,
     /// The number of answers that the client asks for.
     pub(crate) n: Option<u64>,
+    /// Whether the client asks for the ids of tokens.
+    pub(crate) return_token_ids: Option<Flag>,
     /// The place of the member `priority` with one comma, to be cut out.
     pub(crate) priority: Option<Range<usize>>,
     /// The place of the longest value of `messages`, `prompt` and `input`.
@@ -200,6 +202,7 @@ struct Fields {
     wants_bytes: Once<bool>,
     max_tokens: [Once<u64>; 3],
     n: Once<u64>,
+    return_token_ids: Once<Flag>,
     priority: Once<Range<usize>>,
     prompts: [Once<Range<usize>>; 3],
     systems: [Once<Range<usize>>; 2],
@@ -254,6 +257,9 @@ impl Fields {
             b"max_tokens" => self.max_tokens[1].set("max_tokens", cursor.count()?),
             b"max_output_tokens" => self.max_tokens[2].set("max_output_tokens", cursor.count()?),
             b"n" => self.n.set("n", cursor.count()?),
+            b"return_token_ids" => {
+                self.return_token_ids.set("return_token_ids", Some(flag(cursor)?))
+            }
             b"priority" => {
                 cursor.skip()?;
                 let end = cursor.at();
@@ -315,6 +321,7 @@ impl Fields {
             wants_bytes: self.wants_bytes.get().unwrap_or(false),
             max_tokens: self.max_tokens.into_iter().find_map(Once::get),
             n: self.n.get(),
+            return_token_ids: self.return_token_ids.get(),
             priority: self.priority.get(),
             prompt: longest(self.prompts),
             system: longest(self.systems),

@@ -24,6 +24,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::timeout;
 
 use crate::answer::failure::{Cause, Failure};
+use crate::answer::not_continued::NotContinued;
 use crate::exchange::attempt::{AnswerStart, Committed};
 use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind};
 use crate::exchange::misfit::MisfitCheck;
@@ -92,7 +93,12 @@ impl RequestKind for Handshake {
             head.parts.uri = with_model(&head.parts.uri, served);
         }
         head.parts.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
-        EditedRequest { head: Cow::Owned(head), body: Rope::default(), strip_usage: false }
+        EditedRequest {
+            head: Cow::Owned(head),
+            body: Rope::default(),
+            strip_usage: false,
+            token_ids: Err(NotContinued::Api),
+        }
     }
 
     fn prompt(&self, _: Owner<'_>) -> Option<Prompt> {

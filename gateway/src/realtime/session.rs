@@ -72,14 +72,14 @@ impl Proxy {
                 return Refusal::ClientLeft.response(shape).map(AnswerBody::full);
             }
         };
-        let DispatchResult { result, mut record, pool, deadline } = dispatched;
+        let DispatchResult { result, mut record, pool, deadline, continuation } = dispatched;
         let (headers, replica, place, mut slot) = match result {
             Ok((HandshakeAnswer::Agreed(headers, replica, place), slot)) => {
                 (headers, replica, place, slot)
             }
             Ok((HandshakeAnswer::Refused(committed), slot)) => {
                 let result = Ok((committed, slot));
-                let refused = DispatchResult { result, record, pool, deadline };
+                let refused = DispatchResult { result, record, pool, deadline, continuation };
                 return respond(refused, shape, client_gone, &self.drain);
             }
             Err(refusal) => return refuse(&refusal, record, shape),

@@ -92,6 +92,9 @@ pub(crate) struct ReplyArgs {
     /// Parser of tool calls, without which requests for calls are refused; any name will do
     #[arg(long, value_name = "NAME")]
     pub(crate) tool_call_parser: Option<String>,
+    /// Ignore the ids of a prompt in `kv_transfer_params`, as older servers do
+    #[arg(long)]
+    pub(crate) ignore_prompt_token_ids: bool,
     /// Count open requests in /load
     #[arg(long)]
     pub(crate) enable_server_load_tracking: bool,

@@ -19,8 +19,32 @@ impl Prompt {
         Self { bytes: text.as_bytes().to_vec() }
     }
 
+    /// A prompt of token ids. The ids of a text give that text's prompt.
     pub(crate) fn ids(ids: &[u32]) -> Self {
-        Self { bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect() }
+        let mut bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        // The last token of a text may have fewer bytes than the others.
+        let least = bytes.len().saturating_sub(TOKEN_BYTES - 1);
+        while bytes.len() > least && bytes.last() == Some(&0) {
+            bytes.pop();
+        }
+        Self { bytes }
+    }
+
+    /// The ways to take this prompt for another one with the beginning of a reply behind it: tokens of
+    /// replies have small numbers, and those of texts large ones. The longest beginning comes first.
+    pub(crate) fn with_reply(&self) -> impl Iterator<Item = (Self, Vec<u32>)> {
+        let ids = self.token_ids();
+        let reply = ids.iter().rev().take_while(|id| (EOS_ID..=LAST_ID).contains(id)).count();
+        let first = (ids.len() - reply).max(1);
+        // A text's last token may be as small, and a few before it.
+        (first..ids.len())
+            .take(MOST_SPLITS)
+            .map(move |at| (Self::ids(&ids[..at]), ids[at..].to_vec()))
+    }
+
+    /// Its text without the marks of a conversation.
+    fn without_marks(&self) -> String {
+        self.detokenize().replace("<|im_start|>", "").replace("<|im_end|>", "")
     }
 
     pub(crate) fn tokens(&self) -> u32 {
@@ -102,6 +126,10 @@ pub(crate) fn word(key: u64) -> &'static str {
 
 /// The token that ends a reply; `logit_bias` can force it.
 pub(crate) const EOS_ID: u32 = 2;
+/// The last of the tokens that replies are made of.
+const LAST_ID: u32 = EOS_ID + 2045;
+/// The most ways to take a prompt for one with the beginning of a reply that are tried.
+const MOST_SPLITS: usize = 64;
 
 /// Why a reply ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +182,10 @@ pub(crate) struct Script {
     key: u64,
     /// The texts of the tokens, where they are not words.
     written: Option<Vec<Box<str>>>,
+    /// The number of tokens that the prompt has already.
+    given: u32,
+    /// The text of the first token after those, if it is not the token's own.
+    rejoined: Option<Box<str>>,
     pub(crate) tokens: u32,
     pub(crate) reason: Reason,
     /// Bytes of the text that are shown; a stop string and what follows it are not.
@@ -165,6 +197,8 @@ impl Script {
         let length = Self {
             key,
             written: None,
+            given: 0,
+            rejoined: None,
             tokens: rule.max_tokens,
             reason: Reason::Length,
             shown: usize::MAX,
@@ -203,6 +237,8 @@ impl Script {
         let mut script = Self {
             key,
             written: Some(pieces),
+            given: 0,
+            rejoined: None,
             tokens: whole.min(rule.max_tokens),
             reason: if cut { Reason::Length } else { Reason::Stop },
             shown: usize::MAX,
@@ -211,10 +247,41 @@ impl Script {
         script
     }
 
+    /// This reply from the token behind `given` on, which `prompt` has at its end; `None` if the reply
+    /// does not begin so, or ends there.
+    ///
+    /// vLLM looks back for the beginning of an unfinished character. If the prompt ends within one, it
+    /// shows the text of the whole prompt with the character's rest.
+    pub(crate) fn after(self, prompt: &Prompt, given: &[u32]) -> Option<Self> {
+        let count = u32::try_from(given.len()).ok().filter(|count| *count < self.tokens)?;
+        if !given.iter().zip(0..).all(|(id, at)| self.token_id(at) == *id) {
+            return None;
+        }
+        let within = self.written.is_none() && count > 0 && self.splits(count - 1);
+        let rejoined = within.then(|| {
+            let text: String = (0..=count).map(|at| self.piece(at)).collect();
+            (prompt.without_marks() + &text).into()
+        });
+        Some(Self { given: count, rejoined, ..self })
+    }
+
+    /// The tokens to generate.
+    pub(crate) fn to_generate(&self) -> u32 {
+        self.tokens - self.given
+    }
+
+    /// The numbers of the first `count` tokens that are generated.
+    pub(crate) fn generated(&self, count: u32) -> std::ops::Range<u32> {
+        self.given..self.given + count
+    }
+
     /// Token `at`'s text, before a stop string cuts it.
     fn piece(&self, at: u32) -> &str {
         if self.reason == Reason::Stop && at + 1 == self.tokens {
             return "";
+        }
+        if let Some(rejoined) = self.rejoined.as_deref().filter(|_| at == self.given) {
+            return rejoined;
         }
         if let Some(written) = &self.written {
             return written.get(at as usize).map(|piece| &**piece).unwrap_or_default();
@@ -242,7 +309,7 @@ impl Script {
         if self.reason == Reason::Stop && at + 1 == self.tokens {
             return EOS_ID;
         }
-        3 + (self.roll(at) % 2045) as u32
+        EOS_ID + 1 + (self.roll(at) % u64::from(LAST_ID - EOS_ID)) as u32
     }
 
     /// How likely token `at` was, and the `rank`th other choice.
@@ -283,26 +350,39 @@ impl Script {
 }
 
 /// How much of a reply has been given out.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Cursor {
-    /// Tokens given out.
-    pub(crate) produced: u32,
+    /// The number of the next token.
+    pub(crate) at: u32,
+    /// Bytes of text before it, with those of tokens that the prompt has.
     bytes: usize,
+    /// The part of `bytes` that the prompt has.
+    given: usize,
 }
 
 impl Cursor {
+    pub(crate) fn of(script: &Script) -> Self {
+        let given = (0..script.given).map(|at| script.piece(at).len()).sum();
+        Self { at: script.given, bytes: given, given }
+    }
+
+    /// The number of tokens given out.
+    pub(crate) fn produced(&self, script: &Script) -> u32 {
+        self.at - script.given
+    }
+
     /// The next token's text, as far as it is shown.
     pub(crate) fn next<'a>(&mut self, script: &'a Script) -> &'a str {
-        let piece = script.piece(self.produced);
+        let piece = script.piece(self.at);
         let room = script.shown.saturating_sub(self.bytes);
-        self.produced += 1;
+        self.at += 1;
         self.bytes += piece.len();
         &piece[..piece.len().min(room)]
     }
 
     /// Bytes of text given out, those that are not shown included.
     pub(crate) fn offset(&self) -> usize {
-        self.bytes
+        self.bytes - self.given
     }
 }
 
@@ -312,8 +392,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn shown_text(script: &Script) -> String {
-        let mut cursor = Cursor::default();
-        (0..script.tokens).map(|_| cursor.next(script)).collect()
+        let mut cursor = Cursor::of(script);
+        (0..script.to_generate()).map(|_| cursor.next(script)).collect()
     }
 
     fn rule(max_tokens: u32, stop: &[String]) -> LengthRule<'_> {
@@ -326,6 +406,8 @@ mod tests {
         assert_eq!((prompt.tokens(), prompt.token_ids().len()), (3, 3));
         assert_eq!(Prompt::ids(&prompt.token_ids()).detokenize(), "hello there");
         assert_eq!(Prompt::ids(&[40, 41]).tokens(), 2);
+        assert_eq!(Prompt::ids(&prompt.token_ids()), prompt);
+        assert_eq!(Prompt::ids(&[40, 0]).tokens(), 2);
     }
 
     #[test]
@@ -335,6 +417,38 @@ mod tests {
         assert_eq!((of_a.len(), of_b.len()), (4, 3));
         assert_eq!(of_a[..3], of_b[..3]);
         assert_ne!(a.blocks(2, 1)[0], of_a[0]);
+    }
+
+    #[test]
+    fn a_reply_goes_on_from_any_of_its_tokens() {
+        let text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n";
+        let prompt = Prompt::text(text);
+        let whole = Script::new(prompt.hash(3), &rule(200, &[]));
+        let ids: Vec<u32> = (0..whole.tokens).map(|at| whole.token_id(at)).collect();
+        for cut in 1..whole.tokens {
+            let (before, after) = ids.split_at(cut as usize);
+            let all = Prompt::ids(&[&prompt.token_ids(), before].concat());
+            let resumed = all.with_reply().find_map(|(start, given)| {
+                Script::new(start.hash(3), &rule(200, &[])).after(&start, &given)
+            });
+            let resumed = resumed.expect("the beginning of this reply");
+            let numbers = resumed.generated(resumed.to_generate());
+            assert_eq!(numbers.map(|at| resumed.token_id(at)).collect::<Vec<_>>(), after);
+            let shown: String = (0..cut).map(|at| whole.piece(at)).collect();
+            let text = shown_text(&resumed);
+            if whole.splits(cut - 1) {
+                let start = format!("user\nhello\nassistant\n{shown} —");
+                assert!(text.starts_with(&start), "cut within a character: {text}");
+            } else {
+                assert_eq!(shown + &text, shown_text(&whole), "after {cut}");
+            }
+        }
+        let other = [&prompt.token_ids()[..], &[7, 7, 7]].concat();
+        let other = Prompt::ids(&other);
+        let none = other.with_reply().find_map(|(start, given)| {
+            Script::new(start.hash(3), &rule(200, &[])).after(&start, &given)
+        });
+        assert_eq!(none, None, "no reply begins so");
     }
 
     #[test]

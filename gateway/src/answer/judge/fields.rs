@@ -73,9 +73,16 @@ impl<'a> AnswerFields<'a> {
             match key.text.raw() {
                 b"choices" => self.choices(cursor)?,
                 b"usage" => {
+                    let start = start(cursor)?;
                     if let Some(usage) = usage(cursor)? {
                         self.facts.usage = Some(usage);
+                        self.facts.places.usage = Some(start..cursor.at());
                     }
+                }
+                b"prompt_token_ids" => {
+                    let start = start(cursor)?;
+                    cursor.skip()?;
+                    self.facts.places.prompt_token_ids = Some(start..cursor.at());
                 }
                 b"error" => {
                     if let Some(error) = error(cursor)? {
@@ -120,10 +127,11 @@ impl<'a> AnswerFields<'a> {
         if !cursor.enter_array()? {
             return Ok(());
         }
+        self.facts.places.choices = Some(cursor.at());
         let mut count = 0;
         while cursor.next_element(&mut first)? {
             count += 1;
-            let choice = choice(cursor, &mut self.facts.text)?;
+            let choice = choice(cursor, &mut self.facts)?;
             self.facts.add(choice);
         }
         self.choices = Some(count);
@@ -131,8 +139,8 @@ impl<'a> AnswerFields<'a> {
     }
 }
 
-/// Reads a choice, and notes the place of its text.
-fn choice(cursor: &mut Cursor<'_>, place: &mut Option<Range<usize>>) -> Result<Choice, JsonError> {
+/// Reads a choice, and notes the places of its text and its token ids.
+fn choice(cursor: &mut Cursor<'_>, facts: &mut Facts) -> Result<Choice, JsonError> {
     let (mut choice, mut first) = (Choice::default(), true);
     if !cursor.enter_object()? {
         return Ok(choice);
@@ -140,36 +148,56 @@ fn choice(cursor: &mut Cursor<'_>, place: &mut Option<Range<usize>>) -> Result<C
     while let Some(key) = cursor.next_key(&mut first)? {
         match key.text.raw() {
             b"index" => choice.index = cursor.count()?.unwrap_or(0),
-            b"delta" | b"message" => choice.output |= has_output(cursor, place)?,
+            b"delta" | b"message" => delta(cursor, &mut choice, &mut facts.text)?,
             b"text" if cursor.kind()? == JsonKind::String => {
-                text(cursor, place)?;
+                text(cursor, &mut facts.text)?;
                 choice.output = true;
             }
             b"text" => choice.output |= has_value(cursor)?,
             b"finish_reason" => choice.finish = raw(cursor)?.map(Finish::of),
             b"token_ids" => {
+                let start = start(cursor)?;
                 choice.tokens = length(cursor)?;
                 choice.output |= choice.tokens.is_some_and(|tokens| tokens > 0);
+                facts.places.token_ids = Some(start..cursor.at());
             }
+            b"prompt_token_ids" => {
+                let start = start(cursor)?;
+                cursor.skip()?;
+                facts.places.prompt_token_ids = Some(start..cursor.at());
+            }
+            b"logprobs" => choice.logprobs = has_value(cursor)?,
             _ => cursor.skip()?,
         }
     }
     Ok(choice)
 }
 
-/// Whether a delta carries a token. An empty text counts, unless a role is beside it: it stands for
-/// the bytes of an unfinished character. An unknown field counts, and so does an unknown kind of
+/// Where the next value begins.
+fn start(cursor: &mut Cursor<'_>) -> Result<usize, JsonError> {
+    cursor.kind()?;
+    Ok(cursor.at())
+}
+
+/// Reads whether a delta carries a token. An empty text counts, unless a role is beside it: it stands
+/// for the bytes of an unfinished character. An unknown field counts, and so does an unknown kind of
 /// value: servers add new kinds of output.
-fn has_output(
+fn delta(
     cursor: &mut Cursor<'_>,
+    choice: &mut Choice,
     place: &mut Option<Range<usize>>,
-) -> Result<bool, JsonError> {
+) -> Result<(), JsonError> {
     if cursor.kind()? != JsonKind::Object {
-        return has_value(cursor);
+        let output = has_value(cursor)?;
+        choice.output |= output;
+        choice.beyond_text |= output;
+        return Ok(());
     }
     let (mut role, mut empty, mut output, mut first) = (false, false, false, true);
     cursor.enter_object()?;
+    choice.bare = true;
     while let Some(key) = cursor.next_key(&mut first)? {
+        choice.bare = false;
         match key.text.raw() {
             b"role" => role |= cursor.text()?.is_some(),
             b"content" | b"reasoning" | b"reasoning_content" | b"refusal"
@@ -180,10 +208,11 @@ fn has_output(
                     _ => output = true,
                 }
             }
-            _ => output |= has_value(cursor)?,
+            _ => choice.beyond_text |= has_value(cursor)?,
         }
     }
-    Ok(output || (empty && !role))
+    choice.output |= output || choice.beyond_text || (empty && !role);
+    Ok(())
 }
 
 /// Reads a generated text, and notes its place.

@@ -154,6 +154,74 @@ async fn a_death_counts_once_and_not_at_all_if_an_order_explains_it_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_has_begun_goes_on_as_long_as_it_makes_progress() {
+    use Cause::{Aborted, Connection, EngineDead, NotContinued, Stalled};
+    let (poison, tries) = ("died", "5 counted");
+    for (case, causes, progress, want) in [
+        ("a death after each part of the answer", vec![Connection; 20], true, None),
+        ("two deaths with nothing between", vec![Connection, EngineDead], false, Some(poison)),
+        ("a silence and a death", vec![Stalled, Connection], false, None),
+        ("five tries with nothing between", vec![Aborted; 5], false, Some(tries)),
+        ("replicas that begin anew", vec![NotContinued; 4], false, None),
+    ] {
+        let pool = pool(r#"{"name": "p"}"#);
+        // It can always go to another one.
+        (100..=110).for_each(|port| ready(&pool, port));
+        let mut ticket = ticket(60);
+        ticket.progressed();
+        let outcome = (1..).zip(&causes).try_for_each(|(port, cause)| {
+            ready(&pool, port);
+            if progress {
+                ticket.progressed();
+            }
+            let slot = pool.hold(&mut ticket).now_or_never().expect("ready").expect("released");
+            slot.decide_retry(&mut ticket, failure(*cause))
+        });
+        let refusal = outcome.err().map(|refusal| refusal.to_string());
+        match want {
+            None => assert_eq!(refusal, None, "{case}"),
+            Some(want) => assert!(refusal.is_some_and(|text| text.contains(want)), "{case}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_go_on_with_answers_gets_no_other_one() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let mut first = ticket(60);
+    first.progressed();
+    let slot = pool.hold(&mut first).await.expect("ready");
+    let old = slot.address;
+    let refusal = slot.decide_retry(&mut first, failure(Cause::NotContinued));
+    assert!(matches!(refusal, Err(Refusal::Failed(_))), "there is no other one");
+    assert_eq!(
+        pool.signals().endpoints.values().flatten().map(|endpoint| endpoint.failed).sum::<u64>(),
+        0
+    );
+    ready(&pool, 2);
+    // Another answer's replica is lost.
+    let mut second = ticket(60);
+    let slots = [(); 2].map(|()| pool.hold(&mut second).now_or_never());
+    let slots = slots.map(|slot| slot.expect("ready").expect("released"));
+    let mut lost = slots.into_iter().filter(|slot| slot.address != old);
+    let lost = lost.next().expect("one at each");
+    second.progressed();
+    let refusal = lost.decide_retry(&mut second, failure(Cause::Connection));
+    assert!(refusal.is_err_and(|refusal| refusal.to_string().contains("token ids")));
+    // With others, an answer goes on there.
+    (3..=4).for_each(|port| ready(&pool, port));
+    let mut third = ticket(60);
+    third.progressed();
+    let slot = pool.hold(&mut third).await.expect("ready");
+    assert!(slot.decide_retry(&mut third, failure(Cause::Aborted)).is_ok());
+    // A request that has not begun goes there as before.
+    let new: Vec<_> = (0..3).map(|_| pool.hold(&mut ticket(60)).now_or_never()).collect();
+    let new = new.into_iter().map(|slot| slot.expect("ready").expect("released"));
+    assert!(new.collect::<Vec<_>>().iter().any(|slot| slot.address == old));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_lost_its_replica_prefers_one_that_was_started_since() {
     let pool = pool(r#"{"name": "p"}"#);
     (1..=3).for_each(|port| ready(&pool, port));

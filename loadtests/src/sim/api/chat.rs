@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use super::{chat_template, content, conversation, final_usage, numbers, usage};
+use super::{chat_template, content, conversation, final_usage, numbers, prompt_of_ids, usage};
 use crate::sim::api::events::{Dialect, Sink, Step, Tally};
 use crate::sim::api::fault::Fault;
 use crate::sim::api::form::{Offer, ReplyForm, Talk, ToolChoice};
@@ -49,9 +49,39 @@ pub(crate) fn plan(
         Some(tool) => ReplyForm::Call(tool),
         None => ReplyForm::of(body),
     };
-    let tools = body.get("tools").map(Value::to_string).unwrap_or_default();
-    let prompts = vec![Prompt::text(&(tools + &chat_template(messages)))];
+    let prompt = match given_ids(shared, body)? {
+        Some(ids) => ids,
+        None => {
+            let tools = body.get("tools").map(Value::to_string).unwrap_or_default();
+            Prompt::text(&(tools + &chat_template(messages)))
+        }
+    };
+    let prompts = vec![prompt];
     Plan::new(shared, params, prompts, DefaultLength::Context, "chatcmpl-")
+}
+
+/// The prompt's ids, if the request has them: they take the place of its messages.
+fn given_ids(shared: &Shared, body: &Map<String, Value>) -> Result<Option<Prompt>, Fault> {
+    let params = body.get("kv_transfer_params");
+    let Some(ids) = params.and_then(|params| params.get("prompt_token_ids")) else {
+        return Ok(None);
+    };
+    if shared.args.replies.ignore_prompt_token_ids {
+        return Ok(None);
+    }
+    let list = ids.as_array().filter(|list| !list.is_empty() && list.iter().all(Value::is_u64));
+    let Some(list) = list else {
+        let message = "`kv_transfer_params['prompt_token_ids']` must be a non-empty list of \
+                       non-negative integers.";
+        return Err(Fault::bad_parameter(message, "kv_transfer_params.prompt_token_ids", None));
+    };
+    let (given, most) = (list.len(), shared.args.capacity.max_model_len as usize);
+    if given > most {
+        return Err(Fault::bad_request(format!(
+            "Input length ({given}) exceeds model's maximum context length ({most})."
+        )));
+    }
+    Ok(Some(prompt_of_ids(list)))
 }
 
 /// Refuses `stream_options` without a stream.
@@ -138,7 +168,7 @@ pub(crate) fn whole(plan: &Plan, completion: &Completion) -> String {
     let mut choices = Vec::with_capacity(plan.scripts.len());
     for (index, script) in plan.scripts.iter().enumerate() {
         let reason = completion.reasons[index].as_ref().unwrap_or(&Reason::Abort);
-        let all: Vec<u32> = (0..completion.tokens[index]).collect();
+        let all: Vec<u32> = script.generated(completion.tokens[index]).collect();
         let text = &completion.texts[index];
         let (content, calls) = match &plan.call {
             Some(call) if *reason == Reason::Stop => {
@@ -246,8 +276,11 @@ fn delta(plan: &Plan, step: &Step<'_>) -> Option<String> {
             let id = format!(r#""id":"{}","type":"function","#, call.ids[step.index]);
             (id, format!(r#""name":{}"#, quoted(&call.name)))
         }
+        // A chunk without text is sent if something else in it was asked for.
         _ if plan.server.parser && step.piece.is_empty() => {
-            return step.reason.map(|_| String::new());
+            let output = &plan.params.output;
+            let wanted = step.reason.is_some() || output.token_ids || output.logprobs.is_some();
+            return wanted.then(String::new);
         }
         Some(_) => (String::new(), format!(r#""arguments":{}"#, quoted(step.piece))),
         None => return Some(format!(r#""content":{}"#, quoted(step.piece))),

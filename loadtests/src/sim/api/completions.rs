@@ -1,7 +1,7 @@
 //! `/v1/completions`.
 
 use super::chat::{escaped, stream_options};
-use super::{final_usage, numbers, usage};
+use super::{final_usage, numbers, prompt_of_ids, usage};
 use crate::sim::api::events::{Dialect, Sink, Step, Tally};
 use crate::sim::api::fault::Fault;
 use crate::sim::api::form::ReplyForm;
@@ -49,12 +49,12 @@ pub(crate) fn prompts(value: Option<&Value>, check: &mut Check) -> Vec<Prompt> {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::String(text)) => vec![Prompt::text(text)],
         Some(Value::Array(list)) if list.iter().all(Value::is_u64) && !list.is_empty() => {
-            vec![ids(list)]
+            vec![prompt_of_ids(list)]
         }
         Some(Value::Array(list)) => {
             let one = |item: &Value| match item {
                 Value::String(text) => Some(Prompt::text(text)),
-                Value::Array(list) if list.iter().all(Value::is_u64) => Some(ids(list)),
+                Value::Array(list) if list.iter().all(Value::is_u64) => Some(prompt_of_ids(list)),
                 _ => None,
             };
             let prompts: Option<Vec<Prompt>> = list.iter().map(one).collect();
@@ -71,11 +71,6 @@ pub(crate) fn prompts(value: Option<&Value>, check: &mut Check) -> Vec<Prompt> {
     }
 }
 
-pub(crate) fn ids(list: &[Value]) -> Prompt {
-    let id = |value: &Value| u32::try_from(value.as_u64().unwrap_or(0)).unwrap_or(u32::MAX);
-    Prompt::ids(&list.iter().map(id).collect::<Vec<_>>())
-}
-
 /// A plain reply.
 pub(crate) fn whole(plan: &Plan, completion: &Completion, echo: bool) -> String {
     let mut choices = Vec::with_capacity(plan.scripts.len());
@@ -85,7 +80,7 @@ pub(crate) fn whole(plan: &Plan, completion: &Completion, echo: bool) -> String 
         if echo {
             text.insert_str(0, &plan.prompts[index / plan.n].detokenize());
         }
-        let all: Vec<u32> = (0..completion.tokens[index]).collect();
+        let all: Vec<u32> = script.generated(completion.tokens[index]).collect();
         choices.push(format!(
             r#"{{"index":{index},"text":{},"logprobs":{},"finish_reason":"{}","stop_reason":{},"token_ids":{},"prompt_logprobs":null,"prompt_token_ids":{},"routed_experts":null}}"#,
             quoted(&text),
@@ -203,7 +198,7 @@ impl Dialect for CompletionStream {
             None => quoted(step.piece),
         };
         let prompt_ids =
-            if step.at == Some(0) { prompt_ids(plan, step.index) } else { "null".into() };
+            if step.tokens == 1 { prompt_ids(plan, step.index) } else { "null".into() };
         out.raw(format!(
             "{}{{\"index\":{},\"text\":{text},\"logprobs\":{},\"finish_reason\":{finish},\"stop_reason\":{stop},\"prompt_token_ids\":{prompt_ids},\"token_ids\":{}}}]{usage}{fingerprint}}}\n\n",
             self.head,

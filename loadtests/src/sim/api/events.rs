@@ -19,12 +19,12 @@ use tokio::time::{Instant, Sleep, sleep};
 pub(crate) struct Step<'a> {
     /// The number of the reply within its request.
     pub(crate) index: usize,
-    /// The token's number, from 0. The last step of an aborted reply has none.
+    /// The token's number in the reply, from 0. The last step of an aborted reply has none.
     pub(crate) at: Option<u32>,
     pub(crate) piece: &'a str,
     /// Bytes of text before this piece.
     pub(crate) offset: usize,
-    /// Tokens so far, this one included.
+    /// Tokens that were generated so far, this one included.
     pub(crate) tokens: u32,
     /// Set on the last step.
     pub(crate) reason: Option<&'a Reason>,
@@ -100,7 +100,7 @@ impl EventBody {
         (ticket, out): (Ticket, mpsc::Receiver<Output>),
         keep_alive: Duration,
     ) -> Self {
-        let cursors = vec![Cursor::default(); plan.scripts.len()];
+        let cursors = plan.scripts.iter().map(Cursor::of).collect();
         let running = LiveStream {
             plan,
             dialect,
@@ -173,14 +173,14 @@ impl LiveStream {
         }
         let index = out.index as usize;
         let (script, cursor) = (&self.plan.scripts[index], &mut self.cursors[index]);
-        let (at, offset) = (cursor.produced, cursor.offset());
+        let (at, offset) = (cursor.at, cursor.offset());
         let (piece, at, reason) = match out.event {
             SeqEvent::Token { last } => {
                 (cursor.next(script), Some(at), last.then_some(&script.reason))
             }
             _ => ("", None, Some(&Reason::Abort)),
         };
-        let tokens = cursor.produced;
+        let tokens = cursor.produced(script);
         self.tally.completion_tokens += u32::from(at.is_some());
         if let Some(parsed) = self.plan.parsed(true) {
             self.ticket.engine().parsed(parsed);
@@ -202,7 +202,7 @@ pub(crate) async fn whole(
     out: &mut mpsc::Receiver<Output>,
 ) -> Result<Completion, Fault> {
     let count = plan.scripts.len();
-    let mut cursors = vec![Cursor::default(); count];
+    let mut cursors: Vec<Cursor> = plan.scripts.iter().map(Cursor::of).collect();
     let mut completion = Completion {
         texts: vec![String::new(); count],
         reasons: vec![None; count],

@@ -18,6 +18,7 @@ pub(crate) mod realtime;
 pub(crate) mod responses;
 pub(crate) mod tokens;
 
+use crate::sim::text::Prompt;
 use json::Check;
 use plan::Plan;
 use serde_json::{Map, Value};
@@ -62,6 +63,12 @@ fn numbers(numbers: &[u32]) -> String {
     }
     out.push(']');
     out
+}
+
+/// A prompt of token ids.
+fn prompt_of_ids(list: &[Value]) -> Prompt {
+    let id = |value: &Value| u32::try_from(value.as_u64().unwrap_or(0)).unwrap_or(u32::MAX);
+    Prompt::ids(&list.iter().map(id).collect::<Vec<_>>())
 }
 
 /// The messages of a conversation, checked to be a list.

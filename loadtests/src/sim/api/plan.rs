@@ -183,9 +183,10 @@ impl Plan {
             };
             longest = longest.max(max_tokens);
             let eos = (shared.args.speed.min_reply_tokens, shared.args.speed.max_reply_tokens);
+            let min_tokens = u32::try_from(params.length.min_tokens).unwrap_or(0).min(max_tokens);
             let rule = LengthRule {
                 max_tokens,
-                min_tokens: u32::try_from(params.length.min_tokens).unwrap_or(0).min(max_tokens),
+                min_tokens,
                 stop: &params.length.stop,
                 eos: match (params.length.eos_first, params.length.ignore_eos) {
                     (_, true) => None,
@@ -193,9 +194,22 @@ impl Plan {
                     (false, false) => Some(eos),
                 },
             };
-            let key = mix(prompt.hash(shared.args.speed.seed), params.seed as u64);
-            let keys = (0..n as u64).map(|choice| mix(key, choice));
-            scripts.extend(params.output.form.scripts(keys, &rule));
+            let replies = |prompt: &Prompt, rule: &LengthRule<'_>| {
+                let key = mix(prompt.hash(shared.args.speed.seed), params.seed as u64);
+                let keys = (0..n as u64).map(|choice| mix(key, choice));
+                params.output.form.scripts(keys, rule)
+            };
+            // A prompt of ids may end with the beginning of this model's own reply to the rest of it.
+            let go_on = || {
+                prompt.with_reply().find_map(|(start, given)| {
+                    let count = u32::try_from(given.len()).ok()?;
+                    let (max_tokens, min_tokens) = (max_tokens + count, min_tokens + count);
+                    let rule = LengthRule { max_tokens, min_tokens, ..rule.clone() };
+                    let whole = replies(&start, &rule).into_iter();
+                    whole.map(|script| script.after(&start, &given)).collect::<Option<Vec<_>>>()
+                })
+            };
+            scripts.extend(go_on().unwrap_or_else(|| replies(prompt, &rule)));
         }
         let call = params.output.form.call(scripts.len());
         let id = params.request_id.clone().unwrap_or_else(wall::id16);
@@ -226,7 +240,7 @@ impl Plan {
             Job {
                 prompt_tokens: prompt.tokens(),
                 prefix: prompt.blocks(shared.args.capacity.block_size, salt),
-                output_tokens: script.tokens,
+                output_tokens: script.to_generate(),
                 max_tokens: self.max_tokens,
                 reason: script.reason.openai(),
             }

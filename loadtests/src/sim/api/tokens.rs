@@ -57,6 +57,6 @@ pub(crate) fn detokenize(shared: &Shared, body: &Map<String, Value>) -> Result<S
     };
     check.ok()?;
     shared.resolve(model.as_deref())?;
-    let text = super::completions::ids(ids).detokenize();
+    let text = super::prompt_of_ids(ids).detokenize();
     Ok(format!(r#"{{"prompt":{}}}"#, quoted(&text)))
 }

@@ -167,7 +167,7 @@ impl Session {
                 if begun.prompt_tokens == 0 {
                     begun.prompt_tokens = prompt_tokens;
                 }
-                let cursor = Cursor::default();
+                let cursor = Cursor::of(&script);
                 begun.running = Some(RunningPiece { script, cursor, output, _ticket: ticket });
                 None
             }

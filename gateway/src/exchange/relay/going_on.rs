@@ -1,0 +1,113 @@
+//! A stream that broke: another replica goes on with it, or it ends with an error event.
+
+use std::task::{Context, Poll, ready};
+
+use tokio::time::Instant;
+
+use super::{AnswerForm, BrokenOff, Relay};
+use crate::answer::failure::{Cause, Failure};
+use crate::answer::not_continued::NotContinued;
+use crate::answer::outcome::Outcome;
+use crate::answer::refusal::Refusal;
+use crate::answer::token_record::TokenRecord;
+use crate::exchange::continuation::{NextReplica, reason};
+use crate::exchange::cutoff::Cut;
+use crate::net::clock;
+use crate::pool::End;
+use crate::read::continuable::NextRequest;
+
+impl Relay {
+    /// Waits for a replica that goes on with the stream.
+    pub(super) fn poll_search(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenOff>> {
+        self.pace.waits();
+        if let Poll::Ready(found) = self.successor.poll(cx) {
+            match found {
+                Ok(NextReplica { slot, upstream }) => {
+                    self.cutoff.next_replica(slot.lost());
+                    (self.slot, self.upstream) = (Some(slot), Some(upstream));
+                    self.moments.last = clock::now();
+                }
+                Err(refusal) => self.not_found(&refusal),
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match self.cutoff.poll(cx) {
+            // It is lost already.
+            Poll::Ready(Cut::ReplicaLost) => return Poll::Ready(Ok(())),
+            Poll::Ready(cut) => return Poll::Ready(self.cut(cut)),
+            Poll::Pending => {}
+        }
+        let heartbeat = self.successor.next_heartbeat();
+        let due = heartbeat.map_or(self.deadline, |heartbeat| heartbeat.min(self.deadline));
+        if due != self.alarm.due() {
+            self.alarm.set(due);
+        }
+        let now = clock::now();
+        ready!(self.alarm.poll(cx, now));
+        if now >= self.deadline {
+            return Poll::Ready(self.too_late());
+        }
+        if let AnswerForm::Stream(stream) = &self.form {
+            self.out.push(stream.heartbeat());
+        }
+        self.successor.heartbeat_sent(now);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the stream, since no replica goes on with it.
+    fn not_found(&mut self, refusal: &Refusal) {
+        let cause = self.successor.broke_by().unwrap_or(Cause::Connection);
+        if let Some(record) = &self.record {
+            record.not_continued(cause, reason(refusal));
+        }
+        if let AnswerForm::Stream(stream) = &self.form {
+            let (status, kind) = refusal.status();
+            self.out.push(stream.error_event(status.as_u16(), kind, &refusal.to_string()));
+        }
+        self.finish(End::Dropped, Outcome::Failed, Some(cause.name()));
+    }
+
+    /// Goes on with a stream that broke on another replica, or ends it with an error event.
+    pub(super) fn broke(&mut self, failure: Failure) {
+        let cause = failure.cause;
+        if let Err(why) = self.go_on(&failure) {
+            if let Some(record) = &self.record {
+                record.not_continued(cause, why);
+            }
+            self.fail_with_event(failure);
+        }
+    }
+
+    fn go_on(&mut self, failure: &Failure) -> Result<(), NotContinued> {
+        let AnswerForm::Stream(stream) = &mut self.form else { return Err(NotContinued::Api) };
+        let progressed = stream.token_record().is_some_and(TokenRecord::is_resumed);
+        match self.successor.next(stream, failure)? {
+            NextRequest::NothingLeft => {
+                stream.conclude().for_each(|piece| self.out.push(piece));
+                self.finish(End::Failed(failure.clone()), Outcome::Completed, None);
+            }
+            NextRequest::Body(body) => {
+                self.merge();
+                // The replica aborts what it still generates.
+                self.upstream = None;
+                if let Some(slot) = self.slot.take() {
+                    let left = self.successor.leave(slot, failure.clone(), progressed);
+                    left.map_err(|refusal| reason(&refusal))?;
+                }
+                self.successor.search(body, failure.cause, clock::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that another replica has gone on with the stream.
+    pub(super) fn note_continuation(&mut self, now: Instant) {
+        let AnswerForm::Stream(stream) = &self.form else { return };
+        if let Some((cause, pause)) = self.successor.went_on(stream.token_record(), now)
+            && let (Some(slot), Some(record)) = (&mut self.slot, &mut self.record)
+        {
+            slot.first_token(now);
+            record.continued(slot, cause, pause);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A stream's next replica: whether there may be one, the search for it, and the pause that the client
+//! sees.
+
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::answer::failure::{Cause, Failure};
+use crate::answer::not_continued::NotContinued;
+use crate::answer::refusal::Refusal;
+use crate::answer::stream::{AnswerStream, Rest};
+use crate::answer::token_record::TokenRecord;
+use crate::exchange::continuation::{Continuation, NextReplica, Search};
+use crate::pool::Slot;
+use crate::read::continuable::NextRequest;
+
+/// The state of a stream with regard to its next replica.
+pub(crate) struct Successor {
+    /// `None` during a search, and if no other replica can go on.
+    continuation: Option<Box<Continuation>>,
+    /// Why none can.
+    why_not: NotContinued,
+    search: Option<Search>,
+    /// When the stream broke, and why, until it goes on.
+    broke: Option<(Instant, Cause)>,
+    /// The interval of heartbeats during a search; zero for none.
+    heartbeat: Duration,
+    /// When the last heartbeat, or the last part of the answer, went out.
+    last_sent: Instant,
+}
+
+impl Successor {
+    pub(crate) fn new(
+        continuation: Result<Box<Continuation>, NotContinued>,
+        heartbeat: Duration,
+        now: Instant,
+    ) -> Self {
+        let (continuation, why_not) = match continuation {
+            Ok(continuation) => (Some(continuation), NotContinued::NoTokenIds),
+            Err(why) => (None, why),
+        };
+        Self { continuation, why_not, search: None, broke: None, heartbeat, last_sent: now }
+    }
+
+    /// The request with which another replica goes on with a stream that broke. The stream is
+    /// prepared for it.
+    ///
+    /// # Errors
+    /// No other replica can go on.
+    pub(crate) fn next(
+        &self,
+        stream: &mut AnswerStream,
+        failure: &Failure,
+    ) -> Result<NextRequest, NotContinued> {
+        let continuation = self.continuation.as_ref().ok_or(self.why_not)?;
+        if failure.cause == Cause::EventTooLong {
+            return Err(NotContinued::EventTooLong);
+        }
+        if stream.begin_seam()? == Rest::End {
+            return Ok(NextRequest::NothingLeft);
+        }
+        let token_record = stream.token_record().ok_or(NotContinued::NoTokenIds)?;
+        continuation.next(token_record)
+    }
+
+    /// Gives up the place at the replica that failed. `progressed`: a part of the answer came since
+    /// the last failure.
+    ///
+    /// # Errors
+    /// No other replica may be tried.
+    pub(crate) fn leave(
+        &mut self,
+        slot: Slot,
+        failure: Failure,
+        progressed: bool,
+    ) -> Result<(), Refusal> {
+        match &mut self.continuation {
+            Some(continuation) => continuation.leave(slot, failure, progressed),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins the search for a replica that answers the request with this `body`.
+    pub(crate) fn search(&mut self, body: Bytes, cause: Cause, now: Instant) {
+        self.broke.get_or_insert((now, cause));
+        self.last_sent = now;
+        self.search = self.continuation.take().map(|continuation| continuation.search(body));
+    }
+
+    pub(crate) fn is_searching(&self) -> bool {
+        self.search.is_some()
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<NextReplica, Refusal>> {
+        let Some(search) = &mut self.search else { return Poll::Pending };
+        let (continuation, found) = ready!(search.as_mut().poll(cx));
+        (self.continuation, self.search) = (Some(continuation), None);
+        Poll::Ready(found)
+    }
+
+    /// When the next heartbeat is due, if the client gets any.
+    pub(crate) fn next_heartbeat(&self) -> Option<Instant> {
+        (!self.heartbeat.is_zero()).then(|| self.last_sent + self.heartbeat)
+    }
+
+    /// Notes that a heartbeat goes out.
+    pub(crate) fn heartbeat_sent(&mut self, now: Instant) {
+        self.last_sent = now;
+    }
+
+    /// Ends a search without a result.
+    pub(crate) fn stop(&mut self) {
+        self.search = None;
+    }
+
+    /// Why the stream broke, if it has not gone on since.
+    pub(crate) fn broke_by(&self) -> Option<Cause> {
+        self.broke.map(|(_, cause)| cause)
+    }
+
+    /// The cause of a break and the pause after it, once the stream has gone on.
+    pub(crate) fn went_on(
+        &mut self,
+        token_record: Option<&TokenRecord>,
+        now: Instant,
+    ) -> Option<(Cause, Duration)> {
+        let (at, cause) = self.broke?;
+        if !token_record?.is_resumed() {
+            return None;
+        }
+        self.broke = None;
+        Some((cause, now.saturating_duration_since(at)))
+    }
+}

@@ -1,0 +1,271 @@
+//! Streams whose replica is lost, and that another replica continues: the client gets what it would have
+//! got from one replica that never fails.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+use support::reply::{Reply, ask, parse};
+use support::sims::{Folder, Sim};
+use support::{Forebay, connect, eventually, post};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// A gateway in front of these replicas, once all are ready and one stream has shown what they can.
+struct Setup {
+    forebay: Forebay,
+    _folder: Folder,
+}
+
+impl Setup {
+    fn new(sims: &[Sim], pool: &str) -> Self {
+        let folder = Folder::new();
+        let addresses: Vec<_> = sims.iter().map(|sim| format!("\"{}\"", sim.address)).collect();
+        let forebay = folder.gateway(&format!(
+            "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
+             models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{pool}",
+            addresses.join(", ")
+        ));
+        ready(&forebay, sims.len());
+        let first = ask(forebay.address, &post(CHAT, &chat(0, 2, json!({})).to_string()));
+        assert_eq!(first.status, 200, "{first:?}");
+        Self { forebay, _folder: folder }
+    }
+
+    /// A metric's value, or zero while it has none.
+    fn count(&self, series: &str) -> f64 {
+        self.forebay.metric(series).unwrap_or(0.0)
+    }
+}
+
+fn ready(forebay: &Forebay, count: usize) {
+    eventually(&format!("{count} endpoints are ready"), || {
+        let signals = forebay.signals();
+        let endpoints = signals["endpoints"].as_object().expect("endpoints").values();
+        endpoints.filter(|endpoint| endpoint["health"] == "ready").count() == count
+    });
+}
+
+fn sims<const N: usize>(step_ms: &str, more: &[&str]) -> [Sim; N] {
+    let flags = [&["--decode-step-ms", step_ms][..], more].concat();
+    std::array::from_fn(|_| Sim::start(&flags))
+}
+
+/// A streamed chat with an answer of `tokens` tokens. Each `n` has another text.
+fn chat(n: usize, tokens: u32, more: Value) -> Value {
+    let mut body = json!({
+        "model": "sim", "stream": true, "max_tokens": tokens, "ignore_eos": true,
+        "messages": [{"role": "user", "content": format!("story {n}")}],
+    });
+    let more = more.as_object().expect("an object").clone();
+    body.as_object_mut().expect("an object").extend(more);
+    body
+}
+
+fn completion(n: usize, tokens: u32) -> Value {
+    json!({
+        "model": "sim", "stream": true, "max_tokens": tokens, "ignore_eos": true,
+        "prompt": format!("story {n}"), "stream_options": {"include_usage": true},
+    })
+}
+
+/// A request under way, of which some bytes have been read.
+struct Running(JoinHandle<Reply>);
+
+impl Running {
+    fn start(address: SocketAddr, path: &str, body: &Value) -> Self {
+        let mut stream = connect(address);
+        stream.write_all(&post(path, &body.to_string())).expect("sent");
+        let mut answer = vec![0; 1500];
+        // The answer has begun, and some text is there.
+        stream.read_exact(&mut answer).expect("an answer begins");
+        Self(std::thread::spawn(move || {
+            let _ = stream.read_to_end(&mut answer);
+            parse(&answer)
+        }))
+    }
+
+    fn end(self) -> Reply {
+        self.0.join().expect("no panic")
+    }
+}
+
+/// The events of a stream, without its end mark.
+fn events(reply: &Reply) -> Vec<Value> {
+    let text = reply.text();
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    let data = text.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    let events = data.filter(|data| *data != "[DONE]");
+    events.map(|data| serde_json::from_str(data).expect("JSON")).collect()
+}
+
+/// A stream's events without what differs from request to request.
+fn comparable(reply: &Reply) -> Vec<Value> {
+    let mut events = events(reply);
+    let first = events.first().expect("events").clone();
+    for event in &mut events {
+        assert_eq!(event["id"], first["id"], "one id in {event}");
+        assert_eq!(event["created"], first["created"], "one time");
+        let members = event.as_object_mut().expect("an object");
+        members.remove("id");
+        members.remove("created");
+    }
+    events
+}
+
+/// Checks that a stream through the gateway is what a replica sends that never fails.
+fn assert_unbroken(reply: &Reply, replica: SocketAddr, path: &str, body: &Value) {
+    assert!(reply.whole && reply.status == 200, "{reply:?}");
+    let want = ask(replica, &post(path, &body.to_string()));
+    assert_eq!(comparable(reply), comparable(&want), "{body}");
+}
+
+#[test]
+fn streams_of_a_killed_replica_go_on_token_for_token() {
+    let mut sims: [Sim; 3] = sims("4", &[]);
+    let setup = Setup::new(&sims, "");
+    let usage = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let bodies: Vec<(&str, Value)> = (0..12)
+        .map(|n| match n % 4 {
+            0 => (CHAT, chat(n, 200, json!({}))),
+            1 => (CHAT, chat(n, 200, json!({"logprobs": true, "top_logprobs": 2}))),
+            2 => (CHAT, chat(n, 200, usage.clone())),
+            _ => (COMPLETIONS, completion(n, 200)),
+        })
+        .collect();
+    let start = |(path, body): &(&str, Value)| Running::start(setup.forebay.address, path, body);
+    let running: Vec<_> = bodies.iter().map(start).collect();
+    sims[0].signal("KILL");
+    let replies: Vec<_> = running.into_iter().map(Running::end).collect();
+    for (reply, (path, body)) in replies.iter().zip(&bodies) {
+        assert_unbroken(reply, sims[1].address, path, body);
+    }
+    assert!(setup.count("forebay_continuation_pause_seconds_count{pool=\"p\"}") >= 1.0);
+    assert_eq!(setup.count("forebay_requests_total{pool=\"p\",outcome=\"failed\"}"), 0.0);
+
+    // Every replica is lost once, one after the other.
+    sims[0].wait_for_end();
+    sims[0].restart();
+    ready(&setup.forebay, 3);
+    let running: Vec<_> = bodies.iter().map(start).collect();
+    for n in [1, 2] {
+        sims[n].signal("KILL");
+        sims[n].wait_for_end();
+        sims[n].restart();
+        ready(&setup.forebay, 3);
+    }
+    for (running, (path, body)) in running.into_iter().zip(&bodies) {
+        assert_unbroken(&running.end(), sims[1].address, path, body);
+    }
+}
+
+#[test]
+fn streams_of_a_stopped_replica_go_on_whatever_its_end_looks_like() {
+    for outcome in ["error", "abort"] {
+        let mut sims: [Sim; 2] = sims("4", &["--sigterm-outcome", outcome]);
+        let setup = Setup::new(&sims, "");
+        let bodies: Vec<_> = (0..6).map(|n| chat(n, 150, json!({}))).collect();
+        let start = |body: &Value| Running::start(setup.forebay.address, CHAT, body);
+        let running: Vec<_> = bodies.iter().map(start).collect();
+        sims[0].signal("TERM");
+        for (running, body) in running.into_iter().zip(&bodies) {
+            assert_unbroken(&running.end(), sims[1].address, CHAT, body);
+        }
+        sims[0].wait_for_end();
+        let continued = "forebay_continuation_pause_seconds_count{pool=\"p\"}";
+        assert!(setup.count(continued) >= 1.0, "{outcome}");
+    }
+}
+
+#[test]
+fn streams_of_a_hung_replica_go_on_after_the_stall_timeout() {
+    let sims: [Sim; 2] = sims("4", &[]);
+    let setup = Setup::new(&sims, "  upstream: {stallTimeout: 1s}\n");
+    let bodies: Vec<_> = (0..4).map(|n| chat(n, 150, json!({}))).collect();
+    let start = |body: &Value| Running::start(setup.forebay.address, CHAT, body);
+    let running: Vec<_> = bodies.iter().map(start).collect();
+    sims[0].signal("STOP");
+    for (running, body) in running.into_iter().zip(&bodies) {
+        assert_unbroken(&running.end(), sims[1].address, CHAT, body);
+    }
+    sims[0].signal("CONT");
+    let stalled = "forebay_continued_streams_total{pool=\"p\",cause=\"stalled\"}";
+    assert!(setup.count(stalled) >= 1.0);
+}
+
+#[test]
+fn a_stream_waits_for_a_replica_and_is_kept_alive() {
+    let mut sims: [Sim; 1] = sims("4", &[]);
+    let setup = Setup::new(&sims, "  hold: {heartbeat: 200ms}\n");
+    let body = chat(1, 150, json!({}));
+    let running = Running::start(setup.forebay.address, CHAT, &body);
+    sims[0].signal("KILL");
+    sims[0].wait_for_end();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    sims[0].restart();
+    let mut reply = running.end();
+    let text = reply.text();
+    assert!(text.contains(": waiting\n\n"), "{text}");
+    reply.body = text.replace(": waiting\n\n", "").into_bytes();
+    assert_unbroken(&reply, sims[0].address, CHAT, &body);
+}
+
+/// The error at the end of a stream.
+fn error(reply: &Reply) -> Value {
+    events(reply).pop().expect("events")["error"].clone()
+}
+
+#[test]
+fn a_stream_that_can_not_be_continued_ends_with_an_honest_error() {
+    for (name, pool, path, body) in [
+        ("off", "  continue: off\n", CHAT, chat(1, 300, json!({}))),
+        ("seed", "", CHAT, chat(1, 300, json!({"seed": 7}))),
+        ("stop", "", CHAT, chat(1, 300, json!({"stop": ["no such text"]}))),
+        ("choices", "", CHAT, chat(1, 300, json!({"n": 2}))),
+    ] {
+        let sims: [Sim; 2] = sims("4", &[]);
+        let setup = Setup::new(&sims, pool);
+        let running = [(); 2].map(|()| Running::start(setup.forebay.address, path, &body));
+        sims[0].signal("KILL");
+        let replies = running.map(Running::end);
+        let broken: Vec<_> = replies.iter().filter(|reply| !error(reply).is_null()).collect();
+        assert_eq!(broken.len(), 1, "{name}");
+        assert_eq!(error(broken[0])["code"], 502, "{name}");
+        let series = format!(
+            "forebay_not_continued_streams_total{{pool=\"p\",cause=\"connection\",reason=\"{name}\"}}"
+        );
+        assert_eq!(setup.count(&series), 1.0, "{name}");
+    }
+}
+
+#[test]
+fn a_replica_that_would_begin_anew_is_passed_over() {
+    let [one, old, other] = [&[][..], &["--ignore-prompt-token-ids"], &[]].map(|more| {
+        let mut flags = vec!["--decode-step-ms", "4"];
+        flags.extend(more);
+        Sim::start(&flags)
+    });
+    let sims = [one, old, other];
+    let setup = Setup::new(&sims, "");
+    let bodies: Vec<_> = (0..9).map(|n| chat(n, 200, json!({}))).collect();
+    let start = |body: &Value| Running::start(setup.forebay.address, CHAT, body);
+    let running: Vec<_> = bodies.iter().map(start).collect();
+    sims[0].signal("KILL");
+    for (running, body) in running.into_iter().zip(&bodies) {
+        assert_unbroken(&running.end(), sims[2].address, CHAT, body);
+    }
+    // Now the old one is alone.
+    let running = Running::start(setup.forebay.address, CHAT, &bodies[0]);
+    let other = Running::start(setup.forebay.address, CHAT, &bodies[1]);
+    sims[2].signal("KILL");
+    let replies = [running.end(), other.end()];
+    let broken = replies.iter().filter(|reply| !error(reply).is_null()).count();
+    assert_eq!(broken, 1, "one of the two was at the old replica");
+    let refused =
+        "forebay_not_continued_streams_total{pool=\"p\",cause=\"connection\",reason=\"refused\"}";
+    assert_eq!(setup.count(refused), 1.0);
+}
