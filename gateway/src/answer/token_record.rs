@@ -136,15 +136,18 @@ impl TokenRecord {
 
     /// Appends such a chunk to `out` as it goes out. `ids`: their place in it, without brackets.
     pub(crate) fn write_chunk(&self, event: &[u8], ids: Range<usize>, out: &mut Vec<u8>) {
+        const NULL: &[u8] = b"null";
         let theirs = self.seam.as_ref().and_then(|seam| seam.head.as_ref()).map(Bytes::len);
-        out.reserve(event.len() + self.head.len());
-        if theirs.is_some() {
-            out.extend_from_slice(&self.head);
-        }
+        let head = if theirs.is_some() { &self.head[..] } else { &[] };
         let from = theirs.unwrap_or(0);
+        // One chunk a frame is the usual case: its copy needs no memory beyond its length.
+        let stripped = if self.strip { ids.len() + 2 } else { 0 };
+        let new = if self.strip { NULL.len() } else { 0 };
+        out.reserve_exact(head.len() + (event.len() - from) - stripped + new);
+        out.extend_from_slice(head);
         if self.strip {
             out.extend_from_slice(&event[from..ids.start - 1]);
-            out.extend_from_slice(b"null");
+            out.extend_from_slice(NULL);
             out.extend_from_slice(&event[ids.end + 1..]);
         } else {
             out.extend_from_slice(&event[from..]);
