@@ -1,13 +1,14 @@
-//! The operators' port: metrics, health, the feeds, decisions.
+//! The operators' port: metrics, health, the feeds, decisions, the console.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -21,9 +22,13 @@ use tokio::time::timeout;
 mod port;
 mod recorder;
 mod scrape;
+mod session;
 
 pub(crate) use port::{Port, bind};
 pub(crate) use scrape::{Scrape, install_metrics};
+
+use crate::console::{self, OtherLeader};
+use session::Sessions;
 
 /// Limits on a request's body: its size and its time.
 const BODY_SIZE: usize = 64 << 10;
@@ -47,12 +52,14 @@ pub(crate) struct AdminParts {
     pub(crate) drain: Option<Draining>,
     /// Set if no gateway runs here: a gateway's readiness does not depend on a scaler.
     pub(crate) scaler: Option<Readiness>,
+    /// Serves the console, if a scaler runs here.
+    pub(crate) console: Option<OtherLeader>,
     pub(crate) heartbeats: Heartbeats,
 }
 
 /// Everything that the port serves.
 pub(crate) fn router(parts: AdminParts) -> Router {
-    let AdminParts { routes, scrape, access, drain, scaler, heartbeats } = parts;
+    let AdminParts { routes, scrape, access, drain, scaler, console, heartbeats } = parts;
     let healthy = {
         let heartbeats = heartbeats.clone();
         get(async move || health(heartbeats.silent().map(|silent| silent.to_string())))
@@ -71,14 +78,31 @@ pub(crate) fn router(parts: AdminParts) -> Router {
     } else {
         routes.fallback(not_found)
     };
+    let sessions = access.token.clone().map(Sessions::new);
+    let guard = Guard { access: access.clone(), sessions: sessions.clone() };
     let routes = routes.layer(from_fn(read_body));
-    let guarded = routes.layer(from_fn_with_state(access.clone(), authorize));
+    let mut guarded = routes.layer(from_fn_with_state(guard, authorize));
+    if let Some(other_leader) = console {
+        let page = move |request: Request, next: Next| {
+            console::page(Arc::clone(&other_leader), request, next)
+        };
+        let login = sessions.map(|sessions| sessions.routes().layer(from_fn(read_body)));
+        guarded =
+            guarded.layer(from_fn(page)).merge(console::files()).merge(login.unwrap_or_default());
+    }
     Router::new()
         .route("/metrics", get(async move || scrape.answer().await))
         .route("/healthz", healthy)
         .route("/readyz", ready)
         .merge(guarded)
         .layer(from_fn_with_state(access, same_site))
+}
+
+/// The ways to show that a request is an operator's.
+#[derive(Clone)]
+struct Guard {
+    access: Access,
+    sessions: Option<Sessions>,
 }
 
 fn health(fault: Option<String>) -> (StatusCode, String) {
@@ -111,8 +135,12 @@ Forebay's admin port
 /replicas             replicas, and how many are wanted
 /decisions?pool=NAME  the scaler's decisions, each with its reason
 POST /drain           takes no more requests, and answers once none is left
+/overview             every pool in short
+/pools/NAME           a pool in detail; /pools/NAME/queue, /pools/NAME/output?replica=ID
+/history?pool=NAME    the last hour of a pool
+/gateways             the gateways that the scaler reads
 POST /pools/NAME/override
-                      an operator's count
+                      an operator's count; also /pools/NAME/wake and /pools/NAME/zero
 ";
 
 async fn not_found(uri: Uri) -> (StatusCode, &'static str) {
@@ -141,9 +169,13 @@ async fn drain_gateway(
     "drained\n".into_response()
 }
 
-async fn authorize(State(access): State<Access>, mut request: Request, next: Next) -> Response {
+async fn authorize(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let Guard { access, sessions } = guard;
+    let headers = request.headers();
     let allowed = match &access.token {
-        Some(token) => token.is_in(request.headers()),
+        Some(token) => {
+            token.is_in(headers) || sessions.is_some_and(|sessions| sessions.has(headers))
+        }
         None => access.loopback,
     };
     if allowed {
@@ -159,8 +191,9 @@ async fn authorize(State(access): State<Access>, mut request: Request, next: Nex
     (StatusCode::UNAUTHORIZED, headers, why).into_response()
 }
 
-/// On loopback, refuses the requests that a page of another site makes a browser on this machine
-/// send: with the site's own name as host, or across sites.
+/// Refuses changes by a page that is not of this port itself. On loopback, refuses all requests that a
+/// page of another site makes a browser on this machine send: with the site's own name as host, or
+/// across sites.
 async fn same_site(State(access): State<Access>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
@@ -169,15 +202,29 @@ async fn same_site(State(access): State<Access>, request: Request, next: Next) -
     let foreign_host = hosts.any(|host| !is_local(host));
     let foreign_origin = texts(header::ORIGIN)
         .any(|origin| origin.split_once("://").is_none_or(|(_, authority)| !is_local(authority)));
-    // For browsers that leave out the origin. A link on another site may show a page of ours.
-    let elsewhere =
-        texts(HeaderName::from_static("sec-fetch-site")).any(|site| site == "cross-site");
-    let changes = !request.method().is_safe();
-    if access.loopback && (foreign_host || foreign_origin || elsewhere && changes) {
+    if access.loopback && (foreign_host || foreign_origin) {
         let why = "this port answers only requests for localhost, and from pages of localhost\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
+    // A link on another site may show a page of ours.
+    if !request.method().is_safe() && is_from_another_page(request.headers()) {
+        let why = "only a page of this port itself may change something\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
     next.run(request).await
+}
+
+/// Whether a browser sends a request for a page of another origin. By `sec-fetch-site`, which also
+/// stands behind a proxy that changes the host; a browser that does not send it sends an origin. Other
+/// clients send neither. The order is that of Go's `http.CrossOriginProtection`.
+fn is_from_another_page(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    if let Some(site) = text(HeaderName::from_static("sec-fetch-site")) {
+        return site != "same-origin" && site != "none";
+    }
+    let Some(origin) = text(header::ORIGIN) else { return false };
+    let page = origin.split_once("://").map(|(_, authority)| authority);
+    page.is_none_or(|page| text(header::HOST).is_none_or(|host| !host.eq_ignore_ascii_case(page)))
 }
 
 /// Whether an authority, `HOST[:PORT]`, can only be this machine.
@@ -234,6 +281,7 @@ mod tests {
             access: Access { token: None, loopback: true },
             drain: None,
             scaler: None,
+            console: Some(Arc::new(|| None)),
             heartbeats,
         }
     }
@@ -292,6 +340,10 @@ mod tests {
         };
         let (status, index) = of("/").await;
         assert!(status == StatusCode::OK && index.contains("/decisions?pool=NAME"), "{index}");
+        let request = Request::get("/").header("accept", "text/html,*/*;q=0.8");
+        let (status, page) =
+            ask(&router, request.body(axum::body::Body::empty()).expect("valid")).await;
+        assert!(status == StatusCode::OK && page.starts_with("<!doctype html>"), "{page}");
         let (status, why) = of("/decision").await;
         assert!(status == StatusCode::NOT_FOUND && why.contains("`/` names"), "{why}");
     }
@@ -328,6 +380,43 @@ mod tests {
             let request = request.body(axum::body::Body::empty()).expect("a request");
             let caller = caller.parse().expect("an address");
             assert_eq!(drains_itself(&request, caller), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_change_comes_from_a_page_of_this_port_or_from_no_page() {
+        for (case, sent, want) in [
+            ("curl", &[("host", "10.0.0.1:9900")][..], false),
+            (
+                "our page, an older browser",
+                &[("host", "f.example:9900"), ("origin", "http://F.example:9900")],
+                false,
+            ),
+            (
+                "our page",
+                &[("host", "f"), ("origin", "http://f"), ("sec-fetch-site", "same-origin")],
+                false,
+            ),
+            (
+                "our page, behind a proxy that changes the host",
+                &[("host", "pod"), ("origin", "https://f"), ("sec-fetch-site", "same-origin")],
+                false,
+            ),
+            ("the address bar", &[("host", "f"), ("sec-fetch-site", "none")], false),
+            ("another site", &[("host", "f"), ("sec-fetch-site", "cross-site")], true),
+            (
+                "another port",
+                &[("host", "f:1"), ("origin", "http://f:2"), ("sec-fetch-site", "same-site")],
+                true,
+            ),
+            ("another port, an older browser", &[("host", "f:1"), ("origin", "http://f:2")], true),
+            ("a sandboxed frame", &[("host", "f"), ("origin", "null")], true),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in sent {
+                headers.append(*name, value.parse().expect("text"));
+            }
+            assert_eq!(is_from_another_page(&headers), want, "{case}");
         }
     }
 

@@ -15,10 +15,12 @@ use crate::upgrade::new::Inherited;
 
 mod admin;
 mod check;
+mod console;
 mod dev;
 mod hash_key;
 mod init;
 mod logging;
+mod operator;
 mod probe;
 mod reload;
 mod serve;
@@ -73,6 +75,22 @@ enum Command {
     Gateway(File),
     /// The scaler alone
     Scaler(File),
+    /// Show all pools of a running Forebay on one screen
+    Status(operator::StatusArgs),
+    /// Show all pools of a running Forebay, live
+    Top(operator::TopArgs),
+    /// Wake a pool, as if a request had come
+    Wake(operator::PoolArgs),
+    /// Send a pool to zero now, as if its cooldown had passed; the next request wakes it
+    Zero(operator::PoolArgs),
+    /// Keep a pool's present count, whatever the load
+    Pause(operator::PoolArgs),
+    /// Let Forebay decide on a pool again
+    Unpause(operator::PoolArgs),
+    /// Fix a pool's count
+    Override(operator::OverrideArgs),
+    /// Let a replica or a gateway finish its requests, and take no new ones
+    Drain(operator::DrainArgs),
     /// Replace a running Forebay by the binary at its path, without losing a connection
     Upgrade(upgrade::command::UpgradeArgs),
     /// Ask servers until all answer, as a health check or before a test
@@ -153,6 +171,14 @@ fn run(command: Command, inherited: Option<&Inherited>) -> anyhow::Result<ExitCo
         Command::Run(file) => file.start(serve::Parts::Both, inherited),
         Command::Gateway(file) => file.start(serve::Parts::Gateway, inherited),
         Command::Scaler(file) => file.start(serve::Parts::Scaler, inherited),
+        Command::Status(args) => block_on(operator::status(&args)),
+        Command::Top(args) => block_on(operator::top(&args)),
+        Command::Wake(args) => block_on(operator::command(&args, "wake")),
+        Command::Zero(args) => block_on(operator::command(&args, "zero")),
+        Command::Pause(args) => block_on(operator::command(&args, "override?paused=true")),
+        Command::Unpause(args) => block_on(operator::command(&args, "override?none=true")),
+        Command::Override(args) => block_on(operator::fix(&args)),
+        Command::Drain(args) => block_on(operator::drain(&args)),
         Command::Upgrade(args) => block_on(upgrade::command::run(args)),
         Command::Probe(args) => block_on(probe::run(args)),
         Command::Check(args) => check::run(&args),

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Access, Port, Scrape};
+use crate::console;
 use crate::logging::Log;
 use crate::reload::{CONFIGURATION, ConfigFile};
 use crate::stop_signals::Signals;
@@ -157,6 +158,9 @@ impl Running {
             let gateway =
                 Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), sockets)?;
             routes = routes.merge(gateway.routes());
+            if parts == Parts::Both && config.gateway.tls.is_none() {
+                routes = routes.merge(console::relay::routes(gateway.address()));
+            }
             Some(gateway)
         };
         let scaler = if parts == Parts::Gateway {
@@ -174,6 +178,7 @@ impl Running {
                 }
             };
             routes = routes.merge(scaler.routes());
+            routes = routes.merge(console::rehearsal::routes(scaler.rehearsable()));
             Some(scaler)
         };
         let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);
@@ -190,6 +195,7 @@ impl Running {
             access: Access { token, loopback: address.ip().to_canonical().is_loopback() },
             drain: gateway.as_ref().map(Gateway::draining),
             scaler: scaler.as_ref().filter(|_| gateway.is_none()).map(Scaler::readiness),
+            console: scaler.as_ref().map(|scaler| Arc::new(scaler.other_leader()) as _),
             heartbeats: heartbeats.clone(),
         });
         let port = Port::prepare(socket.try_clone()?, router, heartbeats);
@@ -220,6 +226,9 @@ impl Running {
             gateway.log_bounds();
         } else {
             tracing::info!("scaler running; decisions on {admin}/decisions");
+        }
+        if self.scaler.is_some() {
+            tracing::info!("console on {admin}/");
         }
         if let Some(original) = open_files::for_children() {
             let now = open_files::limit();

@@ -91,6 +91,57 @@ fn other_addresses_require_the_current_token_except_for_metrics_and_health() {
     assert_eq!(with("GET", "/readyz", ""), 200, "no request drained it");
 }
 
+#[test]
+fn a_browser_logs_in_with_the_token_and_its_cookie_is_no_token() {
+    let folder = Folder::new();
+    let token = folder.write("token", "secret\n");
+    let file = folder.write(
+        "config.yaml",
+        &format!(
+            "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 0.0.0.0:0, tokenFile: {token}}}\n\
+             pools: [{{name: p, models: [m], endpoints: ['127.0.0.1:1']}}]\n"
+        ),
+    );
+    let forebay = Forebay::start(&["run", "--config", &file], "info");
+    let admin = SocketAddr::from(([127, 0, 0, 1], forebay.admin.port()));
+    let page = ask(admin, "GET", "/", &[("accept", "text/html")]);
+    assert!(status(&page) == 200 && page.contains("default-src 'none'"), "{page}");
+    assert!(!page.contains("secret"), "the page holds no data");
+    assert_eq!(status(&ask(admin, "GET", "/console/main.js", &[])), 200);
+    assert_eq!(status(&ask(admin, "GET", "/console/none.js", &[])), 404);
+    assert_eq!(status(&ask(admin, "GET", "/overview", &[])), 401);
+
+    let login = |token: &str, origin: &str| {
+        let head = format!(
+            "POST /login HTTP/1.1\r\nhost: {admin}\r\norigin: {origin}\r\nconnection: close\r\n\
+             content-length: {}\r\n\r\n{token}",
+            token.len()
+        );
+        exchange(admin, head.as_bytes())
+    };
+    let own = format!("http://{admin}");
+    assert_eq!(status(&login("wrong", &own)), 401);
+    assert_eq!(status(&login("secret", "http://evil.example")), 403);
+    let answer = login("secret", &own);
+    assert_eq!(status(&answer), 200, "{answer}");
+    let (_, cookie) = answer.split_once("set-cookie: ").expect("a cookie");
+    let cookie = cookie.lines().next().expect("a line");
+    assert!(cookie.ends_with("HttpOnly; SameSite=Strict"), "{cookie}");
+    let value = cookie.split(';').next().expect("a value");
+    assert_eq!(status(&ask(admin, "GET", "/overview", &[("cookie", value)])), 200);
+    let path = "/pools/p/override?paused=true";
+    let stranger = [("cookie", value), ("origin", "http://localhost:3000")];
+    assert_eq!(status(&ask(admin, "POST", path, &stranger)), 403, "another page's request");
+    // The pool has no target, so the command itself is refused.
+    let ours = [("cookie", value), ("origin", &own)];
+    assert_eq!(status(&ask(admin, "POST", path, &ours)), 409);
+    let (_, bare) = value.split_once('=').expect("a name");
+    let bearer = format!("Bearer {bare}");
+    assert_eq!(status(&ask(admin, "GET", "/overview", &[("authorization", &bearer)])), 401);
+    assert_eq!(status(&ask(admin, "POST", "/logout", &ours)), 200);
+    assert_eq!(status(&ask(admin, "GET", "/overview", &[("cookie", value)])), 401);
+}
+
 /// An address of this machine that is not on loopback, if it has one.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
@@ -130,9 +181,9 @@ fn only_a_pods_address_stands_for_the_token() {
     };
     eventually("both are ready", || ready() == 2);
     let page = [("origin", "https://evil.example")];
-    assert_eq!((drain(local.address, &[]), drain(local.address, &page)), (401, 401), "loopback");
+    assert_eq!((drain(local.address, &[]), drain(local.address, &page)), (401, 403), "loopback");
     if own.is_some() {
-        assert_eq!((drain(there, &[]), drain(there, &page)), (403, 401), "a static endpoint");
+        assert_eq!((drain(there, &[]), drain(there, &page)), (403, 403), "a static endpoint");
     }
     assert_eq!(ready(), 2, "none of these requests drained an endpoint");
     assert_eq!(drain(local.address, &with_token), 200);

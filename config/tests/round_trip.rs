@@ -246,7 +246,7 @@ proptest! {
                 ..Prometheus::default()
             },
             pools: vec![pool, other],
-            replay: Some(Replay { seed: u64::from(weight), gpu_hour_price: 3.29, ..Replay::default() }),
+            replay: Some(Replay { seed: u64::from(weight), gpu_hour_price: Some(3.29), ..Replay::default() }),
         };
         prop_assert!(config.problems().is_empty(), "{}", config.problems());
         let text = print(&config);

@@ -14,9 +14,12 @@ mod lead;
 mod observe;
 mod run;
 pub mod supervisor;
+mod view;
 
 pub use act::drains::FromEndpoint;
+pub use decide::Override;
 pub use lead::readiness::Readiness;
 pub use observe::feeds::Gateways;
 pub use run::metric::{BUCKETS, describe};
-pub use run::{Handover, Scaler, ScalerState, StartError};
+pub use run::{Handover, Rehearsable, Scaler, ScalerState, StartError};
+pub use view::overview;

@@ -42,6 +42,7 @@ pub(crate) const CRATES: &[Crate] = &[
             "observe",
             "act",
             "keda",
+            "view",
             "run",
         ],
     },

@@ -29,6 +29,13 @@ pub(super) fn check(pool: &Pool, path: &Path, found: &mut Findings) {
     if pool.max_in_flight == 0 {
         found.error(path.key("maxInFlight"), "must be at least 1, or nothing is ever served");
     }
+    if pool.gpus == 0 {
+        found.error(path.key("gpus"), "must be at least 1");
+    }
+    if !(0.0..=1e9).contains(&pool.gpu_hour_price) {
+        let message = format!("{} must be between 0 and {}", pool.gpu_hour_price, 1e9);
+        found.error(path.key("gpuHourPrice"), message);
+    }
     hold_and_upstream(pool, path, found);
     scaling(pool, &path.key("scaling"), found);
     super::scaling::check(&pool.scaling, pool.target_concurrency(), &path.key("scaling"), found);

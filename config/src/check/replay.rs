@@ -7,7 +7,7 @@ use crate::yaml::problem::Path;
 pub(super) fn check(replay: &Replay, path: &Path, found: &mut Findings) {
     let (replica, at) = (&replay.replica, path.key("replica"));
     for (name, value) in [
-        ("gpus", u64::from(replica.gpus)),
+        ("gpus", replica.gpus.map_or(1, u64::from)),
         ("maxSequences", u64::from(replica.max_sequences)),
         ("maxBatchedTokens", u64::from(replica.max_batched_tokens)),
         ("kvCacheTokens", replica.kv_cache_tokens),
@@ -28,7 +28,7 @@ pub(super) fn check(replay: &Replay, path: &Path, found: &mut Findings) {
         (at.key("prefillTokensPerSecond"), replica.prefill_tokens_per_second, 1e9),
         (at.key("decodeStepMillisPerSequence"), replica.decode_step_millis_per_sequence, 1e6),
         (cold.key("spread"), replica.cold_start.spread, 2.0),
-        (path.key("gpuHourPrice"), replay.gpu_hour_price, 1e9),
+        (path.key("gpuHourPrice"), replay.gpu_hour_price.unwrap_or_default(), 1e9),
     ] {
         if !(0.0..=most).contains(&value) {
             found.error(path, format!("{value} must be between 0 and {most}"));

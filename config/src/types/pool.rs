@@ -70,6 +70,15 @@ pub struct Pool {
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
     pub max_in_flight: u32,
+    /// GPUs that one replica occupies, for what it costs.
+    #[serde(default = "default_gpus")]
+    #[schemars(range(min = 1))]
+    pub gpus: u32,
+    /// Price of one GPU for one hour, in any currency. The console and `forebay replay` show what the
+    /// pool costs with it; 0 shows GPU-hours alone.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub gpu_hour_price: f64,
     /// Bounds on the queue.
     #[serde(default)]
     pub hold: Hold,
@@ -222,6 +231,8 @@ impl Pool {
             user_is_session: false,
             continuation: Continue::default(),
             max_in_flight: default_max_in_flight(),
+            gpus: default_gpus(),
+            gpu_hour_price: 0.0,
             hold: Hold::default(),
             upstream: Upstream::default(),
             target: None,
@@ -264,6 +275,10 @@ impl Pool {
 
 fn default_max_in_flight() -> u32 {
     128
+}
+
+fn default_gpus() -> u32 {
+    1
 }
 
 impl Default for Hold {

@@ -15,9 +15,10 @@ pub struct Replay {
     pub replica: ReplicaModel,
     /// How clients behave.
     pub clients: Clients,
-    /// Price of one GPU for one hour, in any currency.
+    /// Price of one GPU for one hour, in any currency. Left out: the pool's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
-    pub gpu_hour_price: f64,
+    pub gpu_hour_price: Option<f64>,
     /// Seed of all random choices.
     pub seed: u64,
 }
@@ -26,9 +27,10 @@ pub struct Replay {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ReplicaModel {
-    /// GPUs of one replica.
+    /// GPUs of one replica. Left out: the pool's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
-    pub gpus: u32,
+    pub gpus: Option<u32>,
     /// How long a start takes.
     pub cold_start: ColdStartModel,
     /// Prompt tokens computed per second; 0 makes prompts free.
@@ -95,7 +97,7 @@ impl Default for ReplicaModel {
     /// The simulated vLLM's own defaults, and a cold start of a minute.
     fn default() -> Self {
         Self {
-            gpus: 1,
+            gpus: None,
             cold_start: ColdStartModel::default(),
             prefill_tokens_per_second: 20_000.0,
             decode_step: Duration::from_millis(8),

@@ -64,7 +64,10 @@ impl Scenario {
                 limit: pool.max_in_flight,
                 target: pool.target_concurrency(),
             },
-            price: Price { gpus: replay.replica.gpus, gpu_hour: replay.gpu_hour_price },
+            price: Price {
+                gpus: replay.replica.gpus.unwrap_or(pool.gpus),
+                gpu_hour: replay.gpu_hour_price.unwrap_or(pool.gpu_hour_price),
+            },
             share: pool.scaling.objective.share,
         })
     }

@@ -1,4 +1,6 @@
 //! `POST /pools/NAME/override`: an operator pauses a pool, fixes its count, or lets Forebay decide.
+//! `POST /pools/NAME/wake` and `/zero`: an operator's order for this moment, from which the pool scales
+//! on.
 
 use std::collections::HashMap;
 
@@ -9,64 +11,118 @@ use axum::routing::post;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::act::HttpAnswer;
-use crate::decide::Override;
+use crate::decide::{Order, Override};
 
 const USAGE: &str = "which override? POST /pools/NAME/override with ?paused=true, ?replicas=N, or \
                      ?none=true to decide again\n";
 
-/// An override to set for one pool. `done` gets its meaning in words, or the refusal.
-pub(crate) struct OverrideRequest {
-    pub(crate) pool: String,
-    pub(crate) new: Override,
-    pub(crate) done: oneshot::Sender<Result<String, OverrideRefused>>,
+/// A command of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Stands until it is removed.
+    Override(Override),
+    /// Holds for the next decision.
+    Order(Order),
 }
 
-/// The reason why an override is refused.
+/// A command for one pool. `done` gets its meaning in words, or the refusal.
+pub(crate) struct CommandRequest {
+    pub(crate) pool: String,
+    pub(crate) command: Command,
+    pub(crate) done: oneshot::Sender<Result<String, CommandRefused>>,
+}
+
+/// The reason why a command is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum OverrideRefused {
+pub(crate) enum CommandRefused {
     UnknownPool(Vec<String>),
     TooMany(u32),
     NotLeading,
-    /// The pool has no target, so the override would have no effect.
+    /// The pool has no target, so the command would have no effect.
     Unscaled,
+    /// An override stands, which an order does not change.
+    Overridden(Override),
+    /// It has requests, or may have some: it is not at rest.
+    Busy(String),
 }
 
-/// The route.
-pub(crate) fn route(overrides: mpsc::Sender<OverrideRequest>) -> Router {
-    Router::new().route("/pools/{name}/override", post(take)).with_state(overrides)
+/// The routes.
+pub(crate) fn route(commands: mpsc::Sender<CommandRequest>) -> Router {
+    Router::new()
+        .route("/pools/{name}/override", post(set_override))
+        .route("/pools/{name}/wake", post(wake))
+        .route("/pools/{name}/zero", post(zero))
+        .with_state(commands)
 }
 
-async fn take(
-    State(overrides): State<mpsc::Sender<OverrideRequest>>,
+async fn set_override(
+    State(commands): State<mpsc::Sender<CommandRequest>>,
     Path(pool): Path<String>,
     Query(query): Query<HashMap<String, String>>,
 ) -> HttpAnswer {
-    let new = match parse(&query) {
-        Ok(new) => new,
-        Err(why) => return (StatusCode::BAD_REQUEST, why),
-    };
+    match parse(&query) {
+        Ok(new) => send(&commands, pool, Command::Override(new)).await,
+        Err(why) => (StatusCode::BAD_REQUEST, why),
+    }
+}
+
+async fn wake(
+    State(commands): State<mpsc::Sender<CommandRequest>>,
+    Path(pool): Path<String>,
+) -> HttpAnswer {
+    send(&commands, pool, Command::Order(Order::Wake)).await
+}
+
+async fn zero(
+    State(commands): State<mpsc::Sender<CommandRequest>>,
+    Path(pool): Path<String>,
+) -> HttpAnswer {
+    send(&commands, pool, Command::Order(Order::Rest)).await
+}
+
+async fn send(
+    commands: &mpsc::Sender<CommandRequest>,
+    pool: String,
+    command: Command,
+) -> HttpAnswer {
     let (done, result) = oneshot::channel();
-    let sent = overrides.send(OverrideRequest { pool: pool.clone(), new, done }).await;
+    let sent = commands.send(CommandRequest { pool: pool.clone(), command, done }).await;
     let result = if sent.is_ok() { result.await.ok() } else { None };
     match result {
         Some(Ok(sentence)) => (StatusCode::OK, format!("{pool}: {sentence}\n")),
-        Some(Err(OverrideRefused::UnknownPool(known))) => {
-            let known = known.join(", ");
-            (StatusCode::NOT_FOUND, format!("there is no pool `{pool}`; known are {known}\n"))
-        }
-        Some(Err(OverrideRefused::TooMany(most))) => {
-            let why = format!("{pool} may have at most {most} replicas (maxReplicaCount)\n");
-            (StatusCode::BAD_REQUEST, why)
-        }
-        Some(Err(OverrideRefused::NotLeading)) => {
-            let why = "another scaler leads; send the override to that one\n".to_owned();
-            (StatusCode::SERVICE_UNAVAILABLE, why)
-        }
-        Some(Err(OverrideRefused::Unscaled)) => {
-            let why = format!("pool {pool} has no scale target, so nothing scales it\n");
-            (StatusCode::CONFLICT, why)
-        }
+        Some(Err(refused)) => refused.answer(&pool),
         None => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned()),
+    }
+}
+
+impl CommandRefused {
+    fn answer(self, pool: &str) -> HttpAnswer {
+        match self {
+            Self::UnknownPool(known) => {
+                let known = known.join(", ");
+                (StatusCode::NOT_FOUND, format!("there is no pool `{pool}`; known are {known}\n"))
+            }
+            Self::TooMany(most) => {
+                let why = format!("{pool} may have at most {most} replicas (maxReplicaCount)\n");
+                (StatusCode::BAD_REQUEST, why)
+            }
+            Self::NotLeading => {
+                let why = "another scaler leads; send the command to that one\n".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+            Self::Unscaled => {
+                let why = format!("pool {pool} has no scale target, so nothing scales it\n");
+                (StatusCode::CONFLICT, why)
+            }
+            Self::Overridden(stands) => {
+                let stands = stands.sentence();
+                let why = format!("{pool} has an override ({stands}); remove it first\n");
+                (StatusCode::CONFLICT, why)
+            }
+            Self::Busy(why) => {
+                (StatusCode::CONFLICT, format!("{pool} does not go to zero: {why}\n"))
+            }
+        }
     }
 }
 

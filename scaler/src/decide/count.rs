@@ -8,7 +8,7 @@
 //! 3. The gates, which forbid scaling down. One of them is a signal that can't be read: it never counts
 //!    as zero.
 //! 4. The limits: `behavior` (`behavior.rs`), then the bounds.
-//! 5. An operator's override, which replaces the result.
+//! 5. An operator's order for this moment, and an override, which replaces the result.
 
 use super::behavior::Rules;
 use super::demand::{Demand, by_triggers};
@@ -16,7 +16,7 @@ use super::explain::{Decision, Figures, Why};
 use super::inputs::{Inputs, Override};
 use super::policy::Policy;
 use super::proposal::Proposal;
-use super::state::{Counts, State};
+use super::state::{Counts, Order, State};
 use forebay_config::Millis;
 
 /// The shortest time after which a start counts as stuck.
@@ -40,7 +40,9 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now: Mill
     let triggers: Vec<_> = inputs.proposals.iter().filter(|proposal| proposal.counts()).collect();
     let requests = inputs.load.held.saturating_add(inputs.load.in_flight);
     let triggered = triggers.iter().any(|trigger| trigger.active || trigger.unreadable());
-    state.observe(inputs, counts, requests > 0 || triggered, policy, now);
+    let order = state.order.take();
+    let busy = requests > 0 || triggered || order == Some(Order::Wake);
+    state.observe(inputs, counts, busy, policy, now);
 
     // `behavior` limits both kinds of demand. Without it, triggers have the HPA's default limits, and the
     // load has only its own windows.
@@ -63,6 +65,7 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now: Mill
 
     let wish = state.gate(demand, inputs, counts, idle, &triggers, policy, now);
     let wish = state.limit(wish, idle, active, rules, policy, now);
+    let wish = ordered(wish, order, requests, inputs, policy);
     let Wish(desired, why) = overridden(wish, inputs.operator_override, from, policy);
     if let Some(rules) = rules {
         state.history.changed(rules, from, desired, now);
@@ -234,6 +237,26 @@ fn stays(demand: Demand, from: u32, least: u32, policy: &Policy) -> Why {
         Why::Minimum { because: None }
     } else {
         Why::Kept { span: policy.windows.stable, because: None }
+    }
+}
+
+/// Applies an operator's order for this moment.
+fn ordered(
+    wish: Wish,
+    order: Option<Order>,
+    requests: u32,
+    inputs: &Inputs<'_>,
+    policy: &Policy,
+) -> Wish {
+    let Wish(desired, _) = wish;
+    let awake = policy.counts.min.max(1).min(policy.counts.max);
+    let is_known = !inputs.load.missing && !inputs.load.stale;
+    match order {
+        Some(Order::Wake) if desired < awake => Wish(awake, Why::Ordered),
+        Some(Order::Rest) if requests == 0 && is_known && desired > policy.counts.idle => {
+            Wish(policy.counts.idle, Why::Ordered)
+        }
+        _ => wish,
     }
 }
 

@@ -148,6 +148,8 @@ pub enum Why {
     Paused,
     /// An operator fixed the count.
     Fixed,
+    /// An operator woke the pool, or sent it to its idle count, and it scales on from there.
+    Ordered,
     /// No scaling down while the load may be more than reported.
     Unheard,
     /// No scaling down while a trigger can't be read.
@@ -191,6 +193,7 @@ impl Why {
             Self::Unscaled => "unscaled",
             Self::Paused => "paused",
             Self::Fixed => "fixed",
+            Self::Ordered => "ordered",
             Self::Unheard => "unheard",
             Self::Unread { .. } => "unread",
             Self::Learning => "learning",
@@ -289,6 +292,7 @@ impl Why {
             }
             Self::Paused => f.write_str("the pool is paused"),
             Self::Fixed => f.write_str("an operator fixed the count"),
+            Self::Ordered => f.write_str("an operator asked for it"),
             Self::Unheard => f.write_str("a gateway is silent, so nothing scales down"),
             Self::Unread { name } => {
                 write!(f, "trigger {name} can't be read, so nothing scales down")

@@ -42,5 +42,5 @@ pub use inputs::{Inputs, Override, ReplicaFacts};
 pub use load::{Freshness, Ledger, Load};
 pub use policy::Policy;
 pub use proposal::{Problem, Proposal};
-pub use state::State;
+pub use state::{Order, State};
 pub use triggers::{Reading, ReplicaCounts, Triggers, Wanted};

@@ -19,9 +19,20 @@ pub struct State {
     pub(crate) recent: RecentLoad,
     pub(crate) times: Times,
     pub(super) history: History,
+    /// An operator's order that the next decision carries out.
+    pub(super) order: Option<Order>,
     pub(super) desired: u32,
     /// Replicas that have been ready, whether or not they are now.
     pub(super) started: u32,
+}
+
+/// An operator's order for one moment. The pool scales on from there, unlike with an override.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// At least one replica, or `minReplicaCount`, as if a request had come.
+    Wake,
+    /// The idle count, as if the cooldown had passed.
+    Rest,
 }
 
 /// The figures that are learned for good, and kept over a restart.
@@ -94,6 +105,12 @@ impl State {
     /// Takes the number of replicas found as the count, for a pool without a target.
     pub(crate) fn keep(&mut self, replicas: u32) {
         self.desired = replicas;
+    }
+
+    /// Has the next decision carry out an operator's order. [`Order::Rest`] has no effect on a pool with
+    /// requests, or while a gateway is silent.
+    pub fn order(&mut self, order: Order) {
+        self.order = Some(order);
     }
 
     /// The last decided count.

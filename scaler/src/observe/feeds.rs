@@ -235,6 +235,15 @@ impl Feeds {
         self.gateways.iter().filter(|(_, gateway)| !gateway.gone).map(report).collect()
     }
 
+    /// Every gateway that counts: its URL, whether it is listed, and how long it has been silent, if it is.
+    pub(crate) fn states(&self) -> impl Iterator<Item = (&str, bool, Option<Millis>)> {
+        let counting = self.gateways.values().filter(|gateway| !gateway.gone);
+        counting.map(|gateway| {
+            let silent_for = gateway.lost.map(|lost| lost.elapsed().into());
+            (gateway.url.as_str(), gateway.listed, silent_for)
+        })
+    }
+
     /// The number of connected gateways.
     pub(crate) fn alive(&self) -> u32 {
         let alive = self.gateways.values().filter(|g| g.view.is_some() && g.lost.is_none());

@@ -1,5 +1,7 @@
 //! The task for all pools: it waits for the next event, and lets the pools decide.
 
+mod commands;
+mod inquiries;
 pub(super) mod leading;
 pub(super) mod persistence;
 mod reload;
@@ -22,15 +24,15 @@ use super::decisions::Decisions;
 use super::managed_pool::{ManagedPool, note, ready, watch};
 use super::metric;
 use crate::act::drains::{DrainRequest, NotAPod};
-use crate::act::overrides::{OverrideRefused, OverrideRequest};
-use crate::act::targets::ScaleTarget as _;
+use crate::act::overrides::CommandRequest;
 use crate::clock::Clock;
-use crate::decide::Override;
 use crate::keda::KedaServer;
 use crate::lead::readiness::Readiness;
 use crate::observe::feeds::LastReport;
 use crate::observe::feeds::{Feeds, Touched};
 use crate::observe::sources::Client;
+use crate::view::Board;
+use crate::view::inquiry::Inquiry;
 
 use leading::{Role, leader_state, turn};
 use persistence::{Persistence, loaded};
@@ -71,7 +73,8 @@ pub(super) struct Context {
 /// Requests from outside.
 pub(super) struct Inbox {
     pub(super) drains: mpsc::Receiver<DrainRequest>,
-    pub(super) overrides: mpsc::Receiver<OverrideRequest>,
+    pub(super) commands: mpsc::Receiver<CommandRequest>,
+    pub(super) inquiries: mpsc::Receiver<Inquiry>,
     pub(super) configs: watch::Receiver<Arc<Config>>,
     pub(super) succession: mpsc::Receiver<Succession>,
 }
@@ -96,6 +99,7 @@ impl DuePools {
 pub(super) struct Outputs {
     pub(super) publisher: Arc<Publisher<PoolReplicas>>,
     pub(super) decisions: Arc<Decisions>,
+    pub(super) board: Arc<Board>,
     pub(super) keda: Option<Arc<KedaServer>>,
     /// The last published state of each pool.
     pub(super) last: BTreeMap<String, PoolReplicas>,
@@ -105,9 +109,10 @@ impl Outputs {
     pub(super) fn new(
         publisher: Arc<Publisher<PoolReplicas>>,
         decisions: Arc<Decisions>,
+        board: Arc<Board>,
         keda: Option<Arc<KedaServer>>,
     ) -> Self {
-        Self { publisher, decisions, keda, last: BTreeMap::new() }
+        Self { publisher, decisions, board, keda, last: BTreeMap::new() }
     }
 
     /// Publishes a state of all pools that this loop has not decided.
@@ -159,9 +164,13 @@ impl Loop {
                     tracing::info!("learned figures are read now");
                     self.restored(known);
                 }
-                Some(request) = self.inbox.overrides.recv() => {
-                    self.set_override(request);
+                Some(request) = self.inbox.commands.recv() => {
+                    self.command(request);
                     self.due.all = true;
+                }
+                Some(inquiry) = self.inbox.inquiries.recv() => {
+                    self.answer_inquiry(inquiry);
+                    continue;
                 }
                 Some(_) = self.leaving.join_next() => {}
                 Some(request) = self.inbox.drains.recv() => self.drain(request, self.context.clock.now()),
@@ -169,6 +178,7 @@ impl Loop {
             if tick {
                 metric::leads(self.leads());
                 metric::gateways(self.feeds.alive(), self.feeds.silent());
+                self.outputs.board.publish(self.feeds.alive(), self.context.clock.now());
             }
             if self.leads() {
                 self.step(self.context.clock.now(), tick);
@@ -200,32 +210,6 @@ impl Loop {
         let unknown = by_keda.find(|pool| !keda.knows(&pool.name))?;
         let pool = &unknown.name;
         Some(format!("pool `{pool}`: no decision is known, so KEDA can't be answered"))
-    }
-
-    /// Sets an operator's override of one pool.
-    pub(super) fn set_override(&mut self, OverrideRequest { pool, new, done }: OverrideRequest) {
-        let leads = self.leads();
-        let managed = self.pools.iter_mut().find(|managed| managed.pool.name == pool);
-        let result = match managed {
-            None => Err(OverrideRefused::UnknownPool(
-                self.config.pools.iter().map(|pool| pool.name.clone()).collect(),
-            )),
-            Some(_) if !leads => Err(OverrideRefused::NotLeading),
-            Some(managed) if !managed.target.scales() => Err(OverrideRefused::Unscaled),
-            Some(managed) => match new {
-                Override::Fixed(count) if count > managed.pool.most() => {
-                    Err(OverrideRefused::TooMany(managed.pool.most()))
-                }
-                new => {
-                    managed.pool.set_override(new);
-                    let sentence = new.sentence();
-                    tracing::info!("{pool}: {sentence}");
-                    Ok(sentence)
-                }
-            },
-        };
-        self.memory.pace.hurry();
-        let _ = done.send(result);
     }
 
     pub(super) fn drain(&mut self, request: DrainRequest, now: Millis) {
@@ -276,7 +260,7 @@ impl Loop {
             let readings = managed.sources.readings();
             let step = managed.pool.step(&reports, &statuses, &readings, &managed.target, now);
             managed.metrics.reaction.record(began.elapsed());
-            note(managed, &step, now, &self.outputs.decisions);
+            note(managed, &step, now, &self.outputs.decisions, &self.outputs.board);
             if self.outputs.last.get(&managed.pool.name) != Some(&step.replicas) {
                 changed.push((managed.pool.name.clone(), step.replicas));
             }

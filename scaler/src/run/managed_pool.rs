@@ -4,17 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use forebay_config::Millis;
-use forebay_signals::{Health, PoolReplicas, ReplicaState};
+use forebay_signals::{Health, PoolReplicas};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::act::targets::PoolTarget;
-use crate::decide::{Problem, Proposal};
+use crate::decide::Proposal;
 use crate::observe::feeds::LastReport;
 use crate::observe::sources::Sources;
 use crate::run::decisions::{Decisions, PoolState};
 use crate::run::metric::Metrics;
 use crate::run::pool::{PoolScaler, Step};
+use crate::run::standing;
+use crate::view::Board;
+use crate::view::overview::StateCounts;
 
 /// A pool with its target, its sources and its metrics.
 pub(super) struct ManagedPool {
@@ -51,15 +54,11 @@ fn triggers(managed: &mut ManagedPool, proposals: &[Proposal]) {
     let pool = &managed.pool.name;
     for proposal in proposals {
         managed.metrics.trigger(proposal);
-        // A first-hand figure is unknown while there are no requests, and a second-hand one until it
-        // is read for the first time: neither is worth a line in the log.
-        let is_failure = match &proposal.problem {
-            Some(Problem::Unreadable(_)) => proposal.age.is_some(),
-            Some(Problem::Misconfigured(_)) => true,
-            None => false,
-        };
         match &proposal.problem {
-            Some(problem) if is_failure && managed.unread.insert(proposal.name.clone()) => {
+            Some(problem)
+                if standing::is_failure(proposal)
+                    && managed.unread.insert(proposal.name.clone()) =>
+            {
                 managed.metrics.trigger_failed(&proposal.name);
                 tracing::warn!("{pool}: trigger {} {problem}", proposal.name);
             }
@@ -71,28 +70,24 @@ fn triggers(managed: &mut ManagedPool, proposals: &[Proposal]) {
     }
 }
 
-/// Records a step in the log, the metrics and `/decisions`.
-pub(super) fn note(managed: &mut ManagedPool, step: &Step, now: Millis, decisions: &Decisions) {
-    let Step { decision, replicas, cold_starts, longest_start, replaced } = step;
+/// Records a step in the log, the metrics, `/decisions` and the board.
+pub(super) fn note(
+    managed: &mut ManagedPool,
+    step: &Step,
+    now: Millis,
+    decisions: &Decisions,
+    board: &Board,
+) {
+    let Step { decision, replicas, cold_starts, longest_start, replaced, .. } = step;
     for seconds in cold_starts {
         managed.metrics.started(*seconds);
     }
     if let Some(cause) = replaced {
         managed.metrics.replaced(*cause);
     }
-    let count = |state| {
-        replicas.replicas.values().flatten().filter(|replica| replica.state == state).count() as u32
-    };
-    managed.metrics.replicas(
-        [
-            ReplicaState::Pending,
-            ReplicaState::Starting,
-            ReplicaState::Ready,
-            ReplicaState::Draining,
-            ReplicaState::Failed,
-        ]
-        .map(count),
-    );
+    let counts = StateCounts::of(replicas);
+    let StateCounts { pending, starting, ready, draining, failed } = counts;
+    managed.metrics.replicas([pending, starting, ready, draining, failed]);
     managed.metrics.decided(decision);
     if let Some(learned) = &replicas.cold_start {
         managed.metrics.learned(learned);
@@ -105,6 +100,7 @@ pub(super) fn note(managed: &mut ManagedPool, step: &Step, now: Millis, decision
         failed_start: replicas.failed_start.clone(),
     };
     decisions.note(&managed.pool.name, decision, state, now);
+    board.record(&managed.pool.name, standing::of(step, counts, now), now);
 }
 
 /// Notifies the loop of the target's changes.

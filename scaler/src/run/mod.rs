@@ -8,6 +8,7 @@ mod event_loop;
 mod managed_pool;
 pub(crate) mod metric;
 pub(crate) mod pool;
+mod standing;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,11 +33,12 @@ use crate::act::targets::PoolTarget;
 use crate::clock::Clock;
 use crate::keda::{KedaServer, ServeError};
 use crate::lead::config_map::StateMaps;
-use crate::lead::leader::Election;
+use crate::lead::leader::{Election, Leadership};
 use crate::lead::readiness::Readiness;
 use crate::lead::store::{Folder, SnapshotStore};
 use crate::observe::feeds::{Feeds, Gateways};
 use crate::observe::sources::{Client, Sources};
+use crate::view::{self, Board};
 
 use decisions::Decisions;
 use event_loop::leading::Role;
@@ -48,12 +50,13 @@ use managed_pool::{ManagedPool, leaving};
 use metric::Metrics;
 use pool::PoolScaler;
 
-/// Drain requests and overrides that may wait for the loop.
+/// Drain requests, commands and inquiries that may wait for the loop.
 const REQUESTS: usize = 64;
 /// A running scaler.
 pub struct Scaler {
     publisher: Arc<Publisher<PoolReplicas>>,
     decisions: Arc<Decisions>,
+    board: Arc<Board>,
     config: watch::Sender<Arc<Config>>,
     stop: CancellationToken,
     task: AbortOnDropHandle<Vec<ManagedPool>>,
@@ -62,6 +65,27 @@ pub struct Scaler {
     requests: Router,
     readiness: Readiness,
     succession: mpsc::Sender<Succession>,
+}
+
+/// The sources of a rehearsal of a pool's last day.
+#[derive(Clone)]
+pub struct Rehearsable {
+    config: watch::Receiver<Arc<Config>>,
+    board: Arc<Board>,
+}
+
+impl Rehearsable {
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// A pool's arrivals in the last day as CSV, as `forebay replay` reads it, if there were any.
+    #[must_use]
+    pub fn arrivals(&self, pool: &str) -> Option<String> {
+        self.board.arrivals(pool)
+    }
 }
 
 /// The reason why a scaler does not start.
@@ -154,8 +178,11 @@ impl Scaler {
         let leadership = election.as_ref().map(|election| election.leadership.clone());
         let (drain_sender, drains) = mpsc::channel(REQUESTS);
         let requests = drains::route(drain_sender, leadership.clone(), token.clone());
-        let (override_sender, overrides) = mpsc::channel(REQUESTS);
-        let requests = requests.merge(overrides::route(override_sender));
+        let (command_sender, commands) = mpsc::channel(REQUESTS);
+        let requests = requests.merge(overrides::route(command_sender));
+        let board = Board::new(&config);
+        let (inquiry_sender, inquiries) = mpsc::channel(REQUESTS);
+        let requests = requests.merge(view::routes::routes(&board, inquiry_sender, token.clone()));
         let (succession_sender, succession) = mpsc::channel(1);
         let (latest, configs) = watch::channel(Arc::clone(&config));
         let keda = KedaServer::prepare(&config, keda_socket)?.map(Arc::new);
@@ -164,10 +191,15 @@ impl Scaler {
             feeds: Feeds::new(gateways),
             pools,
             due: DuePools::all(),
-            outputs: Outputs::new(Arc::clone(&publisher), Arc::clone(&decisions), keda.clone()),
+            outputs: Outputs::new(
+                Arc::clone(&publisher),
+                Arc::clone(&decisions),
+                Arc::clone(&board),
+                keda.clone(),
+            ),
             role: Role { leadership, standby, relay: None, token },
             memory: Persistence::new(store_of(&config, cluster)),
-            inbox: Inbox { drains, overrides, configs, succession },
+            inbox: Inbox { drains, commands, inquiries, configs, succession },
             config,
             context: Context { clock, cluster: cluster.cloned(), client },
             waiting: Vec::new(),
@@ -179,6 +211,7 @@ impl Scaler {
         Ok(Self {
             publisher,
             decisions,
+            board,
             config,
             stop,
             task,
@@ -196,7 +229,23 @@ impl Scaler {
         self.readiness.clone()
     }
 
-    /// `GET /replicas`, `GET /decisions`, `POST /drain` and `POST /pools/NAME/override`.
+    /// The base URL of the scaler that leads, if it is known and not this one.
+    pub fn other_leader(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static + use<> {
+        let leadership = self.election.as_ref().map(|election| election.leadership.clone());
+        move || match &*leadership.as_ref()?.borrow() {
+            Leadership::Theirs(url) => Some(url.clone()),
+            Leadership::Ours | Leadership::Unknown => None,
+        }
+    }
+
+    /// For rehearsals of the last day.
+    #[must_use]
+    pub fn rehearsable(&self) -> Rehearsable {
+        Rehearsable { config: self.config.subscribe(), board: Arc::clone(&self.board) }
+    }
+
+    /// `GET /replicas` and `/decisions`, those of the console, `POST /drain`, and operators' commands
+    /// below `/pools/NAME`.
     pub fn routes(&self) -> Router {
         Router::new()
             .route("/replicas", self.publisher.route())

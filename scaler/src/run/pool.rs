@@ -22,8 +22,8 @@ use crate::act::targets::{Drains, ReplicaStatus, ScaleTarget};
 use crate::decide::cold_start::Phases;
 use crate::decide::snapshot;
 use crate::decide::{
-    Condition, Decision, Freshness, Inputs, Ledger, Override, Policy, Reading, ReplicaCounts,
-    ReplicaFacts, State, Triggers, Wanted, Why, decide,
+    Condition, Decision, Freshness, Inputs, Ledger, Load, Order, Override, Policy, Reading,
+    ReplicaCounts, ReplicaFacts, State, Triggers, Wanted, Why, decide,
 };
 use crate::keda::PoolFigures;
 use crate::observe::feeds::LastReport;
@@ -101,6 +101,13 @@ impl PoolRules {
 pub(crate) struct Step {
     pub(crate) decision: Decision,
     pub(crate) replicas: PoolReplicas,
+    /// The merged load.
+    pub(crate) load: Load,
+    pub(crate) operator_override: Override,
+    /// The decision that last changed the count.
+    pub(crate) why: String,
+    /// The reason why the target can't carry out its orders.
+    pub(crate) trouble: Option<String>,
     /// Starts that ended ready, in seconds.
     pub(crate) cold_starts: Vec<f64>,
     /// How long the oldest start under way has taken; zero if none is.
@@ -149,6 +156,30 @@ impl PoolScaler {
     /// Sets an operator's override. A saved one is then ignored.
     pub(crate) fn set_override(&mut self, new: Override) {
         self.operator_override.set(new);
+    }
+
+    /// Has the next decision carry out an operator's order.
+    pub(crate) fn order(&mut self, order: Order) {
+        self.state.order(order);
+    }
+
+    /// The override in force: an operator's here, or else at the target.
+    pub(crate) fn standing_override(&self, target: &impl ScaleTarget) -> Override {
+        match self.operator_override.current() {
+            Override::None => target.operator_override(),
+            current => current,
+        }
+    }
+
+    /// Replicas of the idle pool.
+    pub(crate) fn idle_count(&self) -> u32 {
+        self.rules.policy.counts.idle
+    }
+
+    /// When each replica's present start was requested.
+    pub(crate) fn start_times(&self) -> BTreeMap<String, Millis> {
+        let starts = self.roster.starts.iter();
+        starts.map(|(id, start)| (id.clone(), start.since)).collect()
     }
 
     /// Marks the snapshot as not read yet.
@@ -246,6 +277,7 @@ impl PoolScaler {
         }
         let staying = count(&|_| true);
         self.note_failure(&alive, target, now);
+        let held = load.held;
         if self.roster.failed_start.is_some() {
             // Gateways refuse all requests, and report them as held. That one keeps the tries going; for
             // the others more replicas would be started in vain.
@@ -307,7 +339,17 @@ impl PoolScaler {
         target.ensure(decision.desired + self.departures.draining.len() as u32);
         let replicas = self.published(decision.desired, statuses);
         let longest_start = longest_start.unwrap_or_default();
-        Step { decision, replicas, cold_starts, longest_start, replaced }
+        Step {
+            decision,
+            replicas,
+            load: Load { held, ..load },
+            operator_override,
+            why: self.explanation.why.clone(),
+            trouble: self.explanation.trouble.clone(),
+            cold_starts,
+            longest_start,
+            replaced,
+        }
     }
 
     /// The condition of a replica: the target's, refined by the gateways' reports and by what this

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay_config::{Pool, Target as TargetConfig};
@@ -138,6 +139,14 @@ impl PoolTarget {
         match self {
             Self::Processes(_) => true,
             Self::Kubernetes(_) | Self::Keda(_) | Self::Observe => false,
+        }
+    }
+
+    /// The file with the output of a replica that runs on this machine.
+    pub(crate) fn output(&self, replica: &str) -> Option<PathBuf> {
+        match self {
+            Self::Processes(target) => target.output(replica),
+            Self::Kubernetes(_) | Self::Keda(_) | Self::Observe => None,
         }
     }
 

@@ -155,6 +155,13 @@ impl Processes {
         self.shared.status.subscribe()
     }
 
+    /// The file with the output of one of its replicas; `None` if it has no such replica.
+    #[must_use]
+    pub fn output(&self, id: &str) -> Option<PathBuf> {
+        let is_ours = self.shared.orders.lock().contains_key(id);
+        is_ours.then(|| self.shared.output.file(id))
+    }
+
     /// Releases every replica, for another process or for [`Processes::adopt`].
     pub async fn hand_over(&self) -> Vec<PassedReplica> {
         let Some(mut tasks) = self.tasks.lock().as_mut().map(std::mem::take) else {

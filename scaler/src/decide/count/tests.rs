@@ -5,6 +5,8 @@ use crate::decide::load::Load;
 use crate::decide::policy::{ConcurrencyRules, Cooldown, CountBounds, TtftObjective, Windows};
 use proptest::prelude::*;
 
+mod orders;
+
 fn policy() -> Policy {
     Policy {
         counts: CountBounds { min: 0, max: 10, idle: 0 },

@@ -78,6 +78,7 @@ impl Loop {
             self.pools.iter().map(|managed| managed.pool.name.clone()).collect();
         self.outputs.last.retain(|name, _| names.contains(name));
         self.outputs.decisions.keep(|name| names.contains(name));
+        self.outputs.board.configure(&self.config);
         self.outputs.publisher.publish(self.outputs.last.clone());
         self.due.all = true;
         added

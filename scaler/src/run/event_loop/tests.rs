@@ -10,7 +10,9 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::act::overrides::{Command, CommandRefused};
 use crate::act::targets::PoolTarget;
+use crate::decide::{Order, Override};
 use crate::lead::leader::Leadership;
 use crate::lead::store::SnapshotStore;
 use crate::lead::store::Snapshots;
@@ -80,12 +82,13 @@ fn work(
         feeds: Feeds::new(Gateways { fixed: Vec::new(), found: None, token: None }),
         pools: managed(&config, &client, clock),
         due: DuePools::all(),
-        outputs: Outputs::new(Publisher::new(), Arc::default(), None),
+        outputs: Outputs::new(Publisher::new(), Arc::default(), Board::new(&config), None),
         role: Role { leadership: Some(leadership), standby: false, relay: None, token: None },
         memory: Persistence::new(store),
         inbox: Inbox {
             drains: mpsc::channel(1).1,
-            overrides: mpsc::channel(1).1,
+            commands: mpsc::channel(1).1,
+            inquiries: mpsc::channel(1).1,
             configs: watch::channel(Arc::clone(&config)).1,
             succession: mpsc::channel(1).1,
         },
@@ -192,11 +195,14 @@ async fn an_override_that_can_not_be_read_at_once_is_not_overwritten() {
 }
 
 #[tokio::test]
-async fn an_override_of_a_pool_without_a_target_is_refused() {
+async fn commands_for_a_pool_without_a_target_are_refused() {
     let (mut work, _lead) = work(config(&[("a", 4)]), None);
-    let (done, result) = tokio::sync::oneshot::channel();
-    work.set_override(OverrideRequest { pool: "a".to_owned(), new: Override::Fixed(3), done });
-    assert_eq!(result.await.expect("answered"), Err(OverrideRefused::Unscaled));
+    let fixed = Command::Override(Override::Fixed(3));
+    for command in [fixed, Command::Order(Order::Wake), Command::Order(Order::Rest)] {
+        let (done, result) = tokio::sync::oneshot::channel();
+        work.command(CommandRequest { pool: "a".to_owned(), command, done });
+        assert_eq!(result.await.expect("answered"), Err(CommandRefused::Unscaled));
+    }
 }
 
 #[tokio::test]

@@ -47,12 +47,17 @@ impl Output {
         loop {
             let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
             let id = format!("{}-{number}", self.pool);
-            let path = self.folder.join(format!("{id}.log"));
+            let path = self.file(&id);
             match File::create_new(&path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Ok(_) | Err(_) => return (id, path),
             }
         }
+    }
+
+    /// The file of the replica with this name.
+    pub(super) fn file(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("{id}.log"))
     }
 
     /// Removes all but the newest files.

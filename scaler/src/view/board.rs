@@ -1,0 +1,260 @@
+//! The board: the summary and the history of each pool, as its last step left them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use forebay_config::{Config, Millis};
+use forebay_signals::publisher::Publisher;
+use parking_lot::Mutex;
+
+use super::arrivals::DayOfArrivals;
+use super::history::{Columns, PoolHistory, StepSample, rounded};
+use super::overview::{PoolOverview, PoolSettings, Spending, StateCounts, Trouble};
+use crate::decide::{Load, Override};
+
+/// Summaries to publish at once. The others follow a second later, so that a thousand busy pools cost
+/// a reader no more than this many do.
+const AT_ONCE: usize = 200;
+const DAY: u64 = 24 * 60 * 60 * 1000;
+
+/// One pool at one step, for the board.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    pub(crate) load: Load,
+    pub(crate) desired: u32,
+    pub(crate) replicas: StateCounts,
+    /// When the next start is expected to end.
+    pub(crate) next_ready: Option<Millis>,
+    pub(crate) operator_override: Override,
+    /// The decision that last changed the count.
+    pub(crate) why: String,
+    pub(crate) troubles: Vec<Trouble>,
+}
+
+/// The summary and the history of each pool.
+pub(crate) struct Board {
+    pub(crate) feed: Arc<Publisher<PoolOverview>>,
+    pools: Mutex<BTreeMap<String, PoolBoard>>,
+}
+
+#[derive(Default)]
+struct PoolBoard {
+    settings: PoolSettings,
+    history: PoolHistory,
+    arrivals: DayOfArrivals,
+    spent: Spent,
+    /// `None` before the first step.
+    last: Option<Standing>,
+    /// Whether the feed lacks the last step.
+    is_due: bool,
+    published_at: Millis,
+}
+
+/// GPU time since midnight.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    since: Millis,
+    until: Millis,
+    gpu_millis: u64,
+    gpu_millis_at_maximum: u64,
+}
+
+impl Board {
+    pub(crate) fn new(config: &Config) -> Arc<Self> {
+        let board = Self { feed: Publisher::new(), pools: Mutex::default() };
+        board.configure(config);
+        Arc::new(board)
+    }
+
+    /// Takes the settings of another configuration. Pools keep their histories.
+    pub(crate) fn configure(&self, config: &Config) {
+        let mut pools = self.pools.lock();
+        pools.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
+        for pool in &config.pools {
+            let board = pools.entry(pool.name.clone()).or_default();
+            board.settings = PoolSettings::of(pool);
+            board.is_due = board.last.is_some();
+        }
+        let mut shown = (*self.feed.pools()).clone();
+        shown.retain(|name, _| pools.contains_key(name));
+        self.feed.publish(shown);
+    }
+
+    /// Records a step of one pool.
+    pub(crate) fn record(&self, pool: &str, standing: Standing, now: Millis) {
+        if let Some(board) = self.pools.lock().get_mut(pool) {
+            board.record(standing, now);
+        }
+    }
+
+    /// Publishes summaries that changed, first those whose last is the oldest. `gateways` are alive.
+    /// Called each second: readers take a feed without events for one that is lost.
+    pub(crate) fn publish(&self, gateways: u32, now: Millis) {
+        let mut pools = self.pools.lock();
+        let mut due: Vec<_> = pools.iter_mut().filter(|(_, board)| board.is_due).collect();
+        due.sort_by_key(|(_, board)| board.published_at);
+        let changed: Vec<_> = due
+            .into_iter()
+            .take(AT_ONCE)
+            .filter_map(|(name, board)| {
+                (board.is_due, board.published_at) = (false, now);
+                Some((name.clone(), board.overview(now)?))
+            })
+            .collect();
+        drop(pools);
+        self.feed.set_gateways(gateways);
+        self.feed.update(changed);
+    }
+
+    /// Whether there is a pool of this name.
+    pub(crate) fn knows(&self, pool: &str) -> bool {
+        self.pools.lock().contains_key(pool)
+    }
+
+    /// The arrivals of a pool in the last day, as CSV; `None` if there were none.
+    pub(crate) fn arrivals(&self, pool: &str) -> Option<String> {
+        let arrivals = self.pools.lock().get(pool)?.arrivals.clone();
+        arrivals.csv(pool)
+    }
+
+    /// The last hour of each of these pools that is known.
+    pub(crate) fn histories<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<&'a str, Columns> {
+        let pools = self.pools.lock();
+        names.filter_map(|name| Some((name, pools.get(name)?.history.columns()))).collect()
+    }
+}
+
+impl PoolBoard {
+    fn record(&mut self, standing: Standing, now: Millis) {
+        let Standing { load, desired, replicas, .. } = &standing;
+        self.history.record(StepSample { load, desired: *desired, replicas: *replicas }, now);
+        self.arrivals.record(load.totals, now);
+        let before = self.last.as_ref().map_or(0, |last| last.replicas.occupying());
+        let most = self.settings.most().unwrap_or(0);
+        self.spent.spend(before * self.settings.gpus, most * self.settings.gpus, now);
+        self.last = Some(standing);
+        self.is_due = true;
+    }
+
+    fn overview(&self, now: Millis) -> Option<PoolOverview> {
+        let last = self.last.as_ref()?;
+        Some(PoolOverview {
+            settings: Some(Box::new(self.settings.clone())),
+            held: last.load.held,
+            in_flight: last.load.in_flight,
+            rates: self.history.rates(&last.load, now),
+            desired: last.desired,
+            replicas: last.replicas,
+            next_ready_millis: last.next_ready,
+            operator_override: last.operator_override,
+            why: last.why.clone(),
+            troubles: last.troubles.clone(),
+            today: self.spent.spending(),
+        })
+    }
+}
+
+impl Spent {
+    /// Adds the time since the last call, for this many GPUs then, and for as many as there may be.
+    fn spend(&mut self, gpus: u32, most: u32, now: Millis) {
+        if self.until == Millis::ZERO || now.get() / DAY > self.until.get() / DAY {
+            let midnight = Millis::new(now.get() / DAY * DAY);
+            let since = if self.until == Millis::ZERO { now } else { midnight };
+            *self = Self { since, until: since, ..Self::default() };
+        }
+        let span = now.since(self.until).get();
+        self.gpu_millis += span * u64::from(gpus);
+        self.gpu_millis_at_maximum += span * u64::from(most);
+        self.until = now;
+    }
+
+    fn spending(self) -> Spending {
+        let hours = |millis: u64| rounded(millis as f64 / 3.6e6);
+        Spending {
+            since_millis: self.since,
+            gpu_hours: hours(self.gpu_millis),
+            at_maximum: hours(self.gpu_millis_at_maximum),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_config::{Pool, Processes, Target};
+
+    use super::*;
+
+    fn config(names: &[String]) -> Config {
+        let pool = |name: &String| {
+            let mut pool = Pool::named(name);
+            pool.target = Some(Target::Processes(Processes::of(vec!["serve".to_owned()])));
+            pool.scaling.max_replica_count = 4;
+            pool.gpus = 2;
+            pool
+        };
+        Config { pools: names.iter().map(pool).collect(), ..Config::default() }
+    }
+
+    fn names(count: usize) -> Vec<String> {
+        (0..count).map(|n| format!("p{n}")).collect()
+    }
+
+    fn at(hours: u64) -> Millis {
+        Millis::from_secs(hours * 3600)
+    }
+
+    fn standing(ready: u32) -> Standing {
+        let replicas = StateCounts { ready, pending: 1, ..StateCounts::default() };
+        Standing { replicas, ..Standing::default() }
+    }
+
+    #[test]
+    fn gpu_hours_count_since_midnight_and_beside_the_maximum() {
+        let board = Board::new(&config(&names(1)));
+        let today = || {
+            let pools = board.pools.lock();
+            let today = pools["p0"].overview(at(0)).expect("recorded").today;
+            (today.since_millis, today.gpu_hours, today.at_maximum)
+        };
+        board.record("p0", standing(1), at(24 * 9 + 20));
+        assert_eq!(today(), (at(24 * 9 + 20), 0.0, 0.0));
+        board.record("p0", standing(0), at(24 * 9 + 22));
+        assert_eq!(today(), (at(24 * 9 + 20), 4.0, 16.0), "2 hours of one replica with 2 GPUs");
+        board.record("p0", standing(3), at(24 * 9 + 23));
+        assert_eq!(today(), (at(24 * 9 + 20), 4.0, 24.0), "a pending replica costs nothing");
+        board.record("p0", standing(0), at(24 * 10 + 1));
+        assert_eq!(today(), (at(24 * 10), 6.0, 8.0), "an hour of the new day, with 3 replicas");
+    }
+
+    #[test]
+    fn a_reader_gets_a_bounded_number_of_summaries_a_second_and_all_in_turn() {
+        let names = names(AT_ONCE * 2 + 10);
+        let board = Board::new(&config(&names));
+        let shown = || board.feed.pools().len();
+        let record = |now| names.iter().for_each(|name| board.record(name, standing(1), now));
+        record(at(1));
+        for (second, want) in [(1, AT_ONCE), (2, AT_ONCE * 2), (3, AT_ONCE * 2 + 10)] {
+            board.publish(1, at(1) + Millis::from_secs(second));
+            assert_eq!(shown(), want);
+            record(at(1) + Millis::from_secs(second));
+        }
+        let old = board.pools.lock().values().map(|board| board.published_at).min();
+        assert_eq!(old, Some(at(1) + Millis::from_secs(1)));
+    }
+
+    #[test]
+    fn a_pool_that_is_no_longer_configured_is_forgotten() {
+        let board = Board::new(&config(&names(2)));
+        for name in names(2) {
+            board.record(&name, standing(1), at(1));
+        }
+        board.publish(1, at(1));
+        board.configure(&config(&names(1)));
+        assert_eq!(board.feed.pools().keys().collect::<Vec<_>>(), ["p0"]);
+        let known = names(2);
+        assert_eq!(board.histories(known.iter().map(String::as_str)).len(), 1);
+    }
+}

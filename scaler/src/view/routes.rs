@@ -1,0 +1,262 @@
+//! The paths of the admin port that show pools to people.
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::http::{Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use forebay_base::dial::dial;
+use forebay_base::http1;
+use forebay_signals::Token;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::Board;
+use super::inquiry::Inquiry;
+
+/// Pools in one answer of `/history`.
+const MOST_HISTORIES: usize = 64;
+/// Bytes of output in one answer; without `from`, the last so many.
+const OUTPUT: (u64, u64) = (64 << 10, 16 << 10);
+/// Bounds on asking gateways for their queues.
+const MOST_GATEWAYS: usize = 16;
+const QUEUE_SIZE: usize = 256 << 10;
+const QUEUE_TIME: Duration = Duration::from_secs(2);
+
+#[derive(Clone)]
+struct View {
+    board: Arc<Board>,
+    inquiries: mpsc::Sender<Inquiry>,
+    /// For the gateways.
+    token: Option<Token>,
+}
+
+/// `GET /overview`, `/history`, `/gateways`, `/pools/NAME`, and below it `/arrivals`, `/output` and
+/// `/queue`.
+pub(crate) fn routes(
+    board: &Arc<Board>,
+    inquiries: mpsc::Sender<Inquiry>,
+    token: Option<Token>,
+) -> Router {
+    let view = View { board: Arc::clone(board), inquiries, token };
+    Router::new()
+        .route("/history", get(histories))
+        .route("/gateways", get(gateways))
+        .route("/pools/{name}", get(pool))
+        .route("/pools/{name}/arrivals", get(arrivals))
+        .route("/pools/{name}/output", get(output))
+        .route("/pools/{name}/queue", get(queues))
+        .with_state(view)
+        .route("/overview", board.feed.route())
+}
+
+impl View {
+    /// Asks the loop; `None` if it has ended.
+    async fn ask<T>(&self, inquiry: impl FnOnce(oneshot::Sender<T>) -> Inquiry) -> Option<T> {
+        let (done, answer) = oneshot::channel();
+        self.inquiries.send(inquiry(done)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+fn ending() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response()
+}
+
+fn unknown(name: &str) -> Response {
+    (StatusCode::NOT_FOUND, format!("there is no pool `{name}`\n")).into_response()
+}
+
+#[derive(Deserialize)]
+struct HistoryQuery {
+    /// Names with commas between them, which no name contains.
+    #[serde(default)]
+    pool: String,
+}
+
+async fn histories(State(view): State<View>, Query(query): Query<HistoryQuery>) -> Response {
+    let names = query.pool.split(',').filter(|name| !name.is_empty());
+    Json(view.board.histories(names.take(MOST_HISTORIES))).into_response()
+}
+
+async fn gateways(State(view): State<View>) -> Response {
+    match view.ask(|done| Inquiry::Gateways { done }).await {
+        Some(gateways) => Json(gateways).into_response(),
+        None => ending(),
+    }
+}
+
+async fn pool(State(view): State<View>, Path(name): Path<String>) -> Response {
+    let pool = name.clone();
+    match view.ask(|done| Inquiry::Pool { pool, done }).await {
+        Some(Some(detail)) => Json(detail).into_response(),
+        Some(None) => unknown(&name),
+        None => ending(),
+    }
+}
+
+/// The arrivals of the last day, as `forebay replay` reads them.
+async fn arrivals(State(view): State<View>, Path(name): Path<String>) -> Response {
+    if !view.board.knows(&name) {
+        return unknown(&name);
+    }
+    let board = Arc::clone(&view.board);
+    let pool = name.clone();
+    match spawn_blocking(move || board.arrivals(&pool)).await {
+        Ok(Some(text)) => ([(header::CONTENT_TYPE, "text/csv")], text).into_response(),
+        Ok(None) => {
+            let why = format!("no request for pool `{name}` came since this scaler began\n");
+            (StatusCode::NOT_FOUND, why).into_response()
+        }
+        Err(_) => ending(),
+    }
+}
+
+#[derive(Deserialize)]
+struct OutputQuery {
+    replica: String,
+    from: Option<u64>,
+}
+
+/// A piece of a replica's output.
+#[derive(Debug, PartialEq, Serialize)]
+struct OutputPiece {
+    /// Its place in the file, in bytes.
+    from: u64,
+    /// Where the next piece begins.
+    next: u64,
+    text: String,
+}
+
+async fn output(
+    State(view): State<View>,
+    Path(pool): Path<String>,
+    Query(OutputQuery { replica, from }): Query<OutputQuery>,
+) -> Response {
+    let inquiry = |done| Inquiry::Output { pool, replica: replica.clone(), done };
+    let file = match view.ask(inquiry).await {
+        Some(Some(file)) => file,
+        Some(None) => {
+            let why = format!("there is no output of a replica `{replica}` here\n");
+            return (StatusCode::NOT_FOUND, why).into_response();
+        }
+        None => return ending(),
+    };
+    match spawn_blocking(move || piece(&file, from)).await {
+        Ok(Ok(piece)) => Json(piece).into_response(),
+        Ok(Err(error)) => {
+            let why = format!("the output of `{replica}` can't be read: {error}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+        }
+        Err(_) => ending(),
+    }
+}
+
+/// Reads a piece of a file that grows: from a place, or its end.
+fn piece(path: &FilePath, from: Option<u64>) -> std::io::Result<OutputPiece> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let (most, tail) = OUTPUT;
+    let from = from.unwrap_or_else(|| length.saturating_sub(tail)).min(length);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    let read = file.take(most).read_to_end(&mut bytes)? as u64;
+    Ok(OutputPiece { from, next: from + read, text: String::from_utf8_lossy(&bytes).into_owned() })
+}
+
+#[derive(Deserialize)]
+struct QueueQuery {
+    limit: Option<u32>,
+}
+
+/// The queue of one gateway: its own answer, or the reason why there is none.
+#[derive(Serialize)]
+struct GatewayQueue {
+    url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Asks the gateways for the requests that they hold.
+async fn queues(
+    State(view): State<View>,
+    Path(pool): Path<String>,
+    Query(query): Query<QueueQuery>,
+) -> Response {
+    if !view.board.knows(&pool) {
+        return unknown(&pool);
+    }
+    let Some(gateways) = view.ask(|done| Inquiry::Gateways { done }).await else { return ending() };
+    let heard = gateways.into_iter().filter(|gateway| gateway.silent_for.is_none());
+    let limit = query.limit.unwrap_or(50).min(500);
+    let path = format!("/queue?pool={pool}&limit={limit}");
+    let asked = heard.take(MOST_GATEWAYS).map(|gateway| {
+        let (token, path) = (view.token.clone(), path.clone());
+        async move {
+            let queue = timeout(QUEUE_TIME, fetch(&gateway.url, &path, token.as_ref())).await;
+            let queue = queue.unwrap_or_else(|_| Err(format!("no answer in {QUEUE_TIME:?}")));
+            let (queue, error) = match queue {
+                Ok(queue) => (Some(queue), None),
+                Err(error) => (None, Some(error)),
+            };
+            GatewayQueue { url: gateway.url, queue, error }
+        }
+    });
+    Json(join_all(asked).await).into_response()
+}
+
+/// Gets JSON of a gateway's admin port.
+async fn fetch(url: &str, path: &str, token: Option<&Token>) -> Result<Box<RawValue>, String> {
+    let authority = url.strip_prefix("http://").unwrap_or(url);
+    let stream = dial(authority, QUEUE_TIME).await.map_err(|error| error.to_string())?;
+    let mut request = Request::get(path).header(header::HOST, authority);
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.current()));
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let response = http1::send(stream, request).await.map_err(|error| error.to_string())?;
+    if !response.status().is_success() {
+        return Err(format!("it answered {}", response.status()));
+    }
+    let body = Limited::new(response.into_body(), QUEUE_SIZE).collect().await;
+    let body = body.map_err(|error| error.to_string())?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_read_from_its_end_and_then_as_it_grows() {
+        let path = std::env::temp_dir().join(format!("forebay-view-{:x}", rand::random::<u64>()));
+        let text = "x".repeat(OUTPUT.1 as usize) + "end\n";
+        std::fs::write(&path, &text).expect("written");
+        let first = piece(&path, None).expect("read");
+        assert_eq!((first.from, first.text.len() as u64), (4, OUTPUT.1));
+        assert!(first.text.ends_with("end\n"));
+        let next = piece(&path, Some(first.next)).expect("read");
+        assert_eq!((next.from, next.next, next.text.as_str()), (first.next, first.next, ""));
+        std::fs::write(&path, text + "more\n").expect("written");
+        assert_eq!(piece(&path, Some(first.next)).expect("read").text, "more\n");
+        let beyond = piece(&path, Some(1 << 40)).expect("read");
+        assert_eq!((beyond.text.as_str(), beyond.from), ("", beyond.next), "never past the end");
+        std::fs::write(&path, vec![b'y'; (OUTPUT.0 + 5) as usize]).expect("written");
+        assert_eq!(piece(&path, Some(0)).expect("read").next, OUTPUT.0, "bounded");
+        let _ = std::fs::remove_file(&path);
+    }
+}

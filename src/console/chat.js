@@ -1,0 +1,119 @@
+// Try it: one chat with a model through the gateway, with what the gateway measured.
+
+import { h, setText } from "./dom.js";
+import { number, seconds } from "./format.js";
+
+/** The values of `server-timing` in seconds, by name. */
+function timing(header) {
+  const entries = (header ?? "").split(",").map((part) => part.trim().match(/^([^;]+);dur=([\d.]+)/));
+  return Object.fromEntries(entries.filter(Boolean).map(([, name, millis]) => [name, Number(millis) / 1000]));
+}
+
+export class Chat {
+  /** `models()` names those of the pool. */
+  constructor(models) {
+    this.models = models;
+    this.model = h("select", { "aria-label": "Model" });
+    this.key = h("input", { type: "password", placeholder: "API key, if one is needed", "aria-label": "API key", autocomplete: "off" });
+    this.prompt = h("textarea", { rows: 2, "aria-label": "Message", placeholder: "Say something to the model" });
+    this.button = h("button", { class: "primary", type: "submit", text: "Send" });
+    this.figures = h("p", { class: "note", role: "status" });
+    this.answer = h("pre", { class: "output answer", tabindex: 0, "aria-label": "Answer", hidden: true });
+    this.prompt.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
+    });
+    this.form = h("form", { class: "chat", onsubmit: (event) => this.submit(event) }, this.prompt, h("div", { class: "tools" }, this.model, this.key, this.button));
+    this.element = h("section", { hidden: true }, h("h2", { text: "Try it" }), this.form, this.figures, this.answer);
+    fetch("/try").then((response) => (this.element.hidden = !response.ok), () => {});
+  }
+
+  stop() {
+    this.abort?.abort();
+  }
+
+  render() {
+    const models = this.models();
+    if (this.shown === models.join("\n")) return;
+    this.shown = models.join("\n");
+    this.model.replaceChildren(...models.map((name) => h("option", { value: name, text: name })));
+    this.model.hidden = models.length === 0;
+  }
+
+  async submit(event) {
+    event.preventDefault();
+    if (this.abort) return this.stop();
+    const content = this.prompt.value.trim() || "Hello!";
+    this.abort = new AbortController();
+    this.answer.hidden = false;
+    this.answer.textContent = "";
+    setText(this.button, "Stop");
+    const began = performance.now();
+    const run = { tokens: 0, first: null, last: null, words: [] };
+    const waiting = setInterval(() => run.first ?? setText(this.figures, `waiting for ${seconds(Math.round((performance.now() - began) / 1000))}…`), 500);
+    try {
+      await this.send(content, run, began);
+    } catch (error) {
+      run.words.push(error.name === "AbortError" ? "stopped" : error.message);
+    } finally {
+      clearInterval(waiting);
+      this.abort = null;
+      setText(this.button, "Send");
+      this.show(run);
+    }
+  }
+
+  async send(content, run, began) {
+    const headers = { "content-type": "application/json" };
+    if (this.key.value) headers["x-forebay-key"] = this.key.value;
+    const body = { messages: [{ role: "user", content }], stream: true, max_tokens: 512 };
+    if (this.model.value) body.model = this.model.value;
+    const response = await fetch("/try/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal: this.abort.signal });
+    run.id = response.headers.get("x-request-id");
+    run.replica = response.headers.get("x-forebay-endpoint");
+    run.timing = timing(response.headers.get("server-timing"));
+    if (!response.ok) {
+      const text = await response.text();
+      let message = text.trim();
+      try {
+        message = JSON.parse(text).error.message;
+      } catch {
+        // It is plain text.
+      }
+      throw new Error(`${response.status}: ${message}`);
+    }
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) if (line.startsWith("data: {")) this.take(JSON.parse(line.slice(6)), run, began);
+    }
+  }
+
+  take(event, run, began) {
+    if (event.error) throw new Error(event.error.message);
+    const delta = event.choices?.[0]?.delta;
+    const text = (delta?.reasoning_content ?? "") + (delta?.content ?? "");
+    if (!text) return;
+    run.last = performance.now();
+    run.first ??= run.last;
+    run.ttft = (run.first - began) / 1000;
+    run.tokens++;
+    const atEnd = this.answer.scrollHeight - this.answer.scrollTop - this.answer.clientHeight < 30;
+    this.answer.append(text);
+    if (atEnd) this.answer.scrollTop = this.answer.scrollHeight;
+    this.show(run);
+  }
+
+  show(run) {
+    const words = [];
+    if (run.ttft !== undefined) words.push(`first token after ${seconds(run.ttft)}`);
+    if (run.timing?.hold >= 0.001) words.push(`of that held ${seconds(run.timing.hold)}`);
+    if (run.tokens > 1) words.push(`${number(Math.round(((run.tokens - 1) / (run.last - run.first)) * 1000))} tokens/s`);
+    if (run.replica) words.push(`by ${run.replica}`);
+    if (run.id) words.push(`request ${run.id}`);
+    setText(this.figures, [...words, ...run.words].join(" · "));
+  }
+}

@@ -1,0 +1,224 @@
+// The overview: troubles on top, then a row for each pool. Only the rows in view are in the document.
+
+import { h, keyed, setAttribute, setText } from "./dom.js";
+import { cost, count, money, number, occupying, seconds, time } from "./format.js";
+import { spark } from "./chart.js";
+import { get } from "./feed.js";
+
+const STATES = ["ready", "starting", "pending", "draining", "failed"];
+const WORDS = { ready: "ready", starting: "starting", pending: "pending", draining: "draining", failed: "failed" };
+/** Rows beyond the window's edges. */
+const BEYOND = 4;
+const MOST_TROUBLES = 6;
+const MOST_NAMES = 3;
+/** Kinds of trouble, the worst first. */
+const RANK = ["gateway", "cannotStart", "target", "failed", "slowStart", "trigger", "maximum"];
+const FRESH = 10e3;
+
+const ORDERS = {
+  name: ["Name", (a, b) => a.name.localeCompare(b.name)],
+  held: ["Most held", (a, b) => b.held - a.held || b.inFlight - a.inFlight],
+  flight: ["Most in flight", (a, b) => b.inFlight - a.inFlight],
+  ttft: ["Slowest first token", (a, b) => (b.ttftP95 ?? 0) - (a.ttftP95 ?? 0)],
+  cost: ["Most GPUs", (a, b) => cost(b).gpus - cost(a).gpus],
+};
+
+/** The replicas of a pool as a bar, and in words. */
+export function replicaWords(pool) {
+  const { replicas, desired } = pool;
+  const parts = STATES.filter((state) => replicas[state] > 0).map((state) => `${replicas[state]} ${WORDS[state]}`);
+  const words = parts.length ? parts.join(", ") : desired > 0 ? `${desired} wanted` : "at zero";
+  const left = pool.nextReadyMillis ? (pool.nextReadyMillis - time.now()) / 1000 : null;
+  const wait = left === null ? "" : left > 0.5 ? `, ${seconds(Math.ceil(left))} left` : ", any moment";
+  return words + wait;
+}
+
+export function replicaBar() {
+  const segments = Object.fromEntries(STATES.map((state) => [state, h("i", { class: state })]));
+  const missing = h("i", { class: "missing" });
+  const element = h("span", { class: "bar", "aria-hidden": "true" }, ...Object.values(segments), missing);
+  return {
+    element,
+    update({ replicas, desired }) {
+      const there = occupying({ replicas }) + replicas.pending - replicas.draining;
+      const grow = (segment, value) => {
+        segment.hidden = value <= 0;
+        segment.style.flexGrow = value;
+      };
+      for (const state of STATES) grow(segments[state], replicas[state]);
+      grow(missing, desired - there);
+      element.classList.toggle("none", desired === 0 && there === 0);
+    },
+  };
+}
+
+function row() {
+  const cell = (kind, ...children) => h("span", { class: `cell ${kind}`, role: "cell" }, ...children);
+  const name = h("b");
+  const models = h("small");
+  const badge = h("span", { class: "badge" });
+  const bar = replicaBar();
+  const replicas = h("small");
+  const figures = ["held", "inFlight", "ttftP95", "tokens"].map((key) => ({ key, value: h("b"), chart: spark(key) }));
+  const costs = h("b");
+  const saved = h("small");
+  const why = h("small", { class: "why" });
+  const [held, flight, ttft, tokens] = figures.map((one) => cell(`figure ${one.key}`, one.value, one.chart.element));
+  const element = h("a", { class: "row", role: "row" }, cell("name", h("span", { class: "first" }, name, badge), models), cell("replicas", bar.element, replicas), held, flight, ttft, tokens, cell("cost", costs, saved), cell("why", why));
+  let drawn;
+  return {
+    element,
+    update(pool, at, history) {
+      const { settings } = pool;
+      setAttribute(element, "href", `#/pool/${encodeURIComponent(pool.name)}`);
+      element.style.transform = `translateY(${at.top}px)`;
+      setAttribute(element, "aria-rowindex", at.index + 2);
+      setText(name, pool.name);
+      const more = settings.modelCount - settings.models.length;
+      setText(models, settings.models.length ? settings.models.join(", ") + (more > 0 ? ` and ${more} more` : "") : "any model");
+      const state = pool.troubles?.length ? "trouble" : pool.operatorOverride === "paused" ? "paused" : pool.operatorOverride?.fixed !== undefined ? "fixed" : "";
+      setText(badge, state);
+      badge.className = `badge ${state}`;
+      bar.update(pool);
+      setText(replicas, replicaWords(pool));
+      setText(held.firstChild, number(pool.held));
+      setText(flight.firstChild, number(pool.inFlight));
+      setText(ttft.firstChild, seconds(pool.ttftP95));
+      setText(tokens.firstChild, number(pool.tokens));
+      held.classList.toggle("some", pool.held > 0);
+      const price = cost(pool);
+      setText(costs, price.priced ? money(price.hourly) : price.gpus === 1 ? "1 GPU" : `${price.gpus} GPUs`);
+      setText(saved, price.priced ? `${money(price.saved)} saved` : `${number(price.savedGpuHours)} GPU-h saved`);
+      setText(why, pool.why);
+      setAttribute(why, "title", pool.why);
+      if (history !== drawn) {
+        drawn = history;
+        for (const { chart, key } of figures) chart.update(history, key);
+      }
+    },
+  };
+}
+
+function fleetTroubles(gateways) {
+  return gateways
+    .filter((gateway) => gateway.silentMillis > 3000 && gateway.listed)
+    .map((gateway) => ({ pool: null, kind: "gateway", text: `the gateway at ${gateway.url} is silent, so nothing scales down` }));
+}
+
+export class Overview {
+  constructor(feed) {
+    this.feed = feed;
+    this.histories = new Map();
+    this.gateways = [];
+    this.rows = new Map();
+    this.troubleViews = new Map();
+    this.filter = h("input", { type: "search", placeholder: "Filter by pool or model", "aria-label": "Filter by pool or model", oninput: () => this.render() });
+    this.order = h("select", { "aria-label": "Order", onchange: () => this.render() }, ...Object.entries(ORDERS).map(([key, [label]]) => h("option", { value: key, text: label })));
+    this.found = h("span", { class: "found", role: "status" });
+    this.troubles = h("ul");
+    this.more = h("p", { class: "more" });
+    this.trouble = h("section", { class: "troubles", "aria-label": "Needs attention", hidden: true }, this.troubles, this.more);
+    const heads = ["Pool", "Replicas", "Held", "In flight", "TTFT p95", "Tokens/s", "Per hour", "Last change"];
+    const kinds = ["name", "replicas", "figure held", "figure inFlight", "figure ttftP95", "figure tokens", "cost", "why"];
+    this.body = h("div", { class: "rows", role: "rowgroup" });
+    this.table = h("div", { class: "table", role: "table", "aria-label": "Pools" }, h("div", { class: "row head", role: "row", "aria-rowindex": 1 }, ...heads.map((text, i) => h("span", { class: `cell ${kinds[i]}`, role: "columnheader", text }))), this.body);
+    this.empty = h("p", { class: "empty" });
+    this.element = h("div", { class: "overview" }, this.trouble, h("div", { class: "tools" }, this.filter, this.order, this.found), this.table, this.empty);
+    this.onscroll = () => this.render();
+    addEventListener("scroll", this.onscroll, { passive: true });
+    addEventListener("resize", this.onscroll);
+    this.timer = setInterval(() => this.look(), 5000);
+    this.look();
+  }
+
+  close() {
+    removeEventListener("scroll", this.onscroll);
+    removeEventListener("resize", this.onscroll);
+    clearInterval(this.timer);
+  }
+
+  /** Asks for the gateways, and for histories that are out of date. */
+  async look() {
+    this.gateways = await get("/gateways").catch(() => this.gateways);
+    await this.fetchHistories();
+    this.render();
+  }
+
+  async fetchHistories() {
+    const old = Date.now() - FRESH;
+    const wanted = [...this.rows.keys()].filter((name) => !(this.histories.get(name)?.at > old)).slice(0, 64);
+    if (!wanted.length || this.fetching) return;
+    this.fetching = true;
+    try {
+      const histories = await get(`/history?pool=${wanted.map(encodeURIComponent).join(",")}`);
+      const at = Date.now();
+      for (const name of wanted) this.histories.set(name, { at, columns: histories[name] });
+      for (const name of this.histories.keys()) if (!this.feed.pools.has(name)) this.histories.delete(name);
+      if (this.histories.size > 500) this.histories = new Map([...this.histories].slice(-100));
+    } catch {
+      // The feed shows that the server is away.
+    } finally {
+      this.fetching = false;
+    }
+    this.render();
+  }
+
+  render() {
+    if (!this.element.isConnected) return;
+    this.renderTroubles();
+    const text = this.filter.value.trim().toLowerCase();
+    const fits = (pool) => !text || pool.name.toLowerCase().includes(text) || pool.settings.models.some((model) => model.toLowerCase().includes(text));
+    const pools = [...this.feed.pools.values()].filter(fits).sort(ORDERS[this.order.value][1]);
+    const all = this.feed.pools.size;
+    setText(this.found, text ? `${pools.length} of ${count(all, "pool")}` : count(all, "pool"));
+    setText(this.empty, pools.length || !this.feed.heardAt ? "" : all ? "No pool fits the filter." : "No decision yet: the scaler has not heard a gateway.");
+    const height = this.rowHeight();
+    this.body.style.height = `${pools.length * height}px`;
+    setAttribute(this.table, "aria-rowcount", pools.length + 1);
+    const above = -this.body.getBoundingClientRect().top;
+    const first = Math.max(0, Math.floor(above / height) - BEYOND);
+    const last = Math.min(pools.length, Math.ceil((above + innerHeight) / height) + BEYOND);
+    const shown = pools.slice(first, last).map((pool, i) => ({ pool, at: { index: first + i, top: (first + i) * height } }));
+    const focused = document.activeElement?.closest?.(".row")?.getAttribute("href");
+    keyed(this.body, this.rows, shown, ({ pool }) => pool.name, row, (view, { pool, at }) => view.update(pool, at, this.histories.get(pool.name)?.columns));
+    if (focused && !document.activeElement.closest(".row")) this.body.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
+    if (shown.some(({ pool }) => !this.histories.has(pool.name))) this.soon();
+  }
+
+  /** Fetches histories once scrolling has come to rest. */
+  soon() {
+    clearTimeout(this.pending);
+    this.pending = setTimeout(() => this.fetchHistories(), 150);
+  }
+
+  rowHeight() {
+    return parseFloat(getComputedStyle(this.body).getPropertyValue("--row")) || 60;
+  }
+
+  /** Troubles, the worst first. Pools with the same one share a line. */
+  renderTroubles() {
+    const groups = new Map();
+    const add = (kind, text, pool) => {
+      const key = `${kind}: ${text}`;
+      if (!groups.has(key)) groups.set(key, { key, kind, text, pools: [] });
+      if (pool) groups.get(key).pools.push(pool);
+    };
+    for (const { kind, text } of fleetTroubles(this.gateways)) add(kind, text);
+    for (const pool of this.feed.pools.values()) for (const { kind, text } of pool.troubles ?? []) add(kind, text, pool.name);
+    const all = [...groups.values()].sort((a, b) => RANK.indexOf(a.kind) - RANK.indexOf(b.kind) || (a.pools[0] ?? "").localeCompare(b.pools[0] ?? ""));
+    this.trouble.hidden = all.length === 0;
+    const make = ({ kind, text }) => {
+      const pools = h("span", { class: "pools" });
+      return { element: h("li", { class: kind }, pools, h("span", { text })), pools, shown: "" };
+    };
+    keyed(this.troubles, this.troubleViews, all.slice(0, MOST_TROUBLES), ({ key }) => key, make, (view, { pools }) => {
+      if (view.shown === pools.join()) return;
+      view.shown = pools.join();
+      const links = pools.slice(0, MOST_NAMES).map((name) => h("a", { href: `#/pool/${encodeURIComponent(name)}`, text: name }));
+      const rest = pools.length - links.length;
+      view.pools.replaceChildren(...links, ...(rest > 0 ? [`and ${rest} more`] : []));
+    });
+    const rest = all.length - MOST_TROUBLES;
+    setText(this.more, rest > 0 ? `and ${rest} more` : "");
+  }
+}

@@ -1,0 +1,321 @@
+// The console in a real Chromium, against the real binary and the simulated vLLM.
+//
+//   node tests/console/console.mjs FOREBAY NODE_MODULES [SHOTS]
+//
+// NODE_MODULES is the folder where playwright-core is installed. SHOTS is a folder for screenshots.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { createServer, request } from "node:http";
+import { createRequire } from "node:module";
+import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const [binary, modules, shots] = process.argv.slice(2);
+const { chromium } = createRequire(join(modules, "x.js"))("playwright-core");
+/** The longest wait for anything. Nothing takes this long, however busy the machine is. */
+const PATIENCE = 120e3;
+const folder = mkdtempSync(join(tmpdir(), "forebay-console-"));
+if (shots) mkdirSync(shots, { recursive: true });
+
+const ended = [];
+process.on("exit", () => ended.forEach((end) => end()));
+
+/** Starts a program, and resolves with the first match of each pattern in its output. */
+function start(program, args, ...patterns) {
+  const child = spawn(program, args, { cwd: folder, env: { ...process.env, NO_COLOR: "1", FOREBAY_LOG: "info", XDG_STATE_HOME: folder } });
+  ended.push(() => child.kill("SIGKILL"));
+  let output = "";
+  return new Promise((resolve, reject) => {
+    const alarm = setTimeout(() => reject(new Error(`${program} says:\n${output}`)), PATIENCE);
+    const look = (bytes) => {
+      output += bytes;
+      const found = patterns.map((pattern) => output.match(pattern)?.[1]);
+      if (found.every(Boolean)) {
+        clearTimeout(alarm);
+        resolve({ child, found, log: () => output });
+      }
+    };
+    child.stdout.on("data", look);
+    child.stderr.on("data", look);
+    child.on("exit", () => reject(new Error(`${program} has ended:\n${output}`)));
+  });
+}
+
+const forebay = async (...args) => {
+  const { child, found } = await start(binary, args, /listening on (http:[^\s"]+)/, /console on (http:[^\s"]+)/);
+  return { child, clients: found[0], admin: found[1].replace("0.0.0.0", "127.0.0.1") };
+};
+
+function config(name, text) {
+  const file = join(folder, name);
+  writeFileSync(file, text);
+  return file;
+}
+
+/** One chat, to its end. */
+async function chat(clients, model, tokens) {
+  const body = JSON.stringify({ model, stream: true, max_tokens: tokens, ignore_eos: true, messages: [{ role: "user", content: "hello" }] });
+  const response = await fetch(`${clients}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body });
+  const text = await response.text();
+  assert.equal(response.status, 200, text);
+  assert.match(text, /data: \[DONE\]/);
+}
+
+/** The status of a raw request with these headers. */
+function ask(url, method, headers) {
+  return new Promise((resolve, reject) => {
+    const sent = request(url, { method, headers }, (response) => {
+      response.resume();
+      response.on("end", () => resolve(response.statusCode));
+    });
+    sent.on("error", reject);
+    sent.end();
+  });
+}
+
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"], timeout: PATIENCE });
+
+async function open(url, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, colorScheme: "dark", ...options });
+  context.setDefaultTimeout(PATIENCE);
+  const page = await context.newPage();
+  page.faults = [];
+  page.on("pageerror", (error) => page.faults.push(error.message));
+  page.on("console", (message) => {
+    // A refused login or a lost feed is a failed request, which Chromium reports too.
+    if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) page.faults.push(message.text());
+  });
+  await page.goto(url);
+  return page;
+}
+
+async function see(page, selector, pattern) {
+  await page.waitForFunction(([selector, source]) => [...document.querySelectorAll(selector)].some((node) => new RegExp(source, "i").test(node.innerText)), [selector, pattern.source], { timeout: PATIENCE });
+}
+
+/** Screenshots in dark and light, wide and narrow. */
+async function shoot(page, name) {
+  if (!shots) return;
+  for (const scheme of ["dark", "light"]) {
+    for (const [kind, width, height] of [["wide", 1440, 900], ["narrow", 390, 844]]) {
+      await page.emulateMedia({ colorScheme: scheme });
+      await page.setViewportSize({ width, height });
+      await page.waitForTimeout(400);
+      await page.screenshot({ path: join(shots, `${name}-${scheme}-${kind}.png`) });
+    }
+  }
+  await page.emulateMedia({ colorScheme: "dark" });
+  await page.setViewportSize({ width: 1440, height: 900 });
+}
+
+const steps = {
+  async "a request from zero is seen held, the replica starting, the decision, and the stream's figures"() {
+    const { clients, admin } = await forebay("dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cold-start", "15s", "--idle", "10m");
+    const page = await open(admin);
+    await see(page, "#live", /^live$/);
+    await see(page, ".rows .cell.replicas", /at zero/);
+    await shoot(page, "zero");
+
+    const first = chat(clients, "sim", 200);
+    await see(page, ".rows .cell.held b", /^1$/);
+    await see(page, ".rows .cell.replicas", /1 (pending|starting)/);
+    await first;
+    await see(page, ".rows .cell.replicas", /1 ready/);
+    await see(page, ".rows .cell.why", /scaling 0 → 1 because 1 request is held/);
+
+    // To zero by hand, and again: now the start is learned, and the time left is shown.
+    await page.locator(".rows .row").first().focus();
+    await page.keyboard.press("Enter");
+    await see(page, "h1", /^sim$/);
+    await page.getByRole("button", { name: "To zero", exact: true }).click();
+    await page.locator("dialog").getByRole("button", { name: "To zero" }).click();
+    await see(page, "#toast", /goes to zero/);
+    await see(page, ".standing", /at zero/);
+    const held = chat(clients, "sim", 4000);
+    await see(page, ".standing", /1 (pending|starting), \d+ s left/);
+    await see(page, ".now div.held dd", /^1$/);
+    await shoot(page, "held");
+    await see(page, ".standing", /1 ready/);
+
+    // The stream's figures, the endpoint, and what it writes.
+    await see(page, ".now", /TTFT p95\s+\d/);
+    await see(page, ".list tr.ready", /ready/);
+    await see(page, ".output", /\S/);
+    await see(page, ".decision", /scaling 1 → 0 because an operator asked for it/);
+    const decision = page.locator(".decision.up").first();
+    await decision.focus();
+    await page.keyboard.press("Enter");
+    await see(page, "dialog .sentence", /scaling 0 → 1 because 1 request is held/);
+    await see(page, "dialog", /What would have changed it[^]*\d reasons ask for 1 replica/);
+    await shoot(page, "decision");
+    await page.keyboard.press("Escape");
+    assert.equal(await page.locator("dialog[open]").count(), 0);
+    // The charts have a point after the first slot.
+    await page.waitForFunction(() => [...document.querySelectorAll(".plot .line")].some((path) => path.getAttribute("d")?.includes("L") || path.getAttribute("d")?.includes("H")), null, { timeout: PATIENCE });
+    await shoot(page, "pool");
+    await held;
+
+    // A chat from the page, through the gateway.
+    await page.getByLabel("Message").fill("hello");
+    await page.getByRole("button", { name: "Send" }).click();
+    await see(page, ".chat + .note", /first token after .* request \S+/);
+    await see(page, ".answer", /\S/);
+
+    // An override is made and taken back.
+    await page.getByRole("button", { name: "Set count…" }).click();
+    await page.getByRole("spinbutton", { name: "Replicas" }).fill("2");
+    await page.getByRole("button", { name: "Fix the count" }).click();
+    await see(page, ".override", /fixed by an operator at 2 replicas/);
+    await see(page, ".standing", /2 ready/);
+    await page.getByRole("button", { name: "Let Forebay decide" }).first().click();
+    await page.locator("dialog").getByRole("button", { name: "Let Forebay decide" }).click();
+    await see(page, "#toast", /Forebay decides/);
+    await page.waitForFunction(() => document.querySelector(".override").textContent === "", null, { timeout: PATIENCE });
+    // A refusal is shown in its own words.
+    await page.getByRole("button", { name: "Set count…" }).click();
+    await page.getByRole("spinbutton", { name: "Replicas" }).evaluate((input) => input.removeAttribute("max"));
+    await page.getByRole("spinbutton", { name: "Replicas" }).fill("99");
+    await page.getByRole("button", { name: "Fix the count" }).click();
+    await see(page, "dialog .error", /at most 4 replicas/);
+    await page.keyboard.press("Escape");
+    await page.goto(admin);
+    await shoot(page, "overview");
+    assert.deepEqual(page.faults, []);
+    await page.context().close();
+
+    assert.equal(await ask(admin, "GET", { host: "evil.example", accept: "text/html" }), 403, "a foreign host");
+    assert.equal(await ask(`${admin}pools/sim/wake`, "POST", { origin: "http://evil.example" }), 403, "a foreign origin");
+    assert.equal(await ask(`${admin}pools/sim/wake`, "POST", { "sec-fetch-site": "same-site" }), 403, "another port of this host");
+  },
+
+  async "the feed's loss is shown, and mended"() {
+    const { child, admin } = await forebay("dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0");
+    const page = await open(admin);
+    await see(page, "#live", /^live$/);
+    child.kill("SIGSTOP");
+    await see(page, "#lost", /The live feed is lost since \d+ s/);
+    await see(page, "#live", /not live/);
+    await shoot(page, "lost");
+    child.kill("SIGCONT");
+    await see(page, "#live", /^live$/);
+    assert.equal(await page.locator("#lost").isVisible(), false);
+    assert.deepEqual(page.faults, []);
+    await page.context().close();
+  },
+
+  async "a token is asked for, a wrong one refused, and a page of another origin changes nothing"() {
+    const token = config("token", "correct horse\n");
+    const markup = "<img src=x onerror=\"window.harmed=1\">";
+    const file = config("locked.yaml", `
+gateway: {listen: 127.0.0.1:0}
+admin: {listen: 0.0.0.0:0, tokenFile: ${token}}
+pools:
+- name: chat
+  models: [ok, '${markup}', '</script><b>bold</b>', "\u202Ereversed & \\"quoted\\""]
+  gpuHourPrice: 2.5
+  target: {processes: {command: [${binary}, vllm-sim, --port, "{port}"], logDir: ${folder}/logs}}
+`);
+    const { admin } = await forebay("run", "--config", file);
+    assert.equal(await ask(`${admin}overview`, "GET", {}), 401);
+    assert.equal(await ask(`${admin}overview`, "GET", { cookie: "forebay_session=guess" }), 401);
+    const page = await open(admin);
+    await page.getByLabel("Token").fill("wrong");
+    await page.getByRole("button", { name: "Log in" }).click();
+    await see(page, ".error", /not the token/);
+    await shoot(page, "login");
+    await page.getByLabel("Token").fill("correct horse");
+    await page.getByRole("button", { name: "Log in" }).click();
+    await see(page, "#live", /^live$/);
+    const [cookie] = await page.context().cookies();
+    assert.deepEqual([cookie.httpOnly, cookie.sameSite], [true, "Strict"]);
+    assert.ok(!cookie.value.includes("correct"));
+
+    await see(page, ".rows .cell.name", /<img src=x onerror=/);
+    await page.goto(`${admin}#/pool/${encodeURIComponent(markup)}`);
+    await see(page, "h1", /<img src=x/);
+    await page.goto(`${admin}#/pool/chat`);
+    await see(page, ".models", /<\/script><b>bold<\/b>/);
+    await shoot(page, "markup");
+    const harm = await page.evaluate(() => [window.harmed, document.querySelectorAll("main img, main b b, main script").length]);
+    assert.deepEqual(harm, [undefined, 0]);
+    assert.deepEqual(page.faults, []);
+
+    // Another server on this machine: same site, but another origin. Its page sends what a form can.
+    const other = createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>other</p>"));
+    await new Promise((resolve) => other.listen(0, "127.0.0.1", resolve));
+    const stranger = await page.context().newPage();
+    await stranger.goto(`http://127.0.0.1:${other.address().port}/`);
+    const path = `${admin}pools/chat/override?replicas=1`;
+    const answered = page.context().waitForEvent("response", (response) => response.url() === path);
+    await stranger.evaluate((path) => fetch(path, { method: "POST", mode: "no-cors", credentials: "include" }).catch(() => {}), path);
+    assert.equal((await answered).status(), 403);
+    other.close();
+    await stranger.close();
+    const pool = await page.evaluate(() => fetch("/overview").then((response) => response.json()).then((frame) => frame.pools.chat));
+    assert.equal(pool.operatorOverride, undefined);
+
+    await page.getByRole("button", { name: "Log out" }).click();
+    await see(page, "h1", /Log in/);
+    assert.equal(await page.evaluate(() => fetch("/overview").then((response) => response.status)), 401);
+    await page.context().close();
+  },
+
+  async "a thousand busy pools leave the page small and quick"() {
+    const script = fileURLToPath(new URL("many.mjs", import.meta.url));
+    const port = 20000 + (process.pid % 10000);
+    await start(process.execPath, [script, port, 1000], /(many: \S+)/);
+    const page = await open(`http://127.0.0.1:${port}/`);
+    await see(page, ".found", /1000 pools/);
+    await see(page, ".rows .row:first-child", /pool-0000/);
+    await page.waitForTimeout(4000);
+    const frames = await page.evaluate(async () => {
+      const spans = [];
+      let [last, end] = [performance.now(), performance.now() + 8000];
+      let [most, at] = [0, 0];
+      while (performance.now() < end) {
+        await new Promise(requestAnimationFrame);
+        const now = performance.now();
+        spans.push(now - last);
+        last = now;
+        scrollTo(0, (at += 90));
+        most = Math.max(most, document.querySelectorAll("*").length);
+      }
+      spans.sort((a, b) => a - b);
+      return { most, frames: spans.length, median: spans[spans.length >> 1], p99: spans[Math.floor(spans.length * 0.99)] };
+    });
+    await page.evaluate(() => scrollTo(0, document.body.scrollHeight));
+    await see(page, ".rows .row:last-child", /pool-0999/);
+    const { bytes } = await page.evaluate(() => fetch("/bytes").then((response) => response.json()));
+    const heap = await page.evaluate(() => Math.round(performance.memory.usedJSHeapSize / 1e6));
+    console.log(`   ${frames.most} elements at most, ${Math.round(bytes / 1024)} KiB a second, ${heap} MB of heap; while scrolling, frames of ${frames.median.toFixed(1)} ms (median) and ${frames.p99.toFixed(1)} ms (99 %)`);
+    assert.ok(frames.most < 1800, `${frames.most} elements`);
+    assert.ok(bytes < 200 * 1024, `${bytes} bytes a second`);
+    await page.getByLabel("Filter by pool or model").fill("model-777");
+    await see(page, ".found", /1 of 1000 pools/);
+    await page.getByLabel("Filter by pool or model").fill("");
+    await page.evaluate(() => scrollTo(0, 0));
+    await see(page, ".rows .row:first-child", /pool-0000/);
+    await shoot(page, "many");
+    assert.deepEqual(page.faults, []);
+    await page.context().close();
+  },
+};
+
+const only = process.env.ONLY;
+for (const [name, step] of Object.entries(steps)) {
+  if (only && !name.includes(only)) continue;
+  const began = Date.now();
+  try {
+    await step();
+  } catch (error) {
+    console.error(`failed: ${name}`);
+    for (const context of browser.contexts()) for (const page of context.pages()) if (shots) await page.screenshot({ path: join(shots, "failed.png") }).catch(() => {});
+    throw error;
+  }
+  console.log(`ok: ${name} (${((Date.now() - began) / 1000).toFixed(1)} s)`);
+}
+await browser.close();
+process.exit(0);
