@@ -213,3 +213,36 @@ fn pick_policies_are_compared_on_a_load_that_says_what_prompts_have_in_common() 
     let both = folder.replay(&[&picks[..], &["--compare", "all"]].concat());
     assert!(!both.status.success() && text(&both.stderr).contains("--picks"));
 }
+
+#[test]
+fn orders_of_held_requests_are_compared_with_what_foresight_could_reach() {
+    let folder = Folder::new("orders");
+    // 24 requests a second for a minute, each of 200 tokens: more than one replica can do.
+    let rows =
+        (0..1440).map(|row| format!("{},chat,500,200\n", 1_700_000_000.0 + f64::from(row) / 24.0));
+    let csv = format!("time,pool,promptTokens,generatedTokens\n{}", rows.collect::<String>());
+    std::fs::write(folder.0.join("o.csv"), csv).expect("written");
+    let orders = ["--pool", "chat", "--trace", "o.csv", "--orders", "--replicas", "1"];
+    let output = folder.replay(&[&orders[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let bound = results["bound"].as_f64().expect("a share");
+    let within = |order: &str| {
+        let all = results["orders"].as_array().expect("a list").iter();
+        let found = all.clone().find(|report| report["order"] == order).expect(order);
+        found["shareWithin"].as_f64().expect("a share")
+    };
+    assert!(results["load"].as_f64().is_some_and(|load| load > 1.2), "{results}");
+    assert!(within("objective") > 2.0 * within("arrival"), "{results}");
+    let clairvoyant = within("evenly (clairvoyant)");
+    // It has to learn first how long first tokens take.
+    assert!(within("objective") > 0.85 * clairvoyant && clairvoyant <= bound, "{results}");
+
+    let table = text(&folder.replay(&orders).stdout);
+    assert!(
+        table.contains("no gateway can serve more than") && table.contains("told p95"),
+        "{table}"
+    );
+    let alone = folder.replay(&["--pool", "chat", "--trace", "o.csv", "--replicas", "1"]);
+    assert!(!alone.status.success(), "--replicas alone means nothing");
+}

@@ -80,9 +80,9 @@ pub(crate) const SHAPES: [TraceShape; 11] = [
     },
     TraceShape {
         name: "overload",
-        about: "164 requests a second for ten minutes, then nothing for half an hour",
+        about: "33 requests a second for ten minutes, then nothing for half an hour",
         seconds: 40.0 * MINUTE,
-        rate: |t| if t < 10.0 * MINUTE { 164.0 } else { 0.0 },
+        rate: |t| if t < 10.0 * MINUTE { 33.0 } else { 0.0 },
         tokens: CHAT,
     },
     TraceShape {
