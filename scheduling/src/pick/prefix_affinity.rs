@@ -2,8 +2,8 @@
 //!
 //! A filter, never an order. The endpoint of the session's last turn, or else those that should hold
 //! most of the prompt, are preferred as long as the request can expect its first token there not
-//! much later than at the best endpoint: by the time that working on the remembered part would take,
-//! since that is what another endpoint would spend on it. Among several, the one with the least
+//! much later than at the best endpoint: by some times the time that working on the remembered part
+//! would take. Another endpoint would spend that on it, and so would make all others wait there, too. Among several, the one with the least
 //! expected time is chosen. So load alone decides where all endpoints hold the prefix, and a hot prefix
 //! spreads as soon as its holders are busy.
 //!
@@ -33,8 +33,13 @@ const ALL: usize = 12;
 const DRAWN: usize = 4;
 /// The part of the longest match that makes an endpoint's match good enough.
 const GOOD: f64 = 0.8;
+/// How many times the work that a match saves a first token may come later for a match of the whole
+/// prompt; for a part of it as many times less, and no less than once. Work that is done twice makes all
+/// others wait that come after it, so in a busy pool a match is worth more than it saves the request
+/// itself. A beginning that many prompts share is worth that only once.
+const PATIENCE: f64 = 4.0;
 /// The longest time by which a first token may come later for a match, in seconds.
-const LATEST: f64 = 5.0;
+const LATEST: f64 = 20.0;
 /// How many times the mean number of requests in flight, and how many more, an endpoint may have to
 /// be preferred. Beyond it decoding would be shared out badly.
 const BUSIER: (f64, f64) = (1.5, 4.0);
@@ -135,7 +140,9 @@ impl Rating<'_> {
         let fits = |rating: &mut Self, rated: &Rated| {
             let saved = f64::from(rated.choice.blocks) * BLOCK_BYTES as f64;
             let saved = saved * rating.knowledge.correction.trust();
-            let later = rating.knowledge.expected.work(saved as u64).min(LATEST);
+            let part = saved / f64::from(rating.prompt.bytes.max(1));
+            let saved = rating.knowledge.expected.work(saved as u64);
+            let later = (saved * (PATIENCE * part).max(1.0)).min(LATEST);
             let candidate = rating.suitable.get(rated.choice.id);
             candidate.is_some_and(|candidate| f64::from(candidate.in_flight) <= most)
                 && rated.seconds <= best.seconds + later
