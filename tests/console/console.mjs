@@ -130,6 +130,8 @@ const steps = {
     await page.locator(".rows .row").first().focus();
     await page.keyboard.press("Enter");
     await see(page, "h1", /^sim$/);
+    // The scaler hears a second later that nothing is in flight.
+    await see(page, ".now div:nth-child(2)", /in flight\s+0/);
     await page.getByRole("button", { name: "To zero", exact: true }).click();
     await page.locator("dialog").getByRole("button", { name: "To zero" }).click();
     await see(page, "#toast", /goes to zero/);
