@@ -27,8 +27,9 @@ impl Setup {
         let addresses: Vec<_> = sims.iter().map(|sim| format!("\"{}\"", sim.address)).collect();
         let forebay = folder.gateway(&format!(
             "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
-             models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{pool}",
-            addresses.join(", ")
+             models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{}{pool}",
+            addresses.join(", "),
+            if pool.contains("continue:") { "" } else { "  continue: auto\n" },
         ));
         ready(&forebay, sims.len());
         let first = ask(forebay.address, &post(CHAT, &chat(0, 2, json!({})).to_string()));

@@ -97,11 +97,11 @@ pub struct Pool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Continue {
-    /// If the pool's replicas report the ids of tokens, and the request allows it.
-    #[default]
-    Auto,
     /// Never: the stream ends with an error event.
+    #[default]
     Off,
+    /// If the pool's replicas report the ids of tokens, and the request allows it.
+    Auto,
 }
 
 /// Bounds on a pool's queue. A request beyond them is answered 429 or 503, with `retry-after`.

@@ -101,6 +101,12 @@ impl Pool {
         let longest = settings.hold.max_wait.map_or(longest, |most| longest.min(most));
         let wait = Wait { longest, fallback: ticket.fallback != Fallback::None };
         let too_late = outlook.cannot_start_in_time(ahead, wait)?;
+        // The requests before it may wait for endpoints that this one does not need.
+        if state.endpoints.candidates().lists_differ()
+            || state.pick(&ticket.requirements, now).is_some()
+        {
+            return None;
+        }
         state.backlog.refused += 1;
         self.changed.notify_one();
         Some(too_late)
@@ -121,12 +127,15 @@ impl Pool {
         let outlook = state.outlook(&settings, now);
         let decided = Outlook { more_starts: 0, ..outlook };
         let (mut ahead, mut too_late) = (0, Vec::new());
+        let comparable = !state.endpoints.candidates().lists_differ();
         for (place, _, waiter) in state.queue.releases() {
             let longest = waiter.until.saturating_duration_since(now);
             let held = now.saturating_duration_since(waiter.since);
             let outlook = if held < REACTION { &outlook } else { &decided };
             let wait = Wait { longest, fallback: waiter.fallback };
-            let late = waiter.first.then(|| outlook.cannot_start_in_time(ahead, wait)).flatten();
+            let late = (waiter.first && comparable)
+                .then(|| outlook.cannot_start_in_time(ahead, wait))
+                .flatten();
             match late {
                 Some(late) => too_late.push((place, late)),
                 None => {

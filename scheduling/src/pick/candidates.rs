@@ -179,6 +179,12 @@ impl Candidates {
         self.seats[id.number()].as_ref()
     }
 
+    /// Whether endpoints list different models, so that not every one can take every request.
+    #[must_use]
+    pub fn lists_differ(&self) -> bool {
+        self.models.differ()
+    }
+
     /// Whether any endpoint has room.
     #[must_use]
     pub fn have_room(&self) -> bool {
