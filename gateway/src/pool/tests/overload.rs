@@ -7,6 +7,7 @@ use forebay_signals::ColdStart;
 
 use super::*;
 use crate::pool::Slot;
+use crate::pool::model_registry::ServedModel;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -81,6 +82,38 @@ async fn a_request_that_would_wait_too_long_is_refused_when_it_arrives() {
     assert_eq!(pool.signals().queue_depth, 21, "it counts as demand");
     assert!(pool.hold(&mut patient(110)).now_or_never().is_none(), "it can wait so long");
     drop(slots);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_for_requests_that_wait_for_other_endpoints() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    (1..=2).for_each(|port| ready(&pool, port));
+    learn(&pool).await;
+    let served = |id: &str| {
+        let id = id.to_owned();
+        vec![ServedModel { id, parent: None, max_model_len: None }]
+    };
+    pool.serves(address(1), served("a"));
+    pool.serves(address(2), served("b"));
+    let of = |model: &str, seconds| {
+        let mut ticket = patient(seconds);
+        ticket.model(Some(model.into()));
+        ticket
+    };
+    let a = pool.hold(&mut of("a", 600)).await.expect("room");
+    let mut waiting: Vec<_> = (0..40).map(|_| of("a", 600)).collect();
+    let mut held: Vec<_> = waiting.iter_mut().map(|one| Box::pin(pool.hold(one))).collect();
+    held.iter_mut().for_each(|one| assert!(one.as_mut().now_or_never().is_none()));
+    let b = pool.hold(&mut of("b", 15)).now_or_never().expect("at once").expect("released");
+    assert_eq!(b.address, address(2));
+    let mut another = of("b", 15);
+    let mut another = Box::pin(pool.hold(&mut another));
+    assert!(another.as_mut().now_or_never().is_none(), "one such request is before it");
+    pool.tick();
+    assert!(another.as_mut().now_or_never().is_none(), "and not forty");
+    b.ended(End::Complete);
+    assert!(another.as_mut().now_or_never().expect("room").is_ok());
+    drop((a, held));
 }
 
 #[tokio::test(start_paused = true)]
