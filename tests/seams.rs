@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
@@ -75,7 +76,10 @@ fn completion(n: usize, tokens: u32) -> Value {
 }
 
 /// A request under way, of which some bytes have been read.
-struct Running(JoinHandle<Reply>);
+struct Running {
+    reader: JoinHandle<()>,
+    read: Arc<Mutex<Vec<u8>>>,
+}
 
 impl Running {
     fn start(address: SocketAddr, path: &str, body: &Value) -> Self {
@@ -84,14 +88,29 @@ impl Running {
         let mut answer = vec![0; 1500];
         // The answer has begun, and some text is there.
         stream.read_exact(&mut answer).expect("an answer begins");
-        Self(std::thread::spawn(move || {
-            let _ = stream.read_to_end(&mut answer);
-            parse(&answer)
-        }))
+        let read = Arc::new(Mutex::new(answer));
+        let shared = Arc::clone(&read);
+        let reader = std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut piece) {
+                shared.lock().expect("no panic").extend(&piece[..length]);
+            }
+        });
+        Self { reader, read }
+    }
+
+    /// Waits until the answer so far has this text.
+    fn wait_for(&self, text: &str) {
+        eventually(text, || {
+            let read = self.read.lock().expect("no panic");
+            String::from_utf8_lossy(&read).contains(text)
+        });
     }
 
     fn end(self) -> Reply {
-        self.0.join().expect("no panic")
+        self.reader.join().expect("no panic");
+        let read = self.read.lock().expect("no panic");
+        parse(&read)
     }
 }
 
@@ -206,7 +225,7 @@ fn a_stream_waits_for_a_replica_and_is_kept_alive() {
     let running = Running::start(setup.forebay.address, CHAT, &body);
     sims[0].signal("KILL");
     sims[0].wait_for_end();
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    running.wait_for(": waiting\n\n");
     sims[0].restart();
     let mut reply = running.end();
     let text = reply.text();
