@@ -29,6 +29,7 @@ pub use types::edge::{Cors, PATHS, Tls, TlsVersion};
 pub use types::gateway::{Admin, Gateway, Limits, RecordArrivals};
 pub use types::keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
 pub use types::logging::{LogFormat, Logging};
+pub use types::open_telemetry::{OpenTelemetry, OtlpMetrics, OtlpProtocol, Traces};
 pub use types::pick::Pick;
 pub use types::pool::{Continue, Hold, HoldOrder, Pool, ShowReason, Upstream};
 pub use types::prometheus::{BasicAuth, Prometheus, base_url};
@@ -65,6 +66,8 @@ pub struct Config {
     pub admin: Admin,
     /// The log on standard error.
     pub logging: Logging,
+    /// Traces and metrics for an OpenTelemetry Collector.
+    pub open_telemetry: OpenTelemetry,
     /// The scaler, which decides replica counts.
     pub scaler: Scaler,
     /// The Prometheus server for triggers that name none of their own.

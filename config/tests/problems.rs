@@ -33,7 +33,7 @@ fn wrong_fields_and_values_are_reported_with_the_remedy() {
         ("pool: []\n", "f.yaml:1: pool: unknown field; did you mean pools?"),
         (
             "clusters: {}\n",
-            "f.yaml:1: clusters: unknown field; known here: gateway, admin, logging, scaler, prometheus, pools, replay",
+            "f.yaml:1: clusters: unknown field; known here: gateway, admin, logging, openTelemetry, scaler, prometheus, pools, replay",
         ),
         ("maxInFlight: 3\n", "f.yaml:1: maxInFlight: unknown field here; it belongs to pools[]"),
         ("gateway: {threads: 1.5}\n", "f.yaml:1: gateway.threads: `1.5` is not a whole number"),

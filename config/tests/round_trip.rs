@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use forebay_config::{
     Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, HoldOrder, Keys, Limits,
-    LogFormat, Logging, MetricType, Objective, PATHS, PolicyType, Pool, PriorityClass, Processes,
-    Prometheus, Replay, Route, Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share,
-    ShowReason, SplitBy, Target, Tenant, Tls, TlsVersion, Trigger, Upstream, parse, print,
+    LogFormat, Logging, MetricType, Objective, OpenTelemetry, OtlpMetrics, OtlpProtocol, PATHS,
+    PolicyType, Pool, PriorityClass, Processes, Prometheus, Replay, Route, Scaler, Scaling,
+    ScalingPolicy, ScalingRules, SelectPolicy, Share, ShowReason, SplitBy, Target, Tenant, Tls,
+    TlsVersion, Traces, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -240,6 +241,14 @@ proptest! {
             gateway,
             admin: Admin { token_file: token_file.map(Into::into), ..Admin::default() },
             logging: Logging { format, access },
+            open_telemetry: OpenTelemetry {
+                endpoint: Some("http://c:4317".to_owned()), protocol: Some(OtlpProtocol::Http),
+                timeout: Some(stale_after), service_name: Some("s".to_owned()),
+                resource_attributes: [("a.b".to_owned(), "c: d".to_owned())].into(),
+                traces: Traces { enabled: access, sample_ratio: Some(0.25), always_over: stale_after },
+                metrics: OtlpMetrics { enabled: access, interval: Some(stale_after) },
+                ..OpenTelemetry::default()
+            },
             scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()), ..Scaler::default() },
             prometheus: Prometheus {
                 server_address: Some("http://p:9090".to_owned()), timeout: stale_after,

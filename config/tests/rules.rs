@@ -443,3 +443,39 @@ fn no_leader_is_elected_over_processes_of_one_machine() {
     let report = with("kubernetes: {name: a}");
     assert!(report.starts_with("is valid"), "{report}");
 }
+
+#[test]
+fn faults_of_the_export_are_reported_at_the_field_to_change() {
+    for (fields, expected) in [
+        (
+            "endpoint: 'otel:4317'",
+            "f.yaml:2: openTelemetry.endpoint: `otel:4317` has no http:// or https:// at its \
+             beginning; write for example http://otel-collector:4317",
+        ),
+        (
+            "endpoint: 'http://me:secret@otel:4317'",
+            "f.yaml:2: openTelemetry.endpoint: `http://***@otel:4317` holds a name or password; give \
+             them in files",
+        ),
+        (
+            "timeout: 0s\n  serviceName: ''\n  metrics: {interval: 0s}",
+            "f.yaml:2: openTelemetry.timeout: must be longer than 0s\n\
+             f.yaml:3: openTelemetry.serviceName: is empty; leave it out for the default\n\
+             f.yaml:4: openTelemetry.metrics.interval: must be longer than 0s",
+        ),
+        (
+            "resourceAttributes: {service.name: a, service.instance.id: b}",
+            "f.yaml:2: openTelemetry.resourceAttributes.service.name: give it as serviceName\n\
+             f.yaml:2: openTelemetry.resourceAttributes.service.instance.id: each process makes its \
+             own",
+        ),
+        (
+            "traces: {sampleRatio: 5}",
+            "f.yaml:2: openTelemetry.traces.sampleRatio: 5 is not between 0 and 1, such as 0.1 for \
+             a tenth",
+        ),
+    ] {
+        let text = format!("openTelemetry:\n  {fields}\n{POOL}");
+        assert_eq!(report(&text), expected, "{fields}");
+    }
+}

@@ -14,6 +14,7 @@ mod across;
 mod edge;
 mod gateway;
 mod kubernetes;
+mod open_telemetry;
 mod pool;
 mod replay;
 mod routes;
@@ -39,6 +40,7 @@ pub(crate) fn check(config: &Config) -> Findings {
     let top = Path::default();
     gateway::check(config, &top.key("gateway"), &mut found);
     admin(config, &top.key("admin"), &mut found);
+    open_telemetry::check(&config.open_telemetry, &top.key("openTelemetry"), &mut found);
     let scaler = top.key("scaler");
     found.above_zero(&scaler, "staleAfter", config.scaler.stale_after);
     for (at, gateway) in config.scaler.gateways.iter().enumerate() {

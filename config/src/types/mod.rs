@@ -7,6 +7,7 @@ pub(crate) mod edge;
 pub(crate) mod gateway;
 pub(crate) mod keys;
 pub(crate) mod logging;
+pub(crate) mod open_telemetry;
 pub(crate) mod pick;
 pub(crate) mod pool;
 pub(crate) mod prometheus;
