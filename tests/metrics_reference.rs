@@ -63,10 +63,11 @@ fn table(describe: fn()) -> String {
 fn the_metrics_page_lists_every_metric_as_the_code_describes_it() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
     let mut page = std::fs::read_to_string(&path).expect("docs/metrics.md");
-    let parts: [(&str, fn()); 3] = [
+    let parts: [(&str, fn()); 4] = [
         ("gateway", forebay_gateway::describe),
         ("scaler", forebay_scaler::describe),
         ("process", forebay_base::describe),
+        ("export", forebay_telemetry::describe),
     ];
     for (part, describe) in parts {
         let begin = format!(

@@ -53,5 +53,12 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate { folder: "base/src", floors: &[] },
     Crate { folder: "discovery/src", floors: &[] },
     Crate { folder: "signals/src", floors: &[] },
+    Crate {
+        folder: "telemetry/src",
+        floors: &[
+            "context", "sampler", "span", "settings", "metric", "queue", "tracer", "client",
+            "export",
+        ],
+    },
     Crate { folder: "src", floors: &[] },
 ];
