@@ -24,10 +24,10 @@ mod text;
 mod wire;
 
 pub use control::predecessor::Busy;
-pub use control::server::{Draining, Gateway};
+pub use control::server::{Draining, Gateway, ProcessParts};
 pub use control::start_error::StartError;
 pub use exchange::access_log::{AccessLogForm, set_access_log_form};
-pub use figures::{BUCKETS, describe};
+pub use figures::{BUCKETS, describe, describe_gen_ai};
 pub use net::machine_limits;
 pub use net::tls::TlsError;
 pub use tenant::api_keys::{KeysError, hash_key};

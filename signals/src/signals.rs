@@ -20,6 +20,10 @@ pub struct PoolSignals {
     pub held_tokens: u64,
     /// How long the longest held has waited, in seconds.
     pub oldest_hold_seconds: f64,
+    /// A few held requests that are traced, the longest held among them, each by its place in its
+    /// trace: a `traceparent`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_traces: Vec<String>,
     /// How long a request would wait behind all that are held here, in seconds; `None` before the
     /// gateway has learned the times that this depends on.
     #[serde(skip_serializing_if = "Option::is_none")]

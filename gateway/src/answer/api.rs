@@ -8,6 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+/// The path of WebSocket sessions, which no [`Api`] has.
+pub(crate) const REALTIME: &str = "/v1/realtime";
+
 /// One API of the server. All take `POST`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Api {
@@ -76,6 +79,24 @@ impl Api {
             "/detokenize" => Self::Detokenize,
             _ => return None,
         })
+    }
+
+    /// Its name by OpenTelemetry's conventions for generative AI, as far as they have one.
+    pub(crate) fn operation(self) -> &'static str {
+        match self {
+            Self::ChatCompletions | Self::Responses | Self::Messages => "chat",
+            Self::Completions => "text_completion",
+            Self::Embeddings => "embeddings",
+            Self::CountTokens => "count_tokens",
+            Self::AudioTranscriptions => "transcribe",
+            Self::AudioTranslations => "translate",
+            Self::Rerank => "rerank",
+            Self::Score => "score",
+            Self::Pooling => "pool",
+            Self::Classify => "classify",
+            Self::Tokenize => "tokenize",
+            Self::Detokenize => "detokenize",
+        }
     }
 
     /// The end mark of its streams; `None` where there are none.

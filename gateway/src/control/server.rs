@@ -14,6 +14,7 @@ use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
+use forebay_telemetry::Telemetry;
 use tokio::time::{Instant, timeout};
 
 use crate::control::follow;
@@ -53,6 +54,15 @@ pub struct Gateway {
     predecessor: Arc<Predecessor>,
 }
 
+/// The parts of its process that a gateway uses.
+#[derive(Default)]
+pub struct ProcessParts {
+    /// The listening sockets of a process that this one takes over from.
+    pub sockets: Vec<TcpListener>,
+    /// The export of traces and metrics; `None` if nothing is exported.
+    pub telemetry: Option<Arc<Telemetry>>,
+}
+
 /// A handle that makes a gateway refuse new work, before it is shut down.
 #[derive(Clone)]
 pub struct Draining(Drain);
@@ -87,13 +97,12 @@ impl Gateway {
         token: Option<Token>,
         cluster: Option<&Cluster>,
     ) -> Result<Self, StartError> {
-        let gateway = Self::prepare(config, scaler, token, cluster, Vec::new())?;
+        let gateway = Self::prepare(config, scaler, token, cluster, ProcessParts::default())?;
         gateway.accept();
         Ok(gateway)
     }
 
-    /// Starts everything but serving, which [`accept`](Self::accept) begins. `sockets` are the
-    /// listening sockets of a process that this one takes over from, if any.
+    /// Starts everything but serving, which [`accept`](Self::accept) begins.
     ///
     /// # Errors
     /// [`StartError`] if the configuration can't be used.
@@ -102,8 +111,9 @@ impl Gateway {
         scaler: Option<String>,
         token: Option<Token>,
         cluster: Option<&Cluster>,
-        sockets: Vec<TcpListener>,
+        parts: ProcessParts,
     ) -> Result<Self, StartError> {
+        let ProcessParts { sockets, telemetry } = parts;
         let prepared = PreparedConfig::new(config)?;
         let tls = config.gateway.tls.as_ref().map(Tls::load).transpose()?;
         if config.gateway.keys.is_none() && !config.gateway.listen.ip().to_canonical().is_loopback()
@@ -127,7 +137,7 @@ impl Gateway {
             bounds: ArcSwap::from_pointee(bounds),
             drain: drain.clone(),
         };
-        let edge = Edge::new(&config.gateway, tls, proxy, drain.clone());
+        let edge = Edge::new(&config.gateway, tls, proxy, drain.clone(), telemetry);
         let threads = config.gateway.threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
             usize::from,

@@ -6,6 +6,7 @@
 use http::Method;
 use percent_encoding::percent_decode_str;
 
+use crate::answer::api::REALTIME;
 use crate::answer::refusal::Refusal;
 
 /// The kind of an allowed path.
@@ -37,7 +38,6 @@ pub(crate) struct AllowedPaths {
 
 /// The path of one model, whose name may have slashes in it.
 const MODEL: &str = "/v1/models/";
-pub(crate) const REALTIME: &str = "/v1/realtime";
 
 impl AllowedPaths {
     pub(crate) fn new(paths: &[String]) -> Self {

@@ -14,15 +14,16 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use forebay_base::open_files;
 use forebay_config::{Config, Gateway, Limits, Network};
+use forebay_telemetry::Telemetry;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rustls::ServerConfig;
 
-use crate::answer::api::{Api, ErrorShape};
+use crate::answer::api::{Api, ErrorShape, REALTIME};
 use crate::answer::refusal::Refusal;
-use crate::edge::allowed_paths::{self, Access, AllowedPaths};
+use crate::edge::allowed_paths::{Access, AllowedPaths};
 use crate::edge::cors::{self, Cors, PreflightAnswer};
 use crate::edge::forwarded;
 use crate::edge::guard::{self, Guard, NamedHosts};
@@ -42,6 +43,7 @@ use crate::read::context::{Client, RequestContext};
 use crate::read::head::{ClientHead, FORWARDED_HOST, FORWARDED_PROTO, Forwarding, OwnHeaders};
 use crate::read::known_headers::{KnownHeader, KnownHeaders, strip_named};
 use crate::read::request_id::{self, RequestId};
+use crate::read::trace::RequestTrace;
 use crate::realtime::handshake::UpgradeRequest;
 use crate::realtime::session::ConnectionSessions;
 use crate::route::Routes;
@@ -60,6 +62,8 @@ pub(crate) struct Edge {
     proxy: Proxy,
     drain: Drain,
     settings: ArcSwap<Settings>,
+    /// The export of traces and metrics; `None` if nothing is exported.
+    telemetry: Option<Arc<Telemetry>>,
 }
 
 /// The edge's part of the configuration, swapped whole.
@@ -100,13 +104,14 @@ impl Edge {
         tls: Option<Arc<Tls>>,
         proxy: Proxy,
         drain: Drain,
+        telemetry: Option<Arc<Telemetry>>,
     ) -> Arc<Self> {
         let settings = ArcSwap::from_pointee(Settings::new(gateway));
         let tls = ArcSwapOption::new(tls);
         let bounds = **proxy.bounds.load();
         let connection_limits =
             ConnectionLimits::new(bounds.connections, bounds.scarce(open_files::limit()));
-        Arc::new(Self { connection_limits, tls, proxy, drain, settings })
+        Arc::new(Self { connection_limits, tls, proxy, drain, settings, telemetry })
     }
 
     /// Applies a configuration. `tls` is given if that changes.
@@ -161,9 +166,9 @@ impl Edge {
         };
         let origin = given(KnownHeader::Origin, header::ORIGIN);
         let own = settings.own_answer(&parts, known, peer).transpose();
-        let realtime = parts.uri.path() == allowed_paths::REALTIME;
+        let realtime = parts.uri.path() == REALTIME;
         let upgrade = if realtime { UpgradeRequest::take(&mut parts) } else { None };
-        let (head, client) = settings.head(parts, known, peer);
+        let (head, client) = settings.head(parts, known, peer, self.telemetry.as_ref());
         let id = head.own.id.clone();
         let mut response = match own {
             None if realtime => {
@@ -217,6 +222,7 @@ impl Settings {
         mut parts: Parts,
         known: KnownHeaders,
         peer: &Peer,
+        telemetry: Option<&Arc<Telemetry>>,
     ) -> (Box<ClientHead>, Client) {
         let headers = &mut parts.headers;
         if known.has(KnownHeader::Connection) {
@@ -227,9 +233,9 @@ impl Settings {
             true => RequestId::of(headers),
             false => RequestId::made(),
         };
-        let trace = match known.has(KnownHeader::Trace) {
-            true => request_id::trace(headers),
-            false => Some(request_id::new_trace()),
+        let trace = match known.has(KnownHeader::TraceParent) {
+            true => RequestTrace::of(headers, telemetry),
+            false => RequestTrace::new(telemetry),
         };
         let (address, forwarding) = self.forward(headers, peer);
         let client = Client { address: Some(address), ..peer.client };

@@ -105,6 +105,7 @@ impl Line<'_> {
         let to_first_token =
             |from: Instant| progress.first_token.map(|at| ms(at.saturating_duration_since(from)));
         field("request_id", FieldValue::Plain(context.id.as_bytes()));
+        field("trace_id", FieldValue::Plain(&context.trace.id().hex()));
         if let Some(address) = context.client.address {
             let mut text = StackText::<45>::new();
             text.ip(address);
@@ -266,7 +267,10 @@ mod tests {
     use crate::read::request_id::RequestId;
 
     pub(super) fn written(write: impl FnOnce(&Line<'_>)) {
-        let request = Request::post("/v1/completions?a=b").body(()).expect("valid");
+        let request = Request::post("/v1/completions?a=b")
+            .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+            .body(())
+            .expect("valid");
         let mut head = ClientHead::known(request.into_parts().0);
         head.own.id = RequestId::Client(http::HeaderValue::from_static(r#"a"b\c"#));
         let peer = IpAddr::from([10, 0, 0, 1]);
@@ -297,7 +301,7 @@ mod tests {
         assert_eq!(line.pop(), Some(b'\n'));
         let want = json!({
             "timestamp": "2026-11-26T21:49:10.000042Z", "level": "INFO",
-            "request_id": "a\"b\\c", "client": "10.0.0.1", "method": "POST",
+            "request_id": "a\"b\\c", "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "client": "10.0.0.1", "method": "POST",
             "path": "/v1/completions", "tenant": "anonymous", "pool": "p", "model": "two\nlines",
             "status": 200, "outcome": "completed", "stream": false, "seq": 0, "tries": 0,
             "hold_ms": 0, "itl_ms": 1.5, "took_ms": 12, "prompt_tokens": 9, "generated_tokens": 7,
@@ -310,7 +314,7 @@ mod tests {
     fn a_line_in_text_has_the_same_fields() {
         let mut line = Vec::new();
         written(|written| written.text(&mut line));
-        let want = r#"request_id="a\"b\\c" client=10.0.0.1 method=POST path=/v1/completions tenant=anonymous pool="p" model="two\nlines" status=200 outcome="completed" stream=false seq=0 tries=0 hold_ms=0 itl_ms=1.5 took_ms=12 prompt_tokens=9 generated_tokens=7 finish="stop,length""#;
+        let want = r#"request_id="a\"b\\c" trace_id=4bf92f3577b34da6a3ce929d0e0e4736 client=10.0.0.1 method=POST path=/v1/completions tenant=anonymous pool="p" model="two\nlines" status=200 outcome="completed" stream=false seq=0 tries=0 hold_ms=0 itl_ms=1.5 took_ms=12 prompt_tokens=9 generated_tokens=7 finish="stop,length""#;
         assert_eq!(String::from_utf8(line).expect("text"), want);
     }
 }

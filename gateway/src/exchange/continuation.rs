@@ -20,6 +20,7 @@ use crate::answer::refusal::Refusal;
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::outgoing::{Outgoing, Rights};
 use crate::exchange::send::{send, stalled};
+use crate::exchange::steps::{RequestStep, RequestSteps};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
 use crate::pool::{End, Pool, Slot, Ticket};
@@ -45,6 +46,8 @@ pub(crate) struct Continuation {
     head: Box<ClientHead>,
     body: ContinuableBody,
     way: Way,
+    /// The holds and tries of the present search; `None` if the request is not traced.
+    steps: Option<Box<RequestSteps>>,
 }
 
 /// A replica that goes on with an answer.
@@ -59,7 +62,8 @@ pub(crate) type Search =
 
 impl Continuation {
     pub(crate) fn new(head: Box<ClientHead>, body: ContinuableBody, way: Way) -> Self {
-        Self { head, body, way }
+        let steps = RequestSteps::of(&head.own.trace);
+        Self { head, body, way, steps }
     }
 
     /// The request that goes on behind the recorded tokens.
@@ -92,6 +96,11 @@ impl Continuation {
         slot.decide_retry(&mut self.way.ticket, failure)
     }
 
+    /// Takes the holds and tries of the last search.
+    pub(crate) fn take_steps(&mut self) -> Vec<RequestStep> {
+        self.steps.as_mut().map(|steps| steps.take()).unwrap_or_default()
+    }
+
     /// Looks for a replica and sends it the request with this `body`.
     pub(crate) fn search(mut self: Box<Self>, body: Bytes) -> Search {
         Box::pin(async move {
@@ -101,10 +110,16 @@ impl Continuation {
     }
 
     async fn find(&mut self, body: Bytes) -> Result<NextReplica, Refusal> {
-        let Self { head, way, .. } = self;
-        let outgoing = Outgoing::new(Cow::Borrowed(&**head), body.into(), way.rights.clone());
+        let Self { head, way, steps, .. } = self;
+        let mut outgoing = Outgoing::new(Cow::Borrowed(&**head), body.into(), way.rights.clone());
         loop {
+            if let Some(steps) = steps {
+                steps.hold_began(clock::now());
+            }
             let slot = way.pool.hold(&mut way.ticket).await?;
+            if let Some(steps) = steps {
+                outgoing.set_parent(&steps.try_began(clock::now(), slot.address));
+            }
             let attempt = async {
                 tokio::select! {
                     biased;
@@ -115,6 +130,9 @@ impl Continuation {
             match attempt.await {
                 Ok(FirstReply::Stream(upstream)) => return Ok(NextReplica { slot, upstream }),
                 Ok(FirstReply::Refused(failure)) => {
+                    if let Some(steps) = steps {
+                        steps.failed(clock::now(), failure.cause);
+                    }
                     slot.ended(End::Complete);
                     return Err(Refusal::Failed(failure));
                 }
@@ -122,6 +140,9 @@ impl Continuation {
                     let (pool, endpoint) = (&way.pool.name, slot.address);
                     let cause = failure.cause.name();
                     tracing::debug!(%pool, %endpoint, cause, %failure, "continuation failed");
+                    if let Some(steps) = steps {
+                        steps.failed(clock::now(), failure.cause);
+                    }
                     slot.decide_retry(&mut way.ticket, failure)?;
                 }
             }

@@ -163,16 +163,19 @@ impl<K: RequestKind> Dispatch<K> {
             ticket.prompt(self.kind.prompt(owner));
         }
         ticket.model(model.cloned());
-        let delivery = self.delivery(destination, settings, &record, deadline);
+        let mut delivery = self.delivery(destination, settings, &record, deadline);
+        record.served(delivery.misfit.model.as_ref());
         ticket.streams(record.context.stream);
         ticket.gives_up(self.client_deadline);
         ticket.shows(self.expected.clone());
+        let trace = &record.context.trace;
+        ticket.traced(trace.tracer().map(|_| trace.context));
         ticket.set_fallback(match fallback {
             None => Fallback::None,
             Some(route) => route.after.map_or(Fallback::Pool, Fallback::PoolAfter),
         });
         let result = {
-            let mut tries = pin!(self.until_answered(&delivery, &mut ticket, &mut record));
+            let mut tries = pin!(self.until_answered(&mut delivery, &mut ticket, &mut record));
             let cut_off = async {
                 tokio::select! {
                     biased;
@@ -224,18 +227,21 @@ impl<K: RequestKind> Dispatch<K> {
     /// request may not be tried again.
     async fn until_answered(
         &self,
-        delivery: &Delivery<'_>,
+        delivery: &mut Delivery<'_>,
         ticket: &mut Ticket,
         record: &mut Record,
     ) -> Result<(K::Answer, Slot), Refusal> {
-        let pool = &delivery.pool;
+        let pool = Arc::clone(&delivery.pool);
         loop {
             record.hold_began();
             let mut slot = pool.hold(ticket).await?;
             if !self.kind.shows_engine() {
                 slot.without_engine();
             }
-            let released = record.released(ticket, &slot);
+            let (released, parent) = record.released(ticket, &slot);
+            if let Some(parent) = parent {
+                delivery.outgoing.set_parent(&parent);
+            }
             let answer = {
                 let mut attempt = pin!(self.kind.attempt(delivery, &slot));
                 let begins = record.context.accepted + late::AFTER;
@@ -254,6 +260,7 @@ impl<K: RequestKind> Dispatch<K> {
                         pool = %pool_name, %endpoint, cause = failure.cause.name(), %failure,
                         "try failed"
                     );
+                    record.try_failed(failure.cause);
                     slot.decide_retry(ticket, failure)?;
                 }
             }

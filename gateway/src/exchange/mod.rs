@@ -11,7 +11,8 @@
 //! gives it to `relay`, which `cutoff` may end early, and which tells by `client_pace` a slow client
 //! from a slow replica. If the replica is lost, `continuation` finds another one that goes on with a
 //! stream, whose state is its `successor`. `record` accompanies the request, with
-//! `allowance` (the tenant's limits), `progress` (times and tries) and `access_log`. The waits of a
+//! `allowance` (the tenant's limits), `progress` (times and tries), `access_log`, and for a traced request
+//! its `steps`, which become `spans`. The waits of a
 //! request beside that for its answer begin `late`.
 
 pub(crate) mod access_log;
@@ -33,5 +34,7 @@ pub(crate) mod record;
 pub(crate) mod relay;
 pub(crate) mod respond;
 pub(crate) mod send;
+pub(crate) mod spans;
+pub(crate) mod steps;
 pub(crate) mod successor;
 pub(crate) mod upstream;

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use forebay_telemetry::context::TraceContext;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri};
@@ -11,7 +12,8 @@ use http::{Method, Request, Uri};
 use crate::exchange::misfit::KeyOwner;
 use crate::read::head::{ClientHead, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarding};
 use crate::read::known_headers::KnownHeader;
-use crate::read::request_id::{REQUEST_ID, RequestId, TRACE_PARENT};
+use crate::read::request_id::{REQUEST_ID, RequestId};
+use crate::read::trace::{TRACE_PARENT, TraceParent};
 use crate::text::rope::Rope;
 use crate::text::stack::StackText;
 
@@ -42,11 +44,19 @@ pub(crate) struct Outgoing<'a> {
     head: Cow<'a, ClientHead>,
     body: Rope,
     rights: Rights,
+    /// `None` keeps the client's.
+    trace_parent: Option<TraceParent>,
 }
 
 impl<'a> Outgoing<'a> {
     pub(crate) fn new(head: Cow<'a, ClientHead>, body: Rope, rights: Rights) -> Self {
-        Self { head, body, rights }
+        let trace_parent = head.own.trace.trace_parent();
+        Self { head, body, rights, trace_parent }
+    }
+
+    /// Sets the span that the replica's own spans get as their parent.
+    pub(crate) fn set_parent(&mut self, parent: &TraceContext) {
+        self.trace_parent = Some(parent.trace_parent());
     }
 
     pub(crate) fn into_rights(self) -> Rights {
@@ -86,7 +96,8 @@ impl<'a> Outgoing<'a> {
                 Some(KnownHeader::Key) => !keyed && authorization.is_none(),
                 Some(KnownHeader::Priority) => *priority,
                 Some(KnownHeader::RequestId) => matches!(own.id, RequestId::Client(_)),
-                Some(KnownHeader::Trace) => own.trace.is_none(),
+                Some(KnownHeader::TraceParent) => self.trace_parent.is_none(),
+                Some(KnownHeader::TraceState) => own.trace.keeps_state(),
                 Some(KnownHeader::ForwardedProto) => scheme.is_none(),
                 Some(KnownHeader::ForwardedHost) => !own_host,
                 Some(KnownHeader::ForwardedPort) => *keeps_port,
@@ -115,8 +126,8 @@ impl<'a> Outgoing<'a> {
         if let RequestId::Made(id) = &own.id {
             write(&REQUEST_ID, id);
         }
-        if let Some(trace) = &own.trace {
-            write(&TRACE_PARENT, trace);
+        if let Some(trace_parent) = &self.trace_parent {
+            write(&TRACE_PARENT, trace_parent);
         }
         let mut last = StackText::<39>::new();
         last.ip(*peer);
@@ -163,15 +174,20 @@ mod tests {
     use super::*;
     use crate::read::head::OwnHeaders;
     use crate::read::known_headers::KnownHeaders;
+    use crate::read::trace::RequestTrace;
 
     fn own() -> OwnHeaders {
         let peer = Ipv4Addr::new(203, 0, 113, 9).into();
         let scheme = Some("http");
         let forwarding =
             Forwarding { chain: String::new(), peer, scheme, own_host: true, keeps_port: false };
-        OwnHeaders { id: RequestId::Made([b'0'; 32]), trace: None, forwarding }
+        let trace = RequestTrace::of(&HeaderMap::new(), None);
+        OwnHeaders { id: RequestId::Made([b'0'; 32]), trace, forwarding }
     }
 
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+
+    /// The headers that a replica gets, after those of `own` that a client's trace changes.
     fn sent(
         headers: &[(&'static str, &'static str)],
         own: OwnHeaders,
@@ -183,6 +199,7 @@ mod tests {
         }
         let (parts, ()) = request.body(()).expect("valid").into_parts();
         let known = KnownHeaders::of(&parts.headers);
+        let own = OwnHeaders { trace: RequestTrace::of(&parts.headers, None), ..own };
         let head = ClientHead { parts, known, own };
         let outgoing = Outgoing::new(Cow::Owned(head), Rope::default(), rights);
         let request = outgoing.to(([10, 0, 0, 7], 8000).into());
@@ -198,7 +215,7 @@ mod tests {
 
     #[test]
     fn headers_for_the_gateway_are_not_passed_on_and_its_own_are_added() {
-        let lines = sent(
+        let mut lines = sent(
             &[
                 ("host", "client.example"),
                 ("connection", "close"),
@@ -220,13 +237,12 @@ mod tests {
                 ("x-mine", "2"),
                 ("authorization", "Bearer theirs"),
             ],
-            OwnHeaders { trace: Some([b'1'; 55]), ..own() },
+            own(),
             Rights::default(),
         );
         let want = [
             "authorization: Bearer theirs".to_owned(),
             "host: 10.0.0.7:8000".to_owned(),
-            format!("traceparent: {}", "1".repeat(55)),
             "x-forwarded-for: 203.0.113.9".to_owned(),
             "x-forwarded-host: client.example".to_owned(),
             "x-forwarded-proto: http".to_owned(),
@@ -234,6 +250,8 @@ mod tests {
             "x-mine: 2".to_owned(),
             format!("x-request-id: {}", "0".repeat(32)),
         ];
+        let made = lines.remove(2);
+        assert!(made.starts_with("traceparent: 00-") && made.ends_with("-01"), "{made}");
         assert_eq!(lines, want);
     }
 
@@ -241,7 +259,7 @@ mod tests {
     fn the_headers_of_the_client_and_of_trusted_proxies_are_kept() {
         let given = [
             ("host", "10.0.0.1"),
-            ("traceparent", "00-1-2-01"),
+            ("traceparent", PARENT),
             ("tracestate", "a=b"),
             ("x-forwarded-host", "chat.example"),
             ("x-forwarded-port", "443"),
@@ -256,10 +274,10 @@ mod tests {
             keeps_port: true,
         };
         let id = RequestId::Client(HeaderValue::from_static("r1"));
-        let lines = sent(&given, OwnHeaders { id, trace: None, forwarding }, Rights::default());
+        let lines = sent(&given, OwnHeaders { id, forwarding, ..own() }, Rights::default());
         let want = [
             "host: 10.0.0.7:8000",
-            "traceparent: 00-1-2-01",
+            &*format!("traceparent: {PARENT}"),
             "tracestate: a=b",
             "x-forwarded-for: 9.9.9.9, 10.1.1.1",
             "x-forwarded-host: chat.example",
@@ -268,6 +286,21 @@ mod tests {
             "x-request-id: r1",
         ];
         assert_eq!(lines, want);
+    }
+
+    #[test]
+    fn a_span_of_the_gateway_replaces_the_clients_and_keeps_the_state_of_its_trace() {
+        let request = Request::post("/v1/completions");
+        let request = request.header("traceparent", PARENT).header("tracestate", "a=b");
+        let (parts, ()) = request.body(()).expect("valid").into_parts();
+        let head = ClientHead::known(parts);
+        let mut outgoing = Outgoing::new(Cow::Owned(head), Rope::default(), Rights::default());
+        let span = TraceContext { sampled: true, ..TraceContext::random(false) };
+        outgoing.set_parent(&span);
+        let sent = outgoing.to(([10, 0, 0, 7], 8000).into());
+        let all = |name| sent.headers().get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(all("traceparent"), [&span.to_string()]);
+        assert_eq!(all("tracestate"), ["a=b"]);
     }
 
     #[test]
@@ -280,7 +313,7 @@ mod tests {
         ];
         let lines = |rights: Rights| {
             let mut lines = sent(&given, own(), rights);
-            let gateways = ["host", "x-forwarded-", "x-request-id"];
+            let gateways = ["host", "traceparent", "x-forwarded-", "x-request-id"];
             lines.retain(|line| !gateways.iter().any(|own| line.starts_with(own)));
             lines
         };

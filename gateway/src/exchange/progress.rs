@@ -21,7 +21,7 @@ pub(crate) struct RequestProgress {
     /// The time held before that.
     held: Option<Duration>,
     /// The part of `held` in which no replica was ready.
-    cold: Duration,
+    pub(crate) cold: Duration,
     /// The queue's number of this arrival.
     pub(crate) seq: u64,
     pub(crate) tries: u32,
@@ -49,8 +49,10 @@ pub(crate) struct Conclusion {
 }
 
 impl RequestProgress {
-    pub(crate) fn hold_began(&mut self) {
-        self.hold_began = Some(clock::now());
+    pub(crate) fn hold_began(&mut self) -> Instant {
+        let now = clock::now();
+        self.hold_began = Some(now);
+        now
     }
 
     pub(crate) fn released(&mut self, ticket: &Ticket, slot: &Slot) -> Instant {
@@ -60,8 +62,8 @@ impl RequestProgress {
         self.endpoint_totals = Some(Arc::clone(slot.totals()));
         self.released = Some(now);
         self.hold_began = None;
-        self.held = Some(ticket.held);
-        self.cold = ticket.cold;
+        self.held = Some(ticket.hold_time.all);
+        self.cold = ticket.hold_time.cold;
         self.seq = ticket.seq();
         now
     }
@@ -89,6 +91,12 @@ impl RequestProgress {
             cold: self.cold,
             upstream: at.saturating_duration_since(self.released?),
         })
+    }
+
+    /// Sets the time held, for tests of what is made of it.
+    #[cfg(test)]
+    pub(crate) fn set_held(&mut self, held: Duration) {
+        self.held = Some(held);
     }
 
     /// The time held so far, or `None` if the request never reached the queue.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use forebay_signals::{Histogram, estimated_tokens};
+use forebay_telemetry::context::TraceContext;
 use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
@@ -20,8 +21,11 @@ use crate::answer::traffic::Traffic;
 use crate::exchange::access_log::Line;
 use crate::exchange::allowance::Allowance;
 use crate::exchange::progress::{Conclusion, RequestProgress};
+use crate::exchange::spans::EndedRequest;
+use crate::exchange::steps::{RequestStep, RequestSteps};
 use crate::figures;
 use crate::figures::arrivals::Arrival;
+use crate::figures::gen_ai::GenAiRequest;
 use crate::net::clock;
 use crate::pool::{Pool, Slot, Ticket};
 use crate::read::context::RequestContext;
@@ -33,6 +37,8 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub(crate) struct Record {
     pub(crate) context: RequestContext,
     progress: RequestProgress,
+    /// The holds and tries; `None` if the request is not traced.
+    steps: Option<Box<RequestSteps>>,
     allowance: Allowance,
     pool: Option<Arc<Pool>>,
     /// Prompt tokens estimated from the body's length, for replicas that report none.
@@ -43,12 +49,17 @@ pub(crate) struct Record {
     /// The traffic of a WebSocket session.
     session: Option<Arc<Traffic>>,
     conclusion: Conclusion,
+    /// The status of the gateway's refusal, which a client that has a head already does not get.
+    refused_with: Option<u16>,
+    /// The model's name as the replicas know it, for what is exported.
+    served: Option<Arc<str>>,
 }
 
 impl Record {
     /// Boxed, because it is moved through many futures.
     pub(crate) fn begin(context: RequestContext) -> Box<Self> {
         Box::new(Self {
+            steps: RequestSteps::of(&context.trace),
             context,
             progress: RequestProgress::default(),
             allowance: Allowance::default(),
@@ -58,6 +69,8 @@ impl Record {
             per_token: None,
             session: None,
             conclusion: Conclusion { outcome: Outcome::ClientLeft, status: None, reason: None },
+            refused_with: None,
+            served: None,
         })
     }
 
@@ -77,15 +90,45 @@ impl Record {
         self.pool = Some(Arc::clone(pool));
     }
 
-    /// Notes that the request waits in the queue from now on.
-    pub(crate) fn hold_began(&mut self) {
-        self.progress.hold_began();
+    /// Notes the model's name as the replicas know it; `None` if the pool does not know the model.
+    pub(crate) fn served(&mut self, model: Option<&Arc<str>>) {
+        if self.context.trace.telemetry.is_some() {
+            self.served = model.cloned();
+        }
     }
 
-    /// Notes a release to an endpoint, the first or another. Returns the present time.
-    pub(crate) fn released(&mut self, ticket: &Ticket, slot: &Slot) -> Instant {
+    /// Notes that the request waits in the queue from now on.
+    pub(crate) fn hold_began(&mut self) {
+        let now = self.progress.hold_began();
+        if let Some(steps) = &mut self.steps {
+            steps.hold_began(now);
+        }
+    }
+
+    /// Notes a release to an endpoint, the first or another. Returns the present time, and for a traced
+    /// request the parent of the replica's own spans.
+    pub(crate) fn released(
+        &mut self,
+        ticket: &Ticket,
+        slot: &Slot,
+    ) -> (Instant, Option<TraceContext>) {
         self.estimated_prompt = estimated_tokens(ticket.entry.bytes);
-        self.progress.released(ticket, slot)
+        let now = self.progress.released(ticket, slot);
+        (now, self.steps.as_mut().map(|steps| steps.try_began(now, slot.address)))
+    }
+
+    /// Notes that the present try has failed.
+    pub(crate) fn try_failed(&mut self, cause: Cause) {
+        if let Some(steps) = &mut self.steps {
+            steps.failed(clock::now(), cause);
+        }
+    }
+
+    /// Adds the holds and tries of a search for a replica that goes on with the answer.
+    pub(crate) fn searched(&mut self, later: Vec<RequestStep>) {
+        if let Some(steps) = &mut self.steps {
+            steps.append(later);
+        }
     }
 
     /// Notes the status that is sent to the client.
@@ -149,6 +192,7 @@ impl Record {
     pub(crate) fn refused(mut self: Box<Self>, refusal: &Refusal) {
         let (status, _) = refusal.status();
         self.conclusion.status.get_or_insert(status.as_u16());
+        self.refused_with = Some(status.as_u16());
         self.ended(refusal.outcome(), Some(refusal.reason()));
     }
 
@@ -171,6 +215,53 @@ impl Record {
             prompt_tokens: self.tokens.prompt.unwrap_or(self.estimated_prompt),
             generated_tokens: self.tokens.generated,
         });
+    }
+
+    /// Exports the request's spans and figures, if anything is exported.
+    fn export(&self, took: Duration) {
+        let Some(telemetry) = &self.context.trace.telemetry else { return };
+        if let (Some(tracer), Some(steps)) = (&telemetry.tracer, &self.steps) {
+            let ended = EndedRequest {
+                context: &self.context,
+                pool: self.pool.as_ref().map(|pool| &*pool.name),
+                progress: &self.progress,
+                conclusion: self.conclusion,
+                failed: self.has_failed(),
+                served: self.served.as_deref(),
+                tokens: &self.tokens,
+                steps: steps.all(),
+                now: (clock::now(), SystemTime::now()),
+            };
+            ended.export(tracer);
+        }
+        if let (true, Some(operation), Some(pool)) =
+            (telemetry.metrics, self.context.operation(), &self.pool)
+        {
+            let accepted = self.context.accepted;
+            let first_token = self.progress.first_token;
+            let reason = self.conclusion.reason.unwrap_or(self.conclusion.outcome.name());
+            let request = GenAiRequest {
+                operation,
+                pool: &pool.name,
+                model: self.served.clone(),
+                error: self.has_failed().then_some(reason),
+                took,
+                ttft: first_token.map(|at| at.saturating_duration_since(accepted)),
+                per_token: self.per_token,
+                tokens: &self.tokens,
+            };
+            request.record();
+        }
+    }
+
+    /// Whether the gateway or a replica is at fault. By OpenTelemetry's conventions, a client's error
+    /// is not an error of the server that it is sent to.
+    fn has_failed(&self) -> bool {
+        match self.conclusion.outcome {
+            Outcome::Failed => true,
+            Outcome::Refused => self.refused_with.is_some_and(|status| status >= 500),
+            Outcome::Completed | Outcome::ClientError | Outcome::ClientLeft => false,
+        }
     }
 
     fn aborter(&self) -> Option<Aborter> {
@@ -215,6 +306,7 @@ impl Drop for Record {
             tenant.metrics.ended(&ended, ttft);
         }
         self.record_arrival(took);
+        self.export(took);
         Line {
             context: &self.context,
             pool: self.pool.as_ref().map(|pool| &*pool.name),

@@ -383,6 +383,9 @@ impl Relay {
     }
 
     fn fail(&mut self, failure: Failure) {
+        if let Some(record) = &mut self.record {
+            record.try_failed(failure.cause);
+        }
         let cause = failure.cause.name();
         self.finish(End::Failed(failure), Outcome::Failed, Some(cause));
     }

@@ -13,6 +13,7 @@ use crate::answer::refusal::Refusal;
 use crate::answer::stream::{AnswerStream, Rest};
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{Continuation, NextReplica, Search};
+use crate::exchange::steps::RequestStep;
 use crate::pool::Slot;
 use crate::read::continuable::NextRequest;
 
@@ -98,6 +99,12 @@ impl Successor {
         let (continuation, found) = ready!(search.as_mut().poll(cx));
         (self.continuation, self.search) = (Some(continuation), None);
         Poll::Ready(found)
+    }
+
+    /// Takes the holds and tries of the last search.
+    pub(crate) fn take_steps(&mut self) -> Vec<RequestStep> {
+        let continuation = self.continuation.as_mut();
+        continuation.map(|continuation| continuation.take_steps()).unwrap_or_default()
     }
 
     /// When the next heartbeat is due, if the client gets any.

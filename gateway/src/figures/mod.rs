@@ -8,6 +8,7 @@ pub(crate) mod arrivals;
 mod edge;
 mod endpoint;
 pub(crate) mod endpoint_totals;
+pub(crate) mod gen_ai;
 pub(crate) mod pool;
 mod session;
 pub(crate) mod sums;
@@ -15,6 +16,7 @@ pub(crate) mod tenant;
 
 pub(crate) use edge::{connections, connections_that_made_room, refused_connections, scaler_heard};
 pub(crate) use endpoint::endpoints_text;
+pub use gen_ai::describe_gen_ai;
 pub(crate) use pool::unrouted;
 
 /// Bounds for each histogram: holds and TTFTs of seconds to minutes, ITLs of milliseconds.
@@ -30,6 +32,10 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (tenant::END_TO_END, WHOLE),
     (session::SECONDS, session::LENGTHS),
     (session::TENANT_SECONDS, session::LENGTHS),
+    (gen_ai::DURATION, gen_ai::DURATIONS),
+    (gen_ai::TTFT, gen_ai::TTFTS),
+    (gen_ai::PER_TOKEN, gen_ai::TIMES_PER_TOKEN),
+    (gen_ai::USAGE, gen_ai::TOKENS),
 ];
 const HOLDS: &[f64] =
     &[0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];

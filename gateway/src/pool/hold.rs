@@ -86,14 +86,14 @@ impl HeldRequest<'_> {
         let deadline = ticket.deadline.min(self.since + rest);
         let outcome = timeout_at(deadline, &mut self.release).await;
         let held = clock::now() - self.since;
-        ticket.held += held;
+        ticket.hold_time.all += held;
         match outcome {
             Ok(Ok(Release::Slot(slot))) => {
                 self.queued = false;
                 ticket.starts();
                 ticket.released = true;
                 if self.cold {
-                    ticket.cold += held;
+                    ticket.hold_time.cold += held;
                 }
                 Ok(Some(slot))
             }
@@ -110,7 +110,7 @@ impl HeldRequest<'_> {
                 let state = self.pool.scheduling.lock();
                 let retry_after = state.retry_after(&settings, clock::now());
                 let why = state.why_waiting();
-                Err(Refusal::HoldExpired { waited: ticket.held, retry_after, why })
+                Err(Refusal::HoldExpired { waited: ticket.hold_time.all, retry_after, why })
             }
         }
     }
@@ -190,10 +190,11 @@ impl Pool {
             accepted: ticket.accepted,
             first,
             since: now,
-            held_before: ticket.held,
+            held_before: ticket.hold_time.all,
             until: ticket.waits_until(settings.hold.timeout, now),
             fallback: ticket.fallback != Fallback::None,
             expected: ticket.expected.clone(),
+            trace: ticket.trace,
         };
         if waiter.expected.is_some() {
             let outlook = state.outlook(&settings, now);

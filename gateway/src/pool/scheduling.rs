@@ -10,6 +10,7 @@ use forebay_scheduling::pick::{CacheReport, Choice, EndpointId, Given, Picker, R
 use forebay_scheduling::queue::{Entry, Place, Queue};
 use forebay_scheduling::retry_budget::RetryBudget;
 use forebay_signals::{ColdStart, FailedStart, Waiting};
+use forebay_telemetry::context::TraceContext;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -60,6 +61,8 @@ pub(super) struct Waiter {
     pub(super) fallback: bool,
     /// Shows the client when it will start, if it gets heartbeats.
     pub(super) expected: Option<Arc<ExpectedStart>>,
+    /// Its place in its trace, if it is traced.
+    pub(super) trace: Option<TraceContext>,
 }
 
 /// The end of a hold.

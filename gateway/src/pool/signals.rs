@@ -3,10 +3,14 @@
 //! back.
 
 use forebay_signals::{PoolSignals, Totals};
+use forebay_telemetry::context::TraceContext;
 use tokio::time::Instant;
 
 use super::Pool;
 use crate::figures::sums::Sums;
+
+/// The most held requests whose traces are reported.
+const MOST_TRACES: usize = 8;
 
 impl Pool {
     /// Everything that the scaler receives about this pool.
@@ -29,6 +33,8 @@ impl Pool {
         let pods = pods.map(|(name, (pod, _))| (name.clone(), Some(pod.clone())));
         let in_flight = endpoints.iter().map(|(_, endpoint)| endpoint.in_flight).sum();
         let oldest = state.queue.longest_held().map(|waiter| waiter.accepted).min();
+        let traced = state.queue.longest_held().filter_map(|waiter| waiter.trace);
+        let traced: Vec<_> = traced.take(MOST_TRACES).collect();
         let admitted = &state.admitted;
         let signals = PoolSignals {
             queue_depth: state.queue.depth() as u32 + state.backlog.refused,
@@ -36,6 +42,7 @@ impl Pool {
             held_tokens: state.queue.tokens(),
             oldest_hold_seconds: oldest
                 .map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64()),
+            held_traces: traced.iter().map(TraceContext::to_string).collect(),
             expected_wait_seconds: state
                 .expected_wait(&settings, now)
                 .map(|wait| wait.as_secs_f64()),

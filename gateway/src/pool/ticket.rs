@@ -9,6 +9,7 @@ use forebay_scheduling::pick::{Requirements, Suitable};
 use forebay_scheduling::prompt::Prompt;
 use forebay_scheduling::queue::{Entry, Place};
 use forebay_scheduling::retry_budget::RetryBudget;
+use forebay_telemetry::context::TraceContext;
 use tokio::time::Instant;
 
 use super::expected_start::ExpectedStart;
@@ -41,15 +42,22 @@ pub(crate) struct Ticket {
     pub(super) released: bool,
     pub(super) requirements: Requirements,
     failures: Failures,
-    /// Time held while no endpoint was ready.
-    pub(crate) cold: Duration,
-    /// Time held in all.
-    pub(crate) held: Duration,
+    pub(crate) hold_time: HoldTime,
+    /// Its place in its trace, if it is traced: a decision that it brings about links to it.
+    pub(super) trace: Option<TraceContext>,
     /// When its client gives up, if the request says so.
     pub(super) gives_up: Option<Instant>,
     pub(super) fallback: Fallback,
     /// Shows its client when it will start, if it gets heartbeats.
     pub(super) expected: Option<Arc<ExpectedStart>>,
+}
+
+/// The time that a request was held so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HoldTime {
+    pub(crate) all: Duration,
+    /// The part of it in which no endpoint was ready.
+    pub(crate) cold: Duration,
 }
 
 /// A request's failed tries.
@@ -86,8 +94,8 @@ impl Ticket {
             released: false,
             requirements: Requirements::default(),
             failures: Failures::default(),
-            cold: Duration::ZERO,
-            held: Duration::ZERO,
+            hold_time: HoldTime::default(),
+            trace: None,
             gives_up: None,
             fallback: Fallback::None,
             expected: None,
@@ -138,6 +146,11 @@ impl Ticket {
         self.gives_up = at;
     }
 
+    /// Sets its place in its trace, if it is traced.
+    pub(crate) fn traced(&mut self, trace: Option<TraceContext>) {
+        self.trace = trace;
+    }
+
     /// Sets what happens if its pool can't serve it in time.
     pub(crate) fn set_fallback(&mut self, fallback: Fallback) {
         self.fallback = fallback;
@@ -150,7 +163,7 @@ impl Ticket {
             Fallback::PoolAfter(after) => after.min(hold),
             Fallback::Pool | Fallback::None => hold,
         };
-        longest.saturating_sub(self.held)
+        longest.saturating_sub(self.hold_time.all)
     }
 
     /// The moment until which it can wait from `now` on: the end of the hold, the request's own

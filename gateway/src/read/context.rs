@@ -7,12 +7,13 @@ use forebay_config::ANONYMOUS;
 use http::uri::PathAndQuery;
 use tokio::time::Instant;
 
-use crate::answer::api::Api;
+use crate::answer::api::{Api, REALTIME};
 use crate::answer::refusal::Refusal;
 use crate::net::clock;
 use crate::net::socket::ClientSocket;
 use crate::read::head::ClientHead;
 use crate::read::request_id::RequestId;
+use crate::read::trace::RequestTrace;
 
 /// The other end of one client connection.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,7 @@ pub(crate) struct RequestContext {
     pub(crate) client: Client,
     /// Its `x-request-id`: the client's own, or one made at the edge.
     pub(crate) id: RequestId,
+    pub(crate) trace: RequestTrace,
     pub(crate) method: http::Method,
     /// The path with its query; `None` for a target without a path.
     target: Option<PathAndQuery>,
@@ -55,6 +57,7 @@ impl RequestContext {
             accepted: clock::now(),
             client,
             id: head.own.id.clone(),
+            trace: head.own.trace.clone(),
             method: parts.method.clone(),
             target: parts.uri.path_and_query().cloned(),
             api: Api::of(parts.uri.path()),
@@ -63,6 +66,13 @@ impl RequestContext {
             model: None,
             stream: false,
         }
+    }
+
+    /// The operation that the client asks for, by OpenTelemetry's conventions; `None` if it is not one of
+    /// a model.
+    pub(crate) fn operation(&self) -> Option<&'static str> {
+        let session = || (self.path() == REALTIME).then_some("realtime");
+        self.api.map(Api::operation).or_else(session)
     }
 
     pub(crate) fn path(&self) -> &str {

@@ -9,7 +9,8 @@ use http::header::HeaderName;
 use http::request::Parts;
 
 use crate::read::known_headers::KnownHeaders;
-use crate::read::request_id::{RequestId, TraceParent};
+use crate::read::request_id::RequestId;
+use crate::read::trace::RequestTrace;
 
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -27,8 +28,7 @@ pub(crate) struct ClientHead {
 #[derive(Clone, Debug)]
 pub(crate) struct OwnHeaders {
     pub(crate) id: RequestId,
-    /// `None` keeps the client's trace.
-    pub(crate) trace: Option<TraceParent>,
+    pub(crate) trace: RequestTrace,
     pub(crate) forwarding: Forwarding,
 }
 
@@ -61,6 +61,7 @@ impl ClientHead {
         };
         let id = RequestId::Client(http::HeaderValue::from_static("known"));
         let known = KnownHeaders::of(&parts.headers);
-        Self { parts, known, own: OwnHeaders { id, trace: None, forwarding } }
+        let trace = RequestTrace::of(&parts.headers, None);
+        Self { parts, known, own: OwnHeaders { id, trace, forwarding } }
     }
 }

@@ -27,8 +27,8 @@ pub(crate) enum KnownHeader {
     /// A header by which vLLM lets any client choose its place in the queue.
     Priority,
     RequestId,
-    /// `traceparent` or `tracestate`.
-    Trace,
+    TraceParent,
+    TraceState,
     ForwardedFor,
     ForwardedProto,
     ForwardedHost,
@@ -57,8 +57,8 @@ impl KnownHeader {
             9 if name == "x-api-key" => Self::Key,
             10 if name == "connection" => Self::Connection,
             10 if name == "keep-alive" => Self::HopByHop,
-            10 if name == "tracestate" => Self::Trace,
-            11 if name == "traceparent" => Self::Trace,
+            10 if name == "tracestate" => Self::TraceState,
+            11 if name == "traceparent" => Self::TraceParent,
             12 if name == "x-request-id" => Self::RequestId,
             12 if name == SESSION => Self::Session,
             13 if name == "authorization" => Self::Key,

@@ -1,5 +1,4 @@
-//! The identifiers of a request: `x-request-id` and the W3C's `traceparent`. Pure, apart from the
-//! random numbers.
+//! The identifier of a request: `x-request-id`. Pure, apart from the random numbers.
 //!
 //! By hand: `tower_http::request_id` keeps any id that a client sends, also one that can't be
 //! logged or comes twice; and in the answer it lets the replica's `x-request-id` win over the
@@ -10,7 +9,6 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::text::stack::StackText;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub(crate) const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The longest id of a client's own that is kept.
 const MAX_ID: usize = 128;
@@ -23,9 +21,6 @@ pub(crate) enum RequestId {
     /// Made at the edge: random, in hex.
     Made([u8; 32]),
 }
-
-/// A `traceparent` that begins a trace.
-pub(crate) type TraceParent = [u8; 55];
 
 impl RequestId {
     /// The client's id if it can be written to logs, or else a new one.
@@ -64,47 +59,6 @@ impl RequestId {
     }
 }
 
-/// The beginning of a trace that is sampled; `None` if the client's own is valid, and so kept.
-pub(crate) fn trace(headers: &HeaderMap) -> Option<TraceParent> {
-    let mut given = headers.get_all(&TRACE_PARENT).iter();
-    if let (Some(parent), None) = (given.next(), given.next())
-        && is_trace_parent(parent.as_bytes())
-    {
-        return None;
-    }
-    Some(new_trace())
-}
-
-/// The beginning of a new trace, with random numbers that are not zero.
-pub(crate) fn new_trace() -> TraceParent {
-    let (trace, span) = (rand::random::<u128>().max(1), rand::random::<u64>().max(1));
-    let mut text = StackText::<55>::new();
-    text.push(b"00-");
-    text.hex(&trace.to_be_bytes());
-    text.push(b"-");
-    text.hex(&span.to_be_bytes());
-    text.push(b"-01");
-    *text.whole()
-}
-
-/// `version-trace-parent-flags` in lower case hex; only the flags may be all zero. Later versions
-/// may add fields.
-fn is_trace_parent(text: &[u8]) -> bool {
-    let hex = |text: &[u8]| text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let zero = |text: &[u8]| text.iter().all(|b| *b == b'0');
-    let fields: Vec<&[u8]> = text.split(|b| *b == b'-').collect();
-    let [version, trace, parent, flags, more @ ..] = fields.as_slice() else { return false };
-    hex(version)
-        && hex(trace)
-        && hex(parent)
-        && hex(flags)
-        && (version.len(), trace.len(), parent.len(), flags.len()) == (2, 32, 16, 2)
-        && *version != b"ff"
-        && !zero(trace)
-        && !zero(parent)
-        && (more.is_empty() || *version != b"00")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,29 +92,5 @@ mod tests {
             assert_eq!(id.value().as_bytes(), id.as_bytes());
         }
         assert_ne!(RequestId::made(), RequestId::made());
-    }
-
-    #[test]
-    fn a_valid_trace_is_kept_and_any_other_is_replaced() {
-        let known = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00-more";
-        for parent in [known, later] {
-            assert_eq!(trace(&with(TRACE_PARENT, &[parent])), None);
-        }
-        for parents in [
-            &[][..],
-            &["nonsense"],
-            &["00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"],
-            &["00-00000000000000000000000000000000-00f067aa0ba902b7-01"],
-            &["00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01"],
-            &["ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
-            &["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"],
-            &["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"],
-            &[known, known],
-        ] {
-            let made = trace(&with(TRACE_PARENT, parents)).expect("a new one");
-            assert!(is_trace_parent(&made), "{made:?}");
-            assert!(parents.iter().all(|parent| parent.as_bytes() != made));
-        }
     }
 }

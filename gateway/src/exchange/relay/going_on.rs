@@ -21,6 +21,10 @@ impl Relay {
     pub(super) fn poll_search(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenOff>> {
         self.pace.waits();
         if let Poll::Ready(found) = self.successor.poll(cx) {
+            let steps = self.successor.take_steps();
+            if let Some(record) = &mut self.record {
+                record.searched(steps);
+            }
             match found {
                 Ok(NextReplica { slot, upstream }) => {
                     self.cutoff.next_replica(slot.lost());
@@ -70,6 +74,9 @@ impl Relay {
     /// Goes on with a stream that broke on another replica, or ends it with an error event.
     pub(super) fn broke(&mut self, failure: Failure) {
         let cause = failure.cause;
+        if let Some(record) = &mut self.record {
+            record.try_failed(cause);
+        }
         if let Err(why) = self.go_on(&failure) {
             if let Some(record) = &self.record {
                 record.not_continued(cause, why);

@@ -122,17 +122,23 @@ mod tests {
     use crate::exchange::outgoing::Rights;
     use crate::read::head::ClientHead;
 
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
     #[test]
     fn a_head_states_a_length_where_a_body_is_expected() {
         let head = |method: Method, path: &str, body: &'static str| {
             let request = Request::builder().method(method).uri(path).header("x-a", "b");
+            let request = request.header("traceparent", PARENT);
             let parts = request.body(()).expect("valid").into_parts().0;
             let body = Rope::from(Bytes::from_static(body.as_bytes()));
             let head = ClientHead::known(parts);
             let outgoing = Outgoing::new(Cow::Owned(head), body, Rights::default());
             String::from_utf8(super::head(&outgoing, "[::1]:80")).expect("text")
         };
-        let rest = "HTTP/1.1\r\nhost: [::1]:80\r\nx-a: b\r\nx-forwarded-for: 10.0.0.1\r\n";
+        let rest = format!(
+            "HTTP/1.1\r\nhost: [::1]:80\r\nx-a: b\r\ntraceparent: {PARENT}\r\n\
+             x-forwarded-for: 10.0.0.1\r\n"
+        );
         assert_eq!(head(Method::GET, "http://a", ""), format!("GET / {rest}\r\n"));
         let get = format!("GET /a?b=c {rest}content-length: 3\r\n\r\n");
         assert_eq!(head(Method::GET, "/a?b=c", "abc"), get);

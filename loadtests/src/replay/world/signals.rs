@@ -96,6 +96,7 @@ impl World<'_> {
             queue_depth: self.held(),
             queue_bytes: self.progress.queue.bytes(),
             held_tokens: self.progress.queue.tokens(),
+            held_traces: Vec::new(),
             oldest_hold_seconds: seconds(oldest.unwrap_or(0)),
             expected_wait_seconds: self.expected_wait().map(|wait| wait.as_secs_f64()),
             in_flight: self.in_flight(),
