@@ -5,7 +5,7 @@
 //! one from changing.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -13,12 +13,15 @@ use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get};
 use forebay_config::Millis;
 use forebay_signals::FailedStart;
+use forebay_telemetry::Tracer;
+use forebay_telemetry::context::TraceContext;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::decide::Decision;
 use crate::decide::cold_start::Phases;
+use crate::run::spans;
 
 /// Number of decisions to keep.
 const KEPT: usize = 300;
@@ -28,6 +31,8 @@ const KEPT: usize = 300;
 pub(crate) struct Decisions {
     last: Mutex<VecDeque<Value>>,
     current: Mutex<BTreeMap<String, Current>>,
+    /// Exports a span for each decision that changes a count, if traces are exported.
+    tracer: OnceLock<Arc<Tracer>>,
 }
 
 /// The state of a pool that is shown beside its decision.
@@ -122,9 +127,22 @@ impl Decisions {
         list
     }
 
+    /// Exports decisions from now on.
+    pub(crate) fn trace(&self, tracer: Arc<Tracer>) {
+        let _ = self.tracer.set(tracer);
+    }
+
     /// Records a decision, and logs it if it changed the count. It also becomes a past decision if it
-    /// changed the count, or if another rule than before keeps the count as it is.
-    pub(crate) fn note(&self, pool: &str, decision: &Decision, state: PoolState, now: Millis) {
+    /// changed the count, or if another rule than before keeps the count as it is. `waking` are the
+    /// places of the requests that brought it about, in their traces.
+    pub(crate) fn note(
+        &self,
+        pool: &str,
+        decision: &Decision,
+        state: PoolState,
+        waking: &[TraceContext],
+        now: Millis,
+    ) {
         let changed = decision.from != decision.desired;
         let mut current = self.current.lock();
         let before = current.get_mut(pool);
@@ -135,6 +153,9 @@ impl Decisions {
             Some(why) if changed => Some(LastChange { at_millis: now, why: why.clone() }),
             _ => before.and_then(|before| before.changed.take()),
         };
+        if let (Some(tracer), Some(why), true) = (self.tracer.get(), &sentence, changed) {
+            tracer.export(vec![spans::of(pool, decision, why, waking, now)]);
+        }
         let decision = decision.clone();
         let now = Current { at: now, decision, state, changed: last_change };
         let entry = sentence.as_ref().map(|why| now.entry(pool, why, false));
@@ -189,8 +210,9 @@ mod tests {
     fn current_decisions_come_first_even_if_they_change_nothing() {
         let decisions = Decisions::default();
         let held = Why::Held { held: 3, in_flight: 0, per_replica: 2 };
-        let note =
-            |pool: &str, at, of| decisions.note(pool, &of, PoolState::default(), Millis::new(at));
+        let note = |pool: &str, at, of| {
+            decisions.note(pool, &of, PoolState::default(), &[], Millis::new(at))
+        };
         note("a", 1_000, decision(0, 2, held));
         note("a", 2_000, decision(2, 2, Why::Steady));
         note("b", 2_500, decision(1, 1, Why::Panic));
@@ -230,7 +252,13 @@ mod tests {
     async fn a_pool_without_decisions_is_not_found_and_others_are_named() {
         let decisions = Arc::new(Decisions::default());
         let router = axum::Router::new().route("/decisions", decisions.route());
-        decisions.note("chat", &decision(0, 1, Why::Panic), PoolState::default(), Millis::ZERO);
+        decisions.note(
+            "chat",
+            &decision(0, 1, Why::Panic),
+            PoolState::default(),
+            &[],
+            Millis::ZERO,
+        );
         for (query, status, has) in [
             ("?pool=chat", StatusCode::OK, r#""pool":"chat""#),
             ("", StatusCode::OK, r#""pool":"chat""#),
@@ -246,11 +274,27 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_that_changes_the_count_is_exported_once() {
+        let sampler = forebay_telemetry::sampler::Sampler { ratio: 0.0, by_parent: true };
+        let (tracer, spans) = Tracer::collecting(sampler, std::time::Duration::MAX);
+        let decisions = Decisions::default();
+        let note = |of| decisions.note("p", &of, PoolState::default(), &[], Millis::ZERO);
+        note(decision(0, 1, Why::Panic));
+        assert_eq!(spans().len(), 0, "nothing is exported yet");
+        decisions.trace(Arc::new(tracer));
+        note(decision(1, 2, Why::Panic));
+        note(decision(2, 2, Why::Panic));
+        note(decision(2, 2, Why::Steady));
+        let names: Vec<_> = spans().into_iter().map(|span| span.name).collect();
+        assert_eq!(names, ["scale p"]);
+    }
+
+    #[test]
     fn a_limited_number_of_decisions_is_kept() {
         let decisions = Decisions::default();
         for n in 0..400 {
             let of = decision(n % 2, 1 - n % 2, Why::Minimum { because: None });
-            decisions.note("p", &of, PoolState::default(), Millis::new(n.into()));
+            decisions.note("p", &of, PoolState::default(), &[], Millis::new(n.into()));
         }
         let list = decisions.list(None);
         assert_eq!((list.len(), &list[1]["atMillis"]), (KEPT + 1, &json!(399)));

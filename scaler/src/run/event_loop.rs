@@ -260,7 +260,7 @@ impl Loop {
             let readings = managed.sources.readings();
             let step = managed.pool.step(&reports, &statuses, &readings, &managed.target, now);
             managed.metrics.reaction.record(began.elapsed());
-            note(managed, &step, now, &self.outputs.decisions, &self.outputs.board);
+            note(managed, &step, &reports, now, &self.outputs.decisions, &self.outputs.board);
             if self.outputs.last.get(&managed.pool.name) != Some(&step.replicas) {
                 changed.push((managed.pool.name.clone(), step.replicas));
             }

@@ -15,6 +15,7 @@ use crate::observe::sources::Sources;
 use crate::run::decisions::{Decisions, PoolState};
 use crate::run::metric::Metrics;
 use crate::run::pool::{PoolScaler, Step};
+use crate::run::spans;
 use crate::run::standing;
 use crate::view::Board;
 use crate::view::overview::StateCounts;
@@ -74,6 +75,7 @@ fn triggers(managed: &mut ManagedPool, proposals: &[Proposal]) {
 pub(super) fn note(
     managed: &mut ManagedPool,
     step: &Step,
+    reports: &[LastReport<'_>],
     now: Millis,
     decisions: &Decisions,
     board: &Board,
@@ -99,7 +101,8 @@ pub(super) fn note(
         cold_start: managed.pool.phases(),
         failed_start: replicas.failed_start.clone(),
     };
-    decisions.note(&managed.pool.name, decision, state, now);
+    let waking = spans::waking(decision, reports);
+    decisions.note(&managed.pool.name, decision, state, &waking, now);
     board.record(&managed.pool.name, standing::of(step, counts, now), now);
 }
 

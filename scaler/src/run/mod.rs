@@ -8,6 +8,7 @@ mod event_loop;
 mod managed_pool;
 pub(crate) mod metric;
 pub(crate) mod pool;
+mod spans;
 mod standing;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::PoolReplicas;
 use forebay_signals::publisher::Publisher;
+use forebay_telemetry::Telemetry;
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -221,6 +223,13 @@ impl Scaler {
             readiness,
             succession: succession_sender,
         })
+    }
+
+    /// Exports a span for each decision from now on, if traces are exported.
+    pub fn export_to(&self, telemetry: &Telemetry) {
+        if let Some(tracer) = &telemetry.tracer {
+            self.decisions.trace(Arc::clone(tracer));
+        }
     }
 
     /// Whether it can answer KEDA and gateways.
