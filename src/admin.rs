@@ -19,12 +19,14 @@ use forebay_scaler::{FromEndpoint, Readiness};
 use forebay_signals::Token;
 use tokio::time::timeout;
 
+mod otlp;
 mod port;
 mod recorder;
 mod scrape;
 mod session;
 
 pub(crate) use port::{Port, bind};
+pub(crate) use recorder::Figures;
 pub(crate) use scrape::{Scrape, install_metrics};
 
 use crate::console::{self, OtherLeader};
@@ -274,7 +276,7 @@ mod tests {
     use super::*;
 
     fn parts(heartbeats: Heartbeats) -> AdminParts {
-        let figures = recorder::Figures::default();
+        let figures = recorder::Figures::new([]);
         AdminParts {
             routes: Router::new().route("/echo", axum::routing::post(async |body: String| body)),
             scrape: Scrape::new(figures, |_| {}),

@@ -13,6 +13,7 @@ use crate::logging::Log;
 use crate::upgrade::Program;
 use crate::upgrade::new::Inherited;
 
+mod addresses;
 mod admin;
 mod check;
 mod console;
@@ -27,6 +28,7 @@ mod serve;
 mod shell;
 mod startable;
 mod stop_signals;
+mod telemetry;
 mod upgrade;
 mod usage;
 

@@ -10,19 +10,22 @@ use axum::Router;
 use forebay_base::open_files;
 use forebay_config::{Config, Discovery, Target};
 use forebay_discovery::Cluster;
-use forebay_gateway::{Busy, Gateway};
+use forebay_gateway::{Busy, Gateway, ProcessParts};
 use forebay_scaler::{Gateways, Scaler};
 use forebay_signals::Token;
+use forebay_telemetry::Exporter;
 use sd_notify::NotifyState;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::addresses::{advertised, url};
 use crate::admin::{self, Access, Port, Scrape};
 use crate::console;
 use crate::logging::Log;
 use crate::reload::{CONFIGURATION, ConfigFile};
 use crate::stop_signals::Signals;
+use crate::telemetry;
 use crate::upgrade::new::{Inherited, Predecessor};
 use crate::upgrade::old::{Candidate, Estate, Successor};
 use crate::upgrade::{Order, Orders, Program, Role};
@@ -33,6 +36,17 @@ pub(crate) enum Parts {
     Gateway,
     Scaler,
     Both,
+}
+
+impl Parts {
+    /// The name of this process among the services of OpenTelemetry.
+    fn service(self) -> &'static str {
+        match self {
+            Self::Gateway => "forebay-gateway",
+            Self::Scaler => "forebay-scaler",
+            Self::Both => "forebay",
+        }
+    }
 }
 
 /// Runs until SIGTERM or Ctrl-C, or until `program` has taken over. Follows `file`, if there is one.
@@ -89,6 +103,8 @@ struct Running {
     scaler: Option<Scaler>,
     admin: AdminPort,
     predecessor: Retirement,
+    /// Exports traces and metrics, if that is configured.
+    exporter: Option<Exporter>,
 }
 
 struct AdminPort {
@@ -134,6 +150,8 @@ impl Running {
         let cluster = if needs_cluster(config) { Some(Cluster::infer().await?) } else { None };
         let metrics = admin::install_metrics()?;
         log.show();
+        let exporter = telemetry::start(config, parts.service(), &metrics)?;
+        let exported = exporter.as_ref().map(Exporter::telemetry);
         let configured = config.admin.listen;
         let inherited = predecessor
             .as_mut()
@@ -155,8 +173,9 @@ impl Running {
             let sockets =
                 predecessor.as_mut().map(|predecessor| predecessor.sockets(Role::Clients, clients));
             let sockets = sockets.unwrap_or_default();
+            let process = ProcessParts { sockets, telemetry: exported.clone() };
             let gateway =
-                Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), sockets)?;
+                Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), process)?;
             routes = routes.merge(gateway.routes());
             if parts == Parts::Both && config.gateway.tls.is_none() {
                 routes = routes.merge(console::relay::routes(gateway.address()));
@@ -177,6 +196,9 @@ impl Running {
                     Scaler::prepare(config, gateways, &advertised, cluster, socket)?
                 }
             };
+            if let Some(exported) = &exported {
+                scaler.export_to(exported);
+            }
             routes = routes.merge(scaler.routes());
             routes = routes.merge(console::rehearsal::routes(scaler.rehearsable()));
             Some(scaler)
@@ -210,7 +232,7 @@ impl Running {
         }
         port.accept();
         let admin = AdminPort { configured, socket, port, _beating: beating };
-        Ok(Self { gateway, clients, scaler, admin, predecessor: leaving })
+        Ok(Self { gateway, clients, scaler, admin, predecessor: leaving, exporter })
     }
 
     fn announce(&self, config: &Config) {
@@ -275,7 +297,7 @@ impl Running {
         mut signals: Signals,
         log: &Log,
     ) -> ExitCode {
-        let Self { gateway, scaler, admin, predecessor, .. } = self;
+        let Self { gateway, scaler, admin, predecessor, exporter, .. } = self;
         let AdminPort { socket, port, _beating, .. } = admin;
         drop(socket);
         let finish = async {
@@ -300,7 +322,12 @@ impl Running {
             predecessor.stop.cancel();
             tracing::info!("shutting down: finishing requests in flight and held");
         }
-        let code = signals.or_at_once(shut_down(gateway, config), log).await;
+        let orderly = async {
+            let code = shut_down(gateway, config).await;
+            telemetry::finish(exporter).await;
+            code
+        };
+        let code = signals.or_at_once(orderly, log).await;
         tracing::info!("process {} has finished its requests", std::process::id());
         code
     }
@@ -310,7 +337,7 @@ impl Running {
         tracing::info!(
             "shutting down: finishing requests in flight and held (signal again to stop at once)"
         );
-        let Self { gateway, scaler, admin: _admin, predecessor, .. } = self;
+        let Self { gateway, scaler, admin: _admin, predecessor, exporter, .. } = self;
         let orderly = async {
             predecessor.stop.cancel();
             // Its requests run on the same replicas.
@@ -319,6 +346,7 @@ impl Running {
             if let Some(scaler) = scaler {
                 scaler.shutdown().await;
             }
+            telemetry::finish(exporter).await;
             code
         };
         let code = signals.or_at_once(orderly, log).await;
@@ -428,6 +456,9 @@ async fn follow(
         if config.admin != new.admin {
             later.push("admin".to_owned());
         }
+        if config.open_telemetry != new.open_telemetry {
+            later.push("openTelemetry".to_owned());
+        }
         if config.logging != new.logging {
             later.push("logging".to_owned());
         }
@@ -445,26 +476,6 @@ fn lasting(config: &Config) -> forebay_config::Scaler {
     forebay_config::Scaler { stale_after: Duration::ZERO, ..config.scaler.clone() }
 }
 
-/// The admin URL at which other scalers reach this one.
-fn advertised(config: &Config, admin: std::net::SocketAddr) -> anyhow::Result<String> {
-    let Some(election) = &config.scaler.leader_election else { return Ok(admin::own_url(admin)) };
-    if let Some(address) = &election.advertise {
-        return url(address);
-    }
-    match std::env::var("POD_IP") {
-        Ok(ip) => {
-            let ip: std::net::IpAddr =
-                ip.parse().with_context(|| format!("POD_IP: `{ip}` is not an IP address"))?;
-            Ok(format!("http://{}", std::net::SocketAddr::new(ip, admin.port())))
-        }
-        Err(_) if admin.ip().is_unspecified() => anyhow::bail!(
-            "scaler.leaderElection.advertise: other scalers must reach this one; give an address, \
-             or set POD_IP from the downward API"
-        ),
-        Err(_) => Ok(admin::own_url(admin)),
-    }
-}
-
 /// Whether discovery or a target needs Kubernetes.
 fn needs_cluster(config: &Config) -> bool {
     let found = |discovery: &Option<Discovery>| {
@@ -480,9 +491,4 @@ fn needs_cluster(config: &Config) -> bool {
             };
             target || found(&pool.discovery)
         })
-}
-
-/// An admin address as configured, with or without `http://`, as a base URL.
-fn url(address: &str) -> anyhow::Result<String> {
-    Ok(format!("http://{}", forebay_config::authority(address)?))
 }

@@ -9,29 +9,34 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
 
+use forebay_telemetry::metrics_proto::Metric;
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 use parking_lot::RwLock;
 
+use super::otlp::{self, Points};
+
 /// Every family of metrics by name.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Figures(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
     families: RwLock<BTreeMap<String, Arc<Family>>>,
     /// The bounds of each histogram by name.
     bounds: BTreeMap<&'static str, &'static [f64]>,
+    /// Since when counters count.
+    began: SystemTime,
 }
 
 /// The series with one name.
 struct Family {
     kind: Kind,
     help: RwLock<SharedString>,
-    /// By the text of their labels, without braces.
-    series: RwLock<BTreeMap<String, Series>>,
+    /// By the text of their labels, without braces. The key has the labels themselves.
+    series: RwLock<BTreeMap<String, (Key, Series)>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,7 +67,8 @@ impl Figures {
     /// No metrics yet. `bounds` has the bounds of each histogram by name.
     pub(crate) fn new(bounds: impl IntoIterator<Item = (&'static str, &'static [f64])>) -> Self {
         let bounds = bounds.into_iter().collect();
-        Self(Arc::new(Inner { families: RwLock::default(), bounds }))
+        let began = SystemTime::now();
+        Self(Arc::new(Inner { families: RwLock::default(), bounds, began }))
     }
 
     fn histogram(&self, name: &str) -> Kind {
@@ -91,26 +97,75 @@ impl Figures {
             return None;
         }
         let labels = labels(key);
-        if let Some(series) = family.series.read().get(&labels) {
+        if let Some((_, series)) = family.series.read().get(&labels) {
             return Some(series.clone());
         }
         let new = || match kind {
             Kind::Counter | Kind::Gauge => Series::Value(Arc::default()),
             Kind::Histogram(bounds) => Series::Buckets(Arc::new(Buckets::new(bounds))),
         };
-        Some(family.series.write().entry(labels).or_insert_with(new).clone())
+        let mut all = family.series.write();
+        let (_, series) = all.entry(labels).or_insert_with(|| (key.clone(), new()));
+        Some(series.clone())
     }
 
     /// Writes all series in Prometheus' text format, in the order of their names and labels.
     pub(crate) fn render(&self, text: &mut String) {
         let families = self.0.families.read().clone();
         for (name, family) in &families {
-            family.render(name, text);
+            // The figures by OpenTelemetry's own names are for OTLP alone.
+            if !name.contains('.') {
+                family.render(name, text);
+            }
         }
+    }
+
+    /// All figures as messages of OTLP, as they are `now`.
+    pub(crate) fn otlp(&self, now: SystemTime) -> Vec<Metric> {
+        let families = self.0.families.read().clone();
+        let all = families.iter().filter_map(|(name, family)| {
+            let points = family.points()?;
+            Some(otlp::metric(name, &family.help.read(), points, self.0.began, now))
+        });
+        all.collect()
     }
 }
 
 impl Family {
+    /// Its values now; `None` if it has none.
+    fn points(&self) -> Option<Points> {
+        let all = self.series.read();
+        if all.is_empty() {
+            return None;
+        }
+        let values = || {
+            all.values().filter_map(|(key, series)| match series {
+                Series::Value(value) => Some((key.clone(), value.load(Relaxed))),
+                Series::Buckets(_) => None,
+            })
+        };
+        Some(match self.kind {
+            Kind::Counter => Points::Counts(values().collect()),
+            Kind::Gauge => {
+                let numbers = values().map(|(key, bits)| (key, f64::from_bits(bits)));
+                Points::Numbers(numbers.collect())
+            }
+            Kind::Histogram(bounds) => {
+                let counts = |buckets: &Buckets| {
+                    buckets.counts.iter().map(|count| count.load(Relaxed)).collect()
+                };
+                let all = all.values().filter_map(|(key, series)| match series {
+                    Series::Buckets(buckets) => {
+                        let sum = f64::from_bits(buckets.sum.load(Relaxed));
+                        Some((key.clone(), counts(buckets), sum))
+                    }
+                    Series::Value(_) => None,
+                });
+                Points::Buckets(bounds, all.collect())
+            }
+        })
+    }
+
     fn render(&self, name: &str, text: &mut String) {
         let series = self.series.read();
         if series.is_empty() {
@@ -134,7 +189,7 @@ impl Family {
         let bounds = bounds.iter().map(|bound| format!("le=\"{bound}\""));
         let bounds: Vec<_> = bounds.chain(["le=\"+Inf\"".to_owned()]).collect();
         let [bucket, sum, count] = ["_bucket", "_sum", "_count"].map(|end| name.to_owned() + end);
-        for (labels, series) in &*series {
+        for (labels, (_, series)) in &*series {
             match (series, self.kind) {
                 (Series::Value(value), Kind::Gauge) => {
                     begin(text, name, labels, "");
@@ -316,8 +371,28 @@ wait_seconds_count{pool="a"} 7
     }
 
     #[test]
+    fn figures_by_opentelemetrys_names_are_exported_beside_the_others_and_not_shown() {
+        let figures = Figures::new([("wait_seconds", &[0.5, 1.0][..])]);
+        with_local_recorder(&figures, || {
+            describe_counter!("never_total", "Without series");
+            describe_histogram!("wait_seconds", "Waits");
+            counter!("requests_total", "pool" => "a").increment(2);
+            gauge!("depth").set(2.5);
+            histogram!("wait_seconds").record(0.75);
+            histogram!("gen_ai.server.request.duration").record(0.75);
+        });
+        let text = text(&figures);
+        assert!(text.contains("requests_total") && !text.contains("gen_ai"), "{text}");
+        let metrics = figures.otlp(SystemTime::now());
+        let names: Vec<_> = metrics.iter().map(|metric| metric.name.as_str()).collect();
+        let want = ["depth", "gen_ai.server.request.duration", "requests_total", "wait_seconds"];
+        assert_eq!(names, want);
+        assert_eq!(metrics[3].description, "Waits");
+    }
+
+    #[test]
     fn a_series_that_is_registered_again_goes_on() {
-        let figures = Figures::default();
+        let figures = Figures::new([]);
         with_local_recorder(&figures, || {
             (0..3).for_each(|_| counter!("requests_total", "pool" => "a").increment(1));
             gauge!("requests_total", "pool" => "a").set(9.0);

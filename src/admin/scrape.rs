@@ -36,6 +36,7 @@ pub(crate) fn install_metrics() -> anyhow::Result<Figures> {
     forebay_base::describe();
     forebay_gateway::describe();
     forebay_scaler::describe();
+    forebay_telemetry::describe();
     let commit = env!("FOREBAY_COMMIT").trim_start_matches([' ', '(']).trim_end_matches(')');
     forebay_base::set_build_info(env!("CARGO_PKG_VERSION"), commit);
     forebay_base::loaded(CONFIGURATION);
@@ -159,7 +160,7 @@ mod tests {
 
     fn scrape(more: &str) -> Scrape {
         let more = more.to_owned();
-        Scrape::new(Figures::default(), move |text| text.push_str(&more))
+        Scrape::new(Figures::new([]), move |text| text.push_str(&more))
     }
 
     #[tokio::test]

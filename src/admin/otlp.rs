@@ -1,0 +1,141 @@
+//! The figures as messages of OTLP. Pure.
+
+use std::time::SystemTime;
+
+use forebay_telemetry::metrics_proto::metric::Data;
+use forebay_telemetry::metrics_proto::number_data_point::Value as NumberValue;
+use forebay_telemetry::metrics_proto::{
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum,
+};
+use forebay_telemetry::span::{Value, attribute, nanos};
+use metrics::Key;
+
+/// One figure, with its values under their labels.
+pub(super) enum Points {
+    /// A count that only grows.
+    Counts(Vec<(Key, u64)>),
+    /// Numbers that go up and down.
+    Numbers(Vec<(Key, f64)>),
+    /// Counts by bucket with the sum of all values, and the buckets' upper bounds but the last.
+    Buckets(&'static [f64], Vec<(Key, Vec<u64>, f64)>),
+}
+
+/// The figure `name` as it is `now`, counted since `began`.
+pub(super) fn metric(
+    name: &str,
+    help: &str,
+    points: Points,
+    began: SystemTime,
+    now: SystemTime,
+) -> Metric {
+    let (start_time_unix_nano, time_unix_nano) = (nanos(began), nanos(now));
+    let attributes = |key: &Key| {
+        let labels = key.labels();
+        labels.map(|label| attribute(label.key(), Value::from(label.value()))).collect()
+    };
+    let number = |key: &Key, value| NumberDataPoint {
+        attributes: attributes(key),
+        start_time_unix_nano,
+        time_unix_nano,
+        value: Some(value),
+        ..NumberDataPoint::default()
+    };
+    let aggregation_temporality = AggregationTemporality::Cumulative.into();
+    let data = match points {
+        Points::Counts(counts) => {
+            let value = |count| NumberValue::AsInt(i64::try_from(count).unwrap_or(i64::MAX));
+            let counts = counts.iter().map(|(key, count)| number(key, value(*count)));
+            let data_points = counts.collect();
+            Data::Sum(Sum { data_points, aggregation_temporality, is_monotonic: true })
+        }
+        Points::Numbers(numbers) => {
+            let numbers =
+                numbers.iter().map(|(key, value)| number(key, NumberValue::AsDouble(*value)));
+            Data::Gauge(Gauge { data_points: numbers.collect() })
+        }
+        Points::Buckets(bounds, all) => {
+            let all = all.into_iter().map(|(key, bucket_counts, sum)| HistogramDataPoint {
+                attributes: attributes(&key),
+                start_time_unix_nano,
+                time_unix_nano,
+                count: bucket_counts.iter().sum(),
+                sum: Some(sum),
+                bucket_counts,
+                explicit_bounds: bounds.to_vec(),
+                ..HistogramDataPoint::default()
+            });
+            Data::Histogram(Histogram { data_points: all.collect(), aggregation_temporality })
+        }
+    };
+    Metric {
+        name: name.to_owned(),
+        description: help.to_owned(),
+        unit: unit(name).to_owned(),
+        data: Some(data),
+        ..Metric::default()
+    }
+}
+
+/// The unit in OpenTelemetry's notation (UCUM), by the end of the name.
+fn unit(name: &str) -> &'static str {
+    match name.strip_suffix("_total").unwrap_or(name) {
+        "gen_ai.client.token.usage" => "{token}",
+        name if name.starts_with("gen_ai.") => "s",
+        name if name.ends_with("_seconds") => "s",
+        name if name.ends_with("_bytes") => "By",
+        name if name.ends_with("_tokens") => "{token}",
+        _ => "1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn each_kind_of_figure_has_its_kind_of_data() {
+        let key = || Key::from_parts("x", vec![metrics::Label::new("pool", "a")]);
+        let (began, now) = (UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(1));
+        let made = |name, points| metric(name, "Words", points, began, now);
+
+        let counter = made("forebay_requests_total", Points::Counts(vec![(key(), 3)]));
+        let Some(Data::Sum(sum)) = counter.data else { panic!("{counter:?}") };
+        assert!(sum.is_monotonic);
+        assert_eq!(sum.aggregation_temporality, AggregationTemporality::Cumulative as i32);
+        let [point] = sum.data_points.as_slice() else { panic!("{sum:?}") };
+        assert_eq!(point.value, Some(NumberValue::AsInt(3)));
+        assert_eq!(point.attributes, [attribute("pool", Value::from("a"))]);
+        assert_eq!((point.start_time_unix_nano, point.time_unix_nano), (0, 1_000_000_000));
+
+        let gauge = made("forebay_queue_bytes", Points::Numbers(vec![(key(), 2.5)]));
+        assert_eq!((gauge.unit.as_str(), gauge.description.as_str()), ("By", "Words"));
+        let Some(Data::Gauge(gauge)) = gauge.data else { panic!("{gauge:?}") };
+        assert_eq!(gauge.data_points[0].value, Some(NumberValue::AsDouble(2.5)));
+
+        let buckets = Points::Buckets(&[0.5, 1.0], vec![(key(), vec![1, 0, 2], 7.25)]);
+        let histogram = made("gen_ai.server.request.duration", buckets);
+        assert_eq!(histogram.unit, "s");
+        let Some(Data::Histogram(histogram)) = histogram.data else { panic!("{histogram:?}") };
+        let point = &histogram.data_points[0];
+        assert_eq!((point.count, point.sum), (3, Some(7.25)));
+        assert_eq!(
+            (&point.bucket_counts[..], &point.explicit_bounds[..]),
+            (&[1, 0, 2][..], &[0.5, 1.0][..])
+        );
+    }
+
+    #[test]
+    fn units_are_known_by_the_names() {
+        for (name, want) in [
+            ("forebay_ttft_seconds", "s"),
+            ("forebay_process_cpu_seconds_total", "s"),
+            ("forebay_prompt_tokens_total", "{token}"),
+            ("gen_ai.client.token.usage", "{token}"),
+            ("forebay_queue_depth", "1"),
+        ] {
+            assert_eq!(unit(name), want, "{name}");
+        }
+    }
+}
