@@ -61,7 +61,7 @@ pods when the ConfigMap changes. */}}
 {{- define "forebay.checksum" -}}
 {{- $root := index . 0 -}}
 {{- $config := include "forebay.config" $root | fromYaml -}}
-{{- $start := pick $config "admin" "logging" -}}
+{{- $start := pick $config "admin" "logging" "openTelemetry" -}}
 {{- if eq (index . 1) "gateway" -}}
 {{- $_ := set $start "gateway" (pick $config.gateway "listen" "threads" "scaler" "recordArrivals") -}}
 {{- $_ := set $start "writeTimeout" (dig "limits" "writeTimeout" "" $config.gateway) -}}

@@ -98,6 +98,10 @@ env:
     valueFrom: {fieldRef: {fieldPath: metadata.name}}
   - name: POD_IP
     valueFrom: {fieldRef: {fieldPath: status.podIP}}
+  {{- if (include "forebay.config" $root | fromYaml).openTelemetry }}
+  - name: OTEL_RESOURCE_ATTRIBUTES
+    value: k8s.namespace.name={{ $root.Release.Namespace }},k8s.pod.name=$(POD_NAME)
+  {{- end }}
   {{- with $values.extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
 startupProbe:
   httpGet: {path: /healthz, port: admin}
