@@ -5,6 +5,7 @@
 //! - [`prompt`]: the content of a prompt, as hashes of its blocks
 //! - [`prefix`]: what endpoints remember of prompts
 //! - [`models`]: which endpoint knows which model
+//! - [`room`]: how many requests an endpoint can take
 //! - [`retry_budget`]: the bound on retries in a failing pool
 //! - [`objective`]: from when on a request can't meet its pool's objective
 //! - [`eta`]: when a held request will start, and whether that is in time
@@ -20,3 +21,4 @@ pub mod prefix;
 pub mod prompt;
 pub mod queue;
 pub mod retry_budget;
+pub mod room;

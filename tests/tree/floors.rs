@@ -25,6 +25,7 @@ pub(crate) const CRATES: &[Crate] = &[
             "retry_budget",
             "objective",
             "eta",
+            "room",
             "models",
             "prompt",
             "prefix",

@@ -11,6 +11,7 @@
 //! - `silence.rs`: an endpoint that has work and produces nothing
 //! - `process.rs`: the server process at the endpoint
 //! - `pod.rs`: its pod, as discovery reports it
+//! - `room.rs`: how many requests it can take
 //!
 //! Pure: callers pass `now`. The probes are in `probe.rs`.
 
@@ -33,12 +34,15 @@ use probing::Probing;
 pub(crate) use probing::{Due, SPREAD, Urgency};
 use process::Lifecycle;
 pub(crate) use process::Process;
+use room::EndpointRoom;
+pub(crate) use room::Warming;
 use silence::Work;
 pub(crate) use silence::{Awakened, Evictions, Pulse};
 
 mod pod;
 mod probing;
 mod process;
+mod room;
 mod silence;
 
 const FIRST_EJECTION: Duration = Duration::from_millis(250);
@@ -60,6 +64,7 @@ pub(crate) struct Endpoint {
     behaviour: Behaviour,
     probing: Probing,
     work: Work,
+    room: EndpointRoom,
     lifecycle: Lifecycle,
     /// Each token is cancelled to evict requests, and then replaced by a new one.
     evictions: Arc<Evictions>,
@@ -153,6 +158,7 @@ impl Endpoint {
             behaviour: Behaviour::default(),
             probing: Probing::new(now),
             work: Work::new(now),
+            room: EndpointRoom::new(now),
             lifecycle: Lifecycle::new(),
             evictions: Arc::default(),
             pod: Pod::default(),
@@ -238,6 +244,7 @@ impl Endpoint {
         }
         if self.lifecycle.answered() {
             self.work.owe_nothing(now);
+            self.room.begin_anew();
         }
         self.standing = Standing::Up;
         self.once_ready = true;
@@ -331,7 +338,8 @@ impl Endpoint {
     /// The number of further requests that it can take.
     pub(crate) fn room(&self, now: Instant) -> u32 {
         let full = self.behaviour.full_until.is_some_and(|until| now < until);
-        if self.is_ready() && !full { self.rules.limit.saturating_sub(self.in_flight()) } else { 0 }
+        let room = self.rules.limit.saturating_sub(self.in_flight());
+        if self.is_ready() && !full { room.min(self.room.left(now)) } else { 0 }
     }
 
     /// How many requests it has room for in all, taken places included. An ejected one may be back
@@ -361,13 +369,13 @@ impl Endpoint {
         &self.counts.totals
     }
 
-    pub(crate) fn signals(&self) -> EndpointSignals {
+    pub(crate) fn signals(&self, now: Instant) -> EndpointSignals {
         let mut signals = EndpointSignals {
             health: self.health(),
             phase: self.pod.phase,
             reason: self.why(),
             in_flight: self.in_flight(),
-            limit: self.rules.limit,
+            limit: self.rules.limit.min(self.room.allowed(now)),
             completed: self.counts.completed,
             failed: self.counts.failed,
             ..EndpointSignals::default()

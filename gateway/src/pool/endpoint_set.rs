@@ -16,7 +16,7 @@ use forebay_scheduling::pick::{Candidates, EndpointId, Picker};
 use forebay_signals::Health;
 use tokio::time::Instant;
 
-use crate::pool::endpoint::{Awakened, Endpoint};
+use crate::pool::endpoint::{Awakened, Endpoint, Warming};
 
 /// Every endpoint of a pool.
 #[derive(Default)]
@@ -115,13 +115,20 @@ impl EndpointSet {
         }
     }
 
-    /// Gives an endpoint a request.
-    pub(super) fn give(&mut self, id: EndpointId, now: Instant) -> Option<(SocketAddr, &Endpoint)> {
+    /// Gives an endpoint a request. `streamed`: its first token will be seen. Returns the request's
+    /// part in the endpoint's slow start, too.
+    pub(super) fn give(
+        &mut self,
+        id: EndpointId,
+        streamed: bool,
+        now: Instant,
+    ) -> Option<(SocketAddr, &Endpoint, Option<Warming>)> {
         let tracked = self.tracked.get_mut(id.number())?.as_mut()?;
         tracked.endpoint.given(now);
+        let warming = tracked.endpoint.warm_up(streamed, now);
         self.update(id, now, true);
         let tracked = self.tracked[id.number()].as_ref()?;
-        Some((tracked.address, &tracked.endpoint))
+        Some((tracked.address, &tracked.endpoint, warming))
     }
 
     /// Takes the models that an endpoint lists; true if they are others than before. Each name

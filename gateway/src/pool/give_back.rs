@@ -118,6 +118,9 @@ impl Pool {
                 End::Dropped => {}
             }
             endpoint.given_back(slot.kind == Kind::Session, now);
+            if let Some(warming) = slot.warming {
+                endpoint.warming_ended(warming, *end == End::Complete, now);
+            }
             drained = endpoint.health() == Health::Draining && endpoint.in_flight() == 0;
             drained && endpoint.is_gone()
         });

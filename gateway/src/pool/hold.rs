@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forebay_config::HoldOrder;
 use forebay_scheduling::eta::TooLate;
-use forebay_scheduling::pick::{Choice, Requirements};
+use forebay_scheduling::pick::{Choice, EndpointId, Given, Requirements};
 use forebay_scheduling::queue::Place;
 use forebay_signals::estimated_tokens;
 use tokio::sync::oneshot;
@@ -17,6 +17,7 @@ use super::slot::{Slot, Turn};
 use super::ticket::{Fallback, Ticket};
 use crate::answer::refusal::Refusal;
 use crate::net::clock;
+use crate::pool::endpoint::Warming;
 
 /// An admitted request.
 enum Admission<'a> {
@@ -223,11 +224,36 @@ impl Pool {
         tokens: u64,
         now: Instant,
     ) -> Option<Slot> {
-        let (address, endpoint) = state.endpoints.give(choice.id, now)?;
+        let (address, endpoint, warming) =
+            state.endpoints.give(choice.id, request.streamed, now)?;
         let mut slot = Slot::new(self, (choice.id, address), tokens, endpoint);
+        slot.warming = warming;
         slot.given = state.given(choice, request, now);
         state.admitted.in_flight_tokens += tokens;
         Some(slot)
+    }
+
+    /// Takes the first token of a request, which makes room for others at an endpoint that starts
+    /// slowly.
+    pub(super) fn take_first_token(
+        self: &Arc<Self>,
+        id: EndpointId,
+        given: Option<&mut Given>,
+        warming: Option<&mut Warming>,
+        at: Instant,
+    ) {
+        let mut state = self.scheduling.lock();
+        if let Some(given) = given {
+            state.first_token(given, at);
+        }
+        let Some(warming) = warming else { return };
+        let now = clock::now();
+        let room = state.endpoints.change(id, now, |endpoint| endpoint.warmed(warming, now));
+        if room == Some(true) {
+            let deferred = self.release_held(&mut state, now);
+            drop(state);
+            deferred.run(self);
+        }
     }
 
     /// Releases held requests as long as an endpoint has room for any of them.

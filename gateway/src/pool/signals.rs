@@ -28,7 +28,7 @@ impl Pool {
         let state = self.scheduling.lock();
         let endpoints = state.endpoints.iter();
         let endpoints: Vec<_> =
-            endpoints.map(|(address, endpoint)| (address, endpoint.signals())).collect();
+            endpoints.map(|(address, endpoint)| (address, endpoint.signals(now))).collect();
         let pods = state.pending_pods.iter();
         let pods = pods.map(|(name, (pod, _))| (name.clone(), Some(pod.clone())));
         let in_flight = endpoints.iter().map(|(_, endpoint)| endpoint.in_flight).sum();

@@ -15,7 +15,7 @@ use crate::answer::fingerprint::Fingerprint;
 use crate::answer::meter::Tokens;
 use crate::figures::endpoint_totals::EndpointTotals;
 use crate::net::clock;
-use crate::pool::endpoint::{Endpoint, Evictions, Process, Pulse};
+use crate::pool::endpoint::{Endpoint, Evictions, Process, Pulse, Warming};
 
 /// How a try at an endpoint ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub(crate) struct Slot {
     pub(super) turn: Option<Turn>,
     /// The request as the pool's picker knows it; `None` if that learns nothing from it.
     pub(super) given: Option<Box<Given>>,
+    /// Its part in the slow start of its endpoint; `None` at one that has its whole room.
+    pub(super) warming: Option<Warming>,
     pulse: Pulse,
     pub(super) kind: Kind,
     pub(super) evictions: Arc<Evictions>,
@@ -103,6 +105,7 @@ impl Slot {
             end: Some(End::Dropped),
             turn: None,
             given: None,
+            warming: None,
             pulse: endpoint.pulse(),
             kind: Kind::Engine,
             evictions: endpoint.evictions(),
@@ -184,12 +187,12 @@ impl Slot {
     }
 
     /// Notes the first token of a stream. The first call takes the lock if the pool's picker learns
-    /// from it.
+    /// from it, or if the endpoint starts slowly.
     pub(crate) fn first_token(&mut self, at: Instant) {
-        if let Some(given) = &mut self.given
-            && !given.is_answered()
-        {
-            self.pool.scheduling.lock().first_token(given, at);
+        let given = self.given.as_mut().filter(|given| !given.is_answered());
+        let warming = self.warming.as_mut().filter(|warming| warming.waits());
+        if given.is_some() || warming.is_some() {
+            self.pool.take_first_token(self.id, given.map(|given| &mut **given), warming, at);
         }
     }
 

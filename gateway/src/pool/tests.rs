@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::refusal::Refusal;
-use crate::pool::endpoint::{Probe, Probed};
+use crate::pool::endpoint::{Endpoint, Probe, Probed};
 
 mod endpoints;
 mod failed_start;
@@ -19,6 +19,7 @@ mod locking;
 mod overload;
 mod pick;
 mod retries;
+mod slow_start;
 
 fn pool(settings: &str) -> Arc<Pool> {
     let settings: serde_json::Value = serde_json::from_str(settings).expect("valid");
@@ -44,7 +45,24 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
+/// An endpoint that answers, and has its whole room.
 fn ready(pool: &Arc<Pool>, port: u16) {
+    cold(pool, port);
+    warm(pool, address(port));
+}
+
+/// Gives an endpoint its whole room at once.
+fn warm(pool: &Arc<Pool>, address: SocketAddr) {
+    let mut state = pool.scheduling.lock();
+    let (id, now) = (state.endpoints.id(address).expect("added"), Instant::now());
+    state.endpoints.change(id, now, Endpoint::is_warm);
+    let deferred = pool.release_held(&mut state, now);
+    drop(state);
+    deferred.run(pool);
+}
+
+/// An endpoint whose server has just begun, and answers.
+fn cold(pool: &Arc<Pool>, port: u16) {
     pool.add_endpoint(address(port));
     pool.probed(address(port), Probe::Health, Probed::Answered);
 }

@@ -214,7 +214,11 @@ impl Endpoint {
 
     /// The next moment at which time alone may change whether it gets requests, if there is one.
     pub(crate) fn changes_at(&self, now: Instant) -> Option<Instant> {
-        let moments = [self.work.suspect_at(self.rules.freeze), self.behaviour.full_until];
+        let moments = [
+            self.work.suspect_at(self.rules.freeze),
+            self.behaviour.full_until,
+            self.room.changes_at(),
+        ];
         moments.into_iter().flatten().filter(|at| now < *at).min()
     }
 

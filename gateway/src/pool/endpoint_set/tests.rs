@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::answer::failure::{Cause, Failure};
-use crate::pool::endpoint::{Due, Probed, Pulse, Rules};
+use crate::pool::endpoint::{Due, Probed, Pulse, Rules, Warming};
 
 const RULES: Rules = Rules { limit: 2, eject_after: 2, freeze: Duration::from_secs(3) };
 
@@ -18,11 +18,15 @@ enum Event {
     Probe {
         answers: bool,
     },
-    Given,
+    Given {
+        streamed: bool,
+    },
     /// A request ends there.
     Ended {
         failure: Option<Cause>,
     },
+    /// The first token of a request comes.
+    FirstToken,
     SessionBegins,
     /// Something comes from the engine.
     Beat,
@@ -45,8 +49,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Left),
         1 => Just(Event::ComesBack),
         6 => prop::bool::weighted(0.8).prop_map(|answers| Event::Probe { answers }),
-        6 => Just(Event::Given),
+        6 => any::<bool>().prop_map(|streamed| Event::Given { streamed }),
         4 => failure.prop_map(|failure| Event::Ended { failure }),
+        3 => Just(Event::FirstToken),
         1 => Just(Event::SessionBegins),
         4 => Just(Event::Beat),
         1 => any::<bool>().prop_map(Event::Drain),
@@ -58,10 +63,16 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Makes the event happen. `pulses`: what requests at the endpoints hold of their engines.
+/// What the requests at an endpoint hold of it: its pulse, and their parts in its slow start.
+struct Held {
+    pulse: Pulse,
+    warming: Vec<Warming>,
+}
+
+/// Makes the event happen. `held`: what requests hold of their endpoints.
 fn happen(
     set: &mut EndpointSet,
-    pulses: &mut BTreeMap<u16, Pulse>,
+    held: &mut BTreeMap<u16, Held>,
     (port, event): (u16, Event),
     now: Instant,
 ) {
@@ -77,7 +88,7 @@ fn happen(
         Event::Left => {
             if set.change(id, now, Endpoint::leave) == Some(false) {
                 set.remove(id);
-                pulses.remove(&port);
+                held.remove(&port);
             }
         }
         Event::ComesBack => {
@@ -94,13 +105,24 @@ fn happen(
                 }
             });
         }
-        Event::Given => {
+        Event::Given { streamed } => {
             if set.candidates().get(id).is_some_and(|candidate| candidate.room > 0) {
-                let (_, endpoint) = set.give(id, now).expect("it is there");
-                pulses.insert(port, endpoint.pulse());
+                let (_, endpoint, warming) = set.give(id, streamed, now).expect("it is there");
+                let pulse = endpoint.pulse();
+                let held = held
+                    .entry(port)
+                    .or_insert_with(|| Held { pulse: pulse.clone(), warming: Vec::new() });
+                held.pulse = pulse;
+                held.warming.extend(warming);
+            }
+        }
+        Event::FirstToken => {
+            if let Some(warming) = held.get_mut(&port).and_then(|held| held.warming.first_mut()) {
+                set.change(id, now, |endpoint| endpoint.warmed(warming, now));
             }
         }
         Event::Ended { failure } => {
+            let warming = held.get_mut(&port).and_then(|held| held.warming.pop());
             set.change(id, now, |endpoint| {
                 if endpoint.in_flight() > 0 {
                     match failure {
@@ -110,6 +132,9 @@ fn happen(
                         }
                     }
                     endpoint.given_back(false, now);
+                }
+                if let Some(warming) = warming {
+                    endpoint.warming_ended(warming, failure.is_none(), now);
                 }
             });
         }
@@ -121,8 +146,8 @@ fn happen(
             });
         }
         Event::Beat => {
-            if let Some(pulse) = pulses.get(&port) {
-                pulse.beat(now);
+            if let Some(held) = held.get(&port) {
+                held.pulse.beat(now);
             }
         }
         Event::Drain(draining) => {
@@ -139,9 +164,9 @@ proptest! {
         events in prop::collection::vec((0..4u16, any_event(), 0..1500u64), 0..80),
     ) {
         let mut now = Instant::now();
-        let (mut set, mut pulses) = (EndpointSet::default(), BTreeMap::new());
+        let (mut set, mut held) = (EndpointSet::default(), BTreeMap::new());
         for (port, event, ms) in events {
-            happen(&mut set, &mut pulses, (port, event), now);
+            happen(&mut set, &mut held, (port, event), now);
             now += Duration::from_millis(ms);
             set.advance(now);
             let walk: Vec<(Option<Candidate>, Candidate)> = set

@@ -233,6 +233,7 @@ async fn a_request_that_lost_its_replica_prefers_one_that_was_started_since() {
     pool.probed(ended, Probe::Token, Probed::Unreachable("refused".into()));
     tokio::time::advance(Duration::from_secs(1)).await;
     pool.probed(ended, Probe::Health, Probed::Answered);
+    warm(&pool, ended);
     for _ in 0..5 {
         let slot = pool.hold(&mut ticket).await.expect("ready");
         assert_eq!(slot.address, ended, "its restart is behind it");
