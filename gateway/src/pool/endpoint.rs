@@ -34,7 +34,6 @@ use probing::Probing;
 pub(crate) use probing::{Due, SPREAD, Urgency};
 use process::Lifecycle;
 pub(crate) use process::Process;
-use room::EndpointRoom;
 pub(crate) use room::Warming;
 use silence::Work;
 pub(crate) use silence::{Awakened, Evictions, Pulse};
@@ -64,7 +63,6 @@ pub(crate) struct Endpoint {
     behaviour: Behaviour,
     probing: Probing,
     work: Work,
-    room: EndpointRoom,
     lifecycle: Lifecycle,
     /// Each token is cancelled to evict requests, and then replaced by a new one.
     evictions: Arc<Evictions>,
@@ -158,7 +156,6 @@ impl Endpoint {
             behaviour: Behaviour::default(),
             probing: Probing::new(now),
             work: Work::new(now),
-            room: EndpointRoom::new(now),
             lifecycle: Lifecycle::new(),
             evictions: Arc::default(),
             pod: Pod::default(),
@@ -244,7 +241,7 @@ impl Endpoint {
         }
         if self.lifecycle.answered() {
             self.work.owe_nothing(now);
-            self.room.begin_anew();
+            self.work.room.begin_anew();
         }
         self.standing = Standing::Up;
         self.once_ready = true;
@@ -339,7 +336,7 @@ impl Endpoint {
     pub(crate) fn room(&self, now: Instant) -> u32 {
         let full = self.behaviour.full_until.is_some_and(|until| now < until);
         let room = self.rules.limit.saturating_sub(self.in_flight());
-        if self.is_ready() && !full { room.min(self.room.left(now)) } else { 0 }
+        if self.is_ready() && !full { room.min(self.work.room.left(now)) } else { 0 }
     }
 
     /// How many requests it has room for in all, taken places included. An ejected one may be back
@@ -375,7 +372,7 @@ impl Endpoint {
             phase: self.pod.phase,
             reason: self.why(),
             in_flight: self.in_flight(),
-            limit: self.rules.limit.min(self.room.allowed(now)),
+            limit: self.rules.limit.min(self.work.room.allowed(now)),
             completed: self.counts.completed,
             failed: self.counts.failed,
             ..EndpointSignals::default()

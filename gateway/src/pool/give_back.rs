@@ -34,7 +34,7 @@ impl Slot {
         failure: Failure,
     ) -> Result<(), Refusal> {
         self.end = None;
-        let given = self.given.take();
+        let given = self.lessons.given.take();
         self.pool.give_back_failed(&self, given, ticket, failure)
     }
 }
@@ -118,7 +118,7 @@ impl Pool {
                 End::Dropped => {}
             }
             endpoint.given_back(slot.kind == Kind::Session, now);
-            if let Some(warming) = slot.warming {
+            if let Some(warming) = slot.lessons.warming {
                 endpoint.warming_ended(warming, *end == End::Complete, now);
             }
             drained = endpoint.health() == Health::Draining && endpoint.in_flight() == 0;

@@ -226,9 +226,8 @@ impl Pool {
     ) -> Option<Slot> {
         let (address, endpoint, warming) =
             state.endpoints.give(choice.id, request.streamed, now)?;
-        let mut slot = Slot::new(self, (choice.id, address), tokens, endpoint);
-        slot.warming = warming;
-        slot.given = state.given(choice, request, now);
+        let mut slot = Slot::new(self, (choice.id, address), tokens, (endpoint, warming));
+        slot.lessons.given = state.given(choice, request, now);
         state.admitted.in_flight_tokens += tokens;
         Some(slot)
     }

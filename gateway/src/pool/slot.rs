@@ -38,6 +38,14 @@ impl End {
     }
 }
 
+/// A request as the pool learns from it.
+pub(super) struct Lessons {
+    /// As the pool's picker knows it; `None` if that learns nothing from it.
+    pub(super) given: Option<Box<Given>>,
+    /// Its part in the slow start of its endpoint; `None` at one that has its whole room.
+    pub(super) warming: Option<Warming>,
+}
+
 /// A request's place at an endpoint. Dropping it counts as the client's leaving.
 #[must_use = "dropping it ends the request's accounting"]
 pub(crate) struct Slot {
@@ -50,10 +58,7 @@ pub(crate) struct Slot {
     /// `None` once the place is given back.
     pub(super) end: Option<End>,
     pub(super) turn: Option<Turn>,
-    /// The request as the pool's picker knows it; `None` if that learns nothing from it.
-    pub(super) given: Option<Box<Given>>,
-    /// Its part in the slow start of its endpoint; `None` at one that has its whole room.
-    pub(super) warming: Option<Warming>,
+    pub(super) lessons: Lessons,
     pulse: Pulse,
     pub(super) kind: Kind,
     pub(super) evictions: Arc<Evictions>,
@@ -95,7 +100,7 @@ impl Slot {
         pool: &Arc<Pool>,
         (id, address): (EndpointId, SocketAddr),
         tokens: u64,
-        endpoint: &Endpoint,
+        (endpoint, warming): (&Endpoint, Option<Warming>),
     ) -> Self {
         Self {
             pool: Arc::clone(pool),
@@ -104,8 +109,7 @@ impl Slot {
             tokens,
             end: Some(End::Dropped),
             turn: None,
-            given: None,
-            warming: None,
+            lessons: Lessons { given: None, warming },
             pulse: endpoint.pulse(),
             kind: Kind::Engine,
             evictions: endpoint.evictions(),
@@ -159,7 +163,7 @@ impl Slot {
     /// Takes the answer's tokens so far. Those beyond a usual answer are charged to the tenant while
     /// they come, not when a long answer is over.
     pub(crate) fn tokens(&mut self, tokens: &Tokens) {
-        if let Some(given) = &mut self.given {
+        if let Some(given) = &mut self.lessons.given {
             given.set_usage(Usage {
                 prompt: tokens.prompt.unwrap_or(0),
                 cached: tokens.cached,
@@ -181,7 +185,7 @@ impl Slot {
 
     /// Takes the time for which the client kept the answer waiting, which is not the replica's.
     pub(crate) fn client_was_slow(&mut self, time: Duration) {
-        if let Some(given) = &mut self.given {
+        if let Some(given) = &mut self.lessons.given {
             given.set_client_time(time);
         }
     }
@@ -189,8 +193,8 @@ impl Slot {
     /// Notes the first token of a stream. The first call takes the lock if the pool's picker learns
     /// from it, or if the endpoint starts slowly.
     pub(crate) fn first_token(&mut self, at: Instant) {
-        let given = self.given.as_mut().filter(|given| !given.is_answered());
-        let warming = self.warming.as_mut().filter(|warming| warming.waits());
+        let given = self.lessons.given.as_mut().filter(|given| !given.is_answered());
+        let warming = self.lessons.warming.as_mut().filter(|warming| warming.waits());
         if given.is_some() || warming.is_some() {
             self.pool.take_first_token(self.id, given.map(|given| &mut **given), warming, at);
         }
@@ -225,7 +229,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(end) = self.end.take() {
-            let given = self.given.take();
+            let given = self.lessons.given.take();
             self.pool.give_back(self, given, &end);
         }
     }

@@ -65,8 +65,8 @@ impl Endpoint {
     /// Counts a request that it is given into its slow start, if that goes on. `streamed`: its first
     /// token will be seen.
     pub(crate) fn warm_up(&mut self, streamed: bool, now: Instant) -> Option<Warming> {
-        let at = self.room.at(now);
-        let part = self.room.slow_start.as_mut()?.given(streamed, at);
+        let at = self.work.room.at(now);
+        let part = self.work.room.slow_start.as_mut()?.given(streamed, at);
         Some(Warming { part, process: self.process().id() })
     }
 
@@ -88,11 +88,11 @@ impl Endpoint {
         now: Instant,
         step: impl FnOnce(&mut SlowStart, Duration),
     ) -> bool {
-        let (at, same) = (self.room.at(now), process == self.process().id());
-        let Some(start) = self.room.slow_start.as_mut().filter(|_| same) else { return false };
+        let (at, same) = (self.work.room.at(now), process == self.process().id());
+        let Some(start) = self.work.room.slow_start.as_mut().filter(|_| same) else { return false };
         step(start, at);
         if start.allowed(at) >= self.rules.limit {
-            self.room.slow_start = None;
+            self.work.room.slow_start = None;
         }
         true
     }
@@ -100,6 +100,6 @@ impl Endpoint {
     /// Gives it its whole room at once.
     #[cfg(test)]
     pub(crate) fn is_warm(&mut self) {
-        self.room.slow_start = None;
+        self.work.room.slow_start = None;
     }
 }

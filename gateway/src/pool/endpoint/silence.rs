@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::room::EndpointRoom;
 use super::{Endpoint, Standing};
 
 /// How long an endpoint can't be reached and sends nothing before it counts as gone.
@@ -121,6 +122,7 @@ pub(super) struct Work {
     in_flight: u32,
     /// Sessions among those in flight.
     sessions: u32,
+    pub(super) room: EndpointRoom,
 }
 
 impl Work {
@@ -131,6 +133,7 @@ impl Work {
             idle_since: Some(now),
             in_flight: 0,
             sessions: 0,
+            room: EndpointRoom::new(now),
         }
     }
 
@@ -217,7 +220,7 @@ impl Endpoint {
         let moments = [
             self.work.suspect_at(self.rules.freeze),
             self.behaviour.full_until,
-            self.room.changes_at(),
+            self.work.room.changes_at(),
         ];
         moments.into_iter().flatten().filter(|at| now < *at).min()
     }

@@ -63,7 +63,7 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// What the requests at an endpoint hold of it: its pulse, and their parts in its slow start.
+/// The requests at an endpoint: its pulse, and their parts in its slow start.
 struct Held {
     pulse: Pulse,
     warming: Vec<Warming>,
