@@ -24,8 +24,9 @@ struct Collector {
 }
 
 impl Collector {
-    /// Starts one; `None` where there is none.
-    fn start(name: &str) -> Option<Self> {
+    /// Starts one; `None` where there is none. Its gRPC is encrypted if a certificate and its key are
+    /// given.
+    fn start(name: &str, tls: Option<(&str, &str)>) -> Option<Self> {
         let built = std::env::var_os("FOREBAY_COLLECTOR").map(PathBuf::from);
         let cache = || {
             let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
@@ -45,6 +46,10 @@ impl Collector {
         let folder =
             std::env::temp_dir().join(format!("forebay-otel-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
+        if let Some((certificate, key)) = tls {
+            std::fs::write(folder.join("crt"), certificate).expect("written");
+            std::fs::write(folder.join("key"), key).expect("written");
+        }
         let (grpc, http) = (free_port(), free_port());
         let mut collector = Self { binary, folder, grpc, http, child: None };
         collector.begin();
@@ -54,8 +59,16 @@ impl Collector {
     fn begin(&mut self) {
         let Self { folder, grpc, http, .. } = &*self;
         let file = folder.join("collector.yaml");
+        let (certificate, key) = (folder.join("crt"), folder.join("key"));
+        let tls = match certificate.exists() {
+            true => {
+                let (certificate, key) = (certificate.display(), key.display());
+                format!(", tls: {{cert_file: '{certificate}', key_file: '{key}'}}")
+            }
+            false => String::new(),
+        };
         let config = format!(
-            "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}'}}, http: {{endpoint: '127.0.0.1:{http}'}}}}}}}}
+            "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}'{tls}}}, http: {{endpoint: '127.0.0.1:{http}'}}}}}}}}
 exporters: {{lines: {{folder: '{}'}}}}
 service:
   pipelines:
@@ -191,7 +204,7 @@ fn run(collector: &Collector, config: &str, variables: &str) -> Forebay {
 
 #[test]
 fn requests_decisions_and_metrics_arrive_at_a_collector_by_grpc() {
-    let Some(collector) = Collector::start("grpc") else { return };
+    let Some(collector) = Collector::start("grpc", None) else { return };
     let config = format!(
         "logging: {{format: json}}
 openTelemetry:
@@ -315,13 +328,32 @@ pools:
 
 #[test]
 fn a_collector_that_is_gone_does_no_harm_and_gets_what_comes_after_its_return() {
-    let Some(mut collector) = Collector::start("http") else { return };
+    let Some(collector) = Collector::start("http", None) else { return };
+    let variables = format!("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{}", collector.http);
+    gone_and_back(collector, &variables);
+}
+
+#[test]
+fn the_same_over_grpc_and_tls() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let Some(collector) = Collector::start("tls", Some((&certificate, &key))) else { return };
+    let variables = format!(
+        "OTEL_EXPORTER_OTLP_ENDPOINT=https://localhost:{} OTEL_EXPORTER_OTLP_PROTOCOL=grpc \
+         OTEL_EXPORTER_OTLP_CERTIFICATE={}",
+        collector.grpc,
+        collector.folder.join("crt").display()
+    );
+    gone_and_back(collector, &variables);
+}
+
+/// A gateway that exports as these variables say goes on while the Collector is gone.
+fn gone_and_back(mut collector: Collector, variables: &str) {
     let sim = Sim::start(&[]);
     let config = format!("pools: [{{name: sim, models: [sim], endpoints: ['{}']}}]\n", sim.address);
     let variables = format!(
-        "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{} OTEL_EXPORTER_OTLP_TIMEOUT=500 \
-         OTEL_BSP_SCHEDULE_DELAY=100 OTEL_METRICS_EXPORTER=none OTEL_SERVICE_NAME=mine",
-        collector.http
+        "{variables} OTEL_EXPORTER_OTLP_TIMEOUT=3000 OTEL_BSP_SCHEDULE_DELAY=100 \
+         OTEL_METRICS_EXPORTER=none OTEL_SERVICE_NAME=mine"
     );
     let mut forebay = run(&collector, &config, &variables);
     assert_eq!(status(&exchange(forebay.address, &with("x-request-id: first\r\n"))), 200);
@@ -339,7 +371,7 @@ fn a_collector_that_is_gone_does_no_harm_and_gets_what_comes_after_its_return() 
     eventually("lost spans are counted", || {
         forebay.metric(dropped).is_some_and(|count| count > 0.0)
     });
-    forebay.wait_for("traces can't be exported to http://127.0.0.1:");
+    forebay.wait_for("traces can't be exported to http");
 
     collector.begin();
     eventually("spans arrive again", || {

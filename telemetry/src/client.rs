@@ -38,6 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(90);
+/// The interval of HTTP/2's pings. An end that does not answer one in 20 seconds is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Sends to one receiver.
 pub(crate) struct Client {
@@ -84,6 +86,10 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
             .http2_only(grpc)
+            // A connection whose other end is gone without a word is given up.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_while_idle(true)
+            .timer(TokioTimer::new())
             .build(connector);
         Ok(Self { receiver, pooled, url, method: PathAndQuery::from_static(method) })
     }
