@@ -19,7 +19,6 @@ use forebay_scaler::{FromEndpoint, Readiness};
 use forebay_signals::Token;
 use tokio::time::timeout;
 
-mod otlp;
 mod port;
 mod recorder;
 mod scrape;

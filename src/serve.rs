@@ -176,6 +176,7 @@ impl Running {
             let process = ProcessParts { sockets, telemetry: exported.clone() };
             let gateway =
                 Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), process)?;
+            metrics.also(gateway.endpoint_figures());
             routes = routes.merge(gateway.routes());
             if parts == Parts::Both && config.gateway.tls.is_none() {
                 routes = routes.merge(console::relay::routes(gateway.address()));

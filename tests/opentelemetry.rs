@@ -298,6 +298,7 @@ pools:
             && count("gen_ai.server.time_per_output_token") == Some(3)
             && count("gen_ai.client.token.usage") == Some(6)
             && metrics.contains_key("forebay_requests_total")
+            && metrics.contains_key("forebay_endpoint_ready")
             && count("forebay_ttft_seconds") == Some(3)
     });
     let duration = &collector.metrics()["gen_ai.server.request.duration"];

@@ -7,17 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use forebay_telemetry::metrics_proto::Metric;
+use forebay_telemetry::figure::{self, Metric, Points};
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 use parking_lot::RwLock;
-
-use super::otlp::{self, Points};
 
 /// Every family of metrics by name.
 #[derive(Clone)]
@@ -29,7 +27,11 @@ struct Inner {
     bounds: BTreeMap<&'static str, &'static [f64]>,
     /// Since when counters count.
     began: SystemTime,
+    /// Figures for OTLP that are not recorded here.
+    more: OnceLock<Box<OtherFigures>>,
 }
+
+type OtherFigures = dyn Fn(SystemTime) -> Vec<Metric> + Send + Sync;
 
 /// The series with one name.
 struct Family {
@@ -68,7 +70,8 @@ impl Figures {
     pub(crate) fn new(bounds: impl IntoIterator<Item = (&'static str, &'static [f64])>) -> Self {
         let bounds = bounds.into_iter().collect();
         let began = SystemTime::now();
-        Self(Arc::new(Inner { families: RwLock::default(), bounds, began }))
+        let (families, more) = (RwLock::default(), OnceLock::new());
+        Self(Arc::new(Inner { families, bounds, began, more }))
     }
 
     fn histogram(&self, name: &str) -> Kind {
@@ -125,9 +128,15 @@ impl Figures {
         let families = self.0.families.read().clone();
         let all = families.iter().filter_map(|(name, family)| {
             let points = family.points()?;
-            Some(otlp::metric(name, &family.help.read(), points, self.0.began, now))
+            Some(figure::metric(name, &family.help.read(), points, self.0.began, now))
         });
-        all.collect()
+        let more = self.0.more.get().map(|more| more(now));
+        all.chain(more.into_iter().flatten()).collect()
+    }
+
+    /// Adds figures that are not recorded here to those for OTLP. Only the first call has an effect.
+    pub(crate) fn also(&self, more: impl Fn(SystemTime) -> Vec<Metric> + Send + Sync + 'static) {
+        let _ = self.0.more.set(Box::new(more));
     }
 }
 
@@ -383,9 +392,15 @@ wait_seconds_count{pool="a"} 7
         });
         let text = text(&figures);
         assert!(text.contains("requests_total") && !text.contains("gen_ai"), "{text}");
+        let key = Key::from_name("other");
+        let other = move |now| {
+            figure::metric("other", "", Points::Counts(vec![(key.clone(), 1)]), now, now)
+        };
+        figures.also(move |now| vec![other(now)]);
         let metrics = figures.otlp(SystemTime::now());
         let names: Vec<_> = metrics.iter().map(|metric| metric.name.as_str()).collect();
-        let want = ["depth", "gen_ai.server.request.duration", "requests_total", "wait_seconds"];
+        let want =
+            ["depth", "gen_ai.server.request.duration", "requests_total", "wait_seconds", "other"];
         assert_eq!(names, want);
         assert_eq!(metrics[3].description, "Waits");
     }

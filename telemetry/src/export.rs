@@ -261,6 +261,7 @@ fn points(metric: &Metric) -> usize {
         Some(Data::Gauge(gauge)) => gauge.data_points.len(),
         Some(Data::Sum(sum)) => sum.data_points.len(),
         Some(Data::Histogram(histogram)) => histogram.data_points.len(),
+        Some(Data::Summary(summary)) => summary.data_points.len(),
         _ => 0,
     }
 }

@@ -9,12 +9,13 @@
 //! are made at their beginning, and ours at their end, from times that the request keeps anyway; and it
 //! does not report what it drops.
 //!
-//! [`context`], [`sampler`] and [`span`] are pure, and so is [`settings`] apart from its argument, the
+//! [`context`], [`sampler`], [`span`] and [`figure`] are pure, and so is [`settings`] apart from its argument, the
 //! environment.
 
 mod client;
 pub mod context;
 mod export;
+pub mod figure;
 pub mod metric;
 mod queue;
 pub mod sampler;
@@ -24,6 +25,5 @@ mod tracer;
 
 pub use export::{Exporter, StartError};
 pub use metric::describe;
-pub use opentelemetry_proto::tonic::metrics::v1 as metrics_proto;
 pub use settings::{Settings, Signal};
 pub use tracer::{Telemetry, Tracer};

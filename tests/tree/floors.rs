@@ -57,8 +57,8 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         folder: "telemetry/src",
         floors: &[
-            "context", "sampler", "span", "settings", "metric", "queue", "tracer", "client",
-            "export",
+            "context", "sampler", "span", "figure", "settings", "metric", "queue", "tracer",
+            "client", "export",
         ],
     },
     Crate { folder: "src", floors: &[] },

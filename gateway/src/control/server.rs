@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -15,6 +15,7 @@ use forebay_discovery::Cluster;
 use forebay_signals::publisher::Publisher;
 use forebay_signals::{PoolSignals, Token};
 use forebay_telemetry::Telemetry;
+use forebay_telemetry::figure::Metric;
 use tokio::time::{Instant, timeout};
 
 use crate::control::follow;
@@ -27,7 +28,7 @@ use crate::edge::layers::Edge;
 use crate::edge::listen::Listeners;
 use crate::exchange::proxy::Proxy;
 use crate::figures::arrivals::{Recorder, Recording};
-use crate::figures::endpoints_text;
+use crate::figures::{endpoints_otlp, endpoints_text};
 use crate::net::drain::Drain;
 use crate::net::machine_limits::{MachineLimits, Note};
 use crate::net::tls::Tls;
@@ -254,6 +255,16 @@ impl Gateway {
         move |text| {
             let pools = publisher.pools();
             endpoints_text(text, pools.iter().map(|(name, signals)| (name.as_str(), signals)));
+        }
+    }
+
+    /// Returns a function that makes the same metrics for OTLP, as they are at the given time.
+    pub fn endpoint_figures(&self) -> impl Fn(SystemTime) -> Vec<Metric> + Send + Sync + 'static {
+        let (publisher, began) = (Arc::clone(&self.publisher), SystemTime::now());
+        move |now| {
+            let pools = publisher.pools();
+            let pools = pools.iter().map(|(name, signals)| (name.as_str(), signals));
+            endpoints_otlp(pools, began, now)
         }
     }
 

@@ -1,13 +1,15 @@
-//! Metrics of each endpoint, written when `/metrics` is read.
+//! Metrics of each endpoint, written when `/metrics` is read or metrics are exported.
 //!
 //! Endpoints come and go with new addresses all day, and a registered series lives as long as the
 //! process. So the endpoints' series are made from the pools' signals each time, and end with the
 //! endpoint.
 
 use std::fmt::{Display, Write};
+use std::time::SystemTime;
 
 use forebay_signals::{EndpointSignals, Health, PoolSignals};
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use forebay_telemetry::figure::{self, Metric, Points};
+use metrics::{Key, Label, Unit, describe_counter, describe_gauge, describe_histogram};
 
 const READY: &str = "forebay_endpoint_ready";
 const IN_FLIGHT: &str = "forebay_endpoint_in_flight";
@@ -66,27 +68,86 @@ pub(crate) fn endpoints_text<'a>(
     }
 }
 
-fn series(text: &mut String, name: &str, labels: &str, endpoint: &EndpointSignals) {
-    let ready = u64::from(endpoint.health == Health::Ready);
-    let summary = |text: &mut String, sum: f64, count: u64| {
-        line(text, [name, "_sum"], [labels, ""], sum);
-        line(text, [name, "_count"], [labels, ""], count);
+/// The series of all endpoints as messages of OTLP, counted since `began`.
+pub(crate) fn endpoints_otlp<'a>(
+    pools: impl Iterator<Item = (&'a str, &'a PoolSignals)>,
+    began: SystemTime,
+    now: SystemTime,
+) -> Vec<Metric> {
+    let labelled = |(pool, signals): (&'a str, &'a PoolSignals)| {
+        let pool = Label::new("pool", pool.to_owned());
+        let endpoints = signals.endpoints.iter();
+        endpoints.filter_map(move |(address, endpoint)| {
+            let address = Label::new("endpoint", address.clone());
+            Some((vec![pool.clone(), address], endpoint.as_ref()?))
+        })
     };
-    let value = match name {
-        READY => ready,
-        IN_FLIGHT => endpoint.in_flight.into(),
-        LIMIT => endpoint.limit.into(),
-        PROMPT_TOKENS => endpoint.prompt_tokens,
-        CACHED_TOKENS => endpoint.cached_tokens,
-        GENERATED_TOKENS => endpoint.generated_tokens,
-        REQUESTS => {
-            line(text, [name, ""], [labels, ",outcome=\"completed\""], endpoint.completed);
-            return line(text, [name, ""], [labels, ",outcome=\"failed\""], endpoint.failed);
+    let endpoints: Vec<_> = pools.flat_map(labelled).collect();
+    let metric = |(name, kind, help): (&'static str, &str, &str)| {
+        let (mut numbers, mut counts, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+        for (labels, endpoint) in &endpoints {
+            let key = || Key::from_parts(name, labels.clone());
+            match EndpointValue::of(name, endpoint) {
+                EndpointValue::One(value) if kind == "gauge" => numbers.push((key(), value as f64)),
+                EndpointValue::One(value) => counts.push((key(), value)),
+                EndpointValue::ByOutcome(all) => {
+                    counts.extend(all.map(|(outcome, count)| {
+                        (key().with_extra_labels(vec![Label::new("outcome", outcome)]), count)
+                    }));
+                }
+                EndpointValue::Sum(sum, count) => sums.push((key(), count, sum)),
+            }
         }
-        TTFT => return summary(text, endpoint.ttft_seconds, endpoint.first_tokens),
-        _ => return summary(text, endpoint.itl_seconds, endpoint.token_gaps),
+        let points = match kind {
+            "gauge" => Points::Numbers(numbers),
+            "counter" => Points::Counts(counts),
+            _ => Points::Sums(sums),
+        };
+        figure::metric(name, help, points, began, now)
     };
-    line(text, [name, ""], [labels, ""], value);
+    if endpoints.is_empty() { Vec::new() } else { HELP.into_iter().map(metric).collect() }
+}
+
+/// A figure of one endpoint.
+enum EndpointValue {
+    One(u64),
+    ByOutcome([(&'static str, u64); 2]),
+    /// A sum, and the number of what it is the sum of.
+    Sum(f64, u64),
+}
+
+impl EndpointValue {
+    fn of(name: &str, endpoint: &EndpointSignals) -> Self {
+        Self::One(match name {
+            READY => u64::from(endpoint.health == Health::Ready),
+            IN_FLIGHT => endpoint.in_flight.into(),
+            LIMIT => endpoint.limit.into(),
+            PROMPT_TOKENS => endpoint.prompt_tokens,
+            CACHED_TOKENS => endpoint.cached_tokens,
+            GENERATED_TOKENS => endpoint.generated_tokens,
+            REQUESTS => {
+                let (completed, failed) = (endpoint.completed, endpoint.failed);
+                return Self::ByOutcome([("completed", completed), ("failed", failed)]);
+            }
+            TTFT => return Self::Sum(endpoint.ttft_seconds, endpoint.first_tokens),
+            _ => return Self::Sum(endpoint.itl_seconds, endpoint.token_gaps),
+        })
+    }
+}
+
+fn series(text: &mut String, name: &str, labels: &str, endpoint: &EndpointSignals) {
+    match EndpointValue::of(name, endpoint) {
+        EndpointValue::One(value) => line(text, [name, ""], [labels, ""], value),
+        EndpointValue::ByOutcome(all) => {
+            for (outcome, count) in all {
+                line(text, [name, ""], [labels, &format!(",outcome=\"{outcome}\"")], count);
+            }
+        }
+        EndpointValue::Sum(sum, count) => {
+            line(text, [name, "_sum"], [labels, ""], sum);
+            line(text, [name, "_count"], [labels, ""], count);
+        }
+    }
 }
 
 fn line(text: &mut String, name: [&str; 2], labels: [&str; 2], value: impl Display) {
@@ -123,5 +184,14 @@ mod tests {
             assert!(text.lines().any(|other| other == line), "{line} in\n{text}");
         }
         assert!(!text.contains("10.0.0.2"));
+        let now = SystemTime::now();
+        let metrics = endpoints_otlp([("p", &signals)].into_iter(), now, now);
+        assert_eq!(metrics.len(), HELP.len());
+        let shown = format!("{metrics:?}");
+        for part in ["forebay_endpoint_in_flight", "10.0.0.1:8000", "completed", "AsDouble(3.0)"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+        assert!(!shown.contains("10.0.0.2"));
+        assert!(endpoints_otlp([].into_iter(), now, now).is_empty());
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod sums;
 pub(crate) mod tenant;
 
 pub(crate) use edge::{connections, connections_that_made_room, refused_connections, scaler_heard};
-pub(crate) use endpoint::endpoints_text;
+pub(crate) use endpoint::{endpoints_otlp, endpoints_text};
 pub use gen_ai::describe_gen_ai;
 pub(crate) use pool::unrouted;
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use forebay_config::ANONYMOUS;
+use http::HeaderValue;
 use http::uri::PathAndQuery;
 use tokio::time::Instant;
 
@@ -12,6 +13,7 @@ use crate::answer::refusal::Refusal;
 use crate::net::clock;
 use crate::net::socket::ClientSocket;
 use crate::read::head::ClientHead;
+use crate::read::known_headers::SESSION;
 use crate::read::request_id::RequestId;
 use crate::read::trace::RequestTrace;
 
@@ -44,6 +46,8 @@ pub(crate) struct RequestContext {
     pub(crate) model: Option<Arc<str>>,
     /// The client asks for an event stream.
     pub(crate) stream: bool,
+    /// The client's `x-session-id`, if the request is traced.
+    pub(crate) session: Option<HeaderValue>,
 }
 
 /// The longest name of a model that is looked up and logged, in bytes.
@@ -53,6 +57,8 @@ impl RequestContext {
     pub(crate) fn new(head: &ClientHead, client: Client) -> Self {
         static NO_TENANT: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(ANONYMOUS));
         let parts = &head.parts;
+        let traced = head.own.trace.tracer().is_some();
+        let session = traced.then(|| parts.headers.get(SESSION).cloned()).flatten();
         Self {
             accepted: clock::now(),
             client,
@@ -65,6 +71,7 @@ impl RequestContext {
             keyed: false,
             model: None,
             stream: false,
+            session,
         }
     }
 

@@ -109,6 +109,7 @@ fn times(span: &Span) -> (u64, u64) {
 fn a_request_has_a_span_with_a_child_for_each_hold_and_try_and_one_for_its_stream() {
     let (mut case, spans) = Case::new("/v1/chat/completions", PARENT, 0.0);
     case.context.stream = true;
+    case.context.session = Some(http::HeaderValue::from_static("s-1"));
     case.tokens = Tokens {
         prompt: Some(9),
         cached: Some(4),
@@ -156,6 +157,7 @@ fn a_request_has_a_span_with_a_child_for_each_hold_and_try_and_one_for_its_strea
         ("gen_ai.request.model", "\"m\""),
         ("gen_ai.response.model", "\"m-served\""),
         ("gen_ai.request.stream", "true"),
+        ("gen_ai.conversation.id", "\"s-1\""),
         ("gen_ai.response.time_to_first_chunk", "0.9"),
         ("gen_ai.response.finish_reasons", "\"stop\""),
         ("gen_ai.usage.input_tokens", "(9)"),

@@ -1,27 +1,35 @@
-//! The figures as messages of OTLP. Pure.
+//! Figures as messages of OTLP. Pure.
 
 use std::time::SystemTime;
 
-use forebay_telemetry::metrics_proto::metric::Data;
-use forebay_telemetry::metrics_proto::number_data_point::Value as NumberValue;
-use forebay_telemetry::metrics_proto::{
-    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum,
-};
-use forebay_telemetry::span::{Value, attribute, nanos};
 use metrics::Key;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as NumberValue;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, NumberDataPoint, Sum, Summary,
+    SummaryDataPoint,
+};
 
-/// One figure, with its values under their labels.
-pub(super) enum Points {
+use crate::span::{Value, attribute, nanos};
+
+pub use opentelemetry_proto::tonic::metrics::v1::Metric;
+
+/// The values of one figure, under their labels.
+#[derive(Clone, Debug)]
+pub enum Points {
     /// A count that only grows.
     Counts(Vec<(Key, u64)>),
     /// Numbers that go up and down.
     Numbers(Vec<(Key, f64)>),
     /// Counts by bucket with the sum of all values, and the buckets' upper bounds but the last.
     Buckets(&'static [f64], Vec<(Key, Vec<u64>, f64)>),
+    /// Numbers of values, with the sum of the values.
+    Sums(Vec<(Key, u64, f64)>),
 }
 
 /// The figure `name` as it is `now`, counted since `began`.
-pub(super) fn metric(
+#[must_use]
+pub fn metric(
     name: &str,
     help: &str,
     points: Points,
@@ -65,6 +73,17 @@ pub(super) fn metric(
                 ..HistogramDataPoint::default()
             });
             Data::Histogram(Histogram { data_points: all.collect(), aggregation_temporality })
+        }
+        Points::Sums(all) => {
+            let all = all.into_iter().map(|(key, count, sum)| SummaryDataPoint {
+                attributes: attributes(&key),
+                start_time_unix_nano,
+                time_unix_nano,
+                count,
+                sum,
+                ..SummaryDataPoint::default()
+            });
+            Data::Summary(Summary { data_points: all.collect() })
         }
     };
     Metric {
@@ -124,6 +143,14 @@ mod tests {
             (&point.bucket_counts[..], &point.explicit_bounds[..]),
             (&[1, 0, 2][..], &[0.5, 1.0][..])
         );
+    }
+
+    #[test]
+    fn a_sum_without_buckets_is_a_summary() {
+        let points = Points::Sums(vec![(Key::from_name("x"), 3, 1.5)]);
+        let made = metric("forebay_endpoint_ttft_seconds", "", points, UNIX_EPOCH, UNIX_EPOCH);
+        let Some(Data::Summary(summary)) = made.data else { panic!("{made:?}") };
+        assert_eq!((summary.data_points[0].count, summary.data_points[0].sum), (3, 1.5));
     }
 
     #[test]
