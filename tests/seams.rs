@@ -3,17 +3,12 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-
 use serde_json::{Value, json};
-use support::reply::{Reply, ask, parse};
+use support::reply::{Reply, ask};
 use support::sims::{Folder, Sim};
-use support::{Forebay, connect, eventually, post};
+use support::streams::{CHAT, Running, assert_unbroken, chat, events};
+use support::{Forebay, eventually, post};
 
-const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
 /// A gateway in front of these replicas, once all are ready and one stream has shown what they can.
@@ -57,91 +52,11 @@ fn sims<const N: usize>(step_ms: &str, more: &[&str]) -> [Sim; N] {
     std::array::from_fn(|_| Sim::start(&flags))
 }
 
-/// A streamed chat with an answer of `tokens` tokens. Each `n` has another text.
-fn chat(n: usize, tokens: u32, more: Value) -> Value {
-    let mut body = json!({
-        "model": "sim", "stream": true, "max_tokens": tokens, "ignore_eos": true,
-        "messages": [{"role": "user", "content": format!("story {n}")}],
-    });
-    let more = more.as_object().expect("an object").clone();
-    body.as_object_mut().expect("an object").extend(more);
-    body
-}
-
 fn completion(n: usize, tokens: u32) -> Value {
     json!({
         "model": "sim", "stream": true, "max_tokens": tokens, "ignore_eos": true,
         "prompt": format!("story {n}"), "stream_options": {"include_usage": true},
     })
-}
-
-/// A request under way, of which some bytes have been read.
-struct Running {
-    reader: JoinHandle<()>,
-    read: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Running {
-    fn start(address: SocketAddr, path: &str, body: &Value) -> Self {
-        let mut stream = connect(address);
-        stream.write_all(&post(path, &body.to_string())).expect("sent");
-        let mut answer = vec![0; 1500];
-        // The answer has begun, and some text is there.
-        stream.read_exact(&mut answer).expect("an answer begins");
-        let read = Arc::new(Mutex::new(answer));
-        let shared = Arc::clone(&read);
-        let reader = std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(length @ 1..) = stream.read(&mut piece) {
-                shared.lock().expect("no panic").extend(&piece[..length]);
-            }
-        });
-        Self { reader, read }
-    }
-
-    /// Waits until the answer so far has this text.
-    fn wait_for(&self, text: &str) {
-        eventually(text, || {
-            let read = self.read.lock().expect("no panic");
-            String::from_utf8_lossy(&read).contains(text)
-        });
-    }
-
-    fn end(self) -> Reply {
-        self.reader.join().expect("no panic");
-        let read = self.read.lock().expect("no panic");
-        parse(&read)
-    }
-}
-
-/// The events of a stream, without its end mark.
-fn events(reply: &Reply) -> Vec<Value> {
-    let text = reply.text();
-    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
-    let data = text.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
-    let events = data.filter(|data| *data != "[DONE]");
-    events.map(|data| serde_json::from_str(data).expect("JSON")).collect()
-}
-
-/// A stream's events without what differs from request to request.
-fn comparable(reply: &Reply) -> Vec<Value> {
-    let mut events = events(reply);
-    let first = events.first().expect("events").clone();
-    for event in &mut events {
-        assert_eq!(event["id"], first["id"], "one id in {event}");
-        assert_eq!(event["created"], first["created"], "one time");
-        let members = event.as_object_mut().expect("an object");
-        members.remove("id");
-        members.remove("created");
-    }
-    events
-}
-
-/// Checks that a stream through the gateway is what a replica sends that never fails.
-fn assert_unbroken(reply: &Reply, replica: SocketAddr, path: &str, body: &Value) {
-    assert!(reply.whole && reply.status == 200, "{reply:?}");
-    let want = ask(replica, &post(path, &body.to_string()));
-    assert_eq!(comparable(reply), comparable(&want), "{body}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub use types::behavior::{
 };
 pub use types::command;
 pub use types::discovery::{Discovery, Dns, EndpointSlices, Pods};
+pub use types::drain::Drain;
 pub use types::edge::{Cors, PATHS, Tls, TlsVersion};
 pub use types::gateway::{Admin, Gateway, Limits, RecordArrivals};
 pub use types::keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};

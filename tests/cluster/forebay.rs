@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -132,6 +133,14 @@ pub async fn get(address: SocketAddr, path: &str) -> String {
     exchange(address, request.as_bytes()).await
 }
 
+pub async fn post(address: SocketAddr, path: &str) -> String {
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\
+         authorization: Bearer {TOKEN}\r\n\r\n"
+    );
+    exchange(address, request.as_bytes()).await
+}
+
 /// Sends a chat request for `tokens` tokens, and returns the answer.
 pub async fn chat(gateway: SocketAddr, model: &str, stream: bool, tokens: u32) -> String {
     exchange(gateway, chat_request(model, stream, tokens).as_bytes()).await
@@ -195,6 +204,12 @@ impl Streaming {
             .wait_for(|received| received.ended || received.text.len() > before + 1000);
         let now = timeout(PATIENCE, more).await.expect("more comes").expect("read");
         assert!(!now.ended, "it ended: {}", now.text.get(now.text.len() - 500..).unwrap_or(""));
+    }
+
+    /// Waits for the end, for at most this time, and returns the answer.
+    pub async fn end(mut self, within: Duration) -> String {
+        let ended = self.received.wait_for(|received| received.ended);
+        timeout(within, ended).await.expect("it ends").expect("read").text.clone()
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod prometheus;
 pub mod reply;
+pub mod streams;
 pub mod upstream;
 
 use std::io::{BufRead, BufReader, Read, Write};

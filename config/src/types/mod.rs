@@ -3,6 +3,7 @@
 pub(crate) mod behavior;
 pub mod command;
 pub(crate) mod discovery;
+pub(crate) mod drain;
 pub(crate) mod edge;
 pub(crate) mod gateway;
 pub(crate) mod keys;

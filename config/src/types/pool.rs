@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::types::discovery::Discovery;
+use crate::types::drain::Drain;
 use crate::types::pick::Pick;
 use crate::types::route::Fallback;
 use crate::types::scaling::Scaling;
@@ -66,6 +67,9 @@ pub struct Pool {
     /// if its replicas report these and the request allows it; `off`.
     #[serde(default, rename = "continue")]
     pub continuation: Continue,
+    /// Whether streams move off an endpoint that drains.
+    #[serde(default)]
+    pub drain: Drain,
     /// Most requests in flight at one endpoint.
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
@@ -230,6 +234,7 @@ impl Pool {
             pick: Pick::default(),
             user_is_session: false,
             continuation: Continue::default(),
+            drain: Drain::default(),
             max_in_flight: default_max_in_flight(),
             gpus: default_gpus(),
             gpu_hour_price: 0.0,
@@ -249,6 +254,12 @@ impl Pool {
             Some(Target::Kubernetes(_)) => self.discovery.is_none(),
             Some(Target::Keda(_)) | None => false,
         }
+    }
+
+    /// How long an endpoint drains before its streams move to others; `None` if they finish there.
+    #[must_use]
+    pub fn move_after(&self) -> Option<Duration> {
+        self.drain.move_after.filter(|_| self.continuation == Continue::Auto)
     }
 
     /// The port of replicas of which only the IP address is known: a `kubernetes` target's own,

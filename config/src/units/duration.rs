@@ -141,6 +141,55 @@ pub(crate) mod optional {
     }
 }
 
+/// The same for a duration or the word `never`, which is `None`.
+pub(crate) mod or_never {
+    use super::{Deserializer, Duration, DurationVisitor, Serializer, de};
+
+    const NEVER: &str = "never";
+
+    pub(crate) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::serialize(duration, s),
+            None => s.serialize_str(NEVER),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        d.deserialize_any(OrNever)
+    }
+
+    struct OrNever;
+
+    impl de::Visitor<'_> for OrNever {
+        type Value = Option<Duration>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a duration such as 30s, or never")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            if text == NEVER { Ok(None) } else { DurationVisitor.visit_str(text).map(Some) }
+        }
+
+        fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Self::Value, E> {
+            DurationVisitor.visit_u64(seconds).map(Some)
+        }
+
+        fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Self::Value, E> {
+            DurationVisitor.visit_i64(seconds).map(Some)
+        }
+
+        fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Self::Value, E> {
+            DurationVisitor.visit_f64(seconds).map(Some)
+        }
+    }
+}
+
 struct DurationVisitor;
 
 impl de::Visitor<'_> for DurationVisitor {
@@ -187,6 +236,29 @@ impl JsonSchema for DurationSchema {
             "minLength": 1,
             // Without lookahead, which helm's regular expressions don't have.
             "pattern": "^([0-9]+|([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?)$",
+        })
+    }
+}
+
+/// Schema of a duration, or of the word `never`.
+pub(crate) struct OrNeverSchema;
+
+impl JsonSchema for OrNeverSchema {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DurationOrNever".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "title": "duration, `never`",
+            "type": ["string", "integer"],
+            "minimum": 0,
+            "minLength": 1,
+            "pattern": "^(never|[0-9]+|([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?)$",
         })
     }
 }
@@ -240,6 +312,23 @@ mod tests {
             let error = parse_duration(text).expect_err(text);
             assert_eq!(error.to_string(), message);
         }
+    }
+
+    #[test]
+    fn never_is_read_where_it_is_allowed_and_written_back() {
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct Wait(#[serde(with = "or_never")] Option<Duration>);
+        for (json, written, want) in [
+            ("\"never\"", "\"never\"", None),
+            ("\"90s\"", "\"1m30s\"", Some(Duration::from_secs(90))),
+            ("5", "\"5s\"", Some(Duration::from_secs(5))),
+        ] {
+            let wait: Wait = serde_json::from_str(json).expect(json);
+            assert_eq!(wait, Wait(want));
+            assert_eq!(serde_json::to_string(&wait).expect("JSON"), written);
+        }
+        let error = serde_json::from_str::<Wait>("\"always\"").expect_err("not a duration");
+        assert!(error.to_string().contains("`always` is not a duration"), "{error}");
     }
 
     proptest! {

@@ -19,7 +19,7 @@ impl Cause {
     /// How this failure ejects its endpoint.
     pub(crate) fn ejection(self) -> Ejection {
         match self {
-            Self::QueueFull | Self::NotContinued | Self::Shortage => Ejection::No,
+            Self::QueueFull | Self::NotContinued | Self::Shortage | Self::Moved => Ejection::No,
             // The prompt may be the reason: it would take too long, or be aborted, everywhere.
             Self::Server | Self::EventTooLong | Self::Stalled | Self::Aborted => Ejection::Counted,
             // This may concern one model or API of several, and a key can change at any time.
@@ -37,7 +37,8 @@ impl Cause {
     /// `upstream.maxTries` and is charged to the retry budget. The access log and the pool's count of
     /// retries count every try.
     pub(crate) fn is_counted_try(self) -> bool {
-        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull | Self::Shortage)
+        !matches!(self, Self::Connect | Self::ShuttingDown | Self::QueueFull)
+            && !matches!(self, Self::Shortage | Self::Moved)
             && !self.is_misfit()
     }
 
@@ -68,7 +69,7 @@ mod tests {
         for cause in Cause::ALL {
             let free = match cause {
                 Cause::Connect | Cause::ShuttingDown | Cause::QueueFull | Cause::Shortage => true,
-                Cause::KeyRefused | Cause::NotServed | Cause::NotContinued => true,
+                Cause::KeyRefused | Cause::NotServed | Cause::NotContinued | Cause::Moved => true,
                 Cause::Connection
                 | Cause::Stalled
                 | Cause::Unreachable

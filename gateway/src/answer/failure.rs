@@ -44,10 +44,12 @@ pub(crate) enum Cause {
     NotContinued,
     /// No replica was tried: the gateway itself is short of what a connection needs.
     Shortage,
+    /// No failure: the stream moved off an endpoint that drains.
+    Moved,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Connect,
         Self::Connection,
         Self::Stalled,
@@ -63,6 +65,7 @@ impl Cause {
         Self::NotServed,
         Self::NotContinued,
         Self::Shortage,
+        Self::Moved,
     ];
 
     /// Its label in metrics and logs.
@@ -83,6 +86,7 @@ impl Cause {
             Self::NotServed => "not_served",
             Self::NotContinued => "not_continued",
             Self::Shortage => "gateway_shortage",
+            Self::Moved => "moved",
         }
     }
 }
@@ -106,7 +110,7 @@ impl Failure {
             | Cause::KeyRefused
             | Cause::NotServed
             | Cause::NotContinued => 502,
-            Cause::QueueFull | Cause::ShuttingDown | Cause::Shortage => 503,
+            Cause::QueueFull | Cause::ShuttingDown | Cause::Shortage | Cause::Moved => 503,
             Cause::Stalled => 504,
             Cause::EngineDead | Cause::Aborted | Cause::Server => 500,
         };

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::answer::judge::{Facts, Finish, TokenUsage, Verdict};
 
 /// The figures of one answer while it arrives.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Meter {
     first_token: Option<Instant>,
     last_token: Option<Instant>,

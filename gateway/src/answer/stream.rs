@@ -54,7 +54,7 @@ pub(crate) enum StreamEnd {
 }
 
 /// One streamed answer with status 200.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct AnswerStream {
     api: Api,
     splitter: Splitter,
@@ -84,7 +84,7 @@ pub(crate) enum Rest {
 
 /// The removal of a usage chunk that only the gateway requested, whose fingerprint moves to the
 /// chunk before.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct StrippedUsage {
     enabled: bool,
     /// The server's fingerprint, once it is known.
@@ -94,7 +94,7 @@ struct StrippedUsage {
 }
 
 /// The events before the commit, which are kept back.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Preamble {
     /// The commit has come: nothing is kept back any more.
     committed: bool,
@@ -103,7 +103,7 @@ struct Preamble {
 }
 
 /// The field for token ids.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct IdField {
     /// The server's events have it.
     is_known: bool,

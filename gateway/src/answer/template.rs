@@ -16,7 +16,7 @@ const START: &[u8] = b"data: ";
 const END: &[u8] = b"\n\n";
 
 /// A chunk of output that was read, without its text.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ChunkTemplate {
     /// From the event's first byte to the quote before the text.
     before: Vec<u8>,

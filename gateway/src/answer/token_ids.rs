@@ -143,6 +143,14 @@ impl TokenIds {
     }
 }
 
+impl Clone for TokenIds {
+    fn clone(&self) -> Self {
+        let Self { ref ids, prompt, cut, shown, lost, taken } = *self;
+        OF_ALL.fetch_add(taken, Relaxed);
+        Self { ids: ids.clone(), prompt, cut, shown, lost, taken }
+    }
+}
+
 impl Drop for TokenIds {
     fn drop(&mut self) {
         self.give_back();
@@ -238,5 +246,17 @@ mod tests {
         ids.generated(b"[7]", TextShown::Complete);
         assert_eq!(ids.cut_back(), Err(NotContinued::Memory));
         assert_eq!(ids.taken, 0, "its memory is given back");
+    }
+
+    #[test]
+    fn a_copy_counts_its_own_memory_and_can_be_cut_alone() {
+        let mut ids = TokenIds::default();
+        ids.prompt(b"[10,11]");
+        ids.generated(b"[7]", TextShown::Complete);
+        ids.generated(b"[8]", TextShown::Nothing);
+        let mut copy = ids.clone();
+        assert_eq!((copy.taken, copy.ids.len()), (ids.taken, 4));
+        assert_eq!(copy.cut_back(), Ok(()));
+        assert_eq!((copy.answer_tokens(), ids.answer_tokens()), (1, 2));
     }
 }

@@ -29,7 +29,7 @@ const START: &[u8] = b"data: ";
 const END: &[u8] = b"\n\n";
 
 /// The record of one stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TokenRecord {
     ids: TokenIds,
     /// The client did not ask for the ids.
@@ -44,7 +44,7 @@ pub(crate) struct TokenRecord {
 }
 
 /// A place where another replica goes on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Seam {
     /// The beginning of the new replica's events, once it has shown that it goes on.
     head: Option<Bytes>,

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::answer::judge::Finish;
 use crate::answer::meter::Tokens;
 use crate::answer::traffic::Traffic;
-use crate::exchange::progress::{Conclusion, RequestProgress};
+use crate::exchange::progress::{Conclusion, RequestProgress, Seams};
 use crate::read::context::RequestContext;
 use crate::text::json::plain_until;
 use crate::text::stack::StackText;
@@ -134,9 +134,11 @@ impl Line<'_> {
         given("ttft_ms", to_first_token(context.accepted));
         given("upstream_ttft_ms", progress.released.and_then(to_first_token));
         given("itl_ms", self.per_token.map(|time| FieldValue::Number(time.as_secs_f64() * 1e3)));
-        if progress.continued > 0 {
-            given("continued", Some(FieldValue::Count(progress.continued.into())));
-            given("paused_ms", Some(ms(progress.paused)));
+        let Seams { continued, moved, paused } = progress.seams;
+        if continued > 0 {
+            given("continued", Some(FieldValue::Count(continued.into())));
+            given("moved", (moved > 0).then(|| FieldValue::Count(moved.into())));
+            given("paused_ms", Some(ms(paused)));
         }
         given("took_ms", Some(ms(self.took)));
         given("prompt_tokens", tokens.prompt.map(FieldValue::Count));

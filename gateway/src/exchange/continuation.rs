@@ -8,10 +8,12 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
-use tokio::time::{Instant, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::judge::is_failure;
@@ -23,12 +25,15 @@ use crate::exchange::send::{send, stalled};
 use crate::exchange::steps::{RequestStep, RequestSteps};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
-use crate::pool::{End, Pool, Slot, Ticket};
+use crate::pool::{End, Pool, Room, Slot, Ticket};
 use crate::read::continuable::{ContinuableBody, ContinuationEdits, NextRequest};
 use crate::read::head::ClientHead;
 
 /// The most bytes of a replica's error that are read.
 const LONGEST_ERROR: usize = 64 << 10;
+
+/// The longest pause that a move may cost. Then the old replica goes on.
+pub(crate) const LONGEST_MOVE: Duration = Duration::from_secs(10);
 
 /// The way that a request took to its answer.
 pub(crate) struct Way {
@@ -107,6 +112,53 @@ impl Continuation {
             let found = self.find(body).await;
             (self, found)
         })
+    }
+
+    /// How long a replica drains before the stream leaves it; `None` if it stays.
+    pub(crate) fn move_after(&self) -> Option<Duration> {
+        self.way.settings.move_after()
+    }
+
+    /// Waits for a place elsewhere for a stream that should leave the replica in `slot`.
+    pub(crate) fn room_elsewhere(&self, slot: &Slot) -> oneshot::Receiver<Room> {
+        slot.room_elsewhere(&self.way.ticket)
+    }
+
+    /// Sends the request with this `body` to the replica in `slot`, and to no other one.
+    pub(crate) fn move_to(mut self: Box<Self>, slot: Slot, body: Bytes) -> Search {
+        Box::pin(async move {
+            let moved = self.try_slot(slot, body).await;
+            (self, moved)
+        })
+    }
+
+    async fn try_slot(&mut self, slot: Slot, body: Bytes) -> Result<NextReplica, Refusal> {
+        let Self { head, way, steps, .. } = self;
+        let mut outgoing = Outgoing::new(Cow::Borrowed(&**head), body.into(), way.rights.clone());
+        if let Some(steps) = steps {
+            outgoing.set_parent(&steps.try_began(clock::now(), slot.address));
+        }
+        let reply = tokio::select! {
+            biased;
+            reply = attempt(&outgoing, &slot, &way.settings.upstream, way.deadline) => reply,
+            failure = slot.evicted() => Err(failure),
+            () = sleep(LONGEST_MOVE) => Err(stalled(LONGEST_MOVE)),
+        };
+        let failure = match reply {
+            Ok(FirstReply::Stream(upstream)) => return Ok(NextReplica { slot, upstream }),
+            Ok(FirstReply::Refused(failure)) => {
+                slot.ended(End::Complete);
+                failure
+            }
+            Err(failure) => {
+                slot.failed(failure.clone());
+                failure
+            }
+        };
+        if let Some(steps) = steps {
+            steps.failed(clock::now(), failure.cause);
+        }
+        Err(Refusal::Failed(failure))
     }
 
     async fn find(&mut self, body: Bytes) -> Result<NextReplica, Refusal> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use crate::answer::failure::Cause;
 use crate::answer::outcome::{FirstToken, Outcome};
 use crate::figures::endpoint_totals::EndpointTotals;
 use crate::net::clock;
@@ -32,8 +33,15 @@ pub(crate) struct RequestProgress {
     pub(crate) released: Option<Instant>,
     head_sent: Option<Instant>,
     pub(crate) first_token: Option<Instant>,
-    /// How often another replica went on with the answer.
+    pub(crate) seams: Seams,
+}
+
+/// How often other replicas went on with an answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seams {
     pub(crate) continued: u32,
+    /// How often of these it moved off a replica that drained.
+    pub(crate) moved: u32,
     /// The time that the client waited for that.
     pub(crate) paused: Duration,
 }
@@ -68,12 +76,13 @@ impl RequestProgress {
         now
     }
 
-    /// Notes that the replica in `slot` goes on with the answer, after a pause.
-    pub(crate) fn continued(&mut self, slot: &Slot, pause: Duration) {
+    /// Notes that the replica in `slot` goes on with the answer, after a pause because of `cause`.
+    pub(crate) fn continued(&mut self, slot: &Slot, cause: Cause, pause: Duration) {
         self.endpoint = Some(slot.address);
         self.endpoint_totals = Some(Arc::clone(slot.totals()));
-        self.continued += 1;
-        self.paused += pause;
+        self.seams.continued += 1;
+        self.seams.moved += u32::from(cause == Cause::Moved);
+        self.seams.paused += pause;
     }
 
     pub(crate) fn head_sent(&mut self) {

@@ -154,7 +154,7 @@ impl Record {
 
     /// Notes that the replica in `slot` goes on with the answer, after a pause because of `cause`.
     pub(crate) fn continued(&mut self, slot: &Slot, cause: Cause, pause: Duration) {
-        self.progress.continued(slot, pause);
+        self.progress.continued(slot, cause, pause);
         if let Some(pool) = &self.pool {
             pool.figures.continued(cause, pause);
         }

@@ -17,7 +17,7 @@ use crate::answer::token_record::TokenRecord;
 use crate::exchange::client_pace::ClientPace;
 use crate::exchange::cutoff::{Cut, Cutoff};
 use crate::exchange::record::Record;
-use crate::exchange::successor::Successor;
+use crate::exchange::successor::{Move, Successor};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::alarm::Alarm;
 use crate::net::clock;
@@ -25,6 +25,7 @@ use crate::pool::{End, Slot};
 use crate::text::rope::Rope;
 
 mod going_on;
+mod moving;
 
 /// How often a long stream's ITLs reach the pool's figures.
 const MERGE: Duration = Duration::from_secs(1);
@@ -104,6 +105,7 @@ impl Relay {
             cutoff,
             successor,
         };
+        relay.watch_drain();
         relay.note_first_token();
         relay.progressed(now);
         // It may have failed within its first bytes.
@@ -154,7 +156,8 @@ impl Relay {
                     if clock::now() >= self.deadline {
                         self.too_late()?;
                     } else {
-                        let message = format!("The replica sent nothing for {:?}.", self.stall);
+                        let silence = self.longest_silence();
+                        let message = format!("The replica sent nothing for {silence:?}.");
                         self.end(Some(Failure::new(Cause::Stalled, message)))?;
                     }
                 }
@@ -165,8 +168,8 @@ impl Relay {
     /// One timer for each stream. It is moved only when it rings, or when a last chunk waits: other
     /// chunks cost no timer operation.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let wait =
-            if self.keeps_last_chunk() { self.stall.min(LAST_CHUNK_WAIT) } else { self.stall };
+        let silence = self.longest_silence();
+        let wait = if self.keeps_last_chunk() { silence.min(LAST_CHUNK_WAIT) } else { silence };
         let due = self.deadline.min(self.moments.last + wait);
         if due < self.alarm.due() {
             self.alarm.set(due);
@@ -207,6 +210,9 @@ impl Relay {
                 self.broke(failure);
             }
             Step::Retry(failure) => self.broke(failure),
+        }
+        if matches!(self.successor.moving, Move::Ready(_)) {
+            self.begin_move();
         }
         if now - self.moments.merged >= MERGE {
             self.moments.merged = now;
@@ -321,7 +327,7 @@ impl Relay {
         self.break_off(504, "GatewayTimeoutError", message, TOO_LONG)
     }
 
-    /// Ends the answer before its own end.
+    /// Ends the answer before its own end, or its part from the present replica.
     fn cut(&mut self, cut: Cut) -> Result<(), BrokenOff> {
         match cut {
             Cut::ShuttingDown => {
@@ -332,6 +338,14 @@ impl Relay {
             Cut::ClientLeft => {
                 self.client_left();
                 Err(BrokenOff::client_left())
+            }
+            Cut::Drains => {
+                self.ask_for_room();
+                Ok(())
+            }
+            Cut::Room(room) => {
+                self.take_room(room);
+                Ok(())
             }
         }
     }
@@ -351,6 +365,7 @@ impl Relay {
         // The tokens until then were generated, so they count.
         self.merge();
         self.successor.stop();
+        self.successor.moving = Move::None;
         (self.upstream, self.slot, self.record) = (None, None, None);
     }
 
@@ -394,6 +409,7 @@ impl Relay {
         self.upstream = None;
         self.successor.stop();
         self.merge();
+        self.end_move();
         if let Some(mut slot) = self.slot.take() {
             slot.client_was_slow(self.pace.slow());
             if let AnswerForm::Stream(stream) = &self.form

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::answer::judge::Finish;
 use crate::answer::meter::Tokens;
-use crate::exchange::progress::{Conclusion, RequestProgress};
+use crate::exchange::progress::{Conclusion, RequestProgress, Seams};
 use crate::exchange::steps::{RequestStep, RequestStepKind};
 use crate::read::context::RequestContext;
 
@@ -156,9 +156,11 @@ impl EndedRequest<'_> {
             add("forebay.hold.duration", seconds(held));
             add("forebay.hold.cold_duration", seconds(progress.cold));
         }
-        if progress.continued > 0 {
-            add("forebay.continued", Value::Count(progress.continued.into()));
-            add("forebay.pause.duration", seconds(progress.paused));
+        let Seams { continued, moved, paused } = progress.seams;
+        if continued > 0 {
+            add("forebay.continued", Value::Count(continued.into()));
+            add("forebay.moved", Value::Count(moved.into()));
+            add("forebay.pause.duration", seconds(paused));
         }
         add("forebay.exported_because", Value::from(reason.name()));
         if self.failed {

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::answer::failure::{Cause, Failure};
@@ -14,7 +15,8 @@ use crate::answer::stream::{AnswerStream, Rest};
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{Continuation, NextReplica, Search};
 use crate::exchange::steps::RequestStep;
-use crate::pool::Slot;
+use crate::exchange::upstream::UpstreamBody;
+use crate::pool::{Room, Slot, UnderWay};
 use crate::read::continuable::NextRequest;
 
 /// The state of a stream with regard to its next replica.
@@ -30,6 +32,27 @@ pub(crate) struct Successor {
     heartbeat: Duration,
     /// When the last heartbeat, or the last part of the answer, went out.
     last_sent: Instant,
+    /// Its move off a replica that drains.
+    pub(crate) moving: Move,
+}
+
+/// A stream's move to another replica.
+#[derive(Default)]
+pub(crate) enum Move {
+    #[default]
+    None,
+    /// There is a place elsewhere. The answer can't be cut at the last token, but behind a later one.
+    Ready(Box<Room>),
+    /// The new replica has not shown yet that it goes on.
+    UnderWay(Box<Standby>),
+}
+
+/// The old replica of a stream that moves, and the stream as it was.
+pub(crate) struct Standby {
+    pub(crate) upstream: UpstreamBody,
+    pub(crate) slot: Slot,
+    pub(crate) stream: Box<AnswerStream>,
+    pub(crate) under_way: UnderWay,
 }
 
 impl Successor {
@@ -42,7 +65,15 @@ impl Successor {
             Ok(continuation) => (Some(continuation), NotContinued::NoTokenIds),
             Err(why) => (None, why),
         };
-        Self { continuation, why_not, search: None, broke: None, heartbeat, last_sent: now }
+        Self {
+            continuation,
+            why_not,
+            search: None,
+            broke: None,
+            heartbeat,
+            last_sent: now,
+            moving: Move::None,
+        }
     }
 
     /// The request with which another replica goes on with a stream that broke. The stream is
@@ -88,6 +119,28 @@ impl Successor {
         self.broke.get_or_insert((now, cause));
         self.last_sent = now;
         self.search = self.continuation.take().map(|continuation| continuation.search(body));
+    }
+
+    /// How long a replica drains before the stream leaves it; `None` if it stays.
+    pub(crate) fn move_after(&self) -> Option<Duration> {
+        self.continuation.as_ref()?.move_after()
+    }
+
+    /// Waits for a place elsewhere for a stream that should leave the replica in `slot`.
+    pub(crate) fn room_elsewhere(&self, slot: &Slot) -> Option<oneshot::Receiver<Room>> {
+        Some(self.continuation.as_ref()?.room_elsewhere(slot))
+    }
+
+    /// Has the replica in `slot` answer the request with this `body`, and no other one.
+    pub(crate) fn move_to(&mut self, slot: Slot, body: Bytes, now: Instant) {
+        self.broke = Some((now, Cause::Moved));
+        self.last_sent = now;
+        self.search = self.continuation.take().map(|continuation| continuation.move_to(slot, body));
+    }
+
+    /// Notes that the stream stays at its replica.
+    pub(crate) fn stayed(&mut self) {
+        self.broke = None;
     }
 
     pub(crate) fn is_searching(&self) -> bool {

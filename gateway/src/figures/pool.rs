@@ -66,7 +66,7 @@ pub(super) fn describe() {
     );
     describe_counter!(
         CONTINUED,
-        "Times that another replica went on with a stream that broke, by pool and the failure's cause"
+        "Times that another replica went on with a stream that broke or moved, by pool and the failure's cause"
     );
     describe_counter!(
         NOT_CONTINUED,
@@ -75,7 +75,7 @@ pub(super) fn describe() {
     describe_histogram!(
         PAUSE,
         Unit::Seconds,
-        "From a stream's break to its first part from another replica, by pool"
+        "From a stream's break or move to its first part from another replica, by pool"
     );
     describe_counter!(FINISHES, "Answers, n of a request each, by pool and finish reason");
     describe_histogram!(HOLD, Unit::Seconds, "From accepted to released, by pool");
@@ -126,8 +126,8 @@ struct Events {
     requests: [Counter; 5],
     fallbacks: Counter,
     retries: Counter,
-    failures: [Counter; 15],
-    continued: [Counter; 15],
+    failures: [Counter; 16],
+    continued: [Counter; 16],
     aborts: [Counter; 3],
     finishes: [Counter; 6],
     /// Within the objective, and later.

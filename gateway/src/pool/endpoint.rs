@@ -57,7 +57,7 @@ pub(crate) struct Endpoint {
     rules: Rules,
     standing: Standing,
     once_ready: bool,
-    draining: bool,
+    draining: DrainState,
     /// The reason why it takes no requests; empty if it is ready.
     reason: String,
     behaviour: Behaviour,
@@ -68,6 +68,15 @@ pub(crate) struct Endpoint {
     evictions: Arc<Evictions>,
     pod: Pod,
     counts: Counts,
+}
+
+/// Whether it drains.
+#[derive(Clone, Copy, Debug, Default)]
+struct DrainState {
+    /// The scaler wants it to.
+    ordered: bool,
+    /// Since when it does, whoever ordered it.
+    since: Option<Instant>,
 }
 
 /// A pool's configuration for its endpoints.
@@ -151,7 +160,7 @@ impl Endpoint {
             rules,
             standing: Standing::Down,
             once_ready: false,
-            draining: false,
+            draining: DrainState::default(),
             reason: "not probed yet".to_owned(),
             behaviour: Behaviour::default(),
             probing: Probing::new(now),
@@ -309,11 +318,20 @@ impl Endpoint {
 
     /// Starts or ends its draining; true if that is a change.
     pub(crate) fn drain(&mut self, draining: bool) -> bool {
-        std::mem::replace(&mut self.draining, draining) != draining
+        std::mem::replace(&mut self.draining.ordered, draining) != draining
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining || self.pod.leaving || self.pod.gone
+        self.draining.ordered || self.pod.leaving || self.pod.gone
+    }
+
+    /// Shows its streams when its draining begins or ends. Called after each change.
+    pub(crate) fn note_draining(&mut self, now: Instant) {
+        let drains = self.is_draining();
+        if self.draining.since.is_some() != drains {
+            self.draining.since = drains.then_some(now);
+            self.evictions.draining.send_replace(self.draining.since);
+        }
     }
 
     // === state ===

@@ -17,6 +17,7 @@ use forebay_signals::Health;
 use tokio::time::Instant;
 
 use crate::pool::endpoint::{Awakened, Endpoint, Warming};
+use crate::pool::moves::Moves;
 
 /// Every endpoint of a pool.
 #[derive(Default)]
@@ -35,6 +36,8 @@ pub(super) struct EndpointSet {
     starting: usize,
     /// The places of all endpoints, and how many endpoints have any.
     places: (u64, usize),
+    /// Streams that may move off endpoints that drain.
+    pub(super) moves: Moves,
 }
 
 /// An endpoint, with what the set knows of it.
@@ -166,6 +169,7 @@ impl EndpointSet {
     fn update(&mut self, id: EndpointId, now: Instant, given: bool) {
         let Some(Some(tracked)) = self.tracked.get_mut(id.number()) else { return };
         let Tracked { address, endpoint, due, starting, places } = tracked;
+        endpoint.note_draining(now);
         let mut candidate = endpoint.candidate(*address, now);
         candidate.suspect = candidate.suspect && endpoint.watch_silence(now);
         if let Some(next) = endpoint.changes_at(now)

@@ -91,9 +91,9 @@ impl Pool {
         if let Some(turn) = &slot.turn {
             let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             state.queue.charge(turn.place, tokens(turn.generated) - tokens(turn.charged));
-            // A place that a failure gives back is lost with its endpoint, and a session lasts as long
-            // as its client wants.
-            if slot.kind != Kind::Session && !matches!(end, End::Failed(_)) {
+            // A place that a failure or a move gives back is lost with its endpoint, and a session
+            // lasts as long as its client wants.
+            if slot.kind != Kind::Session && !matches!(end, End::Failed(_) | End::Moved) {
                 state.readiness.times.service.record(now.saturating_duration_since(turn.since));
             }
         }
@@ -115,7 +115,7 @@ impl Pool {
                 End::Failed(failure) => {
                     consequence.ejected = endpoint.request_failed(failure, last, now);
                 }
-                End::Dropped => {}
+                End::Dropped | End::Moved => {}
             }
             endpoint.given_back(slot.kind == Kind::Session, now);
             if let Some(warming) = slot.lessons.warming {

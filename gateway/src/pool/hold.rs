@@ -43,7 +43,7 @@ struct HeldRequest<'a> {
 #[derive(Default)]
 pub(super) struct Deferred {
     /// Slots of requests whose clients left in the meantime.
-    untaken: Vec<Slot>,
+    pub(super) untaken: Vec<Slot>,
     released: Vec<(u64, Arc<str>)>,
     /// The number of requests in a burst that is over, and the longest time one of them was held.
     burst: Option<(u64, Duration)>,
@@ -217,7 +217,7 @@ impl Pool {
     }
 
     /// Takes a place at an endpoint.
-    fn occupy(
+    pub(super) fn occupy(
         self: &Arc<Self>,
         state: &mut Scheduling,
         (choice, request): (Choice, &Requirements),
@@ -263,11 +263,12 @@ impl Pool {
         deferred.run(self);
     }
 
-    /// Gives endpoints with room to held requests, in the queue's order. A request whose endpoints
-    /// are full does not block those behind it.
+    /// Gives endpoints with room to held requests, in the queue's order, and what they leave to streams
+    /// that move. A request whose endpoints are full does not block those behind it.
     pub(super) fn release_held(self: &Arc<Self>, state: &mut Scheduling, now: Instant) -> Deferred {
         let mut deferred = Deferred::default();
         if state.queue.depth() == 0 && state.backlog.was_empty() {
+            self.release_moves(state, now, &mut deferred);
             return deferred;
         }
         while let Some((choice, (place, entry, waiter))) = state.pop_releasable(now) {
@@ -283,6 +284,7 @@ impl Pool {
                 deferred.untaken.push(slot);
             }
         }
+        self.release_moves(state, now, &mut deferred);
         deferred.held = self.note_depth(state).held;
         deferred
     }

@@ -2,7 +2,8 @@
 //!
 //! - Scheduling, behind one short lock: `scheduling.rs` has the state, `hold.rs` holds and releases
 //!   requests, `slot.rs` is a request's place at an endpoint, `give_back.rs` ends it, `ticket.rs`
-//!   decides whether a failed request is tried again; `failed_start.rs` refuses requests while no
+//!   decides whether a failed request is tried again; `leave.rs` finds places for streams that
+//!   leave endpoints that drain, which `moves.rs` keeps; `failed_start.rs` refuses requests while no
 //!   replica can be started; `eta.rs` says when held requests will start. The order of release and the choice of an
 //!   endpoint are the crate `forebay-scheduling`.
 //! - Endpoints: `endpoint.rs` judges their health, `endpoint_set.rs` keeps them in order for a pick,
@@ -36,6 +37,7 @@ use crate::pool::scheduling::Scheduling;
 use crate::pool::upstream_key::UpstreamKey;
 
 pub(crate) use expected_start::ExpectedStart;
+pub(crate) use moves::{Room, UnderWay};
 pub(crate) use slot::{End, Slot};
 pub(crate) use ticket::{Fallback, Ticket};
 
@@ -50,8 +52,10 @@ mod expected_start;
 mod failed_start;
 mod give_back;
 mod hold;
+mod leave;
 mod lock;
 pub(crate) mod model_registry;
+mod moves;
 pub(crate) mod pods;
 pub(crate) mod probe;
 mod reload;

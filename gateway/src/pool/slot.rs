@@ -25,6 +25,8 @@ pub(crate) enum End {
     Failed(Failure),
     /// The client left, or it ended by no fault of the endpoint.
     Dropped,
+    /// Another replica goes on with the answer, to free the endpoint.
+    Moved,
 }
 
 impl End {
@@ -32,7 +34,7 @@ impl End {
     /// endpoint that can't go on with another one's answer is sound.
     pub(super) fn of(failure: Failure) -> Self {
         match failure.cause {
-            Cause::Shortage | Cause::NotContinued => Self::Dropped,
+            Cause::Shortage | Cause::NotContinued | Cause::Moved => Self::Dropped,
             _ => Self::Failed(failure),
         }
     }
@@ -148,6 +150,14 @@ impl Slot {
         }
         let message = "The replica has work, and answers nothing, not even a probe.";
         Failure::new(Cause::Stalled, message)
+    }
+
+    /// Gives the place back after a failure that the request is not tried again for.
+    pub(crate) fn failed(self, failure: Failure) {
+        if failure.cause == Cause::NotContinued {
+            self.pool.abilities.note_begins_anew(self.process.id());
+        }
+        self.ended(End::of(failure));
     }
 
     /// Cancelled when an answer that has begun will not go on.

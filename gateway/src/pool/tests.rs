@@ -16,6 +16,7 @@ mod endpoints;
 mod failed_start;
 mod hold;
 mod locking;
+mod moves;
 mod overload;
 mod pick;
 mod retries;

@@ -18,7 +18,7 @@ pub(crate) const MAX_EVENT: usize = 16 << 20;
 pub(crate) struct TooLong;
 
 /// Finds where events end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Splitter {
     /// The beginning of an event that is not complete.
     partial: BytesMut,

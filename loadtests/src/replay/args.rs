@@ -224,6 +224,13 @@ pub(crate) fn compare(
                 let mut kubeai = KubeAi::new(*bounds, target.unwrap_or(bounds.target));
                 ("kubeai", progress.play("kubeai", trace, model, &mut kubeai))
             }
+            // It would be Forebay once more.
+            Baseline::Drained if scenario.pool.move_after().is_none() => continue,
+            Baseline::Drained => {
+                let drained = Forebay::new(&scenario.pool, &scenario.config);
+                let mut drained = drained.without_moves();
+                ("drained", progress.play("drained", trace, model, &mut drained))
+            }
             Baseline::Optimum(share) => {
                 let share = share.unwrap_or(reached);
                 let schedule = progress.search("optimum", |report| {

@@ -42,17 +42,20 @@ pub(crate) enum Baseline {
     Knative(Option<u32>),
     /// KubeAI's autoscaler; the figure is its target of requests.
     KubeAi(Option<u32>),
+    /// Forebay, whose draining replicas finish their streams.
+    Drained,
     /// Knows the trace; the figure is the share within the objective.
     Optimum(Option<f64>),
 }
 
 /// Names and descriptions, for help and errors.
-pub(crate) const BASELINES: [(&str, &str); 6] = [
+pub(crate) const BASELINES: [(&str, &str); 7] = [
     ("fixed", "a constant count, as many as the objective needs; fixed=N for N"),
     ("keda", "KEDA and HPA on vllm:num_requests_waiting; keda=N for a threshold other than 5"),
     ("keda-min1", "the same with at least one replica, since keda never wakes from zero"),
     ("knative", "Knative's autoscaler; knative=N for a container concurrency of N"),
     ("kubeai", "KubeAI's autoscaler; kubeai=N for a target of N requests"),
+    ("drained", "Forebay with `drain.moveAfter: never`, if the pool moves streams"),
     ("optimum", "knows the trace beforehand; optimum=SHARE for a share other than Forebay's"),
 ];
 
@@ -86,6 +89,10 @@ impl std::str::FromStr for Baseline {
             "keda-min1" => Self::KedaFromOne(number()?.unwrap_or(keda::THRESHOLD)),
             "knative" => Self::Knative(count()?),
             "kubeai" => Self::KubeAi(count()?),
+            "drained" => {
+                ensure!(value.is_none(), "`{text}`: drained has no figure");
+                Self::Drained
+            }
             "optimum" => {
                 let share = number()?;
                 ensure!(share.is_none_or(|s| s <= 1.0), "`{text}`: a share is between 0 and 1");
@@ -111,6 +118,7 @@ mod tests {
             ("keda", Baseline::Keda(5.0)),
             ("keda-min1=0.5", Baseline::KedaFromOne(0.5)),
             ("knative=20", Baseline::Knative(Some(20))),
+            ("drained", Baseline::Drained),
             ("optimum=0.99", Baseline::Optimum(Some(0.99))),
         ] {
             assert_eq!(text.parse::<Baseline>().expect(text), want, "{text}");
@@ -119,6 +127,7 @@ mod tests {
             ("kedda", "unknown baseline `kedda`; known are fixed, keda, keda-min1, knative"),
             ("fixed=x", "`x` in `fixed=x` is not a number above 0"),
             ("fixed=1.5", "must be a whole number"),
+            ("drained=1", "drained has no figure"),
             ("optimum=99", "a share is between 0 and 1"),
         ] {
             let error = format!("{:#}", text.parse::<Baseline>().expect_err(text));

@@ -91,6 +91,8 @@ pub struct FleetFigures {
     pub starts: u32,
     /// Mean number of paid replicas.
     pub mean_replicas: f64,
+    /// Times that a stream moved off a replica that drained.
+    pub moves: u32,
 }
 
 /// States over time; all vectors have the same length.
@@ -140,6 +142,7 @@ impl Report {
             peak_replicas: run.peak,
             starts: run.starts,
             mean_replicas: run.paid as f64 / run.ended.max(1) as f64,
+            moves: run.moves,
         };
         Self { name: name.to_owned(), service, fleet, series: series(trace, run) }
     }

@@ -71,6 +71,15 @@ struct Prefill {
     computing: u32,
 }
 
+/// A sequence whose tokens are being generated.
+#[derive(Debug)]
+struct Decoding {
+    sequence: Sequence,
+    held: HeldBlocks,
+    /// The step after which it ends.
+    last: u64,
+}
+
 /// An event at the end of a stretch of steps, with the sequence's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TokenEvent {
@@ -106,7 +115,7 @@ pub(crate) struct Batch {
     /// Decoding sequences by the step after which they end.
     decoding: BinaryHeap<Reverse<(u64, u32)>>,
     /// The decoding sequences by id.
-    lengths: HashMap<u32, (Sequence, HeldBlocks)>,
+    lengths: HashMap<u32, Decoding>,
     /// Decode steps taken.
     steps: u64,
     kv: KvCache,
@@ -181,17 +190,48 @@ impl Batch {
     /// the step under way, so that the next step computes the new sequence's prompt.
     pub(crate) fn submit(&mut self, sequence: Sequence, prefix: Vec<u64>, now: Us) {
         self.waiting.push_back((sequence, prefix));
-        match &mut self.stretch {
+        match self.stretch {
             None => self.plan(now),
-            Some(stretch) if !stretch.prefill => {
-                let done = now.saturating_sub(stretch.began).div_ceil(stretch.step).max(1);
-                if done < stretch.steps {
-                    stretch.steps = done;
-                    self.plan += 1;
-                }
-            }
-            Some(_) => {}
+            Some(_) => self.cut_stretch(now),
         }
+    }
+
+    /// Has a stretch of decode steps end with the step under way.
+    fn cut_stretch(&mut self, now: Us) {
+        if let Some(stretch) = &mut self.stretch
+            && !stretch.prefill
+        {
+            let done = now.saturating_sub(stretch.began).div_ceil(stretch.step).max(1);
+            if done < stretch.steps {
+                stretch.steps = done;
+                self.plan += 1;
+            }
+        }
+    }
+
+    /// The decode steps that are complete.
+    fn steps_at(&self, now: Us) -> u64 {
+        let done = |stretch: Stretch| now.saturating_sub(stretch.began) / stretch.step;
+        self.steps + self.stretch.map_or(0, |stretch| done(stretch).min(stretch.steps))
+    }
+
+    /// The first of the sequences whose tokens are being generated and that miss more than one.
+    pub(crate) fn first_decoding(&self, now: Us) -> Option<u32> {
+        let steps = self.steps_at(now);
+        let open = self.lengths.iter().filter(|(_, one)| one.last > steps + 1);
+        open.map(|(id, _)| *id).min()
+    }
+
+    /// Takes such a sequence out: it goes on elsewhere, from the tokens so far, which become a part of
+    /// its prompt. Their number comes with it.
+    pub(crate) fn take(&mut self, id: u32, now: Us) -> Option<(Sequence, u32)> {
+        let steps = self.steps_at(now);
+        let Decoding { sequence, held, last } = self.lengths.remove(&id)?;
+        self.release(held);
+        self.cut_stretch(now);
+        let output = last.saturating_sub(steps) as u32;
+        let generated = sequence.output - output;
+        Some((Sequence { prompt: sequence.prompt + generated, output, ..sequence }, generated))
     }
 
     /// Removes a sequence whose client left.
@@ -201,9 +241,9 @@ impl Batch {
         } else if let Some(at) = self.prefilling.iter().position(|one| one.sequence.id == id) {
             let held = self.prefilling.remove(at).held;
             self.release(held);
-        } else if let Some((_, held)) = self.lengths.remove(&id) {
+        } else if let Some(decoding) = self.lengths.remove(&id) {
             // Its place in the heap is skipped when it comes up.
-            self.release(held);
+            self.release(decoding.held);
         }
     }
 
@@ -225,7 +265,7 @@ impl Batch {
                 break;
             }
             self.decoding.pop();
-            if let Some((sequence, held)) = self.lengths.remove(&id) {
+            if let Some(Decoding { sequence, held, .. }) = self.lengths.remove(&id) {
                 self.release(held);
                 events.push(TokenEvent::Last(id, sequence.output));
             }
@@ -248,7 +288,7 @@ impl Batch {
             } else {
                 let last = self.steps + u64::from(sequence.output) - 1;
                 self.decoding.push(Reverse((last, sequence.id)));
-                self.lengths.insert(sequence.id, (sequence, held));
+                self.lengths.insert(sequence.id, Decoding { sequence, held, last });
             }
         }
         self.prefilling = left;
@@ -404,6 +444,25 @@ mod tests {
         assert!(batch.ended(plan, end, &mut Vec::new()));
         assert_eq!((batch.running(), batch.waiting()), (1, 0));
         assert!(!batch.ended(plan, end, &mut Vec::new()), "the event of an old plan is recognized");
+    }
+
+    #[test]
+    fn a_sequence_that_is_taken_out_has_its_tokens_so_far_in_its_prompt() {
+        let mut batch = Batch::new(engine());
+        batch.submit(Sequence { id: 7, prompt: 1_000, output: 10 }, Vec::new(), 0);
+        assert_eq!(batch.first_decoding(0), None, "its prompt is being computed");
+        let (end, plan) = batch.due().expect("a step");
+        batch.ended(plan, end, &mut Vec::new());
+        // One token with the prompt, then one every 8.05 ms.
+        let now = end + 3 * 8_050 + 100;
+        assert_eq!(batch.first_decoding(now), Some(7));
+        let taken = batch.take(7, now).expect("it decodes");
+        assert_eq!(taken, (Sequence { id: 7, prompt: 1_004, output: 6 }, 4));
+        let (end, plan) = batch.due().expect("the step under way");
+        assert_eq!(end, 50_000 + 4 * 8_050, "the stretch ends with it");
+        let mut events = Vec::new();
+        assert!(batch.ended(plan, end, &mut events));
+        assert_eq!((events, batch.running(), batch.due()), (vec![], 0, None));
     }
 
     proptest! {

@@ -21,6 +21,7 @@ pub(crate) use contestant::{Contestant, Rules};
 mod contestant;
 mod fleet;
 mod gateway;
+mod moves;
 mod overload;
 mod signals;
 
@@ -107,6 +108,8 @@ pub(crate) struct Run {
     pub(crate) starts: u32,
     pub(crate) peak: u32,
     pub(crate) ended: Us,
+    /// Times that a stream moved to another replica.
+    pub(crate) moves: u32,
     /// The prompt tokens of all replicas.
     pub(crate) prompt_tokens: PromptTokens,
 }
@@ -132,6 +135,10 @@ enum Event {
     },
     Retry {
         request: u32,
+    },
+    /// The streams of a draining replica may move.
+    Leave {
+        replica: u32,
     },
     /// The gateway estimates anew when its held requests will start.
     Estimate,
@@ -179,6 +186,8 @@ struct ReplayProgress {
     prompts: HashMap<u32, Arc<Prompt>>,
     /// Requests at replicas from which the policy learns.
     given: HashMap<u32, Box<Given>>,
+    /// Streams that move, until the new replica goes on, with the replica that they leave.
+    moving: HashMap<u32, u32>,
 }
 
 /// The pushes of the signals.
@@ -270,6 +279,7 @@ pub(crate) fn play(
         starts: world.fleet.replicas.len() as u32,
         peak: world.fleet.peak,
         ended,
+        moves: world.fleet.moves,
         prompt_tokens: world.fleet.prompt_tokens(),
     }
 }
@@ -294,6 +304,7 @@ impl<'a> World<'a> {
                 tenant: "anonymous".into(),
                 prompts: HashMap::new(),
                 given: HashMap::new(),
+                moving: HashMap::new(),
             },
             fleet: fleet::Fleet::new(model.pick, model.seed),
             pushes: Pushes { due: true, last: 0, depth: 0 },
@@ -355,6 +366,7 @@ impl<'a> World<'a> {
                 Event::Phase { replica } => self.next_phase(replica),
                 Event::Steps { replica, plan } => self.steps_ended(replica, plan),
                 Event::Retry { request } => self.admit(request),
+                Event::Leave { replica } => self.move_streams(replica),
                 Event::Estimate => self.estimate(),
             }
         } else if self

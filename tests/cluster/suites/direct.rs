@@ -24,7 +24,7 @@ pub struct Setup {
     pub clients: [SocketAddr; 2],
     pub(super) gateways: Vec<Forebay>,
     pub(super) scalers: Vec<Forebay>,
-    workload: Workload,
+    pub(super) workload: Workload,
     _service: Link,
     started: Vec<Start>,
 }
@@ -70,6 +70,9 @@ pub struct Options {
     pub(super) cold_start: &'static str,
     /// Milliseconds for a token.
     pub(super) decode_step: &'static str,
+    pub(super) max_in_flight: u32,
+    /// More fields of the pool, each a line.
+    pub(super) pool: &'static str,
     /// A pod's hook requests a drain before the pod stops.
     pub(super) hook: bool,
     /// Deployment, StatefulSet, or LeaderWorkerSet.
@@ -90,6 +93,8 @@ impl Default for Options {
             min: 0,
             cold_start: "1s",
             decode_step: "8",
+            max_in_flight: 8,
+            pool: "",
             hook: false,
             kind: "Deployment",
             lease: "3s",
@@ -140,7 +145,7 @@ impl Setup {
                 "gateway: {{listen: \"{clients}\", scaler: \"{scaler}\", endpointHeader: true}}\n\
                  admin: {{listen: \"{admin}\", tokenFile: {}}}\n\
                  scaler:\n  gateways: [{}]\n{election}\
-                 pools:\n- name: {POOL}\n  models: [{POOL}]\n  maxInFlight: 8\n  \
+                 pools:\n- name: {POOL}\n  models: [{POOL}]\n  maxInFlight: {}\n{}  \
                  discovery: {{pods: {{namespace: {namespace}, selector: app={POOL}, port: 8000}}}}\n  \
                  target: {{kubernetes: {{apiVersion: {}, kind: {}, name: {POOL}, \
                  namespace: {namespace}}}}}\n  \
@@ -148,6 +153,8 @@ impl Setup {
                  stableWindow: 6s, cooldownPeriod: 6s}}\n",
                 token.display(),
                 listed.join(", "),
+                options.max_in_flight,
+                options.pool,
                 yaml["apiVersion"].as_str().expect("a version"),
                 options.kind,
                 options.min,

@@ -16,6 +16,7 @@ mod keda_verdicts;
 mod leader_worker_set;
 mod load;
 mod measure;
+mod moves;
 mod node;
 mod rbac;
 mod roles;
@@ -108,6 +109,7 @@ pub fn all() -> Vec<Suite> {
         Suite::new("keda_verdicts_are_those_recorded", keda_verdicts::are_those_recorded)
             .with_keda(),
         Suite::new("keda_examples_are_accepted", rbac::keda_examples_are_accepted).with_keda(),
+        Suite::new("measure_moves", moves::answers_of_five_minutes).measuring(),
         Suite::new("measure_directly", measure::directly).measuring(),
         Suite::new("measure_through_keda", measure::through_keda).with_keda().measuring(),
         Suite::new(
@@ -133,6 +135,7 @@ pub fn all() -> Vec<Suite> {
             "shrink_a_leader_worker_set_from_its_end",
             shrink::a_leader_worker_set_shrinks_from_its_end,
         ),
+        Suite::new("shrink_streams_move_off_pods_that_go", moves::answers_of_a_minute),
         Suite::new(
             "discovery_by_service_and_by_endpoint_slices",
             discovery::by_service_and_by_endpoint_slices,

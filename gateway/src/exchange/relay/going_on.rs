@@ -30,6 +30,7 @@ impl Relay {
                     self.cutoff.next_replica(slot.lost());
                     (self.slot, self.upstream) = (Some(slot), Some(upstream));
                     self.moments.last = clock::now();
+                    self.watch_drain();
                 }
                 Err(refusal) => self.not_found(&refusal),
             }
@@ -60,6 +61,11 @@ impl Relay {
 
     /// Ends the stream, since no replica goes on with it.
     fn not_found(&mut self, refusal: &Refusal) {
+        if let Refusal::Failed(failure) = refusal
+            && self.move_back(failure.cause, None)
+        {
+            return;
+        }
         let cause = self.successor.broke_by().unwrap_or(Cause::Connection);
         if let Some(record) = &self.record {
             record.not_continued(cause, reason(refusal));
@@ -76,6 +82,9 @@ impl Relay {
         let cause = failure.cause;
         if let Some(record) = &mut self.record {
             record.try_failed(cause);
+        }
+        if self.move_back(cause, Some(failure.clone())) {
+            return;
         }
         if let Err(why) = self.go_on(&failure) {
             if let Some(record) = &self.record {
@@ -115,6 +124,7 @@ impl Relay {
         {
             slot.first_token(now);
             record.continued(slot, cause, pause);
+            self.end_move();
         }
     }
 }

@@ -57,7 +57,8 @@ impl Endpoint {
     /// Adds it again while requests are still in flight there. The same address may be another
     /// replica, so it has to answer a probe first.
     pub(crate) fn come_back(&mut self, rules: Rules, now: Instant) {
-        (self.standing, self.once_ready, self.draining) = (Standing::Down, false, false);
+        (self.standing, self.once_ready) = (Standing::Down, false);
+        self.draining.ordered = false;
         self.lifecycle.ended = true;
         self.behaviour = Behaviour::default();
         self.probing.begin_anew(now);

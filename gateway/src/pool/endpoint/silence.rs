@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use forebay_scheduling::pick::EndpointId;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -158,7 +159,8 @@ impl Work {
     }
 }
 
-/// Tokens that are cancelled when requests at an endpoint have no hope of an answer there.
+/// The signs for requests at an endpoint that they should leave it: tokens that are cancelled when they
+/// have no hope of an answer there, and since when it drains.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evictions {
     /// For requests without an answer, which can be tried elsewhere.
@@ -167,6 +169,8 @@ pub(crate) struct Evictions {
     pub(crate) begun: CancellationToken,
     /// For sessions, which may be silent.
     pub(crate) sessions: CancellationToken,
+    /// Since when the endpoint drains, if it does. All its requests share this.
+    pub(crate) draining: Arc<watch::Sender<Option<Instant>>>,
 }
 
 impl Endpoint {

@@ -27,6 +27,7 @@ impl Contestant for Schedule {
             hold: Hold::UntilRoom,
             victim: Victim::LeastBusy,
             revives_draining: true,
+            move_after: None,
             scales: !self.counts.is_empty(),
             initial_replicas: self.initial_replicas,
         }

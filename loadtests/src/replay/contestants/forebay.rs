@@ -19,6 +19,7 @@ const GATEWAY: usize = 0;
 pub(crate) struct Forebay {
     policy: Policy,
     stale_after: Millis,
+    move_after: Option<Us>,
     ledger: Ledger,
     triggers: Triggers,
     wanted: Vec<Option<Wanted>>,
@@ -45,6 +46,7 @@ impl Forebay {
         Self {
             policy: Policy::of(pool),
             stale_after: config.scaler.stale_after.into(),
+            move_after: pool.move_after().map(|after| after.as_micros() as Us),
             ledger: Ledger::default(),
             wanted: triggers.wanted(),
             triggers,
@@ -52,6 +54,11 @@ impl Forebay {
             next: 0,
             changes: Vec::new(),
         }
+    }
+
+    /// The same, whose draining replicas finish their streams.
+    pub(crate) fn without_moves(self) -> Self {
+        Self { move_after: None, ..self }
     }
 
     /// The changes of the count so far.
@@ -104,6 +111,7 @@ impl Contestant for Forebay {
             hold: Hold::UntilRoom,
             victim: Victim::LeastBusy,
             revives_draining: true,
+            move_after: self.move_after,
             scales: true,
             initial_replicas: self.policy.counts.min,
         }

@@ -64,6 +64,7 @@ impl Contestant for Keda {
             hold: Hold::Never,
             victim: Victim::Youngest,
             revives_draining: false,
+            move_after: None,
             scales: true,
             initial_replicas: self.bounds.min,
         }

@@ -105,6 +105,7 @@ impl Contestant for Knative {
             hold: Hold::UntilRoom,
             victim: Victim::Youngest,
             revives_draining: false,
+            move_after: None,
             scales: true,
             initial_replicas: self.bounds.min,
         }

@@ -53,6 +53,7 @@ impl Contestant for KubeAi {
             hold: Hold::AtZero,
             victim: Victim::Youngest,
             revives_draining: false,
+            move_after: None,
             scales: true,
             initial_replicas: self.bounds.min,
         }

@@ -23,12 +23,20 @@ pub(crate) struct TraceShape {
     seconds: f64,
     /// Requests per second at a second of the load.
     rate: fn(f64) -> f64,
-    /// Median prompt and output tokens.
-    tokens: (f64, f64),
+    tokens: Lengths,
+}
+
+/// Lengths of prompts and answers, in tokens.
+struct Lengths {
+    /// Median of the prompts.
+    prompt: f64,
+    /// Median of the answers, and the longest one.
+    output: f64,
+    longest: f64,
 }
 
 /// All generated loads.
-pub(crate) const SHAPES: [TraceShape; 11] = [
+pub(crate) const SHAPES: [TraceShape; 12] = [
     TraceShape {
         name: "office-day",
         about: "one working day: quiet nights, a morning climb, a dip at noon",
@@ -104,11 +112,18 @@ pub(crate) const SHAPES: [TraceShape; 11] = [
         about: "three days with a batch of long requests each night at 01:00",
         seconds: 3.0 * DAY,
         rate: |t| if (1.0..5.5).contains(&((t % DAY) / HOUR)) { 4.0 } else { 0.0 },
-        tokens: (2000.0, 400.0),
+        tokens: Lengths { prompt: 2000.0, output: 400.0, longest: 2000.0 },
+    },
+    TraceShape {
+        name: "long-answers",
+        about: "a day of answers of minutes, as reasoning models give, in waves of an hour and a half",
+        seconds: DAY,
+        rate: |t| 0.3 - 0.25 * (std::f64::consts::TAU * t / (1.5 * HOUR)).cos(),
+        tokens: Lengths { prompt: 600.0, output: 8000.0, longest: 32_000.0 },
     },
 ];
 
-const CHAT: (f64, f64) = (600.0, 150.0);
+const CHAT: Lengths = Lengths { prompt: 600.0, output: 150.0, longest: 2000.0 };
 
 fn office(t: f64) -> f64 {
     let hour = (t % DAY) / HOUR;
@@ -166,8 +181,9 @@ fn generate(shape: &TraceShape, seed: u64) -> Trace {
             break;
         }
         if random.random::<f64>() * peak < (shape.rate)(t) {
-            let prompt = log_normal(&mut random, shape.tokens.0, 0.8, 16_000.0);
-            let output = log_normal(&mut random, shape.tokens.1, 0.7, 2_000.0);
+            let Lengths { prompt, output, longest } = shape.tokens;
+            let prompt = log_normal(&mut random, prompt, 0.8, 16_000.0);
+            let output = log_normal(&mut random, output, 0.7, longest);
             requests.push(Request { at: (t * SECOND as f64) as Us, prompt, output });
         }
     }

@@ -10,6 +10,8 @@ pub(crate) struct Rules {
     pub(crate) victim: Victim,
     /// A higher count takes draining replicas back before it starts new ones.
     pub(crate) revives_draining: bool,
+    /// How long a replica drains before its streams move to others; `None`: they finish there.
+    pub(crate) move_after: Option<Us>,
     /// More replicas may be started at any time, so the gateway refuses nothing for its expected wait:
     /// the model does not learn how long starts take.
     pub(crate) scales: bool,

@@ -36,7 +36,8 @@ pub(super) struct Replica {
     requested: Us,
     /// The end of each phase: scheduled, started, healthy.
     ends: [Us; 3],
-    draining: bool,
+    /// Since when it drains.
+    pub(super) drains_since: Option<Us>,
     pub(super) batch: Batch,
     /// The plan whose end is already an event.
     pub(super) planned: Option<u32>,
@@ -47,9 +48,13 @@ pub(super) struct Replica {
 }
 
 impl Replica {
+    fn is_draining(&self) -> bool {
+        self.drains_since.is_some()
+    }
+
     /// Whether it takes requests.
     pub(super) fn is_ready(&self) -> bool {
-        self.phase == StartPhase::Ready && !self.draining
+        self.phase == StartPhase::Ready && !self.is_draining()
     }
 }
 
@@ -94,6 +99,8 @@ pub(super) struct Fleet {
     /// Replica time paid so far, of stopped replicas.
     pub(super) paid: Us,
     pub(super) peak: u32,
+    /// Times that a stream moved to another replica.
+    pub(super) moves: u32,
     /// A buffer that is reused for each stretch of steps.
     pub(super) token_events: Vec<TokenEvent>,
 }
@@ -109,6 +116,7 @@ impl Fleet {
             picker: Picker::new(pick, seed),
             paid: 0,
             peak: 0,
+            moves: 0,
             token_events: Vec::new(),
         };
         // The candidates keep what the policy needs.
@@ -164,7 +172,7 @@ impl World<'_> {
         let mut counts = Counts::default();
         for id in &self.fleet.live {
             let replica = &self.fleet.replicas[*id as usize];
-            *if replica.draining {
+            *if replica.is_draining() {
                 &mut counts.draining
             } else if replica.is_ready() {
                 &mut counts.ready
@@ -183,7 +191,7 @@ impl World<'_> {
             ReplicaView {
                 id: *id,
                 ready: replica.is_ready(),
-                draining: replica.draining,
+                draining: replica.is_draining(),
                 requested: replica.requested,
                 scheduled: reached(StartPhase::Scheduled, 0),
                 started: reached(StartPhase::Started, 1),
@@ -230,8 +238,8 @@ impl World<'_> {
             // Draining replicas are the quickest to have.
             for at in 0..self.fleet.live.len() {
                 let id = self.fleet.live[at];
-                if staying < count && self.fleet.replicas[id as usize].draining {
-                    self.fleet.replicas[id as usize].draining = false;
+                if staying < count && self.fleet.replicas[id as usize].is_draining() {
+                    self.fleet.replicas[id as usize].drains_since = None;
                     self.show(id);
                     self.pushes.due = true;
                     staying += 1;
@@ -252,10 +260,14 @@ impl World<'_> {
                 };
                 (replica.is_ready(), busy, std::cmp::Reverse(**id))
             };
-            let staying_ones =
-                self.fleet.live.iter().filter(|id| !self.fleet.replicas[**id as usize].draining);
+            let staying_ones = self
+                .fleet
+                .live
+                .iter()
+                .filter(|id| !self.fleet.replicas[**id as usize].is_draining());
             let Some(id) = staying_ones.min_by_key(rank).copied() else { break };
-            self.fleet.replicas[id as usize].draining = true;
+            self.fleet.replicas[id as usize].drains_since = Some(self.now);
+            self.plan_leaving(id);
             self.show(id);
             self.pushes.due = true;
             staying -= 1;
@@ -288,7 +300,7 @@ impl World<'_> {
             phase: StartPhase::Requested,
             requested: self.now,
             ends,
-            draining: false,
+            drains_since: None,
             batch: Batch::new(self.model.engine),
             planned: None,
             in_flight: 0,
@@ -335,7 +347,7 @@ impl World<'_> {
     /// Stops a draining replica without requests. A starting one stops at once.
     pub(super) fn stop_if_drained(&mut self, id: u32) {
         let replica = &mut self.fleet.replicas[id as usize];
-        if !replica.draining || replica.in_flight > 0 || replica.phase == StartPhase::Stopped {
+        if !replica.is_draining() || replica.in_flight > 0 || replica.phase == StartPhase::Stopped {
             return;
         }
         replica.phase = StartPhase::Stopped;

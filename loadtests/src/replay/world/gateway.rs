@@ -78,8 +78,13 @@ impl World<'_> {
         self.note_depth();
     }
 
-    /// Releases held requests to the replicas that have room.
+    /// Releases held requests to the replicas that have room, and what they leave to streams that move.
     pub(super) fn release(&mut self) {
+        self.release_held();
+        self.release_moves();
+    }
+
+    fn release_held(&mut self) {
         if self.progress.queue.depth() == 0 {
             return;
         }
@@ -135,23 +140,27 @@ impl World<'_> {
     fn give(&mut self, request: u32, id: u32) {
         let now = self.now;
         let arrival = self.trace.requests[request as usize];
-        self.progress.places[request as usize] = Place::At { replica: id };
         self.progress.outcomes[request as usize].released = Some(now);
         self.figures.totals.released += 1;
         self.figures.hold.record((now - arrival.at) as f64 / 1e6);
         self.figures.in_flight_tokens += self.estimated(request);
+        self.submit(Sequence { id: request, prompt: arrival.prompt, output: arrival.output }, id);
+    }
+
+    /// Gives a replica a sequence.
+    pub(super) fn submit(&mut self, sequence: Sequence, id: u32) {
+        self.progress.places[sequence.id as usize] = Place::At { replica: id };
         let replica = &mut self.fleet.replicas[id as usize];
         replica.in_flight += 1;
-        let sequence = Sequence { id: request, prompt: arrival.prompt, output: arrival.output };
-        let prefix = self.trace.content(request).map(|content| content.blocks(KV_BLOCK));
-        replica.batch.submit(sequence, prefix.unwrap_or_default(), now);
+        let prefix = self.trace.content(sequence.id).map(|content| content.blocks(KV_BLOCK));
+        replica.batch.submit(sequence, prefix.unwrap_or_default(), self.now);
         let candidate = self.candidate(id);
         self.fleet.candidates.given(self.fleet.replicas[id as usize].seat, candidate);
         self.plan(id);
     }
 
     /// Plans an event for the end of the replica's present steps.
-    fn plan(&mut self, id: u32) {
+    pub(super) fn plan(&mut self, id: u32) {
         let replica = &mut self.fleet.replicas[id as usize];
         let Some((end, plan)) = replica.batch.due() else { return };
         if replica.planned != Some(plan) {
@@ -183,6 +192,9 @@ impl World<'_> {
 
     fn first_token(&mut self, request: u32, id: u32) {
         self.fleet.replicas[id as usize].first_token.get_or_insert(self.now);
+        if self.progress.moving.remove(&request).is_some() {
+            return;
+        }
         if let Some(given) = self.progress.given.get_mut(&request) {
             self.fleet.picker.first_token(given, Duration::from_micros(self.now));
         }
@@ -214,7 +226,7 @@ impl World<'_> {
     }
 
     /// Tells the policy of a request's end at its replica.
-    fn picked_ended(&mut self, request: u32, complete: bool) {
+    pub(super) fn picked_ended(&mut self, request: u32, complete: bool) {
         let Some(mut given) = self.progress.given.remove(&request) else { return };
         if complete {
             let Request { prompt, output, .. } = self.trace.requests[request as usize];
@@ -279,6 +291,6 @@ impl World<'_> {
 }
 
 /// The conditions of a request: all are streams that any replica can take.
-fn requirements(prompt: Option<Arc<Prompt>>) -> Requirements {
+pub(super) fn requirements(prompt: Option<Arc<Prompt>>) -> Requirements {
     Requirements { prompt, streamed: true, ..Requirements::default() }
 }

@@ -20,6 +20,23 @@ fn contestants(min: u32, count: u32) -> Vec<Box<dyn Contestant>> {
     ]
 }
 
+/// A schedule under which streams move off replicas that have drained for this time.
+struct Moving(Schedule, Option<Us>);
+
+impl Contestant for Moving {
+    fn rules(&self) -> Rules {
+        Rules { move_after: self.1, ..self.0.rules() }
+    }
+
+    fn next_look(&self) -> Us {
+        self.0.next_look()
+    }
+
+    fn look(&mut self, world: &World<'_>) -> Option<u32> {
+        self.0.look(world)
+    }
+}
+
 #[test]
 fn a_cold_start_is_waited_for_and_paid_from_request_to_stop() {
     let model = Model { cold_start: ColdStart { spread: 0.0, ..model().cold_start }, ..model() };
@@ -45,6 +62,33 @@ fn a_draining_replica_finishes_its_requests() {
 }
 
 #[test]
+fn streams_move_off_a_draining_replica_which_is_then_stopped() {
+    // Two replicas with six answers of 20,000 tokens each; one drains at 100 s.
+    let trace = trace_of((0..12).map(|_| (0, 1_000, 20_000)));
+    let played = |move_after, limit| {
+        let model = Model { limit, ..model() };
+        let counts = vec![(100 * SECOND, 1)];
+        let schedule = Schedule { initial_replicas: 2, counts, at: 0 };
+        play(&trace, &model, &mut Moving(schedule, move_after), 10, |_| ())
+    };
+    let drained = played(None, 32);
+    let moved = played(Some(5 * SECOND), 32);
+    let no_room = played(Some(5 * SECOND), 6);
+    assert_eq!((drained.moves, moved.moves), (0, 6));
+    assert!(no_room.moves < 6, "only to places that others have left: {}", no_room.moves);
+    for run in [&drained, &moved, &no_room] {
+        assert!(run.outcomes.iter().all(|outcome| outcome.last_token.is_some()), "all answered");
+    }
+    // A replica is paid for 106 s rather than until the end of its answers.
+    let one_alone = moved.paid - moved.ended;
+    assert!((105 * SECOND..115 * SECOND).contains(&one_alone), "{one_alone}");
+    assert!(drained.paid > moved.paid + 30 * SECOND, "{} {}", drained.paid, moved.paid);
+    // A pause for six prompts, and slower steps, cost the streams little.
+    let last = |run: &Run| run.outcomes.iter().filter_map(|one| one.last_token).max();
+    assert!(last(&moved).expect("answered") < last(&drained).expect("answered") + 30 * SECOND);
+}
+
+#[test]
 fn no_gateway_holds_for_keda_and_clients_retry() {
     let model = Model { patience: 20 * SECOND, ..model() };
     let trace = trace_of([(0, 100, 5)]);
@@ -64,6 +108,7 @@ proptest! {
     fn each_request_is_answered_once_or_given_up(
         requests in prop::collection::vec((0..300u64, 1..3_000u32, 1..200u32), 1..60),
         patience in 1..120u64, most in 0..20usize, min in 0..2u32, seed in 0..100u64,
+        drop_at in 1..100u64,
     ) {
         let mut requests: Vec<_> =
             requests.into_iter().map(|(at, prompt, output)| (at * SECOND / 3, prompt, output)).collect();
@@ -71,7 +116,11 @@ proptest! {
         let trace = trace_of(requests);
         let model =
             Model { patience: patience * SECOND, max_held: most, limit: 8, seed, ..model() };
-        for mut contestant in contestants(min, 1) {
+        let counts = vec![(drop_at * SECOND, 1), ((drop_at + 40) * SECOND, 3)];
+        let changing = Schedule { initial_replicas: 3, counts, at: 0 };
+        let changing = Moving(changing, Some(SECOND));
+        let all = contestants(min, 1).into_iter().chain([Box::new(changing) as Box<dyn Contestant>]);
+        for mut contestant in all {
             let run = play(&trace, &model, contestant.as_mut(), 50, |_| ());
             for (outcome, request) in run.outcomes.iter().zip(&trace.requests) {
                 prop_assert!(outcome.gave_up != outcome.last_token.is_some(), "{:?}", outcome);

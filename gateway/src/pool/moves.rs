@@ -1,0 +1,103 @@
+//! The streams that may move off endpoints that drain.
+//!
+//! Few streams of one endpoint move at the same time: each move has another replica compute the prompt
+//! and the answer so far.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use forebay_scheduling::pick::{Choice, EndpointId, Requirements};
+use forebay_scheduling::queue::{Entry, Place};
+use tokio::sync::oneshot;
+
+use super::slot::Slot;
+
+/// The most streams of one endpoint that move at the same time.
+const AT_ONCE: usize = 4;
+
+/// The streams that may move, by the endpoint that they are at.
+#[derive(Default)]
+pub(super) struct Moves(BTreeMap<EndpointId, Leaving>);
+
+/// The streams that may leave one endpoint.
+#[derive(Default)]
+struct Leaving {
+    waiting: VecDeque<Mover>,
+    /// Held by each stream that moves now.
+    under_way: Arc<()>,
+}
+
+/// A stream that waits for a place elsewhere.
+pub(super) struct Mover {
+    pub(super) place: Place,
+    pub(super) entry: Entry,
+    pub(super) requirements: Requirements,
+    pub(super) room: oneshot::Sender<Room>,
+}
+
+/// A place at another endpoint for a stream that moves.
+pub(crate) struct Room {
+    pub(crate) slot: Slot,
+    /// The stream counts among those that move now as long as it has this.
+    pub(crate) under_way: UnderWay,
+}
+
+/// A move under way. Drop it before the place at the old endpoint is given back: that lets the next
+/// stream move.
+pub(crate) struct UnderWay(#[expect(dead_code, reason = "it is counted")] Arc<()>);
+
+impl Leaving {
+    fn under_way(&self) -> usize {
+        Arc::strong_count(&self.under_way) - 1
+    }
+}
+
+impl Moves {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a stream at this endpoint.
+    pub(super) fn push(&mut self, from: EndpointId, mover: Mover) {
+        self.0.entry(from).or_default().waiting.push_back(mover);
+    }
+
+    /// Forgets the streams of endpoints for which `drains` is false, and returns the others.
+    pub(super) fn retain(&mut self, drains: impl Fn(EndpointId) -> bool) -> Vec<EndpointId> {
+        let is_needed = |leaving: &Leaving| !leaving.waiting.is_empty() || leaving.under_way() > 0;
+        self.0.retain(|from, leaving| drains(*from) && is_needed(leaving));
+        self.0.keys().copied().collect()
+    }
+
+    /// Takes the first stream at this endpoint that `pick` finds a place for, unless enough of its
+    /// streams move already.
+    pub(super) fn pop(
+        &mut self,
+        from: EndpointId,
+        mut pick: impl FnMut(&Requirements) -> Option<Choice>,
+    ) -> Option<(Choice, Mover, UnderWay)> {
+        let leaving = self.0.get_mut(&from)?;
+        while leaving.waiting.front().is_some_and(|mover| mover.room.is_closed()) {
+            leaving.waiting.pop_front();
+        }
+        if leaving.under_way() >= AT_ONCE {
+            return None;
+        }
+        // Neighbours mostly have the same requirements.
+        let mut unplaced: Option<&Requirements> = None;
+        let found = leaving.waiting.iter().enumerate().find_map(|(at, mover)| {
+            let requirements = &mover.requirements;
+            if unplaced.is_some_and(|one| one.same_conditions(requirements)) {
+                return None;
+            }
+            let choice = pick(requirements);
+            if choice.is_none() {
+                unplaced = Some(requirements);
+            }
+            Some((at, choice?))
+        });
+        let (at, choice) = found?;
+        let mover = leaving.waiting.remove(at)?;
+        Some((choice, mover, UnderWay(Arc::clone(&leaving.under_way))))
+    }
+}

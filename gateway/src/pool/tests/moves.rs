@@ -1,0 +1,106 @@
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+
+/// A stream at an endpoint.
+fn stream(pool: &Arc<Pool>) -> (Ticket, Slot) {
+    let mut ticket = ticket(600);
+    let slot = pool.hold(&mut ticket).now_or_never().expect("there is room").expect("released");
+    (ticket, slot)
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_move_a_few_at_a_time_to_endpoints_with_room() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 10}"#);
+    ready(&pool, 1);
+    let streams: Vec<_> = (0..8).map(|_| stream(&pool)).collect();
+    ready(&pool, 2);
+    pool.drain_endpoint(address(1), true);
+    let mut rooms: Vec<_> =
+        streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
+    let mut moved = Vec::new();
+    for (n, ((_, slot), room)) in streams.into_iter().zip(&mut rooms).enumerate() {
+        // Those before it have moved, so it is among the next four.
+        let Room { slot: next, under_way } = room.try_recv().expect("room");
+        assert_eq!((slot.address, next.address), (address(1), address(2)));
+        drop(under_way);
+        slot.ended(End::Moved);
+        moved.push(next);
+        assert_eq!(pool.signals().in_flight as usize, 8 + 4.min(7 - n), "four at a time");
+    }
+    let signals = pool.signals();
+    let old = signals.endpoints["127.0.0.1:1"].as_ref().expect("known");
+    assert_eq!((old.in_flight, old.completed, old.failed), (0, 0, 0), "nothing is held against it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_gets_only_the_place_that_no_held_request_can_use() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    ready(&pool, 1);
+    let (leaving, old) = stream(&pool);
+    ready(&pool, 2);
+    let (_, full) = stream(&pool);
+    pool.drain_endpoint(address(1), true);
+    let mut held = ticket(600);
+    let mut hold = Box::pin(pool.hold(&mut held));
+    assert!(hold.as_mut().now_or_never().is_none());
+    let mut room = old.room_elsewhere(&leaving);
+    assert_eq!(room.try_recv().err(), Some(TryRecvError::Empty));
+    full.ended(End::Complete);
+    let first = hold.as_mut().now_or_never().expect("it has waited").expect("released");
+    assert_eq!(room.try_recv().err(), Some(TryRecvError::Empty), "the stream goes on where it is");
+    first.ended(End::Complete);
+    assert_eq!(room.try_recv().expect("room").slot.address, address(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_ends_while_it_waits_for_room_keeps_none() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 2}"#);
+    ready(&pool, 1);
+    let ((one, first), (other, second)) = (stream(&pool), stream(&pool));
+    pool.drain_endpoint(address(1), true);
+    let gone = first.room_elsewhere(&one);
+    let mut room = second.room_elsewhere(&other);
+    drop(gone);
+    first.ended(End::Complete);
+    ready(&pool, 2);
+    assert!(room.try_recv().is_ok());
+    assert_eq!(pool.signals().in_flight, 1, "the place that it got went with it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_may_move_once_its_endpoint_has_drained_for_long_enough() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let (ticket, slot) = stream(&pool);
+    let mut drained = Box::pin(slot.drained_for(Duration::from_secs(5)));
+    assert!(drained.as_mut().now_or_never().is_none());
+    pool.drain_endpoint(address(1), true);
+    assert!(drained.as_mut().now_or_never().is_none());
+    tokio::time::advance(Duration::from_secs(4)).await;
+    assert!(drained.as_mut().now_or_never().is_none(), "four seconds");
+    let mut room = slot.room_elsewhere(&ticket);
+    // It serves again.
+    pool.drain_endpoint(address(1), false);
+    assert_eq!(room.try_recv().err(), Some(TryRecvError::Closed), "nothing has to move");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(drained.as_mut().now_or_never().is_none());
+    let since = Instant::now();
+    pool.drain_endpoint(address(1), true);
+    drained.await;
+    assert_eq!(since.elapsed().as_secs(), 5, "from the beginning of the second drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_stream_moves_while_the_zero_barrier_is_up() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let (ticket, slot) = stream(&pool);
+    ready(&pool, 2);
+    pool.set_barrier(Some((1, Duration::from_secs(5))));
+    pool.drain_endpoint(address(1), true);
+    let mut room = slot.room_elsewhere(&ticket);
+    assert_eq!(room.try_recv().err(), Some(TryRecvError::Empty));
+    pool.set_barrier(None);
+    assert!(room.try_recv().is_ok());
+}
