@@ -1,8 +1,8 @@
 //! Rehearsals: the last day of a pool, played again beside other autoscalers, a fixed fleet and the
 //! optimum, and with changed settings.
 //!
-//! Each part is a process of `forebay replay` of its own, with the lowest priority and one after the
-//! other, so that neither its work nor its memory reaches the data path.
+//! A process of `forebay replay` of its own plays all of them, with the lowest priority, and prints each
+//! result as soon as it is known. So neither its work nor its memory reaches the data path.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,28 +21,16 @@ use forebay_config::{Config, Scaling};
 use forebay_scaler::Rehearsable;
 use parking_lot::Mutex;
 use rustix::process::{Pid, setpriority_process};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The lowest priority.
 const NICE: i32 = 19;
-/// The autoscalers to play beside Forebay, each on its own, so that figures come early.
-const BESIDE: [&str; 4] = ["keda-min1", "knative", "kubeai", "optimum"];
-/// Fields of a contestant's report that the page shows.
-const FIELDS: [&str; 10] = [
-    "name",
-    "requests",
-    "answered",
-    "gaveUp",
-    "shareWithin",
-    "ttftSeconds",
-    "gpuHours",
-    "cost",
-    "peakReplicas",
-    "starts",
-];
+/// The autoscalers to play beside Forebay and a fixed fleet, the slowest last.
+const OTHERS: [&str; 4] = ["keda-min1", "knative", "kubeai", "optimum"];
 
 /// The routes: `POST /pools/NAME/what-if` with the changed `scaling` section or nothing,
 /// `GET /what-if`, and `POST /what-if/cancel`.
@@ -74,24 +62,42 @@ struct Rehearsal {
 struct Shown {
     pool: String,
     since_millis: u64,
-    /// Parts that are done, of so many.
-    done: usize,
+    /// Contestants, those that have ended included.
     parts: usize,
     running: bool,
+    /// The contestant that is played now, and how far it is, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    playing: Option<Playing>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     setting: Value,
     load: Value,
-    /// By name; `forebay` has the present settings, `changed` the changed ones.
+    /// By name; `forebay` has the present settings, `beside` the changed ones.
     contestants: BTreeMap<String, Value>,
 }
 
-/// One process of `forebay replay`.
-struct Part {
-    config: PathBuf,
-    compare: Option<&'static str>,
-    /// The name of Forebay's own result.
-    name: &'static str,
+/// Progress of one contestant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Playing {
+    #[serde(rename(deserialize = "playing"))]
+    name: String,
+    share: f64,
+}
+
+/// A line of `forebay replay --json-lines`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum ReplayLine {
+    Begun { load: Value, setting: Value },
+    Ended { contestant: Contestant },
+    Playing(Playing),
+}
+
+#[derive(Debug, Deserialize)]
+struct Contestant {
+    name: String,
+    #[serde(flatten)]
+    figures: serde_json::Map<String, Value>,
 }
 
 /// The pool's present `scaling` section, to be changed.
@@ -144,7 +150,7 @@ async fn begin(
     let shown = Shown {
         pool: pool.clone(),
         since_millis: since as u64,
-        parts: 1 + BESIDE.len() + usize::from(changed.is_some()),
+        parts: 2 + OTHERS.len() + usize::from(changed.is_some()),
         running: true,
         ..Shown::default()
     };
@@ -161,7 +167,7 @@ async fn show(State(rehearsals): State<Rehearsals>) -> Response {
 async fn cancel(State(rehearsals): State<Rehearsals>) -> Response {
     if let Some(rehearsal) = rehearsals.state.lock().as_mut() {
         rehearsal.task = None;
-        rehearsal.shown.running = false;
+        (rehearsal.shown.running, rehearsal.shown.playing) = (false, None);
     }
     "cancelled\n".into_response()
 }
@@ -202,7 +208,7 @@ impl Drop for Folder {
     }
 }
 
-/// Plays all parts, and shows each result as it comes.
+/// Plays all contestants, and shows each result as it comes. Dropping the future ends the process.
 async fn play(
     state: Arc<Mutex<Option<Rehearsal>>>,
     pool: String,
@@ -219,55 +225,56 @@ async fn play(
         let folder = Folder::new().context("a folder for the rehearsal")?;
         let trace = folder.write("arrivals.csv", &trace)?;
         let present = folder.write("present.yaml", &forebay_config::print(&config))?;
-        let mut parts = vec![Part { config: present.clone(), compare: None, name: "forebay" }];
-        if let Some(changed) = &changed {
-            let config = folder.write("changed.yaml", &forebay_config::print(changed))?;
-            parts.push(Part { config, compare: None, name: "changed" });
+        let write = |changed| folder.write("changed.yaml", &forebay_config::print(changed));
+        let changed = changed.as_ref().map(write).transpose()?;
+        let mut child = start(&pool, &trace, &present, changed.as_deref())?;
+        let output = child.stdout.take().context("its output")?;
+        let mut lines = BufReader::new(output).lines();
+        while let Some(line) = lines.next_line().await? {
+            let line: ReplayLine = serde_json::from_str(&line).context("its results")?;
+            update(&mut |shown| shown.take(&line));
         }
-        parts.extend(BESIDE.iter().map(|beside| Part {
-            config: present.clone(),
-            compare: Some(*beside),
-            name: "forebay",
-        }));
-        for part in parts {
-            let results = run(&part, &pool, &trace).await?;
-            update(&mut |shown| take(shown, &part, &results));
+        let output = child.wait_with_output().await?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
         anyhow::Ok(())
     };
     let error = played.await.err().map(|error| format!("{error:#}"));
     update(&mut |shown| {
-        shown.running = false;
+        (shown.running, shown.playing) = (false, None);
         shown.error.clone_from(&error);
     });
 }
 
-/// Takes the results of a part into what is shown.
-fn take(shown: &mut Shown, part: &Part, results: &Value) {
-    shown.done += 1;
-    if part.name == "forebay" {
-        shown.setting = results["setting"].clone();
-        shown.load = results["load"].clone();
-    }
-    for contestant in results["contestants"].as_array().into_iter().flatten() {
-        let own = contestant["name"] == "forebay";
-        let name = if own { part.name } else { contestant["name"].as_str().unwrap_or("?") };
-        // The fixed fleet of the changed settings is another one.
-        if own || part.name == "forebay" {
-            let kept = FIELDS.iter().map(|field| ((*field).to_owned(), contestant[*field].clone()));
-            shown.contestants.insert(name.to_owned(), Value::Object(kept.collect()));
+impl Shown {
+    fn take(&mut self, line: &ReplayLine) {
+        match line {
+            ReplayLine::Begun { load, setting } => {
+                (self.load, self.setting) = (load.clone(), setting.clone());
+            }
+            ReplayLine::Ended { contestant: Contestant { name, figures } } => {
+                self.playing = None;
+                self.contestants.insert(name.clone(), Value::Object(figures.clone()));
+            }
+            ReplayLine::Playing(playing) => self.playing = Some(playing.clone()),
         }
     }
 }
 
-/// Runs a part to its end. Dropping the future ends the process.
-async fn run(part: &Part, pool: &str, trace: &FilePath) -> anyhow::Result<Value> {
+/// Starts `forebay replay`, which ends with the handle.
+fn start(
+    pool: &str,
+    trace: &FilePath,
+    present: &FilePath,
+    changed: Option<&FilePath>,
+) -> anyhow::Result<Child> {
     // Not by the executable's path, which may hold another binary by now.
     let mut command = Command::new("/proc/self/exe");
-    command.arg("replay").arg("--config").arg(&part.config).arg("--trace").arg(trace);
-    command.args(["--pool", pool, "--json"]);
-    if let Some(beside) = part.compare {
-        command.args(["--compare", beside]);
+    command.arg("replay").arg("--config").arg(present).arg("--trace").arg(trace);
+    command.args(["--pool", pool, "--json-lines", "--compare"]).args(OTHERS);
+    if let Some(changed) = changed {
+        command.arg("--beside").arg(changed);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn().context("forebay replay")?;
@@ -276,12 +283,7 @@ async fn run(part: &Part, pool: &str, trace: &FilePath) -> anyhow::Result<Value>
         // It may have ended already.
         let _ = setpriority_process(Some(pid), NICE);
     }
-    let output = child.wait_with_output().await?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let results = serde_json::from_slice(&output.stdout).context("its results")?;
-    Ok(results)
+    Ok(child)
 }
 
 #[cfg(test)]
@@ -320,24 +322,21 @@ mod tests {
     }
 
     #[test]
-    fn results_of_several_parts_stand_side_by_side() {
+    fn each_line_of_a_replay_is_shown() {
         let mut shown = Shown::default();
-        let part = |name, compare| Part { config: PathBuf::new(), compare, name };
-        let results = |own: f64, other: Option<&str>| {
-            let mut contestants = vec![json!({"name": "forebay", "gpuHours": own, "series": []})];
-            contestants.push(json!({"name": "fixed=4", "gpuHours": 9.0}));
-            contestants.extend(other.map(|name| json!({"name": name, "gpuHours": 5.0})));
-            json!({"contestants": contestants, "setting": {}, "load": {"requests": 3}})
+        let mut take = |line: Value| {
+            shown.take(&serde_json::from_value(line).expect("a line"));
+            shown.clone()
         };
-        take(&mut shown, &part("forebay", None), &results(2.0, None));
-        take(&mut shown, &part("changed", None), &results(1.0, None));
-        take(&mut shown, &part("forebay", Some("knative")), &results(2.0, Some("knative")));
-        let hours = |name: &str| shown.contestants[name]["gpuHours"].as_f64();
-        assert_eq!((shown.done, shown.contestants.len()), (3, 4));
-        assert_eq!(
-            (hours("forebay"), hours("changed"), hours("knative")),
-            (Some(2.0), Some(1.0), Some(5.0))
-        );
-        assert!(shown.contestants["forebay"].get("series").is_none(), "it is large");
+        take(json!({"load": {"requests": 3}, "setting": {"gpuHourPrice": 2.0}}));
+        let now = take(json!({"playing": "forebay", "share": 0.4}));
+        assert_eq!(now.playing, Some(Playing { name: "forebay".to_owned(), share: 0.4 }));
+        assert_eq!((&now.load["requests"], now.contestants.len()), (&json!(3), 0));
+        let now = take(json!({"contestant": {"name": "forebay", "gpuHours": 2.5, "starts": 1}}));
+        assert_eq!((&now.playing, now.contestants.len()), (&None, 1));
+        assert_eq!(now.contestants["forebay"], json!({"gpuHours": 2.5, "starts": 1}));
+        let shown = serde_json::to_value(take(json!({"playing": "knative", "share": 0.5})));
+        let want = json!({"name": "knative", "share": 0.5});
+        assert_eq!(shown.expect("JSON")["playing"], want);
     }
 }

@@ -6,16 +6,19 @@ import { get, post } from "./feed.js";
 
 const NAMES = {
   forebay: "Forebay, present settings",
-  changed: "Forebay, your settings",
+  beside: "Forebay, your settings",
   "keda-min1": "KEDA on waiting requests, from one replica",
   knative: "Knative",
   kubeai: "KubeAI",
   optimum: "the optimum, which knows the load",
 };
 
-function name(contestant) {
-  const fixed = contestant.name.match(/^fixed=(\d+)$/);
-  return fixed ? `a fixed fleet of ${count(Number(fixed[1]), "replica")}` : (NAMES[contestant.key] ?? contestant.name);
+/** The contestants that are Forebay. */
+const OURS = ["forebay", "beside"];
+
+function name(key) {
+  const fixed = key.match(/^fixed(?:=(\d+))?$/);
+  return fixed?.[1] ? `a fixed fleet of ${count(Number(fixed[1]), "replica")}` : fixed ? "a fixed fleet" : (NAMES[key] ?? key);
 }
 
 /** The difference between two results, in plain words. */
@@ -26,7 +29,7 @@ export function difference(from, to, priced) {
   if (Math.abs(hours) < 0.005) words.push("Your settings cost the same");
   else words.push(`Your settings cost ${number(Math.abs(hours))} GPU-hours${relative} ${hours > 0 ? "more" : "less"}${priced ? `, which is ${money(Math.abs(to.cost - from.cost))}` : ""}`);
   const requests = Math.round(Math.abs(late));
-  words.push(requests === 0 ? "and serve as many requests within the objective." : `and ${count(requests, "request")} ${late > 0 ? "fewer" : "more"} of ${number(to.requests)} get their first token within the objective.`);
+  words.push(requests === 0 ? "and serve as many requests within the objective." : `and ${number(requests)} ${late > 0 ? "fewer" : "more"} of ${count(to.requests, "request")} get their first token within the objective.`);
   return words.join(", ");
 }
 
@@ -39,13 +42,14 @@ export class WhatIf {
     this.button = h("button", { class: "primary", type: "button", text: "Play the last day again", onclick: () => this.begin() });
     this.cancel = h("button", { type: "button", text: "Cancel", hidden: true, onclick: () => post("/what-if/cancel").catch(() => {}) });
     this.progress = h("progress", { hidden: true, "aria-label": "Progress" });
-    this.note = h("p", { class: "note", role: "status" });
+    this.playing = h("span", { class: "note", role: "status" });
+    this.note = h("p", { class: "note" });
     this.error = h("p", { class: "error", role: "alert" });
     this.body = h("tbody");
     const heads = ["", "Within the objective", "TTFT p95", "Gave up", "GPU-hours", "Cost", "Starts", "Most replicas"];
     this.table = h("div", { class: "scroll", hidden: true }, h("table", { class: "list results" }, h("thead", null, h("tr", null, ...heads.map((text) => h("th", { scope: "col", text })))), this.body));
     this.words = h("p", { class: "sentence" });
-    this.element = h("section", { hidden: true }, h("h2", { text: "What if" }), h("p", { class: "note", text: "Plays this pool's arrivals of the last day in simulated time, with the replica model of the configuration's replay section." }), this.details, h("div", { class: "tools" }, this.button, this.cancel, this.progress), this.error, this.note, this.words, this.table);
+    this.element = h("section", { class: "what-if", hidden: true }, h("h2", { text: "What if" }), h("p", { class: "note", text: "Plays this pool's arrivals of the last day in simulated time, with the replica model of the configuration's replay section." }), this.details, h("div", { class: "tools" }, this.button, this.cancel, this.progress, this.playing), this.error, this.note, this.words, this.table);
     fetch(this.path).then((response) => (this.element.hidden = !response.ok), () => {});
   }
 
@@ -79,24 +83,26 @@ export class WhatIf {
     this.button.disabled = running;
     this.cancel.hidden = this.progress.hidden = !(running && ours);
     if (!ours) {
+      setText(this.playing, "");
       setText(this.note, running ? `A rehearsal of ${shown.pool} is under way.` : "");
       return;
     }
     this.progress.max = shown.parts;
-    this.progress.value = shown.done + 0.3;
+    this.progress.value = Object.keys(shown.contestants).length + (shown.playing?.share ?? 0);
     setText(this.error, shown.error ?? "");
     this.draw(shown);
   }
 
-  draw({ load, setting, contestants, running }) {
+  draw({ load, setting, contestants, playing }) {
     const all = Object.entries(contestants).map(([key, contestant]) => ({ key, ...contestant }));
     this.table.hidden = all.length === 0;
-    if (!all.length) return setText(this.note, running ? "Playing…" : "");
+    setText(this.playing, playing ? `Playing ${name(playing.name)}…` : "");
+    if (!load) return setText(this.note, "");
     const priced = setting.gpuHourPrice > 0;
     setText(this.note, `${number(load.requests)} requests in ${seconds(load.hours * 3600)}, objective: ${Math.round(setting.objectiveShare * 1000) / 10} % within ${seconds(setting.objectiveTtftSeconds)}; a start takes ${seconds(setting.coldStartSeconds)}.`);
-    const order = (one) => ["forebay", "changed"].indexOf(one.key);
+    const order = (one) => OURS.indexOf(one.key);
     all.sort((a, b) => (order(b) + 1 ? 3 - order(b) : 0) - (order(a) + 1 ? 3 - order(a) : 0) || a.gpuHours - b.gpuHours);
-    this.body.replaceChildren(...all.map((one) => h("tr", { class: order(one) >= 0 ? "ours" : "" }, ...[name(one), `${(one.shareWithin * 100).toFixed(1)} %`, one.ttftSeconds ? seconds(one.ttftSeconds.p95) : "–", number(one.gaveUp), number(one.gpuHours), priced ? money(one.cost) : "–", number(one.starts), number(one.peakReplicas)].map((text) => h("td", { text })))));
-    setText(this.words, contestants.changed && contestants.forebay ? difference(contestants.forebay, contestants.changed, priced) : "");
+    this.body.replaceChildren(...all.map((one) => h("tr", { class: order(one) >= 0 ? "ours" : "" }, ...[name(one.key), `${(one.shareWithin * 100).toFixed(1)} %`, one.ttftSeconds ? seconds(one.ttftSeconds.p95) : "–", number(one.gaveUp), number(one.gpuHours), priced ? money(one.cost) : "–", number(one.starts), number(one.peakReplicas)].map((text) => h("td", { text })))));
+    setText(this.words, contestants.beside && contestants.forebay ? difference(contestants.forebay, contestants.beside, priced) : "");
   }
 }

@@ -1,30 +1,26 @@
 //! The command line: the load, the baselines, and where the results go.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use forebay_base::print;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::contestants::fixed::Schedule;
 use super::contestants::forebay::Forebay;
 use super::contestants::keda::Keda;
 use super::contestants::knative::Knative;
 use super::contestants::kubeai::KubeAi;
-use super::contestants::{BASELINES, Baseline, Bounds, Contestant, optimum};
+use super::contestants::{BASELINES, Baseline, Bounds, optimum};
 use super::measure::{Report, within};
 use super::orders;
 use super::picks;
-use super::report::{self, Origin, Results};
+use super::progress::Progress;
+use super::report::{self, Load, Origin, Results, Setting};
 use super::scenario::Scenario;
 use super::trace::Trace;
 use super::trace::conversations::CONVERSATIONS;
 use super::trace::generate::SHAPES;
-use super::world::{Model, Run, play};
-
-/// Points of the plots.
-const POINTS: u32 = 720;
+use super::world::Model;
 
 /// The flags of `forebay replay`.
 #[derive(clap::Args, Debug)]
@@ -45,6 +41,9 @@ pub struct ReplayArgs {
     /// Play these beside Forebay, with the same bounds, replicas and objective; `all` plays each
     #[arg(long, value_name = "BASELINE", num_args = 1.., value_delimiter = ',')]
     compare: Vec<String>,
+    /// Play the pool of this other configuration too, by the objective of the first
+    #[arg(long, value_name = "FILE", conflicts_with = "fleet")]
+    beside: Option<PathBuf>,
     /// Play a fixed fleet under these pick policies, instead of autoscalers; `all` plays each
     #[arg(
         long,
@@ -66,15 +65,25 @@ pub struct ReplayArgs {
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     replicas: Option<u32>,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Seed of everything random [default: the configuration's `replay.seed`]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// The form of the results.
+#[derive(clap::Args, Debug)]
+struct OutputArgs {
     /// Write report.html and results.json into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
-    /// Seed of everything random [default: the configuration's `replay.seed`]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    /// Print a JSON object a line: the load, how far each contestant is, and its figures at its end
+    #[arg(long, conflicts_with_all = ["json", "out", "fleet"])]
+    json_lines: bool,
 }
 
 fn after_help() -> String {
@@ -101,16 +110,8 @@ fn after_help() -> String {
 /// `version` is named in the results, so that they can be made again.
 pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     let baselines = baselines(&args.compare)?;
-    let config = forebay_config::load(&args.config)?;
-    let mut scenario = Scenario::new(&config, args.pool.as_deref())?;
-    scenario.model.seed = args.seed.unwrap_or(scenario.model.seed);
-    if !scenario.left_out.is_empty() {
-        let names = scenario.left_out.join(", ");
-        print::err(format_args!(
-            "warning: these triggers are left out, since replay can't know the figures that they \
-             read: {names}"
-        ));
-    }
+    let scenario = read(&args.config, args)?;
+    let beside = args.beside.as_ref().map(|file| read(file, args)).transpose()?;
     let trace = Trace::read(&args.trace, &scenario.pool.name, scenario.model.seed)?;
     let trace = trace.faster(args.speed_up)?;
     if !args.picks.is_empty() {
@@ -119,18 +120,23 @@ pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     if args.orders {
         return compare_orders(args, &scenario, &trace);
     }
-    let mut results = compare(&scenario, &trace, &baselines, &ProgressLine::new());
+    let progress = if args.output.json_lines { Progress::Lines } else { Progress::bar() };
+    let mut results = compare(&scenario, beside.as_ref(), &trace, &baselines, &progress)?;
+    drop(progress);
+    if args.output.json_lines {
+        return Ok(());
+    }
     results.origin = Some(Origin::new(&scenario, args.speed_up, version));
-    if let Some(folder) = &args.out {
+    if let Some(folder) = &args.output.out {
         report::write(folder, &results)
             .with_context(|| format!("cannot write into {}", folder.display()))?;
     }
-    if args.json {
+    if args.output.json {
         let results = serde_json::to_string_pretty(&results)?;
         print::out(format_args!("{results}\n"))?;
     } else {
         print::out(report::table(&results))?;
-        if let Some(folder) = &args.out {
+        if let Some(folder) = &args.output.out {
             let folder = folder.display();
             print::out(format_args!("\nwritten: {folder}/report.html, {folder}/results.json\n"))?;
         }
@@ -138,16 +144,30 @@ pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The pool of a configuration file, as a scenario.
+fn read(file: &Path, args: &ReplayArgs) -> anyhow::Result<Scenario> {
+    let mut scenario = Scenario::new(&forebay_config::load(file)?, args.pool.as_deref())?;
+    scenario.model.seed = args.seed.unwrap_or(scenario.model.seed);
+    if !scenario.left_out.is_empty() {
+        let names = scenario.left_out.join(", ");
+        print::err(format_args!(
+            "warning: these triggers are left out, since replay can't know the figures that they \
+             read: {names}"
+        ));
+    }
+    Ok(scenario)
+}
+
 /// Plays the pick policies, and prints.
 fn compare_picks(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyhow::Result<()> {
     let picks = picks::named(&args.picks)?;
     let replicas = args.replicas.unwrap_or(scenario.bounds.max.max(1));
-    let progress = ProgressLine::new();
+    let progress = Progress::bar();
     let results = picks::compare(scenario, trace, &picks, replicas, |trace, model, fleet| {
         progress.play(model.pick.name(), trace, model, fleet)
     });
     drop(progress);
-    if args.json {
+    if args.output.json {
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
     } else {
         print::out(picks::table(&results))?;
@@ -158,12 +178,12 @@ fn compare_picks(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyho
 /// Plays the orders of held requests, and prints.
 fn compare_orders(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyhow::Result<()> {
     let replicas = args.replicas.unwrap_or(scenario.bounds.max.max(1));
-    let progress = ProgressLine::new();
+    let progress = Progress::bar();
     let results = orders::compare(scenario, trace, replicas, |name, trace, model, fleet| {
         progress.play(name, trace, model, fleet)
     });
     drop(progress);
-    if args.json {
+    if args.output.json {
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
     } else {
         print::out(orders::table(&results))?;
@@ -178,19 +198,34 @@ fn baselines(names: &[String]) -> anyhow::Result<Vec<Baseline>> {
     names.iter().map(|name| name.parse()).collect()
 }
 
-/// Plays Forebay, then the fixed fleet that all are compared with, then the others.
-pub(crate) fn compare(
+/// Plays Forebay, with other settings too, then the fixed fleet that all are compared with, then the
+/// others.
+///
+/// # Errors
+/// The progress can't be written.
+fn compare(
     scenario: &Scenario,
+    beside: Option<&Scenario>,
     trace: &Trace,
     baselines: &[Baseline],
-    progress: &ProgressLine,
-) -> Results {
+    progress: &Progress,
+) -> anyhow::Result<Results> {
     let Scenario { model, bounds, price, .. } = scenario;
+    progress.begun(&Load::new(scenario, trace), &Setting::new(scenario))?;
     let mut reports = Vec::new();
     let mut ours = Forebay::new(&scenario.pool, &scenario.config);
     let run = progress.play("forebay", trace, model, &mut ours);
     reports.push(Report::new("forebay", trace, model, *price, &run));
+    progress.ended(&reports[0])?;
     let changes = ours.into_changes();
+    let beside = beside.map(|other| {
+        let mut theirs = Forebay::new(&other.pool, &other.config);
+        let run = progress.play("beside", trace, &other.model, &mut theirs);
+        Report::new("beside", trace, model, other.price, &run)
+    });
+    if let Some(report) = &beside {
+        progress.ended(report)?;
+    }
     let reached = reports[0].service.share_within;
 
     let given = baselines.iter().find_map(|baseline| match baseline {
@@ -201,6 +236,8 @@ pub(crate) fn compare(
     let mut fixed = Schedule::fixed(fleet);
     let run = progress.play("fixed", trace, model, &mut fixed);
     reports.push(Report::new(&format!("fixed={fleet}"), trace, model, *price, &run));
+    progress.ended(&reports[1])?;
+    reports.extend(beside);
 
     for baseline in baselines {
         let from_one = Bounds { min: bounds.min.max(1), ..*bounds };
@@ -241,13 +278,15 @@ pub(crate) fn compare(
                 ("optimum", progress.play("optimum", trace, &model, &mut schedule))
             }
         };
-        reports.push(Report::new(name, trace, model, *price, &run));
+        let report = Report::new(name, trace, model, *price, &run);
+        progress.ended(&report)?;
+        reports.push(report);
     }
-    Results::new(scenario, trace, reports, changes)
+    Ok(Results::new(scenario, trace, reports, changes))
 }
 
 /// The smallest fixed fleet, up to the pool's bound, that meets the objective.
-fn fleet(scenario: &Scenario, trace: &Trace, progress: &ProgressLine) -> u32 {
+fn fleet(scenario: &Scenario, trace: &Trace, progress: &Progress) -> u32 {
     let meets = |count: u32| {
         let mut fixed = Schedule::fixed(count);
         let run = progress.play("fixed", trace, &scenario.model, &mut fixed);
@@ -263,52 +302,4 @@ fn fleet(scenario: &Scenario, trace: &Trace, progress: &ProgressLine) -> u32 {
         }
     }
     most
-}
-
-/// A progress bar on a terminal; nothing elsewhere.
-pub(crate) struct ProgressLine {
-    bar: ProgressBar,
-}
-
-impl ProgressLine {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self::hidden();
-        }
-        let bar = ProgressBar::new(1000);
-        if let Ok(style) = ProgressStyle::with_template("{msg:<10} {bar:40} {percent:>3} %") {
-            bar.set_style(style);
-        }
-        Self { bar }
-    }
-
-    pub(crate) fn hidden() -> Self {
-        Self { bar: ProgressBar::hidden() }
-    }
-
-    fn play(
-        &self,
-        name: &'static str,
-        trace: &Trace,
-        model: &Model,
-        contestant: &mut dyn Contestant,
-    ) -> Run {
-        self.search(name, |report| {
-            let length = trace.length.max(1) as f64;
-            play(trace, model, contestant, POINTS, |now| report(now as f64 / length))
-        })
-    }
-
-    /// Shows the share of its work that `work` reports.
-    fn search<T>(&self, name: &'static str, work: impl FnOnce(&mut dyn FnMut(f64)) -> T) -> T {
-        self.bar.set_message(name);
-        self.bar.set_position(0);
-        work(&mut |share: f64| self.bar.set_position((share * 1000.0) as u64))
-    }
-}
-
-impl Drop for ProgressLine {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
 }

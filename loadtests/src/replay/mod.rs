@@ -10,6 +10,7 @@
 //! - `contestants`: Forebay and the other autoscalers, each with its own delays and blind spots
 //! - `picks`: the pick policies side by side, on a fixed fleet
 //! - `orders`: the orders of held requests side by side, in an overload
+//! - `progress`: a bar, or lines for a program that shows it
 //! - `measure`, `report`: the figures of a run; as table, JSON and HTML
 //!
 //! No clock and no socket: the same configuration, trace and seed give the same result.
@@ -19,6 +20,7 @@ mod contestants;
 mod measure;
 mod orders;
 mod picks;
+mod progress;
 pub(crate) mod replica;
 mod report;
 mod scenario;

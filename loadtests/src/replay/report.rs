@@ -91,6 +91,31 @@ pub(crate) struct Setting {
     pub(crate) gpu_hour_price: f64,
 }
 
+impl Load {
+    pub(crate) fn new(scenario: &Scenario, trace: &Trace) -> Self {
+        Self {
+            pool: scenario.pool.name.clone(),
+            trace: trace.name.clone(),
+            requests: trace.requests.len(),
+            hours: trace.length as f64 / 3.6e9,
+        }
+    }
+}
+
+impl Setting {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        Self {
+            objective_ttft_seconds: scenario.model.objective as f64 / 1e6,
+            objective_share: scenario.share,
+            cold_start_seconds: scenario.model.cold_start.median() as f64 / 1e6,
+            min_replicas: scenario.bounds.min,
+            max_replicas: scenario.bounds.max,
+            gpus_per_replica: scenario.price.gpus,
+            gpu_hour_price: scenario.price.gpu_hour,
+        }
+    }
+}
+
 impl Results {
     /// Savings are relative to the second report, the fixed fleet.
     pub(crate) fn new(
@@ -107,21 +132,7 @@ impl Results {
         }
         let demand = demand(trace, &reports[0].series.at_seconds);
         let model = &scenario.model;
-        let load = Load {
-            pool: scenario.pool.name.clone(),
-            trace: trace.name.clone(),
-            requests: trace.requests.len(),
-            hours: trace.length as f64 / 3.6e9,
-        };
-        let setting = Setting {
-            objective_ttft_seconds: model.objective as f64 / 1e6,
-            objective_share: scenario.share,
-            cold_start_seconds: model.cold_start.median() as f64 / 1e6,
-            min_replicas: scenario.bounds.min,
-            max_replicas: scenario.bounds.max,
-            gpus_per_replica: scenario.price.gpus,
-            gpu_hour_price: scenario.price.gpu_hour,
-        };
+        let (load, setting) = (Load::new(scenario, trace), Setting::new(scenario));
         let floor_gpu_hours =
             optimum::floor(trace, model) as f64 / 3.6e9 * f64::from(scenario.price.gpus);
         Self { load, setting, floor_gpu_hours, demand, changes, contestants: reports, origin: None }
