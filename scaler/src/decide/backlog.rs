@@ -43,22 +43,41 @@ fn step(queue: f64, arrivals: f64, replicas: u32, curve: &Curve, seconds: f64) -
 /// with `replicas` ready all the time. Each arrival is (seconds ago, mean requests); oldest first.
 #[must_use]
 pub fn late_share(arrivals: &[(u64, f64)], replicas: u32, curve: &Curve, objective: f64) -> f64 {
-    let room = f64::from(replicas) * curve.room(objective);
-    let (mut queue, mut late, mut all, mut last) = (0.0f64, 0.0, 0.0, None);
+    late_shares(arrivals, [replicas; LANES], curve, objective)[0]
+}
+
+/// Replica counts that one walk over the arrivals tries. Each step of a queue waits for the division of
+/// the one before; side by side these waits overlap.
+const LANES: usize = 4;
+
+/// [`late_share`] for several counts.
+fn late_shares(
+    arrivals: &[(u64, f64)],
+    replicas: [u32; LANES],
+    curve: &Curve,
+    objective: f64,
+) -> [f64; LANES] {
+    let room = replicas.map(|replicas| f64::from(replicas) * curve.room(objective));
+    let (mut queue, mut late) = ([0.0f64; LANES], [0.0; LANES]);
+    let (mut all, mut last) = (0.0, None);
     for (ago, count) in arrivals {
         let pause = last.map_or(0, |last: u64| last.saturating_sub(*ago));
         last = Some(*ago);
         for _ in 0..pause {
-            if queue <= 0.0 {
+            if queue.iter().all(|queue| *queue <= 0.0) {
                 break;
             }
-            queue = step(queue, 0.0, replicas, curve, 1.0);
+            for lane in 0..LANES {
+                queue[lane] = step(queue[lane], 0.0, replicas[lane], curve, 1.0);
+            }
         }
-        queue += count;
-        late += (queue - room).clamp(0.0, *count);
+        for lane in 0..LANES {
+            queue[lane] += count;
+            late[lane] += (queue[lane] - room[lane]).clamp(0.0, *count);
+        }
         all += count;
     }
-    if all > 0.0 { late / all } else { 0.0 }
+    late.map(|late| if all > 0.0 { late / all } else { 0.0 })
 }
 
 /// The replicas that the arrivals of the last `seconds` were worth, at most `most`.
@@ -79,22 +98,30 @@ pub fn worth(
     if arrivals.is_empty() {
         return 0;
     }
-    let share = |replicas| late_share(arrivals, replicas, curve, objective);
-    let enough = fewest(1, most, |replicas| share(replicas) <= late);
+    let shares = |replicas| late_shares(arrivals, replicas, curve, objective);
+    let enough = fewest_at_once(1, most, |replicas| shares(replicas).map(|share| share <= late));
     let all: f64 = arrivals.iter().map(|(_, count)| count).sum();
-    let cost = |replicas: u32| {
-        weight * share(replicas) * all + f64::from(replicas) * curve.full_rate() * seconds
+    let costs = |replicas: [u32; LANES]| {
+        let shares = shares(replicas);
+        std::array::from_fn::<f64, LANES, _>(|lane| {
+            let capacity = f64::from(replicas[lane]) * curve.full_rate() * seconds;
+            weight * shares[lane] * all + capacity
+        })
     };
     // Never fewer than the mean rate needs. Below that every request is late, and one more replica saves
     // none of them, so the cost alone would always favour fewer.
     let least_stable = round_up(all / seconds / curve.full_rate()).clamp(1, enough);
     // Large pools are searched in coarser steps.
     let step = (enough / 16).max(1) as usize;
-    let (mut best, mut least) = (enough, cost(enough));
-    for replicas in (least_stable..enough).rev().step_by(step) {
-        let cost = cost(replicas);
-        if cost < least {
-            (best, least) = (replicas, cost);
+    let (mut best, mut least) = (enough, f64::INFINITY);
+    let mut counts = std::iter::once(enough).chain((least_stable..enough).rev().step_by(step));
+    while let Some(first) = counts.next() {
+        let mut tried = [first; LANES];
+        tried[1..].fill_with(|| counts.next().unwrap_or(first));
+        for (replicas, cost) in tried.into_iter().zip(costs(tried)) {
+            if cost < least {
+                (best, least) = (replicas, cost);
+            }
         }
     }
     best
@@ -140,6 +167,27 @@ fn fewest(least: u32, most: u32, is_enough: impl Fn(u32) -> bool) -> u32 {
             high = middle;
         } else {
             low = middle + 1;
+        }
+    }
+    low
+}
+
+/// The same, where several counts are judged at once.
+fn fewest_at_once(
+    least: u32,
+    most: u32,
+    are_enough: impl Fn([u32; LANES]) -> [bool; LANES],
+) -> u32 {
+    let (mut low, mut high) = (least, most.max(least));
+    while low < high {
+        let part = |lane: u64| u64::from(high - low) * (lane + 1) / (LANES as u64 + 1);
+        let tried = std::array::from_fn(|lane| low + part(lane as u64) as u32);
+        let first = are_enough(tried).iter().position(|enough| *enough);
+        if first != Some(0) {
+            low = tried[first.unwrap_or(LANES) - 1] + 1;
+        }
+        if let Some(first) = first {
+            high = tried[first];
         }
     }
     low

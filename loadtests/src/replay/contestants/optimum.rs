@@ -29,9 +29,15 @@ type Stay = (Us, Us);
 /// Length of the stretches in which a replica's worth is counted.
 const CELL: Us = 5 * SECOND;
 
-/// Number of schedules to play, by the requests of a trace.
+/// How late a first token may be in the plans, as a share of the objective.
+const LATENESS: [f64; 3] = [0.5, 0.9, 2.0];
+/// Fewest and most prices that are tried for each of these.
+const PRICES: (usize, usize) = (8, 12);
+
+/// Number of schedules to play, by the requests of a trace: a search over half a million requests ends
+/// within half a minute.
 fn budget(requests: usize) -> usize {
-    (12_000_000 / requests.max(1)).clamp(120, 2_000)
+    (12_000_000 / requests.max(1)).clamp(LATENESS.len() * PRICES.0, 2_000)
 }
 
 /// A schedule with its result.
@@ -64,12 +70,13 @@ pub(crate) fn schedule(
         PlayedSchedule { stays, share, paid: run.paid }
     };
     let mut plans = Vec::new();
-    for factor in [0.5, 0.9, 2.0] {
+    let prices = (most_plays / LATENESS.len()).min(PRICES.1);
+    for factor in LATENESS {
         let in_time = (model.objective as f64 * factor) as Us;
         let worth = worth(trace, model, most, in_time.min(model.patience));
         // Replica seconds that a late request is worth, between nothing and everything.
         let (mut low, mut high) = (1e-3f64.ln(), 1e6f64.ln());
-        for round in 0..12 {
+        for round in 0..prices {
             let price = if round == 0 { high } else { low.midpoint(high) };
             let mut stays: Vec<_> =
                 worth.iter().flat_map(|cells| chosen(cells, cold, price.exp())).collect();

@@ -53,6 +53,25 @@ fn replicas_on_their_way_count_from_when_they_are_expected() {
 }
 
 proptest! {
+    #[test]
+    fn counts_that_are_tried_at_once_do_not_touch_each_other(
+        load in prop::collection::vec(0.0..30.0f64, 1..200), replicas in prop::array::uniform4(0..20u32),
+    ) {
+        let load: Vec<_> = (0..load.len() as u64).rev().zip(load).collect();
+        let together = late_shares(&load, replicas, &curve(), 2.0);
+        let alone = replicas.map(|replicas| late_share(&load, replicas, &curve(), 2.0));
+        prop_assert_eq!(together, alone);
+    }
+
+    #[test]
+    fn a_search_of_several_at_once_finds_what_one_by_one_does(
+        least in 0..50u32, most in 0..5_000u32, enough in 0..6_000u32,
+    ) {
+        let one_by_one = fewest(least, most, |count| count >= enough);
+        let at_once = fewest_at_once(least, most, |counts| counts.map(|count| count >= enough));
+        prop_assert_eq!(at_once, one_by_one);
+    }
+
     #[test] // The search for the fewest relies on this.
     fn more_replicas_are_never_later(
         load in prop::collection::vec(0.0..30.0f64, 1..200), replicas in 1..10u32,
