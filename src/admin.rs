@@ -133,11 +133,12 @@ Forebay's admin port
 /healthz, /readyz     health
 /signals              what the gateway holds and measures, by pool
 /queue?pool=NAME      what the gateway holds, one by one, and when each will start
+/endpoints?pool=NAME  the endpoints: probes, failures, speed, and what their caches remember
 /replicas             replicas, and how many are wanted
 /decisions?pool=NAME  the scaler's decisions, each with its reason
 POST /drain           takes no more requests, and answers once none is left
 /overview             every pool in short
-/pools/NAME           a pool in detail; /pools/NAME/queue, /pools/NAME/output?replica=ID
+/pools/NAME           a pool in detail; below it /queue, /endpoints, /output?replica=ID
 /history?pool=NAME    the last hour of a pool
 /gateways             the gateways that the scaler reads
 POST /pools/NAME/override

@@ -29,6 +29,8 @@ const CHARTS = [
   { title: "Found in prefix caches", series: [{ key: "hitShare", label: "of prompt tokens", kind: "ready", shape: "line" }], unit: share, least: 1 },
 ];
 const MOST_DECISIONS = 40;
+const MOST_ENDPOINTS = 200;
+const UNKNOWN = "–";
 const MOST_OUTPUT = 200e3;
 
 /** The time since then, in whole seconds. */
@@ -57,6 +59,48 @@ class Table {
   }
 }
 
+/** Endpoints by address, as the gateways see them: the newest probe and answer, the most failures. */
+function seenByGateways(reports) {
+  const seen = new Map();
+  for (const { report } of reports) {
+    for (const one of report?.endpoints ?? []) {
+      const known = seen.get(one.address);
+      if (!known) {
+        seen.set(one.address, one);
+        continue;
+      }
+      for (const key of ["lastProbeMillis", "lastAnswerMillis", "failuresInARow", "silentProbes"]) known[key] = Math.max(known[key] ?? 0, one[key] ?? 0) || null;
+      if (!known.learned?.cacheReported) known.learned = one.learned ?? known.learned;
+    }
+  }
+  return seen;
+}
+
+/** How much a prefix cache remembers: tokens; "about" if the replica does not report it. */
+function cacheWords(one) {
+  if (!one?.learned) return UNKNOWN;
+  return `${one.learned.cacheReported ? "" : "about "}${number(one.learned.cacheTokens)} tokens`;
+}
+
+/** How fast a replica reads prompts, and how it compares with the others. */
+function speedWords(one) {
+  if (!one?.learned) return UNKNOWN;
+  const { promptBytesPerSecond, firstTokenSlowness } = one.learned;
+  const than = firstTokenSlowness > 1.15 ? `, ${number(firstTokenSlowness)}× slower` : firstTokenSlowness < 0.87 ? `, ${number(1 / firstTokenSlowness)}× faster` : "";
+  return `${number(promptBytesPerSecond / 1e3)} kB/s${than}`;
+}
+
+function failedWords(endpoint, one) {
+  return one?.failuresInARow ? `${number(endpoint.failed)}, ${one.failuresInARow} in a row` : number(endpoint.failed);
+}
+
+/** The last probe; requests that are answered make probes needless. */
+function probeWords(one) {
+  if (!one?.lastProbeMillis) return UNKNOWN;
+  const silent = one.silentProbes ? `, ${one.silentProbes} silent` : "";
+  return `${age(one.lastProbeMillis)} ago${silent}`;
+}
+
 export class PoolPage {
   constructor(feed, name) {
     [this.feed, this.name] = [feed, name];
@@ -77,7 +121,7 @@ export class PoolPage {
     this.decisionViews = new Map();
     this.queue = new Table("Held requests", ["Tenant", "Class", "Held for", "Starts in", "Refused in", "Tokens", "Remarks"]);
     this.queueNote = h("p", { class: "note" });
-    this.endpoints = new Table("Endpoints", ["Replica", "State", "In flight", "TTFT", "ITL", "Tokens/s", "Cache hits", "Served", "Failed", ""]);
+    this.endpoints = new Table("Endpoints", ["Replica", "State", "In flight", "TTFT", "ITL", "Tokens/s", "Cache hits", "Cache", "Reads prompts", "Served", "Failed", "Probed", ""]);
     this.endpointNote = h("p", { class: "note" });
     this.rates = new Map();
     this.replica = h("select", { "aria-label": "Replica", onchange: () => this.showOutput() });
@@ -86,7 +130,7 @@ export class PoolPage {
     this.chat = new Chat(() => this.feed.pools.get(this.name)?.settings.models ?? []);
     this.whatIf = new WhatIf(name);
     this.header = h("section", { class: "head" }, h("div", { class: "title" }, h("a", { class: "back", href: "#/", "aria-label": "Back to all pools", text: "←" }), h("h1", { text: name }), this.actions.element), this.models, this.override, h("div", { class: "standing" }, this.bar.element, this.words), this.now, this.troubles);
-    this.element = h("div", { class: "pool" }, this.header, h("section", null, h("h2", { text: "Why" }), this.why), h("section", null, this.span, h("div", { class: "charts" }, ...this.charts.map((chart) => chart.element))), h("div", { class: "halves" }, h("section", null, h("h2", { text: "Decisions" }), this.decisions), h("section", null, h("h2", { text: "Queue" }), this.queueNote, this.queue.element)), h("section", null, h("h2", { text: "Endpoints" }), this.endpointNote, this.endpoints.element), this.chat.element, this.whatIf.element, this.outputSection);
+    this.element = h("div", { class: "pool" }, this.header, h("section", null, h("h2", { text: "Why" }), this.why), h("section", null, this.span, h("div", { class: "charts" }, ...this.charts.map((chart) => chart.element))), h("div", { class: "halves" }, h("section", null, h("h2", { text: "Decisions" }), this.decisions), h("section", null, h("h2", { text: "Queue" }), this.queueNote, this.queue.element)), h("section", { class: "endpoints" }, h("h2", { text: "Endpoints" }), this.endpointNote, this.endpoints.element), this.chat.element, this.whatIf.element, this.outputSection);
     this.every(2000, () => this.look());
     this.every(2000, () => this.lookAtDecisions());
     this.every(10000, () => this.lookAtHistory());
@@ -179,14 +223,14 @@ export class PoolPage {
   }
 
   async look() {
-    const [detail, queues] = await Promise.all([this.get(this.path), this.get(`${this.path}/queue?limit=50`)]);
+    const [detail, queues, reports] = await Promise.all([this.get(this.path), this.get(`${this.path}/queue?limit=50`), this.get(`${this.path}/endpoints?limit=${MOST_ENDPOINTS}`)]);
     this.detail = detail;
-    this.drawEndpoints(detail);
+    this.drawEndpoints(detail, seenByGateways(reports));
     this.drawQueue(queues);
     this.drawReplicas(detail);
   }
 
-  drawEndpoints({ published, endpoints, waiting, starts }) {
+  drawEndpoints({ published, endpoints, waiting, starts }, seen) {
     const at = performance.now();
     const names = new Map();
     const replicas = Object.entries(published.replicas).filter(([, replica]) => replica);
@@ -203,14 +247,14 @@ export class PoolPage {
       const mean = (sum, n) => (n ? seconds(sum / n) : "–");
       return [
         address,
-        [id === address ? address : `${id} at ${address}`, state + since + (reason && state !== "ready" ? `: ${reason}` : ""), `${endpoint.inFlight} of ${endpoint.limit}`, mean(endpoint.ttftSeconds, endpoint.firstTokens), mean(endpoint.itlSeconds, endpoint.tokenGaps), number(Math.max(0, Math.round(rate * 10) / 10)), endpoint.promptTokens ? share(endpoint.cachedTokens / endpoint.promptTokens) : "–", number(endpoint.completed), number(endpoint.failed), () => drainButton(address)],
+        [id === address ? address : `${id} at ${address}`, state + since + (reason && state !== "ready" ? `: ${reason}` : ""), `${endpoint.inFlight} of ${endpoint.limit}`, mean(endpoint.ttftSeconds, endpoint.firstTokens), mean(endpoint.itlSeconds, endpoint.tokenGaps), number(Math.max(0, Math.round(rate * 10) / 10)), endpoint.promptTokens ? share(endpoint.cachedTokens / endpoint.promptTokens) : "–", cacheWords(seen.get(address)), speedWords(seen.get(address)), number(endpoint.completed), failedWords(endpoint, seen.get(address)), probeWords(seen.get(address)), () => drainButton(address)],
         state,
       ];
     });
     const others = [...replicas.filter(([, replica]) => !replica.address || names.has(replica.address)), ...Object.entries(waiting).map(([name, pod]) => [name, { state: pod.phase, reason: pod.reason }])];
     for (const [id, replica] of others) {
       const since = starts[id] ? ` for ${age(starts[id])}` : "";
-      rows.push([id, [id, replica.state + since + (replica.reason ? `: ${replica.reason}` : ""), ...Array(7).fill("–"), () => document.createTextNode("")], replica.state]);
+      rows.push([id, [id, replica.state + since + (replica.reason ? `: ${replica.reason}` : ""), ...Array(10).fill("–"), () => document.createTextNode("")], replica.state]);
     }
     this.endpoints.update(rows);
     const learned = published.coldStart;

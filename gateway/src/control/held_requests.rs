@@ -2,6 +2,8 @@
 //!
 //! No text of a request is shown, and at most [`MOST`] requests are.
 
+use std::sync::Arc;
+
 use axum::extract::Query;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -10,15 +12,17 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use crate::control::reload::Pools;
+use crate::pool::Pool;
 
-/// How many requests are shown if the query does not say so, and the most that it may ask for.
-const USUAL: usize = 100;
-const MOST: usize = 1000;
+/// How many entries are shown if the query does not say so, and the most that it may ask for.
+pub(super) const USUAL: usize = 100;
+pub(super) const MOST: usize = 1000;
 
+/// The query of a view of one pool.
 #[derive(Deserialize)]
-struct Shown {
+pub(super) struct Shown {
     pool: Option<String>,
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
 }
 
 /// The route.
@@ -28,21 +32,28 @@ pub(crate) fn routes(pools: Pools) -> Router {
 }
 
 fn queue(pools: &Pools, query: &Shown) -> Response {
+    match named(pools, query, "/queue") {
+        Ok(pool) => Json(pool.queue_report(query.limit.unwrap_or(USUAL).min(MOST))).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+/// The pool that a query names, or the only one; otherwise the refusal.
+pub(super) fn named(pools: &Pools, query: &Shown, path: &str) -> Result<Arc<Pool>, Response> {
     let pools = pools.all();
     let pool = match (&query.pool, pools.as_slice()) {
         (None, [only]) => Some(only),
         (None, _) => None,
         (Some(name), pools) => pools.iter().find(|pool| *pool.name == **name),
     };
-    let Some(pool) = pool else {
+    pool.cloned().ok_or_else(|| {
         let names: Vec<_> = pools.iter().map(|pool| &*pool.name).collect();
         let why =
-            format!("name a pool, as in `/queue?pool=NAME`; known are {}\n", names.join(", "));
+            format!("name a pool, as in `{path}?pool=NAME`; known are {}\n", names.join(", "));
         let status = match query.pool {
             Some(_) => StatusCode::NOT_FOUND,
             None => StatusCode::BAD_REQUEST,
         };
-        return (status, why).into_response();
-    };
-    Json(pool.queue_report(query.limit.unwrap_or(USUAL).min(MOST))).into_response()
+        (status, why).into_response()
+    })
 }

@@ -5,8 +5,10 @@
 //!
 //! `server` is the running gateway; `reload` applies a configuration; `follow` reads the scaler's
 //! feed, and `report` publishes the gateway's own, with the requests of the `predecessor` after an
-//! upgrade. `held_requests` shows the queues. `start_error` has the errors.
+//! upgrade. `held_requests` shows the queues,
+//! `endpoint_details` the endpoints. `start_error` has the errors.
 
+mod endpoint_details;
 pub(crate) mod follow;
 mod held_requests;
 pub(crate) mod predecessor;

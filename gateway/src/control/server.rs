@@ -19,11 +19,11 @@ use forebay_telemetry::figure::Metric;
 use tokio::time::{Instant, timeout};
 
 use crate::control::follow;
-use crate::control::held_requests;
 use crate::control::predecessor::{Busy, Predecessor};
 use crate::control::reload::{LiveConfig, Pools, PreparedConfig};
 use crate::control::report::report;
 use crate::control::start_error::StartError;
+use crate::control::{endpoint_details, held_requests};
 use crate::edge::layers::Edge;
 use crate::edge::listen::Listeners;
 use crate::exchange::proxy::Proxy;
@@ -283,7 +283,9 @@ impl Gateway {
     /// `GET /signals`, and `GET /queue`.
     pub fn routes(&self) -> Router {
         let routes = Router::new().route("/signals", self.publisher.route());
-        routes.merge(held_requests::routes(self.live.pools.clone()))
+        routes
+            .merge(held_requests::routes(self.live.pools.clone()))
+            .merge(endpoint_details::routes(self.live.pools.clone()))
     }
 
     /// Stops accepting, and finishes the requests that are held and in flight.

@@ -11,6 +11,7 @@
 //! - `silence.rs`: an endpoint that has work and produces nothing
 //! - `process.rs`: the server process at the endpoint
 //! - `pod.rs`: its pod, as discovery reports it
+//! - `report.rs`: its state in detail, for people
 //! - `room.rs`: how many requests it can take
 //!
 //! Pure: callers pass `now`. The probes are in `probe.rs`.
@@ -41,6 +42,7 @@ pub(crate) use silence::{Awakened, Evictions, Pulse};
 mod pod;
 mod probing;
 mod process;
+mod report;
 mod room;
 mod silence;
 

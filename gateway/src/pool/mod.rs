@@ -45,6 +45,7 @@ pub(crate) mod abilities;
 pub(crate) mod directory;
 pub(crate) mod discover;
 pub(crate) mod endpoint;
+mod endpoint_report;
 mod endpoint_set;
 mod endpoints;
 mod eta;

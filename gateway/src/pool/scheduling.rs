@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use forebay_scheduling::eta::{Outlook, ServiceTime, Starts, TooLate};
 use forebay_scheduling::objective::FirstTokenTime;
-use forebay_scheduling::pick::{CacheReport, Choice, EndpointId, Given, Picker, Requirements};
+use forebay_scheduling::pick::{
+    CacheReport, Choice, EndpointId, Given, Learned, Picker, Requirements,
+};
 use forebay_scheduling::queue::{Entry, Place, Queue};
 use forebay_scheduling::retry_budget::RetryBudget;
 use forebay_signals::{ColdStart, FailedStart, Waiting};
@@ -212,6 +214,12 @@ impl Scheduling {
     pub(super) fn remove_endpoint(&mut self, id: EndpointId) {
         self.endpoints.remove(id);
         self.picker.removed(id);
+    }
+
+    /// The picker's knowledge of an endpoint; `None` if it learns nothing of it.
+    pub(super) fn learned(&self, id: EndpointId, now: Instant) -> Option<Learned> {
+        let process = self.endpoints.get(id)?.process().id();
+        self.picker.learned(id, process, self.at(now))
     }
 
     /// Whether the picker wants an endpoint's report about its cache.

@@ -17,7 +17,8 @@ use forebay_base::http1;
 use forebay_signals::Token;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Empty, Limited};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
@@ -30,10 +31,10 @@ use super::inquiry::Inquiry;
 const MOST_HISTORIES: usize = 64;
 /// Bytes of output in one answer; without `from`, the last so many.
 const OUTPUT: (u64, u64) = (64 << 10, 16 << 10);
-/// Bounds on asking gateways for their queues.
+/// Bounds on asking gateways for their queues and endpoints.
 const MOST_GATEWAYS: usize = 16;
-const QUEUE_SIZE: usize = 256 << 10;
-const QUEUE_TIME: Duration = Duration::from_secs(2);
+const ANSWER_SIZE: usize = 256 << 10;
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct View {
@@ -43,8 +44,8 @@ struct View {
     token: Option<Token>,
 }
 
-/// `GET /overview`, `/history`, `/gateways`, `/pools/NAME`, and below it `/arrivals`, `/output` and
-/// `/queue`.
+/// `GET /overview`, `/history`, `/gateways`, `/pools/NAME`, and below it `/arrivals`, `/output`,
+/// `/queue` and `/endpoints`.
 pub(crate) fn routes(
     board: &Arc<Board>,
     inquiries: mpsc::Sender<Inquiry>,
@@ -58,6 +59,7 @@ pub(crate) fn routes(
         .route("/pools/{name}/arrivals", get(arrivals))
         .route("/pools/{name}/output", get(output))
         .route("/pools/{name}/queue", get(queues))
+        .route("/pools/{name}/endpoints", get(endpoints))
         .with_state(view)
         .route("/overview", board.feed.route())
 }
@@ -177,52 +179,82 @@ fn piece(path: &FilePath, from: Option<u64>) -> std::io::Result<OutputPiece> {
 }
 
 #[derive(Deserialize)]
-struct QueueQuery {
+struct Limit {
     limit: Option<u32>,
 }
 
-/// The queue of one gateway: its own answer, or the reason why there is none.
-#[derive(Serialize)]
-struct GatewayQueue {
-    url: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    queue: Option<Box<RawValue>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-/// Asks the gateways for the requests that they hold.
+/// The requests that the gateways hold.
 async fn queues(
     State(view): State<View>,
     Path(pool): Path<String>,
-    Query(query): Query<QueueQuery>,
+    Query(query): Query<Limit>,
 ) -> Response {
-    if !view.board.knows(&pool) {
-        return unknown(&pool);
-    }
-    let Some(gateways) = view.ask(|done| Inquiry::Gateways { done }).await else { return ending() };
-    let heard = gateways.into_iter().filter(|gateway| gateway.silent_for.is_none());
     let limit = query.limit.unwrap_or(50).min(500);
-    let path = format!("/queue?pool={pool}&limit={limit}");
-    let asked = heard.take(MOST_GATEWAYS).map(|gateway| {
-        let (token, path) = (view.token.clone(), path.clone());
-        async move {
-            let queue = timeout(QUEUE_TIME, fetch(&gateway.url, &path, token.as_ref())).await;
-            let queue = queue.unwrap_or_else(|_| Err(format!("no answer in {QUEUE_TIME:?}")));
-            let (queue, error) = match queue {
-                Ok(queue) => (Some(queue), None),
-                Err(error) => (None, Some(error)),
-            };
-            GatewayQueue { url: gateway.url, queue, error }
+    let answers = view.ask_gateways(&pool, &format!("/queue?pool={pool}&limit={limit}")).await;
+    listed(answers, "queue")
+}
+
+/// The endpoints as the gateways see them: probes, failures, what their pick policies have learned.
+async fn endpoints(
+    State(view): State<View>,
+    Path(pool): Path<String>,
+    Query(query): Query<Limit>,
+) -> Response {
+    let limit = query.limit.unwrap_or(100).min(500);
+    let answers = view.ask_gateways(&pool, &format!("/endpoints?pool={pool}&limit={limit}")).await;
+    listed(answers, "report")
+}
+
+/// A gateway's base URL, and its answer or the reason why there is none.
+type GatewayAnswer = (String, Result<Box<RawValue>, String>);
+
+/// The answer of one gateway as JSON: `url`, and a field of this name or `error`.
+struct Named(&'static str, GatewayAnswer);
+
+impl Serialize for Named {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(field, (url, answer)) = self;
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("url", url)?;
+        match answer {
+            Ok(answer) => map.serialize_entry(field, answer)?,
+            Err(error) => map.serialize_entry("error", error)?,
         }
-    });
-    Json(join_all(asked).await).into_response()
+        map.end()
+    }
+}
+
+fn listed(answers: Result<Vec<GatewayAnswer>, Response>, field: &'static str) -> Response {
+    match answers {
+        Ok(answers) => {
+            let named = answers.into_iter().map(|answer| Named(field, answer));
+            Json(named.collect::<Vec<_>>()).into_response()
+        }
+        Err(refusal) => refusal,
+    }
+}
+
+impl View {
+    /// Asks the gateways that are heard, a bounded number at once, for a path of their admin ports.
+    async fn ask_gateways(&self, pool: &str, path: &str) -> Result<Vec<GatewayAnswer>, Response> {
+        if !self.board.knows(pool) {
+            return Err(unknown(pool));
+        }
+        let gateways = self.ask(|done| Inquiry::Gateways { done }).await.ok_or_else(ending)?;
+        let heard = gateways.into_iter().filter(|gateway| gateway.silent_for.is_none());
+        let asked = heard.take(MOST_GATEWAYS).map(|gateway| async move {
+            let answer = timeout(ANSWER_TIME, fetch(&gateway.url, path, self.token.as_ref())).await;
+            let late = |_| Err(format!("no answer in {ANSWER_TIME:?}"));
+            (gateway.url, answer.unwrap_or_else(late))
+        });
+        Ok(join_all(asked).await)
+    }
 }
 
 /// Gets JSON of a gateway's admin port.
 async fn fetch(url: &str, path: &str, token: Option<&Token>) -> Result<Box<RawValue>, String> {
     let authority = url.strip_prefix("http://").unwrap_or(url);
-    let stream = dial(authority, QUEUE_TIME).await.map_err(|error| error.to_string())?;
+    let stream = dial(authority, ANSWER_TIME).await.map_err(|error| error.to_string())?;
     let mut request = Request::get(path).header(header::HOST, authority);
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.current()));
@@ -232,7 +264,7 @@ async fn fetch(url: &str, path: &str, token: Option<&Token>) -> Result<Box<RawVa
     if !response.status().is_success() {
         return Err(format!("it answered {}", response.status()));
     }
-    let body = Limited::new(response.into_body(), QUEUE_SIZE).collect().await;
+    let body = Limited::new(response.into_body(), ANSWER_SIZE).collect().await;
     let body = body.map_err(|error| error.to_string())?.to_bytes();
     serde_json::from_slice(&body).map_err(|error| error.to_string())
 }

@@ -302,6 +302,15 @@ impl Expected {
         slowness.0 * first + slowness.1 * self.decoding.slope() * self.decoding.tokens * beside
     }
 
+    /// How many times as long as at the pool's endpoints on the whole a first token takes at this
+    /// one, and a later one.
+    pub(super) fn slowness(&self, id: EndpointId, process: u64, now: Duration) -> (f64, f64) {
+        match self.queues.get(id.number()) {
+            Some(queue) if queue.process == process => (queue.first.at(now), queue.later.at(now)),
+            _ => (1.0, 1.0),
+        }
+    }
+
     /// The seconds in which a pool's endpoints work on so many bytes.
     pub(super) fn work(&self, bytes: u64) -> f64 {
         self.weights[1] * bytes as f64

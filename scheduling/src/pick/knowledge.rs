@@ -7,6 +7,7 @@ use super::candidate::EndpointId;
 use super::choice::{CacheReport, Usage};
 use super::expected::Expected;
 use super::given::Given;
+use super::learned::Learned;
 use crate::prefix::correction::{Correction, Reported, USUAL_CACHE};
 use crate::prefix::index::PrefixIndex;
 use crate::prompt::BLOCK_BYTES;
@@ -101,6 +102,20 @@ impl Knowledge {
         cache.predicted.1 += bytes;
     }
 
+    /// The knowledge of an endpoint's process.
+    pub(super) fn learned(&self, id: EndpointId, process: u64, now: Duration) -> Learned {
+        let (first, later) = self.expected.slowness(id, process, now);
+        let known = self.caches.get(id.number()).filter(|cache| cache.process == process);
+        let tokens = known.and_then(|cache| cache.tokens);
+        Learned {
+            cache_tokens: tokens.unwrap_or(USUAL_CACHE),
+            cache_reported: tokens.is_some(),
+            prompt_bytes_per_second: 1.0 / (self.expected.work(1) * first),
+            first_token_slowness: first,
+            later_token_slowness: later,
+        }
+    }
+
     /// The bytes that an endpoint's cache takes before it drops what was not used.
     fn horizon(&self, id: EndpointId, process: u64) -> u64 {
         let known = self.caches.get(id.number()).filter(|cache| cache.process == process);
@@ -150,6 +165,20 @@ impl Knowledge {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_knowledge_of_an_endpoint_is_its_own_report_or_what_is_usual() {
+        let mut knowledge = Knowledge::new(1);
+        let id = EndpointId::of(0);
+        let usual = knowledge.learned(id, 5, Duration::ZERO);
+        assert_eq!((usual.cache_tokens, usual.cache_reported), (USUAL_CACHE, false));
+        assert!((usual.prompt_bytes_per_second - 60_000.0).abs() < 1e-6, "{usual:?}");
+        let report = CacheReport { tokens: Some(9_000), ..CacheReport::default() };
+        knowledge.reported(id, 5, &report);
+        let learned = knowledge.learned(id, 5, Duration::ZERO);
+        assert_eq!((learned.cache_tokens, learned.cache_reported), (9_000, true));
+        assert!(!knowledge.learned(id, 6, Duration::ZERO).cache_reported, "another process");
+    }
 
     #[test]
     fn an_older_process_says_nothing_of_the_cache_of_the_one_that_followed() {

@@ -12,6 +12,7 @@ use super::choice::{CacheReport, Choice};
 use super::consistent_hash::consistent_hash;
 use super::given::Given;
 use super::knowledge::Knowledge;
+use super::learned::Learned;
 use super::least_load::least_load;
 use super::power_of_two::{Latencies, power_of_two};
 use super::prefix_affinity::prefix_affinity;
@@ -170,6 +171,12 @@ impl Picker {
         if let Some(knowledge) = &mut self.knowledge {
             knowledge.index.forget(id.number() as u32);
         }
+    }
+
+    /// The knowledge of an endpoint's process; `None` under a policy that learns nothing of it.
+    #[must_use]
+    pub fn learned(&self, id: EndpointId, process: u64, now: Duration) -> Option<Learned> {
+        self.knowledge.as_ref().map(|knowledge| knowledge.learned(id, process, now))
     }
 
     /// Whether an endpoint's own report about its cache would say something new.

@@ -81,6 +81,11 @@ impl Probing {
         }
     }
 
+    /// The beginning of the last one.
+    pub(super) fn last(&self) -> Option<Instant> {
+        self.last
+    }
+
     /// Starts afresh for another replica at the same address. That no connection can be made stays.
     pub(super) fn begin_anew(&mut self, now: Instant) {
         let Self { unreachable_since, ref wake, .. } = *self;
