@@ -386,6 +386,19 @@ fn hash_key_prints_entries_for_the_key_file() {
 }
 
 #[test]
+fn a_list_of_models_is_logged_with_the_tenant_that_asked() {
+    let sim = Sim::start(&["m", "--served-model-name", "m", "--api-key", "sk-upstream"]);
+    let folder = Folder::new();
+    let mut forebay = folder.gateway(&config(&folder, &sim, ""));
+    let keyed = request("GET", "/v1/models", &[("authorization", "Bearer sk-a")], "");
+    assert_eq!(status(&exchange(forebay.address, &keyed)), 200);
+    eventually("the line names the tenant", || {
+        let line = |line: &String| line.contains("/v1/models") && line.contains(r#""tenant":"a""#);
+        forebay.logged().iter().any(line)
+    });
+}
+
+#[test]
 fn a_gateway_that_is_open_to_all_warns_about_missing_keys() {
     let sim = Sim::start(&["m", "--served-model-name", "m", "--api-key", "sk-upstream"]);
     let folder = Folder::new();

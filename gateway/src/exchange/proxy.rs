@@ -99,9 +99,13 @@ impl Proxy {
     ) -> Response<AnswerBody> {
         let mut record = Record::begin(RequestContext::new(&head, client));
         let shape = record.context.api.map_or(ErrorShape::OpenAi, Api::errors);
+        let asking = || {
+            let tenant = self.tenants.of(&head.parts.headers)?;
+            record.context.tenant = Arc::clone(&tenant.name);
+            Ok(tenant)
+        };
         if record.context.api.is_none()
-            && let Some(answer) =
-                local_answers::answer(&self.routes.load(), &self.tenants, &head.parts)
+            && let Some(answer) = local_answers::answer(&self.routes.load(), asking, &head.parts)
         {
             return match answer {
                 Ok(response) => local_response(response.map(AnswerBody::full), record),

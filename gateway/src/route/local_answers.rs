@@ -1,5 +1,7 @@
 //! The answers that need no replica: health, version, the list of models.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Response, header};
@@ -8,33 +10,28 @@ use serde_json::Value;
 use crate::answer::refusal::Refusal;
 use crate::route::Routes;
 use crate::route::models;
-use crate::tenant::registry::Tenants;
+use crate::tenant::Tenant;
 
 /// The answer or a refusal; `None` for a request that needs a replica. The caller has checked that
-/// clients may use the path and the method.
+/// clients may use the path and the method. `tenant` finds who asks, where the answer depends on it.
 pub(crate) fn answer(
     routes: &Routes,
-    tenants: &Tenants,
+    tenant: impl FnOnce() -> Result<Arc<Tenant>, Refusal>,
     parts: &Parts,
 ) -> Option<Result<Response<Bytes>, Refusal>> {
     Some(match parts.uri.path() {
         "/health" | "/ping" => Ok(Response::new(Bytes::new())),
         "/version" => Ok(json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))),
-        "/v1/models" => {
-            tenants.of(&parts.headers).map(|tenant| json(&models::list(routes, &tenant)))
+        "/v1/models" => tenant().map(|tenant| json(&models::list(routes, &tenant))),
+        path => {
+            let name = path.strip_prefix("/v1/models/")?;
+            tenant().and_then(|tenant| one_model(routes, &tenant, name))
         }
-        path => one_model(routes, tenants, parts, path.strip_prefix("/v1/models/")?),
     })
 }
 
-fn one_model(
-    routes: &Routes,
-    tenants: &Tenants,
-    parts: &Parts,
-    name: &str,
-) -> Result<Response<Bytes>, Refusal> {
-    let tenant = tenants.of(&parts.headers)?;
-    let model = models::one(routes, &tenant, name);
+fn one_model(routes: &Routes, tenant: &Tenant, name: &str) -> Result<Response<Bytes>, Refusal> {
+    let model = models::one(routes, tenant, name);
     model.map(|model| json(&model)).ok_or_else(|| Refusal::UnknownModel {
         model: name.to_owned(),
         known: "see /v1/models".to_owned(),
