@@ -28,8 +28,10 @@ use super::summary::{HEADS, columns, printable, totals};
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two looks at the chosen pool's history and decisions.
 const LOOK: u32 = 5;
-/// Lines of the lower part.
+/// Fewest lines of the lower part.
 const DETAIL: u16 = 15;
+/// Seconds between two points of a history.
+const POINT_SECONDS: u64 = 10;
 
 /// Flags of `forebay top`.
 #[derive(clap::Args)]
@@ -228,10 +230,14 @@ impl Screen {
     }
 
     fn draw(&mut self, frame: &mut Frame<'_>, now: u64) {
+        // The chosen pool gets the lines that the table does not need: its head and a row for each
+        // pool, beside the first and the last line.
+        let table = self.pools.len().saturating_add(3).min(usize::from(u16::MAX)) as u16;
+        let detail = DETAIL.max(frame.area().height.saturating_sub(table + 1));
         let [head, table, detail, keys] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Min(4),
-            Constraint::Length(DETAIL),
+            Constraint::Length(detail),
             Constraint::Length(1),
         ])
         .areas(frame.area());
@@ -296,14 +302,19 @@ impl Screen {
         let parts = Layout::vertical([Constraint::Fill(1); 3]).areas::<3>(charts);
         let tokens: Vec<_> = self.hour.tokens.iter().map(|tokens| tokens.round() as u64).collect();
         let charted = [
-            ("held, the last hour", &self.hour.held, Color::Yellow),
+            ("held", &self.hour.held, Color::Yellow),
             ("in flight", &self.hour.in_flight, Color::Blue),
             ("tokens/s", &tokens, Color::Magenta),
         ];
+        let span = match self.hour.held.len() as u64 * POINT_SECONDS {
+            span @ 0..3600 => ago(span),
+            _ => "hour".to_owned(),
+        };
         for ((label, values, colour), part) in charted.into_iter().zip(parts) {
             let width = usize::from(part.width.max(1));
             let most = values.iter().copied().max().unwrap_or(0);
-            let title = Line::styled(format!("{label}, at most {most}"), Modifier::DIM);
+            let title =
+                Line::styled(format!("{label}, the last {span}, at most {most}"), Modifier::DIM);
             let chart = Sparkline::default()
                 .data(fitted(values, width))
                 .style(Style::new().fg(colour))
@@ -332,14 +343,14 @@ impl Screen {
     }
 }
 
-/// The highest value of each column, of so many columns, so that no peak is lost.
+/// The values over the whole width: the highest of those that share a column, so that no peak is lost.
 fn fitted(values: &[u64], width: usize) -> Vec<u64> {
-    if values.len() <= width {
-        return values.to_vec();
+    if values.is_empty() {
+        return Vec::new();
     }
     let column = |at: usize| {
         let (from, to) = (at * values.len() / width, (at + 1) * values.len() / width);
-        values[from..to].iter().copied().max().unwrap_or(0)
+        values[from..to.max(from + 1)].iter().copied().max().unwrap_or(0)
     };
     (0..width).map(column).collect()
 }
@@ -434,7 +445,8 @@ mod tests {
         values[200] = 50;
         let fitted = fitted(&values, 60);
         assert_eq!((fitted.len(), fitted.iter().max()), (60, Some(&50)));
-        assert_eq!(super::fitted(&[1, 2], 60), [1, 2]);
+        assert_eq!(super::fitted(&[1, 2], 4), [1, 1, 2, 2], "a young history fills the width");
+        assert_eq!(super::fitted(&[], 4), [0; 0]);
     }
 
     #[test]
