@@ -2,10 +2,12 @@
 //! page names exists.
 //!
 //! Read are the pages at the top, `docs/`, and the pages of the chart and of the examples, in this
-//! repository as it stands. Addresses on the web are not fetched.
+//! repository as it stands. Addresses on the web are not fetched. `docs/SUMMARY.md` is the book's table of
+//! contents; the links of the built book are checked by `.ci/book`.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
@@ -18,13 +20,19 @@ struct Page {
     text: String,
 }
 
+/// The pages below a folder, by their paths from the root.
+fn pages_below(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(root().join(folder)).expect("a readable folder");
+    let below = entries.flat_map(|entry| {
+        let entry = entry.expect("a readable folder");
+        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        if entry.path().is_dir() { pages_below(&path) } else { vec![path] }
+    });
+    below.filter(|path| path.ends_with(".md")).collect()
+}
+
 fn pages() -> Vec<Page> {
-    let docs = fs::read_dir(root().join("docs")).expect("docs/");
-    let mut names: Vec<String> = docs
-        .map(|entry| entry.expect("a readable folder").file_name())
-        .map(|name| format!("docs/{}", name.to_string_lossy()))
-        .filter(|name| name.ends_with(".md"))
-        .collect();
+    let mut names = pages_below("docs");
     let others = [
         "README.md",
         "CHANGELOG.md",
@@ -205,6 +213,62 @@ fn every_path_and_command_of_a_page_exists() {
         .flat_map(|page| [missing_paths(page, &tracked), missing_targets(page, &tracked)])
         .flatten()
         .collect();
+    assert_none(&problems);
+}
+
+#[test]
+fn every_page_is_in_the_book_once() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).expect("docs/SUMMARY.md");
+    let mut listed: Vec<_> =
+        links(&summary).into_iter().map(|target| format!("docs/{target}")).collect();
+    listed.sort();
+    let mut there = pages_below("docs");
+    there.retain(|page| page != "docs/SUMMARY.md");
+    there.sort();
+    assert_eq!(listed, there, "docs/SUMMARY.md against the pages of docs/");
+}
+
+/// The YAML blocks of a page.
+fn yaml_blocks(text: &str) -> impl Iterator<Item = &str> {
+    text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next())
+}
+
+#[test]
+fn every_recipe_is_a_valid_file() {
+    let page = fs::read_to_string(root().join("docs/howto.md")).expect("docs/howto.md");
+    let folder = std::env::temp_dir().join(format!("forebay-recipes-{}", std::process::id()));
+    fs::create_dir(&folder).expect("a folder");
+    // The recipes name programs and files of the reader's machine.
+    let vllm = folder.join("vllm");
+    fs::write(&vllm, "#!/bin/sh\n").expect("written");
+    fs::set_permissions(&vllm, fs::Permissions::from_mode(0o755)).expect("permitted");
+    let keys = folder.join("keys.yaml");
+    let tenants = ["web", "research", "nightly"];
+    let hash = |n: usize| format!("{n:064x}");
+    let entries: String = (0..tenants.len())
+        .map(|n| format!("- {{tenant: {}, sha256: {}}}\n", tenants[n], hash(n)))
+        .collect();
+    fs::write(&keys, entries).expect("written");
+    let file = folder.join("forebay.yaml");
+    let mut problems = Vec::new();
+    let mut count = 0;
+    for block in yaml_blocks(&page) {
+        count += 1;
+        let text = block.replace("/run/secrets/forebay/keys.yaml", &keys.to_string_lossy());
+        fs::write(&file, text).expect("written");
+        let checked = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"))
+            .args(["check", "--strict", "--config"])
+            .arg(&file)
+            .env("PATH", &folder)
+            .output()
+            .expect("forebay");
+        if !checked.status.success() {
+            let why = [checked.stdout, checked.stderr].concat();
+            problems.push(format!("{block}{}", String::from_utf8_lossy(&why)));
+        }
+    }
+    let _ = fs::remove_dir_all(&folder);
+    assert!(count > 5, "the page has recipes");
     assert_none(&problems);
 }
 
