@@ -87,7 +87,38 @@ fn answer(kind: &str, text: &'static str) -> Response {
 mod tests {
     use std::collections::BTreeSet;
 
+    use axum::body::Body;
+    use axum::middleware::from_fn;
+    use tower::ServiceExt as _;
+
     use super::*;
+
+    /// The answer of a scaler to a request, where this one leads.
+    async fn asked(leader: Option<&str>, path: &str, accept: &str) -> Response {
+        let leader = leader.map(str::to_owned);
+        let other_leader: OtherLeader = Arc::new(move || leader.clone());
+        let paths =
+            Router::new().route("/", get("a list of paths")).route("/overview", get("data"));
+        let layer = from_fn(move |request, next| page(Arc::clone(&other_leader), request, next));
+        let request = Request::get(path).header(header::ACCEPT, accept).body(Body::empty());
+        paths.layer(layer).oneshot(request.expect("a request")).await.expect("an answer")
+    }
+
+    #[tokio::test]
+    async fn a_browser_gets_the_page_of_the_scaler_that_leads() {
+        let browser = "text/html,application/xhtml+xml,*/*;q=0.8";
+        let own = asked(None, "/", browser).await;
+        assert_eq!(own.status(), StatusCode::OK);
+        assert_eq!(own.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
+        let theirs = asked(Some("http://10.0.0.9:9900"), "/", browser).await;
+        assert!(theirs.status().is_redirection(), "{}", theirs.status());
+        assert_eq!(theirs.headers()[header::LOCATION], "http://10.0.0.9:9900/");
+        for (path, accept) in [("/", "*/*"), ("/overview", browser)] {
+            let other = asked(Some("http://10.0.0.9:9900"), path, accept).await;
+            assert_eq!(other.status(), StatusCode::OK, "{path} for {accept}");
+            assert!(!other.headers().contains_key(header::LOCATION));
+        }
+    }
 
     #[test]
     fn every_file_that_the_page_names_is_served_and_no_other() {

@@ -2,14 +2,21 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+/** Characters that turn the direction of the text after them: with one, a name could pass for another. */
+const TURNS = /[\u061C\u200E\u200F\u202A-\u202E\u2066-\u2069]/g;
+
+function plain(text) {
+  return typeof text === "string" ? text.replace(TURNS, "\uFFFD") : text;
+}
+
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "text") element.textContent = value;
+    else if (name === "text") element.textContent = plain(value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false).map(plain));
   return element;
 }
 
@@ -25,7 +32,8 @@ export function s(tag, attributes, ...children) {
 
 /** Sets a text, and touches the document only if it differs. */
 export function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const shown = plain(text);
+  if (node.textContent !== shown) node.textContent = shown;
 }
 
 /** Sets an attribute if it differs; `null` removes it. */

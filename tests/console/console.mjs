@@ -3,12 +3,14 @@
 //   node tests/console/console.mjs FOREBAY NODE_MODULES [SHOTS]
 //
 // NODE_MODULES is the folder where playwright-core is installed. SHOTS is a folder for screenshots.
+// ONLY=WORDS runs the steps whose names contain them. PICTURES=docs/console makes the pictures of the
+// docs anew instead, which takes three minutes.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createServer, request } from "node:http";
 import { createRequire } from "node:module";
-import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -76,6 +78,32 @@ function ask(url, method, headers) {
   });
 }
 
+/** The share of a core that a process takes for some time, in percent. */
+async function cost(pid, millis) {
+  const ticks = () => {
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1].split(" ");
+    return Number(fields[11]) + Number(fields[12]);
+  };
+  const [before, began] = [ticks(), performance.now()];
+  await new Promise((resolve) => setTimeout(resolve, millis));
+  // The kernel counts hundredths of a second.
+  return ((ticks() - before) * 10) / (performance.now() - began) * 100;
+}
+
+/** Bytes a second of a feed, after its first event. */
+async function bytesOf(url, millis) {
+  const abort = new AbortController();
+  const response = await fetch(url, { headers: { accept: "text/event-stream" }, signal: abort.signal });
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  for (let text = ""; !text.endsWith("\n\n"); ) text += decoder.decode((await reader.read()).value, { stream: true });
+  let [bytes, began] = [0, performance.now()];
+  while (performance.now() - began < millis) bytes += (await reader.read()).value.length;
+  const rate = (bytes / (performance.now() - began)) * 1000;
+  abort.abort();
+  return rate;
+}
+
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"], timeout: PATIENCE });
 
 async function open(url, options = {}) {
@@ -96,14 +124,15 @@ async function see(page, selector, pattern) {
   await page.waitForFunction(([selector, source]) => [...document.querySelectorAll(selector)].some((node) => new RegExp(source, "i").test(node.innerText)), [selector, pattern.source], { timeout: PATIENCE });
 }
 
-/** Screenshots in dark and light, wide and narrow. */
-async function shoot(page, name) {
+/** Screenshots in dark and light, wide and narrow; of a part of the page if `place` names one. */
+async function shoot(page, name, place) {
   if (!shots) return;
   for (const scheme of ["dark", "light"]) {
     for (const [kind, width, height] of [["wide", 1440, 900], ["narrow", 390, 844]]) {
       await page.emulateMedia({ colorScheme: scheme });
       await page.setViewportSize({ width, height });
       await page.waitForTimeout(400);
+      if (place) await page.locator(place).evaluate((element) => scrollTo(0, element.getBoundingClientRect().top + scrollY - 120));
       await page.screenshot({ path: join(shots, `${name}-${scheme}-${kind}.png`) });
     }
   }
@@ -145,6 +174,7 @@ const steps = {
     // The stream's figures, the endpoint, and what it writes.
     await see(page, ".now", /TTFT p95\s+\d/);
     await see(page, ".list tr.ready", /ready/);
+    await see(page, ".list tr.ready", /tokens\s+.* kB\/s[^]* ago/);
     await see(page, ".output", /\S/);
     await see(page, ".decision", /scaling 1 → 0 because an operator asked for it/);
     const decision = page.locator(".decision.up").first();
@@ -165,6 +195,30 @@ const steps = {
     await page.getByRole("button", { name: "Send" }).click();
     await see(page, ".chat + .note", /first token after .* request \S+/);
     await see(page, ".answer", /\S/);
+
+    // What if: the arrivals so far, played again with other settings.
+    await page.getByText("With other settings").click();
+    const settings = page.getByLabel("The scaling section, to be changed");
+    await page.waitForFunction((area) => area.value.includes("maxReplicaCount"), await settings.elementHandle(), { timeout: PATIENCE });
+    await settings.fill("maxReplicaCount: many");
+    await page.getByRole("button", { name: "Play the last day again" }).click();
+    await see(page, ".what-if .error", /maxReplicaCount/);
+    await settings.fill("minReplicaCount: 1\nmaxReplicaCount: 2\n");
+    await page.getByRole("button", { name: "Play the last day again" }).click();
+    await see(page, ".results", /Forebay, present settings/);
+    await see(page, ".results", /Forebay, your settings/);
+    await see(page, ".results", /the optimum/);
+    await see(page, ".what-if .sentence", /your settings cost/);
+    await see(page, ".what-if .note", /\d requests in/);
+    await page.waitForFunction(() => !document.querySelector(".what-if button.primary").disabled, null, { timeout: PATIENCE });
+    await shoot(page, "what-if", ".what-if");
+    await shoot(page, "endpoints", ".endpoints");
+    // One at a time, and a cancelled one makes way.
+    const begin = () => page.evaluate(() => fetch("/pools/sim/what-if", { method: "POST" }).then((response) => response.status));
+    assert.deepEqual([await begin(), await begin()], [202, 409]);
+    await page.evaluate(() => fetch("/what-if/cancel", { method: "POST" }));
+    assert.equal((await page.evaluate(() => fetch("/what-if").then((response) => response.json()))).running, false);
+    assert.equal(await begin(), 202);
 
     // An override is made and taken back.
     await page.getByRole("button", { name: "Set count…" }).click();
@@ -240,6 +294,7 @@ pools:
     await see(page, "h1", /<img src=x/);
     await page.goto(`${admin}#/pool/chat`);
     await see(page, ".models", /<\/script><b>bold<\/b>/);
+    await see(page, ".models", /\uFFFDreversed & "quoted"$/);
     await shoot(page, "markup");
     const harm = await page.evaluate(() => [window.harmed, document.querySelectorAll("main img, main b b, main script").length]);
     assert.deepEqual(harm, [undefined, 0]);
@@ -266,10 +321,14 @@ pools:
   },
 
   async "a thousand busy pools leave the page small and quick"() {
-    const script = fileURLToPath(new URL("many.mjs", import.meta.url));
+    const script = fileURLToPath(new URL("gateway.mjs", import.meta.url));
     const port = 20000 + (process.pid % 10000);
-    await start(process.execPath, [script, port, 1000], /(many: \S+)/);
-    const page = await open(`http://127.0.0.1:${port}/`);
+    await start(process.execPath, [script, port, 1000, 10], /(many: \S+)/);
+    const pools = Array.from({ length: 1000 }, (_, n) => `- {name: pool-${String(n).padStart(4, "0")}, models: [org/model-${n}, model-${n}], gpus: ${1 + (n % 4)}, gpuHourPrice: ${n % 10 === 9 ? 0 : 3.29}, discovery: {dns: {host: model-${n}, port: 8000}}, target: {keda: {scaledObject: model-${n}}}, scaling: {maxReplicaCount: 16}}`);
+    const file = config("many.yaml", `scaler: {gateways: ["127.0.0.1:${port}"], keda: {listen: "127.0.0.1:0"}}\nadmin: {listen: "127.0.0.1:0"}\npools:\n${pools.join("\n")}\n`);
+    const { child, found } = await start(binary, ["scaler", "--config", file], /console on (http:[^\s"]+)/, /(the scaler is ready)/);
+    const alone = await cost(child.pid, 8000);
+    const page = await open(found[0]);
     await see(page, ".found", /1000 pools/);
     await see(page, ".rows .row:first-child", /pool-0000/);
     await page.waitForTimeout(4000);
@@ -290,9 +349,11 @@ pools:
     });
     await page.evaluate(() => scrollTo(0, document.body.scrollHeight));
     await see(page, ".rows .row:last-child", /pool-0999/);
-    const { bytes } = await page.evaluate(() => fetch("/bytes").then((response) => response.json()));
+    const bytes = await bytesOf(`${found[0]}overview`, 8000);
+    const watched = await cost(child.pid, 8000);
     const heap = await page.evaluate(() => Math.round(performance.memory.usedJSHeapSize / 1e6));
     console.log(`   ${frames.most} elements at most, ${Math.round(bytes / 1024)} KiB a second, ${heap} MB of heap; while scrolling, frames of ${frames.median.toFixed(1)} ms (median) and ${frames.p99.toFixed(1)} ms (99 %)`);
+    console.log(`   the scaler takes ${alone.toFixed(1)} % of a core without a page, and ${watched.toFixed(1)} % with one`);
     assert.ok(frames.most < 1800, `${frames.most} elements`);
     assert.ok(bytes < 200 * 1024, `${bytes} bytes a second`);
     await page.getByLabel("Filter by pool or model").fill("model-777");
@@ -305,6 +366,76 @@ pools:
     await page.context().close();
   },
 };
+
+/** The pictures of docs/console, of a small fleet that is two minutes old. */
+async function pictures(docs) {
+  const sim = (model, ...flags) => JSON.stringify([binary, "vllm-sim", model, "--port={port}", ...flags]);
+  const file = config("fleet.yaml", `
+gateway: {listen: "127.0.0.1:0"}
+admin: {listen: "127.0.0.1:0"}
+pools:
+- name: chat
+  models: [meta-llama/Llama-3.3-70B-Instruct, chat]
+  maxInFlight: 16
+  gpus: 4
+  gpuHourPrice: 3.29
+  target: {processes: {command: ${sim("meta-llama/Llama-3.3-70B-Instruct", "--served-model-name", "meta-llama/Llama-3.3-70B-Instruct", "chat", "--cold-start=15s", "--decode-step-ms=24")}, ports: 26100-26199, logDir: ${logs("chat")}}}
+  scaling: {maxReplicaCount: 6, objective: {ttft: 2s}}
+- name: code
+  models: [Qwen/Qwen3-Coder-30B]
+  gpus: 2
+  gpuHourPrice: 3.29
+  target: {processes: {command: ${sim("Qwen/Qwen3-Coder-30B", "--cold-start=10s")}, ports: 26200-26299, logDir: ${logs("code")}}}
+  scaling: {minReplicaCount: 1, maxReplicaCount: 4}
+- name: embed
+  models: [BAAI/bge-m3]
+  gpus: 1
+  gpuHourPrice: 1.1
+  target: {processes: {command: ${sim("BAAI/bge-m3")}, ports: 26300-26399, logDir: ${logs("embed")}}}
+  scaling: {maxReplicaCount: 2}
+- name: night-batch
+  models: [mistralai/Mistral-Small-24B]
+  gpus: 2
+  gpuHourPrice: 3.29
+  target: {processes: {command: [${JSON.stringify(binary)}, vllm-sim, --no-such-flag, "--port={port}"], ports: 26400-26499, logDir: ${logs("night")}}}
+  scaling: {maxReplicaCount: 2}
+replay:
+  replica: {coldStart: {scheduled: 0s, started: 0s, healthy: 15s}, decodeStep: 24ms}
+`);
+  const { clients, admin } = await forebay("run", "--config", file);
+  const load = (model, ...flags) => ended.push(((child) => () => child.kill("SIGKILL"))(spawn(binary, ["load", clients, "--model", model, "--duration", "5m", ...flags], { stdio: "ignore" })));
+  load("chat", "--ramp", "1-6", "--prompt-tokens", "~900", "--shared-prefix-tokens", "400", "--output-tokens", "~180");
+  load("Qwen/Qwen3-Coder-30B", "--poisson", "3", "--prompt-tokens", "~1500", "--shared-prefix-tokens", "1200", "--output-tokens", "~120");
+  chat(clients, "mistralai/Mistral-Small-24B", 10).catch(() => {});
+  const page = await open(admin, { colorScheme: "light", viewport: { width: 1280, height: 830 } });
+  await page.waitForTimeout(150e3);
+  await page.setViewportSize({ width: 1280, height: 420 });
+  await page.waitForTimeout(1000);
+  await page.screenshot({ path: join(docs, "overview.png") });
+  await page.setViewportSize({ width: 1280, height: 1120 });
+  await page.goto(`${admin}#/pool/chat`);
+  await see(page, ".list tr.ready", /ready/);
+  await page.waitForTimeout(3000);
+  await page.screenshot({ path: join(docs, "pool.png") });
+  await page.getByText("With other settings").click();
+  const settings = page.getByLabel("The scaling section, to be changed");
+  await page.waitForFunction((area) => area.value.includes("maxReplicaCount"), await settings.elementHandle(), { timeout: PATIENCE });
+  await settings.fill("minReplicaCount: 1\nmaxReplicaCount: 6\nobjective: {ttft: 2s}\n");
+  await page.getByRole("button", { name: "Play the last day again" }).click();
+  await see(page, ".results", /the optimum/);
+  await see(page, ".what-if .sentence", /your settings cost/);
+  await page.locator(".what-if").screenshot({ path: join(docs, "what-if.png") });
+}
+
+/** A folder for a pool's logs. */
+function logs(pool) {
+  return join(folder, `${pool}-logs`);
+}
+
+if (process.env.PICTURES) {
+  await pictures(process.env.PICTURES);
+  process.exit(0);
+}
 
 const only = process.env.ONLY;
 for (const [name, step] of Object.entries(steps)) {
