@@ -409,7 +409,7 @@ replay:
   chat(clients, "mistralai/Mistral-Small-24B", 10).catch(() => {});
   const page = await open(admin, { colorScheme: "light", viewport: { width: 1280, height: 830 } });
   await page.waitForTimeout(150e3);
-  await page.setViewportSize({ width: 1280, height: 420 });
+  await page.setViewportSize({ width: 1280, height: 446 });
   await page.waitForTimeout(1000);
   await page.screenshot({ path: join(docs, "overview.png") });
   await page.setViewportSize({ width: 1280, height: 1120 });

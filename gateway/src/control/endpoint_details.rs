@@ -19,6 +19,6 @@ fn endpoints(pools: &Pools, query: &Shown) -> Response {
         Ok(pool) => {
             Json(pool.endpoint_report(query.limit.unwrap_or(USUAL).min(MOST))).into_response()
         }
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.into_response(),
     }
 }

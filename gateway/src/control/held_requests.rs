@@ -34,12 +34,16 @@ pub(crate) fn routes(pools: Pools) -> Router {
 fn queue(pools: &Pools, query: &Shown) -> Response {
     match named(pools, query, "/queue") {
         Ok(pool) => Json(pool.queue_report(query.limit.unwrap_or(USUAL).min(MOST))).into_response(),
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
 /// The pool that a query names, or the only one; otherwise the refusal.
-pub(super) fn named(pools: &Pools, query: &Shown, path: &str) -> Result<Arc<Pool>, Response> {
+pub(super) fn named(
+    pools: &Pools,
+    query: &Shown,
+    path: &str,
+) -> Result<Arc<Pool>, (StatusCode, String)> {
     let pools = pools.all();
     let pool = match (&query.pool, pools.as_slice()) {
         (None, [only]) => Some(only),
@@ -54,6 +58,6 @@ pub(super) fn named(pools: &Pools, query: &Shown, path: &str) -> Result<Arc<Pool
             Some(_) => StatusCode::NOT_FOUND,
             None => StatusCode::BAD_REQUEST,
         };
-        (status, why).into_response()
+        (status, why)
     })
 }

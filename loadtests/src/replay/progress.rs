@@ -2,12 +2,13 @@
 
 use std::cell::Cell;
 use std::io::IsTerminal as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use forebay_base::print;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::contestants::Contestant;
 use super::measure::{FleetFigures, Report, ServiceFigures};

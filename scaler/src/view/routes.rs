@@ -73,12 +73,15 @@ impl View {
     }
 }
 
-fn ending() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response()
+/// A refusal in words.
+type Refused = (StatusCode, String);
+
+fn ending() -> Refused {
+    (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned())
 }
 
-fn unknown(name: &str) -> Response {
-    (StatusCode::NOT_FOUND, format!("there is no pool `{name}`\n")).into_response()
+fn unknown(name: &str) -> Refused {
+    (StatusCode::NOT_FOUND, format!("there is no pool `{name}`\n"))
 }
 
 #[derive(Deserialize)]
@@ -96,7 +99,7 @@ async fn histories(State(view): State<View>, Query(query): Query<HistoryQuery>) 
 async fn gateways(State(view): State<View>) -> Response {
     match view.ask(|done| Inquiry::Gateways { done }).await {
         Some(gateways) => Json(gateways).into_response(),
-        None => ending(),
+        None => ending().into_response(),
     }
 }
 
@@ -104,15 +107,15 @@ async fn pool(State(view): State<View>, Path(name): Path<String>) -> Response {
     let pool = name.clone();
     match view.ask(|done| Inquiry::Pool { pool, done }).await {
         Some(Some(detail)) => Json(detail).into_response(),
-        Some(None) => unknown(&name),
-        None => ending(),
+        Some(None) => unknown(&name).into_response(),
+        None => ending().into_response(),
     }
 }
 
 /// The arrivals of the last day, as `forebay replay` reads them.
 async fn arrivals(State(view): State<View>, Path(name): Path<String>) -> Response {
     if !view.board.knows(&name) {
-        return unknown(&name);
+        return unknown(&name).into_response();
     }
     let board = Arc::clone(&view.board);
     let pool = name.clone();
@@ -122,7 +125,7 @@ async fn arrivals(State(view): State<View>, Path(name): Path<String>) -> Respons
             let why = format!("no request for pool `{name}` came since this scaler began\n");
             (StatusCode::NOT_FOUND, why).into_response()
         }
-        Err(_) => ending(),
+        Err(_) => ending().into_response(),
     }
 }
 
@@ -154,7 +157,7 @@ async fn output(
             let why = format!("there is no output of a replica `{replica}` here\n");
             return (StatusCode::NOT_FOUND, why).into_response();
         }
-        None => return ending(),
+        None => return ending().into_response(),
     };
     match spawn_blocking(move || piece(&file, from)).await {
         Ok(Ok(piece)) => Json(piece).into_response(),
@@ -162,7 +165,7 @@ async fn output(
             let why = format!("the output of `{replica}` can't be read: {error}\n");
             (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
         }
-        Err(_) => ending(),
+        Err(_) => ending().into_response(),
     }
 }
 
@@ -224,19 +227,19 @@ impl Serialize for Named {
     }
 }
 
-fn listed(answers: Result<Vec<GatewayAnswer>, Response>, field: &'static str) -> Response {
+fn listed(answers: Result<Vec<GatewayAnswer>, Refused>, field: &'static str) -> Response {
     match answers {
         Ok(answers) => {
             let named = answers.into_iter().map(|answer| Named(field, answer));
             Json(named.collect::<Vec<_>>()).into_response()
         }
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
 impl View {
     /// Asks the gateways that are heard, a bounded number at once, for a path of their admin ports.
-    async fn ask_gateways(&self, pool: &str, path: &str) -> Result<Vec<GatewayAnswer>, Response> {
+    async fn ask_gateways(&self, pool: &str, path: &str) -> Result<Vec<GatewayAnswer>, Refused> {
         if !self.board.knows(pool) {
             return Err(unknown(pool));
         }
