@@ -389,7 +389,9 @@ fn hash_key_prints_entries_for_the_key_file() {
 fn a_list_of_models_is_logged_with_the_tenant_that_asked() {
     let sim = Sim::start(&["m", "--served-model-name", "m", "--api-key", "sk-upstream"]);
     let folder = Folder::new();
-    let mut forebay = folder.gateway(&config(&folder, &sim, ""));
+    let file = folder.write("keys.yaml", &keys(&[("a", "sk-a")]));
+    let checked = format!("  keys: {{file: {file}}}\n  tenants: [{{name: a}}]");
+    let mut forebay = folder.gateway(&config(&folder, &sim, &checked));
     let keyed = request("GET", "/v1/models", &[("authorization", "Bearer sk-a")], "");
     assert_eq!(status(&exchange(forebay.address, &keyed)), 200);
     eventually("the line names the tenant", || {
