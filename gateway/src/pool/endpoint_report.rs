@@ -62,7 +62,7 @@ impl Pool {
         };
         let endpoints = state.endpoints.iter().take(limit).map(|(address, endpoint)| {
             let learned = state.endpoints.id(address).and_then(|id| state.learned(id, now));
-            let endpoint = endpoint.state();
+            let endpoint = endpoint.state(now);
             ReportedEndpoint {
                 address: address.to_string(),
                 health: endpoint.health,

@@ -12,6 +12,7 @@ pub(crate) struct EndpointState {
     /// The reason why it takes no requests; empty if it is ready.
     pub(crate) reason: String,
     pub(crate) in_flight: u32,
+    /// The most requests in flight that it may have now.
     pub(crate) limit: u32,
     /// Failures in a row that count towards an ejection.
     pub(crate) failures_in_a_row: u32,
@@ -25,12 +26,12 @@ pub(crate) struct EndpointState {
 
 impl Endpoint {
     /// Its state at this moment.
-    pub(crate) fn state(&self) -> EndpointState {
+    pub(crate) fn state(&self, now: Instant) -> EndpointState {
         EndpointState {
             health: self.health(),
             reason: self.why(),
             in_flight: self.in_flight(),
-            limit: self.rules.limit,
+            limit: self.rules.limit.min(self.work.room.allowed(now)),
             failures_in_a_row: self.behaviour.failures,
             silent_probes: self.probing.silent,
             last_probe: self.probing.last(),
