@@ -207,12 +207,39 @@ def build(quick):
     return target / "forebay", target / "examples" / "stub"
 
 
-def start_forebay(bench, name, access_log="false", threads=1, cores=None, pools=None):
-    """`pools` are the lines of the configuration; without them there is one pool of one endpoint."""
+# The name of the simulated replicas' model.
+MODEL = "chat"
+
+
+def start_replica(bench, name, seed=0, slower=1):
+    """A simulated replica with a prefix cache, of the speed and cache in loadtests/scenarios/affinity.yaml, which
+    says where they come from: its process and port. `slower`: how many times as long it takes."""
+    block = 16
+    port = bench.ports.free()
+    process = bench.start(
+        [bench.forebay, "vllm-sim", MODEL, "--port", port, "--seed", seed,
+         "--prefill-tokens-per-second", 15900 / slower, "--decode-step-ms", 14 * slower,
+         "--decode-step-ms-per-seq", 0.1 * slower, "--max-num-seqs", 256, "--num-gpu-blocks-override", 300_000 // block,
+         "--block-size", block, "--max-model-len", 131072, "--enable-prompt-tokens-details"],
+        name, bench.all_cores)
+    return process, port
+
+
+def start_replicas(bench, count, slow=()):
+    """So many of them, ready. `slow`: by number, how many times as long some take."""
+    replicas = [start_replica(bench, f"replica-{number}", number, dict(slow).get(number, 1)) for number in range(count)]
+    for number, (process, port) in enumerate(replicas):
+        bench.wait_for(port, process, f"replica-{number}", "/health")
+    return replicas
+
+
+def start_forebay(bench, name, access_log="false", threads=1, cores=None, pools=None, more=""):
+    """`pools` are the lines of the configuration; without them there is one pool of one endpoint. `more`: further
+    fields of `gateway`, which begin with a comma."""
     port, admin = bench.ports.free(), bench.ports.free()
     pools = pools or [f"- {{name: p, models: [m], endpoints: ['127.0.0.1:{bench.upstream}'], maxInFlight: 100000}}"]
     config = bench.fill("forebay.yaml", f"{name}.yaml", PORT=port, ADMIN=admin, ACCESS_LOG=access_log,
-                        THREADS=threads, POOLS="\n".join(pools))
+                        THREADS=threads, POOLS="\n".join(pools), MORE=more)
     process = bench.start([bench.forebay, "gateway", "--config", config], name, cores or bench.proxy_core)
     bench.wait_for(admin, process, name, "/readyz")
     # The name is the row's first word already.

@@ -2,13 +2,15 @@
 //!
 //! A pool's endpoints have places. By Little's law (J. D. C. Little, "A Proof for the Queuing Formula
 //! L = λW", Operations Research 1961) they are given back at the rate `places / mean time that a
-//! request keeps one`, whatever the requests are like. Each start under way adds the places of one
+//! request keeps one`, whatever the requests are like. That holds for a gateway's own requests and its
+//! own places, too: where several gateways stand before the same replicas, requests keep their places
+//! longer, so each expects its share. Each start under way adds the places of one
 //! endpoint at its end, and their rate from then on. So the wait of a request with `n` others
 //! before it is the time until `n + 1` places have become free.
 //!
-//! What is not known yet is not guessed: without learned times there is no ETA, and no refusal. A
-//! refusal costs the answer, so it rests on an estimate that is better than expected. A fallback
-//! costs little, so it rests on one that is worse.
+//! What is not known yet is not guessed: without learned times there is no ETA, and no refusal. The
+//! refusal of a held request rests on an estimate that is better than expected, since it has been
+//! promised a place. A fallback costs little, so it rests on one that is worse.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -111,6 +113,8 @@ pub struct Wait {
     pub longest: Duration,
     /// Whether another pool can serve it instead.
     pub fallback: bool,
+    /// Whether it is held already.
+    pub held: bool,
 }
 
 /// A request that can't start in time.
@@ -152,30 +156,36 @@ impl Outlook<'_> {
         self.until(needed, &Supply { rate: supply.rate * (1.0 - DOUBT), ..supply })
     }
 
-    /// A time before which it will hardly start; `None` if too little was learned to refuse it.
-    fn at_least(&self, ahead: usize) -> Option<Duration> {
+    /// The time by which a refusal is decided; `None` if too little was learned. Of a request that
+    /// arrives it is when it will start. To a held one its place is promised: it is a time before
+    /// which it will hardly start, so that chance alone takes the place from nobody.
+    fn earliest(&self, ahead: usize, held: bool) -> Option<Duration> {
         let needed = ahead as f64 + 1.0;
-        let needed = (needed - needed.sqrt()).max(1.0);
+        let luck = if held { needed.sqrt() } else { 0.0 };
+        let needed = (needed - luck).max(1.0);
         let supply = self.supply(ENDS_TO_REFUSE, STARTS, |learned| learned.p50_seconds)?;
         if self.more_starts > 0 && self.learned.is_none_or(|learned| learned.samples < STARTS) {
             return None;
         }
-        let rate = supply.rate * (1.0 + DOUBT);
+        let rate = supply.rate * if held { 1.0 + DOUBT } else { 1.0 };
         self.until(needed, &Supply { rate, more: self.more_starts.max(supply.more), ..supply })
     }
 
     /// When the client should come back, if the request, with `ahead` others before it, can't start
     /// in time; `None` if it probably can, or if too little was learned.
     ///
-    /// A fallback costs little, so a request with one has to start in time very probably. A refusal
-    /// costs the answer, so it has to be too late even if things go better than expected.
+    /// A fallback costs little, so a request with one has to start in time very probably. A request
+    /// without one that arrives has to start in time probably: where all places are taken for so
+    /// long, another one starts instead of it. A held one is refused if it would be too late even
+    /// if things went better than expected.
     #[must_use]
     pub fn cannot_start_in_time(&self, ahead: usize, wait: Wait) -> Option<TooLate> {
         let nothing_comes = self.places == 0 && self.starts.count() == 0 && self.more_starts == 0;
         if wait.fallback && nothing_comes {
             return Some(TooLate { expected: None, retry_after: SOON });
         }
-        let start = if wait.fallback { self.at_most(ahead) } else { self.at_least(ahead) };
+        let start =
+            if wait.fallback { self.at_most(ahead) } else { self.earliest(ahead, wait.held) };
         let too_late = start.is_some_and(|start| start > wait.longest);
         too_late.then(|| TooLate {
             expected: self.expected(ahead),
@@ -253,6 +263,9 @@ impl Outlook<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -309,12 +322,12 @@ mod tests {
         ] {
             let starts = starts(ages);
             let late = cold(learned, &starts)
-                .cannot_start_in_time(0, Wait { longest: s(longest), fallback });
+                .cannot_start_in_time(0, Wait { longest: s(longest), fallback, held: false });
             assert_eq!(late.map(|late| late.retry_after), want.map(s), "{case}");
         }
         let none = starts(none);
         let nothing = Outlook { more_starts: 0, ..cold(None, &none) };
-        let wait = |fallback| Wait { longest: s(60), fallback };
+        let wait = |fallback| Wait { longest: s(60), fallback, held: false };
         let late = nothing.cannot_start_in_time(0, wait(true)).map(|late| late.retry_after);
         assert_eq!(late, Some(s(1)), "with a fallback, nothing starts");
         assert_eq!(nothing.cannot_start_in_time(0, wait(false)), None);
@@ -355,16 +368,61 @@ mod tests {
         assert_eq!(busy(0, service(10, 40), &none).expected(0), None, "nothing comes");
     }
 
+    /// The expected and the real seconds until a gateway has released 200 more, once it has learned.
+    /// A replica works on 40 requests at a time, for one to three seconds each, and lets others wait.
+    /// Each gateway always holds requests, and has 40 places there.
+    fn waits_beside(others: usize) -> (f64, f64) {
+        let mut service = ServiceTime::default();
+        let gateways = 0..=others;
+        let mut waiting: VecDeque<_> = gateways.flat_map(|one| [(one, 0); 40]).collect();
+        let mut working = BinaryHeap::new();
+        let (mut now, mut ends, mut begun, mut estimate) = (0, 0, 0, (0, 0.0));
+        loop {
+            while working.len() < 40
+                && let Some((gateway, released)) = waiting.pop_front()
+            {
+                begun += 1;
+                working.push(Reverse((now + 1_000 + begun * 7_919 % 2_001, gateway, released)));
+            }
+            let Reverse((end, gateway, released)) = working.pop().expect("held requests go on");
+            now = end;
+            waiting.push_back((gateway, now));
+            if gateway == 0 {
+                ends += 1;
+                service.record(Duration::from_millis(now - released));
+                let none = Starts::default();
+                let outlook = Outlook { places: 40, service, more_starts: 0, ..cold(None, &none) };
+                match ends {
+                    300 => estimate = (now, outlook.expected(199).expect("learned").as_secs_f64()),
+                    500 => return (estimate.1, (now - estimate.0) as f64 / 1e3),
+                    _ => {}
+                }
+            }
+        }
+    }
+
     #[test]
-    fn only_an_estimate_that_is_better_than_expected_refuses() {
+    fn a_gateway_expects_its_own_share_of_what_several_have_together() {
+        for others in [0, 1, 3] {
+            let (expected, real) = waits_beside(others);
+            assert!((real / (10.0 * (others + 1) as f64) - 1.0).abs() < 0.1, "{others}: {real} s");
+            assert!((expected / real - 1.0).abs() < 0.1, "{others}: {expected} s for {real} s");
+        }
+    }
+
+    #[test]
+    fn only_an_estimate_that_is_better_than_expected_refuses_a_held_request() {
         let none = Starts::default();
         let warm =
             Outlook { places: 20, service: service(10, 40), more_starts: 0, ..cold(None, &none) };
+        let wait = |longest, held| Wait { longest: s(longest), fallback: false, held };
         let late = |outlook: &Outlook<'_>, ahead, longest| {
-            outlook.cannot_start_in_time(ahead, Wait { longest: s(longest), fallback: false })
+            outlook.cannot_start_in_time(ahead, wait(longest, true))
         };
         // The 400th starts in 200 s.
         assert_eq!(late(&warm, 399, 199), None, "nearly");
+        assert!(warm.cannot_start_in_time(399, wait(199, false)).is_some(), "it only arrives");
+        assert_eq!(warm.cannot_start_in_time(399, wait(200, false)), None);
         let refused = late(&warm, 399, 150).expect("far too late");
         assert_eq!(refused.expected, Some(s(200)));
         assert!((s(230)..s(250)).contains(&refused.retry_after), "{refused:?}");
@@ -413,7 +471,7 @@ mod tests {
                 service: service(7, ends),
                 ..cold(learned(60.0, 80.0, 9), &starts)
             };
-            let (least, expected) = (outlook.at_least(ahead), outlook.expected(ahead));
+            let (least, expected) = (outlook.earliest(ahead, true), outlook.expected(ahead));
             prop_assert!(least <= expected && expected <= outlook.at_most(ahead));
             prop_assert!(expected.is_some() && expected <= outlook.expected(ahead + more));
         }

@@ -13,7 +13,8 @@
 //! A request whose [`Entry::late_from`] has come goes behind those of its class that can still meet
 //! the objective: to serve it first would make one of them late as well. Late requests still get a
 //! small share of the releases, and so do lower classes if [`Queue::set_lower_share`] says so
-//! (`turn.rs`). So none starves.
+//! (`turn.rs`). So none starves. A request that waits while no endpoint is ready never becomes late:
+//! those who come after a cold start would go before those who waited through it.
 //!
 //! Invariant: an entry leaves exactly once, by [`Queue::pop_first`], [`Queue::remove`] or
 //! [`Queue::drain`].
@@ -31,7 +32,7 @@ use forebay_config::PriorityClass;
 
 use turn::{Lane, LaneCounts, Turns};
 
-pub use forecast::Releases;
+pub use forecast::{Releases, Walk};
 pub use tab::Tab;
 
 mod forecast;
@@ -63,7 +64,8 @@ pub struct Entry {
     /// The answer's part of `cost`: the charge for each further release.
     pub answer: u64,
     /// The moment from which a release is too late for the objective, as the caller counts time;
-    /// `None` if the order does not depend on the objective.
+    /// `None` if the order does not depend on the objective, or if no endpoint is ready when it
+    /// arrives.
     pub late_from: Option<Duration>,
 }
 
@@ -267,6 +269,18 @@ impl<W> Queue<W> {
             class.late.insert((flow.served, place.flow));
             class.counts.in_time -= 1;
             class.counts.late += 1;
+        }
+    }
+
+    /// Notes that no endpoint is ready from now on. The requests that are held in time keep their
+    /// places: none of them becomes late.
+    pub fn keep_places(&mut self, now: Duration) {
+        self.advance(now);
+        for (_, place) in std::mem::take(&mut self.due) {
+            let held = self.flows[place.flow].in_time.held.get_mut(&place.seq);
+            if let Some((entry, _)) = held {
+                entry.late_from = None;
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 mod common;
 #[path = "../support/conformance.rs"]
 mod list;
+mod picks;
 mod product;
 mod server;
 #[path = "../support/mod.rs"]
@@ -70,4 +71,14 @@ fn the_recorded_verdicts_are_those_of_the_installed_vllm() {
     check.arg(here().join("verdicts.py")).arg("--check");
     let output = check.output().expect("Python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn prompts_go_where_a_real_vllm_remembers_them() {
+    if !installed() {
+        return;
+    }
+    let _alone = ALONE.blocking_lock();
+    let servers: [Server; 2] = Server::start_all();
+    picks::compare(&servers.each_ref().map(|server| server.address));
 }

@@ -32,11 +32,33 @@ pub(crate) fn home() -> PathBuf {
 impl Server {
     /// Starts one and waits until it answers.
     pub(crate) fn start() -> Self {
+        let [server] = Self::start_all();
+        server
+    }
+
+    /// Starts several at once, and waits until all of them answer.
+    pub(crate) fn start_all<const N: usize>() -> [Self; N] {
+        let mut starting: [(Self, PathBuf); N] = std::array::from_fn(|_| Self::spawn());
+        for (server, log) in &mut starting {
+            let until = SystemTime::now() + START;
+            while !server.is_up() {
+                let ended = server.child.try_wait().expect("our child");
+                let late = SystemTime::now() > until;
+                assert!(ended.is_none() && !late, "vLLM did not start, see {}", log.display());
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            let _ = std::fs::remove_file(log);
+        }
+        starting.map(|(server, _)| server)
+    }
+
+    /// Starts one, and names its log.
+    fn spawn() -> (Self, PathBuf) {
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a port");
         let address = SocketAddr::from(([127, 0, 0, 1], port.port()));
-        let log = std::env::temp_dir().join(format!("forebay-vllm-{}.log", std::process::id()));
+        let log = std::env::temp_dir().join(format!("forebay-vllm-{}.log", port.port()));
         let file = File::create(&log).expect("a log");
         let child = Command::new(crate::here().join("serve"))
             .arg(address.port().to_string())
@@ -46,16 +68,7 @@ impl Server {
             .process_group(0)
             .spawn()
             .expect("serve runs");
-        let mut server = Self { address, child };
-        let until = SystemTime::now() + START;
-        while !server.is_up() {
-            let ended = server.child.try_wait().expect("our child");
-            let late = SystemTime::now() > until;
-            assert!(ended.is_none() && !late, "vLLM did not start, see {}", log.display());
-            std::thread::sleep(Duration::from_millis(250));
-        }
-        let _ = std::fs::remove_file(log);
-        server
+        (Self { address, child }, log)
     }
 
     fn is_up(&self) -> bool {

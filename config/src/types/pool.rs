@@ -157,10 +157,10 @@ pub struct Hold {
 #[serde(rename_all = "camelCase")]
 pub enum HoldOrder {
     /// A tenant's requests go in the order of their arrival.
-    #[default]
     Arrival,
     /// Requests that can still meet `scaling.objective` go before those that no longer can, which
-    /// get every twentieth release until then.
+    /// get every twentieth release until then. Those that wait for a cold start keep their places.
+    #[default]
     Objective,
 }
 

@@ -208,10 +208,7 @@ impl Pool {
             failed_start_ran_out = state.failed_start_ran_out(now);
             true
         });
-        let mut state = self.scheduling.lock();
-        let deferred = self.estimate(&mut state, Instant::now());
-        drop(state);
-        deferred.run(self);
+        self.estimate(Instant::now());
         if failed_start_ran_out {
             tracing::warn!("{}: the scaler is silent; requests are held again", self.name);
         }

@@ -8,18 +8,21 @@ use std::time::{Duration, SystemTime};
 
 use forebay_config::{HoldOrder, PriorityClass};
 use forebay_scheduling::eta::{Outlook, TooLate, Wait};
-use forebay_scheduling::queue::{Entry, Place};
+use forebay_scheduling::queue::{Entry, Place, Walk};
+use parking_lot::MutexGuard;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Pool;
-use super::hold::Deferred;
-use super::scheduling::{Release, Scheduling, Waiter};
+use super::scheduling::{Readiness, Release, Scheduling, Waiter};
 use super::ticket::{Fallback, Ticket};
 
 /// How soon the scaler reacts to a load at the latest. A request that was held for longer gets no
 /// replica that is not starting yet.
 const REACTION: Duration = Duration::from_secs(5);
+
+/// The number of held requests that are estimated under one lock: less than a millisecond's work.
+const SLICE: usize = 1000;
 
 impl Waiter {
     /// Shows its client when it will start.
@@ -79,9 +82,67 @@ impl Scheduling {
         self.outlook(settings, now).expected(self.queue.depth())
     }
 
+    /// The moment from which a release of a request that was accepted then is too late for the
+    /// objective, as the queue counts time; `None` if the order does not depend on that, or if no
+    /// endpoint is ready: what waits for a cold start keeps its place.
+    pub(super) fn late_from(
+        &self,
+        settings: &forebay_config::Pool,
+        accepted: Instant,
+    ) -> Option<Duration> {
+        let counts = settings.hold.order == HoldOrder::Objective;
+        let objective = settings.scaling.objective.ttft;
+        let Readiness { none_since, times, .. } = &self.readiness;
+        (counts && none_since.is_none())
+            .then(|| times.first_token.late_from(self.at(accepted), objective))
+    }
+
     /// When a client that was refused should come back: once those that are held have started.
     pub(super) fn retry_after(&self, settings: &forebay_config::Pool, now: Instant) -> Duration {
         self.outlook(settings, now).retry_after(self.queue.depth())
+    }
+}
+
+impl Scheduling {
+    /// Estimates when the next [`SLICE`] requests of a walk will start; false if it is over. `ahead`:
+    /// the requests that start before them.
+    fn estimate_slice(
+        &mut self,
+        settings: &forebay_config::Pool,
+        (walk, ahead): (&mut Walk, &mut usize),
+        now: Instant,
+    ) -> bool {
+        let outlook = self.outlook(settings, now);
+        let decided = Outlook { more_starts: 0, ..outlook };
+        let comparable = !self.endpoints.candidates().lists_differ();
+        let (mut looked_at, mut too_late) = (0, Vec::new());
+        while looked_at < SLICE
+            && let Some((place, _, waiter)) = walk.next(&self.queue)
+        {
+            looked_at += 1;
+            let longest = waiter.until.saturating_duration_since(now);
+            let held = now.saturating_duration_since(waiter.since);
+            let outlook = if held < REACTION { &outlook } else { &decided };
+            let wait = Wait { longest, fallback: waiter.fallback, held: true };
+            let late = (waiter.first && comparable)
+                .then(|| outlook.cannot_start_in_time(*ahead, wait))
+                .flatten();
+            match late {
+                Some(late) => too_late.push((place, late)),
+                None => {
+                    waiter.expect(outlook.expected(*ahead).map(|wait| now + wait));
+                    *ahead += 1;
+                }
+            }
+        }
+        for (place, late) in too_late {
+            if let Some((_, waiter)) = self.queue.remove(place) {
+                self.backlog.refused += 1;
+                // Its client may have left meanwhile.
+                let _ = waiter.release.send(Release::TooLate(late));
+            }
+        }
+        looked_at == SLICE
     }
 }
 
@@ -99,7 +160,8 @@ impl Pool {
         let until = ticket.waits_until(settings.hold.timeout, now);
         let longest = until.saturating_duration_since(now);
         let longest = settings.hold.max_wait.map_or(longest, |most| longest.min(most));
-        let wait = Wait { longest, fallback: ticket.fallback != Fallback::None };
+        let fallback = ticket.fallback != Fallback::None;
+        let wait = Wait { longest, fallback, held: false };
         let too_late = outlook.cannot_start_in_time(ahead, wait)?;
         // The requests before it may wait for endpoints that this one does not need.
         if state.endpoints.candidates().lists_differ()
@@ -113,45 +175,26 @@ impl Pool {
     }
 
     /// Estimates anew when each held request will start, shows it to the clients that get heartbeats,
-    /// and ends the hold of those that no longer can start in time.
-    pub(super) fn estimate(&self, state: &mut Scheduling, now: Instant) -> Deferred {
-        if state.queue.depth() == 0 {
-            return Deferred::default();
-        }
+    /// and ends the hold of those that no longer can start in time. Others get the pool's lock after
+    /// each [`SLICE`].
+    pub(super) fn estimate(&self, now: Instant) {
         let settings = self.settings();
+        let mut state = self.scheduling.lock();
+        if state.queue.depth() == 0 {
+            return;
+        }
         if settings.hold.order == HoldOrder::Objective {
             state.readiness.times.first_token.learn(&self.figures.sums().upstream_ttft);
         }
         let at = state.at(now);
         state.queue.advance(at);
-        let outlook = state.outlook(&settings, now);
-        let decided = Outlook { more_starts: 0, ..outlook };
-        let (mut ahead, mut too_late) = (0, Vec::new());
-        let comparable = !state.endpoints.candidates().lists_differ();
-        for (place, _, waiter) in state.queue.releases() {
-            let longest = waiter.until.saturating_duration_since(now);
-            let held = now.saturating_duration_since(waiter.since);
-            let outlook = if held < REACTION { &outlook } else { &decided };
-            let wait = Wait { longest, fallback: waiter.fallback };
-            let late = (waiter.first && comparable)
-                .then(|| outlook.cannot_start_in_time(ahead, wait))
-                .flatten();
-            match late {
-                Some(late) => too_late.push((place, late)),
-                None => {
-                    waiter.expect(outlook.expected(ahead).map(|wait| now + wait));
-                    ahead += 1;
-                }
-            }
+        let (mut walk, mut ahead) = (state.queue.walk(), 0);
+        while state.estimate_slice(&settings, (&mut walk, &mut ahead), now) {
+            MutexGuard::bump(&mut state);
         }
-        for (place, late) in too_late {
-            if let Some((_, waiter)) = state.queue.remove(place) {
-                state.backlog.refused += 1;
-                // Its client may have left meanwhile.
-                let _ = waiter.release.send(Release::TooLate(late));
-            }
-        }
-        self.note_depth(state)
+        let deferred = self.note_depth(&mut state);
+        drop(state);
+        deferred.run(self);
     }
 
     /// The next held requests, at most `limit` of them.

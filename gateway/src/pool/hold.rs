@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_config::HoldOrder;
 use forebay_scheduling::eta::TooLate;
 use forebay_scheduling::pick::{Choice, EndpointId, Given, Requirements};
 use forebay_scheduling::queue::Place;
@@ -12,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Pool;
-use super::scheduling::{Release, Scheduling, Waiter};
+use super::scheduling::{Release, Scheduling, Unplaced, Waiter};
 use super::slot::{Slot, Turn};
 use super::ticket::{Fallback, Ticket};
 use crate::answer::refusal::Refusal;
@@ -172,14 +171,7 @@ impl Pool {
         }
         let settings = self.settings();
         ticket.entry.late_from =
-            (first && settings.hold.order == HoldOrder::Objective).then(|| {
-                let accepted = state.at(ticket.accepted);
-                state
-                    .readiness
-                    .times
-                    .first_token
-                    .late_from(accepted, settings.scaling.objective.ttft)
-            });
+            if first { state.late_from(&settings, ticket.accepted) } else { None };
         if first && let Some(late) = self.cannot_start_in_time(&mut state, (place, &*ticket), now) {
             let TooLate { expected, retry_after } = late;
             return Err(Refusal::CannotStartInTime { expected, retry_after });
@@ -271,7 +263,9 @@ impl Pool {
             self.release_moves(state, now, &mut deferred);
             return deferred;
         }
-        while let Some((choice, (place, entry, waiter))) = state.pop_releasable(now) {
+        let mut unplaced = Unplaced::default();
+        while let Some((choice, (place, entry, waiter))) = state.pop_releasable(&mut unplaced, now)
+        {
             let chosen = (choice, &waiter.requirements);
             let Some(mut slot) = self.occupy(state, chosen, entry.tokens, now) else { break };
             slot.turn = Some(Turn::new((place, now), entry.answer, state.queue.tab(place)));

@@ -136,6 +136,26 @@ pub(super) struct Backlog {
     burst: (u64, Duration),
 }
 
+/// The conditions that no endpoint with room meets, while no room is given back: the policy is asked
+/// once for each, however many held requests have them.
+#[derive(Default)]
+pub(super) struct Unplaced(Vec<Requirements>);
+
+impl Unplaced {
+    /// The most conditions that are kept. For others the policy is asked each time.
+    const MOST: usize = 64;
+
+    fn has(&self, requirements: &Requirements) -> bool {
+        self.0.iter().any(|one| one.same_conditions(requirements))
+    }
+
+    fn add(&mut self, requirements: &Requirements) {
+        if self.0.len() < Self::MOST {
+            self.0.push(requirements.clone());
+        }
+    }
+}
+
 impl Scheduling {
     pub(super) fn new(settings: &forebay_config::Pool, now: Instant) -> Self {
         let hold = &settings.hold;
@@ -243,6 +263,7 @@ impl Scheduling {
     /// Takes the first held request that the policy finds an endpoint for.
     pub(super) fn pop_releasable(
         &mut self,
+        unplaced: &mut Unplaced,
         now: Instant,
     ) -> Option<(Choice, (Place, Entry, Waiter))> {
         if self.queue.depth() == 0 || self.barrier_is_up(now) {
@@ -256,16 +277,14 @@ impl Scheduling {
             return None;
         }
         let mut picked = None;
-        // Neighbours in the queue mostly have the same requirements.
-        let mut unplaced: Option<Requirements> = None;
         let popped = self.queue.pop_first(|_, waiter| {
             let requirements = &waiter.requirements;
-            if unplaced.as_ref().is_some_and(|one| one.same_conditions(requirements)) {
+            if unplaced.has(requirements) {
                 return false;
             }
             picked = picker.pick(candidates, requirements, at);
             if picked.is_none() {
-                unplaced = Some(requirements.clone());
+                unplaced.add(requirements);
             }
             picked.is_some()
         });
@@ -288,7 +307,11 @@ impl Scheduling {
         let readiness = &mut self.readiness;
         match (ready, readiness.none_since) {
             (true, Some(_)) => readiness.none_since = None,
-            (false, None) => readiness.none_since = Some(now),
+            (false, None) => {
+                readiness.none_since = Some(now);
+                let at = self.at(now);
+                self.queue.keep_places(at);
+            }
             _ => {}
         }
         self.count_starts(now);

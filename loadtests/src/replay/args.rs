@@ -57,6 +57,9 @@ pub struct ReplayArgs {
     /// Play a fixed fleet under each order of held requests, beside two clairvoyants
     #[arg(long, group = "fleet", conflicts_with_all = ["compare", "out"])]
     orders: bool,
+    /// Start that fleet at the first request, instead of before it: without clairvoyants
+    #[arg(long, requires = "orders")]
+    from_zero: bool,
     /// The replicas of that fleet [default: the pool's `maxReplicaCount`]
     #[arg(
         long,
@@ -179,9 +182,13 @@ fn compare_picks(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyho
 fn compare_orders(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyhow::Result<()> {
     let replicas = args.replicas.unwrap_or(scenario.bounds.max.max(1));
     let progress = Progress::bar();
-    let results = orders::compare(scenario, trace, replicas, |name, trace, model, fleet| {
+    let play = |name, trace: &Trace, model: &Model, fleet: &mut Schedule| {
         progress.play(name, trace, model, fleet)
-    });
+    };
+    let results = match args.from_zero {
+        true => orders::compare_from_zero(scenario, trace, replicas, play),
+        false => orders::compare(scenario, trace, replicas, play),
+    };
     drop(progress);
     if args.output.json {
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;

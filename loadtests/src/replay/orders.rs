@@ -8,6 +8,9 @@
 //!   a replica that it can take, and no moment is lost.
 //!
 //! Both clairvoyants play in the same world, with the best share of drops that a search finds.
+//!
+//! From zero there are no clairvoyants: the question is whether requests that waited through the cold
+//! start are released later than in the order of arrival.
 
 use forebay_config::HoldOrder;
 use serde::Serialize;
@@ -23,6 +26,9 @@ use super::world::{Model, Outcome, Run};
 /// The shares of dropped requests that are tried first, and the rounds that narrow them down.
 const COARSE: u32 = 12;
 const ROUNDS: u32 = 4;
+
+const ORDERS: [(&str, HoldOrder); 2] =
+    [("arrival", HoldOrder::Arrival), ("objective", HoldOrder::Objective)];
 
 /// The results of all orders on one load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -59,6 +65,9 @@ pub(crate) struct OrderReport {
     pub(crate) refused_after_seconds: Option<Quantiles>,
     /// Seconds from arrival to first token, of the requests that got one; `null` if none did.
     pub(crate) ttft_seconds: Option<Quantiles>,
+    /// From zero, of the requests that came before the first replica was ready: the longest time by
+    /// which one was released later than in the order of arrival, in seconds. `null` if none waited.
+    pub(crate) overtaken_seconds: Option<f64>,
     /// The least replica time that the answered requests take, as a share of the time paid until the
     /// last of them.
     pub(crate) busy_share: f64,
@@ -76,12 +85,12 @@ pub(crate) fn compare(
     let played = |name, trace: &Trace, model: &Model| {
         play(name, trace, model, &mut Schedule::fixed(replicas))
     };
+    let of = (replicas, trace.requests.len());
     let mut orders = Vec::new();
-    for (name, order) in [("arrival", HoldOrder::Arrival), ("objective", HoldOrder::Objective)] {
+    for (name, order) in ORDERS {
         let model = Model { order, ..model.clone() };
         let run = played(name, trace, &model);
         let unrefused = played(name, trace, &Model { refuses: false, ..model.clone() });
-        let of = (replicas, trace.requests.len());
         let mut report = OrderReport::new(name, trace, &model, of, &run);
         let unrefused = OrderReport::new(name, trace, &model, of, &unrefused);
         report.share_lost = (unrefused.share_answered - report.share_answered).max(0.0);
@@ -95,24 +104,66 @@ pub(crate) fn compare(
         let best = best(|share| {
             let kept = keep(trace, model, share);
             let run = played(name, &kept, &in_order);
-            let of = (replicas, trace.requests.len());
             OrderReport::new(name, &kept, model, of, &run)
         });
         orders.push(OrderReport { order: format!("{name} (clairvoyant)"), ..best });
     }
-    let last = trace.requests.last().map_or(0, |request| request.at);
-    let work: Us = trace.requests.iter().map(|request| busy(request, model)).sum();
-    OrderResults {
-        pool: scenario.pool.name.clone(),
-        trace: trace.name.clone(),
-        requests: trace.requests.len(),
-        hours: trace.length as f64 / 3.6e9,
-        replicas,
-        load: work as f64 / (last.max(1) * u64::from(replicas)) as f64,
-        objective_ttft_seconds: model.objective as f64 / 1e6,
-        bound: bound(trace, model, replicas),
-        orders,
+    OrderResults::new(scenario, trace, replicas, orders)
+}
+
+/// Plays the load once for each order, on `replicas` replicas that start at its first request.
+pub(crate) fn compare_from_zero(
+    scenario: &Scenario,
+    trace: &Trace,
+    replicas: u32,
+    play: impl Fn(&'static str, &Trace, &Model, &mut Schedule) -> Run,
+) -> OrderResults {
+    let first = trace.requests.first().map_or(0, |request| request.at);
+    let runs = ORDERS.map(|(name, order)| {
+        let model = Model { order, ..scenario.model.clone() };
+        let counts = vec![(first, replicas)];
+        let mut fleet = Schedule { initial_replicas: 0, counts, at: 0 };
+        let run = play(name, trace, &model, &mut fleet);
+        (name, model, run)
+    });
+    let [(_, _, arrival), _] = &runs;
+    let report = |(name, model, run): &(&'static str, Model, Run)| OrderReport {
+        overtaken_seconds: overtaken(trace, arrival, run),
+        ..OrderReport::new(name, trace, model, (replicas, trace.requests.len()), run)
+    };
+    OrderResults::new(scenario, trace, replicas, runs.iter().map(report).collect())
+}
+
+impl OrderResults {
+    fn new(scenario: &Scenario, trace: &Trace, replicas: u32, orders: Vec<OrderReport>) -> Self {
+        let model = &scenario.model;
+        let last = trace.requests.last().map_or(0, |request| request.at);
+        let work: Us = trace.requests.iter().map(|request| busy(request, model)).sum();
+        Self {
+            pool: scenario.pool.name.clone(),
+            trace: trace.name.clone(),
+            requests: trace.requests.len(),
+            hours: trace.length as f64 / 3.6e9,
+            replicas,
+            load: work as f64 / (last.max(1) * u64::from(replicas)) as f64,
+            objective_ttft_seconds: model.objective as f64 / 1e6,
+            bound: bound(trace, model, replicas),
+            orders,
+        }
     }
+}
+
+/// The longest time by which a request that came before the first release was released later than
+/// in `arrival`, in seconds; `None` if none came before.
+fn overtaken(trace: &Trace, arrival: &Run, run: &Run) -> Option<f64> {
+    let first = arrival.outcomes.iter().filter_map(|outcome| outcome.released).min()?;
+    let waited = trace.requests.iter().take_while(|request| request.at < first);
+    let later = waited.zip(&arrival.outcomes).zip(&run.outcomes).map(|((_, one), other)| {
+        // A request that is not released at all is as late as the run is long.
+        let at = |outcome: &Outcome| outcome.released.unwrap_or(run.ended);
+        at(other).saturating_sub(at(one)) as f64 / 1e6
+    });
+    later.max_by(f64::total_cmp)
 }
 
 /// The trace without a share of its requests, evenly.
@@ -207,6 +258,7 @@ impl OrderReport {
             share_lost: 0.0,
             refused_after_seconds: since(|outcome| outcome.too_late),
             ttft_seconds: since(|outcome| outcome.first_token),
+            overtaken_seconds: None,
             busy_share: work as f64 / (last.max(1) * u64::from(replicas)) as f64,
         }
     }
@@ -214,8 +266,18 @@ impl OrderReport {
 
 /// The table for a terminal.
 pub(crate) fn table(results: &OrderResults) -> String {
-    let head =
-        ["", "in time", "answered", "refused", "lost", "told p95", "TTFT p50", "TTFT p95", "busy"];
+    let head = [
+        "",
+        "in time",
+        "answered",
+        "refused",
+        "lost",
+        "told p95",
+        "TTFT p50",
+        "TTFT p95",
+        "busy",
+        "overtaken",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for report in &results.orders {
         let time = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), seconds);
@@ -229,7 +291,11 @@ pub(crate) fn table(results: &OrderResults) -> String {
             time(report.ttft_seconds.map(|ttft| ttft.p50)),
             time(report.ttft_seconds.map(|ttft| ttft.p95)),
             percent(report.busy_share),
+            time(report.overtaken_seconds),
         ]);
+    }
+    if results.orders.iter().all(|report| report.overtaken_seconds.is_none()) {
+        rows.iter_mut().for_each(|row| row.truncate(head.len() - 1));
     }
     format!(
         "{} on {}: {} requests in {}; {} replicas, {:.2} times their load; objective: TTFT within {}; \

@@ -1,54 +1,70 @@
 //! The order in which held requests will be released, if nothing else happens.
 
-use std::collections::btree_map::{Iter, Values};
 use std::collections::{BTreeSet, HashMap};
-use std::iter::Peekable;
 
 use forebay_config::PriorityClass;
 
 use super::turn::{Lane, LaneCounts, Turns};
 use super::{Entry, Place, Queue};
 
-/// The held requests in the order of their releases, if no other arrives, none becomes late, and
-/// each uses the tokens that it is charged for. A walk of all costs what their releases would.
-pub struct Releases<'a, W> {
+/// A walk over the held requests in the order of their releases, if no other arrives, none becomes
+/// late, and each uses the tokens that it is charged for. A walk of all costs what their releases
+/// would.
+///
+/// It borrows nothing, so the queue may change between two steps: what left is passed over, what
+/// arrived meanwhile may be.
+#[derive(Debug)]
+pub struct Walk {
     turns: Turns,
     counts: [LaneCounts; PriorityClass::COUNT],
-    classes: [ClassForecast<'a, W>; PriorityClass::COUNT],
-    flows: HashMap<usize, FlowForecast<'a, W>>,
+    classes: [ClassForecast; PriorityClass::COUNT],
+    flows: HashMap<usize, FlowForecast>,
 }
 
 /// One class's future.
-struct ClassForecast<'a, W> {
-    again: Values<'a, u64, (Place, Entry, W)>,
+#[derive(Debug)]
+struct ClassForecast {
+    /// The first request that is tried again, and not behind the walk.
+    again: u64,
     in_time: BTreeSet<(u64, usize)>,
     late: BTreeSet<(u64, usize)>,
 }
 
-/// One flow's future.
-struct FlowForecast<'a, W> {
+/// One flow's future. For each of its rows: the first request that is not behind the walk.
+#[derive(Clone, Copy, Debug)]
+struct FlowForecast {
     served: u64,
-    in_time: Peekable<Iter<'a, u64, (Entry, W)>>,
-    late: Peekable<Iter<'a, u64, (Entry, W)>>,
+    in_time: u64,
+    late: u64,
+}
+
+/// The held requests in the order of their releases: a [`Walk`] over a queue that does not change.
+pub struct Releases<'a, W> {
+    queue: &'a Queue<W>,
+    walk: Walk,
 }
 
 impl<W> Queue<W> {
     /// The held requests in the order of their releases.
     #[must_use]
     pub fn releases(&self) -> Releases<'_, W> {
+        Releases { queue: self, walk: self.walk() }
+    }
+
+    /// A walk in the order of the releases. Costs a step for each tenant that waits.
+    #[must_use]
+    pub fn walk(&self) -> Walk {
         let classes = std::array::from_fn(|at| {
             let class = &self.classes[at];
             let (in_time, late) = (class.in_time.clone(), class.late.clone());
-            ClassForecast { again: class.again.values(), in_time, late }
+            ClassForecast { again: 0, in_time, late }
         });
         let holding = self.classes.iter().flat_map(|class| class.in_time.iter().chain(&class.late));
-        let flow = |at: usize| {
-            let flow = &self.flows[at];
-            let in_time = flow.in_time.held.iter().peekable();
-            FlowForecast { served: flow.served, in_time, late: flow.late.held.iter().peekable() }
+        let flow = |(served, at): &(u64, usize)| {
+            (*at, FlowForecast { served: *served, in_time: 0, late: 0 })
         };
-        let flows = holding.map(|(_, at)| (*at, flow(*at))).collect();
-        Releases { turns: self.turns, counts: self.counts(), classes, flows }
+        let flows = holding.map(flow).collect();
+        Walk { turns: self.turns, counts: self.counts(), classes, flows }
     }
 
     /// How many held requests will be released before one that arrives now at `place`, nearly.
@@ -92,36 +108,59 @@ fn part(releases: usize, share: f64, held: usize) -> usize {
     ((releases as f64 * share) as usize).min(held)
 }
 
-impl<'a, W> Releases<'a, W> {
-    fn take(&mut self, class: PriorityClass, lane: Lane) -> Option<(Place, &'a Entry, &'a W)> {
-        let forecast = &mut self.classes[class as usize];
-        let lanes = match lane {
-            Lane::Again => {
-                let (place, entry, waker) = forecast.again.next()?;
-                self.charge(class, place.flow, entry.answer);
-                return Some((*place, entry, waker));
-            }
-            Lane::InTime => &forecast.in_time,
-            Lane::Late => &forecast.late,
-        };
-        let (_, at) = *lanes.first()?;
-        let flow = self.flows.get_mut(&at)?;
-        let row = if lane == Lane::Late { &mut flow.late } else { &mut flow.in_time };
-        let (seq, (entry, waker)) = row.next()?;
-        self.charge(class, at, entry.cost);
-        Some((Place { flow: at, seq: *seq }, entry, waker))
+impl Walk {
+    /// The next request; `None` at the end.
+    pub fn next<'a, W>(&mut self, queue: &'a Queue<W>) -> Option<(Place, &'a Entry, &'a W)> {
+        let order = self.turns.order();
+        let next = |(class, lane)| Some((class, lane, self.take(queue, class, lane)?));
+        let (class, lane, released) = order.into_iter().find_map(next)?;
+        let count = self.counts[class as usize].of(lane);
+        *count = count.saturating_sub(1);
+        self.turns.released(class, lane, self.counts);
+        Some(released)
     }
 
-    /// Charges a flow, and moves it to its places in the lanes where it still holds requests.
+    fn take<'a, W>(
+        &mut self,
+        queue: &'a Queue<W>,
+        class: PriorityClass,
+        lane: Lane,
+    ) -> Option<(Place, &'a Entry, &'a W)> {
+        let forecast = &mut self.classes[class as usize];
+        if lane == Lane::Again {
+            let mut rest = queue.classes[class as usize].again.range(forecast.again..);
+            let (seq, (place, entry, waker)) = rest.next()?;
+            forecast.again = seq + 1;
+            self.charge(class, place.flow, entry.answer);
+            return Some((*place, entry, waker));
+        }
+        let lanes = if lane == Lane::Late { &mut forecast.late } else { &mut forecast.in_time };
+        loop {
+            let (_, at) = *lanes.first()?;
+            let (flow, ahead) = (&queue.flows[at], self.flows.get_mut(&at)?);
+            let (row, first) = match lane {
+                Lane::Late => (&flow.late, &mut ahead.late),
+                _ => (&flow.in_time, &mut ahead.in_time),
+            };
+            if let Some((seq, (entry, waker))) = row.held.range(*first..).next() {
+                *first = seq + 1;
+                self.charge(class, at, entry.cost);
+                return Some((Place { flow: at, seq: *seq }, entry, waker));
+            }
+            // The walk is at the end of this row.
+            lanes.pop_first();
+        }
+    }
+
+    /// Charges a flow, and moves it to its places in the lanes.
     fn charge(&mut self, class: PriorityClass, at: usize, tokens: u64) {
         // A flow without other requests is in no lane.
         let Some(flow) = self.flows.get_mut(&at) else { return };
         let before = flow.served;
         flow.served = before.saturating_add(tokens);
         let forecast = &mut self.classes[class as usize];
-        let rows = [&mut flow.in_time, &mut flow.late];
-        for (lane, row) in [&mut forecast.in_time, &mut forecast.late].into_iter().zip(rows) {
-            if lane.remove(&(before, at)) && row.peek().is_some() {
+        for lane in [&mut forecast.in_time, &mut forecast.late] {
+            if lane.remove(&(before, at)) {
                 lane.insert((flow.served, at));
             }
         }
@@ -132,11 +171,6 @@ impl<'a, W> Iterator for Releases<'a, W> {
     type Item = (Place, &'a Entry, &'a W);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let order = self.turns.order();
-        let next = |(class, lane)| Some((class, lane, self.take(class, lane)?));
-        let (class, lane, released) = order.into_iter().find_map(next)?;
-        *self.counts[class as usize].of(lane) -= 1;
-        self.turns.released(class, lane, self.counts);
-        Some(released)
+        self.walk.next(self.queue)
     }
 }

@@ -1,6 +1,7 @@
 //! The replicas: requested, started phase by phase, drained, stopped; and their cost.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use forebay_config::Pick;
 use forebay_scheduling::pick::{CacheReport, Candidate, Candidates, EndpointId, Picker};
@@ -214,6 +215,15 @@ impl World<'_> {
         self.fleet.live.iter().any(|id| self.fleet.replicas[*id as usize].is_ready())
     }
 
+    /// Notes whether any replica is ready, for the figures and for the queue.
+    fn note_readiness(&mut self) {
+        let any = self.any_ready();
+        if !any {
+            self.progress.queue.keep_places(Duration::from_micros(self.now));
+        }
+        self.figures.readiness(any, self.now);
+    }
+
     /// Starts the trace with this many ready replicas.
     pub(super) fn begin_with(&mut self, count: u32) {
         for _ in 0..count {
@@ -227,7 +237,7 @@ impl World<'_> {
         }
         self.fleet.peak = count;
         self.agenda.events.clear();
-        self.figures.readiness(count > 0, 0);
+        self.note_readiness();
     }
 
     /// Sets the number of replicas that are not draining.
@@ -274,7 +284,7 @@ impl World<'_> {
             self.stop_if_drained(id);
         }
         self.fleet.peak = self.fleet.peak.max(self.fleet.live.len() as u32);
-        self.figures.readiness(self.any_ready(), self.now);
+        self.note_readiness();
         self.work.set(self.held() + self.in_flight(), self.now);
     }
 
@@ -330,7 +340,7 @@ impl World<'_> {
             return;
         }
         self.report_cache(id);
-        self.figures.readiness(self.any_ready(), self.now);
+        self.note_readiness();
         self.release();
     }
 
@@ -355,7 +365,7 @@ impl World<'_> {
         self.fleet.live.retain(|live| *live != id);
         self.fleet.candidates.remove(self.fleet.replicas[id as usize].seat);
         self.pushes.due = true;
-        self.figures.readiness(self.any_ready(), self.now);
+        self.note_readiness();
     }
 
     /// Ends the run: running replicas are paid up to now.

@@ -39,10 +39,12 @@ impl World<'_> {
         }
     }
 
-    /// The moment from which a release is too late for the objective, if the order depends on it.
+    /// The moment from which a release is too late for the objective, if the order depends on it and
+    /// a replica is ready.
     pub(super) fn late_from(&self, request: u32) -> Option<Duration> {
-        let by_objective =
-            self.rules.hold == Hold::UntilRoom && self.model.order == HoldOrder::Objective;
+        let by_objective = self.rules.hold == Hold::UntilRoom
+            && self.model.order == HoldOrder::Objective
+            && self.any_ready();
         let accepted = duration(self.trace.requests[request as usize].at);
         let objective = duration(self.model.objective);
         by_objective.then(|| self.estimates.first_token.late_from(accepted, objective))
@@ -76,7 +78,8 @@ impl World<'_> {
         let longest = duration(self.model.max_wait.map_or(left, |most| left.min(most)));
         let outlook = self.outlook();
         let ahead = outlook.ahead(&self.progress.queue, place, self.late_from(request));
-        outlook.cannot_start_in_time(ahead, Wait { longest, fallback: false }).is_some()
+        let wait = Wait { longest, fallback: false, held: false };
+        outlook.cannot_start_in_time(ahead, wait).is_some()
     }
 
     /// How long its client still waits for its first token.
@@ -111,7 +114,8 @@ impl World<'_> {
             let outlook = self.outlook();
             let (mut ahead, mut in_vain) = (0, Vec::new());
             for (place, _, request) in self.progress.queue.releases() {
-                let wait = Wait { longest: duration(self.left(*request)), fallback: false };
+                let longest = duration(self.left(*request));
+                let wait = Wait { longest, fallback: false, held: true };
                 if outlook.cannot_start_in_time(ahead, wait).is_some() {
                     in_vain.push((place, *request));
                 } else {

@@ -94,6 +94,7 @@ enum Event {
     Again { released: usize },
     Leave { nth: usize },
     Wait { seconds: u64 },
+    NoneReady,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -107,6 +108,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..50usize).prop_map(|released| Event::Again { released }),
         1 => (0..50usize).prop_map(|nth| Event::Leave { nth }),
         1 => (1..10u64).prop_map(|seconds| Event::Wait { seconds }),
+        1 => Just(Event::NoneReady),
     ]
 }
 
@@ -216,6 +218,11 @@ proptest! {
                     now += seconds;
                     queue.advance(Duration::from_secs(now));
                 }
+                Event::NoneReady => {
+                    queue.keep_places(Duration::from_secs(now));
+                    let in_time = held.values_mut().filter(|kept| !is_late(kept, now));
+                    in_time.for_each(|kept| kept.late_from = None);
+                }
             }
             prop_assert_eq!(queue.depth(), held.len());
             prop_assert_eq!(queue.tokens(), held.values().map(|kept| kept.cost).sum::<u64>());
@@ -241,5 +248,49 @@ proptest! {
         let real = queue.releases().position(|(_, _, mine)| *mine == 1).expect("held");
         let allowed = 10 + real / 10;
         prop_assert!(ahead.abs_diff(real) <= allowed, "{ahead} for {real}");
+    }
+
+    // A walk that is interrupted goes on behind those that it has seen: each that stays is seen once,
+    // each that leaves at most once, and a tenant's own in their order.
+    #[test]
+    fn a_walk_goes_on_while_others_come_and_leave(
+        arrivals in prop::collection::vec((0..4u8, 0..3u64), 1..100),
+        between in prop::collection::vec((any::<prop::sample::Index>(), 0..4u8), 0..20),
+        slice in 1..10usize,
+    ) {
+        let mut queue = Queue::bounded(1000, u64::MAX);
+        let mut stays = BTreeMap::new();
+        let arrive = |queue: &mut Queue<u64>, tenant: u8, late: Option<u64>| {
+            let name = format!("t{tenant}");
+            let place = queue.arrive(Normal, &name.as_str().into());
+            let late_from = late.map(Duration::from_secs);
+            let entry = Entry { late_from, ..entry(&name, Normal, 100) };
+            queue.push(place, entry, place.seq, false).expect("room");
+            place
+        };
+        for (tenant, late) in arrivals {
+            let place = arrive(&mut queue, tenant, (late > 0).then_some(late));
+            stays.insert(place.seq, place);
+        }
+        queue.advance(SECOND);
+        let (mut walk, mut seen, mut between) = (queue.walk(), Vec::new(), between.into_iter());
+        loop {
+            let before = seen.len();
+            seen.extend(std::iter::from_fn(|| walk.next(&queue).map(|(_, _, seq)| *seq)).take(slice));
+            if seen.len() < before + slice {
+                break;
+            }
+            if let Some((which, tenant)) = between.next() {
+                arrive(&mut queue, tenant, None);
+                if !stays.is_empty() {
+                    let seq = *which.get(&stays.keys().copied().collect::<Vec<_>>());
+                    queue.remove(stays.remove(&seq).expect("held"));
+                }
+            }
+        }
+        let mut once = seen.clone();
+        once.sort_unstable();
+        prop_assert!(once.is_sorted_by(|one, other| one < other), "seen twice: {:?}", seen);
+        prop_assert!(stays.keys().all(|seq| once.contains(seq)), "{:?} of {:?}", seen, stays);
     }
 }
