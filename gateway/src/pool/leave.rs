@@ -72,7 +72,7 @@ impl Pool {
         let drains = |from| state.endpoints.get(from).is_some_and(Endpoint::is_draining);
         for from in moves.retain(drains) {
             while let Some((choice, mover, under_way)) =
-                moves.pop(from, |requirements| state.pick(requirements, now))
+                moves.pop(from, now, |requirements| state.pick(requirements, now))
             {
                 let Mover { place, entry, requirements, room } = mover;
                 let Some(mut slot) = self.occupy(state, (choice, &requirements), entry.tokens, now)

@@ -4,16 +4,21 @@
 //! and the answer so far.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use forebay_scheduling::pick::{Choice, EndpointId, Requirements};
 use forebay_scheduling::queue::{Entry, Place};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::slot::Slot;
 
 /// The most streams of one endpoint that move at the same time.
 const AT_ONCE: usize = 4;
+/// How long a stream counts as one that moves. It moves later if its client does not read, and must not
+/// keep the others waiting for that.
+const COUNTS_FOR: Duration = Duration::from_secs(10);
 
 /// The streams that may move, by the endpoint that they are at.
 #[derive(Default)]
@@ -23,8 +28,8 @@ pub(super) struct Moves(BTreeMap<EndpointId, Leaving>);
 #[derive(Default)]
 struct Leaving {
     waiting: VecDeque<Mover>,
-    /// Held by each stream that moves now.
-    under_way: Arc<()>,
+    /// The streams that move now, and since when.
+    under_way: Vec<(Instant, Weak<()>)>,
 }
 
 /// A stream that waits for a place elsewhere.
@@ -47,8 +52,15 @@ pub(crate) struct Room {
 pub(crate) struct UnderWay(#[expect(dead_code, reason = "it is counted")] Arc<()>);
 
 impl Leaving {
-    fn under_way(&self) -> usize {
-        Arc::strong_count(&self.under_way) - 1
+    /// Begins a move, unless enough of them are under way.
+    fn begin(&mut self, now: Instant) -> Option<UnderWay> {
+        let counts = |since: Instant| now.saturating_duration_since(since) < COUNTS_FOR;
+        self.under_way.retain(|(since, one)| one.strong_count() > 0 && counts(*since));
+        (self.under_way.len() < AT_ONCE).then(|| {
+            let one = Arc::new(());
+            self.under_way.push((now, Arc::downgrade(&one)));
+            UnderWay(one)
+        })
     }
 }
 
@@ -62,10 +74,10 @@ impl Moves {
         self.0.entry(from).or_default().waiting.push_back(mover);
     }
 
-    /// Forgets the streams of endpoints for which `drains` is false, and returns the others.
+    /// Forgets the streams of endpoints for which `drains` is false, and returns the endpoints of the
+    /// others.
     pub(super) fn retain(&mut self, drains: impl Fn(EndpointId) -> bool) -> Vec<EndpointId> {
-        let is_needed = |leaving: &Leaving| !leaving.waiting.is_empty() || leaving.under_way() > 0;
-        self.0.retain(|from, leaving| drains(*from) && is_needed(leaving));
+        self.0.retain(|from, _| drains(*from));
         self.0.keys().copied().collect()
     }
 
@@ -74,15 +86,17 @@ impl Moves {
     pub(super) fn pop(
         &mut self,
         from: EndpointId,
+        now: Instant,
         mut pick: impl FnMut(&Requirements) -> Option<Choice>,
     ) -> Option<(Choice, Mover, UnderWay)> {
         let leaving = self.0.get_mut(&from)?;
         while leaving.waiting.front().is_some_and(|mover| mover.room.is_closed()) {
             leaving.waiting.pop_front();
         }
-        if leaving.under_way() >= AT_ONCE {
+        if leaving.waiting.is_empty() {
             return None;
         }
+        let under_way = leaving.begin(now)?;
         // Neighbours mostly have the same requirements.
         let mut unplaced: Option<&Requirements> = None;
         let found = leaving.waiting.iter().enumerate().find_map(|(at, mover)| {
@@ -98,6 +112,6 @@ impl Moves {
         });
         let (at, choice) = found?;
         let mover = leaving.waiting.remove(at)?;
-        Some((choice, mover, UnderWay(Arc::clone(&leaving.under_way))))
+        Some((choice, mover, under_way))
     }
 }

@@ -34,6 +34,24 @@ async fn streams_move_a_few_at_a_time_to_endpoints_with_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn streams_whose_clients_do_not_read_do_not_keep_others_from_moving() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let streams: Vec<_> = (0..5).map(|_| stream(&pool)).collect();
+    ready(&pool, 2);
+    pool.drain_endpoint(address(1), true);
+    let mut rooms: Vec<_> =
+        streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
+    // Four have their places, and do not go there.
+    tokio::time::advance(Duration::from_secs(9)).await;
+    pool.tick();
+    assert_eq!(rooms[4].try_recv().err(), Some(TryRecvError::Empty));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    pool.tick();
+    assert_eq!(rooms[4].try_recv().expect("room").slot.address, address(2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_gets_only_the_place_that_no_held_request_can_use() {
     let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
     ready(&pool, 1);
