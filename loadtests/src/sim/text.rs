@@ -128,6 +128,15 @@ pub(crate) fn word(key: u64) -> &'static str {
 pub(crate) const EOS_ID: u32 = 2;
 /// The last of the tokens that replies are made of.
 const LAST_ID: u32 = EOS_ID + 2045;
+/// The first of the tokens that are words. Smaller numbers are those of texts of one byte.
+const FIRST_WORD_ID: u32 = 256;
+/// How many tokens each word has.
+const IDS_OF_WORD: u64 = 37;
+/// The tokens of a character in two parts.
+const FIRST_PART_ID: u32 = FIRST_WORD_ID + 48 * IDS_OF_WORD as u32;
+const SECOND_PART_ID: u32 = FIRST_PART_ID + 1;
+/// Their text.
+const IN_TWO_PARTS: &str = " —";
 /// The most ways to take a prompt for one with the beginning of a reply that are tried.
 const MOST_SPLITS: usize = 64;
 
@@ -291,7 +300,7 @@ impl Script {
             return "";
         }
         if at > 0 && self.splits(at - 1) {
-            return " —";
+            return IN_TWO_PARTS;
         }
         WORDS[(self.roll(at) % WORDS.len() as u64) as usize]
     }
@@ -309,7 +318,18 @@ impl Script {
         if self.reason == Reason::Stop && at + 1 == self.tokens {
             return EOS_ID;
         }
-        EOS_ID + 1 + (self.roll(at) % u64::from(LAST_ID - EOS_ID)) as u32
+        let roll = self.roll(at);
+        if self.written.is_some() {
+            return EOS_ID + 1 + (roll % u64::from(LAST_ID - EOS_ID)) as u32;
+        }
+        if self.splits(at) {
+            return FIRST_PART_ID;
+        }
+        if at > 0 && self.splits(at - 1) {
+            return SECOND_PART_ID;
+        }
+        let words = WORDS.len() as u64;
+        FIRST_WORD_ID + (roll % words + words * (roll / words % IDS_OF_WORD)) as u32
     }
 
     /// How likely token `at` was, and the `rank`th other choice.
@@ -349,6 +369,33 @@ impl Script {
     }
 }
 
+/// The text of tokens, of texts and of words. A part of a character shows as a replacement character.
+pub(crate) fn detokenize(ids: &[u32]) -> String {
+    let (mut text, mut rest) = (String::new(), ids);
+    while let [id, behind @ ..] = rest {
+        rest = behind;
+        match *id {
+            EOS_ID => text.push_str("<|im_end|>"),
+            FIRST_PART_ID if behind.first() == Some(&SECOND_PART_ID) => {
+                text.push_str(IN_TWO_PARTS);
+                rest = &behind[1..];
+            }
+            FIRST_PART_ID | SECOND_PART_ID => text.push('\u{fffd}'),
+            FIRST_WORD_ID..FIRST_PART_ID => {
+                text.push_str(WORDS[(id - FIRST_WORD_ID) as usize % WORDS.len()]);
+            }
+            _ => {
+                let is_text = |id: &u32| !(FIRST_WORD_ID..=SECOND_PART_ID).contains(id);
+                let more = behind.iter().take_while(|id| is_text(id)).count();
+                let (ours, others) = behind.split_at(more);
+                text.push_str(&Prompt::ids(&[&[*id], ours].concat()).detokenize());
+                rest = others;
+            }
+        }
+    }
+    text
+}
+
 /// How much of a reply has been given out.
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor {
@@ -356,14 +403,14 @@ pub(crate) struct Cursor {
     pub(crate) at: u32,
     /// Bytes of text before it, with those of tokens that the prompt has.
     bytes: usize,
-    /// The part of `bytes` that the prompt has.
-    given: usize,
+    /// Characters of text that were given out.
+    characters: usize,
 }
 
 impl Cursor {
     pub(crate) fn of(script: &Script) -> Self {
         let given = (0..script.given).map(|at| script.piece(at).len()).sum();
-        Self { at: script.given, bytes: given, given }
+        Self { at: script.given, bytes: given, characters: 0 }
     }
 
     /// The number of tokens given out.
@@ -377,120 +424,15 @@ impl Cursor {
         let room = script.shown.saturating_sub(self.bytes);
         self.at += 1;
         self.bytes += piece.len();
+        self.characters += piece.chars().count();
         &piece[..piece.len().min(room)]
     }
 
-    /// Bytes of text given out, those that are not shown included.
+    /// Characters of text given out, those that are not shown included.
     pub(crate) fn offset(&self) -> usize {
-        self.bytes - self.given
+        self.characters
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn shown_text(script: &Script) -> String {
-        let mut cursor = Cursor::of(script);
-        (0..script.to_generate()).map(|_| cursor.next(script)).collect()
-    }
-
-    fn rule(max_tokens: u32, stop: &[String]) -> LengthRule<'_> {
-        LengthRule { max_tokens, min_tokens: 0, stop, eos: None }
-    }
-
-    #[test]
-    fn four_bytes_are_a_token_and_tokens_turn_back_into_text() {
-        let prompt = Prompt::text("hello there");
-        assert_eq!((prompt.tokens(), prompt.token_ids().len()), (3, 3));
-        assert_eq!(Prompt::ids(&prompt.token_ids()).detokenize(), "hello there");
-        assert_eq!(Prompt::ids(&[40, 41]).tokens(), 2);
-        assert_eq!(Prompt::ids(&prompt.token_ids()), prompt);
-        assert_eq!(Prompt::ids(&[40, 0]).tokens(), 2);
-    }
-
-    #[test]
-    fn prompts_share_the_blocks_of_their_common_start_and_adapters_share_none() {
-        let (a, b) = (Prompt::text(&"abcd".repeat(8)), Prompt::text(&("abcd".repeat(6) + "xxxx")));
-        let (of_a, of_b) = (a.blocks(2, 0), b.blocks(2, 0));
-        assert_eq!((of_a.len(), of_b.len()), (4, 3));
-        assert_eq!(of_a[..3], of_b[..3]);
-        assert_ne!(a.blocks(2, 1)[0], of_a[0]);
-    }
-
-    #[test]
-    fn a_reply_goes_on_from_any_of_its_tokens() {
-        let text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n";
-        let prompt = Prompt::text(text);
-        let whole = Script::new(prompt.hash(3), &rule(200, &[]));
-        let ids: Vec<u32> = (0..whole.tokens).map(|at| whole.token_id(at)).collect();
-        for cut in 1..whole.tokens {
-            let (before, after) = ids.split_at(cut as usize);
-            let all = Prompt::ids(&[&prompt.token_ids(), before].concat());
-            let resumed = all.with_reply().find_map(|(start, given)| {
-                Script::new(start.hash(3), &rule(200, &[])).after(&start, &given)
-            });
-            let resumed = resumed.expect("the beginning of this reply");
-            let numbers = resumed.generated(resumed.to_generate());
-            assert_eq!(numbers.map(|at| resumed.token_id(at)).collect::<Vec<_>>(), after);
-            let shown: String = (0..cut).map(|at| whole.piece(at)).collect();
-            let text = shown_text(&resumed);
-            if whole.splits(cut - 1) {
-                let start = format!("user\nhello\nassistant\n{shown} —");
-                assert!(text.starts_with(&start), "cut within a character: {text}");
-            } else {
-                assert_eq!(shown + &text, shown_text(&whole), "after {cut}");
-            }
-        }
-        let other = [&prompt.token_ids()[..], &[7, 7, 7]].concat();
-        let other = Prompt::ids(&other);
-        let none = other.with_reply().find_map(|(start, given)| {
-            Script::new(start.hash(3), &rule(200, &[])).after(&start, &given)
-        });
-        assert_eq!(none, None, "no reply begins so");
-    }
-
-    #[test]
-    fn a_reply_ends_on_its_own_within_its_bounds_unless_eos_is_ignored() {
-        for key in 0..200 {
-            let eos = LengthRule { eos: Some((50, 300)), ..rule(1000, &[]) };
-            let script = Script::new(key, &eos);
-            assert!((50..=300).contains(&script.tokens) && script.reason == Reason::Stop);
-            let long = Script::new(key, &rule(1000, &[]));
-            assert_eq!((long.tokens, long.reason), (1000, Reason::Length));
-        }
-    }
-
-    #[test]
-    fn a_written_text_is_given_out_whole_or_cut_by_its_length() {
-        let text = r#"{"city":"Zürich — Höngg"}"#;
-        for silent in [0, 1] {
-            let whole = Script::written(1, silent, text, &rule(100, &[]));
-            assert_eq!((shown_text(&whole), &whole.reason), (text.to_owned(), &Reason::Stop));
-            let exact = Script::written(1, silent, text, &rule(whole.tokens, &[]));
-            assert_eq!(exact, whole);
-            let cut = Script::written(1, silent, text, &rule(whole.tokens - 1, &[]));
-            assert_eq!((shown_text(&cut), &cut.reason), (text.to_owned(), &Reason::Length));
-            let cut = Script::written(1, silent, text, &rule(2, &[]));
-            assert!(text.starts_with(&shown_text(&cut)) && cut.tokens == 2);
-        }
-        let stop = ["Zür".to_owned()];
-        let stopped = Script::written(1, 0, text, &rule(100, &stop));
-        assert_eq!(shown_text(&stopped), r#"{"city":""#);
-    }
-
-    proptest! {
-        #[test]
-        fn a_stop_string_and_what_follows_it_are_never_shown(
-            key: u64, stop in "[a-z —]{1,6}", max in 1..400u32,
-        ) {
-            let whole = shown_text(&Script::new(key, &rule(max, &[])));
-            let stops = [stop.clone()];
-            let script = Script::new(key, &rule(max, &stops));
-            let cut = shown_text(&script);
-            prop_assert_eq!(&cut, whole.split(stop.as_str()).next().unwrap_or_default());
-            prop_assert_eq!(whole.contains(&stop), script.reason == Reason::StopString(stop));
-        }
-    }
-}
+mod tests;

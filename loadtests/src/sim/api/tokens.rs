@@ -4,7 +4,7 @@ use super::{chat_template, numbers};
 use crate::sim::api::fault::Fault;
 use crate::sim::api::json::Check;
 use crate::sim::shared::Shared;
-use crate::sim::text::{Prompt, quoted};
+use crate::sim::text::{self, Prompt, quoted};
 use serde_json::{Map, Value};
 
 /// A prompt's or a conversation's tokens.
@@ -57,6 +57,7 @@ pub(crate) fn detokenize(shared: &Shared, body: &Map<String, Value>) -> Result<S
     };
     check.ok()?;
     shared.resolve(model.as_deref())?;
-    let text = super::prompt_of_ids(ids).detokenize();
+    let ids = super::prompt_of_ids(ids).token_ids();
+    let text = text::detokenize(&ids);
     Ok(format!(r#"{{"prompt":{}}}"#, quoted(&text)))
 }
