@@ -227,7 +227,7 @@ fn a_request_in_which_three_replicas_died_is_not_sent_to_another() {
         let answer = exchange(forebay.address, &chat(stream, 5));
         assert_eq!(status(&answer), 500, "{answer}");
         assert!(
-            json(&answer)["error"]["message"].as_str().expect("text").contains("three replicas")
+            json(&answer)["error"]["message"].as_str().expect("text").contains("several replicas")
         );
         assert_eq!(fakes.iter().map(Fake::seen).sum::<usize>() - before, 3);
         forebay.wait_for("three replicas died");

@@ -134,3 +134,23 @@ fn replicas_get_the_pools_key_and_the_new_one_when_its_file_changes() {
         !forebay.logged().iter().any(|line| line.contains("second") || line.contains("theirs"))
     );
 }
+
+#[test]
+fn a_server_that_refuses_the_field_for_token_ids_is_not_asked_again() {
+    let recorded = fixture("a-default/chat_stream_usage.resp");
+    let unknown = r#"{"detail":[{"type":"extra_forbidden","loc":["body","return_token_ids"]}]}"#;
+    let upstream = Upstream::start(move |request| {
+        let asked = request.text().contains("return_token_ids");
+        vec![Step::Send(if asked { plain(422, unknown) } else { recorded.clone() })]
+    });
+    let forebay = gateway("strict", &[&upstream], "");
+    let body = r#"{"model":"sim","stream":true,"messages":[]}"#;
+    for requests in [2, 3] {
+        assert_eq!(ask(forebay.address, &post(CHAT, body)).status, 200);
+        assert_eq!(upstream.received().len(), requests, "only the first one asks");
+    }
+    // A client that asks for them itself gets the refusal.
+    let asked = r#"{"return_token_ids":true,"model":"sim","stream":true,"messages":[]}"#;
+    let reply = ask(forebay.address, &post(CHAT, asked));
+    assert_eq!((reply.status, reply.text()), (422, unknown.to_owned()));
+}

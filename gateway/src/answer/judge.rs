@@ -69,8 +69,23 @@ pub(crate) struct Choice {
     pub(crate) bare: bool,
     /// Whether its delta has something else than text and a role: a tool call, for example.
     pub(crate) beyond_text: bool,
+    /// The field of its text, if it has any.
+    pub(crate) key: TextKey,
     /// Whether it carries probabilities of tokens.
     pub(crate) logprobs: bool,
+}
+
+/// The field that a generated text stands in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum TextKey {
+    /// There is no text.
+    #[default]
+    None,
+    Content,
+    Reasoning,
+    Refusal,
+    /// One delta has texts in several fields.
+    Several,
 }
 
 /// Places in an event's data.
@@ -82,6 +97,8 @@ pub(crate) struct Places {
     pub(crate) token_ids: Option<Range<usize>>,
     /// The value of `prompt_token_ids`, at the top or in the last choice.
     pub(crate) prompt_token_ids: Option<Range<usize>>,
+    /// The value of `logprobs`, in the last choice.
+    pub(crate) logprobs: Option<Range<usize>>,
     /// The value of `usage`, if it is an object.
     pub(crate) usage: Option<Range<usize>>,
 }

@@ -24,11 +24,11 @@ pub(crate) enum NotContinued {
     StructuredOutput,
     /// The prompt has images, audio or other content than text.
     Media,
-    /// Tools are offered: a parser may hold text back.
+    /// The request forces a tool call.
     Tools,
     /// A part of a tool call was passed on.
     ToolCall,
-    /// The request has stop strings: text lags behind the tokens.
+    /// The client's text may end with the beginning of a stop string.
     Stop,
     /// Presence and frequency penalties count the answer alone.
     Penalties,
@@ -36,14 +36,16 @@ pub(crate) enum NotContinued {
     Seed,
     /// The client has `kv_transfer_params` of its own.
     KvTransferParams,
-    /// Offsets into the text were asked for.
-    TextOffset,
     /// The request has a field that is not known to allow it.
     UnknownField,
     /// The body can't be read.
     Unreadable,
     /// A part of a character was passed on.
     InsideCharacter,
+    /// The text of the tokens is not the text that was passed on.
+    TextHeld,
+    /// The new replica's parser takes the rest of the answer for something else than it is.
+    Parser,
     /// The token ids would take more memory than is allowed.
     Memory,
     /// An event was too long, as it may be on any replica.
@@ -59,6 +61,20 @@ pub(crate) enum NotContinued {
 }
 
 impl NotContinued {
+    /// Whether only the beginning of the answer is the reason, which another replica does not know. So
+    /// an answer without a token may be continued.
+    pub(crate) fn is_about_the_beginning(self) -> bool {
+        matches!(
+            self,
+            Self::StructuredOutput
+                | Self::Tools
+                | Self::Stop
+                | Self::Penalties
+                | Self::Seed
+                | Self::UnknownField
+        )
+    }
+
     /// Its label in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -78,10 +94,11 @@ impl NotContinued {
             Self::Penalties => "penalties",
             Self::Seed => "seed",
             Self::KvTransferParams => "kv_transfer_params",
-            Self::TextOffset => "text_offset",
             Self::UnknownField => "unknown_field",
             Self::Unreadable => "unreadable",
             Self::InsideCharacter => "inside_character",
+            Self::TextHeld => "text_held",
+            Self::Parser => "parser",
             Self::Memory => "memory",
             Self::EventTooLong => "event_too_long",
             Self::Poison => "poison",

@@ -109,7 +109,7 @@ pub(crate) enum Refusal {
     #[error("All tries failed ({counted_tries} counted). The last failure: {last}")]
     Exhausted { counted_tries: u32, last: Failure },
     #[error(
-        "The request was in flight when three replicas died, so it is not sent to another one."
+        "The request was in flight when several replicas died, so it is not sent to another one."
     )]
     Poison,
     /// The replicas' own error.

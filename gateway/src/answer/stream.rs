@@ -105,8 +105,6 @@ struct Preamble {
 /// The field for token ids.
 #[derive(Clone, Debug, Default)]
 struct IdField {
-    /// The server's events have it.
-    is_known: bool,
     /// The ids, if the gateway asked for them.
     record: Option<Box<TokenRecord>>,
     /// Chunks without text, which wait for the next one with text.
@@ -154,26 +152,37 @@ impl AnswerStream {
         self.token_ids.record.as_deref()
     }
 
-    /// Whether the server knows the field for token ids.
-    pub(crate) fn has_token_ids(&self) -> bool {
-        self.token_ids.is_known
-    }
-
-    /// Prepares for another replica, which goes on from the token ids, and returns what is left.
+    /// Cuts the answer where another replica may go on, and returns what is left of it.
     ///
     /// # Errors
-    /// The answer can't be cut here, or its ids are not known.
-    pub(crate) fn begin_seam(&mut self) -> Result<Rest, NotContinued> {
+    /// It can't be cut here, or its ids are not known.
+    pub(crate) fn cut(&mut self) -> Result<Rest, NotContinued> {
         let token_record = self.token_ids.record.as_mut().ok_or(NotContinued::NoTokenIds)?;
         if token_record.is_finished() {
             return Ok(Rest::End);
         }
-        token_record.begin_seam()?;
+        token_record.cut()?;
+        Ok(Rest::Tokens)
+    }
+
+    /// Prepares for another replica, which goes on where the answer was cut.
+    pub(crate) fn begin_seam(&mut self) {
+        self.token_ids.record.iter_mut().for_each(|token_record| token_record.begin_seam());
         self.splitter = Splitter::default();
         self.template = None;
         self.failure = None;
         self.token_ids.held.clear();
-        Ok(Rest::Tokens)
+    }
+
+    /// Begins the seam earlier by so many tokens, of whose text the client has nothing. The `rest` of
+    /// the text before it, which the lost replica kept back, goes out once the new one goes on.
+    pub(crate) fn move_seam(&mut self, tokens: usize, rest: &str) {
+        let chat = self.api == Api::ChatCompletions;
+        let Some(token_record) = &mut self.token_ids.record else { return };
+        token_record.go_back(tokens);
+        if !rest.is_empty() {
+            self.token_ids.held.push(token_record.kept_back(rest, chat));
+        }
     }
 
     /// Ends the answer in place of a replica that is gone, and returns the bytes that go out.
@@ -321,7 +330,6 @@ impl AnswerStream {
     fn event(&mut self, raw: &[u8], now: Instant) -> (Next, Option<Bytes>) {
         let event = SseEvent::read(raw);
         let mut facts = judge_event(self.api, &event);
-        self.token_ids.is_known |= facts.places.token_ids.is_some();
         let mut replaced = None;
         if let Some(token_record) = &mut self.token_ids.record {
             let treatment = token_record.event(raw, &facts);

@@ -2,37 +2,30 @@
 //! from them.
 //!
 //! The answer can be cut only where the client has the text of every token: never inside a
-//! character. Tokens behind the last such place are left out, if nothing of them was passed on.
-
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+//! character. Tokens behind the last place that may be one are left out, if nothing of them was passed
+//! on. `shown_text` shows whether it is one.
 
 use crate::answer::not_continued::NotContinued;
+use crate::answer::stream_memory::StreamMemory;
 
 /// The most tokens of one stream, of its prompt and its answer. An id takes four bytes.
 const MOST_OF_ONE: usize = 1 << 18;
-/// The most tokens of all streams.
-const MOST_OF_ALL: usize = 1 << 26;
-/// Memory is taken for this many tokens at a time.
-const STEP: usize = 512;
-
-/// The tokens of all streams for which memory is taken.
-static OF_ALL: AtomicUsize = AtomicUsize::new(0);
-
 /// The token ids of one stream.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TokenIds {
     /// The prompt's, and behind them the answer's.
     ids: Vec<u32>,
     /// The number of the prompt's tokens; `None` until they are known.
     prompt: Option<usize>,
-    /// The length of `ids` at the last place where the answer can be cut.
+    /// The length of `ids` at the last place where the answer may be cut.
     cut: usize,
+    /// The chunk before that place had several tokens: the last of them may have no text yet.
+    several: bool,
     /// Something of the tokens behind the cut was passed on.
     shown: bool,
     /// Why the ids can't be used.
     lost: Option<NotContinued>,
-    /// The tokens for which memory is taken.
-    taken: usize,
+    memory: StreamMemory,
 }
 
 /// The part that a client has of an event's tokens.
@@ -59,11 +52,15 @@ impl TokenIds {
         if self.prompt.is_none() {
             self.lose(NotContinued::NoTokenIds);
         }
+        let before = self.ids.len();
         if !self.append(list) {
             return;
         }
         match shown {
-            TextShown::Complete => (self.cut, self.shown) = (self.ids.len(), false),
+            TextShown::Complete => {
+                (self.cut, self.shown) = (self.ids.len(), false);
+                self.several = self.ids.len() > before + 1;
+            }
             TextShown::Part => self.shown = true,
             TextShown::Nothing => {}
         }
@@ -74,7 +71,7 @@ impl TokenIds {
         if self.lost.is_none() {
             self.lost = Some(why);
             self.ids = Vec::new();
-            self.give_back();
+            self.memory.give_back();
         }
     }
 
@@ -101,6 +98,17 @@ impl TokenIds {
         Ok(())
     }
 
+    /// Leaves out the last `tokens`.
+    pub(crate) fn go_back(&mut self, tokens: usize) {
+        self.ids.truncate(self.ids.len() - tokens.min(self.answer_tokens()));
+        self.cut = self.ids.len();
+    }
+
+    /// Whether the chunk before the last place where the answer may be cut had several tokens.
+    pub(crate) fn ends_with_several(&self) -> bool {
+        self.several
+    }
+
     /// The prompt's ids, and the answer's behind them.
     pub(crate) fn all(&self) -> &[u32] {
         &self.ids
@@ -125,35 +133,12 @@ impl TokenIds {
             self.lose(NotContinued::Form);
             return false;
         };
-        let needed = self.ids.len();
-        if needed > self.taken {
-            let more = (needed - self.taken).next_multiple_of(STEP);
-            let all = OF_ALL.fetch_add(more, Relaxed) + more;
-            self.taken += more;
-            if needed > MOST_OF_ONE || all > MOST_OF_ALL {
-                self.lose(NotContinued::Memory);
-                return false;
-            }
+        let tokens = self.ids.len();
+        if tokens > MOST_OF_ONE || !self.memory.reach(tokens * size_of::<u32>()) {
+            self.lose(NotContinued::Memory);
+            return false;
         }
         added > 0
-    }
-
-    fn give_back(&mut self) {
-        OF_ALL.fetch_sub(std::mem::take(&mut self.taken), Relaxed);
-    }
-}
-
-impl Clone for TokenIds {
-    fn clone(&self) -> Self {
-        let Self { ref ids, prompt, cut, shown, lost, taken } = *self;
-        OF_ALL.fetch_add(taken, Relaxed);
-        Self { ids: ids.clone(), prompt, cut, shown, lost, taken }
-    }
-}
-
-impl Drop for TokenIds {
-    fn drop(&mut self) {
-        self.give_back();
     }
 }
 
@@ -245,7 +230,7 @@ mod tests {
         assert_eq!(ids.cut_back(), Ok(()));
         ids.generated(b"[7]", TextShown::Complete);
         assert_eq!(ids.cut_back(), Err(NotContinued::Memory));
-        assert_eq!(ids.taken, 0, "its memory is given back");
+        assert_eq!(ids.memory.taken(), 0, "its memory is given back");
     }
 
     #[test]
@@ -255,7 +240,7 @@ mod tests {
         ids.generated(b"[7]", TextShown::Complete);
         ids.generated(b"[8]", TextShown::Nothing);
         let mut copy = ids.clone();
-        assert_eq!((copy.taken, copy.ids.len()), (ids.taken, 4));
+        assert_eq!((copy.memory.taken(), copy.ids.len()), (ids.memory.taken(), 4));
         assert_eq!(copy.cut_back(), Ok(()));
         assert_eq!((copy.answer_tokens(), ids.answer_tokens()), (1, 2));
     }

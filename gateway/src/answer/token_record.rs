@@ -7,7 +7,9 @@
 //! At a seam, each event of the new replica gets the beginning that the stream's events have: the same
 //! `id`, `created` and `model`. The new replica's first event has the ids of its prompt. Only if these
 //! are the ids that it was sent, it goes on with this answer: a server that does not know the field
-//! begins anew. So nothing of it is passed on before.
+//! begins anew. Its parser of reasoning and calls begins in the middle of the answer, and may take text
+//! for something else (`misread`). So nothing of it is passed on before its first text, which must
+//! stand in the field of the text before the seam.
 //!
 //! Pure.
 
@@ -17,13 +19,16 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::answer::failure::{Cause, Failure};
-use crate::answer::judge::{Facts, Places, TokenUsage, Verdict};
+use crate::answer::judge::{Choice, Facts, Places, TextKey, TokenUsage, Verdict};
 use crate::answer::not_continued::NotContinued;
+use crate::answer::seam_patches::{Change, characters, offset_patches, usage_patches};
+use crate::answer::shown_text::ShownText;
 use crate::answer::token_ids::{TextShown, TokenIds, read_ids};
-use crate::text::json::{Cursor, JsonError};
 
 /// The most events without text that are kept back.
 const MOST_SILENT: usize = 16;
+/// The same for the first ones of a new replica.
+const MOST_SILENT_OF_NEW: usize = 1024;
 /// The one form of an event whose ids are read: one line of data, and a blank line.
 const START: &[u8] = b"data: ";
 const END: &[u8] = b"\n\n";
@@ -41,6 +46,13 @@ pub(crate) struct TokenRecord {
     finished: bool,
     /// The number of events without text since the last one with text.
     silent: usize,
+    shown: ShownText,
+    /// The usage of the whole answer has come.
+    usage_came: bool,
+    /// The characters of the answer, if it is a completion with probabilities.
+    characters: u64,
+    /// The last replica began anew where it should have gone on.
+    began_anew: bool,
 }
 
 /// A place where another replica goes on.
@@ -50,12 +62,26 @@ struct Seam {
     head: Option<Bytes>,
     /// The answer's tokens before the seam, which the new replica takes for the prompt's.
     carried: u64,
-    /// Whether a part of the answer came since.
+    /// The characters of the answer before the seam.
+    characters: u64,
+    /// Whether a part of the answer came since: text, a call, or the end.
     resumed: bool,
+    /// Tokens came since that have no text.
+    skipped: bool,
+    /// Text of the tokens before, as it stands in JSON, which goes out with the first part of the
+    /// answer.
+    rest: Vec<u8>,
 }
 
-/// A part of an event, and the bytes that go out in its place.
-type Change<'a> = (Range<usize>, Cow<'a, [u8]>);
+/// The text of an event, as far as it decides whether the event goes out.
+enum Taken {
+    /// It has some, or something else that goes out at once.
+    Some,
+    /// It has none yet.
+    None,
+    /// The new replica's parser takes it for something else.
+    Misread,
+}
 
 /// The treatment of one event.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,16 +98,37 @@ pub(crate) enum Treatment {
 impl TokenRecord {
     /// `strip`: the client did not ask for the ids.
     pub(crate) fn new(strip: bool) -> Self {
-        let (ids, head) = (TokenIds::default(), Bytes::new());
-        Self { ids, strip, head, seam: None, finished: false, silent: 0 }
+        Self {
+            ids: TokenIds::default(),
+            strip,
+            head: Bytes::new(),
+            seam: None,
+            finished: false,
+            silent: 0,
+            shown: ShownText::default(),
+            usage_came: false,
+            characters: 0,
+            began_anew: false,
+        }
     }
 
     pub(crate) fn ids(&self) -> &TokenIds {
         &self.ids
     }
 
+    /// Whether the only choice has ended.
     pub(crate) fn is_finished(&self) -> bool {
-        self.finished
+        self.finished && !self.ids.are_lost()
+    }
+
+    /// The text that the client has of the last tokens.
+    pub(crate) fn shown(&self) -> &ShownText {
+        &self.shown
+    }
+
+    /// Whether the last replica began anew where it should have gone on.
+    pub(crate) fn began_anew(&self) -> bool {
+        self.began_anew
     }
 
     /// Whether another replica goes on with the answer.
@@ -104,16 +151,61 @@ impl TokenRecord {
         self.seam.as_ref().is_none_or(|seam| seam.resumed)
     }
 
-    /// Begins a seam: another replica goes on behind the last complete text.
+    /// The tokens of the answer that the present replica generated.
+    pub(crate) fn own_tokens(&self) -> u64 {
+        (self.ids.answer_tokens() as u64).saturating_sub(self.carried())
+    }
+
+    /// Cuts the answer behind the last text that may be complete.
     ///
     /// # Errors
     /// That is not possible.
-    pub(crate) fn begin_seam(&mut self) -> Result<(), NotContinued> {
+    pub(crate) fn cut(&mut self) -> Result<(), NotContinued> {
         self.ids.cut_back()?;
-        let carried = self.ids.answer_tokens() as u64;
-        self.seam = Some(Seam { head: None, carried, resumed: false });
-        self.silent = 0;
+        self.shown.cut(self.ids.all().len());
         Ok(())
+    }
+
+    /// Begins a seam: another replica goes on where the answer was cut.
+    pub(crate) fn begin_seam(&mut self) {
+        let carried = self.ids.answer_tokens() as u64;
+        let characters = self.characters;
+        let (resumed, skipped) = (false, false);
+        let rest = Vec::new();
+        self.seam = Some(Seam { head: None, carried, characters, resumed, skipped, rest });
+        (self.silent, self.began_anew) = (0, false);
+    }
+
+    /// Begins the seam earlier by so many tokens, of whose text the client has nothing.
+    pub(crate) fn go_back(&mut self, tokens: usize) {
+        self.ids.go_back(tokens);
+        self.shown.cut(self.ids.all().len());
+        if let Some(seam) = &mut self.seam {
+            seam.carried = self.ids.answer_tokens() as u64;
+        }
+    }
+
+    /// The event with the end of the text of the tokens so far, which the lost replica kept back.
+    /// `chat`: the chunks are a chat's.
+    pub(crate) fn kept_back(&mut self, text: &str, chat: bool) -> Bytes {
+        let json = serde_json::Value::from(text).to_string();
+        if let Some(seam) = &mut self.seam {
+            seam.rest = json.as_bytes()[1..json.len() - 1].to_vec();
+            // The new replica's text begins behind it.
+            seam.characters = self.characters + characters(&seam.rest);
+        }
+        let reasoning = self.shown.key() == TextKey::Reasoning;
+        let name = if reasoning { "reasoning" } else { "content" };
+        let choice = if chat {
+            format!(
+                r#"{{"index":0,"delta":{{"{name}":{json}}},"logprobs":null,"finish_reason":null,"token_ids":null}}]}}"#
+            )
+        } else {
+            format!(
+                r#"{{"index":0,"text":{json},"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}}]}}"#
+            )
+        };
+        [&self.head[..], choice.as_bytes(), END].concat().into()
     }
 
     /// The usage of the whole answer, with the prompt as the client sent it.
@@ -127,7 +219,9 @@ impl TokenRecord {
     /// Takes a chunk of the form of an earlier one: its text, as it stands in the JSON, and its ids.
     pub(crate) fn chunk(&mut self, text: &[u8], ids: &[u8]) {
         let shown = if ends_within_character(text) { TextShown::Part } else { TextShown::Complete };
+        let before = self.ids.all().len();
         self.ids.generated(ids, shown);
+        self.shown.push(self.shown.key(), text, before, self.ids.all().len());
         self.silent = 0;
         if let Some(seam) = &mut self.seam {
             seam.resumed = true;
@@ -179,17 +273,27 @@ impl TokenRecord {
                 let given = facts.places.prompt_token_ids.clone();
                 let read = given.and_then(|at| read_ids(&data[at], &mut ids));
                 if read.is_none() || ids != self.ids.all() {
+                    self.began_anew = true;
                     return self.fail();
                 }
                 seam.head = Some(Bytes::copy_from_slice(head));
             }
             _ => {}
         }
-        let holds = self.take_ids(data, facts);
+        self.usage_came |= facts.verdict == Verdict::UsageOnly;
         let first = facts.first.unwrap_or_default();
         let role = facts.verdict == Verdict::Preamble && self.seam.is_some();
         let ids_alone = self.strip && first.bare && !first.logprobs && first.finish.is_none();
-        if role || (ids_alone && first.tokens.is_some_and(|tokens| tokens > 0)) {
+        let drops = role || (ids_alone && first.tokens.is_some_and(|tokens| tokens > 0));
+        let holds = match self.take_ids(data, facts, drops) {
+            Taken::Some => false,
+            Taken::None => true,
+            Taken::Misread => {
+                self.ids.lose(NotContinued::Parser);
+                return self.fail();
+            }
+        };
+        if drops {
             return Treatment::Drop;
         }
         match self.rewritten(raw, facts) {
@@ -199,9 +303,23 @@ impl TokenRecord {
         }
     }
 
-    /// Takes an event's ids. True if the event has no text yet, and is kept back until there is some:
-    /// then the answer can be cut before it.
-    fn take_ids(&mut self, data: &[u8], facts: &Facts) -> bool {
+    /// Whether the new replica's parser takes a choice for something else than it is: text in another
+    /// field than the text before the seam, or text after tokens of which it made nothing. vLLM's
+    /// parser for gpt-oss makes nothing of a text whose beginning it did not see, up to its end. Others
+    /// find no mark of a reasoning part that has begun, and take the rest for content.
+    fn is_misread(&self, choice: &Choice) -> bool {
+        let Some(seam) = self.seam.as_ref().filter(|seam| !seam.resumed) else { return false };
+        let before = self.shown.key();
+        match choice.key {
+            // A call may begin there. Its parser makes nothing of its beginning.
+            TextKey::None => choice.beyond_text && seam.skipped && before == TextKey::Reasoning,
+            key => before != TextKey::None && (key != before || seam.skipped),
+        }
+    }
+
+    /// Takes an event's ids. If the event has no text yet, it is kept back until there is some: then
+    /// the answer can be cut before it. `drops`: it does not go out in any case.
+    fn take_ids(&mut self, data: &[u8], facts: &Facts, drops: bool) -> Taken {
         let list = |at: &Option<Range<usize>>| {
             at.clone().map(|at| &data[at]).filter(|list| list.starts_with(b"["))
         };
@@ -209,36 +327,64 @@ impl TokenRecord {
             && let Some(prompt) = list(&facts.places.prompt_token_ids)
         {
             self.ids.prompt(prompt);
+            self.shown.begin(self.ids.all().len());
         }
-        let Some(choice) = &facts.first else { return false };
+        let Some(choice) = &facts.first else { return Taken::Some };
+        if self.is_misread(choice) {
+            return Taken::Misread;
+        }
         if choice.index != 0 || !facts.more.is_empty() {
             self.ids.lose(NotContinued::Choices);
         }
         if choice.beyond_text {
             self.ids.lose(NotContinued::ToolCall);
         }
-        self.finished |= choice.finish.is_some();
+        if choice.finish.is_some() {
+            self.finished = true;
+            self.seam.iter_mut().for_each(|seam| seam.resumed = true);
+        }
         if !choice.output {
-            return false;
+            return Taken::Some;
         }
         let text = facts.text.clone().map(|at| &data[at]).unwrap_or_default();
-        self.silent = if text.is_empty() { self.silent + 1 } else { 0 };
-        let (shown, holds) = match text {
-            [] if choice.finish.is_none() && self.silent <= MOST_SILENT => {
-                (TextShown::Nothing, true)
+        self.silent = if text.is_empty() && !drops { self.silent + 1 } else { 0 };
+        let most = if self.is_resumed() { MOST_SILENT } else { MOST_SILENT_OF_NEW };
+        let waits = self.silent <= most;
+        let (shown, taken) = match text {
+            [] if choice.finish.is_none() && !choice.beyond_text && (drops || waits) => {
+                (TextShown::Nothing, Taken::None)
             }
-            [] => (TextShown::Part, false),
-            text if ends_within_character(text) => (TextShown::Part, false),
-            _ => (TextShown::Complete, false),
+            [] => (TextShown::Part, Taken::Some),
+            text if ends_within_character(text) => (TextShown::Part, Taken::Some),
+            _ => (TextShown::Complete, Taken::Some),
         };
+        let before = self.ids.all().len();
         match list(&facts.places.token_ids) {
             Some(ids) => self.ids.generated(ids, shown),
             None => self.ids.lose(NotContinued::NoTokenIds),
         }
-        if let Some(seam) = &mut self.seam {
-            seam.resumed = true;
+        let after = self.ids.all().len();
+        if let Some(seam) = self.seam.as_mut().filter(|_| !text.is_empty())
+            && !seam.rest.is_empty()
+        {
+            let rest = std::mem::take(&mut seam.rest);
+            self.characters = seam.characters;
+            self.shown.push(self.shown.key(), &rest, before, before);
         }
-        holds && !self.ids.are_lost()
+        if !text.is_empty() {
+            self.shown.push(choice.key, text, before, after);
+        } else if facts.text.is_none() {
+            self.shown.skip(after);
+        }
+        if choice.logprobs {
+            self.characters += characters(text);
+        }
+        if let Some(seam) = &mut self.seam {
+            let comes = !text.is_empty() || choice.beyond_text;
+            seam.resumed |= comes || !waits;
+            seam.skipped |= !comes && choice.bare;
+        }
+        if self.ids.are_lost() { Taken::Some } else { taken }
     }
 
     /// The event as it goes out.
@@ -255,9 +401,15 @@ impl TokenRecord {
         for at in prompt.into_iter().chain(tokens) {
             patches.push((in_raw(at), Cow::Borrowed(b"null")));
         }
-        if let (Some(seam), Some(at)) = (&self.seam, &facts.places.usage) {
-            let patched = usage_patches(raw, in_raw(at).start, seam.carried);
-            patches.extend(patched.unwrap_or_default());
+        if let Some(seam) = &self.seam {
+            if let Some(at) = &facts.places.usage {
+                let patched = usage_patches(raw, in_raw(at).start, seam.carried);
+                patches.extend(patched.unwrap_or_default());
+            }
+            if let Some(at) = &facts.places.logprobs {
+                let patched = offset_patches(raw, in_raw(at).start, seam.characters);
+                patches.extend(patched.unwrap_or_default());
+            }
         }
         patches.sort_by_key(|(at, _)| at.start);
         let unchanged = |(at, new): &Change<'_>| raw[at.clone()] == **new;
@@ -293,7 +445,7 @@ impl TokenRecord {
             });
             out.extend_from_slice(END);
         }
-        if usage {
+        if usage && !self.usage_came {
             let (prompt, answer) = (self.ids.prompt_tokens(), self.ids.answer_tokens());
             let total = prompt + answer;
             out.extend_from_slice(&self.head);
@@ -312,58 +464,4 @@ impl TokenRecord {
 fn ends_within_character(text: &[u8]) -> bool {
     let escaped = |text: &[u8]| text[text.len() - 6..].eq_ignore_ascii_case(br"\ufffd");
     text.ends_with("\u{fffd}".as_bytes()) || (text.len() >= 6 && escaped(text))
-}
-
-/// The changes that make the usage at `start` that of the whole answer.
-fn usage_patches(
-    raw: &[u8],
-    start: usize,
-    carried: u64,
-) -> Result<Vec<Change<'static>>, JsonError> {
-    let (mut patches, mut first) = (Vec::new(), true);
-    let mut cursor = Cursor::starting(raw, start);
-    let mut prompt = u64::MAX;
-    let mut cached = None;
-    let number = |cursor: &mut Cursor<'_>| {
-        cursor.kind()?;
-        let start = cursor.at();
-        cursor.count().map(|count| (start..cursor.at(), count))
-    };
-    if !cursor.enter_object()? {
-        return Ok(patches);
-    }
-    let text = |count: u64| Cow::Owned(count.to_string().into_bytes());
-    while let Some(key) = cursor.next_key(&mut first)? {
-        match key.text.raw() {
-            b"prompt_tokens" => {
-                if let (at, Some(count)) = number(&mut cursor)? {
-                    prompt = count.saturating_sub(carried);
-                    patches.push((at, text(prompt)));
-                }
-            }
-            b"completion_tokens" => {
-                if let (at, Some(count)) = number(&mut cursor)? {
-                    patches.push((at, text(count + carried)));
-                }
-            }
-            b"prompt_tokens_details" => {
-                let mut first = true;
-                if cursor.enter_object()? {
-                    while let Some(key) = cursor.next_key(&mut first)? {
-                        match key.text.raw() {
-                            b"cached_tokens" => cached = Some(number(&mut cursor)?),
-                            _ => cursor.skip()?,
-                        }
-                    }
-                }
-            }
-            _ => cursor.skip()?,
-        }
-    }
-    if let Some((at, Some(count))) = cached
-        && count > prompt
-    {
-        patches.push((at, text(prompt)));
-    }
-    Ok(patches)
 }

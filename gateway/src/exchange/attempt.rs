@@ -19,17 +19,19 @@ use crate::answer::not_continued::NotContinued;
 use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
 use crate::answer::stream::{AnswerStream, Step};
 use crate::exchange::continuation::{Continuation, Way};
-use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind};
+use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind, Strip};
+use crate::exchange::outgoing::Outgoing;
 use crate::exchange::send::{send, stalled};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
-use crate::pool::{Pool, Slot};
-use crate::read::continuable::ContinuableBody;
+use crate::pool::Slot;
+use crate::read::body_memory::without_body;
+use crate::read::continuable::{ContinuableBody, has_several_prompts};
 use crate::read::edit::{Asked, EditedBody, Edits, edit};
 use crate::read::head::ClientHead;
 use crate::read::known_headers::{KnownHeader, SESSION, strip_hop_by_hop};
 use crate::read::prompt::{Contents, Owner};
-use crate::read::scan::{Flag, Scan};
+use crate::read::scan::Scan;
 use crate::route::Destination;
 use crate::text::rope::Rope;
 
@@ -68,14 +70,9 @@ impl RequestKind for InferenceRequest {
     }
 
     fn edited(&self, to: &Destination, settings: &forebay_config::Pool) -> EditedRequest<'_> {
-        let reports = self.reports_token_ids(&to.pool, settings);
-        let edits = Edits {
-            model: to.served.as_deref(),
-            ask_usage: self.api.usage_on_request(),
-            drop_priority: !settings.allow_priority,
-            ask_token_ids: reports.is_ok(),
-        };
-        let EditedBody { body, strip_usage, token_ids } = edit(&self.body, &self.scan, &edits);
+        let reports = self.reports_token_ids(settings);
+        let EditedBody { body, strip_usage, token_ids } =
+            self.edited_body(to.served.as_deref(), settings, reports.is_ok());
         let token_ids = match (reports, token_ids) {
             (Err(why), _) => Err(why),
             (Ok(()), Asked::No) => Err(NotContinued::NoTokenIds),
@@ -85,7 +82,8 @@ impl RequestKind for InferenceRequest {
     }
 
     fn continuation(self, way: Way) -> Result<Box<Continuation>, NotContinued> {
-        let body = ContinuableBody::of(self.api, &self.body, &self.scan);
+        let head = usize::try_from(without_body(&self.head.parts)).unwrap_or(usize::MAX);
+        let body = ContinuableBody::of(self.api, &self.body, &self.scan, head);
         Ok(Box::new(Continuation::new(self.head, body, way)))
     }
 
@@ -108,28 +106,36 @@ impl RequestKind for InferenceRequest {
 }
 
 impl InferenceRequest {
-    /// Whether the answer's token ids can be had, so that another replica can go on with it.
-    fn reports_token_ids(
+    fn edited_body(
         &self,
-        pool: &Pool,
+        served: Option<&str>,
         settings: &forebay_config::Pool,
-    ) -> Result<(), NotContinued> {
+        ask_token_ids: bool,
+    ) -> EditedBody {
+        let edits = Edits {
+            model: served,
+            ask_usage: self.api.usage_on_request(),
+            drop_priority: !settings.allow_priority,
+            ask_token_ids,
+        };
+        edit(&self.body, &self.scan, &edits)
+    }
+
+    /// Whether the answer's token ids can be had, so that another replica can go on with it.
+    fn reports_token_ids(&self, settings: &forebay_config::Pool) -> Result<(), NotContinued> {
         if !self.api.reports_token_ids() {
             return Err(NotContinued::Api);
         }
         if settings.continuation == forebay_config::Continue::Off {
             return Err(NotContinued::Off);
         }
-        if self.scan.n.is_some_and(|n| n > 1) {
+        let prompts = self.scan.prompt.clone().filter(|_| self.api == Api::Completions);
+        if self.scan.n.is_some_and(|n| n > 1)
+            || prompts.is_some_and(|at| has_several_prompts(&self.body[at]))
+        {
             return Err(NotContinued::Choices);
         }
-        let by_client = self.scan.return_token_ids.as_ref().is_some_and(Flag::is_true);
-        // A server that does not know the field may refuse it.
-        if by_client || pool.abilities.has_token_ids() {
-            Ok(())
-        } else {
-            Err(NotContinued::NoTokenIds)
-        }
+        Ok(())
     }
 }
 
@@ -142,9 +148,36 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     async fn run(&self) -> Result<Box<Committed>, Failure> {
+        // Only the gateway asked for them: the client's request is complete without.
+        let optional = self.to.token_ids == Ok(true);
+        if optional && self.slot.refuses_token_ids() {
+            return self.once(Err(NotContinued::NoTokenIds)).await;
+        }
+        let committed = self.once(self.to.token_ids).await?;
+        if optional && refuses_token_ids(&committed) {
+            // A server that checks fields, and does not know this one.
+            self.slot.note_refuses_token_ids();
+            return self.once(Err(NotContinued::NoTokenIds)).await;
+        }
+        Ok(committed)
+    }
+
+    /// Sends the request once. `token_ids`: whether the ids of tokens are asked for, and taken out of
+    /// the answer again.
+    async fn once(
+        &self,
+        token_ids: Result<Strip, NotContinued>,
+    ) -> Result<Box<Committed>, Failure> {
         let stall = self.to.settings.upstream.stall_timeout;
         let dispatched = clock::now();
-        let (mut head, upstream) = self.send(dispatched + stall).await?;
+        let due = dispatched + stall;
+        let (mut head, upstream) = if token_ids == self.to.token_ids {
+            self.send(&self.to.outgoing, due).await?
+        } else {
+            let (served, settings) = (self.to.served.as_deref(), &self.to.settings);
+            let EditedBody { body, .. } = self.request.edited_body(served, settings, false);
+            self.send(&self.to.outgoing.with_body(body), due).await?
+        };
         let framing = AnswerHead::of(&head);
         strip_hop_by_hop(&mut head.headers);
         let kind = head.headers.get(header::CONTENT_TYPE);
@@ -153,7 +186,7 @@ impl Attempt<'_> {
             // One limit for head and first event: a server keeps a connection alive also while its
             // engine hangs. A stream that the client did not ask for is timed from its head.
             let since = if self.request.stream { dispatched } else { clock::now() };
-            self.stream(upstream, since + stall).await?
+            self.stream(upstream, since + stall, token_ids).await?
         } else {
             self.plain(framing, upstream).await?
         };
@@ -162,12 +195,16 @@ impl Attempt<'_> {
 
     /// Sends the request and waits for the answer's head. `due` is the limit for a stream's first
     /// event, and so for its head.
-    async fn send(&self, due: Instant) -> Result<(response::Parts, UpstreamBody), Failure> {
+    async fn send(
+        &self,
+        outgoing: &Outgoing<'_>,
+        due: Instant,
+    ) -> Result<(response::Parts, UpstreamBody), Failure> {
         let upstream = &self.to.settings.upstream;
         // A stream's head comes at once. A plain answer's head comes only when all of it is there,
         // however long that takes: only the request's deadline limits it.
         let due = self.request.stream.then_some(due);
-        send(&self.to.outgoing, self.slot.address, upstream, due, self.to.deadline).await
+        send(outgoing, self.slot.address, upstream, due, self.to.deadline).await
     }
 
     /// Reads a stream up to the first event that can be judged, which must come before `due`.
@@ -175,11 +212,12 @@ impl Attempt<'_> {
         &self,
         mut upstream: UpstreamBody,
         due: Instant,
+        token_ids: Result<Strip, NotContinued>,
     ) -> Result<AnswerStart, Failure> {
         let (api, strip_usage) = (self.request.api, self.to.strip_usage);
         let known = strip_usage.then(|| self.slot.fingerprint()).flatten();
         let mut stream = AnswerStream::new(api, strip_usage, known);
-        if let Ok(strip) = self.to.token_ids {
+        if let Ok(strip) = token_ids {
             stream.record_token_ids(strip);
         }
         loop {
@@ -193,9 +231,6 @@ impl Attempt<'_> {
                 Step::Retry(failure) => return Err(failure),
                 // A failure in the same bytes is for the relay to report: the answer has begun.
                 Step::Pass(out) | Step::Failed(out, _) => {
-                    if stream.has_token_ids() {
-                        self.slot.has_token_ids();
-                    }
                     return Ok(AnswerStart::Stream(out, upstream, Box::new(stream)));
                 }
             }
@@ -249,4 +284,12 @@ impl Attempt<'_> {
     fn stalled(&self) -> Failure {
         stalled(self.to.settings.upstream.stall_timeout)
     }
+}
+
+/// Whether a replica refused a request because of the field by which the gateway asks for token ids: a
+/// server that checks fields names the one that it does not know.
+fn refuses_token_ids(committed: &Committed) -> bool {
+    let AnswerStart::Refused(body) = &committed.start else { return false };
+    matches!(committed.head.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
+        && body.slices().any(|slice| memchr::memmem::find(slice, b"return_token_ids").is_some())
 }

@@ -1,8 +1,9 @@
 //! Going on with a stream on another replica, after the one that it came from is lost.
 //!
 //! The request waits in its own class before all that have not begun, and gets an endpoint as any
-//! other one does. The replica is sent the ids of all tokens so far, and its answer is joined to the
-//! stream (`answer/token_record.rs`).
+//! other one does. The replica is asked for the text of the last tokens, which must be what the client
+//! has. Then it is sent the ids of all tokens so far, and its answer is joined to the stream
+//! (`answer/token_record.rs`).
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use forebay_telemetry::context::TraceContext;
+use http::{StatusCode, Uri, header, response};
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -19,18 +22,20 @@ use crate::answer::failure::{Cause, Failure};
 use crate::answer::judge::is_failure;
 use crate::answer::not_continued::NotContinued;
 use crate::answer::refusal::Refusal;
+use crate::answer::shown_text::{Compared, MOST_BACK, ShownTail};
 use crate::answer::token_record::TokenRecord;
+use crate::exchange::misfit::MisfitCheck;
 use crate::exchange::outgoing::{Outgoing, Rights};
 use crate::exchange::send::{send, stalled};
 use crate::exchange::steps::{RequestStep, RequestSteps};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
 use crate::pool::{End, Pool, Room, Slot, Ticket};
-use crate::read::continuable::{ContinuableBody, ContinuationEdits, NextRequest};
+use crate::read::continuable::{Allowed, ContinuableBody, ContinuationEdits, Stops};
 use crate::read::head::ClientHead;
 
-/// The most bytes of a replica's error that are read.
-const LONGEST_ERROR: usize = 64 << 10;
+/// The most bytes of a plain answer that are read.
+const LONGEST_PLAIN: usize = 256 << 10;
 
 /// The longest pause that a move may cost. Then the old replica goes on.
 pub(crate) const LONGEST_MOVE: Duration = Duration::from_secs(10);
@@ -40,6 +45,7 @@ pub(crate) struct Way {
     pub(crate) pool: Arc<Pool>,
     pub(crate) settings: Arc<forebay_config::Pool>,
     pub(crate) rights: Rights,
+    pub(crate) misfit: MisfitCheck,
     /// The model's name that the replicas got, if it is another one than the client's.
     pub(crate) served: Option<Arc<str>>,
     pub(crate) ticket: Ticket,
@@ -55,15 +61,56 @@ pub(crate) struct Continuation {
     steps: Option<Box<RequestSteps>>,
 }
 
+/// A place where an answer was cut, for the replica that goes on with it.
+pub(crate) struct CutAnswer {
+    /// The prompt's ids, and the answer's behind them.
+    ids: Vec<u32>,
+    /// The number of ids of the answer.
+    answered: usize,
+    stops: Stops,
+    /// The text that the client has, if it must be shown that it is the text of the ids.
+    shown: Option<ShownTail>,
+}
+
+/// The rest of an answer behind a cut.
+pub(crate) enum Onward {
+    /// Nothing but its end, which the gateway writes.
+    End,
+    Tokens(CutAnswer),
+}
+
 /// A replica that goes on with an answer.
 pub(crate) struct NextReplica {
     pub(crate) slot: Slot,
     pub(crate) upstream: UpstreamBody,
+    pub(crate) start: Start,
+}
+
+/// Where a replica goes on, as compared with the cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// The number of tokens before the cut, of whose text the client has nothing.
+    pub(crate) back: usize,
+    /// Text of the tokens before it that the client does not have yet.
+    pub(crate) rest: String,
+}
+
+/// No replica goes on with an answer.
+pub(crate) struct NoReplica {
+    pub(crate) refusal: Refusal,
+    pub(crate) why: NotContinued,
+}
+
+impl From<Refusal> for NoReplica {
+    fn from(refusal: Refusal) -> Self {
+        let why = reason(&refusal);
+        Self { refusal, why }
+    }
 }
 
 /// The search for a replica that goes on. The continuation comes back for the next time.
 pub(crate) type Search =
-    Pin<Box<dyn Future<Output = (Box<Continuation>, Result<NextReplica, Refusal>)> + Send>>;
+    Pin<Box<dyn Future<Output = (Box<Continuation>, Result<NextReplica, NoReplica>)> + Send>>;
 
 impl Continuation {
     pub(crate) fn new(head: Box<ClientHead>, body: ContinuableBody, way: Way) -> Self {
@@ -71,21 +118,29 @@ impl Continuation {
         Self { head, body, way, steps }
     }
 
-    /// The request that goes on behind the recorded tokens.
+    /// The rest of the answer behind the recorded tokens.
     ///
     /// # Errors
-    /// The client's request does not allow it.
-    pub(crate) fn next(&self, token_record: &TokenRecord) -> Result<NextRequest, NotContinued> {
+    /// The client's request does not allow another replica to go on, or the text of the tokens can't
+    /// be compared with what the client has.
+    pub(crate) fn onward(&self, token_record: &TokenRecord) -> Result<Onward, NotContinued> {
         let ids = token_record.ids();
-        let edits = ContinuationEdits {
-            model: self.way.served.as_deref(),
-            drop_priority: !self.way.settings.allow_priority,
+        let answered = ids.answer_tokens();
+        let stops = match self.body.allows(answered as u64)? {
+            Allowed::NothingLeft => return Ok(Onward::End),
+            Allowed::Tokens(stops) => stops,
         };
-        self.body.next(ids.all(), ids.answer_tokens() as u64, edits)
+        // A chunk of one token with text has all its text, if nothing is between.
+        let plain = !self.body.is_parsed() && stops.are_none() && !ids.ends_with_several();
+        let shown = match answered == 0 || plain {
+            true => None,
+            false => Some(token_record.shown().shown().ok_or(NotContinued::TextHeld)?),
+        };
+        Ok(Onward::Tokens(CutAnswer { ids: ids.all().to_vec(), answered, stops, shown }))
     }
 
-    /// Gives up the place at the replica that failed. `progressed`: a part of the answer came since
-    /// the last failure.
+    /// Gives up the place at the replica that failed. `progress`: the tokens that it generated, if a
+    /// part of the answer came from it.
     ///
     /// # Errors
     /// No other replica may be tried.
@@ -93,10 +148,10 @@ impl Continuation {
         &mut self,
         slot: Slot,
         failure: Failure,
-        progressed: bool,
+        progress: Option<u64>,
     ) -> Result<(), Refusal> {
-        if progressed {
-            self.way.ticket.progressed();
+        if let Some(tokens) = progress {
+            self.way.ticket.progressed(tokens);
         }
         slot.decide_retry(&mut self.way.ticket, failure)
     }
@@ -106,10 +161,10 @@ impl Continuation {
         self.steps.as_mut().map(|steps| steps.take()).unwrap_or_default()
     }
 
-    /// Looks for a replica and sends it the request with this `body`.
-    pub(crate) fn search(mut self: Box<Self>, body: Bytes) -> Search {
+    /// Looks for a replica that goes on behind the cut.
+    pub(crate) fn search(mut self: Box<Self>, cut: CutAnswer) -> Search {
         Box::pin(async move {
-            let found = self.find(body).await;
+            let found = self.find(&cut).await;
             (self, found)
         })
     }
@@ -124,33 +179,42 @@ impl Continuation {
         slot.room_elsewhere(&self.way.ticket)
     }
 
-    /// Sends the request with this `body` to the replica in `slot`, and to no other one.
-    pub(crate) fn move_to(mut self: Box<Self>, slot: Slot, body: Bytes) -> Search {
+    /// Has the replica in `slot` go on behind the cut, and no other one.
+    pub(crate) fn move_to(mut self: Box<Self>, slot: Slot, cut: CutAnswer) -> Search {
         Box::pin(async move {
-            let moved = self.try_slot(slot, body).await;
+            let moved = self.try_slot(slot, &cut).await;
             (self, moved)
         })
     }
 
-    async fn try_slot(&mut self, slot: Slot, body: Bytes) -> Result<NextReplica, Refusal> {
-        let Self { head, way, steps, .. } = self;
-        let mut outgoing = Outgoing::new(Cow::Borrowed(&**head), body.into(), way.rights.clone());
-        if let Some(steps) = steps {
-            outgoing.set_parent(&steps.try_began(clock::now(), slot.address));
-        }
+    async fn try_slot(&mut self, slot: Slot, cut: &CutAnswer) -> Result<NextReplica, NoReplica> {
+        let Self { head, body, way, steps } = self;
+        let now = clock::now();
+        let parent = steps.as_mut().map(|steps| steps.try_began(now, slot.address));
+        let mut start = None;
+        let attempt = Resumption { head, body, way, slot: &slot, cut, parent };
         let reply = tokio::select! {
             biased;
-            reply = attempt(&outgoing, &slot, &way.settings.upstream, way.deadline) => reply,
-            failure = slot.evicted() => Err(failure),
-            () = sleep(LONGEST_MOVE) => Err(stalled(LONGEST_MOVE)),
+            reply = attempt.run(&mut start) => reply,
+            failure = slot.evicted() => Err(NoReply::Failed(failure)),
+            () = sleep(LONGEST_MOVE) => Err(NoReply::Failed(stalled(LONGEST_MOVE))),
         };
         let failure = match reply {
-            Ok(FirstReply::Stream(upstream)) => return Ok(NextReplica { slot, upstream }),
-            Ok(FirstReply::Refused(failure)) => {
+            Ok(upstream) => {
+                let start = start.unwrap_or_default();
+                return Ok(NextReplica { slot, upstream, start });
+            }
+            Err(NoReply::Refused(message, _)) => {
                 slot.ended(End::Complete);
+                // No other replica would go on: the stream stays.
+                Failure::new(Cause::Moved, message)
+            }
+            Err(NoReply::BeginsAnew(failure)) => {
+                slot.begins_anew();
+                slot.failed(failure.clone());
                 failure
             }
-            Err(failure) => {
+            Err(NoReply::Failed(failure)) => {
                 slot.failed(failure.clone());
                 failure
             }
@@ -158,92 +222,230 @@ impl Continuation {
         if let Some(steps) = steps {
             steps.failed(clock::now(), failure.cause);
         }
-        Err(Refusal::Failed(failure))
+        Err(Refusal::Failed(failure).into())
     }
 
-    async fn find(&mut self, body: Bytes) -> Result<NextReplica, Refusal> {
-        let Self { head, way, steps, .. } = self;
-        let mut outgoing = Outgoing::new(Cow::Borrowed(&**head), body.into(), way.rights.clone());
+    async fn find(&mut self, cut: &CutAnswer) -> Result<NextReplica, NoReplica> {
+        let Self { head, body, way, steps } = self;
+        let mut start = None;
         loop {
             if let Some(steps) = steps {
                 steps.hold_began(clock::now());
             }
             let slot = way.pool.hold(&mut way.ticket).await?;
-            if let Some(steps) = steps {
-                outgoing.set_parent(&steps.try_began(clock::now(), slot.address));
-            }
+            let now = clock::now();
+            let parent = steps.as_mut().map(|steps| steps.try_began(now, slot.address));
+            // The pool's key may have changed since.
+            way.rights.authorization = way.pool.key.get();
+            way.misfit.key = way.rights.key_owner();
+            let attempt = Resumption { head, body, way, slot: &slot, cut, parent };
             let attempt = async {
                 tokio::select! {
                     biased;
-                    answer = attempt(&outgoing, &slot, &way.settings.upstream, way.deadline) => answer,
-                    failure = slot.evicted() => Err(failure),
+                    reply = attempt.run(&mut start) => reply,
+                    failure = slot.evicted() => Err(NoReply::Failed(failure)),
                 }
             };
-            match attempt.await {
-                Ok(FirstReply::Stream(upstream)) => return Ok(NextReplica { slot, upstream }),
-                Ok(FirstReply::Refused(failure)) => {
-                    if let Some(steps) = steps {
-                        steps.failed(clock::now(), failure.cause);
-                    }
+            let failure = match attempt.await {
+                Ok(upstream) => {
+                    let start = start.unwrap_or_default();
+                    return Ok(NextReplica { slot, upstream, start });
+                }
+                Err(NoReply::Refused(message, why)) => {
                     slot.ended(End::Complete);
-                    return Err(Refusal::Failed(failure));
-                }
-                Err(failure) => {
-                    let (pool, endpoint) = (&way.pool.name, slot.address);
-                    let cause = failure.cause.name();
-                    tracing::debug!(%pool, %endpoint, cause, %failure, "continuation failed");
+                    let message = format!("The answer can't go on on another replica: {message}");
+                    let failure = Failure::new(Cause::NotContinued, message);
                     if let Some(steps) = steps {
                         steps.failed(clock::now(), failure.cause);
                     }
-                    slot.decide_retry(&mut way.ticket, failure)?;
+                    return Err(NoReplica { refusal: Refusal::Failed(failure), why });
                 }
+                Err(NoReply::BeginsAnew(failure)) => {
+                    slot.begins_anew();
+                    failure
+                }
+                Err(NoReply::Failed(failure)) => failure,
+            };
+            let (pool, endpoint) = (&way.pool.name, slot.address);
+            let cause = failure.cause.name();
+            tracing::debug!(%pool, %endpoint, cause, %failure, "continuation failed");
+            if let Some(steps) = steps {
+                steps.failed(clock::now(), failure.cause);
             }
+            slot.decide_retry(&mut way.ticket, failure)?;
         }
     }
 }
 
-/// A replica's answer to a continuation.
-enum FirstReply {
-    Stream(UpstreamBody),
-    Refused(Failure),
+/// Why a replica does not go on with an answer.
+enum NoReply {
+    /// Another one may.
+    Failed(Failure),
+    /// This process never does, but another one may.
+    BeginsAnew(Failure),
+    /// No other one would.
+    Refused(String, NotContinued),
 }
 
-/// One try, up to the head of the answer.
-async fn attempt(
-    outgoing: &Outgoing<'_>,
-    slot: &Slot,
-    settings: &forebay_config::Upstream,
-    deadline: Instant,
-) -> Result<FirstReply, Failure> {
-    let due = clock::now() + settings.stall_timeout;
-    let (head, mut upstream) = send(outgoing, slot.address, settings, Some(due), deadline).await?;
-    let kind = head.headers.get(header::CONTENT_TYPE);
-    let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    if streamed && head.status == StatusCode::OK {
-        return Ok(FirstReply::Stream(upstream));
+impl From<Failure> for NoReply {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
     }
-    let mut body = Vec::new();
-    while body.len() < LONGEST_ERROR {
-        let next = timeout(settings.stall_timeout, upstream.data());
-        let Some(bytes) = next.await.map_err(|_| stalled(settings.stall_timeout))? else { break };
-        body.extend_from_slice(&bytes?);
+}
+
+/// One try to go on at one replica.
+struct Resumption<'a> {
+    head: &'a ClientHead,
+    body: &'a ContinuableBody,
+    way: &'a Way,
+    slot: &'a Slot,
+    cut: &'a CutAnswer,
+    /// The span of this try, if the request is traced.
+    parent: Option<TraceContext>,
+}
+
+impl Resumption<'_> {
+    /// Sends the request, and waits for the head of its answer. `start` is found if it is not known
+    /// yet.
+    async fn run(&self, start: &mut Option<Start>) -> Result<UpstreamBody, NoReply> {
+        let start = match start {
+            Some(start) => &*start,
+            None => {
+                let found = self.find_start().await?;
+                start.insert(found)
+            }
+        };
+        let CutAnswer { ids, answered, .. } = self.cut;
+        let ids = &ids[..ids.len() - start.back];
+        let body = self.body.next(ids, (answered - start.back) as u64, self.edits());
+        let body = body.map_err(|why| NoReply::Refused(why.name().to_owned(), why))?;
+        let (head, upstream) = self.send(Cow::Borrowed(self.head), body).await?;
+        let kind = head.headers.get(header::CONTENT_TYPE);
+        let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        if streamed && head.status == StatusCode::OK {
+            return Ok(upstream);
+        }
+        let body = self.whole(upstream).await?;
+        Err(self.refusal(head.status, &body))
     }
-    let status = head.status.as_u16();
-    let read: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    let reported = read["error"]["message"].as_str();
-    let message = match reported {
-        Some(message) => message.to_owned(),
-        None => format!("The replica answered with {status}."),
-    };
-    if is_failure(status) {
-        return Err(Failure::of(status, message));
+
+    /// Finds the last token of which the client has all text, with nothing of the next one, by asking
+    /// the replica for the text of the last tokens.
+    async fn find_start(&self) -> Result<Start, NoReply> {
+        let CutAnswer { ids, answered, stops, shown } = self.cut;
+        let Some(shown) = shown else { return Ok(Start::default()) };
+        for back in 0..=MOST_BACK.min(*answered) {
+            let end = ids.len() - back;
+            if end <= shown.start {
+                break;
+            }
+            match self.compare(shown, end).await? {
+                Compared::AllBut(rest) if stops.may_begin_in(&shown.with(&rest)) => {
+                    let message = "its text may end with the beginning of a stop string";
+                    return Err(NoReply::Refused(message.to_owned(), NotContinued::Stop));
+                }
+                Compared::AllBut(rest) => return Ok(Start { back, rest }),
+                Compared::More => {}
+                Compared::Other => break,
+            }
+        }
+        let message = "the client does not have all text of the tokens, or other text";
+        Err(NoReply::Refused(message.to_owned(), NotContinued::TextHeld))
     }
-    let message = format!("The replica refused to go on with the answer: {message}");
-    Ok(FirstReply::Refused(Failure::new(Cause::NotContinued, message)))
+
+    /// Compares the text that the client has with that of the tokens up to `end`. A token before it
+    /// may have the first part of its first character.
+    async fn compare(&self, shown: &ShownTail, end: usize) -> Result<Compared, NoReply> {
+        let CutAnswer { ids, answered, stops, .. } = self.cut;
+        let first = (ids.len() - answered).max(shown.start.saturating_sub(MOST_BACK - 1));
+        for from in (first..=shown.start).rev() {
+            let text = self.text_of(&ids[from..end]).await?;
+            let compared = shown.compare(&text, stops.lag());
+            if compared != Compared::Other || !text.starts_with('\u{fffd}') {
+                return Ok(compared);
+            }
+        }
+        Ok(Compared::Other)
+    }
+
+    /// The text of these tokens, as the replica reports it.
+    async fn text_of(&self, ids: &[u32]) -> Result<String, NoReply> {
+        let body = self.body.detokenize(ids, self.edits());
+        let body = body.map_err(|why| NoReply::Refused(why.name().to_owned(), why))?;
+        let mut head = self.head.clone();
+        head.parts.uri = Uri::from_static("/detokenize");
+        let (head, upstream) = self.send(Cow::Owned(head), body).await?;
+        let body = self.whole(upstream).await?;
+        let read: Value = serde_json::from_slice(&body).unwrap_or_default();
+        match (head.status, read["prompt"].as_str()) {
+            (StatusCode::OK, Some(text)) => Ok(text.to_owned()),
+            (status, _) if is_failure(status.as_u16()) => Err(self.refusal(status, &body)),
+            (status, _) => {
+                let misfit = self.way.misfit.failure(status, &body);
+                let message = format!("The replica did not turn tokens into text ({status}).");
+                Err(misfit.unwrap_or_else(|| Failure::new(Cause::NotContinued, message)).into())
+            }
+        }
+    }
+
+    fn edits(&self) -> ContinuationEdits<'_> {
+        let model = self.way.served.as_deref();
+        ContinuationEdits { model, drop_priority: !self.way.settings.allow_priority }
+    }
+
+    async fn send(
+        &self,
+        head: Cow<'_, ClientHead>,
+        body: Bytes,
+    ) -> Result<(response::Parts, UpstreamBody), Failure> {
+        let Way { settings, rights, deadline, .. } = self.way;
+        let mut outgoing = Outgoing::new(head, body.into(), rights.clone());
+        if let Some(parent) = &self.parent {
+            outgoing.set_parent(parent);
+        }
+        let due = clock::now() + settings.upstream.stall_timeout;
+        send(&outgoing, self.slot.address, &settings.upstream, Some(due), *deadline).await
+    }
+
+    /// A plain body, up to a bound.
+    async fn whole(&self, mut upstream: UpstreamBody) -> Result<Vec<u8>, Failure> {
+        let stall = self.way.settings.upstream.stall_timeout;
+        let mut body = Vec::new();
+        while body.len() < LONGEST_PLAIN {
+            let next = timeout(stall, upstream.data()).await.map_err(|_| stalled(stall))?;
+            let Some(bytes) = next else { break };
+            body.extend_from_slice(&bytes?);
+        }
+        Ok(body)
+    }
+
+    /// The meaning of an answer that is not a stream.
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> NoReply {
+        let read: Value = serde_json::from_slice(body).unwrap_or_default();
+        let reported = read["error"]["message"].as_str();
+        let message = match reported {
+            Some(message) => message.to_owned(),
+            None => format!("The replica answered with {status}."),
+        };
+        if is_failure(status.as_u16()) {
+            return NoReply::Failed(Failure::of(status.as_u16(), message));
+        }
+        if let Some(failure) = self.way.misfit.failure(status, body) {
+            return NoReply::Failed(failure);
+        }
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
+            return NoReply::Failed(Failure::new(Cause::QueueFull, message));
+        }
+        let names = |field: &str| memchr::memmem::find(body, field.as_bytes()).is_some();
+        if names("kv_transfer_params") || names("return_token_ids") {
+            return NoReply::BeginsAnew(Failure::new(Cause::NotContinued, message));
+        }
+        NoReply::Refused(message, NotContinued::Refused)
+    }
 }
 
 /// Why an answer ends when this refusal ends the search for another replica.
-pub(crate) fn reason(refusal: &Refusal) -> NotContinued {
+fn reason(refusal: &Refusal) -> NotContinued {
     match refusal {
         Refusal::Poison => NotContinued::Poison,
         Refusal::Exhausted { .. } => NotContinued::Exhausted,

@@ -92,6 +92,8 @@ pub(crate) struct Delivery<'a> {
     pub(crate) strip_usage: bool,
     /// As in [`EditedRequest`].
     pub(crate) token_ids: Result<Strip, NotContinued>,
+    /// The model's name for the replicas, if it is another one than the client's.
+    pub(crate) served: Option<Arc<str>>,
 }
 
 /// A request to be dispatched, complete enough to be sent to a second pool as well.
@@ -190,12 +192,11 @@ impl<K: RequestKind> Dispatch<K> {
             })
             .await
         };
-        let Delivery { settings, outgoing, token_ids, .. } = delivery;
+        let Delivery { settings, outgoing, misfit, token_ids, served, .. } = delivery;
         let (continuation, way) = match token_ids {
             Ok(_) => {
                 let (pool, rights) = (Arc::clone(&pool), outgoing.into_rights());
-                let served = destination.served.clone();
-                let way = Way { pool, settings, rights, served, ticket, deadline };
+                let way = Way { pool, settings, rights, misfit, served, ticket, deadline };
                 (Err(NotContinued::NoTokenIds), Some(way))
             }
             Err(why) => (Err(why), None),
@@ -220,7 +221,8 @@ impl<K: RequestKind> Dispatch<K> {
         let model = to.known_name(record.context.model.as_ref()).cloned();
         let misfit = MisfitCheck { key: rights.key_owner(), model };
         let outgoing = Outgoing::new(head, body, rights);
-        Delivery { pool, settings, outgoing, misfit, deadline, strip_usage, token_ids }
+        let served = to.served.clone();
+        Delivery { pool, settings, outgoing, misfit, deadline, strip_usage, token_ids, served }
     }
 
     /// Holds the request and tries the endpoint that it gets, until there is an answer or the

@@ -59,6 +59,12 @@ impl<'a> Outgoing<'a> {
         self.trace_parent = Some(parent.trace_parent());
     }
 
+    /// The same request with another body.
+    pub(crate) fn with_body(&self, body: Rope) -> Outgoing<'_> {
+        let (head, rights) = (Cow::Borrowed(&*self.head), self.rights.clone());
+        Outgoing { head, body, rights, trace_parent: self.trace_parent }
+    }
+
     pub(crate) fn into_rights(self) -> Rights {
         self.rights
     }

@@ -4,7 +4,6 @@
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -13,11 +12,12 @@ use crate::answer::not_continued::NotContinued;
 use crate::answer::refusal::Refusal;
 use crate::answer::stream::{AnswerStream, Rest};
 use crate::answer::token_record::TokenRecord;
-use crate::exchange::continuation::{Continuation, NextReplica, Search};
+use crate::exchange::continuation::{
+    Continuation, CutAnswer, NextReplica, NoReplica, Onward, Search,
+};
 use crate::exchange::steps::RequestStep;
 use crate::exchange::upstream::UpstreamBody;
 use crate::pool::{Room, Slot, UnderWay};
-use crate::read::continuable::NextRequest;
 
 /// The state of a stream with regard to its next replica.
 pub(crate) struct Successor {
@@ -76,8 +76,7 @@ impl Successor {
         }
     }
 
-    /// The request with which another replica goes on with a stream that broke. The stream is
-    /// prepared for it.
+    /// The rest of a stream that broke, for another replica. The stream is prepared for it.
     ///
     /// # Errors
     /// No other replica can go on.
@@ -85,20 +84,24 @@ impl Successor {
         &self,
         stream: &mut AnswerStream,
         failure: &Failure,
-    ) -> Result<NextRequest, NotContinued> {
+    ) -> Result<Onward, NotContinued> {
         let continuation = self.continuation.as_ref().ok_or(self.why_not)?;
         if failure.cause == Cause::EventTooLong {
             return Err(NotContinued::EventTooLong);
         }
-        if stream.begin_seam()? == Rest::End {
-            return Ok(NextRequest::NothingLeft);
+        if stream.cut()? == Rest::End {
+            return Ok(Onward::End);
         }
         let token_record = stream.token_record().ok_or(NotContinued::NoTokenIds)?;
-        continuation.next(token_record)
+        let onward = continuation.onward(token_record)?;
+        if let Onward::Tokens(_) = onward {
+            stream.begin_seam();
+        }
+        Ok(onward)
     }
 
-    /// Gives up the place at the replica that failed. `progressed`: a part of the answer came since
-    /// the last failure.
+    /// Gives up the place at the replica that failed. `progress`: the tokens that it generated, if a
+    /// part of the answer came from it.
     ///
     /// # Errors
     /// No other replica may be tried.
@@ -106,19 +109,19 @@ impl Successor {
         &mut self,
         slot: Slot,
         failure: Failure,
-        progressed: bool,
+        progress: Option<u64>,
     ) -> Result<(), Refusal> {
         match &mut self.continuation {
-            Some(continuation) => continuation.leave(slot, failure, progressed),
+            Some(continuation) => continuation.leave(slot, failure, progress),
             None => Ok(()),
         }
     }
 
-    /// Begins the search for a replica that answers the request with this `body`.
-    pub(crate) fn search(&mut self, body: Bytes, cause: Cause, now: Instant) {
+    /// Begins the search for a replica that goes on behind this cut.
+    pub(crate) fn search(&mut self, cut: CutAnswer, cause: Cause, now: Instant) {
         self.broke.get_or_insert((now, cause));
         self.last_sent = now;
-        self.search = self.continuation.take().map(|continuation| continuation.search(body));
+        self.search = self.continuation.take().map(|continuation| continuation.search(cut));
     }
 
     /// How long a replica drains before the stream leaves it; `None` if it stays.
@@ -131,11 +134,11 @@ impl Successor {
         Some(self.continuation.as_ref()?.room_elsewhere(slot))
     }
 
-    /// Has the replica in `slot` answer the request with this `body`, and no other one.
-    pub(crate) fn move_to(&mut self, slot: Slot, body: Bytes, now: Instant) {
+    /// Has the replica in `slot` go on behind this cut, and no other one.
+    pub(crate) fn move_to(&mut self, slot: Slot, cut: CutAnswer, now: Instant) {
         self.broke = Some((now, Cause::Moved));
         self.last_sent = now;
-        self.search = self.continuation.take().map(|continuation| continuation.move_to(slot, body));
+        self.search = self.continuation.take().map(|continuation| continuation.move_to(slot, cut));
     }
 
     /// Notes that the stream stays at its replica.
@@ -147,7 +150,7 @@ impl Successor {
         self.search.is_some()
     }
 
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<NextReplica, Refusal>> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<NextReplica, NoReplica>> {
         let Some(search) = &mut self.search else { return Poll::Pending };
         let (continuation, found) = ready!(search.as_mut().poll(cx));
         (self.continuation, self.search) = (Some(continuation), None);

@@ -1,9 +1,7 @@
 //! The abilities of a pool's replicas that continuing a stream needs, as their answers have shown them.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 
 /// The most processes that are remembered.
 const MOST_REMEMBERED: usize = 1024;
@@ -11,24 +9,11 @@ const MOST_REMEMBERED: usize = 1024;
 /// The abilities of the replicas.
 #[derive(Debug, Default)]
 pub(crate) struct Abilities {
-    token_ids: AtomicBool,
     /// Processes that begin anew where they should go on with an answer.
     begin_anew: Mutex<BTreeSet<u64>>,
 }
 
 impl Abilities {
-    /// Whether a replica's stream had the field for token ids.
-    pub(crate) fn has_token_ids(&self) -> bool {
-        self.token_ids.load(Relaxed)
-    }
-
-    /// Notes that a replica's stream had the field for token ids.
-    pub(crate) fn note_token_ids(&self) {
-        if !self.has_token_ids() {
-            self.token_ids.store(true, Relaxed);
-        }
-    }
-
     /// Notes that a process began anew where it should have gone on with an answer.
     pub(super) fn note_begins_anew(&self, process: u64) {
         let mut known = self.begin_anew.lock();

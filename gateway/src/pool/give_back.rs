@@ -69,7 +69,7 @@ impl Pool {
                 endpoint = %slot.address,
                 "{}: {} replicas died with the same request in flight; no other gets it",
                 self.name,
-                if ticket.has_begun() { "two" } else { "three" },
+                ticket.deaths(),
             );
         }
         self.report_failure(slot.address, &end, &consequence);

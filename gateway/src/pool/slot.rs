@@ -154,9 +154,6 @@ impl Slot {
 
     /// Gives the place back after a failure that the request is not tried again for.
     pub(crate) fn failed(self, failure: Failure) {
-        if failure.cause == Cause::NotContinued {
-            self.pool.abilities.note_begins_anew(self.process.id());
-        }
         self.ended(End::of(failure));
     }
 
@@ -183,10 +180,11 @@ impl Slot {
         self.generated(tokens.generated);
     }
 
-    /// Takes the number of the answer's tokens so far.
+    /// Takes the number of the answer's tokens so far. It never falls: once another replica goes on with
+    /// the answer, these are a part of its prompt.
     pub(crate) fn generated(&mut self, tokens: u64) {
         let Some(turn) = &mut self.turn else { return };
-        turn.generated = tokens;
+        turn.generated = turn.generated.max(tokens);
         if tokens >= turn.charged + CHARGED_TOGETHER {
             turn.tab.charge(i64::try_from(tokens - turn.charged).unwrap_or(i64::MAX));
             turn.charged = tokens;
@@ -225,9 +223,19 @@ impl Slot {
         self.pulse.beat(now);
     }
 
-    /// Notes that the replica's streams have the field for token ids.
-    pub(crate) fn has_token_ids(&self) {
-        self.pool.abilities.note_token_ids();
+    /// Whether its process refuses to report token ids.
+    pub(crate) fn refuses_token_ids(&self) -> bool {
+        self.process.refuses_token_ids()
+    }
+
+    /// Notes that its process refuses to report token ids.
+    pub(crate) fn note_refuses_token_ids(&self) {
+        self.process.note_refuses_token_ids();
+    }
+
+    /// Notes that its process begins anew where it should go on with an answer.
+    pub(crate) fn begins_anew(&self) {
+        self.pool.abilities.note_begins_anew(self.process.id());
     }
 
     /// The sums of its endpoint.

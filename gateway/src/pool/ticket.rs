@@ -28,6 +28,13 @@ const FATAL_DEATHS: usize = 3;
 /// The same for a request whose answer has begun, of deaths with nothing generated between them.
 const FATAL_DEATHS_OF_BEGUN: usize = 2;
 
+/// The number of tokens that a replica generates before its death says nothing against the request:
+/// one that kills replicas kills them sooner.
+const INNOCENT_AFTER: u64 = 64;
+
+/// How often one answer is continued: each time its prompt, and all of it so far, is computed anew.
+const MOST_SEAMS: u32 = 64;
+
 /// The number of replicas' own errors after which the last one is passed on as the answer.
 const FINAL_ERRORS: u32 = 2;
 
@@ -67,6 +74,10 @@ struct Failures {
     counted_tries: u32,
     /// Processes that ended with it in flight, each once.
     deaths: Vec<Arc<Process>>,
+    /// How many of these had ended when a part of the answer last came.
+    deaths_before: usize,
+    /// How often another replica had to go on with the answer.
+    seams: u32,
     /// Replicas' own errors about it.
     errors: u32,
     /// Whether a part of the answer has gone out: another replica goes on with it.
@@ -114,16 +125,33 @@ impl Ticket {
         }
     }
 
-    /// Notes that a part of the answer has gone out, another one since the last failure. What failed
-    /// before does not count any more. Only this pool can go on with the answer.
-    pub(crate) fn progressed(&mut self) {
-        self.failures = Failures { begun: true, ..Failures::default() };
+    /// Notes that a part of the answer has gone out: `tokens` since another replica last had to go on
+    /// with it. Tries that failed before do not count any more. Deaths do, unless the answer went on
+    /// for long since. Only this pool can go on with the answer, and it may hold it anew.
+    pub(crate) fn progressed(&mut self, tokens: u64) {
+        let failures = &mut self.failures;
+        (failures.begun, failures.counted_tries, failures.errors) = (true, 0, 0);
+        failures.seams += 1;
+        if tokens >= INNOCENT_AFTER {
+            failures.deaths.clear();
+        }
+        failures.deaths_before = failures.deaths.len();
+        self.held = Duration::ZERO;
         self.fallback = Fallback::None;
     }
 
     /// Whether a part of the answer has gone out.
     pub(super) fn has_begun(&self) -> bool {
         self.failures.begun
+    }
+
+    /// The number of replicas that died with it in flight, for logs.
+    pub(super) fn deaths(&self) -> &'static str {
+        match self.failures.deaths.len() {
+            2 => "two",
+            3 => "three",
+            _ => "several",
+        }
     }
 
     /// Sets the model, by the name that the replica receives.
@@ -213,12 +241,17 @@ impl Pool {
         failures.counted_tries += u32::from(cause.is_counted_try());
         failures.errors += u32::from(cause == Cause::Server);
         // An order that explains an end may have become known since.
-        let unexplained = failures.deaths.iter().filter(|death| !death.was_stopped()).count();
-        if unexplained >= if begun { FATAL_DEATHS_OF_BEGUN } else { FATAL_DEATHS } {
+        let unexplained =
+            |deaths: &[Arc<Process>]| deaths.iter().filter(|death| !death.was_stopped()).count();
+        let barren = unexplained(&failures.deaths[failures.deaths_before..]);
+        if unexplained(&failures.deaths) >= FATAL_DEATHS
+            || (begun && barren >= FATAL_DEATHS_OF_BEGUN)
+        {
             return Err(Refusal::Poison);
         }
-        if cause == Cause::NotContinued {
-            self.abilities.note_begins_anew(process.id());
+        if failures.seams > MOST_SEAMS {
+            let counted_tries = failures.seams;
+            return Err(Refusal::Exhausted { counted_tries, last: failure.clone() });
         }
         if begun {
             requirements.refused.extend(self.abilities.begin_anew());

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::answer::api::Api;
 use crate::answer::not_continued::NotContinued;
+use crate::answer::stream_memory::StreamMemory;
 use crate::read::scan::{Layout, Scan};
 use crate::text::json::{Cursor, JsonError, JsonKind};
 
@@ -19,17 +20,20 @@ use crate::text::json::{Cursor, JsonError, JsonKind};
 const COMPLETION_TOKENS: u64 = 16;
 /// The most bytes of a body beside its prompt that are kept.
 const LONGEST_REST: usize = 256 << 10;
+/// Requests with longer stop strings are not continued.
+const LONGEST_STOP: usize = 128;
 /// A stand-in for a chat's messages, which a replica checks and does not use.
 const NO_MESSAGES: &[u8] = br#"[{"role":"user","content":""}]"#;
 /// A stand-in for a prompt.
 const NO_PROMPT: &[u8] = br#""""#;
 
 /// A request's body without its prompt, and whether the prompt allows a continuation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct ContinuableBody {
     api: Api,
     body: Bytes,
     prompt: Result<(), NotContinued>,
+    _memory: StreamMemory,
 }
 
 /// The settings of a continuation that are the gateway's.
@@ -41,36 +45,85 @@ pub(crate) struct ContinuationEdits<'a> {
     pub(crate) drop_priority: bool,
 }
 
+/// The stop strings of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stops {
+    strings: Vec<String>,
+    /// An answer may end with one of them.
+    included: bool,
+}
+
 /// A continuation of an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NextRequest {
-    Body(Bytes),
+pub(crate) enum Allowed {
+    /// More tokens, unless the text ends with the beginning of a stop string.
+    Tokens(Stops),
     /// No token is left of the limit that the client set.
     NothingLeft,
 }
 
 impl ContinuableBody {
     /// Takes over what a continuation needs of a body. Its bytes are copied, so that the memory of a
-    /// long prompt is given back.
-    pub(crate) fn of(api: Api, body: &Bytes, scan: &Scan) -> Self {
+    /// long prompt is given back. `head`: the bytes of the request's head, which is kept as well.
+    pub(crate) fn of(api: Api, body: &Bytes, scan: &Scan, head: usize) -> Self {
+        let mut memory = StreamMemory::default();
         let (Layout::Json { .. }, Some(at), stub) = (
             scan.layout,
             scan.prompt.clone(),
             if api == Api::ChatCompletions { NO_MESSAGES } else { NO_PROMPT },
         ) else {
-            return Self { api, body: Bytes::new(), prompt: Err(NotContinued::Unreadable) };
+            let prompt = Err(NotContinued::Unreadable);
+            return Self { api, body: Bytes::new(), prompt, _memory: memory };
         };
         let prompt = match api {
             Api::ChatCompletions => check_messages(&body[at.clone()]),
-            Api::Completions => check_prompt(&body[at.clone()]),
+            Api::Completions if has_several_prompts(&body[at.clone()]) => {
+                Ok(Err(NotContinued::Choices))
+            }
+            Api::Completions => Ok(Ok(())),
             _ => Ok(Err(NotContinued::Api)),
         };
         let prompt = prompt.unwrap_or(Err(NotContinued::Unreadable));
-        if body.len() - at.len() > LONGEST_REST {
-            return Self { api, body: Bytes::new(), prompt: Err(NotContinued::Memory) };
+        let rest = body.len() - at.len();
+        if rest > LONGEST_REST || !memory.reach(rest + head) {
+            memory.give_back();
+            let prompt = Err(NotContinued::Memory);
+            return Self { api, body: Bytes::new(), prompt, _memory: memory };
         }
         let body = [&body[..at.start], stub, &body[at.end..]].concat();
-        Self { api, body: body.into(), prompt }
+        Self { api, body: body.into(), prompt, _memory: memory }
+    }
+
+    /// Whether the request allows a continuation behind `answered` tokens of the answer.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn allows(&self, answered: u64) -> Result<Allowed, NotContinued> {
+        let mut body = self.read(answered)?;
+        if !lower_limits(self.api, &mut body, answered)? {
+            return Ok(Allowed::NothingLeft);
+        }
+        // Without an answer, nothing can lag behind it.
+        Ok(Allowed::Tokens(if answered == 0 { Stops::default() } else { Stops::of(&body)? }))
+    }
+
+    /// Whether a parser may be between the tokens and the chunks.
+    pub(crate) fn is_parsed(&self) -> bool {
+        self.api == Api::ChatCompletions
+    }
+
+    fn read(&self, answered: u64) -> Result<Map<String, Value>, NotContinued> {
+        self.prompt?;
+        let read = serde_json::from_slice(&self.body).map_err(|_| NotContinued::Unreadable)?;
+        let Value::Object(body) = read else { return Err(NotContinued::Unreadable) };
+        body.iter().try_for_each(|(field, value)| {
+            match check_field(self.api, field, value) {
+                // Nothing has been generated that could be forgotten.
+                Err(why) if answered == 0 && why.is_about_the_beginning() => Ok(()),
+                result => result,
+            }
+        })?;
+        Ok(body)
     }
 
     /// The request that goes on behind `ids`: the prompt's, and `answered` of the answer.
@@ -82,14 +135,9 @@ impl ContinuableBody {
         ids: &[u32],
         answered: u64,
         edits: ContinuationEdits<'_>,
-    ) -> Result<NextRequest, NotContinued> {
-        self.prompt?;
-        let read = serde_json::from_slice(&self.body).map_err(|_| NotContinued::Unreadable)?;
-        let Value::Object(mut body) = read else { return Err(NotContinued::Unreadable) };
-        body.iter().try_for_each(|(field, value)| check_field(self.api, field, value))?;
-        if !lower_limits(self.api, &mut body, answered)? {
-            return Ok(NextRequest::NothingLeft);
-        }
+    ) -> Result<Bytes, NotContinued> {
+        let mut body = self.read(answered)?;
+        lower_limits(self.api, &mut body, answered)?;
         match self.api {
             Api::ChatCompletions => {
                 if body.get("messages") != serde_json::from_slice(NO_MESSAGES).ok().as_ref() {
@@ -120,7 +168,61 @@ impl ContinuableBody {
             body.remove("priority");
         }
         let body = serde_json::to_vec(&body).map_err(|_| NotContinued::Unreadable)?;
-        Ok(NextRequest::Body(body.into()))
+        Ok(body.into())
+    }
+
+    /// The request for the text of tokens.
+    ///
+    /// # Errors
+    /// The request does not allow a continuation.
+    pub(crate) fn detokenize(
+        &self,
+        ids: &[u32],
+        edits: ContinuationEdits<'_>,
+    ) -> Result<Bytes, NotContinued> {
+        self.prompt?;
+        let body: Value =
+            serde_json::from_slice(&self.body).map_err(|_| NotContinued::Unreadable)?;
+        let model = edits.model.map_or_else(|| body["model"].clone(), Value::from);
+        Ok(json!({ "model": model, "tokens": ids }).to_string().into())
+    }
+}
+
+impl Stops {
+    fn of(body: &Map<String, Value>) -> Result<Self, NotContinued> {
+        let list = match body.get("stop") {
+            None | Some(Value::Null) => &[][..],
+            Some(Value::Array(list)) => list,
+            Some(one) => std::slice::from_ref(one),
+        };
+        let strings = list.iter().map(|stop| stop.as_str().map(str::to_owned));
+        let mut strings: Vec<_> = strings.collect::<Option<_>>().ok_or(NotContinued::Unreadable)?;
+        strings.retain(|stop| !stop.is_empty());
+        if strings.iter().any(|stop| stop.chars().count() > LONGEST_STOP) {
+            return Err(NotContinued::Stop);
+        }
+        let included = body.get("include_stop_str_in_output").is_some_and(|value| *value == true);
+        Ok(Self { strings, included })
+    }
+
+    /// The number of characters by which the text of chunks lags behind their tokens: vLLM keeps as
+    /// much back as may be the beginning of a stop string.
+    pub(crate) fn lag(&self) -> usize {
+        let longest = self.strings.iter().map(|stop| stop.chars().count()).max();
+        if self.included { 0 } else { longest.unwrap_or(1) - 1 }
+    }
+
+    /// Whether the text ends with the beginning of one, which the next replica would not recognize.
+    pub(crate) fn may_begin_in(&self, text: &str) -> bool {
+        let begins = |stop: &String| {
+            let cuts = stop.char_indices().skip(1);
+            cuts.map(|(at, _)| &stop[..at]).any(|beginning| text.ends_with(beginning))
+        };
+        self.strings.iter().any(begins)
+    }
+
+    pub(crate) fn are_none(&self) -> bool {
+        self.strings.is_empty()
     }
 }
 
@@ -134,7 +236,12 @@ fn lower_limits(
         body.insert("max_tokens".into(), COMPLETION_TOKENS.into());
     }
     let (mut most, mut left) = (None, true);
-    for name in ["max_completion_tokens", "max_tokens", "min_tokens"] {
+    // A completion has no `max_completion_tokens`: vLLM ignores it.
+    let limits: &[&str] = match api {
+        Api::ChatCompletions => &["max_completion_tokens", "max_tokens", "min_tokens"],
+        _ => &["max_tokens", "min_tokens"],
+    };
+    for name in limits.iter().copied() {
         let Some(limit) = body.get_mut(name).filter(|limit| !limit.is_null()) else { continue };
         let count = limit.as_u64().ok_or(NotContinued::Unreadable)?;
         let rest = count.saturating_sub(answered);
@@ -180,10 +287,10 @@ fn check_field(api: Api, field: &str, value: &Value) -> Result<(), NotContinued>
         // This one counts the prompt's tokens as well as the answer's.
         "repetition_penalty" => Ok(()),
         "presence_penalty" | "frequency_penalty" => refuse(is_zero(), NotContinued::Penalties),
-        "logprobs" | "top_logprobs" => {
-            refuse(api == Api::ChatCompletions || is_false(), NotContinued::TextOffset)
-        }
-        "return_token_ids"
+        // What is reported of each token.
+        "logprobs"
+        | "top_logprobs"
+        | "return_token_ids"
         | "return_tokens_as_token_ids"
         | "skip_special_tokens"
         | "spaces_between_special_tokens"
@@ -219,10 +326,15 @@ fn check_field(api: Api, field: &str, value: &Value) -> Result<(), NotContinued>
         "audio" | "mm_processor_kwargs" | "media_io_kwargs" | "prompt_embeds" => {
             refuse(empty(), NotContinued::Media)
         }
+        // A call that has not been passed on begins anew.
+        "tools" | "parallel_tool_calls" if api == Api::ChatCompletions => Ok(()),
         "tools" | "functions" => refuse(empty(), NotContinued::Tools),
-        "tool_choice" | "function_call" => refuse(*value == "none", NotContinued::Tools),
+        "tool_choice" | "function_call" => {
+            refuse(*value == "none" || *value == "auto", NotContinued::Tools)
+        }
         "parallel_tool_calls" => Ok(()),
-        "stop" => refuse(empty(), NotContinued::Stop),
+        // The continuation looks at these.
+        "stop" => Ok(()),
         "seed" => Err(NotContinued::Seed),
         "kv_transfer_params" => Err(NotContinued::KvTransferParams),
         "bad_words" | "suffix" | "logits_processors" | "vllm_xargs" => {
@@ -287,19 +399,21 @@ fn has_only_text(cursor: &mut Cursor<'_>) -> Result<bool, JsonError> {
     Ok(only)
 }
 
-/// Whether a completion's prompt is a single one.
-fn check_prompt(prompt: &[u8]) -> Result<Result<(), NotContinued>, JsonError> {
+/// Whether a completion's prompt is a list of several: of texts, or of lists of ids.
+pub(crate) fn has_several_prompts(prompt: &[u8]) -> bool {
     let mut cursor = Cursor::new(prompt);
-    if !cursor.enter_array()? {
-        return Ok(Ok(()));
-    }
-    let (mut first, mut elements, mut lists) = (true, 0, false);
-    while cursor.next_element(&mut first)? {
-        elements += 1;
-        lists |= matches!(cursor.kind()?, JsonKind::String | JsonKind::Array);
+    let mut several = || {
+        let mut first = true;
+        if !cursor.enter_array()? || !cursor.next_element(&mut first)? {
+            return Ok(false);
+        }
+        if !matches!(cursor.kind()?, JsonKind::String | JsonKind::Array) {
+            return Ok(false);
+        }
         cursor.skip()?;
-    }
-    Ok(if lists && elements > 1 { Err(NotContinued::Choices) } else { Ok(()) })
+        cursor.next_element(&mut first)
+    };
+    several().unwrap_or_else(|_: JsonError| false)
 }
 
 #[cfg(test)]

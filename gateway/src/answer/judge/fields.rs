@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{Choice, Facts, Finish, TokenUsage, Verdict};
+use super::{Choice, Facts, Finish, TextKey, TokenUsage, Verdict};
 use crate::answer::failure::Failure;
 use crate::text::json::{Cursor, JsonError, JsonKind};
 
@@ -150,8 +150,11 @@ fn choice(cursor: &mut Cursor<'_>, facts: &mut Facts) -> Result<Choice, JsonErro
             b"index" => choice.index = cursor.count()?.unwrap_or(0),
             b"delta" | b"message" => delta(cursor, &mut choice, &mut facts.text)?,
             b"text" if cursor.kind()? == JsonKind::String => {
-                text(cursor, &mut facts.text)?;
+                let text = text(cursor, &mut facts.text)?;
                 choice.output = true;
+                if text.is_some_and(|text| !text.is_empty()) {
+                    choice.key = TextKey::Content;
+                }
             }
             b"text" => choice.output |= has_value(cursor)?,
             b"finish_reason" => choice.finish = raw(cursor)?.map(Finish::of),
@@ -166,11 +169,27 @@ fn choice(cursor: &mut Cursor<'_>, facts: &mut Facts) -> Result<Choice, JsonErro
                 cursor.skip()?;
                 facts.places.prompt_token_ids = Some(start..cursor.at());
             }
-            b"logprobs" => choice.logprobs = has_value(cursor)?,
+            b"logprobs" => {
+                let start = start(cursor)?;
+                choice.logprobs = has_value(cursor)?;
+                facts.places.logprobs = Some(start..cursor.at());
+            }
             _ => cursor.skip()?,
         }
     }
     Ok(choice)
+}
+
+impl TextKey {
+    /// The field of a text, of which this one is known, and that has another text in the field `name`.
+    fn with(self, name: &[u8]) -> Self {
+        let other = match name {
+            b"content" => Self::Content,
+            b"refusal" => Self::Refusal,
+            _ => Self::Reasoning,
+        };
+        if self == Self::None || self == other { other } else { Self::Several }
+    }
 }
 
 /// Where the next value begins.
@@ -205,7 +224,10 @@ fn delta(
             {
                 match text(cursor, place)? {
                     Some([]) => empty = true,
-                    _ => output = true,
+                    _ => {
+                        output = true;
+                        choice.key = choice.key.with(key.text.raw());
+                    }
                 }
             }
             _ => choice.beyond_text |= has_value(cursor)?,

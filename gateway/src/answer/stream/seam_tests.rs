@@ -55,6 +55,15 @@ impl SeamClient {
         None
     }
 
+    /// Begins a seam where that is possible.
+    fn seam(&mut self) -> Result<Rest, NotContinued> {
+        let rest = self.stream.cut()?;
+        if rest == Rest::Tokens {
+            self.stream.begin_seam();
+        }
+        Ok(rest)
+    }
+
     fn tokens(&self) -> Tokens {
         self.stream.meter.tokens()
     }
@@ -133,7 +142,7 @@ fn a_client_that_did_not_ask_for_ids_gets_none() {
 fn joined(api: Api, strip: bool, name: &str, events: usize, rest: &str) -> SeamClient {
     let mut client = SeamClient::new(api, strip);
     assert_eq!(client.feed(&recorded(name)[..events]), None);
-    assert_eq!(client.stream.begin_seam(), Ok(Rest::Tokens), "{name} after {events}");
+    assert_eq!(client.seam(), Ok(Rest::Tokens), "{name} after {events}");
     assert!(!client.stream.token_record().expect("recorded").is_resumed());
     let failure = client.feed(&recorded(rest));
     assert_eq!(failure, None, "{name} after {events}, then {rest}");
@@ -168,9 +177,9 @@ fn an_answer_is_the_same_after_a_seam_behind_any_token() {
 fn an_answer_can_have_more_than_one_seam() {
     let mut client = SeamClient::new(Api::ChatCompletions, true);
     client.feed(&recorded("chat_full_stream")[..4]);
-    client.stream.begin_seam().expect("complete");
+    client.seam().expect("complete");
     client.feed(&recorded("chat_resumed_3_stream")[..6]);
-    client.stream.begin_seam().expect("complete");
+    client.seam().expect("complete");
     let ids = client.stream.token_record().expect("recorded").ids();
     assert_eq!(ids.answer_tokens(), 8);
     assert_eq!(client.feed(&recorded("chat_resumed_8_stream")), None);
@@ -188,7 +197,7 @@ fn a_cut_inside_a_character_that_the_client_has_a_part_of_is_refused() {
     let half = String::from_utf8(events[4].to_vec()).expect("UTF-8");
     events[4] = half.replace("\"content\":\"\"", "\"content\":\"a\u{fffd}\"").into();
     client.feed(&events);
-    assert_eq!(client.stream.begin_seam(), refused, "the client has a part of the character");
+    assert_eq!(client.seam(), refused, "the client has a part of the character");
 }
 
 #[test]
@@ -196,19 +205,19 @@ fn a_replica_that_begins_anew_is_not_passed_on() {
     let mut client = SeamClient::new(Api::ChatCompletions, true);
     client.feed(&recorded("chat_full_stream")[..6]);
     let before = client.out.clone();
-    client.stream.begin_seam().expect("complete");
+    client.seam().expect("complete");
     let failure = client.feed(&recorded("chat_full_stream")).expect("another prompt");
     assert_eq!(failure.cause, Cause::NotContinued);
     assert_eq!(client.out, before);
     // Another one may go on.
-    client.stream.begin_seam().expect("complete");
+    client.seam().expect("complete");
     let other = client.feed(&recorded("chat_resumed_5_stream"));
     assert_eq!(other, None);
     assert_eq!(client.text(), whole(Api::ChatCompletions, true, "chat_full_stream").text());
     // A server that reports no ids may have begun anew.
     let mut client = SeamClient::new(Api::ChatCompletions, true);
     client.feed(&recorded("chat_full_stream")[..6]);
-    client.stream.begin_seam().expect("complete");
+    client.seam().expect("complete");
     let unasked = String::from_utf8(recorded("chat_resumed_5_stream").concat()).expect("UTF-8");
     let ids = unasked.find("[1,").expect("ids");
     let end = ids + unasked[ids..].find(']').expect("a list's end");
@@ -230,7 +239,7 @@ fn an_answer_without_all_its_ids_is_not_continued() {
             events[1] = second.replace("[1344]", "null").into();
         }
         client.feed(&events[..5]);
-        assert_eq!(client.stream.begin_seam(), Err(want), "{name}");
+        assert_eq!(client.seam(), Err(want), "{name}");
     }
     let mut client = SeamClient::new(chat, true);
     let mut events = recorded("chat_full_stream");
@@ -238,9 +247,9 @@ fn an_answer_without_all_its_ids_is_not_continued() {
     events[3] = text.replace(r#""content":"compress""#, r#""tool_calls":[{"index":0}]"#).into();
     client.feed(&events[..5]);
     assert_eq!(client.text().matches("tool_calls").count(), 1, "nothing is kept back");
-    assert_eq!(client.stream.begin_seam(), Err(NotContinued::ToolCall));
+    assert_eq!(client.seam(), Err(NotContinued::ToolCall));
     let mut silent = AnswerStream::new(chat, true, None);
-    assert_eq!(silent.begin_seam(), Err(NotContinued::NoTokenIds), "nothing was asked for");
+    assert_eq!(silent.cut(), Err(NotContinued::NoTokenIds), "nothing was asked for");
 }
 
 #[test]
@@ -252,7 +261,7 @@ fn the_gateway_ends_an_answer_of_which_only_the_end_is_missing() {
         let mut client = SeamClient::new(Api::ChatCompletions, true);
         client.stream.stripped_usage.enabled = strip;
         client.feed(&events[..last]);
-        assert_eq!(client.stream.begin_seam(), Ok(Rest::End));
+        assert_eq!(client.seam(), Ok(Rest::End));
         client.stream.conclude().for_each(|piece| client.out.extend_from_slice(&piece));
         assert!(client.stream.is_complete());
         let text = client.text();
@@ -274,7 +283,7 @@ fn an_aborted_choice_does_not_end_the_answer() {
     let aborted = aborted.replace("\"finish_reason\":null", "\"finish_reason\":\"abort\"");
     let failure = client.feed(&[aborted.into()]).expect("an abort");
     assert_eq!(failure.cause, Cause::Aborted);
-    assert_eq!(client.stream.begin_seam(), Ok(Rest::Tokens));
+    assert_eq!(client.seam(), Ok(Rest::Tokens));
     let ids = client.stream.token_record().expect("recorded").ids();
     assert_eq!(ids.answer_tokens(), 5);
     assert_eq!(client.feed(&recorded("chat_resumed_5_stream")), None);
@@ -318,4 +327,125 @@ fn a_chunk_with_nothing_but_ids_is_left_out() {
     client.feed(&events[5..6]);
     let want = [silent.as_bytes(), &events[5]].concat();
     assert_eq!(client.out[before..], want, "a client that asked for ids gets them");
+}
+
+/// A recorded stream with other texts, one for each event that has one.
+fn changed(name: &str, change: impl Fn(&str) -> String) -> Vec<Bytes> {
+    let text = |event: Bytes| String::from_utf8(event.to_vec()).expect("UTF-8");
+    recorded(name).into_iter().map(|event| change(&text(event)).into()).collect()
+}
+
+#[test]
+fn an_end_counts_only_for_the_only_choice() {
+    // The second choice has not begun when the first one ends.
+    let events = recorded("chat_n2_stream");
+    let first = |event: &&Bytes| memchr::memmem::find(event, br#""index":0"#).is_some();
+    let end = |event: &Bytes| memchr::memmem::find(event, br#""finish_reason":""#).is_some();
+    let end = events.iter().position(|event| first(&event) && end(event)).expect("an end");
+    let mut client = SeamClient::new(Api::ChatCompletions, true);
+    client.feed(&events[..=end]);
+    assert_eq!(client.seam(), Err(NotContinued::Choices));
+    // A choice whose ids are not known may have others beside it.
+    let mut client = SeamClient::new(Api::ChatCompletions, true);
+    let events = changed("chat_full_stream", |event| event.replace("[1614]", "null"));
+    client.feed(&events[..events.len() - 2]);
+    assert_eq!(client.seam(), Err(NotContinued::NoTokenIds));
+}
+
+#[test]
+fn usage_that_has_come_is_not_sent_twice() {
+    let events = recorded("chat_full_stream");
+    let mut client = SeamClient::new(Api::ChatCompletions, true);
+    client.feed(&events[..events.len() - 1]);
+    assert_eq!(client.text().matches("\"usage\":{").count(), 1);
+    assert_eq!(client.seam(), Ok(Rest::End));
+    client.stream.conclude().for_each(|piece| client.out.extend_from_slice(&piece));
+    assert_eq!(client.text(), whole(Api::ChatCompletions, true, "chat_full_stream").text());
+}
+
+#[test]
+fn the_text_of_the_last_tokens_is_known_for_a_comparison() {
+    let mut client = SeamClient::new(Api::ChatCompletions, true);
+    // Speculative decoding: two tokens in one event, of which the second has no text yet.
+    let events = changed("chat_full_stream", |event| event.replace("[1551]", "[1551,163]"));
+    client.feed(&events[..4]);
+    assert_eq!(client.seam(), Ok(Rest::Tokens));
+    let record = client.stream.token_record().expect("recorded");
+    assert!(record.ids().ends_with_several());
+    assert_eq!(record.ids().answer_tokens(), 4);
+    let shown = record.shown().shown().expect("a text");
+    assert_eq!(shown.start, 24);
+    assert_eq!(shown.with(""), " afterEDcompress");
+    // A comparison shows that the last one is to be left out: the answer goes on from the third.
+    client.stream.move_seam(1, "");
+    assert_eq!(client.feed(&recorded("chat_resumed_3_stream")), None);
+    let want = whole(Api::ChatCompletions, true, "chat_full_stream");
+    assert_eq!(client.text(), want.text());
+    assert_eq!(client.tokens().generated, 12);
+}
+
+#[test]
+fn text_that_was_kept_back_goes_out_at_the_seam() {
+    let mut client = SeamClient::new(Api::ChatCompletions, true);
+    let events = changed("chat_full_stream", |event| event.replace("compress", "com"));
+    client.feed(&events[..4]);
+    assert_eq!(client.seam(), Ok(Rest::Tokens));
+    client.stream.move_seam(0, "press");
+    assert!(!client.text().contains("press"), "the new replica may fail");
+    client.seam().expect("it failed");
+    client.stream.move_seam(0, "press");
+    assert_eq!(client.feed(&recorded("chat_resumed_3_stream")), None);
+    let want = whole(Api::ChatCompletions, true, "chat_full_stream");
+    assert_eq!(client.content().0, want.content().0);
+    let shown = client.stream.token_record().expect("recorded").shown().shown();
+    assert_eq!(shown.expect("a text").with(""), want.content().0);
+}
+
+#[test]
+fn a_parser_that_takes_text_for_something_else_is_noticed_before_it_goes_out() {
+    let reasoning = |event: &str| event.replace("\"content\":\"", "\"reasoning\":\"");
+    let nothing = |event: &str| event.replace("{\"content\":\"\"}", "{}");
+    let call = |event: &str| event.replace("\"content\":\"", "\"tool_calls\":[{}],\"content\":\"");
+    type Change<'a> = &'a dyn Fn(&str) -> String;
+    let same: Change<'_> = &|event: &str| event.to_owned();
+    // The first event of the recording behind the cut has a token without text.
+    for (case, before, after, misread) in [
+        ("content", same, same, false),
+        ("reasoning", &reasoning as Change<'_>, &reasoning as Change<'_>, false),
+        ("reasoning as content", &reasoning, same, true),
+        ("content as reasoning", same, &reasoning, true),
+        ("text after tokens of which it made nothing", same, &nothing, true),
+        ("a call", same, &call, false),
+    ] {
+        for strip in [true, false] {
+            let mut client = SeamClient::new(Api::ChatCompletions, strip);
+            client.feed(&changed("chat_full_stream", before)[..4]);
+            let shown = client.out.clone();
+            assert_eq!(client.seam(), Ok(Rest::Tokens), "{case}");
+            let failure = client.feed(&changed("chat_resumed_3_stream", after));
+            assert_eq!(failure.is_some(), misread, "{case}");
+            if misread {
+                assert_eq!(client.out, shown, "{case}: nothing of it goes out");
+                assert_eq!(client.seam(), Err(NotContinued::Parser), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn offsets_into_a_completions_text_go_on() {
+    let choice = |text: &str, offset: u32, id: u32, prompt: &str| {
+        format!(
+            "data: {{\"id\":\"cmpl-1\",\"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":\
+             {{\"text_offset\":[{offset}],\"tokens\":[\"a\"]}},\"finish_reason\":null,\
+             \"prompt_token_ids\":{prompt},\"token_ids\":[{id}]}}]}}\n\n"
+        )
+    };
+    let mut client = SeamClient::new(Api::Completions, true);
+    client.feed(&[choice("a\\u00e9", 0, 7, "[1,2]").into(), choice("b\\n", 2, 8, "null").into()]);
+    assert_eq!(client.seam(), Ok(Rest::Tokens));
+    client.feed(&[choice("c", 0, 9, "[1,2,7,8]").into(), choice("d", 1, 10, "null").into()]);
+    for offset in [0, 2, 4, 5] {
+        assert!(client.text().contains(&format!("\"text_offset\":[{offset}]")), "{offset}");
+    }
 }

@@ -8,13 +8,11 @@ use super::{AnswerForm, BrokenOff, Relay};
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::Outcome;
-use crate::answer::refusal::Refusal;
 use crate::answer::token_record::TokenRecord;
-use crate::exchange::continuation::{NextReplica, reason};
+use crate::exchange::continuation::{NextReplica, NoReplica, Onward};
 use crate::exchange::cutoff::Cut;
 use crate::net::clock;
 use crate::pool::End;
-use crate::read::continuable::NextRequest;
 
 impl Relay {
     /// Waits for a replica that goes on with the stream.
@@ -26,13 +24,16 @@ impl Relay {
                 record.searched(steps);
             }
             match found {
-                Ok(NextReplica { slot, upstream }) => {
+                Ok(NextReplica { slot, upstream, start }) => {
                     self.cutoff.next_replica(slot.lost());
+                    if let AnswerForm::Stream(stream) = &mut self.form {
+                        stream.move_seam(start.back, &start.rest);
+                    }
                     (self.slot, self.upstream) = (Some(slot), Some(upstream));
                     self.moments.last = clock::now();
                     self.watch_drain();
                 }
-                Err(refusal) => self.not_found(&refusal),
+                Err(none) => self.not_found(&none),
             }
             return Poll::Ready(Ok(()));
         }
@@ -60,7 +61,7 @@ impl Relay {
     }
 
     /// Ends the stream, since no replica goes on with it.
-    fn not_found(&mut self, refusal: &Refusal) {
+    fn not_found(&mut self, NoReplica { refusal, why }: &NoReplica) {
         if let Refusal::Failed(failure) = refusal
             && self.move_back(failure.cause, None)
         {
@@ -68,7 +69,7 @@ impl Relay {
         }
         let cause = self.successor.broke_by().unwrap_or(Cause::Connection);
         if let Some(record) = &self.record {
-            record.not_continued(cause, reason(refusal));
+            record.not_continued(cause, *why);
         }
         if let AnswerForm::Stream(stream) = &self.form {
             let (status, kind) = refusal.status();
@@ -79,14 +80,18 @@ impl Relay {
 
     /// Goes on with a stream that broke on another replica, or ends it with an error event.
     pub(super) fn broke(&mut self, failure: Failure) {
-        let cause = failure.cause;
         if let Some(record) = &mut self.record {
-            record.try_failed(cause);
+            record.try_failed(failure.cause);
         }
+        let begins_anew = self.begins_anew();
+        // Others take the rest for something else than it is, too: then the stream stays.
+        let misread = failure.cause == Cause::NotContinued && !begins_anew;
+        let cause = if misread { Cause::Moved } else { failure.cause };
         if self.move_back(cause, Some(failure.clone())) {
             return;
         }
         if let Err(why) = self.go_on(&failure) {
+            let cause = self.successor.broke_by().unwrap_or(failure.cause);
             if let Some(record) = &self.record {
                 record.not_continued(cause, why);
             }
@@ -94,23 +99,35 @@ impl Relay {
         }
     }
 
+    /// Notes, and returns, whether the present replica began anew where it should have gone on.
+    fn begins_anew(&self) -> bool {
+        let AnswerForm::Stream(stream) = &self.form else { return false };
+        let begins_anew = stream.token_record().is_some_and(TokenRecord::began_anew);
+        if let (true, Some(slot)) = (begins_anew, &self.slot) {
+            slot.begins_anew();
+        }
+        begins_anew
+    }
+
     fn go_on(&mut self, failure: &Failure) -> Result<(), NotContinued> {
+        // The tokens until now are this replica's.
+        self.merge();
         let AnswerForm::Stream(stream) = &mut self.form else { return Err(NotContinued::Api) };
-        let progressed = stream.token_record().is_some_and(TokenRecord::is_resumed);
+        let record = stream.token_record();
+        let progress = record.filter(|record| record.is_resumed()).map(TokenRecord::own_tokens);
         match self.successor.next(stream, failure)? {
-            NextRequest::NothingLeft => {
+            Onward::End => {
                 stream.conclude().for_each(|piece| self.out.push(piece));
                 self.finish(End::Failed(failure.clone()), Outcome::Completed, None);
             }
-            NextRequest::Body(body) => {
-                self.merge();
+            Onward::Tokens(cut) => {
                 // The replica aborts what it still generates.
                 self.upstream = None;
                 if let Some(slot) = self.slot.take() {
-                    let left = self.successor.leave(slot, failure.clone(), progressed);
-                    left.map_err(|refusal| reason(&refusal))?;
+                    let left = self.successor.leave(slot, failure.clone(), progress);
+                    left.map_err(|refusal| NoReplica::from(refusal).why)?;
                 }
-                self.successor.search(body, failure.cause, clock::now());
+                self.successor.search(cut, failure.cause, clock::now());
             }
         }
         Ok(())

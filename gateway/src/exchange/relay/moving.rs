@@ -10,12 +10,11 @@ use std::time::Duration;
 use super::{AnswerForm, Relay};
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::not_continued::NotContinued;
-use crate::exchange::continuation::LONGEST_MOVE;
+use crate::exchange::continuation::{LONGEST_MOVE, Onward};
 use crate::exchange::cutoff::Cut;
 use crate::exchange::successor::{Move, Standby};
 use crate::net::clock;
 use crate::pool::{End, Room};
-use crate::read::continuable::NextRequest;
 
 impl Relay {
     /// Has the stream move once the present replica has drained for long enough.
@@ -34,7 +33,7 @@ impl Relay {
         let (AnswerForm::Stream(stream), Some(slot)) = (&self.form, &self.slot) else { return };
         let mut copy = stream.clone();
         let next = self.successor.next(&mut copy, &moved());
-        if matches!(next, Ok(NextRequest::Body(_)) | Err(NotContinued::InsideCharacter))
+        if matches!(next, Ok(Onward::Tokens(_)) | Err(NotContinued::InsideCharacter))
             && let Some(room) = self.successor.room_elsewhere(slot)
         {
             self.cutoff.watch(async move { Cut::Room(room.await.ok().map(Box::new)) });
@@ -59,11 +58,11 @@ impl Relay {
         self.merge();
         let AnswerForm::Stream(stream) = &mut self.form else { return };
         let mut next_stream = stream.clone();
-        let body = match self.successor.next(&mut next_stream, &moved()) {
-            Ok(NextRequest::Body(body)) => body,
+        let cut = match self.successor.next(&mut next_stream, &moved()) {
+            Ok(Onward::Tokens(cut)) => cut,
             Err(NotContinued::InsideCharacter) => return,
             // It ends where it is.
-            Ok(NextRequest::NothingLeft) | Err(_) => return self.successor.moving = Move::None,
+            Ok(Onward::End) | Err(_) => return self.successor.moving = Move::None,
         };
         let (Some(upstream), Some(slot)) = (self.upstream.take(), self.slot.take()) else { return };
         let Move::Ready(room) = take(&mut self.successor.moving) else { return };
@@ -73,7 +72,7 @@ impl Relay {
             Move::UnderWay(Box::new(Standby { upstream, slot, stream, under_way }));
         self.cutoff.leave_replica();
         self.moments.last = clock::now();
-        self.successor.move_to(next_slot, body, self.moments.last);
+        self.successor.move_to(next_slot, cut, self.moments.last);
     }
 
     /// How long the present replica may be silent.

@@ -27,6 +27,8 @@ pub(crate) struct Process {
     id: u64,
     stopped: AtomicBool,
     crashed: AtomicBool,
+    /// It refuses a request that asks for token ids.
+    refuses_token_ids: AtomicBool,
     /// The fingerprint that its streams carry, once it is known.
     fingerprint: ArcSwapOption<Fingerprint>,
 }
@@ -37,6 +39,7 @@ impl Process {
             id: BEGUN.fetch_add(1, Relaxed) + 1,
             stopped: AtomicBool::new(false),
             crashed: AtomicBool::new(false),
+            refuses_token_ids: AtomicBool::new(false),
             fingerprint: ArcSwapOption::empty(),
         })
     }
@@ -64,6 +67,16 @@ impl Process {
     /// Whether its end says nothing about the requests that it had.
     pub(crate) fn was_stopped(&self) -> bool {
         self.stopped.load(Relaxed) && !self.crashed.load(Relaxed)
+    }
+
+    /// Whether it refuses a request that asks for token ids.
+    pub(crate) fn refuses_token_ids(&self) -> bool {
+        self.refuses_token_ids.load(Relaxed)
+    }
+
+    /// Notes that it refused a request that asks for token ids.
+    pub(crate) fn note_refuses_token_ids(&self) {
+        self.refuses_token_ids.store(true, Relaxed);
     }
 
     /// The fingerprint that its streams carry, once it has reported one.

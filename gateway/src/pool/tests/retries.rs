@@ -25,7 +25,7 @@ async fn a_request_is_tried_again_as_its_failures_allow() {
         Aborted, Connect, Connection, EngineDead, QueueFull, Server, ShuttingDown, Truncated,
         Unreachable,
     };
-    let (poison, error) = ("three replicas died", "replica's message");
+    let (poison, error) = ("replicas died", "replica's message");
     for (case, causes, draining, want) in [
         ("busy ones are no tries", vec![QueueFull; 50], false, None),
         ("nor are those that take nothing", [Connect, ShuttingDown].repeat(20), false, None),
@@ -95,6 +95,8 @@ async fn a_failed_request_gives_its_unused_tokens_back_to_its_tenant() {
         let mut failed = of("a", 100);
         let mut slot = pool.hold(&mut failed).await.expect("room");
         slot.generated(generated);
+        // The answer goes on elsewhere, where these are a part of the prompt.
+        slot.generated(0);
         if tried {
             assert!(slot.decide_retry(&mut failed, failure(Cause::Server)).is_err(), "{case}");
         } else {
@@ -150,7 +152,7 @@ async fn a_death_counts_once_and_not_at_all_if_an_order_explains_it_later() {
     assert_eq!(die(2, 1).0, Ok(()));
     first.stopped();
     assert_eq!(die(3, 1).0, Ok(()), "two that nothing explains");
-    assert!(die(4, 1).0.is_err_and(|refusal| refusal.contains("three replicas died")));
+    assert!(die(4, 1).0.is_err_and(|refusal| refusal.contains("several replicas died")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,21 +160,27 @@ async fn an_answer_that_has_begun_goes_on_as_long_as_it_makes_progress() {
     use Cause::{Aborted, Connection, EngineDead, NotContinued, Stalled};
     let (poison, tries) = ("died", "5 counted");
     for (case, causes, progress, want) in [
-        ("a death after each part of the answer", vec![Connection; 20], true, None),
-        ("two deaths with nothing between", vec![Connection, EngineDead], false, Some(poison)),
-        ("a silence and a death", vec![Stalled, Connection], false, None),
-        ("five tries with nothing between", vec![Aborted; 5], false, Some(tries)),
-        ("replicas that begin anew", vec![NotContinued; 4], false, None),
+        ("a death after each long part of the answer", vec![Connection; 20], Some(64), None),
+        ("a death after each token", vec![Connection; 2], Some(1), None),
+        ("a death after each of three tokens", vec![Connection; 3], Some(1), Some(poison)),
+        ("moved after each token", vec![Aborted; 64], Some(1), None),
+        ("moved without an end", vec![Aborted; 65], Some(64), Some("65 counted")),
+        ("two deaths with nothing between", vec![Connection, EngineDead], None, Some(poison)),
+        ("a silence and a death", vec![Stalled, Connection], None, None),
+        ("five tries with nothing between", vec![Aborted; 5], None, Some(tries)),
+        ("replicas that begin anew", vec![NotContinued; 4], None, None),
     ] {
         let pool = pool(r#"{"name": "p"}"#);
         // It can always go to another one.
-        (100..=110).for_each(|port| ready(&pool, port));
+        (100..=180).for_each(|port| ready(&pool, port));
         let mut ticket = ticket(60);
-        ticket.progressed();
+        if progress.is_none() {
+            ticket.progressed(64);
+        }
         let outcome = (1..).zip(&causes).try_for_each(|(port, cause)| {
             ready(&pool, port);
-            if progress {
-                ticket.progressed();
+            if let Some(tokens) = progress {
+                ticket.progressed(tokens);
             }
             let slot = pool.hold(&mut ticket).now_or_never().expect("ready").expect("released");
             slot.decide_retry(&mut ticket, failure(*cause))
@@ -190,9 +198,10 @@ async fn a_replica_that_does_not_go_on_with_answers_gets_no_other_one() {
     let pool = pool(r#"{"name": "p"}"#);
     ready(&pool, 1);
     let mut first = ticket(60);
-    first.progressed();
+    first.progressed(64);
     let slot = pool.hold(&mut first).await.expect("ready");
     let old = slot.address;
+    slot.begins_anew();
     let refusal = slot.decide_retry(&mut first, failure(Cause::NotContinued));
     assert!(matches!(refusal, Err(Refusal::Failed(_))), "there is no other one");
     assert_eq!(
@@ -206,19 +215,36 @@ async fn a_replica_that_does_not_go_on_with_answers_gets_no_other_one() {
     let slots = slots.map(|slot| slot.expect("ready").expect("released"));
     let mut lost = slots.into_iter().filter(|slot| slot.address != old);
     let lost = lost.next().expect("one at each");
-    second.progressed();
+    second.progressed(64);
     let refusal = lost.decide_retry(&mut second, failure(Cause::Connection));
     assert!(refusal.is_err_and(|refusal| refusal.to_string().contains("token ids")));
     // With others, an answer goes on there.
     (3..=4).for_each(|port| ready(&pool, port));
     let mut third = ticket(60);
-    third.progressed();
+    third.progressed(64);
     let slot = pool.hold(&mut third).await.expect("ready");
     assert!(slot.decide_retry(&mut third, failure(Cause::Aborted)).is_ok());
     // A request that has not begun goes there as before.
     let new: Vec<_> = (0..3).map(|_| pool.hold(&mut ticket(60)).now_or_never()).collect();
     let new = new.into_iter().map(|slot| slot.expect("ready").expect("released"));
     assert!(new.collect::<Vec<_>>().iter().any(|slot| slot.address == old));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_goes_on_may_be_held_as_long_as_any_other() {
+    let pool = pool(r#"{"name": "p", "hold": {"timeout": "10s"}}"#);
+    let mut ticket = ticket(600);
+    for progressed in [false, true, true] {
+        if progressed {
+            ticket.progressed(64);
+        }
+        let began = Instant::now();
+        assert!(pool.hold(&mut ticket).await.is_err(), "no endpoint");
+        assert_eq!(began.elapsed().as_secs(), 10);
+    }
+    let began = Instant::now();
+    assert!(pool.hold(&mut ticket).await.is_err(), "nothing came since");
+    assert_eq!(began.elapsed().as_secs(), 0);
 }
 
 #[tokio::test(start_paused = true)]

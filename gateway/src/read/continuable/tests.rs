@@ -5,12 +5,13 @@ use crate::read::scan::scan;
 fn next(api: Api, body: &Value, answered: u64) -> Result<Value, NotContinued> {
     let bytes = Bytes::from(body.to_string());
     let scan = scan(&bytes).expect("valid");
-    let body = ContinuableBody::of(api, &bytes, &scan);
+    let body = ContinuableBody::of(api, &bytes, &scan, 100);
     let edits = ContinuationEdits { model: Some("served"), drop_priority: true };
-    match body.next(&[1, 2, 30], answered, edits)? {
-        NextRequest::Body(body) => Ok(serde_json::from_slice(&body).expect("JSON")),
-        NextRequest::NothingLeft => Ok(json!("nothing left")),
+    if body.allows(answered)? == Allowed::NothingLeft {
+        return Ok(json!("nothing left"));
     }
+    let next = body.next(&[1, 2, 30], answered, edits)?;
+    Ok(serde_json::from_slice(&next).expect("JSON"))
 }
 
 fn chat(more: Value) -> Value {
@@ -54,7 +55,7 @@ fn a_completion_goes_on_from_ids_as_its_prompt() {
         assert_eq!(next(Api::Completions, &body, 5), Err(NotContinued::Choices));
     }
     let offsets = json!({"prompt": "a", "stream": true, "logprobs": 1});
-    assert_eq!(next(Api::Completions, &offsets, 5), Err(NotContinued::TextOffset));
+    assert_eq!(next(Api::Completions, &offsets, 5).expect("continued")["logprobs"], 1);
 }
 
 #[test]
@@ -97,13 +98,15 @@ fn only_fields_that_are_known_to_be_harmless_are_allowed() {
         (json!({"modalities": ["text"]}), Ok(())),
         (json!({"modalities": ["text", "audio"]}), Err(Media)),
         (json!({"tools": []}), Ok(())),
-        (json!({"tools": [{"type": "function"}]}), Err(Tools)),
+        (json!({"tools": [{"type": "function"}]}), Ok(())),
+        (json!({"tool_choice": "auto"}), Ok(())),
         (json!({"tool_choice": "none"}), Ok(())),
         (json!({"tool_choice": "required"}), Err(Tools)),
         (json!({"stop": []}), Ok(())),
         (json!({"stop": ""}), Ok(())),
-        (json!({"stop": "a"}), Err(Stop)),
-        (json!({"stop": ["a"]}), Err(Stop)),
+        (json!({"stop": "ab"}), Ok(())),
+        (json!({"stop": [7]}), Err(Unreadable)),
+        (json!({"stop": ["a".repeat(129)]}), Err(Stop)),
         (json!({"stop_token_ids": [7], "ignore_eos": true}), Ok(())),
         (json!({"presence_penalty": 0}), Ok(())),
         (json!({"presence_penalty": 0.1}), Err(Penalties)),
@@ -143,7 +146,7 @@ fn a_prompt_with_something_else_than_text_is_not_continued() {
     }
     let escaped = r#"{"stream":true,"messages":[{"c\u006fntent":[{"\u0069mage_url":"a"}]}]}"#;
     let bytes = Bytes::from(escaped);
-    let body = ContinuableBody::of(Api::ChatCompletions, &bytes, &scan(&bytes).expect("valid"));
+    let body = ContinuableBody::of(Api::ChatCompletions, &bytes, &scan(&bytes).expect("valid"), 0);
     assert_eq!(body.prompt, Err(NotContinued::Media), "an escaped key is the same key");
 }
 
@@ -153,6 +156,69 @@ fn a_long_body_beside_the_prompt_is_not_kept() {
     assert_eq!(next(Api::ChatCompletions, &body, 5), Err(NotContinued::Memory));
     let body = chat(json!({"messages": [{"role": "user", "content": "x".repeat(LONGEST_REST)}]}));
     let bytes = Bytes::from(body.to_string());
-    let kept = ContinuableBody::of(Api::ChatCompletions, &bytes, &scan(&bytes).expect("valid"));
+    let kept = ContinuableBody::of(Api::ChatCompletions, &bytes, &scan(&bytes).expect("valid"), 0);
     assert!(kept.body.len() < 200, "the prompt is not kept");
+}
+
+#[test]
+fn only_a_list_of_texts_or_lists_is_several_prompts() {
+    for (prompt, want) in [
+        (r#""a""#, false),
+        ("[]", false),
+        (r#"["a"]"#, false),
+        (r#"["a", "b"]"#, true),
+        ("[1, 2, 3]", false),
+        ("[[1, 2]]", false),
+        ("[[1], [2]]", true),
+        ("[[1", false),
+        ("null", false),
+    ] {
+        assert_eq!(has_several_prompts(prompt.as_bytes()), want, "{prompt}");
+    }
+}
+
+#[test]
+fn a_completion_has_no_limit_of_a_chat() {
+    let body = json!({"prompt": "a", "stream": true, "max_tokens": 20, "max_completion_tokens": 2});
+    let got = next(Api::Completions, &body, 5).expect("continued");
+    assert_eq!((&got["max_tokens"], &got["max_completion_tokens"]), (&json!(15), &json!(2)));
+}
+
+#[test]
+fn an_answer_without_a_token_begins_anew_where_its_beginning_would_matter() {
+    for (fields, want) in [
+        (json!({"seed": 7, "presence_penalty": 1, "stop": ["ab"]}), Ok(())),
+        (json!({"tool_choice": "required", "bad_words": ["a"]}), Ok(())),
+        (json!({"response_format": {"type": "json_object"}}), Ok(())),
+        (json!({"n": 2}), Err(NotContinued::Choices)),
+        (json!({"echo": true}), Err(NotContinued::Echo)),
+        (json!({"kv_transfer_params": {}}), Err(NotContinued::KvTransferParams)),
+    ] {
+        let got = next(Api::ChatCompletions, &chat(fields.clone()), 0).map(drop);
+        assert_eq!(got, want, "{fields}");
+    }
+}
+
+#[test]
+fn stop_strings_that_may_have_begun_are_noticed() {
+    let stops = |more: Value| {
+        let bytes = Bytes::from(chat(more).to_string());
+        let scan = scan(&bytes).expect("valid");
+        let body = ContinuableBody::of(Api::ChatCompletions, &bytes, &scan, 0);
+        let Ok(Allowed::Tokens(stops)) = body.allows(5) else { panic!("not allowed") };
+        stops
+    };
+    let none = stops(json!({}));
+    assert!(none.are_none() && none.lag() == 0 && !none.may_begin_in("a"));
+    let several = stops(json!({"stop": ["\n\n", "é!x", ""]}));
+    assert_eq!(several.lag(), 2);
+    for (text, want) in
+        [("", false), ("a", false), ("a\n", true), ("é", true), ("é!", true), ("é!y", false)]
+    {
+        assert_eq!(several.may_begin_in(text), want, "{text:?}");
+    }
+    let one = stops(json!({"stop": "\n"}));
+    assert!(one.lag() == 0 && !one.may_begin_in("a\n"), "it has no beginning");
+    let included = stops(json!({"stop": "ab", "include_stop_str_in_output": true}));
+    assert!(included.lag() == 0 && included.may_begin_in("xa"));
 }
