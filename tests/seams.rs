@@ -4,14 +4,14 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::reply::{Reply, ask};
+use support::reply::Reply;
 use support::sims::{Folder, Sim};
 use support::streams::{CHAT, Running, assert_unbroken, chat, events};
-use support::{Forebay, eventually, post};
+use support::{Forebay, eventually};
 
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A gateway in front of these replicas, once all are ready and one stream has shown what they can.
+/// A gateway in front of these replicas, once all are ready.
 struct Setup {
     forebay: Forebay,
     _folder: Folder,
@@ -23,13 +23,10 @@ impl Setup {
         let addresses: Vec<_> = sims.iter().map(|sim| format!("\"{}\"", sim.address)).collect();
         let forebay = folder.gateway(&format!(
             "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
-             models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{}{pool}",
+             models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{pool}",
             addresses.join(", "),
-            if pool.contains("continue:") { "" } else { "  continue: auto\n" },
         ));
         ready(&forebay, sims.len());
-        let first = ask(forebay.address, &post(CHAT, &chat(0, 2, json!({})).to_string()));
-        assert_eq!(first.status, 200, "{first:?}");
         Self { forebay, _folder: folder }
     }
 
@@ -59,6 +56,13 @@ fn completion(n: usize, tokens: u32) -> Value {
     })
 }
 
+/// A request with further fields.
+fn with(mut body: Value, more: Value) -> Value {
+    let more = more.as_object().expect("an object").clone();
+    body.as_object_mut().expect("an object").extend(more);
+    body
+}
+
 #[test]
 fn streams_of_a_killed_replica_go_on_token_for_token() {
     let mut sims: [Sim; 3] = sims("4", &[]);
@@ -66,10 +70,12 @@ fn streams_of_a_killed_replica_go_on_token_for_token() {
     let usage = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
     let bodies: Vec<(&str, Value)> = (0..12)
         .map(|n| match n % 4 {
+            0 if n == 0 => (CHAT, chat(n, 200, json!({"stop": ["#"]}))),
             0 => (CHAT, chat(n, 200, json!({}))),
             1 => (CHAT, chat(n, 200, json!({"logprobs": true, "top_logprobs": 2}))),
             2 => (CHAT, chat(n, 200, usage.clone())),
-            _ => (COMPLETIONS, completion(n, 200)),
+            _ if n > 8 => (COMPLETIONS, completion(n, 200)),
+            _ => (COMPLETIONS, with(completion(n, 200), json!({"logprobs": 2}))),
         })
         .collect();
     let start = |(path, body): &(&str, Value)| Running::start(setup.forebay.address, path, body);
@@ -159,7 +165,6 @@ fn a_stream_that_can_not_be_continued_ends_with_an_honest_error() {
     for (name, pool, path, body) in [
         ("off", "  continue: off\n", CHAT, chat(1, 300, json!({}))),
         ("seed", "", CHAT, chat(1, 300, json!({"seed": 7}))),
-        ("stop", "", CHAT, chat(1, 300, json!({"stop": ["no such text"]}))),
         ("choices", "", CHAT, chat(1, 300, json!({"n": 2}))),
     ] {
         let sims: [Sim; 2] = sims("4", &[]);
@@ -203,4 +208,40 @@ fn a_replica_that_would_begin_anew_is_passed_over() {
     let refused =
         "forebay_not_continued_streams_total{pool=\"p\",cause=\"connection\",reason=\"refused\"}";
     assert_eq!(setup.count(refused), 1.0);
+}
+
+#[test]
+fn a_replica_that_refuses_the_pools_key_is_passed_over() {
+    let folder = Folder::new();
+    let key = folder.write("key", "ours");
+    let keyed = |key| ["--decode-step-ms", "4", "--api-key", key];
+    let sims = [keyed("ours"), keyed("another"), keyed("ours")].map(|flags| Sim::start(&flags));
+    let setup = Setup::new(&sims, &format!("  apiKeyFile: {key}\n"));
+    let bodies: Vec<_> = (0..6).map(|n| chat(n, 200, json!({}))).collect();
+    let start = |body: &Value| Running::start(setup.forebay.address, CHAT, body);
+    let running: Vec<_> = bodies.iter().map(start).collect();
+    // The other one has nothing in flight, and so it is asked first.
+    sims[0].signal("KILL");
+    let whole = Sim::start(&[]);
+    for (running, body) in running.into_iter().zip(&bodies) {
+        assert_unbroken(&running.end(), whole.address, CHAT, body);
+    }
+    assert!(setup.count("forebay_continuation_pause_seconds_count{pool=\"p\"}") >= 1.0);
+}
+
+#[test]
+fn text_goes_on_where_tools_are_offered() {
+    let flags = ["--enable-auto-tool-choice", "--tool-call-parser", "any"];
+    let mut sims: [Sim; 2] = sims("4", &flags);
+    let setup = Setup::new(&sims, "");
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "weather"}}]});
+    let tools = with(tools, json!({"tool_choice": "none"}));
+    let body = chat(1, 200, tools);
+    let running = [(); 2].map(|()| Running::start(setup.forebay.address, CHAT, &body));
+    sims[0].signal("KILL");
+    for running in running {
+        assert_unbroken(&running.end(), sims[1].address, CHAT, &body);
+    }
+    sims[0].wait_for_end();
+    assert!(setup.count("forebay_continuation_pause_seconds_count{pool=\"p\"}") >= 1.0);
 }

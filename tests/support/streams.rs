@@ -89,5 +89,9 @@ pub fn comparable(reply: &Reply) -> Vec<Value> {
 pub fn assert_unbroken(reply: &Reply, replica: SocketAddr, path: &str, body: &Value) {
     assert!(reply.whole && reply.status == 200, "{reply:?}");
     let want = ask(replica, &post(path, &body.to_string()));
-    assert_eq!(comparable(reply), comparable(&want), "{body}");
+    let (got, want) = (comparable(reply), comparable(&want));
+    for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+        assert_eq!(got, want, "event {at} of the answer to {body}");
+    }
+    assert_eq!(got.len(), want.len(), "{body}");
 }

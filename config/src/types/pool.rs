@@ -64,7 +64,7 @@ pub struct Pool {
     #[serde(default)]
     pub user_is_session: bool,
     /// Whether a stream that breaks goes on at another replica, from the ids of its tokens: `auto`,
-    /// if its replicas report these and the request allows it; `off`.
+    /// if its replicas report these and the request allows it; `off`, in quotes where Helm reads it.
     #[serde(default, rename = "continue")]
     pub continuation: Continue,
     /// Whether streams move off an endpoint that drains.
@@ -101,11 +101,11 @@ pub struct Pool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Continue {
-    /// Never: the stream ends with an error event.
-    #[default]
-    Off,
     /// If the pool's replicas report the ids of tokens, and the request allows it.
+    #[default]
     Auto,
+    /// Never: the stream ends with an error event.
+    Off,
 }
 
 /// Bounds on a pool's queue. A request beyond them is answered 429 or 503, with `retry-after`.
