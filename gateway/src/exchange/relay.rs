@@ -402,7 +402,7 @@ impl Relay {
             record.try_failed(failure.cause);
         }
         let cause = failure.cause.name();
-        self.finish(End::Failed(failure), Outcome::Failed, Some(cause));
+        self.finish(End::of(failure), Outcome::Failed, Some(cause));
     }
 
     fn finish(&mut self, end: End, outcome: Outcome, reason: Option<&'static str>) {

@@ -24,6 +24,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (pool::HOLD, HOLDS),
     (pool::TTFT, LATENCY),
     (pool::UPSTREAM_TTFT, LATENCY),
+    (pool::PAUSE, LATENCY),
     (pool::ITL, GAPS),
     (pool::END_TO_END, WHOLE),
     (tenant::HOLD, HOLDS),

@@ -32,7 +32,7 @@ pub(crate) enum End {
 impl End {
     /// A failed try's end. A shortage of the gateway itself is not the endpoint's failure, and an
     /// endpoint that can't go on with another one's answer is sound.
-    pub(super) fn of(failure: Failure) -> Self {
+    pub(crate) fn of(failure: Failure) -> Self {
         match failure.cause {
             Cause::Shortage | Cause::NotContinued | Cause::Moved => Self::Dropped,
             _ => Self::Failed(failure),

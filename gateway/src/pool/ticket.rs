@@ -136,7 +136,7 @@ impl Ticket {
             failures.deaths.clear();
         }
         failures.deaths_before = failures.deaths.len();
-        self.held = Duration::ZERO;
+        self.hold_time = HoldTime::default();
         self.fallback = Fallback::None;
     }
 

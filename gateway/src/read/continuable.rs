@@ -402,7 +402,7 @@ fn has_only_text(cursor: &mut Cursor<'_>) -> Result<bool, JsonError> {
 /// Whether a completion's prompt is a list of several: of texts, or of lists of ids.
 pub(crate) fn has_several_prompts(prompt: &[u8]) -> bool {
     let mut cursor = Cursor::new(prompt);
-    let mut several = || {
+    let mut several = || -> Result<bool, JsonError> {
         let mut first = true;
         if !cursor.enter_array()? || !cursor.next_element(&mut first)? {
             return Ok(false);
@@ -413,7 +413,7 @@ pub(crate) fn has_several_prompts(prompt: &[u8]) -> bool {
         cursor.skip()?;
         cursor.next_element(&mut first)
     };
-    several().unwrap_or_else(|_: JsonError| false)
+    several().unwrap_or(false)
 }
 
 #[cfg(test)]
