@@ -8,6 +8,7 @@ use super::{AnswerForm, BrokenOff, Relay};
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::Outcome;
+use crate::answer::refusal::Refusal;
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{NextReplica, NoReplica, Onward};
 use crate::exchange::cutoff::Cut;
