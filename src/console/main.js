@@ -56,7 +56,7 @@ function login() {
       token.select();
     }
   };
-  const form = h("form", { class: "login", onsubmit: enter }, h("h1", { text: "Log in" }), h("p", null, "This port is open beyond this machine, so it asks for the token in ", h("code", { text: "admin.tokenFile" }), "."), h("label", { for: "token", text: "Token" }), token, h("button", { class: "primary", type: "submit", text: "Log in" }), error);
+  const form = h("form", { class: "login", onsubmit: enter }, h("h1", { text: "Log in" }), h("p", null, "This port asks for the token of ", h("code", { text: "admin.tokenFile" }), "."), h("label", { for: "token", text: "Token" }), token, h("button", { class: "primary", type: "submit", text: "Log in" }), error);
   main.replaceChildren(form);
   token.focus();
 }

@@ -320,6 +320,35 @@ pools:
     await page.context().close();
   },
 
+  async "a scaler of its own shows the requests that the gateways hold"() {
+    const token = config("shared-token", "battery staple\n");
+    const pools = "pools:\n- {name: chat, models: [chat], endpoints: ['127.0.0.1:1']}\n";
+    const admin = `admin: {listen: "127.0.0.1:0", tokenFile: ${token}}\n`;
+    const apart = config("gateway.yaml", `gateway: {listen: "127.0.0.1:0"}\nadmin: {listen: "0.0.0.0:0", tokenFile: ${token}}\n${pools}`);
+    const gateway = await start(binary, ["gateway", "--config", apart], /listening on (http:[^\s"]+)/, /metrics on http:\/\/[\d.]+:(\d+)/);
+    const [clients, port] = gateway.found;
+    assert.equal(await ask(`http://127.0.0.1:${port}/queue?pool=chat`, "GET", {}), 401, "without the token");
+    const file = config("scaler.yaml", `scaler: {gateways: ["127.0.0.1:${port}"]}\n${admin}${pools}`);
+    const { found } = await start(binary, ["scaler", "--config", file], /console on (http:[^\s"]+)/);
+    const page = await open(`${found[0]}#/pool/chat`);
+    await page.getByLabel("Token").fill("battery staple");
+    await page.getByRole("button", { name: "Log in" }).click();
+    await see(page, "h1", /^chat$/);
+    const held = chat(clients, "chat", 5).catch(() => {});
+    await see(page, ".now div.held dd", /^1$/);
+    await see(page, "table[aria-label='Held requests'] tbody tr", /anonymous/);
+    await see(page, ".endpoints .list", /127\.0\.0\.1:1/);
+    // Only a process with both halves relays a chat.
+    assert.equal(await page.getByRole("button", { name: "Send" }).isVisible(), false);
+    assert.deepEqual(page.faults, []);
+    gateway.child.kill("SIGKILL");
+    await held;
+    await page.goto(found[0]);
+    await see(page, ".troubles", /the gateway at http:\/\/127\.0\.0\.1:\d+ is silent, so nothing scales down/);
+    await shoot(page, "silent");
+    await page.context().close();
+  },
+
   async "a thousand busy pools leave the page small and quick"() {
     const script = fileURLToPath(new URL("gateway.mjs", import.meta.url));
     const port = 20000 + (process.pid % 10000);
