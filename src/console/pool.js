@@ -98,7 +98,8 @@ function failedWords(endpoint, one) {
 function probeWords(one) {
   if (!one?.lastProbeMillis) return UNKNOWN;
   const silent = one.silentProbes ? `, ${one.silentProbes} silent` : "";
-  return `${age(one.lastProbeMillis)} ago${silent}`;
+  const recent = time.now() - one.lastProbeMillis < 1000;
+  return (recent ? "just now" : `${age(one.lastProbeMillis)} ago`) + silent;
 }
 
 export class PoolPage {

@@ -174,7 +174,7 @@ const steps = {
     // The stream's figures, the endpoint, and what it writes.
     await see(page, ".now", /TTFT p95\s+\d/);
     await see(page, ".list tr.ready", /ready/);
-    await see(page, ".list tr.ready", /tokens\s+.* kB\/s[^]* ago/);
+    await see(page, ".list tr.ready", /tokens\s+.* kB\/s[^]*(ago|just now)/);
     await see(page, ".output", /\S/);
     await see(page, ".decision", /scaling 1 → 0 because an operator asked for it/);
     const decision = page.locator(".decision.up").first();
