@@ -52,6 +52,31 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn each_contestant_is_printed_as_it_ends_and_another_configuration_is_played_beside() {
+    let folder = Folder::new("lines");
+    let other = CONFIG.replace("minReplicaCount: 0", "minReplicaCount: 2").replace("2s", "1ms");
+    std::fs::write(folder.0.join("other.yaml"), other).expect("written");
+    let arguments = "--pool chat --trace burst --compare knative --beside other.yaml --json-lines";
+    let output = folder.replay(&arguments.split(' ').collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    let lines = printed.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+    let lines: Vec<serde_json::Value> = lines.collect();
+    assert!(lines[0]["load"]["requests"].as_u64() > Some(0), "{}", lines[0]);
+    assert_eq!(lines[0]["setting"]["objectiveTtftSeconds"], 2.0);
+    let ended: Vec<_> = lines.iter().map(|line| &line["contestant"]).collect();
+    let ended: Vec<_> = ended.into_iter().filter(|contestant| !contestant.is_null()).collect();
+    let names: Vec<_> = ended.iter().map(|one| one["name"].as_str().expect("a name")).collect();
+    assert!(
+        matches!(names[..], ["forebay", "beside", fixed, "knative"] if fixed.starts_with("fixed="))
+    );
+    let (ours, beside) = (ended[0], ended[1]);
+    assert!(beside["gpuHours"].as_f64() > ours["gpuHours"].as_f64(), "two replicas stay");
+    // By the objective of the first file: nothing begins within a millisecond.
+    assert!(beside["shareWithin"].as_f64() > Some(0.5), "{beside}");
+}
+
+#[test]
 fn a_seed_gives_the_same_results_as_table_json_and_page() {
     let folder = Folder::new("same");
     let run = |out: &str| {
