@@ -5,7 +5,8 @@
 //! much later than at the best endpoint: by some times the time that working on the remembered part
 //! would take. Another endpoint would spend that on it, and so would make all others wait there, too. Among several, the one with the least
 //! expected time is chosen. So load alone decides where all endpoints hold the prefix, and a hot prefix
-//! spreads as soon as its holders are busy.
+//! spreads as soon as its holders are busy: first to as many endpoints as the index names, and then to
+//! those that are idle.
 //!
 //! For a prompt that no endpoint remembers, gateways that don't talk to each other come to the same
 //! endpoint: the one to which its first block leads on a ring, if that one is about as good as the
@@ -24,7 +25,7 @@ use super::choice::Choice;
 use super::consistent_hash::within_bound;
 use super::knowledge::Knowledge;
 use super::suitable::Suitable;
-use crate::prefix::index::Found;
+use crate::prefix::index::{Found, HOLDERS};
 use crate::prompt::{BLOCK_BYTES, Prompt};
 
 /// In a pool of no more open endpoints than this, all are compared; in a larger one, the least busy
@@ -43,6 +44,9 @@ const LATEST: f64 = 20.0;
 /// How many times the mean number of requests in flight, and how many more, an endpoint may have to
 /// be preferred. Beyond it decoding would be shared out badly.
 const BUSIER: (f64, f64) = (1.5, 4.0);
+/// A beginning is hot if hardly more was written since it was last used than so many times the rest of
+/// the prompt: nearly every request there has it.
+const HOT: u32 = 2;
 /// How much later an endpoint may answer to be about as good as the best: a part of its time, and some
 /// seconds.
 const ABOUT: (f64, f64) = (1.1, 0.02);
@@ -85,7 +89,8 @@ pub(super) fn prefix_affinity(
     }
     let best = best?;
     if let Some(preferred) = rating.preferred(session.as_ref(), best) {
-        return Some(preferred.choice);
+        let spare = if session.is_none() { rating.spare(preferred) } else { None };
+        return Some(spare.unwrap_or(preferred).choice);
     }
     let first = matches.all().is_empty().then(|| prompt.blocks.first()).flatten();
     let led = first.and_then(|first| within_bound(suitable, *first));
@@ -127,6 +132,29 @@ impl Rating<'_> {
 
     fn rate_found(&mut self, found: &Found) -> Option<Rated> {
         self.rate(EndpointId::of(found.endpoint)).filter(|rated| rated.choice.blocks > 0)
+    }
+
+    /// An idle endpoint that should hold a hot beginning as well, while the preferred one has others to
+    /// work on first: where an entry of the index names no more holders, those that it does not name
+    /// had the beginning before, or will.
+    fn spare(&mut self, preferred: Rated) -> Option<Rated> {
+        let Choice { blocks, age, .. } = preferred.choice;
+        let rest = (self.prompt.blocks.len() as u32).saturating_sub(blocks).max(1);
+        let good = (f64::from(blocks) * GOOD) as u32;
+        let named = self.matches.iter().filter(|found| found.blocks >= good).count();
+        let new = preferred.choice.new_bytes(self.prompt, self.knowledge.correction.trust());
+        let alone = self.knowledge.expected.work(new);
+        if named < HOLDERS
+            || age > rest.saturating_mul(HOT)
+            || preferred.seconds <= 2.0 * alone + ABOUT.1
+        {
+            return None;
+        }
+        let id = self.suitable.least_busy()?;
+        let idle = self.suitable.get(id)?.in_flight == 0;
+        let unnamed = self.rate(id)?.choice.blocks < good;
+        let choice = Choice { id, ..preferred.choice };
+        (idle && unnamed).then_some(Rated { choice, ..preferred })
     }
 
     /// The endpoint that is preferred to the best one for what it remembers.

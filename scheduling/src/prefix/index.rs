@@ -19,7 +19,7 @@ use super::landmarks;
 use crate::prompt::Prompt;
 
 /// The endpoints that one entry can name. Of more, those that used it last are kept.
-const HOLDERS: usize = 6;
+pub const HOLDERS: usize = 6;
 /// The most entries.
 const MOST: usize = 1 << 19;
 /// Entries are kept in pieces of this many, so that none are moved when there are more.

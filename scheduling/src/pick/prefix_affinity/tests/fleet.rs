@@ -254,6 +254,21 @@ fn one_hot_prefix_spreads() {
 }
 
 #[test]
+fn one_hot_prefix_at_three_times_what_one_replica_can_do_costs_little() {
+    // A prompt whose beginning is remembered takes 0.15 s.
+    let load = arrivals(3000, 3.0 / 0.147, |number, _| Turn {
+        blocks: [shared(1, 62), own(number, 0, 16)].concat(),
+        session: None,
+        output: 20,
+        next: VecDeque::new(),
+    });
+    let [least, affinity] =
+        [Pick::LeastLoad, Pick::PrefixAffinity].map(|policy| run(policy, &[H100; 8], &load));
+    let (p95, most) = (affinity.quantile(0.95), least.quantile(0.95) * 1.2);
+    assert!(p95 < most, "{p95} s, {most} s allowed");
+}
+
+#[test]
 fn a_slow_replica_harms_few() {
     let load = |per_second| {
         arrivals(4000, per_second, |number, _| Turn {
