@@ -126,8 +126,10 @@ impl Client {
             if failure.is_final || *stopping.borrow() || Instant::now() + pause >= until {
                 return Err(failure);
             }
-            // The other end is dropped only with the whole process.
-            let _ = timeout(pause, stopping.wait_for(|stopping| *stopping)).await;
+            // One more try at the end, and none if nobody waits for it.
+            if let Ok(Err(_)) = timeout(pause, stopping.wait_for(|stopping| *stopping)).await {
+                return Err(failure);
+            }
         }
     }
 

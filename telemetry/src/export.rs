@@ -46,7 +46,7 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
-/// The running export. Dropping it ends it without a last export.
+/// The running export. Dropping it ends it, after one try to export what waits.
 #[must_use = "dropping it ends the export"]
 pub struct Exporter {
     telemetry: Arc<Telemetry>,
@@ -200,9 +200,11 @@ impl SpanExport {
             (partial.rejected_spans, partial.error_message)
         });
         match note(Signal::Traces, &self.client, &mut self.trouble, count, rejected) {
-            Ok(rejected) => metric::dropped(metric::Drop::Rejected, rejected),
-            Err(failure) if failure.is_final => metric::dropped(metric::Drop::Rejected, count),
-            Err(_) => metric::dropped(metric::Drop::Undelivered, count),
+            Ok(rejected) => metric::dropped(metric::DropReason::Rejected, rejected),
+            Err(failure) if failure.is_final => {
+                metric::dropped(metric::DropReason::Rejected, count)
+            }
+            Err(_) => metric::dropped(metric::DropReason::Undelivered, count),
         }
     }
 }

@@ -9,8 +9,8 @@
 //! are made at their beginning, and ours at their end, from times that the request keeps anyway; and it
 //! does not report what it drops.
 //!
-//! [`context`], [`sampler`], [`span`] and [`figure`] are pure, and so is [`settings`] apart from its argument, the
-//! environment.
+//! [`context`], [`sampler`], [`span`] and [`figure`] are pure. So is [`settings`]: the environment is an
+//! argument.
 
 mod client;
 pub mod context;

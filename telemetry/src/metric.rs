@@ -10,7 +10,7 @@ const DROPPED: &str = "forebay_otlp_dropped_spans_total";
 
 /// Why spans were not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drop {
+pub(crate) enum DropReason {
     /// The queue had no room for them.
     QueueFull,
     /// The receiver could not be reached, or failed, for too long.
@@ -41,7 +41,7 @@ pub(crate) fn show(signal: Signal) {
     exported(signal, 0);
     counter!(FAILED, "signal" => signal.name()).increment(0);
     if signal == Signal::Traces {
-        for reason in [Drop::QueueFull, Drop::Undelivered, Drop::Rejected] {
+        for reason in [DropReason::QueueFull, DropReason::Undelivered, DropReason::Rejected] {
             dropped(reason, 0);
         }
     }
@@ -55,11 +55,11 @@ pub(crate) fn failed(signal: Signal) {
     counter!(FAILED, "signal" => signal.name()).increment(1);
 }
 
-pub(crate) fn dropped(why: Drop, count: u64) {
+pub(crate) fn dropped(why: DropReason, count: u64) {
     let reason = match why {
-        Drop::QueueFull => "queue_full",
-        Drop::Undelivered => "undelivered",
-        Drop::Rejected => "rejected",
+        DropReason::QueueFull => "queue_full",
+        DropReason::Undelivered => "undelivered",
+        DropReason::Rejected => "rejected",
     };
     counter!(DROPPED, "reason" => reason).increment(count);
 }

@@ -29,7 +29,7 @@ impl Queue {
         let before = spans.len();
         if before + new.len() > self.room {
             drop(spans);
-            metric::dropped(metric::Drop::QueueFull, new.len() as u64);
+            metric::dropped(metric::DropReason::QueueFull, new.len() as u64);
             return;
         }
         spans.append(&mut new);

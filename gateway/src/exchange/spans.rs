@@ -114,8 +114,8 @@ impl EndedRequest<'_> {
             add("gen_ai.response.model", Value::from(served));
         }
         add("gen_ai.request.stream", Value::Flag(context.stream));
-        if let Some(session) = &context.session {
-            add("gen_ai.conversation.id", text(session.as_bytes()));
+        if let Some(id) = &context.session_id {
+            add("gen_ai.conversation.id", text(id.as_bytes()));
         }
         if let Some(first) = progress.first_token {
             let ttft = first.saturating_duration_since(context.accepted);

@@ -47,7 +47,7 @@ pub(crate) struct RequestContext {
     /// The client asks for an event stream.
     pub(crate) stream: bool,
     /// The client's `x-session-id`, if the request is traced.
-    pub(crate) session: Option<HeaderValue>,
+    pub(crate) session_id: Option<HeaderValue>,
 }
 
 /// The longest name of a model that is looked up and logged, in bytes.
@@ -58,7 +58,7 @@ impl RequestContext {
         static NO_TENANT: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(ANONYMOUS));
         let parts = &head.parts;
         let traced = head.own.trace.tracer().is_some();
-        let session = traced.then(|| parts.headers.get(SESSION).cloned()).flatten();
+        let session_id = traced.then(|| parts.headers.get(SESSION).cloned()).flatten();
         Self {
             accepted: clock::now(),
             client,
@@ -71,7 +71,7 @@ impl RequestContext {
             keyed: false,
             model: None,
             stream: false,
-            session,
+            session_id,
         }
     }
 

@@ -109,7 +109,7 @@ fn times(span: &Span) -> (u64, u64) {
 fn a_request_has_a_span_with_a_child_for_each_hold_and_try_and_one_for_its_stream() {
     let (mut case, spans) = Case::new("/v1/chat/completions", PARENT, 0.0);
     case.context.stream = true;
-    case.context.session = Some(http::HeaderValue::from_static("s-1"));
+    case.context.session_id = Some(http::HeaderValue::from_static("s-1"));
     case.tokens = Tokens {
         prompt: Some(9),
         cached: Some(4),
