@@ -5,176 +5,12 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
 
 use serde_json::Value;
-use support::prometheus::free_port;
+use support::collector::{Collector, attributes, items};
 use support::sims::Sim;
-use support::{Forebay, chat, eventually, exchange, kill, post, status};
-
-/// A Collector, on ports that it keeps over restarts.
-struct Collector {
-    binary: PathBuf,
-    folder: PathBuf,
-    grpc: u16,
-    http: u16,
-    child: Option<Child>,
-}
-
-impl Collector {
-    /// Starts one; `None` where there is none. Its gRPC is encrypted if a certificate and its key are
-    /// given.
-    fn start(name: &str, tls: Option<(&str, &str)>) -> Option<Self> {
-        let built = std::env::var_os("FOREBAY_COLLECTOR").map(PathBuf::from);
-        let cache = || {
-            let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-            cache.unwrap_or_default().join("forebay-ci/collector")
-        };
-        let binary = built.unwrap_or_else(cache);
-        if !binary.exists() {
-            assert!(
-                std::env::var_os("FOREBAY_REQUIRE_COLLECTOR").is_none(),
-                "there is no {}, and FOREBAY_REQUIRE_COLLECTOR is set",
-                binary.display()
-            );
-            eprintln!("skipped: no Collector here; run tests/collector/build");
-            return None;
-        }
-        let folder =
-            std::env::temp_dir().join(format!("forebay-otel-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        if let Some((certificate, key)) = tls {
-            std::fs::write(folder.join("crt"), certificate).expect("written");
-            std::fs::write(folder.join("key"), key).expect("written");
-        }
-        let (grpc, http) = (free_port(), free_port());
-        let mut collector = Self { binary, folder, grpc, http, child: None };
-        collector.begin();
-        Some(collector)
-    }
-
-    fn begin(&mut self) {
-        let Self { folder, grpc, http, .. } = &*self;
-        let file = folder.join("collector.yaml");
-        let (certificate, key) = (folder.join("crt"), folder.join("key"));
-        let tls = match certificate.exists() {
-            true => {
-                let (certificate, key) = (certificate.display(), key.display());
-                format!(", tls: {{cert_file: '{certificate}', key_file: '{key}'}}")
-            }
-            false => String::new(),
-        };
-        let config = format!(
-            "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}'{tls}}}, http: {{endpoint: '127.0.0.1:{http}'}}}}}}}}
-exporters: {{lines: {{folder: '{}'}}}}
-service:
-  pipelines:
-    traces: {{receivers: [otlp], exporters: [lines]}}
-    metrics: {{receivers: [otlp], exporters: [lines]}}
-",
-            folder.display()
-        );
-        std::fs::write(&file, config).expect("written");
-        let child = Command::new(&self.binary)
-            .arg(format!("--config={}", file.display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        self.child = Some(child.expect("the Collector starts"));
-        for port in [self.grpc, self.http] {
-            eventually("the Collector listens", || {
-                std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-            });
-        }
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    fn lines(&self, file: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.folder.join(file)).unwrap_or_default();
-        // The last line may be half written.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-    }
-
-    /// All spans so far.
-    fn spans(&self) -> Vec<Value> {
-        let mut all = Vec::new();
-        for line in self.lines("traces") {
-            for of_process in items(&line["resourceSpans"]) {
-                for of_scope in items(&of_process["scopeSpans"]) {
-                    all.extend(items(&of_scope["spans"]).iter().cloned());
-                }
-            }
-        }
-        all
-    }
-
-    /// The spans of the trace that has a span with this attribute, once there are any.
-    fn trace(&self, name: &str, value: &str) -> Vec<Value> {
-        let mut found = Vec::new();
-        eventually("the trace arrives", || {
-            let spans = self.spans();
-            let known =
-                spans.iter().find(|span| attributes(span).get(name).is_some_and(|v| v == value));
-            let Some(known) = known else { return false };
-            found =
-                spans.iter().filter(|span| span["traceId"] == known["traceId"]).cloned().collect();
-            true
-        });
-        found
-    }
-
-    /// The last state of each metric by name.
-    fn metrics(&self) -> BTreeMap<String, Value> {
-        let mut all = BTreeMap::new();
-        for line in self.lines("metrics") {
-            for of_process in items(&line["resourceMetrics"]) {
-                for of_scope in items(&of_process["scopeMetrics"]) {
-                    for metric in items(&of_scope["metrics"]) {
-                        let name = metric["name"].as_str().expect("a name").to_owned();
-                        all.insert(name, metric.clone());
-                    }
-                }
-            }
-        }
-        all
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.stop();
-        if !std::thread::panicking() {
-            let _ = std::fs::remove_dir_all(&self.folder);
-        }
-    }
-}
-
-fn items(list: &Value) -> &[Value] {
-    list.as_array().map_or(&[], Vec::as_slice)
-}
-
-/// The attributes of a span, a data point or a resource, as text.
-fn attributes(of: &Value) -> BTreeMap<String, String> {
-    let text = |value: &Value| match value.as_object().and_then(|value| value.values().next()) {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => String::new(),
-    };
-    let pair =
-        |pair: &Value| (pair["key"].as_str().expect("a name").to_owned(), text(&pair["value"]));
-    items(&of["attributes"]).iter().map(pair).collect()
-}
+use support::{Forebay, chat, connect, eventually, exchange, kill, post, status};
 
 fn named<'a>(spans: &'a [Value], name: &str) -> Vec<&'a Value> {
     spans.iter().filter(|span| span["name"] == name).collect()
@@ -196,7 +32,8 @@ fn with(headers: &str) -> Vec<u8> {
 /// Starts `forebay run` with this configuration, and with these variables.
 fn run(collector: &Collector, config: &str, variables: &str) -> Forebay {
     let file = collector.folder.join("forebay.yaml");
-    let top = "gateway: {listen: 127.0.0.1:0}\nadmin: {listen: 127.0.0.1:0}\n";
+    let top =
+        "gateway: {listen: 127.0.0.1:0, endpointHeader: true}\nadmin: {listen: 127.0.0.1:0}\n";
     std::fs::write(&file, format!("{top}{config}")).expect("written");
     let arguments = ["run", "--config", file.to_str().expect("text")];
     Forebay::in_shell(&format!("export {variables}"), &arguments, "info")
@@ -384,8 +221,52 @@ fn gone_and_back(mut collector: Collector, variables: &str) {
     });
 
     // A receiver that takes connections and never answers delays the end by its bound only.
-    kill(collector.child.as_ref().expect("runs").id(), "STOP");
+    kill(collector.pid(), "STOP");
     assert_eq!(status(&exchange(forebay.address, &with(""))), 200);
     forebay.signal("TERM");
     assert!(forebay.wait().success());
+}
+
+#[test]
+fn a_stream_that_goes_on_elsewhere_has_a_try_at_each_replica() {
+    let Some(collector) = Collector::start("continued", None) else { return };
+    let sims: [Sim; 2] = std::array::from_fn(|_| Sim::start(&["--decode-step-ms", "20"]));
+    let config = format!(
+        "pools: [{{name: p, models: [sim], continue: auto, pick: leastLoad, endpoints: ['{}', '{}']}}]\n",
+        sims[0].address, sims[1].address
+    );
+    let variables = format!(
+        "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{} OTEL_BSP_SCHEDULE_DELAY=100",
+        collector.http
+    );
+    let forebay = run(&collector, &config, &variables);
+    eventually("both are ready", || {
+        let signals = forebay.signals();
+        sims.iter().all(|sim| signals["endpoints"][sim.address.to_string()]["health"] == "ready")
+    });
+    // This shows that their token ids can be had.
+    assert_eq!(status(&exchange(forebay.address, &chat(true, 2))), 200);
+    let request = String::from_utf8(chat(true, 150)).expect("text");
+    let request = request.replacen("host:", "x-request-id: moved\r\nhost:", 1);
+    let mut stream = connect(forebay.address);
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut begun = [0; 1500];
+    stream.read_exact(&mut begun).expect("the answer has begun");
+    let begun = String::from_utf8_lossy(&begun);
+    let serves = |sim: &&Sim| begun.contains(&format!("x-forebay-endpoint: {}\r\n", sim.address));
+    sims.iter().find(serves).expect("the answer names its replica").signal("KILL");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("the rest");
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+
+    let spans = collector.trace("forebay.request_id", "moved");
+    let tries = named(&spans, "try");
+    assert_eq!(tries.len(), 2, "{spans:?}");
+    let of: Vec<_> = tries.iter().map(|span| attributes(span)).collect();
+    assert_ne!(of[0]["server.port"], of[1]["server.port"]);
+    assert!(of[0].contains_key("error.type") && !of[1].contains_key("error.type"), "{of:?}");
+    assert_eq!(named(&spans, "hold").len(), 2, "{spans:?}");
+    let root = attributes(only(&spans, "chat sim"));
+    assert_eq!(root["forebay.continued"], "1", "{root:?}");
+    assert_eq!(root["forebay.outcome"], "completed", "{root:?}");
 }

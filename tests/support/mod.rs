@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
+pub mod collector;
 pub mod prometheus;
 pub mod reply;
 pub mod streams;
