@@ -14,11 +14,13 @@ mod product;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
+mod traces;
 
 use std::path::Path;
 use std::process::Command;
 
 use server::{Server, home};
+use support::collector::Collector;
 use tokio::sync::Mutex;
 
 /// Held by each test, which keeps all cores busy for a minute.
@@ -52,13 +54,25 @@ async fn a_client_cannot_tell_the_gateway_from_a_real_vllm() {
     let (_server, address) = match named {
         Some(address) => (None, address.parse().expect("FOREBAY_VLLM is IP:PORT")),
         None => {
-            let server = Server::start();
+            let server = Server::start(&[]);
             let address = server.address;
             (Some(server), address)
         }
     };
     list::compare(address, &list::REQUESTS[0], true).await;
     product::compare(address).await;
+}
+
+/// Its own vLLM: what the other one is compared with was recorded without traces.
+#[test]
+fn a_real_vllms_spans_join_those_of_the_gateway() {
+    if !installed() {
+        return;
+    }
+    let Some(collector) = Collector::start("vllm", None) else { return };
+    let _alone = ALONE.blocking_lock();
+    let server = Server::start(&[traces::flag(&collector)]);
+    traces::join(server.address, &collector);
 }
 
 #[test]
@@ -79,6 +93,6 @@ fn prompts_go_where_a_real_vllm_remembers_them() {
         return;
     }
     let _alone = ALONE.blocking_lock();
-    let servers: [Server; 2] = Server::start_all();
+    let servers: [Server; 2] = Server::start_all(&[]);
     picks::compare(&servers.each_ref().map(|server| server.address));
 }

@@ -30,15 +30,15 @@ pub(crate) fn home() -> PathBuf {
 }
 
 impl Server {
-    /// Starts one and waits until it answers.
-    pub(crate) fn start() -> Self {
-        let [server] = Self::start_all();
+    /// Starts one with these flags, and waits until it answers.
+    pub(crate) fn start(flags: &[String]) -> Self {
+        let [server] = Self::start_all(flags);
         server
     }
 
     /// Starts several at once, and waits until all of them answer.
-    pub(crate) fn start_all<const N: usize>() -> [Self; N] {
-        let mut starting: [(Self, PathBuf); N] = std::array::from_fn(|_| Self::spawn());
+    pub(crate) fn start_all<const N: usize>(flags: &[String]) -> [Self; N] {
+        let mut starting: [(Self, PathBuf); N] = std::array::from_fn(|_| Self::spawn(flags));
         for (server, log) in &mut starting {
             let until = SystemTime::now() + START;
             while !server.is_up() {
@@ -53,7 +53,7 @@ impl Server {
     }
 
     /// Starts one, and names its log.
-    fn spawn() -> (Self, PathBuf) {
+    fn spawn(flags: &[String]) -> (Self, PathBuf) {
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a port");
@@ -62,6 +62,7 @@ impl Server {
         let file = File::create(&log).expect("a log");
         let child = Command::new(crate::here().join("serve"))
             .arg(address.port().to_string())
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a file"))
             .stderr(file)
