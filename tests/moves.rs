@@ -108,11 +108,18 @@ fn a_replica_is_gone_before_its_streams_end_and_they_go_on_token_for_token() {
     setup.warm_up();
     let address = setup.forebay.address;
     // Eighteen answers of half a minute, six at each replica.
-    let bodies: Vec<_> = (0..18).map(|n| chat(n, 1_500, json!({}))).collect();
+    let usage = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let kinds = [
+        json!({}),
+        json!({"logprobs": true, "top_logprobs": 2}),
+        usage,
+        json!({"stop": ["no such text"]}),
+    ];
+    let bodies: Vec<_> = (0..18).map(|n| chat(n, 1_500, kinds[n % 4].clone())).collect();
     let running = start(address, &bodies);
     setup.set(1);
     eventually("two replicas are gone", || setup.forebay.replicas().len() == 1);
-    assert_eq!(setup.count("forebay_in_flight{pool=\"p\"}"), 18.0, "every stream goes on");
+    assert_eq!(setup.forebay.signals()["inFlight"], 18, "every stream goes on");
     assert!(setup.count(MOVED) >= 12.0, "{}", setup.count(MOVED));
     let alone = Sim::start(&["--decode-step-ms", "0"]);
     for (running, body) in running.into_iter().zip(&bodies) {
