@@ -194,17 +194,19 @@ class Bench:
 
 
 def build(quick):
-    """The paths of the forebay binary and of the stub, from an optimized build unless quick."""
+    """The paths of the forebay binary and of the stub: the program as it is released, unless quick."""
     if quick:
         # As the tests are built, so that the dependencies are not built once more.
         builds = [["--workspace", "--bins", "--examples"]]
     else:
-        stub = ["-p", "forebay-loadtests", "--example", "stub"]
-        builds = [["--release", "--bin", "forebay"], ["--release", *stub]]
+        builds = [["--release", "-p", "forebay-loadtests", "--example", "stub"]]
+        subprocess.run([ROOT / "deploy" / "build"], check=True)
     for what in builds:
         subprocess.run(["cargo", "build", "-q", *what], cwd=ROOT, check=True)
-    target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / ("debug" if quick else "release")
-    return target / "forebay", target / "examples" / "stub"
+    target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+    if quick:
+        return target / "debug" / "forebay", target / "debug" / "examples" / "stub"
+    return target / "dist" / "forebay", target / "release" / "examples" / "stub"
 
 
 # The name of the simulated replicas' model.
