@@ -76,6 +76,9 @@ pub(super) fn prefix_affinity(
     let mut rating = Rating { suitable, knowledge, prompt, matches: matches.all(), now };
     // Of equals, the least busy one is the first, so that they take turns.
     let mut best = suitable.least_busy().and_then(|id| rating.rate(id));
+    if suitable.open() == 1 {
+        return best.map(|only| only.choice);
+    }
     if suitable.open() <= ALL {
         suitable.each_open(|id| best = sooner(best, rating.rate(id)));
     } else {

@@ -3,60 +3,60 @@
 /// The position of the first quote, backslash or control character from `at` on.
 #[inline]
 pub(crate) fn plain_until(bytes: &[u8], at: usize) -> usize {
-    // Most strings are keys and end within their first bytes, so eight of them are read at once.
-    if let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
-        match plain_bytes(*eight) {
-            8 => plain_from(bytes, at + 8),
-            plain => at + plain,
+    // Most strings are keys and end within their first bytes.
+    if let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        match specials(block) {
+            0 => plain_from(bytes, at + BLOCK),
+            special => at + special.trailing_zeros() as usize,
         }
     } else {
         plain_from(bytes, at)
     }
 }
 
-/// How many of eight bytes come before the first special one.
-#[inline]
-fn plain_bytes(eight: [u8; 8]) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const TOPS: u64 = ONES << 7;
-    // A borrow can only mark bytes after a real hit, so the first mark is exact.
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
-    let word = u64::from_le_bytes(eight);
-    let quotes = zeros(word ^ (ONES * u64::from(b'"')));
-    let backslashes = zeros(word ^ (ONES * u64::from(b'\\')));
-    let controls = word.wrapping_sub(ONES * 0x20) & !word;
-    let hits = (quotes | backslashes | controls) & TOPS;
-    hits.trailing_zeros() as usize / 8
-}
-
 #[inline(never)]
 fn plain_from(bytes: &[u8], at: usize) -> usize {
     let mut rest = bytes.get(at..).unwrap_or_default();
-    let mut words = 0;
-    while let Some((eight, after)) = rest.split_first_chunk() {
-        let plain = plain_bytes(*eight);
-        if plain < 8 {
-            return bytes.len() - rest.len() + plain;
+    while let Some((block, after)) = rest.split_first_chunk() {
+        let special = specials(block);
+        if special != 0 {
+            return bytes.len() - rest.len() + special.trailing_zeros() as usize;
         }
         rest = after;
-        words += 1;
-        if words == 4 {
-            rest = without_plain_blocks(rest);
-        }
     }
     bytes.len() - rest.len() + rest.iter().position(is_special).unwrap_or(rest.len())
 }
 
-/// Skips blocks without a quote, backslash or control character. The compiler makes a few vector
-/// instructions of each block, so a long text costs half an instruction for each of its bytes.
-fn without_plain_blocks(mut rest: &[u8]) -> &[u8] {
-    while let Some((block, after)) = rest.split_first_chunk::<32>() {
-        if block.iter().fold(false, |found, byte| found | is_special(byte)) {
-            break;
-        }
-        rest = after;
+/// The bytes that are looked at together.
+const BLOCK: usize = 16;
+
+/// A bit for each special byte, the first byte's the lowest.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[allow(unsafe_code)]
+fn specials(block: &[u8; BLOCK]) -> u32 {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+    };
+    // SAFETY: every x86-64 processor has SSE2, and sixteen bytes are read from sixteen, of any alignment.
+    let marks = unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast());
+        let quotes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"'.cast_signed()));
+        let backslashes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\'.cast_signed()));
+        let controls = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
+        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quotes, backslashes), controls))
+    };
+    marks.cast_unsigned()
+}
+
+/// A bit for each special byte, the first byte's the lowest. The compiler makes vector instructions of it.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+fn specials(block: &[u8; BLOCK]) -> u32 {
+    if !block.iter().fold(false, |found, byte| found | is_special(byte)) {
+        return 0;
     }
-    rest
+    block.iter().rev().fold(0, |bits, byte| bits << 1 | u32::from(is_special(byte)))
 }
 
 fn is_special(byte: &u8) -> bool {
