@@ -29,11 +29,11 @@ const FATAL_DEATHS: usize = 3;
 const FATAL_DEATHS_OF_BEGUN: usize = 2;
 
 /// The number of tokens that a replica generates before its death says nothing against the request:
-/// one that kills replicas kills them sooner.
-const INNOCENT_AFTER: u64 = 64;
+/// one that kills replicas does so while its prompt is computed, or with its first tokens.
+const INNOCENT_AFTER: u64 = 4;
 
 /// How often one answer is continued: each time its prompt, and all of it so far, is computed anew.
-const MOST_SEAMS: u32 = 64;
+const MOST_SEAMS: u32 = 32;
 
 /// The number of replicas' own errors after which the last one is passed on as the answer.
 const FINAL_ERRORS: u32 = 2;
