@@ -176,7 +176,7 @@ fn each_error_names_the_fix() {
         (&["--trace", "no.csv", "--pool", "chat"], "known are office-day, week"),
         (
             &["--trace", "burst", "--pool", "chat", "--compare", "hpa"],
-            "unknown baseline `hpa`; known are fixed, keda, keda-min1, knative, kubeai, optimum",
+            "unknown baseline `hpa`; known are fixed, keda, keda-min1, knative, kubeai, drained, optimum",
         ),
         (&["--trace", "burst", "--pool", "chat", "--speed-up", "0"], "--speed-up 0: must be"),
         (&["--trace", "burst", "--pool", "chat", "--out", "f.yaml"], "cannot write into f.yaml"),

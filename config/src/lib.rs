@@ -32,7 +32,7 @@ pub use types::keys::{Key, NotAHash, parse_hash, parse_key_lines, parse_keys};
 pub use types::logging::{LogFormat, Logging};
 pub use types::open_telemetry::{OpenTelemetry, OtlpMetrics, OtlpProtocol, Traces};
 pub use types::pick::Pick;
-pub use types::pool::{Continue, Hold, HoldOrder, Pool, ShowReason, Upstream};
+pub use types::pool::{Continue, Hold, HoldOrder, InFlightLimit, Pool, ShowReason, Upstream};
 pub use types::prometheus::{BasicAuth, Prometheus, base_url};
 pub use types::replay::{Clients, ColdStartModel, Replay, ReplicaModel};
 pub use types::route::{Fallback, Route, Share, SplitBy};

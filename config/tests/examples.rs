@@ -137,7 +137,7 @@ fn the_full_example_shows_the_defaults_unless_its_comment_names_another() {
     let hold = forebay_config::Hold { max_wait: None, ..pool.hold.clone() };
     assert_eq!(hold, plain.hold);
     assert_eq!(pool.upstream, plain.upstream);
-    assert_eq!(pool.max_in_flight, plain.max_in_flight);
+    assert_eq!((pool.max_in_flight, pool.limit), (plain.max_in_flight, plain.limit));
     let mut scaling = pool.scaling.clone();
     (scaling.max_replica_count, scaling.target_concurrency) = (1, None);
     (scaling.min_replica_count, scaling.idle_replica_count) = (0, None);

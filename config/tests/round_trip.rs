@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use forebay_config::{
-    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, HoldOrder, Keys, Limits,
-    LogFormat, Logging, MetricType, Objective, OpenTelemetry, OtlpMetrics, OtlpProtocol, PATHS,
-    PolicyType, Pool, PriorityClass, Processes, Prometheus, Replay, Route, Scaler, Scaling,
-    ScalingPolicy, ScalingRules, SelectPolicy, Share, ShowReason, SplitBy, Target, Tenant, Tls,
-    TlsVersion, Traces, Trigger, Upstream, parse, print,
+    Admin, Behavior, ByteSize, Config, Cors, Fallback, Gateway, Hold, HoldOrder, InFlightLimit,
+    Keys, Limits, LogFormat, Logging, MetricType, Objective, OpenTelemetry, OtlpMetrics,
+    OtlpProtocol, PATHS, PolicyType, Pool, PriorityClass, Processes, Prometheus, Replay, Route,
+    Scaler, Scaling, ScalingPolicy, ScalingRules, SelectPolicy, Share, ShowReason, SplitBy, Target,
+    Tenant, Tls, TlsVersion, Traces, Trigger, Upstream, parse, print,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -206,6 +206,7 @@ prop_compose! {
         pool.api_key_file = after.map(|_| "a/b".into());
         pool.endpoints = if endpoint { vec!["h:1".to_owned(), "http://[::1]:2/".to_owned()] } else { Vec::new() };
         pool.max_in_flight = max_in_flight;
+        pool.limit = if endpoint { InFlightLimit::Learned } else { InFlightLimit::Fixed };
         let show_reason = if endpoint { ShowReason::Output } else { ShowReason::None };
         let (timeout, heartbeat) = hold;
         let order = if endpoint { HoldOrder::Objective } else { HoldOrder::Arrival };

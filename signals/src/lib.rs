@@ -22,6 +22,6 @@ pub use replicas::{
     ReplicaState,
 };
 pub use signals::{
-    EndpointSignals, Health, PodPhase, PoolSignals, Totals, Waiting, estimated_tokens,
+    EndpointSignals, Health, LimitedBy, PodPhase, PoolSignals, Totals, Waiting, estimated_tokens,
 };
 pub use token::{Token, bearers};

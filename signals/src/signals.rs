@@ -196,6 +196,53 @@ pub struct Waiting {
     pub reason: String,
 }
 
+/// Why an endpoint may have no more requests in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LimitedBy {
+    /// The configuration's `maxInFlight`.
+    #[default]
+    Configured,
+    /// Its server has just begun, or no limit has been learned yet.
+    SlowStart,
+    /// The learned limit, which grows when it is reached.
+    Growing,
+    /// The learned limit: more would wait inside the engine, by the times of first tokens.
+    Waiting,
+    /// The learned limit: some waited inside the engine, by its own count.
+    Reported,
+    /// The learned limit: more would hardly bring more tokens a second.
+    Gain,
+    /// The engine's KV cache, which the requests in flight fill.
+    KvCache,
+    /// A reason that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl LimitedBy {
+    /// Its name in the feed and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Configured => "configured",
+            Self::SlowStart => "slowStart",
+            Self::Growing => "growing",
+            Self::Waiting => "waiting",
+            Self::Reported => "reported",
+            Self::Gain => "gain",
+            Self::KvCache => "kvCache",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether the limit is one that was learned.
+    #[must_use]
+    pub fn is_learned(self) -> bool {
+        matches!(self, Self::Growing | Self::Waiting | Self::Reported | Self::Gain | Self::KvCache)
+    }
+}
+
 /// One endpoint as one gateway sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -212,6 +259,8 @@ pub struct EndpointSignals {
     pub in_flight: u32,
     /// How many it may have there.
     pub limit: u32,
+    /// Why not more.
+    pub limited_by: LimitedBy,
     /// Requests it answered to the end.
     pub completed: u64,
     /// Requests it failed.

@@ -28,6 +28,15 @@ const CHARTS = [
   { title: "Tokens a second", series: [{ key: "tokens", label: "generated", kind: "tokens", shape: "line" }] },
   { title: "Found in prefix caches", series: [{ key: "hitShare", label: "of prompt tokens", kind: "ready", shape: "line" }], unit: share, least: 1 },
 ];
+/** Why an endpoint may have no more requests, unless it is configured. */
+const LIMITED = {
+  slowStart: "starts slowly",
+  growing: "grows",
+  waiting: "more would wait",
+  reported: "more waited",
+  gain: "more bring nothing",
+  kvCache: "its cache is full",
+};
 const MOST_DECISIONS = 40;
 const MOST_ENDPOINTS = 200;
 const UNKNOWN = "–";
@@ -248,7 +257,7 @@ export class PoolPage {
       const mean = (sum, n) => (n ? seconds(sum / n) : "–");
       return [
         address,
-        [id === address ? address : `${id} at ${address}`, state + since + (reason && state !== "ready" ? `: ${reason}` : ""), `${endpoint.inFlight} of ${endpoint.limit}`, mean(endpoint.ttftSeconds, endpoint.firstTokens), mean(endpoint.itlSeconds, endpoint.tokenGaps), number(Math.max(0, Math.round(rate * 10) / 10)), endpoint.promptTokens ? share(endpoint.cachedTokens / endpoint.promptTokens) : "–", cacheWords(seen.get(address)), speedWords(seen.get(address)), number(endpoint.completed), failedWords(endpoint, seen.get(address)), probeWords(seen.get(address)), () => drainButton(address)],
+        [id === address ? address : `${id} at ${address}`, state + since + (reason && state !== "ready" ? `: ${reason}` : ""), `${endpoint.inFlight} of ${endpoint.limit}${LIMITED[endpoint.limitedBy] ? `: ${LIMITED[endpoint.limitedBy]}` : ""}`, mean(endpoint.ttftSeconds, endpoint.firstTokens), mean(endpoint.itlSeconds, endpoint.tokenGaps), number(Math.max(0, Math.round(rate * 10) / 10)), endpoint.promptTokens ? share(endpoint.cachedTokens / endpoint.promptTokens) : "–", cacheWords(seen.get(address)), speedWords(seen.get(address)), number(endpoint.completed), failedWords(endpoint, seen.get(address)), probeWords(seen.get(address)), () => drainButton(address)],
         state,
       ];
     });

@@ -74,6 +74,9 @@ pub struct Pool {
     #[serde(default = "default_max_in_flight")]
     #[schemars(range(min = 1))]
     pub max_in_flight: u32,
+    /// Whether an endpoint always takes as many as that, or as many as it has shown that it can.
+    #[serde(default)]
+    pub limit: InFlightLimit,
     /// GPUs that one replica occupies, for what it costs.
     #[serde(default = "default_gpus")]
     #[schemars(range(min = 1))]
@@ -95,6 +98,18 @@ pub struct Pool {
     /// Replica counts and how they follow the load. Without effect if there is no `target`.
     #[serde(default)]
     pub scaling: Scaling,
+}
+
+/// How many requests an endpoint takes at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum InFlightLimit {
+    /// `maxInFlight`.
+    #[default]
+    Fixed,
+    /// Up to `maxInFlight`, as many as its engine works on without making them wait, learned from its
+    /// answers. 1024 is a good `maxInFlight` then.
+    Learned,
 }
 
 /// Whether a stream that breaks goes on at another replica.
@@ -236,6 +251,7 @@ impl Pool {
             continuation: Continue::default(),
             drain: Drain::default(),
             max_in_flight: default_max_in_flight(),
+            limit: InFlightLimit::default(),
             gpus: default_gpus(),
             gpu_hour_price: 0.0,
             hold: Hold::default(),
@@ -274,11 +290,22 @@ impl Pool {
         targets.or_else(found).unwrap_or(8000)
     }
 
+    /// The most requests at a replica before it has shown what it can take: `maxInFlight`, or at most 128
+    /// where the limit is learned; never 0.
+    #[must_use]
+    pub fn assumed_limit(&self) -> u32 {
+        let most = self.max_in_flight.max(1);
+        match self.limit {
+            InFlightLimit::Fixed => most,
+            InFlightLimit::Learned => most.min(default_max_in_flight()),
+        }
+    }
+
     /// Requests, in flight and held, for each replica: `scaling.targetConcurrency`, or else 80 % of
-    /// `maxInFlight`; never 0.
+    /// `maxInFlight`, or of 128 where the limit is learned; never 0.
     #[must_use]
     pub fn target_concurrency(&self) -> u32 {
-        let share = u64::from(self.max_in_flight) * 4 / 5;
+        let share = u64::from(self.assumed_limit()) * 4 / 5;
         let default = u32::try_from(share).unwrap_or(u32::MAX);
         self.scaling.target_concurrency.unwrap_or(default).max(1)
     }

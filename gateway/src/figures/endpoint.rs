@@ -7,13 +7,14 @@
 use std::fmt::{Display, Write};
 use std::time::SystemTime;
 
-use forebay_signals::{EndpointSignals, Health, PoolSignals};
+use forebay_signals::{EndpointSignals, Health, LimitedBy, PoolSignals};
 use forebay_telemetry::figure::{self, Metric, Points};
 use metrics::{Key, Label, Unit, describe_counter, describe_gauge, describe_histogram};
 
 const READY: &str = "forebay_endpoint_ready";
 const IN_FLIGHT: &str = "forebay_endpoint_in_flight";
 const LIMIT: &str = "forebay_endpoint_limit";
+const LIMITED: &str = "forebay_endpoint_limited";
 const REQUESTS: &str = "forebay_endpoint_requests_total";
 const PROMPT_TOKENS: &str = "forebay_endpoint_prompt_tokens_total";
 const CACHED_TOKENS: &str = "forebay_endpoint_cached_tokens_total";
@@ -21,10 +22,15 @@ const GENERATED_TOKENS: &str = "forebay_endpoint_generated_tokens_total";
 const TTFT: &str = "forebay_endpoint_ttft_seconds";
 const ITL: &str = "forebay_endpoint_itl_seconds";
 
-const HELP: [(&str, &str, &str); 9] = [
+const HELP: [(&str, &str, &str); 10] = [
     (READY, "gauge", "Whether the endpoint takes requests (1) or not (0), by pool and endpoint"),
     (IN_FLIGHT, "gauge", "Requests in flight, by pool and endpoint"),
     (LIMIT, "gauge", "Most requests in flight at once, by pool and endpoint"),
+    (
+        LIMITED,
+        "gauge",
+        "Why that is not more, unless it is configured: 1, by pool, endpoint and reason",
+    ),
     (REQUESTS, "counter", "Tries that ended, by pool, endpoint and outcome"),
     (PROMPT_TOKENS, "counter", "Prompt tokens, by pool and endpoint"),
     (CACHED_TOKENS, "counter", "Prompt tokens found in the prefix cache, by pool and endpoint"),
@@ -95,6 +101,11 @@ pub(crate) fn endpoints_otlp<'a>(
                         (key().with_extra_labels(vec![Label::new("outcome", outcome)]), count)
                     }));
                 }
+                EndpointValue::ByReason(None) => {}
+                EndpointValue::ByReason(Some(reason)) => {
+                    numbers
+                        .push((key().with_extra_labels(vec![Label::new("reason", reason)]), 1.0));
+                }
                 EndpointValue::Sum(sum, count) => sums.push((key(), count, sum)),
             }
         }
@@ -112,6 +123,8 @@ pub(crate) fn endpoints_otlp<'a>(
 enum EndpointValue {
     One(u64),
     ByOutcome([(&'static str, u64); 2]),
+    /// One, for this reason.
+    ByReason(Option<&'static str>),
     /// A sum, and the number of what it is the sum of.
     Sum(f64, u64),
 }
@@ -122,6 +135,10 @@ impl EndpointValue {
             READY => u64::from(endpoint.health == Health::Ready),
             IN_FLIGHT => endpoint.in_flight.into(),
             LIMIT => endpoint.limit.into(),
+            LIMITED => {
+                let configured = endpoint.limited_by == LimitedBy::Configured;
+                return Self::ByReason((!configured).then(|| endpoint.limited_by.name()));
+            }
             PROMPT_TOKENS => endpoint.prompt_tokens,
             CACHED_TOKENS => endpoint.cached_tokens,
             GENERATED_TOKENS => endpoint.generated_tokens,
@@ -141,6 +158,11 @@ fn series(text: &mut String, name: &str, labels: &str, endpoint: &EndpointSignal
         EndpointValue::ByOutcome(all) => {
             for (outcome, count) in all {
                 line(text, [name, ""], [labels, &format!(",outcome=\"{outcome}\"")], count);
+            }
+        }
+        EndpointValue::ByReason(reason) => {
+            if let Some(reason) = reason {
+                line(text, [name, ""], [labels, &format!(",reason=\"{reason}\"")], 1);
             }
         }
         EndpointValue::Sum(sum, count) => {
@@ -164,6 +186,8 @@ mod tests {
         let endpoint = EndpointSignals {
             health: Health::Ready,
             in_flight: 3,
+            limit: 40,
+            limited_by: LimitedBy::KvCache,
             failed: 1,
             first_tokens: 2,
             ttft_seconds: 0.5,
@@ -177,6 +201,8 @@ mod tests {
         for line in [
             "# TYPE forebay_endpoint_in_flight gauge",
             r#"forebay_endpoint_in_flight{pool="p",endpoint="10.0.0.1:8000"} 3"#,
+            r#"forebay_endpoint_limit{pool="p",endpoint="10.0.0.1:8000"} 40"#,
+            r#"forebay_endpoint_limited{pool="p",endpoint="10.0.0.1:8000",reason="kvCache"} 1"#,
             r#"forebay_endpoint_requests_total{pool="p",endpoint="10.0.0.1:8000",outcome="failed"} 1"#,
             r#"forebay_endpoint_ttft_seconds_sum{pool="p",endpoint="10.0.0.1:8000"} 0.5"#,
             r#"forebay_endpoint_ttft_seconds_count{pool="p",endpoint="10.0.0.1:8000"} 2"#,

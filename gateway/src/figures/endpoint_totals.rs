@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use forebay_scheduling::room::EndpointSums;
 use forebay_signals::{EndpointSignals, Histogram};
 
 use crate::answer::meter::Tokens;
 
-/// Sums since the endpoint was added, shared with its requests and changed without a lock.
+/// EndpointSums since the endpoint was added, shared with its requests and changed without a lock.
 #[derive(Debug, Default)]
 pub(crate) struct EndpointTotals {
     prompt_tokens: AtomicU64,
@@ -37,6 +38,19 @@ impl EndpointTotals {
     pub(crate) fn gaps(&self, gaps: &Histogram) {
         self.token_gaps.fetch_add(gaps.count(), Relaxed);
         self.itl_nanos.fetch_add(nanos(gaps.sum()), Relaxed);
+    }
+
+    /// The sums from which the endpoint's limit is learned.
+    pub(crate) fn sums(&self) -> EndpointSums {
+        let prompt = self.prompt_tokens.load(Relaxed);
+        EndpointSums {
+            first_tokens: self.first_tokens.load(Relaxed),
+            ttft_seconds: seconds(self.ttft_nanos.load(Relaxed)),
+            gaps: self.token_gaps.load(Relaxed),
+            itl_seconds: seconds(self.itl_nanos.load(Relaxed)),
+            uncached_tokens: prompt.saturating_sub(self.cached_tokens.load(Relaxed)),
+            generated_tokens: self.generated_tokens.load(Relaxed),
+        }
     }
 
     /// Writes the sums into the endpoint's signals.

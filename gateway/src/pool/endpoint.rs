@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use forebay_base::backoff::doubled;
 use forebay_base::shortage::Resource;
+use forebay_config::InFlightLimit;
 use forebay_scheduling::pick::Candidate;
+use forebay_scheduling::room::LimitRule;
 use forebay_signals::{EndpointSignals, Health};
 use tokio::time::Instant;
 
@@ -35,7 +37,7 @@ use probing::Probing;
 pub(crate) use probing::{Due, SPREAD, Urgency};
 use process::Lifecycle;
 pub(crate) use process::Process;
-pub(crate) use room::Warming;
+pub(crate) use room::{EngineReport, Occupancy};
 use silence::Work;
 pub(crate) use silence::{Awakened, Evictions, Pulse};
 
@@ -84,8 +86,8 @@ struct DrainState {
 /// A pool's configuration for its endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
-    /// The most requests in flight.
-    pub(crate) limit: u32,
+    /// The limit on the requests in flight.
+    pub(crate) limit: LimitRule,
     /// The number of failures in a row that ejects an endpoint.
     pub(crate) eject_after: u32,
     /// How long it may have work and produce nothing before it is probed.
@@ -95,7 +97,10 @@ pub(crate) struct Rules {
 impl Rules {
     pub(crate) fn of(pool: &forebay_config::Pool) -> Self {
         Self {
-            limit: pool.max_in_flight,
+            limit: LimitRule {
+                most: pool.max_in_flight,
+                learned: pool.limit == InFlightLimit::Learned,
+            },
             eject_after: pool.upstream.eject_after,
             freeze: pool.upstream.freeze_timeout,
         }
@@ -166,7 +171,7 @@ impl Endpoint {
             reason: "not probed yet".to_owned(),
             behaviour: Behaviour::default(),
             probing: Probing::new(now),
-            work: Work::new(now),
+            work: Work::new(rules.limit, now),
             lifecycle: Lifecycle::new(),
             evictions: Arc::default(),
             pod: Pod::default(),
@@ -174,8 +179,9 @@ impl Endpoint {
         }
     }
 
-    pub(crate) fn set_rules(&mut self, rules: Rules) {
+    pub(crate) fn set_rules(&mut self, rules: Rules, now: Instant) {
         self.rules = rules;
+        self.work.room.set_rule(rules.limit, now);
     }
 
     // === probes ===
@@ -252,7 +258,7 @@ impl Endpoint {
         }
         if self.lifecycle.answered() {
             self.work.owe_nothing(now);
-            self.work.room.begin_anew();
+            self.work.room.inner.begin_anew();
         }
         self.standing = Standing::Up;
         self.once_ready = true;
@@ -355,7 +361,8 @@ impl Endpoint {
     /// The number of further requests that it can take.
     pub(crate) fn room(&self, now: Instant) -> u32 {
         let full = self.behaviour.full_until.is_some_and(|until| now < until);
-        let room = self.rules.limit.saturating_sub(self.in_flight());
+        // Requests of an earlier process may still be there.
+        let room = self.work.room.inner.limit().saturating_sub(self.in_flight());
         if self.is_ready() && !full { room.min(self.work.room.left(now)) } else { 0 }
     }
 
@@ -366,7 +373,7 @@ impl Endpoint {
             Standing::Up | Standing::Ejected { hung: false, .. } => !self.pod.withdrawn,
             Standing::Ejected { hung: true, .. } | Standing::Down => false,
         };
-        if serves && !self.is_draining() { self.rules.limit } else { 0 }
+        if serves && !self.is_draining() { self.work.room.inner.limit() } else { 0 }
     }
 
     /// This endpoint as a pick policy sees it.
@@ -392,7 +399,8 @@ impl Endpoint {
             phase: self.pod.phase,
             reason: self.why(),
             in_flight: self.in_flight(),
-            limit: self.rules.limit.min(self.work.room.allowed(now)),
+            limit: self.work.room.allowed(now),
+            limited_by: self.work.room.inner.limited_by(self.work.room.at(now)),
             completed: self.counts.completed,
             failed: self.counts.failed,
             ..EndpointSignals::default()

@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use forebay_config::Pick;
+use forebay_config::{InFlightLimit, Pick};
 use forebay_scheduling::pick::{Candidates, EndpointId, Picker};
 use forebay_signals::Health;
 use tokio::time::Instant;
 
-use crate::pool::endpoint::{Awakened, Endpoint, Warming};
+use crate::pool::endpoint::{Awakened, Endpoint, Occupancy};
 use crate::pool::moves::Moves;
 
 /// Every endpoint of a pool.
@@ -38,6 +38,8 @@ pub(super) struct EndpointSet {
     places: (u64, usize),
     /// Streams that may move off endpoints that drain.
     pub(super) moves: Moves,
+    /// The limit that one of them has learned last.
+    learned: Option<u32>,
 }
 
 /// An endpoint, with what the set knows of it.
@@ -72,6 +74,9 @@ impl EndpointSet {
 
     /// Adds an endpoint at an address where none is.
     pub(super) fn add(&mut self, address: SocketAddr, mut endpoint: Endpoint, now: Instant) {
+        if let Some(limit) = self.learned {
+            endpoint.expect_limit(limit);
+        }
         let id = self.candidates.add(endpoint.candidate(address, now));
         endpoint.report_to(&self.awakened, id, now);
         self.ids.insert(address, id);
@@ -118,20 +123,20 @@ impl EndpointSet {
         }
     }
 
-    /// Gives an endpoint a request. `streamed`: its first token will be seen. Returns the request's
-    /// part in the endpoint's slow start, too.
+    /// Gives an endpoint a request. `tokens`: its prompt's, estimated. `streamed`: its first token will
+    /// be seen.
     pub(super) fn give(
         &mut self,
         id: EndpointId,
-        streamed: bool,
+        (tokens, streamed): (u64, bool),
         now: Instant,
-    ) -> Option<(SocketAddr, &Endpoint, Option<Warming>)> {
+    ) -> Option<(SocketAddr, &Endpoint, Occupancy)> {
         let tracked = self.tracked.get_mut(id.number())?.as_mut()?;
         tracked.endpoint.given(now);
-        let warming = tracked.endpoint.warm_up(streamed, now);
+        let occupancy = tracked.endpoint.occupy(tokens, streamed, now);
         self.update(id, now, true);
         let tracked = self.tracked[id.number()].as_ref()?;
-        Some((tracked.address, &tracked.endpoint, warming))
+        Some((tracked.address, &tracked.endpoint, occupancy))
     }
 
     /// Takes the models that an endpoint lists; true if they are others than before. Each name
@@ -180,6 +185,7 @@ impl EndpointSet {
             }
             self.due.insert((next, id));
         }
+        self.learned = endpoint.learned_limit().or(self.learned);
         let starts = endpoint.health() == Health::Starting;
         self.starting -= usize::from(std::mem::replace(starting, starts));
         self.starting += usize::from(starts);
@@ -231,6 +237,12 @@ impl EndpointSet {
     /// How many endpoints have places.
     pub(super) fn serving(&self) -> usize {
         self.places.1
+    }
+
+    /// The most requests in flight at an endpoint that begins: learned from the others, or as configured.
+    pub(super) fn usual_limit(&self, settings: &forebay_config::Pool) -> u32 {
+        let learned = self.learned.filter(|_| settings.limit == InFlightLimit::Learned);
+        learned.map_or(settings.max_in_flight, |limit| limit.min(settings.max_in_flight))
     }
 
     /// Evicts requests from engines that hang, once another endpoint is ready.

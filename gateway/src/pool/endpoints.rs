@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_config::InFlightLimit;
 use forebay_discovery::Member;
-use forebay_scheduling::pick::CacheReport;
 use forebay_signals::{ColdStart, ProcessEnd};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Pool;
 use super::scheduling::{Scheduling, ZeroBarrier};
-use crate::pool::endpoint::{Due, Endpoint, Probe, Probed, Rules};
+use crate::pool::endpoint::{Due, Endpoint, EngineReport, Probe, Probed, Rules};
 use crate::pool::model_registry::ServedModel;
 
 impl Pool {
@@ -33,7 +33,7 @@ impl Pool {
             }
             Some(_) => false,
         };
-        state.set_budget(rules.limit);
+        state.set_budget(rules.limit.most);
         if new {
             self.changed.notify_one();
         }
@@ -121,18 +121,35 @@ impl Pool {
         endpoints.get(endpoints.id(address)?).map(Endpoint::probe_wake)
     }
 
-    /// Whether a report about an endpoint's KV cache is of use: the policy learns from it.
+    /// Whether a report about an endpoint's KV cache is of use: the policy or the limit learns from it.
     pub(crate) fn wants_cache_report(&self, address: SocketAddr) -> bool {
+        let learned = self.settings().limit == InFlightLimit::Learned;
         let mut state = self.scheduling.lock();
-        state.endpoints.id(address).is_some_and(|id| state.wants_cache_report(id))
+        let id = state.endpoints.id(address);
+        id.is_some_and(|id| learned || state.wants_cache_report(id))
     }
 
-    /// Takes a report about an endpoint's KV cache.
-    pub(crate) fn cache_reported(&self, address: SocketAddr, report: &CacheReport) {
-        let mut state = self.scheduling.lock();
-        if let Some(id) = state.endpoints.id(address) {
-            state.cache_reported(id, report);
+    /// Whether an engine's count of waiting requests is of use.
+    pub(crate) fn wants_waiting(&self, address: SocketAddr) -> bool {
+        if self.settings().limit != InFlightLimit::Learned {
+            return false;
         }
+        let endpoints = &self.scheduling.lock().endpoints;
+        let endpoint = endpoints.id(address).and_then(|id| endpoints.get(id));
+        endpoint.is_some_and(|endpoint| endpoint.wants_waiting(Instant::now()))
+    }
+
+    /// Takes an engine's own report.
+    pub(crate) fn engine_reported(self: &Arc<Self>, address: SocketAddr, report: &EngineReport) {
+        self.locked(|state| {
+            let Some(id) = state.endpoints.id(address) else { return false };
+            if let Some(cache) = &report.cache {
+                state.cache_reported(id, cache);
+            }
+            let now = Instant::now();
+            state.endpoints.change(id, now, |endpoint| endpoint.engine_reported(report, now));
+            true
+        });
     }
 
     /// Takes a probe's outcome; true if the endpoint's health changed.

@@ -118,9 +118,8 @@ impl Pool {
                 End::Dropped | End::Moved => {}
             }
             endpoint.given_back(slot.kind == Kind::Session, now);
-            if let Some(warming) = slot.lessons.warming {
-                endpoint.warming_ended(warming, *end == End::Complete, now);
-            }
+            let answered = *end == End::Complete && slot.kind != Kind::Server;
+            endpoint.vacate(slot.lessons.occupancy, answered, now);
             drained = endpoint.health() == Health::Draining && endpoint.in_flight() == 0;
             drained && endpoint.is_gone()
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forebay_scheduling::eta::TooLate;
 use forebay_scheduling::pick::{Choice, EndpointId, Given, Requirements};
-use forebay_scheduling::queue::Place;
+use forebay_scheduling::queue::{Entry, Place};
 use forebay_signals::estimated_tokens;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -16,7 +16,7 @@ use super::slot::{Slot, Turn};
 use super::ticket::{Fallback, Ticket};
 use crate::answer::refusal::Refusal;
 use crate::net::clock;
-use crate::pool::endpoint::Warming;
+use crate::pool::endpoint::Occupancy;
 
 /// An admitted request.
 enum Admission<'a> {
@@ -158,7 +158,7 @@ impl Pool {
         if empty
             && let Some(choice) = state.pick(&ticket.requirements, now)
             && let Some(mut slot) =
-                self.occupy(&mut state, (choice, &ticket.requirements), ticket.entry.tokens, now)
+                self.occupy(&mut state, (choice, &ticket.requirements), &ticket.entry, now)
         {
             state.queue.pass(place, &ticket.entry, !first);
             state.admitted.released += u64::from(first);
@@ -213,14 +213,15 @@ impl Pool {
         self: &Arc<Self>,
         state: &mut Scheduling,
         (choice, request): (Choice, &Requirements),
-        tokens: u64,
+        entry: &Entry,
         now: Instant,
     ) -> Option<Slot> {
-        let (address, endpoint, warming) =
-            state.endpoints.give(choice.id, request.streamed, now)?;
-        let mut slot = Slot::new(self, (choice.id, address), tokens, (endpoint, warming));
+        let prompt = (estimated_tokens(entry.bytes), request.streamed);
+        let (address, endpoint, occupancy) = state.endpoints.give(choice.id, prompt, now)?;
+        let (id, place) = (choice.id, (endpoint, occupancy));
+        let mut slot = Slot::new(self, (id, address), entry.tokens, place);
         slot.lessons.given = state.given(choice, request, now);
-        state.admitted.in_flight_tokens += tokens;
+        state.admitted.in_flight_tokens += entry.tokens;
         Some(slot)
     }
 
@@ -230,16 +231,16 @@ impl Pool {
         self: &Arc<Self>,
         id: EndpointId,
         given: Option<&mut Given>,
-        warming: Option<&mut Warming>,
+        occupancy: Option<&mut Occupancy>,
         at: Instant,
     ) {
         let mut state = self.scheduling.lock();
         if let Some(given) = given {
             state.first_token(given, at);
         }
-        let Some(warming) = warming else { return };
+        let Some(occupancy) = occupancy else { return };
         let now = clock::now();
-        let room = state.endpoints.change(id, now, |endpoint| endpoint.warmed(warming, now));
+        let room = state.endpoints.change(id, now, |endpoint| endpoint.first_token(occupancy, now));
         if room == Some(true) {
             let deferred = self.release_held(&mut state, now);
             drop(state);
@@ -267,7 +268,7 @@ impl Pool {
         while let Some((choice, (place, entry, waiter))) = state.pop_releasable(&mut unplaced, now)
         {
             let chosen = (choice, &waiter.requirements);
-            let Some(mut slot) = self.occupy(state, chosen, entry.tokens, now) else { break };
+            let Some(mut slot) = self.occupy(state, chosen, &entry, now) else { break };
             slot.turn = Some(Turn::new((place, now), entry.answer, state.queue.tab(place)));
             state.admitted.released += u64::from(waiter.first);
             deferred.released.push((place.seq, entry.tenant));

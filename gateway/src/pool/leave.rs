@@ -75,7 +75,7 @@ impl Pool {
                 moves.pop(from, now, |requirements| state.pick(requirements, now))
             {
                 let Mover { place, entry, requirements, room } = mover;
-                let Some(mut slot) = self.occupy(state, (choice, &requirements), entry.tokens, now)
+                let Some(mut slot) = self.occupy(state, (choice, &requirements), &entry, now)
                 else {
                     break;
                 };

@@ -10,8 +10,8 @@
 //!
 //! Each endpoint has a task, which sleeps until the next probe is due: `endpoint/probing.rs` says when
 //! that is, and wakes it when a request's failure makes it earlier. `pace.rs` bounds all probes
-//! together, `connection.rs` is the kept connection, `token.rs` asks the engine, `cache.rs` reads what a
-//! replica says of its KV cache.
+//! together, `connection.rs` is the kept connection, `token.rs` asks the engine, `engine.rs` reads what a
+//! replica says of its engine.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ use crate::pool::model_registry::{self, ServedModel};
 use connection::{ProbeConnection, ProbeRequest};
 pub(crate) use pace::Pace;
 
-mod cache;
 mod connection;
+mod engine;
 mod pace;
 mod token;
 
@@ -43,6 +43,9 @@ const KEPT_TIMEOUT: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How often a replica's models are listed, more or less a tenth: adapters come and go while it runs.
 const LIST_EVERY: Duration = Duration::from_secs(30);
+/// How often an engine is asked how many requests wait there, while its endpoint's learned limit is
+/// reached.
+const WAITING_EVERY: Duration = Duration::from_secs(5);
 /// The pause after a list that could not be read.
 const LIST_AGAIN: Duration = Duration::from_secs(3);
 const MAX_ANSWER: usize = 4 << 20;
@@ -50,7 +53,8 @@ const MAX_ANSWER: usize = 4 << 20;
 /// Probes one endpoint until the pool no longer has it. Dropping the future ends the probes.
 pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr, pace: Arc<Pace>) {
     let Some(wake) = pool.probe_wake(address) else { return };
-    let mut prober = Prober { pool, address, kept: None, listed: None, next_list: None };
+    let mut prober =
+        Prober { pool, address, kept: None, listed: None, next_list: None, waiting: None };
     let (mut next, mut closed) = (Instant::now(), false);
     loop {
         closed |= prober.rest(next, &wake).await;
@@ -59,6 +63,8 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr, pace: Arc<Pace>)
             Due::At(at) => {
                 if prober.next_list.is_some_and(|list| list <= Instant::now()) {
                     prober.list(Urgency::Answering).await;
+                } else {
+                    prober.ask_waiting().await;
                 }
                 next = prober.next_list.map_or(at, |list| pace.step(list.min(at)));
             }
@@ -87,6 +93,8 @@ struct Prober {
     listed: Option<String>,
     /// When its models are listed next; `None` while it does not answer.
     next_list: Option<Instant>,
+    /// When its engine was last asked how many requests wait there.
+    waiting: Option<Instant>,
 }
 
 impl Prober {
@@ -171,7 +179,9 @@ impl Prober {
             Some(models) => {
                 self.listed = models.first().map(|model| model.id.clone());
                 self.pool.serves(self.address, models);
-                self.report_cache(urgency).await;
+                if self.pool.wants_cache_report(self.address) {
+                    self.report_engine(urgency).await;
+                }
                 LIST_EVERY * 9 / 10 + spread(LIST_EVERY / 5)
             }
             None => LIST_AGAIN,
@@ -183,16 +193,24 @@ impl Prober {
         model_registry::parse(&self.ask(&ProbeRequest::get("/v1/models")).await?)
     }
 
-    /// Reads what it says of its KV cache, if the pool's policy learns from that.
-    async fn report_cache(&mut self, urgency: Urgency) {
-        if !self.pool.wants_cache_report(self.address) {
-            return;
+    /// Reads how many requests wait in its engine, if that is of use and was not read just now.
+    async fn ask_waiting(&mut self) {
+        let now = Instant::now();
+        if self.waiting.is_none_or(|last| last + WAITING_EVERY <= now)
+            && self.pool.wants_waiting(self.address)
+        {
+            self.waiting = Some(now);
+            self.report_engine(Urgency::Answering).await;
         }
+    }
+
+    /// Reads what it says of its engine.
+    async fn report_engine(&mut self, urgency: Urgency) {
         if let Some(_place) = pace::place(urgency).await
             && let Some(page) = self.ask(&ProbeRequest::get("/metrics")).await
-            && let Some(report) = cache::parse(&page)
+            && let Some(report) = engine::parse(&page)
         {
-            self.pool.cache_reported(self.address, &report);
+            self.pool.engine_reported(self.address, &report);
         }
     }
 

@@ -29,7 +29,8 @@ impl Pool {
             state.queue.set_bounds(hold.max_requests as usize, hold.max_bytes.bytes());
             state.queue.set_lower_share(hold.lower_class_share);
             let rules = Rules::of(&settings);
-            state.endpoints.change_all(Instant::now(), |endpoint| endpoint.set_rules(rules));
+            let now = Instant::now();
+            state.endpoints.change_all(now, |endpoint| endpoint.set_rules(rules, now));
             state.set_budget(settings.max_in_flight);
             // Under the lock, so that an endpoint added meanwhile gets the new rules.
             let changed = state.set_policy(settings.pick);

@@ -354,7 +354,7 @@ impl Scheduling {
             service: times.service,
             starts,
             learned: times.cold_start,
-            places_of_start: settings.max_in_flight.into(),
+            places_of_start: self.endpoints.usual_limit(settings).into(),
             more_starts: u32::try_from(most.saturating_sub(there)).unwrap_or(u32::MAX),
         }
     }

@@ -15,7 +15,7 @@ use crate::answer::fingerprint::Fingerprint;
 use crate::answer::meter::Tokens;
 use crate::figures::endpoint_totals::EndpointTotals;
 use crate::net::clock;
-use crate::pool::endpoint::{Endpoint, Evictions, Process, Pulse, Warming};
+use crate::pool::endpoint::{Endpoint, Evictions, Occupancy, Process, Pulse};
 
 /// How a try at an endpoint ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +44,8 @@ impl End {
 pub(super) struct Lessons {
     /// As the pool's picker knows it; `None` if that learns nothing from it.
     pub(super) given: Option<Box<Given>>,
-    /// Its part in the slow start of its endpoint; `None` at one that has its whole room.
-    pub(super) warming: Option<Warming>,
+    /// Its part in the endpoint's room.
+    pub(super) occupancy: Occupancy,
 }
 
 /// A request's place at an endpoint. Dropping it counts as the client's leaving.
@@ -102,7 +102,7 @@ impl Slot {
         pool: &Arc<Pool>,
         (id, address): (EndpointId, SocketAddr),
         tokens: u64,
-        (endpoint, warming): (&Endpoint, Option<Warming>),
+        (endpoint, occupancy): (&Endpoint, Occupancy),
     ) -> Self {
         Self {
             pool: Arc::clone(pool),
@@ -111,7 +111,7 @@ impl Slot {
             tokens,
             end: Some(End::Dropped),
             turn: None,
-            lessons: Lessons { given: None, warming },
+            lessons: Lessons { given: None, occupancy },
             pulse: endpoint.pulse(),
             kind: Kind::Engine,
             evictions: endpoint.evictions(),
@@ -202,9 +202,10 @@ impl Slot {
     /// from it, or if the endpoint starts slowly.
     pub(crate) fn first_token(&mut self, at: Instant) {
         let given = self.lessons.given.as_mut().filter(|given| !given.is_answered());
-        let warming = self.lessons.warming.as_mut().filter(|warming| warming.waits());
-        if given.is_some() || warming.is_some() {
-            self.pool.take_first_token(self.id, given.map(|given| &mut **given), warming, at);
+        let waits =
+            Some(&mut self.lessons.occupancy).filter(|occupancy| occupancy.waits_for_token());
+        if given.is_some() || waits.is_some() {
+            self.pool.take_first_token(self.id, given.map(|given| &mut **given), waits, at);
         }
     }
 

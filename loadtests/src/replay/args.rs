@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use forebay_base::print;
+use forebay_scheduling::room::LimitRule;
 
 use super::contestants::fixed::Schedule;
 use super::contestants::forebay::Forebay;
@@ -11,6 +12,7 @@ use super::contestants::keda::Keda;
 use super::contestants::knative::Knative;
 use super::contestants::kubeai::KubeAi;
 use super::contestants::{BASELINES, Baseline, Bounds, optimum};
+use super::limits;
 use super::measure::{Report, within};
 use super::orders;
 use super::picks;
@@ -29,15 +31,11 @@ pub struct ReplayArgs {
     /// The configuration file (YAML); its `replay` section has objective, replicas and price
     #[arg(long, short, value_name = "FILE")]
     config: PathBuf,
-    /// A recorded load (CSV, or Mooncake's JSON lines), or the name of a generated one
-    #[arg(long, short, value_name = "FILE|NAME")]
-    trace: String,
+    #[command(flatten)]
+    load: LoadArgs,
     /// The pool; needed if the configuration has several
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Play the load N times as fast as it was recorded
-    #[arg(long, value_name = "N", default_value_t = 1.0)]
-    speed_up: f64,
     /// Play these beside Forebay, with the same bounds, replicas and objective; `all` plays each
     #[arg(long, value_name = "BASELINE", num_args = 1.., value_delimiter = ',')]
     compare: Vec<String>,
@@ -60,6 +58,9 @@ pub struct ReplayArgs {
     /// Start that fleet at the first request, instead of before it: without clairvoyants
     #[arg(long, requires = "orders")]
     from_zero: bool,
+    /// Play an endless queue before one replica under fixed limits and the learned one
+    #[arg(long, conflicts_with_all = ["fleet", "compare", "out"])]
+    limits: bool,
     /// The replicas of that fleet [default: the pool's `maxReplicaCount`]
     #[arg(
         long,
@@ -70,6 +71,17 @@ pub struct ReplayArgs {
     replicas: Option<u32>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+// The load: no doc comment, which clap would take for the command's own help.
+#[derive(clap::Args, Debug)]
+struct LoadArgs {
+    /// A recorded load (CSV, or Mooncake's JSON lines), or the name of a generated one
+    #[arg(long, short, value_name = "FILE|NAME")]
+    trace: String,
+    /// Play the load N times as fast as it was recorded
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    speed_up: f64,
     /// Seed of everything random [default: the configuration's `replay.seed`]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -115,13 +127,16 @@ pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     let baselines = baselines(&args.compare)?;
     let scenario = read(&args.config, args)?;
     let beside = args.beside.as_ref().map(|file| read(file, args)).transpose()?;
-    let trace = Trace::read(&args.trace, &scenario.pool.name, scenario.model.seed)?;
-    let trace = trace.faster(args.speed_up)?;
+    let trace = Trace::read(&args.load.trace, &scenario.pool.name, scenario.model.seed)?;
+    let trace = trace.faster(args.load.speed_up)?;
     if !args.picks.is_empty() {
         return compare_picks(args, &scenario, &trace);
     }
     if args.orders {
         return compare_orders(args, &scenario, &trace);
+    }
+    if args.limits {
+        return compare_limits(args, &scenario, &trace);
     }
     let progress = if args.output.json_lines { Progress::Lines } else { Progress::bar() };
     let mut results = compare(&scenario, beside.as_ref(), &trace, &baselines, &progress)?;
@@ -129,7 +144,7 @@ pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
     if args.output.json_lines {
         return Ok(());
     }
-    results.origin = Some(Origin::new(&scenario, args.speed_up, version));
+    results.origin = Some(Origin::new(&scenario, args.load.speed_up, version));
     if let Some(folder) = &args.output.out {
         report::write(folder, &results)
             .with_context(|| format!("cannot write into {}", folder.display()))?;
@@ -150,7 +165,7 @@ pub fn run(args: &ReplayArgs, version: &str) -> anyhow::Result<()> {
 /// The pool of a configuration file, as a scenario.
 fn read(file: &Path, args: &ReplayArgs) -> anyhow::Result<Scenario> {
     let mut scenario = Scenario::new(&forebay_config::load(file)?, args.pool.as_deref())?;
-    scenario.model.seed = args.seed.unwrap_or(scenario.model.seed);
+    scenario.model.seed = args.load.seed.unwrap_or(scenario.model.seed);
     if !scenario.left_out.is_empty() {
         let names = scenario.left_out.join(", ");
         print::err(format_args!(
@@ -194,6 +209,18 @@ fn compare_orders(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyh
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
     } else {
         print::out(orders::table(&results))?;
+    }
+    Ok(())
+}
+
+/// Plays the limits of one replica, and prints.
+fn compare_limits(args: &ReplayArgs, scenario: &Scenario, trace: &Trace) -> anyhow::Result<()> {
+    anyhow::ensure!(!trace.requests.is_empty(), "the trace has no request");
+    let results = limits::compare(scenario, trace);
+    if args.output.json {
+        print::out(format_args!("{}\n", serde_json::to_string_pretty(&results)?))?;
+    } else {
+        print::out(limits::table(&results))?;
     }
     Ok(())
 }
@@ -260,7 +287,8 @@ fn compare(
             Baseline::Knative(concurrency) => {
                 // The activator's limit is the container's own.
                 let limit = concurrency.unwrap_or(bounds.limit);
-                let model = Model { limit, ..model.clone() };
+                let rule = LimitRule { most: limit, learned: false };
+                let model = Model { limit: rule, ..model.clone() };
                 let mut knative = Knative::new(*bounds, limit);
                 ("knative", progress.play("knative", trace, &model, &mut knative))
             }

@@ -10,6 +10,7 @@
 //! - `contestants`: Forebay and the other autoscalers, each with its own delays and blind spots
 //! - `picks`: the pick policies side by side, on a fixed fleet
 //! - `orders`: the orders of held requests side by side, in an overload
+//! - `limits`: fixed limits on a replica's requests beside the learned one
 //! - `progress`: a bar, or lines for a program that shows it
 //! - `measure`, `report`: the figures of a run; as table, JSON and HTML
 //!
@@ -17,6 +18,7 @@
 
 mod args;
 mod contestants;
+mod limits;
 mod measure;
 mod orders;
 mod picks;

@@ -230,7 +230,7 @@ fn bound(trace: &Trace, model: &Model, replicas: u32) -> f64 {
         sum += **one;
         sum <= time
     });
-    let in_flight = replicas as usize * model.engine.seats.min(model.limit as usize);
+    let in_flight = replicas as usize * model.engine.seats.min(model.limit.most as usize);
     let most = (complete.count() + in_flight).min(times.len());
     most as f64 / times.len().max(1) as f64
 }
@@ -315,7 +315,7 @@ pub(crate) fn table(results: &OrderResults) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::tests::{model, trace_of};
+    use crate::replay::tests::{fixed, model, trace_of};
     use crate::replay::trace::SECOND;
     use crate::replay::world::play;
 
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn no_order_is_better_than_the_bound_and_objective_is_near_the_clairvoyant() {
         // One replica answers 8 requests at once, each in about 4.2 s: about 1.9 a second.
-        let model = Model { limit: 8, objective: 5 * SECOND, max_held: 100_000, ..model() };
+        let model = Model { limit: fixed(8), objective: 5 * SECOND, max_held: 100_000, ..model() };
         let trace = trace_of((0..1200).map(|at| (at * SECOND / 4, 100, 500)));
         let played = |order, trace: &Trace| {
             let model = Model { order, ..model.clone() };

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use forebay_config::{Config, Pool, Replay};
+use forebay_config::{Config, InFlightLimit, Pool, Replay};
+use forebay_scheduling::room::LimitRule;
 
 use super::contestants::Bounds;
 use super::contestants::forebay::rehearsable;
@@ -106,7 +107,10 @@ fn model(pool: &Pool, replay: &Replay) -> Model {
         },
         pick: pool.pick,
         cold_start: ColdStart { phases, spread: cold.spread },
-        limit: pool.max_in_flight,
+        limit: LimitRule {
+            most: pool.max_in_flight,
+            learned: pool.limit == InFlightLimit::Learned,
+        },
         max_held: pool.hold.max_requests as usize,
         order: pool.hold.order,
         max_wait: pool.hold.max_wait.map(us),

@@ -1,5 +1,7 @@
 //! The model against queueing theory.
 
+use forebay_scheduling::room::LimitRule;
+
 use super::contestants::fixed::Schedule;
 use super::replica::EngineModel;
 use super::trace::{Request, SECOND, Trace, Us, generate};
@@ -17,7 +19,7 @@ pub(crate) fn model() -> Model {
         },
         pick: forebay_config::Pick::default(),
         cold_start: ColdStart { phases: [2 * SECOND, 8 * SECOND, 50 * SECOND], spread: 0.1 },
-        limit: 32,
+        limit: fixed(32),
         max_held: 10_000,
         order: forebay_config::HoldOrder::Arrival,
         max_wait: None,
@@ -27,6 +29,11 @@ pub(crate) fn model() -> Model {
         objective: 2 * SECOND,
         seed: 1,
     }
+}
+
+/// A limit of this number.
+pub(crate) fn fixed(most: u32) -> LimitRule {
+    LimitRule { most, learned: false }
 }
 
 /// Requests as (at, prompt, output).
@@ -50,7 +57,7 @@ fn waits_are_those_of_an_m_d_1_queue() {
     // A prompt of 1,000 tokens at 10,000 a second and an answer of one token: 100 ms each.
     let timing = Timing { prefill_tokens_per_second: 10_000.0, ..Timing::default() };
     let engine = EngineModel { timing, seats: 1, ..model().engine };
-    let model = Model { engine, limit: 1, patience: Us::MAX / 2, ..model() };
+    let model = Model { engine, limit: fixed(1), patience: Us::MAX / 2, ..model() };
     for load in [0.3, 0.5, 0.8] {
         let arrivals = generate::poisson(load * 10.0, 20_000, 3);
         let trace = trace_of(arrivals.into_iter().map(|at| (at, 1_000, 1)));

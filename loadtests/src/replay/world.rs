@@ -11,6 +11,7 @@ use forebay_config::{HoldOrder, Pick};
 use forebay_scheduling::pick::Given;
 use forebay_scheduling::prompt::Prompt;
 use forebay_scheduling::queue::{Place as QueuePlace, Queue};
+use forebay_scheduling::room::{LimitRule, Part};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -38,8 +39,9 @@ pub(crate) struct Model {
     /// The policy by which the gateway picks a replica, if it holds requests.
     pub(crate) pick: Pick,
     pub(crate) cold_start: ColdStart,
-    /// Most requests in flight at one replica, if the gateway bounds them.
-    pub(crate) limit: u32,
+    /// Most requests in flight at one replica, if the gateway bounds them. Forebay's learns them, if
+    /// that is configured.
+    pub(crate) limit: LimitRule,
     /// Most requests held.
     pub(crate) max_held: usize,
     /// The order of held requests.
@@ -142,6 +144,10 @@ enum Event {
     },
     /// The gateway estimates anew when its held requests will start.
     Estimate,
+    /// The gateway reads how many requests wait in a replica's engine.
+    Engine {
+        replica: u32,
+    },
 }
 
 /// The world of one run.
@@ -188,6 +194,8 @@ struct ReplayProgress {
     given: HashMap<u32, Box<Given>>,
     /// Streams that move, until the new replica goes on, with the replica that they leave.
     moving: HashMap<u32, u32>,
+    /// Their parts in their replicas' slow starts.
+    parts: HashMap<u32, Part>,
 }
 
 /// The pushes of the signals.
@@ -305,6 +313,7 @@ impl<'a> World<'a> {
                 prompts: HashMap::new(),
                 given: HashMap::new(),
                 moving: HashMap::new(),
+                parts: HashMap::new(),
             },
             fleet: fleet::Fleet::new(model.pick, model.seed),
             pushes: Pushes { due: true, last: 0, depth: 0 },
@@ -368,6 +377,7 @@ impl<'a> World<'a> {
                 Event::Retry { request } => self.admit(request),
                 Event::Leave { replica } => self.move_streams(replica),
                 Event::Estimate => self.estimate(),
+                Event::Engine { replica } => self.engine_reports(replica),
             }
         } else if self
             .trace

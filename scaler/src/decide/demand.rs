@@ -100,10 +100,11 @@ impl State {
         let (held, in_flight) = (load.held, load.in_flight);
         let requests = held.saturating_add(in_flight);
         let given = policy.concurrency.given.then_some(policy.concurrency.per_replica);
-        let curve = self
-            .learned
-            .capacity
-            .curve(policy.concurrency.limit.min(given.unwrap_or(policy.concurrency.limit)));
+        let limit = match load.learned_limit {
+            learned if learned >= 1.0 => learned as u32,
+            _ => policy.concurrency.limit,
+        };
+        let curve = self.learned.capacity.curve(limit.min(given.unwrap_or(limit)));
         let objective = policy.objective.ttft.as_secs_f64();
         let fleet = self.fleet(inputs, counts, now);
         let cold = fleet.cold_seconds;

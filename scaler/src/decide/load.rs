@@ -26,6 +26,8 @@ pub struct Load {
     pub in_flight_tokens: u64,
     /// The wait of the request that has been held longest.
     pub oldest_hold_seconds: f64,
+    /// The most requests at a replica, as the gateways have learned; 0 if none has.
+    pub learned_limit: f64,
     /// Counters that only grow, also across restarts of gateways.
     pub totals: Totals,
     /// Latencies since the beginning. They only grow too.
@@ -76,8 +78,18 @@ struct GatewayLoad {
     held_prompt_tokens: u64,
     in_flight_tokens: u64,
     oldest_hold_seconds: f64,
+    learned_limit: f64,
     totals: Totals,
     latencies: Box<Latencies>,
+}
+
+/// The mean of the limits that a gateway has learned of a pool's endpoints; 0 if there is none.
+fn learned_limit(signals: &PoolSignals) -> f64 {
+    let endpoints = signals.endpoints.values().flatten();
+    let learned = endpoints.filter(|endpoint| endpoint.limited_by.is_learned());
+    let (sum, count) = learned
+        .fold((0.0, 0.0), |(sum, count), endpoint| (sum + f64::from(endpoint.limit), count + 1.0));
+    if count > 0.0 { sum / count } else { 0.0 }
 }
 
 impl Latencies {
@@ -135,6 +147,7 @@ impl Ledger {
             held_prompt_tokens: estimated_tokens(signals.queue_bytes),
             in_flight_tokens: signals.in_flight_tokens,
             oldest_hold_seconds: signals.oldest_hold_seconds,
+            learned_limit: learned_limit(signals),
             totals: signals.totals,
             latencies: Box::new(latencies),
         };
@@ -173,6 +186,8 @@ impl Ledger {
             load.held_prompt_tokens += faded(last.held_prompt_tokens);
             load.in_flight_tokens += faded(last.in_flight_tokens);
             load.oldest_hold_seconds = load.oldest_hold_seconds.max(last.oldest_hold_seconds);
+            // Each gateway has its own part of what a replica takes.
+            load.learned_limit += last.learned_limit;
         }
         load
     }
@@ -181,12 +196,40 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use forebay_signals::{EndpointSignals, LimitedBy};
 
     const STALE: Millis = Millis::from_secs(10);
 
     fn signals(held: u32, accepted: u64) -> PoolSignals {
         let totals = Totals { accepted, ..Totals::default() };
         PoolSignals { queue_depth: held, in_flight: 1, totals, ..PoolSignals::default() }
+    }
+
+    #[test]
+    fn the_learned_limit_of_a_replica_is_the_sum_of_its_parts_at_the_gateways() {
+        let endpoint =
+            |limit, limited_by| EndpointSignals { limit, limited_by, ..EndpointSignals::default() };
+        let with = |endpoints: [EndpointSignals; 2]| PoolSignals {
+            endpoints: [("a", &endpoints[0]), ("b", &endpoints[1])]
+                .map(|(name, endpoint)| (name.to_owned(), Some(endpoint.clone())))
+                .into(),
+            ..PoolSignals::default()
+        };
+        let limit = |reports: &[PoolSignals]| {
+            let mut ledger = Ledger::default();
+            for (gateway, report) in reports.iter().enumerate() {
+                ledger.record(gateway, "a", report);
+            }
+            let feeds = (0..reports.len()).map(|gateway| (gateway, Freshness::Live));
+            ledger.load(feeds, STALE).learned_limit
+        };
+        use LimitedBy::{Configured, Growing, SlowStart, Waiting};
+        let one = with([endpoint(30, Growing), endpoint(50, Waiting)]);
+        let cold = with([endpoint(30, Growing), endpoint(1, SlowStart)]);
+        let fixed = with([endpoint(64, Configured), endpoint(64, Configured)]);
+        assert!((limit(std::slice::from_ref(&one)) - 40.0).abs() < 1e-9);
+        assert!((limit(&[one, cold]) - 70.0).abs() < 1e-9, "a slow start says nothing");
+        assert!(limit(&[fixed]).abs() < 1e-9);
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Policy {
             concurrency: ConcurrencyRules {
                 per_replica: pool.target_concurrency(),
                 given: scaling.target_concurrency.is_some(),
-                limit: pool.max_in_flight.max(1),
+                limit: pool.assumed_limit(),
                 activation_threshold: scaling.activation_threshold,
             },
             objective: TtftObjective {

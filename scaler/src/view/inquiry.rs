@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use forebay_config::Millis;
-use forebay_signals::{EndpointSignals, Health, PodPhase, PoolReplicas, Waiting};
+use forebay_signals::{EndpointSignals, Health, LimitedBy, PodPhase, PoolReplicas, Waiting};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -53,6 +53,8 @@ pub(crate) struct EndpointDetail {
     reason: String,
     in_flight: u32,
     limit: u32,
+    /// Why not more, at the gateway that was read last.
+    limited_by: LimitedBy,
     #[serde(flatten)]
     sums: EndpointSums,
     /// Gateways that know it.
@@ -98,6 +100,7 @@ impl EndpointDetail {
         self.phase = endpoint.phase.or(self.phase);
         self.in_flight += endpoint.in_flight;
         self.limit += endpoint.limit;
+        self.limited_by = endpoint.limited_by;
         self.sums.add(endpoint);
         self.gateways += 1;
     }

@@ -64,7 +64,7 @@ impl Endpoint {
         self.probing.begin_anew(now);
         "not probed yet".clone_into(&mut self.reason);
         self.pod = Pod::default();
-        self.rules = rules;
+        self.set_rules(rules, now);
     }
 
     /// Its pod's phase, with Kubernetes' short reason.

@@ -31,7 +31,7 @@ impl Endpoint {
             health: self.health(),
             reason: self.why(),
             in_flight: self.in_flight(),
-            limit: self.rules.limit.min(self.work.room.allowed(now)),
+            limit: self.work.room.allowed(now),
             failures_in_a_row: self.behaviour.failures,
             silent_probes: self.probing.silent,
             last_probe: self.probing.last(),

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use forebay_scheduling::pick::EndpointId;
+use forebay_scheduling::room::LimitRule;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -127,14 +128,14 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(limit: LimitRule, now: Instant) -> Self {
         Self {
             pulse: Pulse::new(now, None),
             owed_since: now,
             idle_since: Some(now),
             in_flight: 0,
             sessions: 0,
-            room: EndpointRoom::new(now),
+            room: EndpointRoom::new(limit, now),
         }
     }
 

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 mod probing;
 
-const RULES: Rules = Rules { limit: 4, eject_after: 3, freeze: Duration::from_secs(10) };
+const LIMIT: LimitRule = LimitRule { most: 4, learned: false };
+const RULES: Rules = Rules { limit: LIMIT, eject_after: 3, freeze: Duration::from_secs(10) };
 
 /// The probe that is due; chance puts off none.
 fn due(endpoint: &mut Endpoint, now: Instant) -> Option<Probe> {

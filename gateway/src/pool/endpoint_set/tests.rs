@@ -1,13 +1,15 @@
 use std::time::Duration;
 
 use forebay_scheduling::pick::Candidate;
+use forebay_scheduling::room::LimitRule;
 use proptest::prelude::*;
 
 use super::*;
 use crate::answer::failure::{Cause, Failure};
-use crate::pool::endpoint::{Due, Probed, Pulse, Rules, Warming};
+use crate::pool::endpoint::{Due, Occupancy, Probed, Pulse, Rules};
 
-const RULES: Rules = Rules { limit: 2, eject_after: 2, freeze: Duration::from_secs(3) };
+const LIMIT: LimitRule = LimitRule { most: 2, learned: false };
+const RULES: Rules = Rules { limit: LIMIT, eject_after: 2, freeze: Duration::from_secs(3) };
 
 /// Something that happens at one of the endpoints.
 #[derive(Clone, Copy, Debug)]
@@ -63,10 +65,10 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// The requests at an endpoint: its pulse, and their parts in its slow start.
+/// The requests at an endpoint: its pulse, and their parts in its room.
 struct Held {
     pulse: Pulse,
-    warming: Vec<Warming>,
+    occupancies: Vec<Occupancy>,
 }
 
 /// Makes the event happen. `held`: what requests hold of their endpoints.
@@ -107,22 +109,23 @@ fn happen(
         }
         Event::Given { streamed } => {
             if set.candidates().get(id).is_some_and(|candidate| candidate.room > 0) {
-                let (_, endpoint, warming) = set.give(id, streamed, now).expect("it is there");
+                let (_, endpoint, occupancy) =
+                    set.give(id, (2, streamed), now).expect("it is there");
                 let pulse = endpoint.pulse();
                 let held = held
                     .entry(port)
-                    .or_insert_with(|| Held { pulse: pulse.clone(), warming: Vec::new() });
+                    .or_insert_with(|| Held { pulse: pulse.clone(), occupancies: Vec::new() });
                 held.pulse = pulse;
-                held.warming.extend(warming);
+                held.occupancies.push(occupancy);
             }
         }
         Event::FirstToken => {
-            if let Some(warming) = held.get_mut(&port).and_then(|held| held.warming.first_mut()) {
-                set.change(id, now, |endpoint| endpoint.warmed(warming, now));
+            if let Some(one) = held.get_mut(&port).and_then(|held| held.occupancies.first_mut()) {
+                set.change(id, now, |endpoint| endpoint.first_token(one, now));
             }
         }
         Event::Ended { failure } => {
-            let warming = held.get_mut(&port).and_then(|held| held.warming.pop());
+            let occupancy = held.get_mut(&port).and_then(|held| held.occupancies.pop());
             set.change(id, now, |endpoint| {
                 if endpoint.in_flight() > 0 {
                     match failure {
@@ -133,8 +136,8 @@ fn happen(
                     }
                     endpoint.given_back(false, now);
                 }
-                if let Some(warming) = warming {
-                    endpoint.warming_ended(warming, failure.is_none(), now);
+                if let Some(occupancy) = occupancy {
+                    endpoint.vacate(occupancy, failure.is_none(), now);
                 }
             });
         }

@@ -73,7 +73,7 @@ async fn after_one_probe(replica: &Replica) -> Prober {
     let pool = pool();
     pool.add_endpoint(replica.address);
     let (address, kept) = (replica.address, None);
-    let mut prober = Prober { pool, address, kept, listed: None, next_list: None };
+    let mut prober = Prober { pool, address, kept, listed: None, next_list: None, waiting: None };
     assert!(prober.send(Probe::Health, Urgency::Young).await);
     assert!(prober.kept.is_some());
     prober

@@ -29,6 +29,8 @@ impl Contestant for Schedule {
             revives_draining: true,
             move_after: None,
             scales: !self.counts.is_empty(),
+            // A schedule that was made beforehand does not wait for what replicas show.
+            measures_room: self.counts.is_empty(),
             initial_replicas: self.initial_replicas,
         }
     }

@@ -113,6 +113,7 @@ impl Contestant for Forebay {
             revives_draining: true,
             move_after: self.move_after,
             scales: true,
+            measures_room: true,
             initial_replicas: self.policy.counts.min,
         }
     }

@@ -66,6 +66,7 @@ impl Contestant for Keda {
             revives_draining: false,
             move_after: None,
             scales: true,
+            measures_room: false,
             initial_replicas: self.bounds.min,
         }
     }

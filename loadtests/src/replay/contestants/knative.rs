@@ -107,6 +107,7 @@ impl Contestant for Knative {
             revives_draining: false,
             move_after: None,
             scales: true,
+            measures_room: false,
             initial_replicas: self.bounds.min,
         }
     }

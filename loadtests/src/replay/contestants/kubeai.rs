@@ -55,6 +55,7 @@ impl Contestant for KubeAi {
             revives_draining: false,
             move_after: None,
             scales: true,
+            measures_room: false,
             initial_replicas: self.bounds.min,
         }
     }

@@ -154,7 +154,7 @@ pub(crate) fn floor(trace: &Trace, model: &Model) -> Us {
 
 /// The time that a request takes of a full replica.
 pub(crate) fn busy(request: &Request, model: &Model) -> Us {
-    let seats = model.engine.seats.min(model.limit as usize).max(1) as u32;
+    let seats = model.engine.seats.min(model.limit.most as usize).max(1) as u32;
     let token = 1.0 / model.engine.timing.decode_throughput(seats);
     let prompt = model.engine.timing.prefill(request.prompt).as_secs_f64();
     ((prompt + f64::from(request.output.saturating_sub(1)) * token) * 1e6) as Us
@@ -228,7 +228,7 @@ fn worth(trace: &Trace, model: &Model, most: u32, in_time: Us) -> Vec<Vec<u32>> 
     for (id, request) in trace.requests.iter().enumerate() {
         let sequence = Sequence { id: id as u32, prompt: request.prompt, output: request.output };
         levels.iter_mut().for_each(|level| level.advance(request.at));
-        let limit = model.limit as usize;
+        let limit = model.limit.most as usize;
         let first = |level: &Level| level.0.first_token_after(request.prompt, request.at);
         let lowest =
             levels.iter().position(|level| level.requests() < limit && first(level) <= in_time);

@@ -15,6 +15,8 @@ pub(crate) struct Rules {
     /// More replicas may be started at any time, so the gateway refuses nothing for its expected wait:
     /// the model does not learn how long starts take.
     pub(crate) scales: bool,
+    /// The gateway starts slowly at a new replica, and learns its limit if the pool says so: Forebay's.
+    pub(crate) measures_room: bool,
     /// Replicas that are ready as the trace begins.
     pub(crate) initial_replicas: u32,
 }

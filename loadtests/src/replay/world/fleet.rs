@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use forebay_config::Pick;
 use forebay_scheduling::pick::{CacheReport, Candidate, Candidates, EndpointId, Picker};
+use forebay_scheduling::room::{EndpointSums, LimitRule, Room};
 
 use super::{Event, Hold, Integral, World};
 use crate::replay::replica::{Batch, PromptTokens, TokenEvent};
-use crate::replay::trace::Us;
 use crate::replay::trace::generate::normal;
+use crate::replay::trace::{SECOND, Us};
+
+/// How often a full replica's engine is asked how many requests wait there, as in the gateway.
+const ENGINE_EVERY: Us = 5 * SECOND;
 
 /// The order in which a lower count drains ready replicas. Starting ones go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,13 @@ enum StartPhase {
     Stopped,
 }
 
+/// The requests that a replica can take.
+pub(super) struct MeasuredCapacity {
+    pub(super) room: Room,
+    /// The sums from which its limit is learned.
+    pub(super) sums: EndpointSums,
+}
+
 /// One replica.
 pub(super) struct Replica {
     /// Its number among the candidates.
@@ -43,6 +54,7 @@ pub(super) struct Replica {
     /// The plan whose end is already an event.
     pub(super) planned: Option<u32>,
     pub(super) in_flight: u32,
+    pub(super) capacity: MeasuredCapacity,
     pub(super) first_token: Option<Us>,
     pub(super) completed: u64,
     pub(super) generated: u64,
@@ -102,6 +114,8 @@ pub(super) struct Fleet {
     pub(super) peak: u32,
     /// Times that a stream moved to another replica.
     pub(super) moves: u32,
+    /// The limit that one of them has learned last.
+    pub(super) learned: Option<u32>,
     /// A buffer that is reused for each stretch of steps.
     pub(super) token_events: Vec<TokenEvent>,
 }
@@ -118,6 +132,7 @@ impl Fleet {
             paid: 0,
             peak: 0,
             moves: 0,
+            learned: None,
             token_events: Vec::new(),
         };
         // The candidates keep what the policy needs.
@@ -151,13 +166,16 @@ impl World<'_> {
     /// A replica as a pick policy sees it.
     pub(super) fn candidate(&self, id: u32) -> Candidate {
         let replica = &self.fleet.replicas[id as usize];
-        let limit = if self.rules.hold == Hold::UntilRoom { self.model.limit } else { u32::MAX };
+        let room = match self.rules.hold {
+            Hold::UntilRoom => replica.capacity.room.left(Duration::from_micros(self.now)),
+            Hold::AtZero | Hold::Never => u32::MAX,
+        };
         let ready = replica.is_ready();
         Candidate {
             address: address(id),
             process: id.into(),
             ready,
-            room: if ready { limit.saturating_sub(replica.in_flight) } else { 0 },
+            room: if ready { room } else { 0 },
             in_flight: replica.in_flight,
             suspect: false,
         }
@@ -232,11 +250,13 @@ impl World<'_> {
         for id in 0..count {
             let replica = &mut self.fleet.replicas[id as usize];
             (replica.phase, replica.ends) = (StartPhase::Ready, [0; 3]);
+            replica.capacity.room.skip_slow_start();
             self.show(id);
             self.report_cache(id);
         }
         self.fleet.peak = count;
         self.agenda.events.clear();
+        (0..count).for_each(|id| self.follow_engine(id));
         self.note_readiness();
     }
 
@@ -305,6 +325,10 @@ impl World<'_> {
             in_flight: 0,
             suspect: false,
         });
+        let mut room = Room::new(self.limit_rule(), Duration::from_micros(self.now));
+        if !self.rules.measures_room {
+            room.skip_slow_start();
+        }
         self.fleet.replicas.push(Replica {
             seat,
             phase: StartPhase::Requested,
@@ -314,6 +338,7 @@ impl World<'_> {
             batch: Batch::new(self.model.engine),
             planned: None,
             in_flight: 0,
+            capacity: MeasuredCapacity { room, sums: EndpointSums::default() },
             first_token: None,
             completed: 0,
             generated: 0,
@@ -340,8 +365,41 @@ impl World<'_> {
             return;
         }
         self.report_cache(id);
+        if let Some(limit) = self.fleet.learned {
+            self.fleet.replicas[id as usize].capacity.room.expect(limit);
+        }
+        self.show(id);
+        self.follow_engine(id);
         self.note_readiness();
         self.release();
+    }
+
+    fn limit_rule(&self) -> LimitRule {
+        let LimitRule { most, learned } = self.model.limit;
+        LimitRule { most, learned: learned && self.rules.measures_room }
+    }
+
+    /// Begins to read a replica's own figures, if its limit is learned.
+    fn follow_engine(&mut self, id: u32) {
+        if self.limit_rule().learned {
+            let room = &mut self.fleet.replicas[id as usize].capacity.room;
+            room.set_cache(self.model.engine.kv_tokens);
+            self.later(self.now + ENGINE_EVERY, Event::Engine { replica: id });
+        }
+    }
+
+    /// Reads how many requests wait in a replica's engine.
+    pub(super) fn engine_reports(&mut self, id: u32) {
+        let now = Duration::from_micros(self.now);
+        let replica = &mut self.fleet.replicas[id as usize];
+        if replica.phase == StartPhase::Stopped {
+            return;
+        }
+        if replica.capacity.room.left(now) == 0 {
+            replica.capacity.room.reported(replica.batch.waiting() as u32, now);
+        }
+        self.show(id);
+        self.later(self.now + ENGINE_EVERY, Event::Engine { replica: id });
     }
 
     /// Tells the policy the size of a ready replica's cache, as the replica's `/metrics` would.

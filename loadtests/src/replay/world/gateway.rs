@@ -152,6 +152,10 @@ impl World<'_> {
         self.progress.places[sequence.id as usize] = Place::At { replica: id };
         let replica = &mut self.fleet.replicas[id as usize];
         replica.in_flight += 1;
+        let tokens = self.trace.requests[sequence.id as usize].prompt.into();
+        let now = Duration::from_micros(self.now);
+        let part = replica.capacity.room.given(tokens, true, now);
+        self.progress.parts.extend(part.map(|part| (sequence.id, part)));
         let prefix = self.trace.content(sequence.id).map(|content| content.blocks(KV_BLOCK));
         replica.batch.submit(sequence, prefix.unwrap_or_default(), self.now);
         let candidate = self.candidate(id);
@@ -191,7 +195,12 @@ impl World<'_> {
     }
 
     fn first_token(&mut self, request: u32, id: u32) {
-        self.fleet.replicas[id as usize].first_token.get_or_insert(self.now);
+        let replica = &mut self.fleet.replicas[id as usize];
+        replica.first_token.get_or_insert(self.now);
+        if let Some(part) = self.progress.parts.get_mut(&request) {
+            replica.capacity.room.first_token(part, Duration::from_micros(self.now));
+            self.show(id);
+        }
         if self.progress.moving.remove(&request).is_some() {
             return;
         }
@@ -200,10 +209,13 @@ impl World<'_> {
         }
         let outcome = &mut self.progress.outcomes[request as usize];
         outcome.first_token = Some(self.now);
+        let released = outcome.released.unwrap_or(self.now);
         self.progress.without_token -= 1;
         let arrived = self.trace.requests[request as usize].at;
-        let released = outcome.released.unwrap_or(arrived);
         self.figures.first_token(arrived, released, self.now);
+        let replica = &mut self.fleet.replicas[id as usize];
+        replica.capacity.sums.first_tokens += 1;
+        replica.capacity.sums.ttft_seconds += (self.now - released) as f64 / 1e6;
     }
 
     fn answered(&mut self, request: u32, tokens: u32, id: u32) {
@@ -222,7 +234,22 @@ impl World<'_> {
         replica.in_flight -= 1;
         replica.completed += 1;
         replica.generated += u64::from(tokens);
+        replica.capacity.sums.gaps += u64::from(tokens.saturating_sub(1));
+        replica.capacity.sums.itl_seconds += (self.now - first) as f64 / 1e6;
+        replica.capacity.sums.uncached_tokens += u64::from(arrival.prompt.saturating_sub(cached));
+        replica.capacity.sums.generated_tokens += u64::from(tokens);
+        self.vacate(request, id, true);
         self.show(id);
+    }
+
+    /// Gives back a request's part in its replica's room.
+    pub(super) fn vacate(&mut self, request: u32, id: u32, complete: bool) {
+        let part = self.progress.parts.remove(&request);
+        let tokens = self.trace.requests[request as usize].prompt.into();
+        let replica = &mut self.fleet.replicas[id as usize];
+        let (now, sums) = (Duration::from_micros(self.now), replica.capacity.sums);
+        replica.capacity.room.ended((part, tokens), complete, now, || sums);
+        self.fleet.learned = replica.capacity.room.learned().or(self.fleet.learned);
     }
 
     /// Tells the policy of a request's end at its replica.
@@ -254,6 +281,7 @@ impl World<'_> {
                 at.in_flight -= 1;
                 self.gave_back(request);
                 self.picked_ended(request, false);
+                self.vacate(request, replica, false);
                 self.show(replica);
                 self.figures.in_flight_tokens -= self.estimated(request);
                 self.release();

@@ -65,6 +65,7 @@ impl World<'_> {
         let Some((sequence, generated)) = old.batch.take(request, self.now) else { return false };
         old.generated += u64::from(generated);
         old.in_flight -= 1;
+        self.vacate(request, from, false);
         self.plan(from);
         self.show(from);
         self.picked_ended(request, false);

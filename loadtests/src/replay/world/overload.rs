@@ -50,14 +50,22 @@ impl World<'_> {
         by_objective.then(|| self.estimates.first_token.late_from(accepted, objective))
     }
 
+    /// The places at ready replicas, taken ones included.
+    fn places(&self) -> u64 {
+        let live = self.fleet.live.iter().map(|id| &self.fleet.replicas[*id as usize]);
+        live.filter(|replica| replica.is_ready())
+            .map(|one| u64::from(one.capacity.room.limit()))
+            .sum()
+    }
+
     fn outlook(&self) -> Outlook<'_> {
         Outlook {
             now: duration(self.now),
-            places: u64::from(self.counts().ready) * u64::from(self.model.limit),
+            places: self.places(),
             service: self.estimates.service,
             starts: &self.estimates.starts,
             learned: None,
-            places_of_start: self.model.limit.into(),
+            places_of_start: self.fleet.learned.unwrap_or(self.model.limit.most).into(),
             more_starts: 0,
         }
     }

@@ -3,6 +3,7 @@
 //! Every field of the pool's signals is listed, so that a new one does not stay at zero unnoticed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use forebay_signals::{EndpointSignals, Health, Histogram, PoolSignals, Totals};
 
@@ -75,6 +76,7 @@ impl World<'_> {
     pub(crate) fn signals(&self) -> PoolSignals {
         let held = self.progress.queue.longest_held();
         let oldest = held.map(|id| self.now - self.trace.requests[*id as usize].at).max();
+        let now = Duration::from_micros(self.now);
         let endpoints =
             self.replicas().filter(|replica| replica.started.is_some()).map(|replica| {
                 let health = match (replica.ready, replica.draining) {
@@ -82,10 +84,12 @@ impl World<'_> {
                     (true, _) => Health::Ready,
                     _ => Health::Starting,
                 };
+                let room = &self.fleet.replicas[replica.id as usize].capacity.room;
                 let signals = EndpointSignals {
                     health,
                     in_flight: replica.in_flight,
-                    limit: self.model.limit,
+                    limit: room.allowed(now),
+                    limited_by: room.limited_by(now),
                     completed: replica.completed,
                     generated_tokens: replica.generated,
                     ..EndpointSignals::default()

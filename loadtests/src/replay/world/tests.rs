@@ -8,7 +8,7 @@ use crate::replay::contestants::fixed::Schedule;
 use crate::replay::contestants::keda::Keda;
 use crate::replay::contestants::knative::Knative;
 use crate::replay::contestants::kubeai::KubeAi;
-use crate::replay::tests::{model, trace_of};
+use crate::replay::tests::{fixed, model, trace_of};
 
 fn contestants(min: u32, count: u32) -> Vec<Box<dyn Contestant>> {
     let bounds = Bounds { min, max: 4, cooldown: 60 * SECOND, limit: 8, target: 6 };
@@ -71,9 +71,9 @@ fn streams_move_off_a_draining_replica_which_is_then_stopped() {
         let schedule = Schedule { initial_replicas: 2, counts, at: 0 };
         play(&trace, &model, &mut Moving(schedule, move_after), 10, |_| ())
     };
-    let drained = played(None, 32);
-    let moved = played(Some(5 * SECOND), 32);
-    let no_room = played(Some(5 * SECOND), 6);
+    let drained = played(None, fixed(32));
+    let moved = played(Some(5 * SECOND), fixed(32));
+    let no_room = played(Some(5 * SECOND), fixed(6));
     assert_eq!((drained.moves, moved.moves), (0, 6));
     assert!(no_room.moves < 6, "only to places that others have left: {}", no_room.moves);
     for run in [&drained, &moved, &no_room] {
@@ -115,7 +115,7 @@ proptest! {
         requests.sort_unstable();
         let trace = trace_of(requests);
         let model =
-            Model { patience: patience * SECOND, max_held: most, limit: 8, seed, ..model() };
+            Model { patience: patience * SECOND, max_held: most, limit: fixed(8), seed, ..model() };
         let counts = vec![(drop_at * SECOND, 1), ((drop_at + 40) * SECOND, 3)];
         let changing = Schedule { initial_replicas: 3, counts, at: 0 };
         let changing = Moving(changing, Some(SECOND));

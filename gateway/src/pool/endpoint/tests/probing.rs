@@ -81,7 +81,7 @@ async fn an_endpoint_is_looked_at_again_before_work_that_it_gets_makes_a_probe_d
     let mut endpoint = ready(start);
     assert_eq!(endpoint.due(SPREAD, false, start + MILLI), Due::At(start + MILLI + 2 * SECOND));
     let mut quick = endpoint.clone();
-    quick.set_rules(Rules { freeze: SECOND, ..RULES });
+    quick.set_rules(Rules { freeze: SECOND, ..RULES }, start);
     assert_eq!(quick.due(SPREAD, false, start + MILLI), Due::At(start + MILLI + SECOND));
     endpoint.given(start + 2 * MILLI);
     assert_eq!(
