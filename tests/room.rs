@@ -5,10 +5,11 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::sims::{Folder, Sim};
 use support::{Forebay, chat, eventually, exchange, get, status};
+use tokio::time::Instant;
 
 const REQUESTS: u32 = 40;
 const LIMIT: u32 = 16;

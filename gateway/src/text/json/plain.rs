@@ -36,7 +36,8 @@ const BLOCK: usize = 16;
 #[allow(unsafe_code)]
 fn specials(block: &[u8; BLOCK]) -> u32 {
     use std::arch::x86_64::{
-        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
+        _mm_set1_epi8,
     };
     // SAFETY: every x86-64 processor has SSE2, and sixteen bytes are read from sixteen, of any alignment.
     let marks = unsafe {
