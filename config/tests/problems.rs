@@ -36,6 +36,11 @@ fn wrong_fields_and_values_are_reported_with_the_remedy() {
             "f.yaml:1: clusters: unknown field; known here: gateway, admin, logging, openTelemetry, scaler, prometheus, pools, replay",
         ),
         ("maxInFlight: 3\n", "f.yaml:1: maxInFlight: unknown field here; it belongs to pools[]"),
+        (
+            "pools: [{name: a, endpoint: [a:1]}]\n",
+            "f.yaml:1: pools[0].endpoint: unknown field here; did you mean endpoints? endpoint \
+             belongs to openTelemetry",
+        ),
         ("gateway: {threads: 1.5}\n", "f.yaml:1: gateway.threads: `1.5` is not a whole number"),
         (
             "gateway: {threads: 70000}\n",

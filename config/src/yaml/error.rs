@@ -45,16 +45,14 @@ impl Error {
 impl ErrorKind {
     pub(super) fn message(&self, elsewhere: &dyn Fn(&str) -> Option<String>) -> String {
         match self {
-            Self::UnknownField { name, known } => {
-                let near = closest(name, known);
-                if let Some(place) = elsewhere(name) {
-                    format!("unknown field here; it belongs to {place}")
-                } else if let Some(near) = near {
-                    format!("unknown field; did you mean {near}?")
-                } else {
-                    format!("unknown field; known here: {}", known.join(", "))
+            Self::UnknownField { name, known } => match (closest(name, known), elsewhere(name)) {
+                (Some(near), Some(place)) => {
+                    format!("unknown field here; did you mean {near}? {name} belongs to {place}")
                 }
-            }
+                (None, Some(place)) => format!("unknown field here; it belongs to {place}"),
+                (Some(near), None) => format!("unknown field; did you mean {near}?"),
+                (None, None) => format!("unknown field; known here: {}", known.join(", ")),
+            },
             Self::UnknownVariant { name, known } => match closest(name, known) {
                 Some(near) => format!("`{name}` is not known; did you mean {near}?"),
                 None => format!("`{name}` is not known; give one of: {}", known.join(", ")),
