@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
-use crate::support::{Forebay, eventually, exchange, json, status};
+use crate::support::{Forebay, chat, eventually, exchange, json, status};
 
 /// Waits until this many endpoints are ready.
 pub fn ready(forebay: &Forebay, count: usize) {
@@ -12,6 +12,14 @@ pub fn ready(forebay: &Forebay, count: usize) {
         let endpoints = signals["endpoints"].as_object().expect("endpoints").values();
         endpoints.filter(|endpoint| endpoint["health"] == "ready").count() == count
     });
+}
+
+/// Has replicas that have just begun answer short requests until each takes all that comes: each first
+/// token makes room for two more.
+pub fn warm(forebay: &Forebay, count: usize) {
+    for _ in 0..7 {
+        assert_eq!(Requests::send(forebay.address, count, &chat(true, 1)).broken(), 0);
+    }
 }
 
 /// Waits until this many requests are in flight.

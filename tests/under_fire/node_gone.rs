@@ -72,7 +72,7 @@ impl Drop for Node {
 }
 
 #[test]
-fn requests_without_an_answer_are_answered_elsewhere_and_begun_streams_end() {
+fn requests_without_an_answer_are_answered_elsewhere_and_begun_streams_go_on() {
     let flags = ["--decode-step-ms", "50"];
     let Some(node) = Node::start(&flags) else {
         eprintln!("skipped: this user may not make a network namespace");
@@ -90,5 +90,5 @@ fn requests_without_an_answer_are_answered_elsewhere_and_begun_streams_end() {
     });
     node.lose_power();
     plain.are_answered();
-    assert_eq!(streams.broken(), 3);
+    assert_eq!(streams.broken(), 0);
 }

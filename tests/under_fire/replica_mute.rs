@@ -1,7 +1,7 @@
 //! A replica that closes its listener and leaves its connections open and silent, as vLLM sometimes
 //! does when it is stopped.
 
-use crate::clients::{Requests, in_flight, ready};
+use crate::clients::{Requests, in_flight, ready, warm};
 use crate::support::sims::Sim;
 use crate::support::{Forebay, chat, eventually, gateway};
 
@@ -24,6 +24,7 @@ fn start_with(flags: &[&str], upstream: &str) -> ([Sim; 2], Forebay) {
 #[test]
 fn plain_requests_that_wait_there_are_answered_elsewhere() {
     let (sims, forebay) = start(&["--decode-step-ms", "20"]);
+    warm(&forebay, 8);
     let requests = Requests::send(forebay.address, 8, &chat(false, 150));
     in_flight(&forebay, 8);
     sims[0].signal("TERM");
@@ -40,7 +41,7 @@ fn streams_that_have_not_begun_there_are_answered_elsewhere() {
 }
 
 #[test]
-fn streams_that_have_begun_there_end_with_an_honest_error_in_time() {
+fn streams_that_have_begun_there_go_on_elsewhere() {
     let (sims, mut forebay) = start(&["--decode-step-ms", "50"]);
     let requests = Requests::send(forebay.address, 8, &chat(true, 200));
     in_flight(&forebay, 8);
@@ -48,7 +49,7 @@ fn streams_that_have_begun_there_end_with_an_honest_error_in_time() {
         forebay.metric("forebay_ttft_seconds_count").is_some_and(|count| count >= 8.0)
     });
     sims[0].signal("TERM");
-    assert_eq!(requests.broken(), 4);
+    assert_eq!(requests.broken(), 0);
     forebay.wait_for("can't be reached any longer");
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::clients::{Requests, in_flight, ready};
+use crate::clients::{Requests, in_flight, ready, warm};
 use crate::support::sims::{Folder, Sim};
 use crate::support::{Forebay, alive, chat, eventually, gateway, kill};
 
@@ -20,6 +20,7 @@ fn restart_in_turn(stream: bool) -> (Vec<Sim>, Forebay, Requests) {
     let addresses: Vec<_> = sims.iter().map(|sim| sim.address).collect();
     let forebay = gateway(&addresses, &["sim"], "");
     ready(&forebay, 3);
+    warm(&forebay, CLIENTS);
     let requests = Requests::send(forebay.address, CLIENTS, &chat(stream, TOKENS));
     in_flight(&forebay, CLIENTS);
     for sim in &mut sims {
@@ -53,7 +54,7 @@ fn restarts_of_local_processes_cost_no_plain_request() {
         "config.yaml",
         &format!(
             "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
-             models: [sim]\n  target: {{processes: {{command: [{binary}, vllm-sim, sim, --port, \
+             models: [sim]\n  pick: leastLoad\n  target: {{processes: {{command: [{binary}, vllm-sim, sim, --port, \
              \"{{port}}\", --decode-step-ms, \"50\", --sigterm-outcome, error]}}}}\n  \
              scaling: {{minReplicaCount: 3, maxReplicaCount: 3}}\n"
         ),
@@ -61,6 +62,7 @@ fn restarts_of_local_processes_cost_no_plain_request() {
     let mut forebay = Forebay::start(&["run", "--config", &config], "info,forebay_gateway=debug");
     ready(&forebay, 3);
     let replicas = forebay.replicas();
+    warm(&forebay, CLIENTS);
     let requests = Requests::send(forebay.address, CLIENTS, &chat(false, TOKENS));
     in_flight(&forebay, CLIENTS);
     for pid in replicas {
@@ -68,6 +70,8 @@ fn restarts_of_local_processes_cost_no_plain_request() {
         eventually("the replica ends", || !alive(pid));
         std::thread::park_timeout(PAUSE);
         ready(&forebay, 3);
+        // Or else most requests would be at the one that ends next.
+        warm(&forebay, CLIENTS);
     }
     requests.are_answered();
     assert!(!forebay.logged().iter().any(|line| line.contains("replicas died")));
