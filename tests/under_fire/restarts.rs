@@ -29,6 +29,8 @@ fn restart_in_turn(stream: bool) -> (Vec<Sim>, Forebay, Requests) {
         sim.restart();
         std::thread::park_timeout(PAUSE);
         ready(&forebay, 3);
+        // Or else most requests would be at the one that ends next.
+        warm(&forebay, CLIENTS);
     }
     (sims, forebay, requests)
 }
