@@ -5,8 +5,8 @@
 //! the other end, so code that connects or starts something checks it first
 //! ([`shortage::Resource::of`]).
 //!
-//! **To others**: one way to [dial], and one to send a [request](http1) over it; [backoff] between
-//! tries; a [trouble] that lasts is reported once.
+//! **To others**: one way to [dial], and one to send a [request](http1) over it; the servers that are
+//! trusted over [https]; [backoff] between tries; a [trouble] that lasts is reported once.
 //!
 //! **From clients**: a [listener](listen) that no client can fill.
 //!
@@ -28,6 +28,7 @@ pub mod dial;
 pub mod file_watch;
 mod heartbeat;
 pub mod http1;
+pub mod https;
 pub mod listen;
 pub mod memory;
 mod metric;

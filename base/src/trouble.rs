@@ -1,5 +1,7 @@
 //! A trouble that may last: reported once for each reason, and once when it is over.
 
+use std::error::Error;
+
 /// The trouble of one thing, if it has one now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trouble {
@@ -27,6 +29,16 @@ impl Trouble {
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
+}
+
+/// The message of an error's first cause: "connection refused" rather than "client error".
+#[must_use]
+pub fn first_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use forebay_base::trouble::first_cause;
 use kube::runtime::watcher;
 
 /// The permission that a call needs.
@@ -39,7 +40,7 @@ pub fn explain(error: &kube::Error, rule: &Rule<'_>) -> String {
             "the API server does not know this service account's token".to_owned()
         }
         kube::Error::Api(status) => status.message.clone(),
-        other => format!("the API server can't be reached: {}", innermost(other)),
+        other => format!("the API server can't be reached: {}", first_cause(other)),
     }
 }
 
@@ -54,15 +55,6 @@ pub fn explain_watch(error: &watcher::Error, rule: &Rule<'_>) -> String {
         watcher::Error::WatchError(status) => status.message.clone(),
         watcher::Error::NoResourceVersion => error.to_string(),
     }
-}
-
-/// The outer errors of a client only say that something failed.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 #[cfg(test)]

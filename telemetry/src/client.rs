@@ -3,25 +3,22 @@
 //! Which failures are repeated, and when, is what OTLP's specification says:
 //! <https://opentelemetry.io/docs/specs/otlp/>.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_base::backoff::{Backoff, Spread};
+use forebay_base::https;
+use forebay_base::trouble::first_cause;
 use forebay_config::OtlpProtocol;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pooled;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
@@ -74,8 +71,8 @@ impl Client {
     /// Why the receiver can't be used: its URL, or the file of its authorities.
     pub(crate) fn new(receiver: Receiver, method: &'static str) -> Result<Self, String> {
         let url = receiver.url.parse().map_err(|_| "its URL is invalid".to_owned())?;
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls(receiver.ca_file.as_deref())?);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(https::client_config(receiver.ca_file.as_deref())?);
         let connector = connector.https_or_http();
         let grpc = receiver.protocol == OtlpProtocol::Grpc;
         let connector = match grpc {
@@ -158,7 +155,7 @@ impl Client {
             request,
         );
         let ready = client.ready().await;
-        ready.map_err(|error| Failure::of(innermost(&error), false))?;
+        ready.map_err(|error| Failure::of(first_cause(&error), false))?;
         let answer =
             client.unary(request, self.method.clone(), ProstCodec::<Q, A>::default()).await;
         answer.map(tonic::Response::into_inner).map_err(|status| refused(&status))
@@ -178,7 +175,7 @@ impl Client {
         let post = post.body(Body::new(Full::new(body)));
         let post = post.map_err(|error| Failure::of(error.to_string(), true))?;
         let answer = self.pooled.request(post).await;
-        let answer = answer.map_err(|error| Failure::of(innermost(&error), false))?;
+        let answer = answer.map_err(|error| Failure::of(first_cause(&error), false))?;
         let (head, body) = answer.into_parts();
         if !head.status.is_success() {
             let after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -194,7 +191,7 @@ impl Client {
             return Err(Failure { message, is_final: !again, after });
         }
         let body = Limited::new(body, LONGEST_ANSWER).collect().await;
-        let body = body.map_err(|error| Failure::of(innermost(&*error), false))?.to_bytes();
+        let body = body.map_err(|error| Failure::of(first_cause(&*error), false))?.to_bytes();
         A::decode(body).map_err(|_| Failure::of("its answer is not OTLP", true))
     }
 
@@ -260,49 +257,11 @@ fn refused(status: &Status) -> Failure {
             | Code::Internal
     );
     let mut message = match std::error::Error::source(status) {
-        Some(cause) => innermost(cause),
+        Some(cause) => first_cause(cause),
         None => format!("it answered {:?}: {}", status.code(), status.message()),
     };
     message.truncate(message.floor_char_boundary(300));
     Failure::of(message, !again)
-}
-
-fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let config = match ca_file {
-        Some(file) => config.with_root_certificates(authorities(file)?),
-        // Without certificates on this machine https fails when it is used; http works.
-        None => match config.clone().with_native_roots() {
-            Ok(config) => config,
-            Err(_) => config.with_root_certificates(RootCertStore::empty()),
-        },
-    };
-    Ok(config.with_no_client_auth())
-}
-
-fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let wrong = |error: &dyn std::fmt::Display| format!("cannot use {}: {error}", file.display());
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
-    }
-    match roots.is_empty() {
-        true => Err(wrong(&"there is no certificate in it")),
-        false => Ok(roots),
-    }
-}
-
-/// The message of an error's first cause, which is the most telling one.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

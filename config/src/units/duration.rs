@@ -216,6 +216,19 @@ impl de::Visitor<'_> for DurationVisitor {
     }
 }
 
+/// The schema of a duration, or of what else the beginning of its pattern allows.
+fn text_or_seconds(title: &str, or: &str) -> Schema {
+    // Without lookahead, which helm's regular expressions don't have.
+    let units = "([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?";
+    json_schema!({
+        "title": title,
+        "type": ["string", "integer"],
+        "minimum": 0,
+        "minLength": 1,
+        "pattern": format!("^({or}[0-9]+|{units})$"),
+    })
+}
+
 /// Schema of a duration, as text or as bare seconds.
 pub(crate) struct DurationSchema;
 
@@ -229,14 +242,7 @@ impl JsonSchema for DurationSchema {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "title": "duration",
-            "type": ["string", "integer"],
-            "minimum": 0,
-            "minLength": 1,
-            // Without lookahead, which helm's regular expressions don't have.
-            "pattern": "^([0-9]+|([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?)$",
-        })
+        text_or_seconds("duration", "")
     }
 }
 
@@ -253,13 +259,7 @@ impl JsonSchema for OrNeverSchema {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "title": "duration, `never`",
-            "type": ["string", "integer"],
-            "minimum": 0,
-            "minLength": 1,
-            "pattern": "^(never|[0-9]+|([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?([0-9]+s *)?([0-9]+ms)?)$",
-        })
+        text_or_seconds("duration, `never`", "never|")
     }
 }
 

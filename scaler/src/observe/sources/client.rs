@@ -1,20 +1,18 @@
 //! HTTP and HTTPS GET, bounded in bytes.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay_base::https;
+use forebay_base::trouble::first_cause;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderName, HeaderValue};
 use http::{Request, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pooled;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 
 /// Most bytes of one answer: ten times the export of a large vLLM.
 const MOST_BYTES: usize = 4 << 20;
@@ -37,20 +35,8 @@ impl Client {
     /// # Errors
     /// Why `ca_file` can't be used.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?;
-        let config = match ca_file {
-            Some(file) => config.with_root_certificates(authorities(file)?),
-            // Without certificates on this machine https fails when it is used; http works.
-            None => match config.clone().with_native_roots() {
-                Ok(config) => config,
-                Err(_) => config.with_root_certificates(RootCertStore::empty()),
-            },
-        };
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config.with_no_client_auth())
+            .with_tls_config(https::client_config(ca_file)?)
             .https_or_http()
             .enable_http1()
             .build();
@@ -78,12 +64,12 @@ impl Client {
             all.extend(headers.into_iter().map(|(name, value)| (Some(name), value)));
         }
         let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
-        let answer = self.pooled.request(request).await.map_err(|error| innermost(&error))?;
+        let answer = self.pooled.request(request).await.map_err(|error| first_cause(&error))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await;
         let body = body.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
             true => format!("the answer is longer than {} MiB", MOST_BYTES >> 20),
-            false => format!("the answer broke off: {}", innermost(&*error)),
+            false => format!("the answer broke off: {}", first_cause(&*error)),
         })?;
         let body = String::from_utf8(body.to_bytes().into());
         let body = body.map_err(|_| "the answer is not UTF-8 text".to_owned())?;
@@ -112,27 +98,4 @@ pub(crate) fn authorization(value: &str) -> Result<(HeaderName, HeaderValue), St
         .map_err(|_| "its credentials hold characters that can't be sent".to_owned())?;
     value.set_sensitive(true);
     Ok((AUTHORIZATION, value))
-}
-
-fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-    let mut roots = RootCertStore::empty();
-    let found = CertificateDer::pem_file_iter(file).map_err(|error| failed(&error))?;
-    for certificate in found {
-        let certificate = certificate.map_err(|error| failed(&error))?;
-        roots.add(certificate).map_err(|error| failed(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(failed(&"no certificate in PEM"));
-    }
-    Ok(roots)
-}
-
-/// The most specific cause: "connection refused" rather than "client error".
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
