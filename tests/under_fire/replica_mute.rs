@@ -1,7 +1,7 @@
 //! A replica that closes its listener and leaves its connections open and silent, as vLLM sometimes
 //! does when it is stopped.
 
-use crate::clients::{Requests, in_flight, ready, warm};
+use crate::clients::{Requests, in_flight, ready};
 use crate::support::sims::Sim;
 use crate::support::{Forebay, chat, eventually, gateway};
 
@@ -24,7 +24,6 @@ fn start_with(flags: &[&str], upstream: &str) -> ([Sim; 2], Forebay) {
 #[test]
 fn plain_requests_that_wait_there_are_answered_elsewhere() {
     let (sims, forebay) = start(&["--decode-step-ms", "20"]);
-    warm(&forebay, 8);
     let requests = Requests::send(forebay.address, 8, &chat(false, 150));
     in_flight(&forebay, 8);
     sims[0].signal("TERM");

@@ -20,7 +20,6 @@ fn restart_in_turn(stream: bool) -> (Vec<Sim>, Forebay, Requests) {
     let addresses: Vec<_> = sims.iter().map(|sim| sim.address).collect();
     let forebay = gateway(&addresses, &["sim"], "");
     ready(&forebay, 3);
-    warm(&forebay, CLIENTS);
     let requests = Requests::send(forebay.address, CLIENTS, &chat(stream, TOKENS));
     in_flight(&forebay, CLIENTS);
     for sim in &mut sims {

@@ -202,6 +202,7 @@ impl Endpoint {
             return false;
         }
         let before = self.health();
+        self.probing.failed |= outcome != Probed::Answered;
         match (probe, &outcome) {
             (Probe::Health, Probed::Silent(_)) => self.probing.silent += 1,
             (Probe::Token, Probed::Silent(_)) => {}
@@ -259,6 +260,9 @@ impl Endpoint {
         if self.lifecycle.answered() {
             self.work.owe_nothing(now);
             self.work.room.inner.begin_anew();
+        } else if !self.once_ready && !self.probing.failed {
+            // It was up before it was first asked: others have warmed it.
+            self.work.room.inner.skip_slow_start();
         }
         self.standing = Standing::Up;
         self.once_ready = true;

@@ -46,10 +46,10 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// An endpoint that answers, and has its whole room.
+/// An endpoint that was up before it was first asked.
 fn ready(pool: &Arc<Pool>, port: u16) {
-    cold(pool, port);
-    warm(pool, address(port));
+    pool.add_endpoint(address(port));
+    pool.probed(address(port), Probe::Health, Probed::Answered);
 }
 
 /// Gives an endpoint its whole room at once.
@@ -65,6 +65,7 @@ fn warm(pool: &Arc<Pool>, address: SocketAddr) {
 /// An endpoint whose server has just begun, and answers.
 fn cold(pool: &Arc<Pool>, port: u16) {
     pool.add_endpoint(address(port));
+    pool.probed(address(port), Probe::Health, Probed::Unreachable("refused".into()));
     pool.probed(address(port), Probe::Health, Probed::Answered);
 }
 

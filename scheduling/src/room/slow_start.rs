@@ -5,10 +5,11 @@
 //! token makes room for two more, as each acknowledgement does in TCP (V. Jacobson, "Congestion
 //! Avoidance and Control", SIGCOMM 1988): 1, 3, 7, 15 requests, as fast as the server answers, up to
 //! its limit. A server that computes one prompt after another always has the next one waiting, so this
-//! costs no throughput.
+//! costs no throughput with streams.
 //!
 //! A plain answer shows no first token before its end. It counts a second after it was given: an engine
-//! that is warm has begun it by then.
+//! that is warm has begun it by then. So with plain answers a server has fewer requests than it could
+//! take for the first seconds.
 //!
 //! Pure: callers pass `now`, as a time since any moment.
 

@@ -44,6 +44,8 @@ pub(super) struct Probing {
     pub(super) unreachable_since: Option<Instant>,
     /// The time since which it has not answered: it was added, or ceased to.
     pub(super) down_since: Instant,
+    /// A probe of this replica has failed.
+    pub(super) failed: bool,
     /// Wakes its probe, when the next one is due earlier than it was.
     pub(super) wake: Arc<Notify>,
 }
@@ -77,6 +79,7 @@ impl Probing {
             silent: 0,
             unreachable_since: None,
             down_since: now,
+            failed: false,
             wake: Arc::default(),
         }
     }

@@ -22,7 +22,6 @@ fn ready(now: Instant) -> Endpoint {
     let mut endpoint = Endpoint::new(RULES, now);
     assert_eq!(due(&mut endpoint, now), Some(Probe::Health));
     assert!(endpoint.probed(Probe::Health, Probed::Answered, false, now));
-    endpoint.is_warm();
     endpoint
 }
 

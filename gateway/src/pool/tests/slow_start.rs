@@ -108,3 +108,13 @@ async fn a_replica_that_was_restarted_starts_slowly_again() {
     let _canary = pool.hold(&mut first).await.expect("room for one");
     assert!(Box::pin(pool.hold(&mut second)).now_or_never().is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_was_up_before_the_gateway_has_its_whole_room() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 20}"#);
+    ready(&pool, 1);
+    let mut tickets: Vec<_> = (0..20).map(|_| ticket(60)).collect();
+    let holds = tickets.iter_mut().map(|ticket| pool.hold(ticket));
+    let slots: Vec<_> = holds.filter_map(|hold| Box::pin(hold).now_or_never()).collect();
+    assert_eq!(slots.len(), 20, "all at once");
+}
