@@ -65,7 +65,7 @@ fn warm(pool: &Arc<Pool>, address: SocketAddr) {
 /// An endpoint whose server has just begun, and answers.
 fn cold(pool: &Arc<Pool>, port: u16) {
     pool.add_endpoint(address(port));
-    pool.probed(address(port), Probe::Health, Probed::Unreachable("refused".into()));
+    pool.probed(address(port), Probe::Health, Probed::Failed("it answers 503".into()));
     pool.probed(address(port), Probe::Health, Probed::Answered);
 }
 
