@@ -20,6 +20,11 @@ pub mod sims;
 /// The longest wait for anything. Nothing takes this long, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The binary under test: cargo's, or the one at `FOREBAY_BINARY`, for measurements with an optimized one.
+pub fn binary() -> String {
+    std::env::var("FOREBAY_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_forebay").to_owned())
+}
+
 /// A running `forebay`.
 pub struct Forebay {
     child: Child,
@@ -39,7 +44,7 @@ impl Forebay {
 
     /// Starts the binary with these arguments, and waits until it listens.
     pub fn start(arguments: &[&str], log: &str) -> Self {
-        Self::start_binary(env!("CARGO_BIN_EXE_forebay"), arguments, log)
+        Self::start_binary(&binary(), arguments, log)
     }
 
     /// Starts the binary at this path.
@@ -229,6 +234,11 @@ pub fn alive(pid: u32) -> bool {
 
 /// The descendants of `root` whose first argument is `argument`.
 pub fn descendants(root: u32, argument: &str) -> Vec<u32> {
+    family(root, |line| line.split(|b| *b == 0).nth(1) == Some(argument.as_bytes()))
+}
+
+/// `root` and its descendants whose command line is as wanted.
+pub fn family(root: u32, wanted: impl Fn(&[u8]) -> bool) -> Vec<u32> {
     let pids = || {
         let entries = std::fs::read_dir("/proc").expect("Linux");
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
@@ -243,7 +253,7 @@ pub fn descendants(root: u32, argument: &str) -> Vec<u32> {
     }
     let runs = |pid: &u32| {
         let line = all.iter().find(|(p, ..)| p == pid).map(|(.., line)| line);
-        line.is_some_and(|line| line.split(|b| *b == 0).nth(1) == Some(argument.as_bytes()))
+        line.is_some_and(|line| wanted(line))
     };
     family.into_iter().filter(runs).collect()
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Forebay, eventually, kill};
+use super::{Forebay, binary, eventually, kill};
 
 /// One `forebay vllm-sim` with an address of its own, at which it can be restarted.
 pub struct Sim {
@@ -28,7 +28,7 @@ impl Sim {
     fn spawn(address: SocketAddr, arguments: &[String]) -> Child {
         let given = |flag: &str| arguments.iter().any(|argument| argument == flag);
         let default = |flags: &'static [&str]| if given(flags[0]) { &[][..] } else { flags };
-        Command::new(env!("CARGO_BIN_EXE_forebay"))
+        Command::new(binary())
             .args(["vllm-sim", "--port", &address.port().to_string()])
             .args(["--stop-delay", "100ms"])
             .args(default(&["--prefill-tokens-per-second", "0"]))

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::answer::failure::Cause;
 use crate::answer::meter::Tokens;
 use crate::answer::traffic::Traffic;
 
@@ -45,6 +46,17 @@ pub(crate) struct FirstToken {
     pub(crate) cold: Duration,
     /// The time since the request was released.
     pub(crate) upstream: Duration,
+}
+
+/// The pause of a stream with which another replica went on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pause {
+    /// Why it broke, or that it moved.
+    pub(crate) cause: Cause,
+    /// From that moment to the first part from the other replica.
+    pub(crate) all: Duration,
+    /// The part of it in which no other replica had room.
+    pub(crate) held: Duration,
 }
 
 /// A request's end, for the metrics.

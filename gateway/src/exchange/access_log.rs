@@ -134,11 +134,12 @@ impl Line<'_> {
         given("ttft_ms", to_first_token(context.accepted));
         given("upstream_ttft_ms", progress.released.and_then(to_first_token));
         given("itl_ms", self.per_token.map(|time| FieldValue::Number(time.as_secs_f64() * 1e3)));
-        let Seams { continued, moved, paused } = progress.seams;
+        let Seams { continued, moved, paused, held } = progress.seams;
         if continued > 0 {
             given("continued", Some(FieldValue::Count(continued.into())));
             given("moved", (moved > 0).then(|| FieldValue::Count(moved.into())));
             given("paused_ms", Some(ms(paused)));
+            given("paused_held_ms", Some(ms(held)));
         }
         given("took_ms", Some(ms(self.took)));
         given("prompt_tokens", tokens.prompt.map(FieldValue::Count));

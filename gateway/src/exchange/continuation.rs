@@ -156,6 +156,11 @@ impl Continuation {
         slot.decide_retry(&mut self.way.ticket, failure)
     }
 
+    /// The time that the pool has held the request since the stream broke.
+    pub(crate) fn held(&self) -> Duration {
+        self.way.ticket.hold_time.all
+    }
+
     /// Takes the holds and tries of the last search.
     pub(crate) fn take_steps(&mut self) -> Vec<RequestStep> {
         self.steps.as_mut().map(|steps| steps.take()).unwrap_or_default()

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use crate::answer::failure::Cause;
-use crate::answer::outcome::{FirstToken, Outcome};
+use crate::answer::outcome::{FirstToken, Outcome, Pause};
 use crate::figures::endpoint_totals::EndpointTotals;
 use crate::net::clock;
 use crate::pool::{Slot, Ticket};
@@ -44,6 +44,8 @@ pub(crate) struct Seams {
     pub(crate) moved: u32,
     /// The time that the client waited for that.
     pub(crate) paused: Duration,
+    /// The part of it in which no other replica had room.
+    pub(crate) held: Duration,
 }
 
 /// How a request ended.
@@ -76,13 +78,14 @@ impl RequestProgress {
         now
     }
 
-    /// Notes that the replica in `slot` goes on with the answer, after a pause because of `cause`.
-    pub(crate) fn continued(&mut self, slot: &Slot, cause: Cause, pause: Duration) {
+    /// Notes that the replica in `slot` goes on with the answer after a pause.
+    pub(crate) fn continued(&mut self, slot: &Slot, pause: Pause) {
         self.endpoint = Some(slot.address);
         self.endpoint_totals = Some(Arc::clone(slot.totals()));
         self.seams.continued += 1;
-        self.seams.moved += u32::from(cause == Cause::Moved);
-        self.seams.paused += pause;
+        self.seams.moved += u32::from(pause.cause == Cause::Moved);
+        self.seams.paused += pause.all;
+        self.seams.held += pause.held;
     }
 
     pub(crate) fn head_sent(&mut self) {

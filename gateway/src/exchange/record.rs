@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::answer::failure::Cause;
 use crate::answer::meter::Tokens;
 use crate::answer::not_continued::NotContinued;
-use crate::answer::outcome::{Aborter, Outcome, RequestEnd, SHUTTING_DOWN, TOO_LONG};
+use crate::answer::outcome::{Aborter, Outcome, Pause, RequestEnd, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::refusal::Refusal;
 use crate::answer::traffic::Traffic;
 use crate::exchange::access_log::Line;
@@ -124,10 +124,13 @@ impl Record {
         }
     }
 
-    /// Adds the holds and tries of a search for a replica that goes on with the answer.
-    pub(crate) fn searched(&mut self, later: Vec<RequestStep>) {
-        if let Some(steps) = &mut self.steps {
-            steps.append(later);
+    /// Adds the holds and tries of a search for a replica that goes on with the answer. `moves`: the
+    /// present one goes on meanwhile.
+    pub(crate) fn searched(&mut self, later: Vec<RequestStep>, moves: bool) {
+        match &mut self.steps {
+            Some(steps) if moves => steps.append_beside(later),
+            Some(steps) => steps.append(later),
+            None => {}
         }
     }
 
@@ -152,11 +155,20 @@ impl Record {
         }
     }
 
-    /// Notes that the replica in `slot` goes on with the answer, after a pause because of `cause`.
-    pub(crate) fn continued(&mut self, slot: &Slot, cause: Cause, pause: Duration) {
-        self.progress.continued(slot, cause, pause);
+    /// Notes that the replica in `slot` goes on with the answer after a pause.
+    pub(crate) fn continued(&mut self, slot: &Slot, pause: Pause) {
+        self.progress.continued(slot, pause);
+        if let (Some(steps), Cause::Moved) = (&mut self.steps, pause.cause) {
+            steps.moved(clock::now());
+        }
         if let Some(pool) = &self.pool {
-            pool.figures.continued(cause, pause);
+            pool.figures.continued(pause);
+            let ms = |time: Duration| time.as_secs_f64() * 1e3;
+            tracing::debug!(
+                pool = %pool.name, endpoint = %slot.address, cause = pause.cause.name(),
+                paused_ms = ms(pause.all), held_ms = ms(pause.held),
+                "continued"
+            );
         }
     }
 

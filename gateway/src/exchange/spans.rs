@@ -156,7 +156,7 @@ impl EndedRequest<'_> {
             add("forebay.hold.duration", seconds(held));
             add("forebay.hold.cold_duration", seconds(progress.cold));
         }
-        let Seams { continued, moved, paused } = progress.seams;
+        let Seams { continued, moved, paused, .. } = progress.seams;
         if continued > 0 {
             add("forebay.continued", Value::Count(continued.into()));
             add("forebay.moved", Value::Count(moved.into()));

@@ -13,7 +13,8 @@ use crate::read::trace::RequestTrace;
 /// The most steps that are kept of one request. A stream may be continued often.
 const MOST: usize = 64;
 
-/// The steps of one request.
+/// The steps of one request. One after the other; but a stream that moves is at two replicas, until the
+/// new one has shown that it goes on.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestSteps {
     /// The request's own span.
@@ -57,22 +58,35 @@ impl RequestSteps {
         self.begin(now, RequestStepKind::Try { endpoint, failure: None })
     }
 
-    /// Notes that the present try has failed.
+    /// Notes that the present try has failed; of two, the later one.
     pub(crate) fn failed(&mut self, now: Instant, cause: Cause) {
-        if let Some(step) = self.all.last_mut()
-            && let RequestStepKind::Try { failure: failure @ None, .. } = &mut step.kind
+        if let Some(step) = self.present()
+            && let RequestStepKind::Try { failure, .. } = &mut step.kind
         {
             (*failure, step.ended) = (Some(cause), Some(now));
         }
     }
 
     /// Adds later steps of the same request.
-    pub(crate) fn append(&mut self, mut later: Vec<RequestStep>) {
+    pub(crate) fn append(&mut self, later: Vec<RequestStep>) {
         if let Some(next) = later.first() {
             self.end(next.began);
         }
+        self.append_beside(later);
+    }
+
+    /// Adds the try at a replica that a stream moves to, while the present one goes on.
+    pub(crate) fn append_beside(&mut self, mut later: Vec<RequestStep>) {
         later.truncate(MOST.saturating_sub(self.all.len()));
         self.all.append(&mut later);
+    }
+
+    /// Notes that a stream has moved: its old replica has it no longer.
+    pub(crate) fn moved(&mut self, now: Instant) {
+        // If there was no place for the later try, there was none for any since.
+        if let Some(old) = self.all.iter_mut().find(|step| step.ended.is_none()) {
+            old.ended = Some(now);
+        }
     }
 
     /// Takes the steps so far.
@@ -94,9 +108,14 @@ impl RequestSteps {
     }
 
     fn end(&mut self, now: Instant) {
-        if let Some(step) = self.all.last_mut() {
-            step.ended.get_or_insert(now);
+        if let Some(step) = self.present() {
+            step.ended = Some(now);
         }
+    }
+
+    /// The last step that has not ended.
+    fn present(&mut self) -> Option<&mut RequestStep> {
+        self.all.iter_mut().rfind(|step| step.ended.is_none())
     }
 }
 
@@ -148,6 +167,44 @@ mod tests {
         assert_eq!(shown, want);
         assert_eq!((first.trace, first.sampled), (parent.trace, true));
         assert!(first.span != second.span && first.span != parent.span);
+    }
+
+    #[test]
+    fn a_stream_that_moves_is_at_two_replicas_and_stays_at_the_old_one_if_the_new_one_fails() {
+        let parent = TraceContext::random(true);
+        let mut steps = RequestSteps { parent, all: Vec::new() };
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let [old, second, third] = [1, 2, 3].map(|last| SocketAddr::from(([10, 0, 0, last], 80)));
+        let moves_to = |steps: &mut RequestSteps, endpoint, millis, failure: Option<u64>| {
+            let mut later = RequestSteps { parent, all: Vec::new() };
+            later.try_began(at(millis), endpoint);
+            if let Some(millis) = failure {
+                later.failed(at(millis), Cause::Connect);
+            }
+            steps.append_beside(later.take());
+        };
+        steps.try_began(at(1), old);
+        // One fails before its answer has begun, and one after.
+        moves_to(&mut steps, second, 2, Some(3));
+        moves_to(&mut steps, second, 4, None);
+        steps.failed(at(5), Cause::Connection);
+        moves_to(&mut steps, third, 6, None);
+        steps.moved(at(7));
+        steps.failed(at(8), Cause::Connection);
+        let millis = |at: Instant| (at - start).as_millis();
+        let shown = steps.all().iter().map(|step| {
+            let RequestStepKind::Try { endpoint, failure } = &step.kind else { unreachable!() };
+            (*endpoint, millis(step.began), step.ended.map(millis), *failure)
+        });
+        let shown: Vec<_> = shown.collect();
+        let want = [
+            (old, 1, Some(7), None),
+            (second, 2, Some(3), Some(Cause::Connect)),
+            (second, 4, Some(5), Some(Cause::Connection)),
+            (third, 6, Some(8), Some(Cause::Connection)),
+        ];
+        assert_eq!(shown, want);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::not_continued::NotContinued;
+use crate::answer::outcome::Pause;
 use crate::answer::refusal::Refusal;
 use crate::answer::stream::{AnswerStream, Rest};
 use crate::answer::token_record::TokenRecord;
@@ -183,17 +184,23 @@ impl Successor {
         self.broke.map(|(_, cause)| cause)
     }
 
-    /// The cause of a break and the pause after it, once the stream has gone on.
+    /// The pause after a break, once the stream has gone on.
     pub(crate) fn went_on(
         &mut self,
         token_record: Option<&TokenRecord>,
         now: Instant,
-    ) -> Option<(Cause, Duration)> {
+    ) -> Option<Pause> {
         let (at, cause) = self.broke?;
         if !token_record?.is_resumed() {
             return None;
         }
         self.broke = None;
-        Some((cause, now.saturating_duration_since(at)))
+        let all = now.saturating_duration_since(at);
+        let held = match (cause, &self.continuation) {
+            // The old replica went on meanwhile.
+            (Cause::Moved, _) | (_, None) => Duration::ZERO,
+            (_, Some(continuation)) => continuation.held(),
+        };
+        Some(Pause { cause, all, held })
     }
 }

@@ -25,6 +25,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (pool::TTFT, LATENCY),
     (pool::UPSTREAM_TTFT, LATENCY),
     (pool::PAUSE, LATENCY),
+    (pool::PAUSE_UPSTREAM, LATENCY),
     (pool::ITL, GAPS),
     (pool::END_TO_END, WHOLE),
     (tenant::HOLD, HOLDS),

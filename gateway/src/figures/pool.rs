@@ -11,7 +11,7 @@ use metrics::{
 use crate::answer::failure::Cause;
 use crate::answer::judge::Finish;
 use crate::answer::not_continued::NotContinued;
-use crate::answer::outcome::{Aborter, FirstToken, Outcome, RequestEnd};
+use crate::answer::outcome::{Aborter, FirstToken, Outcome, Pause, RequestEnd};
 use crate::figures::endpoint_totals::EndpointTotals;
 use crate::figures::session::SessionMetrics;
 use crate::figures::sums::{ShardedSums, Sums};
@@ -28,6 +28,7 @@ const ABORTS: &str = "forebay_aborts_total";
 const CONTINUED: &str = "forebay_continued_streams_total";
 const NOT_CONTINUED: &str = "forebay_not_continued_streams_total";
 pub(super) const PAUSE: &str = "forebay_continuation_pause_seconds";
+pub(super) const PAUSE_UPSTREAM: &str = "forebay_continuation_upstream_seconds";
 const FINISHES: &str = "forebay_finishes_total";
 pub(super) const HOLD: &str = "forebay_hold_seconds";
 pub(super) const TTFT: &str = "forebay_ttft_seconds";
@@ -76,6 +77,11 @@ pub(super) fn describe() {
         PAUSE,
         Unit::Seconds,
         "From a stream's break or move to its first part from another replica, by pool"
+    );
+    describe_histogram!(
+        PAUSE_UPSTREAM,
+        Unit::Seconds,
+        "The same without the time in which no other replica had room, by pool"
     );
     describe_counter!(FINISHES, "Answers, n of a request each, by pool and finish reason");
     describe_histogram!(HOLD, Unit::Seconds, "From accepted to released, by pool");
@@ -148,6 +154,7 @@ struct Times {
     itl: metrics::Histogram,
     end_to_end: metrics::Histogram,
     pause: metrics::Histogram,
+    pause_upstream: metrics::Histogram,
 }
 
 impl PoolFigures {
@@ -191,6 +198,7 @@ impl PoolFigures {
                 itl: time(ITL),
                 end_to_end: time(END_TO_END),
                 pause: time(PAUSE),
+                pause_upstream: time(PAUSE_UPSTREAM),
             },
             sessions: SessionMetrics::of_pool(&pool),
             sums: ShardedSums::default(),
@@ -229,9 +237,10 @@ impl PoolFigures {
     }
 
     /// Counts a stream with which another replica went on, and the pause before.
-    pub(crate) fn continued(&self, cause: Cause, pause: Duration) {
+    pub(crate) fn continued(&self, Pause { cause, all, held }: Pause) {
         self.events.continued[cause as usize].increment(1);
-        self.times.pause.record(pause);
+        self.times.pause.record(all);
+        self.times.pause_upstream.record(all.saturating_sub(held));
     }
 
     /// Counts a stream that broke and ended with an error.

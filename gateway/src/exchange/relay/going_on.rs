@@ -12,6 +12,7 @@ use crate::answer::refusal::Refusal;
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{NextReplica, NoReplica, Onward};
 use crate::exchange::cutoff::Cut;
+use crate::exchange::successor::Move;
 use crate::net::clock;
 use crate::pool::End;
 
@@ -22,7 +23,7 @@ impl Relay {
         if let Poll::Ready(found) = self.successor.poll(cx) {
             let steps = self.successor.take_steps();
             if let Some(record) = &mut self.record {
-                record.searched(steps);
+                record.searched(steps, matches!(self.successor.moving, Move::UnderWay(_)));
             }
             match found {
                 Ok(NextReplica { slot, upstream, start }) => {
@@ -137,11 +138,11 @@ impl Relay {
     /// Notes that another replica has gone on with the stream.
     pub(super) fn note_continuation(&mut self, now: Instant) {
         let AnswerForm::Stream(stream) = &self.form else { return };
-        if let Some((cause, pause)) = self.successor.went_on(stream.token_record(), now)
+        if let Some(pause) = self.successor.went_on(stream.token_record(), now)
             && let (Some(slot), Some(record)) = (&mut self.slot, &mut self.record)
         {
             slot.first_token(now);
-            record.continued(slot, cause, pause);
+            record.continued(slot, pause);
             self.end_move();
         }
     }
