@@ -8,7 +8,8 @@
 //!
 //! A request that is tried again has had its turn. It goes before all others of its class, and its
 //! tenant is charged for the answer alone: the prompt is charged once, and each failed try gives
-//! back the tokens of the answer that it did not generate.
+//! back the tokens of the answer that it did not generate. Streams that broke go first, in the order in
+//! which they broke: each of their clients sees a pause, and no one's should be much longer than another's.
 //!
 //! A request whose [`Entry::late_from`] has come goes behind those of its class that can still meet
 //! the objective: to serve it first would make one of them late as well. Late requests still get a
@@ -19,6 +20,7 @@
 //! Invariant: an entry leaves exactly once, by [`Queue::pop_first`], [`Queue::remove`] or
 //! [`Queue::drain`].
 //!
+//! - `place.rs`: a request's place, and its rank among those that are tried again
 //! - `turn.rs`: the order of classes and lanes
 //! - `forecast.rs`: the order of the releases to come
 //! - `tab.rs`: charging while an answer comes
@@ -33,19 +35,13 @@ use forebay_config::PriorityClass;
 use turn::{Lane, LaneCounts, Turns};
 
 pub use forecast::{Releases, Walk};
+pub use place::Place;
 pub use tab::Tab;
 
 mod forecast;
+mod place;
 mod tab;
 mod turn;
-
-/// A request's place in one queue. The request keeps it over all its tries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    flow: usize,
-    /// The number of its arrival in this pool.
-    pub seq: u64,
-}
 
 /// A request as the queue sees it.
 #[derive(Clone, Debug)]
@@ -79,6 +75,8 @@ pub struct Queue<W> {
     due: BTreeSet<(Duration, Place)>,
     /// The number of the latest arrival.
     seq: u64,
+    /// The number of the latest break of a stream.
+    broke: u64,
     bounds: Bounds,
     held: Held,
     /// Whether any tab has tokens that the queue has not collected.
@@ -91,7 +89,7 @@ struct Class<W> {
     tenants: HashMap<Arc<str>, usize>,
     /// The served tokens of the flow that was released last, as they were before that release.
     level: u64,
-    /// Requests that are tried again, by arrival.
+    /// Requests that are tried again, by rank.
     again: BTreeMap<u64, (Place, Entry, W)>,
     /// Flows with requests in time, by the tokens served: the next one first.
     in_time: BTreeSet<(u64, usize)>,
@@ -188,6 +186,7 @@ impl<W> Queue<W> {
             turns: Turns::default(),
             due: BTreeSet::new(),
             seq: 0,
+            broke: 0,
             bounds: Bounds { requests: max_requests, bytes: max_bytes },
             held: Held::default(),
             owed: Arc::default(),
@@ -209,7 +208,14 @@ impl<W> Queue<W> {
         self.seq += 1;
         let known = self.classes[class as usize].tenants.get(tenant).copied();
         let flow = known.unwrap_or_else(|| self.add_flow(class, tenant));
-        Place { flow, seq: self.seq }
+        Place::new(flow, self.seq)
+    }
+
+    /// The place of a stream that broke: behind those that broke before it, and before all others of its
+    /// class.
+    pub fn broke(&mut self, place: Place) -> Place {
+        self.broke += 1;
+        Place { broke: self.broke, ..place }
     }
 
     fn add_flow(&mut self, class: PriorityClass, tenant: &Arc<str>) -> usize {
@@ -241,7 +247,7 @@ impl<W> Queue<W> {
         let flow = &mut self.flows[place.flow];
         let class = &mut self.classes[flow.class as usize];
         if again {
-            let before = class.again.insert(place.seq, (place, entry, waker));
+            let before = class.again.insert(place.rank(), (place, entry, waker));
             debug_assert!(before.is_none(), "a place is given once");
             class.counts.again += 1;
         } else {
@@ -383,7 +389,7 @@ impl<W> Queue<W> {
         });
         let new = rows.flat_map(|(flow, row)| {
             let held = row.held.iter();
-            held.map(move |(seq, (entry, waker))| (Place { flow, seq: *seq }, entry, waker))
+            held.map(move |(seq, (entry, waker))| (Place::new(flow, *seq), entry, waker))
         });
         again.chain(new)
     }
@@ -445,7 +451,7 @@ impl<W> Queue<W> {
             }
             found
         } else {
-            let (_, entry, waker) = class.again.remove(&place.seq)?;
+            let (_, entry, waker) = class.again.remove(&place.rank())?;
             class.counts.again -= 1;
             (entry, waker)
         };

@@ -149,9 +149,12 @@ impl Pool {
             state.admitted.accepted_prompt_tokens += estimated_tokens(ticket.entry.bytes);
             state.budget.deposit();
         }
-        let place = *ticket
-            .place
-            .get_or_insert_with(|| state.queue.arrive(ticket.entry.class, &ticket.entry.tenant));
+        let place = match (ticket.place, ticket.take_break()) {
+            (Some(place), true) => state.queue.broke(place),
+            (Some(place), false) => place,
+            (None, _) => state.queue.arrive(ticket.entry.class, &ticket.entry.tenant),
+        };
+        ticket.place = Some(place);
         // A request that was taken out of the queue without an endpoint has not had its turn.
         let first = !ticket.released;
         let empty = state.queue.depth() == 0;

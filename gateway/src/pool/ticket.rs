@@ -82,6 +82,8 @@ struct Failures {
     errors: u32,
     /// Whether a part of the answer has gone out: another replica goes on with it.
     begun: bool,
+    /// Whether the answer broke since the request was last queued.
+    broke: bool,
 }
 
 /// The consequence for a request that its pool can't serve in time.
@@ -136,8 +138,14 @@ impl Ticket {
             failures.deaths.clear();
         }
         failures.deaths_before = failures.deaths.len();
+        failures.broke = true;
         self.hold_time = HoldTime::default();
         self.fallback = Fallback::None;
+    }
+
+    /// Takes the notice that the answer broke since the request was last queued.
+    pub(super) fn take_break(&mut self) -> bool {
+        std::mem::take(&mut self.failures.broke)
     }
 
     /// Whether a part of the answer has gone out.

@@ -24,7 +24,7 @@ pub struct Walk {
 /// One class's future.
 #[derive(Debug)]
 struct ClassForecast {
-    /// The first request that is tried again, and not behind the walk.
+    /// The rank of the first request that is tried again, and not behind the walk.
     again: u64,
     in_time: BTreeSet<(u64, usize)>,
     late: BTreeSet<(u64, usize)>,
@@ -129,8 +129,8 @@ impl Walk {
         let forecast = &mut self.classes[class as usize];
         if lane == Lane::Again {
             let mut rest = queue.classes[class as usize].again.range(forecast.again..);
-            let (seq, (place, entry, waker)) = rest.next()?;
-            forecast.again = seq + 1;
+            let (rank, (place, entry, waker)) = rest.next()?;
+            forecast.again = rank + 1;
             self.charge(class, place.flow, entry.answer);
             return Some((*place, entry, waker));
         }
@@ -145,7 +145,7 @@ impl Walk {
             if let Some((seq, (entry, waker))) = row.held.range(*first..).next() {
                 *first = seq + 1;
                 self.charge(class, at, entry.cost);
-                return Some((Place { flow: at, seq: *seq }, entry, waker));
+                return Some((Place::new(at, *seq), entry, waker));
             }
             // The walk is at the end of this row.
             lanes.pop_first();

@@ -102,6 +102,33 @@ fn a_request_tried_again_is_first_of_its_class() {
 }
 
 #[test]
+fn streams_that_broke_are_first_in_the_order_in_which_they_broke() {
+    let mut queue = Queue::bounded(10, 1000);
+    let names = ["first", "second", "third", "not begun"];
+    for who in names {
+        hold(&mut queue, "a", Normal, 10, who);
+    }
+    let mut released: Vec<_> = names.iter().map(|_| queue.pop().expect("held")).collect();
+    hold(&mut queue, "a", Normal, 10, "new");
+    let (place, entry, who) = released.pop().expect("four");
+    queue.push(place, entry, who, true).expect("accepted before");
+    // They broke in another order than they came. The last one breaks once more.
+    released.rotate_right(1);
+    for (place, entry, who) in &mut released {
+        *place = queue.broke(*place);
+        queue.push(*place, entry.clone(), *who, true).expect("accepted before");
+    }
+    let (place, entry, who) = released.remove(1);
+    assert_eq!(queue.remove(place).map(|(_, who)| who), Some(who));
+    let place = queue.broke(place);
+    queue.push(place, entry, who, true).expect("accepted before");
+    let ahead: Vec<_> = queue.releases().map(|(.., who)| *who).collect();
+    let order = ["third", "second", "first", "not begun", "new"];
+    assert_eq!(ahead, order, "as it is forecast");
+    assert_eq!(drain(&mut queue), order);
+}
+
+#[test]
 fn a_request_tried_again_is_charged_for_its_answer_alone() {
     let order = |held: bool, generated: i64| {
         let mut queue = Queue::bounded(10, 1000);

@@ -24,6 +24,30 @@ async fn fifty_held_requests_are_released_in_the_order_of_their_arrival() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn streams_that_broke_go_on_in_the_order_in_which_they_broke() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 3}"#);
+    ready(&pool, 1);
+    let mut tickets: Vec<_> = (0..3).map(|_| ticket(60)).collect();
+    let released = |ticket| pool.hold(ticket).now_or_never().expect("room").expect("ready");
+    let slots: Vec<_> = tickets.iter_mut().map(released).collect();
+    drop(slots);
+    let others: Vec<_> = (0..3).map(|_| pool.hold(&mut ticket(60)).now_or_never()).collect();
+    let mut new = ticket(60);
+    let mut new = Box::pin(pool.hold(&mut new));
+    assert!(new.as_mut().now_or_never().is_none(), "there is no room");
+    // The last one breaks first.
+    tickets.iter_mut().for_each(|ticket| ticket.progressed(64));
+    let mut holds: Vec<_> = tickets.iter_mut().rev().map(|t| Box::pin(pool.hold(t))).collect();
+    assert!(holds.iter_mut().all(|hold| hold.as_mut().now_or_never().is_none()));
+    let mut slots = Vec::new();
+    for (hold, other) in holds.iter_mut().zip(others) {
+        drop(other);
+        slots.push(hold.as_mut().now_or_never().expect("the next one"));
+    }
+    assert!(new.as_mut().now_or_never().is_none(), "it goes behind them");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hold_ends_at_its_deadline_and_leaves_the_queue() {
     let pool = pool(r#"{"name": "p"}"#);
     let start = Instant::now();
