@@ -26,6 +26,7 @@ use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
+use tonic_types::StatusExt as _;
 
 use crate::settings::{Headers, Receiver};
 
@@ -33,6 +34,8 @@ use crate::settings::{Headers, Receiver};
 const LONGEST_ANSWER: usize = 64 << 10;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The most time for which one export waits because the receiver says so, in all.
+const LONGEST_ORDERED_PAUSE: Duration = Duration::from_secs(120);
 /// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(90);
 /// The interval of HTTP/2's pings. An end that does not answer one in 20 seconds is gone.
@@ -96,8 +99,8 @@ impl Client {
         &self.receiver.url
     }
 
-    /// Sends `request`, again and again while that may help and there is time. Once `stopping` is true,
-    /// nothing is repeated.
+    /// Sends `request`, again and again while that may help and there is time. Pauses that the receiver
+    /// orders are kept beside that time, up to two minutes. Once `stopping` is true, nothing is repeated.
     ///
     /// # Errors
     /// The last failure.
@@ -110,7 +113,8 @@ impl Client {
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
     {
-        let until = Instant::now() + self.receiver.timeout;
+        let mut until = Instant::now() + self.receiver.timeout;
+        let mut may_order = LONGEST_ORDERED_PAUSE;
         let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, Spread::Around);
         loop {
             let sent = timeout_at(until, self.once(request)).await;
@@ -119,7 +123,13 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            let pause = failure.after.unwrap_or_else(|| pauses.next(&mut rand::rng()));
+            let own = pauses.next(&mut rand::rng());
+            // Never at once, whatever the receiver says.
+            let ordered = failure.after.map_or(Duration::ZERO, |after| after.max(own));
+            let ordered = ordered.min(may_order);
+            may_order -= ordered;
+            until += ordered;
+            let pause = own.max(ordered);
             if failure.is_final || *stopping.borrow() || Instant::now() + pause >= until {
                 return Err(failure);
             }
@@ -244,9 +254,13 @@ fn header_map<'a>(
 
 /// The failure that a status of gRPC means.
 fn refused(status: &Status) -> Failure {
-    let again = matches!(
-        status.code(),
-        Code::Cancelled
+    let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    // A receiver without room that says when it has some can be asked again.
+    let has_room_later = status.code() == Code::ResourceExhausted && after.is_some();
+    let again = has_room_later
+        || matches!(
+            status.code(),
+            Code::Cancelled
             | Code::DeadlineExceeded
             | Code::Aborted
             | Code::OutOfRange
@@ -255,17 +269,19 @@ fn refused(status: &Status) -> Failure {
             // A connection that can't be made or breaks is reported as this.
             | Code::Unknown
             | Code::Internal
-    );
+        );
     let mut message = match std::error::Error::source(status) {
         Some(cause) => first_cause(cause),
         None => format!("it answered {:?}: {}", status.code(), status.message()),
     };
     message.truncate(message.floor_char_boundary(300));
-    Failure::of(message, !again)
+    Failure { message, is_final: !again, after }
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic_types::ErrorDetails;
+
     use super::*;
 
     #[test]
@@ -292,6 +308,10 @@ mod tests {
             assert_eq!(failure.is_final, !again, "{code:?}");
             assert!(failure.message.ends_with("words"), "{}", failure.message);
         }
+        assert!(refused(&Status::new(Code::ResourceExhausted, "full")).is_final);
+        let later = ErrorDetails::with_retry_info(Some(Duration::from_secs(3)));
+        let full = refused(&Status::with_error_details(Code::ResourceExhausted, "full", later));
+        assert_eq!((full.is_final, full.after), (false, Some(Duration::from_secs(3))));
         let long = refused(&Status::new(Code::Unavailable, "ä".repeat(400)));
         assert!(long.message.len() <= 300);
     }

@@ -13,7 +13,6 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
-use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::{Metric, ResourceMetrics, ScopeMetrics};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
@@ -21,14 +20,17 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::client::{Client, Failure};
-use crate::metric;
 use crate::queue::Queue;
 use crate::settings::{Metrics, Settings, Signal, Traces};
 use crate::span::{Span, Value, attribute};
 use crate::tracer::{Telemetry, Tracer};
+use crate::{figure, metric};
 
 const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+/// The most data points of a message. A receiver of gRPC takes 4 MiB by default, and a histogram's point has
+/// some hundred bytes.
+const MOST_POINTS: usize = 2_000;
 
 /// The export can't be started.
 #[derive(Debug, thiserror::Error)]
@@ -240,8 +242,16 @@ impl<C: Fn(SystemTime) -> Vec<Metric>> MetricExport<C> {
     }
 
     async fn export(&mut self) {
-        let metrics = (self.collect)(SystemTime::now());
-        let count = metrics.iter().map(points).sum::<usize>() as u64;
+        for part in figure::parts((self.collect)(SystemTime::now()), MOST_POINTS) {
+            // What is lost now is in the next export again: figures only grow.
+            if self.export_part(part).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn export_part(&mut self, metrics: Vec<Metric>) -> Result<u64, Failure> {
+        let count = metrics.iter().map(figure::points).sum::<usize>() as u64;
         let scope_metrics =
             ScopeMetrics { scope: Some(self.source.scope.clone()), metrics, ..Default::default() };
         let (resource, scope_metrics) = (Some(self.source.resource.clone()), vec![scope_metrics]);
@@ -252,19 +262,7 @@ impl<C: Fn(SystemTime) -> Vec<Metric>> MetricExport<C> {
             let partial = answer.partial_success.unwrap_or_default();
             (partial.rejected_data_points, partial.error_message)
         });
-        // What is lost now is in the next export again: figures only grow.
-        let _ = note(Signal::Metrics, &self.client, &mut self.trouble, count, rejected);
-    }
-}
-
-/// The data points of a metric.
-fn points(metric: &Metric) -> usize {
-    match &metric.data {
-        Some(Data::Gauge(gauge)) => gauge.data_points.len(),
-        Some(Data::Sum(sum)) => sum.data_points.len(),
-        Some(Data::Histogram(histogram)) => histogram.data_points.len(),
-        Some(Data::Summary(summary)) => summary.data_points.len(),
-        _ => 0,
+        note(Signal::Metrics, &self.client, &mut self.trouble, count, rejected)
     }
 }
 

@@ -95,7 +95,73 @@ pub fn metric(
     }
 }
 
-/// The unit in OpenTelemetry's notation (UCUM), by the end of the name.
+/// Divides metrics into parts of at most `most` data points each, so that a receiver that bounds its
+/// messages takes them. A metric with more points is in several parts.
+pub(crate) fn parts(metrics: Vec<Metric>, most: usize) -> Vec<Vec<Metric>> {
+    let (mut parts, mut room) = (vec![Vec::new()], most);
+    for mut metric in metrics {
+        loop {
+            let rest = split_off(&mut metric, room);
+            room -= points(&metric);
+            parts.last_mut().expect("begun").push(metric);
+            if rest.is_none() && room > 0 {
+                break;
+            }
+            parts.push(Vec::new());
+            room = most;
+            match rest {
+                Some(rest) => metric = rest,
+                None => break,
+            }
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+/// Takes the points after the first `keep` out of a metric, as a metric of their own.
+fn split_off(metric: &mut Metric, keep: usize) -> Option<Metric> {
+    if points(metric) <= keep {
+        return None;
+    }
+    let data = match metric.data.as_mut()? {
+        Data::Gauge(gauge) => Data::Gauge(Gauge { data_points: gauge.data_points.split_off(keep) }),
+        Data::Sum(sum) => Data::Sum(Sum {
+            data_points: sum.data_points.split_off(keep),
+            aggregation_temporality: sum.aggregation_temporality,
+            is_monotonic: sum.is_monotonic,
+        }),
+        Data::Histogram(all) => Data::Histogram(Histogram {
+            data_points: all.data_points.split_off(keep),
+            aggregation_temporality: all.aggregation_temporality,
+        }),
+        Data::Summary(all) => {
+            Data::Summary(Summary { data_points: all.data_points.split_off(keep) })
+        }
+        Data::ExponentialHistogram(_) => return None,
+    };
+    Some(Metric {
+        name: metric.name.clone(),
+        description: metric.description.clone(),
+        unit: metric.unit.clone(),
+        data: Some(data),
+        ..Metric::default()
+    })
+}
+
+/// The data points of a metric.
+pub(crate) fn points(metric: &Metric) -> usize {
+    match &metric.data {
+        Some(Data::Gauge(gauge)) => gauge.data_points.len(),
+        Some(Data::Sum(sum)) => sum.data_points.len(),
+        Some(Data::Histogram(histogram)) => histogram.data_points.len(),
+        Some(Data::Summary(summary)) => summary.data_points.len(),
+        Some(Data::ExponentialHistogram(_)) | None => 0,
+    }
+}
+
+/// The unit in OpenTelemetry's notation (UCUM), by the end of the name. Without a known one it is empty:
+/// `1` would make readers append `_ratio` to the name of a gauge.
 fn unit(name: &str) -> &'static str {
     match name.strip_suffix("_total").unwrap_or(name) {
         "gen_ai.client.token.usage" => "{token}",
@@ -103,7 +169,7 @@ fn unit(name: &str) -> &'static str {
         name if name.ends_with("_seconds") => "s",
         name if name.ends_with("_bytes") => "By",
         name if name.ends_with("_tokens") => "{token}",
-        _ => "1",
+        _ => "",
     }
 }
 
@@ -154,13 +220,44 @@ mod tests {
     }
 
     #[test]
+    fn parts_have_all_points_in_their_order_and_none_has_too_many() {
+        let gauge = |name: &str, count: usize| {
+            let key = |n| Key::from_parts("x", vec![metrics::Label::new("n", format!("{n}"))]);
+            let all = (0..count).map(|n| (key(n), n as f64)).collect();
+            metric(name, "", Points::Numbers(all), UNIX_EPOCH, UNIX_EPOCH)
+        };
+        let shown = |sizes: &[usize]| {
+            let all = sizes.iter().enumerate().map(|(n, size)| gauge(&format!("m{n}"), *size));
+            let parts = parts(all.collect(), 4);
+            let part = |part: &Vec<Metric>| {
+                let one = part.iter().map(|metric| format!("{}:{}", metric.name, points(metric)));
+                one.collect::<Vec<_>>().join(" ")
+            };
+            parts.iter().map(part).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&[]), [""; 0]);
+        assert_eq!(shown(&[3]), ["m0:3"]);
+        assert_eq!(shown(&[4, 1]), ["m0:4", "m1:1"]);
+        assert_eq!(shown(&[1, 2, 3]), ["m0:1 m1:2 m2:1", "m2:2"]);
+        assert_eq!(shown(&[9]), ["m0:4", "m0:4", "m0:1"]);
+        let whole = gauge("m", 6);
+        let Some(Data::Gauge(all)) = &whole.data else { panic!("{whole:?}") };
+        let divided = parts(vec![whole.clone()], 4).into_iter().flatten();
+        let divided = divided.flat_map(|metric| match metric.data {
+            Some(Data::Gauge(gauge)) => gauge.data_points,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(divided.collect::<Vec<_>>(), all.data_points);
+    }
+
+    #[test]
     fn units_are_known_by_the_names() {
         for (name, want) in [
             ("forebay_ttft_seconds", "s"),
             ("forebay_process_cpu_seconds_total", "s"),
             ("forebay_prompt_tokens_total", "{token}"),
             ("gen_ai.client.token.usage", "{token}"),
-            ("forebay_queue_depth", "1"),
+            ("forebay_queue_depth", ""),
         ] {
             assert_eq!(unit(name), want, "{name}");
         }

@@ -57,7 +57,10 @@ impl From<&str> for Value {
     }
 }
 
-/// One attribute.
+/// The most bytes of a text in an attribute. Some come from clients.
+const LONGEST_TEXT: usize = 1024;
+
+/// One attribute. A text of more than 1,024 bytes is cut.
 #[must_use]
 pub fn attribute(name: impl Into<String>, value: Value) -> Attribute {
     Attribute { key: name.into(), value: Some(any(value)), ..Attribute::default() }
@@ -65,7 +68,13 @@ pub fn attribute(name: impl Into<String>, value: Value) -> Attribute {
 
 fn any(value: Value) -> AnyValue {
     let value = match value {
-        Value::Text(text) => AnyValueKind::StringValue(text),
+        Value::Text(mut text) => {
+            if text.len() > LONGEST_TEXT {
+                text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+                text.shrink_to_fit();
+            }
+            AnyValueKind::StringValue(text)
+        }
         Value::Count(count) => AnyValueKind::IntValue(i64::try_from(count).unwrap_or(i64::MAX)),
         Value::Number(number) => AnyValueKind::DoubleValue(number),
         Value::Flag(flag) => AnyValueKind::BoolValue(flag),
@@ -175,6 +184,11 @@ mod tests {
             panic!("not a list")
         };
         assert_eq!(array.values, [any(Value::from("stop"))]);
+        let long = attribute("session", Value::Text("ä".repeat(1_000) + "x"));
+        let Some(AnyValueKind::StringValue(text)) = long.value.and_then(|any| any.value) else {
+            panic!("not a text")
+        };
+        assert_eq!(text, "ä".repeat(512));
         let count = attribute("tokens", Value::Count(u64::MAX)).value.and_then(|any| any.value);
         assert_eq!(count, Some(AnyValueKind::IntValue(i64::MAX)));
     }

@@ -34,6 +34,11 @@ struct Request {
 impl Receiver {
     /// Gives these answers in turn, and then 200.
     fn start(answers: Vec<(u16, Vec<u8>)>) -> Self {
+        Self::ordering("0", answers)
+    }
+
+    /// The same, with this `retry-after`.
+    fn ordering(pause: &'static str, answers: Vec<(u16, Vec<u8>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -41,7 +46,7 @@ impl Receiver {
         let answers = Mutex::new(VecDeque::from(answers));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                serve(stream, &answers, &seen);
+                serve(stream, pause, &answers, &seen);
             }
         });
         Self { address, requests }
@@ -64,6 +69,7 @@ impl Receiver {
 
 fn serve(
     mut stream: TcpStream,
+    pause: &str,
     answers: &Mutex<VecDeque<(u16, Vec<u8>)>>,
     seen: &Mutex<Vec<Request>>,
 ) {
@@ -89,7 +95,7 @@ fn serve(
         let next = answers.lock().expect("no panic").pop_front();
         let (status, body) = next.unwrap_or((200, Vec::new()));
         let head = format!(
-            "HTTP/1.1 {status} OK\r\ncontent-type: application/x-protobuf\r\nretry-after: 0\r\n\
+            "HTTP/1.1 {status} OK\r\ncontent-type: application/x-protobuf\r\nretry-after: {pause}\r\n\
              connection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
@@ -155,6 +161,19 @@ async fn an_export_that_may_succeed_later_is_repeated_and_a_refused_one_is_not()
     tracer.export(one("c"));
     let all = receiver.wait_for(5);
     assert_eq!(names(&all), [["a"], ["a"], ["a"], ["b"], ["c"]]);
+}
+
+#[tokio::test]
+async fn spans_wait_while_the_receiver_orders_a_pause_and_are_tried_once_more_at_the_end() {
+    let answers = vec![(429, Vec::new()), (200, Vec::new())];
+    let receiver = Receiver::ordering("18446744073709551615", answers);
+    let exporter = start(settings(&format!("http://{}", receiver.address), "10"));
+    let tracer = exporter.telemetry().tracer.clone().expect("traces");
+    tracer.export(one("a"));
+    receiver.wait_for(1);
+    tracer.export(one("b"));
+    assert!(exporter.finish(PATIENCE).await);
+    assert_eq!(names(&receiver.requests()), [["a"], ["a"], ["b"]]);
 }
 
 #[tokio::test]

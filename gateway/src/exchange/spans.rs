@@ -68,7 +68,8 @@ impl EndedRequest<'_> {
     }
 
     fn reason(&self, always_over: Duration) -> Option<ExportReason> {
-        if self.context.trace.context.sampled {
+        let trace = &self.context.trace;
+        if trace.context.sampled && !(self.is_of_nobody() && trace.client.is_some()) {
             Some(ExportReason::Sampled)
         } else if self.failed {
             Some(ExportReason::Failed)
@@ -77,6 +78,12 @@ impl EndedRequest<'_> {
         } else {
             None
         }
+    }
+
+    /// The request was refused before it had a tenant. What such a client says of its trace counts for
+    /// nothing: it could fill the queue.
+    fn is_of_nobody(&self) -> bool {
+        self.pool.is_none() && self.conclusion.status == Some(401)
     }
 
     fn time(&self, at: Instant) -> SystemTime {

@@ -223,6 +223,18 @@ fn failures_and_long_holds_are_exported_whether_or_not_they_are_sampled() {
 }
 
 #[test]
+fn a_client_without_a_key_does_not_decide_what_is_exported() {
+    for (parent, ratio, exported) in [(PARENT, 1.0, false), ("", 1.0, true), ("", 0.0, false)] {
+        let (mut case, spans) = Case::new("/v1/completions", parent, ratio);
+        case.pool = None;
+        case.conclusion =
+            Conclusion { outcome: Outcome::Refused, status: Some(401), reason: Some("no_key") };
+        case.export();
+        assert_eq!(!spans().is_empty(), exported, "{parent} {ratio}");
+    }
+}
+
+#[test]
 fn a_span_is_named_by_its_operation_and_by_a_model_that_is_served() {
     for (path, pool, name) in [
         ("/v1/completions", Some("p"), Some("text_completion m")),
