@@ -31,6 +31,8 @@ pub(crate) struct ResponseStart {
 pub(crate) struct HeadReader {
     /// The bytes of a head that has not come whole.
     partial: Vec<u8>,
+    /// The number of bytes of the interim heads before it.
+    skipped: usize,
 }
 
 impl HeadReader {
@@ -44,28 +46,43 @@ impl HeadReader {
         bytes: &[u8],
         method: &Method,
     ) -> Result<Option<ResponseStart>, WireError> {
+        // An interim head is read once, and not kept.
+        let skipped = self.skipped;
         let start = if self.partial.is_empty() {
-            let start = read(bytes, method)?;
+            let start = read(bytes, method, &mut self.skipped)?;
             if start.is_none() {
-                self.partial.extend_from_slice(bytes);
+                self.partial.extend_from_slice(&bytes[self.skipped - skipped..]);
             }
             start
         } else {
             self.partial.extend_from_slice(bytes);
             // Without the end of a line, there can't be the end of a head.
-            if bytes.contains(&b'\n') { read(&self.partial, method)? } else { None }
+            let line = bytes.contains(&b'\n');
+            let start = if line { read(&self.partial, method, &mut self.skipped)? } else { None };
+            self.partial.drain(..self.skipped - skipped);
+            start
         };
         // Behind a complete head are the body's bytes, which are not bounded here.
-        if start.is_none() && self.partial.len() > LONGEST_HEAD {
+        if start.is_none() && self.skipped + self.partial.len() > LONGEST_HEAD {
             return Err(WireError::LongHead);
         }
         Ok(start)
     }
+
+    /// The bytes that it keeps.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.partial.len()
+    }
 }
 
-/// Reads a head and the body's bytes behind it.
-fn read(mut bytes: &[u8], method: &Method) -> Result<Option<ResponseStart>, WireError> {
-    let mut heads = 0;
+/// Reads a head and the body's bytes behind it. Adds the bytes of the interim heads before it to
+/// `skipped`.
+fn read(
+    mut bytes: &[u8],
+    method: &Method,
+    skipped: &mut usize,
+) -> Result<Option<ResponseStart>, WireError> {
     loop {
         let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut head = httparse::Response::new(&mut []);
@@ -80,8 +97,7 @@ fn read(mut bytes: &[u8], method: &Method) -> Result<Option<ResponseStart>, Wire
             Err(httparse::Error::TooManyHeaders) => return Err(WireError::LongHead),
             Err(error) => return Err(WireError::Head(error)),
         };
-        heads += length;
-        if heads > LONGEST_HEAD {
+        if *skipped + length > LONGEST_HEAD {
             return Err(WireError::LongHead);
         }
         let (head_bytes, rest) = bytes.split_at(length);
@@ -89,6 +105,7 @@ fn read(mut bytes: &[u8], method: &Method) -> Result<Option<ResponseStart>, Wire
         match code {
             101 => return Err(WireError::Switched),
             100..=199 => {
+                *skipped += length;
                 bytes = rest;
                 continue;
             }

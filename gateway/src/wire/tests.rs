@@ -356,6 +356,19 @@ fn a_head_beyond_its_bounds_is_refused() {
 }
 
 #[test]
+fn interim_heads_are_read_once_and_not_kept() {
+    let hint = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
+    for piece in [1, 7, hint.len(), hint.len() + 1] {
+        let mut reader = HeadReader::default();
+        for piece in hint.repeat(100).as_bytes().chunks(piece) {
+            let start = reader.feed(piece, &Method::GET).expect("valid");
+            assert!(start.is_none());
+            assert!(reader.kept() < hint.len(), "{} bytes of interim heads", reader.kept());
+        }
+    }
+}
+
+#[test]
 fn a_long_body_behind_a_head_in_two_pieces_is_read() {
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
     let heads = format!("{hints}HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n");
