@@ -1,7 +1,6 @@
 //! One connection of a client, from its handshake to its end, within its time limits. It speaks
 //! HTTP/1.1 or HTTP/2: TLS negotiates the version, and without TLS the first bytes show it.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -12,6 +11,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use forebay_config::Limits;
+use futures_util::future::Either;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -25,8 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::edge::head::ServedHost;
-use crate::edge::layers::{Edge, Peer};
-use crate::net::activity::{Activity, TimeLimit, WatchedBody};
+use crate::edge::layers::{ClientConnection, Edge, Peer};
+use crate::net::activity::{Activity, TimeLimit};
 use crate::net::alarm::poll_alarm;
 use crate::net::clock;
 use crate::net::connection_limits::CountedConnection;
@@ -52,38 +53,44 @@ const SEND_BUFFER: usize = 64 << 10;
 const PENDING_RESETS: usize = 64;
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(
+///
+/// Every connection keeps this future. So it is not that of an `async fn`, which would keep its
+/// arguments twice, and it keeps nothing but what its last step needs.
+pub(crate) fn serve<'a>(
     stream: TcpStream,
     address: SocketAddr,
-    counted: &CountedConnection,
-    edge: Arc<Edge>,
-) {
+    counted: &'a CountedConnection,
+    edge: &'a Arc<Edge>,
+) -> impl Future<Output = ()> + use<'a> {
     let socket = ClientSocket::new(stream.as_raw_fd());
-    let client = Client { socket, address: Some(address.ip()) };
-    let local = stream.local_addr().ok().map(|local| local.ip());
-    let peer = Peer { client, local, encrypted: false, served_host: ServedHost::default() };
-    let negotiation = async {
-        match edge.tls() {
-            None => plain(stream, peer, &edge).await,
-            // Boxed, like everything that most connections don't need: a connection's future is as
-            // large as its largest branch.
-            Some(tls) => {
-                Box::pin(secure(stream, tls, Peer { encrypted: true, ..peer }, &edge)).await
+    async move {
+        let negotiation = async {
+            let client = Client { socket, address: Some(address.ip()) };
+            let local = stream.local_addr().ok().map(|local| local.ip());
+            let peer = Peer { client, local, encrypted: false, served_host: ServedHost::default() };
+            match edge.tls() {
+                None => plain(stream, peer, edge).await,
+                // Boxed, like everything that most connections don't need: a connection's future
+                // is as large as its largest branch.
+                Some(tls) => {
+                    Box::pin(secure(stream, tls, Peer { encrypted: true, ..peer }, edge)).await
+                }
             }
+        };
+        let negotiated = tokio::select! {
+            // A client whose first bytes have come is served.
+            biased;
+            negotiated = negotiation => negotiated,
+            () = counted.close_requested() => Err("closed to make room for another".into()),
+        };
+        let serving = match negotiated {
+            Ok((io, true, peer)) => Either::Left(Box::pin(serve_http2(io, peer, counted, edge))),
+            Ok((io, false, peer)) => Either::Right(serve_http1(io, peer, counted, edge)),
+            Err(error) => return tracing::debug!(%address, "connection: {error}"),
+        };
+        if let Err(error) = serving.await {
+            tracing::debug!(%address, "connection: {error}");
         }
-    };
-    let negotiated = tokio::select! {
-        // A client whose first bytes have come is served.
-        biased;
-        negotiated = negotiation => negotiated,
-        () = counted.close_requested() => Err("closed to make room for another".into()),
-    };
-    let outcome = match negotiated {
-        Ok((io, http2, peer)) => serve_http(io, http2, peer, counted, edge).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(%address, "connection: {error}");
     }
 }
 
@@ -145,78 +152,42 @@ async fn sniff(stream: &mut TcpStream) -> io::Result<FirstBytes> {
     }
 }
 
-async fn serve_http(
-    mut io: ClientIo,
-    http2: bool,
-    mut peer: Peer,
+/// Begins a connection whose version of HTTP is known.
+fn begin(
+    io: &mut ClientIo,
+    peer: Peer,
+    serial: bool,
     counted: &CountedConnection,
-    edge: Arc<Edge>,
-) -> Result<(), ConnectionError> {
-    let limits = edge.limits();
-    let activity = Activity::new(Instant::now(), !http2);
+    edge: &Arc<Edge>,
+) -> (Arc<Activity>, Arc<ClientConnection>) {
+    let activity = Activity::new(Instant::now(), serial);
     counted.set_activity(&activity);
     io.activity = Some(Arc::clone(&activity));
-    let streams = H2Executor::default();
-    if http2 {
-        // The protocol reports the end of a stream, and the socket is always read.
-        peer.client.socket = ClientSocket::unwatched();
-    }
-    let encrypted = peer.encrypted;
     let sessions = ConnectionSessions::default();
-    // Cloned for each request. This reference count is the connection's own; the edge's is shared
-    // by all threads.
-    let shared = Arc::new((Arc::clone(&edge), peer, sessions.clone()));
+    (activity, Arc::new(ClientConnection { edge: Arc::clone(edge), peer, sessions }))
+}
+
+fn header_size(limits: &Limits) -> usize {
+    usize::try_from(limits.header_size.bytes()).unwrap_or(usize::MAX)
+}
+
+fn serve_http1<'a>(
+    mut io: ClientIo,
+    peer: Peer,
+    counted: &'a CountedConnection,
+    edge: &'a Arc<Edge>,
+) -> impl Future<Output = Result<(), ConnectionError>> + use<'a> {
+    let limits = edge.limits();
+    let encrypted = peer.encrypted;
+    let (activity, client) = begin(&mut io, peer, true, counted, edge);
     let service = {
-        let (activity, streams) = (Arc::clone(&activity), streams.clone());
+        let (activity, client) = (Arc::clone(&activity), Arc::clone(&client));
         service_fn(move |request: Request<Incoming>| {
             let request = request.map(|body| Upload::new(body, Arc::clone(&activity)));
-            let flight = activity.begin();
-            if http2 {
-                streams.announce(&flight);
-            }
-            let shared = Arc::clone(&shared);
-            async move {
-                let (edge, peer, sessions) = &*shared;
-                let response = edge.serve(request, peer, sessions).await;
-                Ok::<_, Infallible>(response.map(|body| WatchedBody::new(body, flight)))
-            }
+            Arc::clone(&client).serve(request, activity.begin())
         })
     };
-    let header_size = usize::try_from(limits.header_size.bytes()).unwrap_or(usize::MAX);
-    if http2 {
-        let serving = async {
-            let mut builder = http2::Builder::new(streams.clone());
-            builder
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(limits.streams_per_connection)
-                .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
-                .max_pending_accept_reset_streams(PENDING_RESETS)
-                .max_send_buf_size(SEND_BUFFER)
-                .keep_alive_interval(PING)
-                .keep_alive_timeout(PING);
-            let mut connection =
-                std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
-            let mut running = H2Tasks::new(streams, Arc::clone(&limits));
-            let poll = |cx: &mut Context<'_>, action| match action {
-                Drive::End => {
-                    connection.as_mut().graceful_shutdown();
-                    Poll::Pending
-                }
-                Drive::Poll => loop {
-                    running.poll(cx);
-                    if let Poll::Ready(served) = connection.as_mut().poll(cx) {
-                        return Poll::Ready(served);
-                    }
-                    if !running.poll(cx) {
-                        return Poll::Pending;
-                    }
-                },
-            };
-            drive(poll, &activity, counted, &edge, true).await
-        };
-        // Boxed: most connections need only the room for HTTP/1.
-        return Box::pin(serving).await;
-    }
+    let header_size = header_size(&limits);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -231,20 +202,73 @@ async fn serve_http(
         // hyper's default costs no allocation.
         builder.max_headers(limits.header_count.into());
     }
-    let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-    let mut connection = std::pin::pin!(connection);
+    let mut connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+    async move {
+        let poll = |cx: &mut Context<'_>, action| {
+            let connection = Pin::new(&mut connection);
+            match action {
+                Drive::End => {
+                    connection.graceful_shutdown();
+                    Poll::Pending
+                }
+                Drive::Poll => connection.poll(cx),
+            }
+        };
+        drive(poll, &activity, counted, edge, false).await?;
+        // A session counts as a request.
+        let _flight = activity.begin();
+        Box::pin(client.sessions.clone().run()).await;
+        Ok(())
+    }
+}
+
+async fn serve_http2(
+    mut io: ClientIo,
+    mut peer: Peer,
+    counted: &CountedConnection,
+    edge: &Arc<Edge>,
+) -> Result<(), ConnectionError> {
+    let limits = edge.limits();
+    // The protocol reports the end of a stream, and the socket is always read.
+    peer.client.socket = ClientSocket::unwatched();
+    let (activity, client) = begin(&mut io, peer, false, counted, edge);
+    let streams = H2Executor::default();
+    let service = {
+        let (activity, streams) = (Arc::clone(&activity), streams.clone());
+        service_fn(move |request: Request<Incoming>| {
+            let request = request.map(|body| Upload::new(body, Arc::clone(&activity)));
+            let flight = activity.begin();
+            streams.announce(&flight);
+            Arc::clone(&client).serve(request, flight)
+        })
+    };
+    let mut builder = http2::Builder::new(streams.clone());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_per_connection)
+        .max_header_list_size(u32::try_from(header_size(&limits)).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let mut running = H2Tasks::new(streams, Arc::clone(&limits));
     let poll = |cx: &mut Context<'_>, action| match action {
         Drive::End => {
             connection.as_mut().graceful_shutdown();
             Poll::Pending
         }
-        Drive::Poll => connection.as_mut().poll(cx),
+        Drive::Poll => loop {
+            running.poll(cx);
+            if let Poll::Ready(served) = connection.as_mut().poll(cx) {
+                return Poll::Ready(served);
+            }
+            if !running.poll(cx) {
+                return Poll::Pending;
+            }
+        },
     };
-    drive(poll, &activity, counted, &edge, false).await?;
-    // A session counts as a request.
-    let _flight = activity.begin();
-    Box::pin(sessions.run()).await;
-    Ok(())
+    drive(poll, &activity, counted, edge, true).await
 }
 
 /// The next step of a connection.

@@ -6,6 +6,8 @@
 //! for these don't fit. Its layer for sensitive headers hides keys in traces of headers, and no
 //! header is traced here.
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,6 +34,7 @@ use crate::exchange::answer_body::AnswerBody;
 use crate::exchange::proxy::Proxy;
 use crate::exchange::record::Record;
 use crate::exchange::respond::{local_response, refuse};
+use crate::net::activity::{RequestActivity, WatchedBody};
 use crate::net::connection_limits::ConnectionLimits;
 use crate::net::drain::Drain;
 use crate::net::machine_limits::MachineLimits;
@@ -148,15 +151,25 @@ impl Edge {
     pub(crate) fn drain(&self) -> &Drain {
         &self.drain
     }
+}
 
-    /// Answers one request.
-    pub(crate) async fn serve(
-        &self,
+/// A client's connection: what its requests share.
+pub(crate) struct ClientConnection {
+    pub(crate) edge: Arc<Edge>,
+    pub(crate) peer: Peer,
+    pub(crate) sessions: ConnectionSessions,
+}
+
+impl ClientConnection {
+    /// Answers one request. Its head is checked at once, outside of the future: a held request
+    /// keeps only the rest.
+    pub(crate) fn serve(
+        self: Arc<Self>,
         request: Request<Upload>,
-        peer: &Peer,
-        sessions: &ConnectionSessions,
-    ) -> Response<AnswerBody> {
-        let settings = self.settings.load_full();
+        flight: Arc<RequestActivity>,
+    ) -> impl Future<Output = Result<Response<WatchedBody<AnswerBody>>, Infallible>> {
+        let Self { edge, peer, .. } = &*self;
+        let settings = edge.settings.load_full();
         let (mut parts, body) = request.into_parts();
         let known = KnownHeaders::of(&parts.headers);
         let http2 = parts.version == Version::HTTP_2;
@@ -165,40 +178,44 @@ impl Edge {
             known.has(header).then(|| parts.headers.get(name).cloned()).flatten()
         };
         let origin = given(KnownHeader::Origin, header::ORIGIN);
-        let own = settings.own_answer(&parts, known, peer).transpose();
+        let own = settings.own_answer(&parts, known, peer).transpose().map(Box::new);
         let realtime = parts.uri.path() == REALTIME;
         let upgrade = if realtime { UpgradeRequest::take(&mut parts) } else { None };
-        let (head, client) = settings.head(parts, known, peer, self.telemetry.as_ref());
+        let (head, client) = settings.head(parts, known, peer, edge.telemetry.as_ref());
         let id = head.own.id.clone();
-        let mut response = match own {
-            None if realtime => {
-                let limits = Arc::clone(&settings.limits);
-                Box::pin(self.proxy.session(head, upgrade, client, limits, sessions)).await
-            }
+        async move {
+            let Self { edge, sessions, .. } = &*self;
             // Boxed, so that the future of a held request does not contain the other branches.
-            None => Box::pin(self.proxy.serve(head, body, client, &settings.limits)).await,
-            Some(own) => {
-                if http2 {
-                    // HTTP/2 can refuse the rest of a body only by a reset, which some clients
-                    // take for a failure.
-                    body::discard(body, UNWANTED, UNWANTED_TIME).await;
+            let mut response = match own {
+                None if realtime => {
+                    let limits = Arc::clone(&settings.limits);
+                    Box::pin(edge.proxy.session(head, upgrade, client, limits, sessions)).await
                 }
-                let record = Record::begin(RequestContext::new(&head, client));
-                let shape = ErrorShape::of(head.parts.uri.path());
-                match own {
-                    Ok(response) => local_response(response, record),
-                    Err(refusal) => refuse(&refusal, record, shape),
+                None => Box::pin(edge.proxy.serve(head, body, client, &settings.limits)).await,
+                Some(own) => {
+                    if http2 {
+                        // HTTP/2 can refuse the rest of a body only by a reset, which some clients
+                        // take for a failure.
+                        Box::pin(body::discard(body, UNWANTED, UNWANTED_TIME)).await;
+                    }
+                    let record = Record::begin(RequestContext::new(&head, client));
+                    let shape = ErrorShape::of(head.parts.uri.path());
+                    match *own {
+                        Ok(response) => local_response(response, record),
+                        Err(refusal) => refuse(&refusal, record, shape),
+                    }
                 }
+            };
+            settings.finish(&mut response, &id, origin.as_ref());
+            let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if !http2 && !switches && edge.drain.has_retired() {
+                // The client's next connection reaches the process that took over.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
             }
-        };
-        settings.finish(&mut response, &id, origin.as_ref());
-        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if !http2 && !switches && self.drain.has_retired() {
-            // The client's next connection reaches the process that took over.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+            let response = if is_head { without_body(response) } else { response };
+            Ok(response.map(|body| WatchedBody::new(body, flight)))
         }
-        if is_head { without_body(response) } else { response }
     }
 }
 

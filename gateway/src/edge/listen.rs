@@ -32,6 +32,7 @@ use crate::edge::connection;
 use crate::edge::layers::Edge;
 use crate::exchange::late::ring_alarms;
 use crate::exchange::upstream;
+use crate::net::connection_limits::{CountedConnection, LimitReached};
 use crate::net::file_shares::FilePermit;
 use crate::net::socket::watch_hangups;
 
@@ -254,31 +255,44 @@ async fn accept(
 }
 
 /// Serves one connection. Without a place it waits for one: an accepted connection is served, also
-/// when the thread has stopped accepting. The drain waits for `_drain_token`, so it ends only when
+/// when the thread has stopped accepting. The drain waits for `drain_token`, so it ends only when
 /// the last bytes are written.
-async fn serve_one(
+fn serve_one(
     stream: TcpStream,
     address: SocketAddr,
     place: Option<FilePermit>,
-    _drain_token: TaskTrackerToken,
+    drain_token: TaskTrackerToken,
     edge: Arc<Edge>,
-) {
-    let place = match place {
-        Some(place) => place,
-        None => edge.connection_limits.place().await,
-    };
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%address, "connection: {error}");
-        return;
-    }
-    let limits = edge.limits();
-    let (most, most_per_client) = (limits.connections, limits.connections_per_client);
-    let counted = match edge.connection_limits.admit(address.ip(), place, most, most_per_client) {
-        Ok(counted) => counted,
-        Err(full) => {
-            tracing::debug!(%address, "connection closed: the limit {full} is reached");
+) -> impl Future<Output = ()> {
+    let undelayed = stream.set_nodelay(true);
+    // Not an `async fn`: that would keep its arguments twice, as long as the connection lasts.
+    async move {
+        let _drain_token = drain_token;
+        let place = match place {
+            Some(place) => place,
+            None => edge.connection_limits.place().await,
+        };
+        if let Err(error) = undelayed {
+            tracing::debug!(%address, "connection: {error}");
             return;
         }
-    };
-    connection::serve(stream, address, &counted, Arc::clone(&edge)).await;
+        let counted = match admit(&edge, address, place) {
+            Ok(counted) => counted,
+            Err(full) => {
+                tracing::debug!(%address, "connection closed: the limit {full} is reached");
+                return;
+            }
+        };
+        connection::serve(stream, address, &counted, &edge).await;
+    }
+}
+
+fn admit(
+    edge: &Edge,
+    address: SocketAddr,
+    place: FilePermit,
+) -> Result<CountedConnection, LimitReached> {
+    let limits = edge.limits();
+    let (most, most_per_client) = (limits.connections, limits.connections_per_client);
+    edge.connection_limits.admit(address.ip(), place, most, most_per_client)
 }

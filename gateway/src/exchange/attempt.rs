@@ -3,7 +3,6 @@
 //! An answer is kept back until its first event is judged or, if it is plain, until it is complete
 //! or too long to keep. A request that fails until then can be tried elsewhere.
 
-use std::borrow::Cow;
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -20,7 +19,7 @@ use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
 use crate::answer::stream::{AnswerStream, Step};
 use crate::exchange::continuation::{Continuation, Way};
 use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind, Strip};
-use crate::exchange::outgoing::Outgoing;
+use crate::exchange::outgoing::{Outgoing, OutgoingHead};
 use crate::exchange::send::{send, stalled};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
@@ -78,7 +77,7 @@ impl RequestKind for InferenceRequest {
             (Ok(()), Asked::No) => Err(NotContinued::NoTokenIds),
             (Ok(()), asked) => Ok(asked == Asked::Gateway),
         };
-        EditedRequest { head: Cow::Borrowed(&self.head), body, strip_usage, token_ids }
+        EditedRequest { head: OutgoingHead::Client(&self.head), body, strip_usage, token_ids }
     }
 
     fn continuation(self, way: Way) -> Result<Box<Continuation>, NotContinued> {

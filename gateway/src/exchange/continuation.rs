@@ -5,7 +5,6 @@
 //! has. Then it is sent the ids of all tokens so far, and its answer is joined to the stream
 //! (`answer/token_record.rs`).
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ use crate::answer::refusal::Refusal;
 use crate::answer::shown_text::{Compared, MOST_BACK, ShownTail};
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::misfit::MisfitCheck;
-use crate::exchange::outgoing::{Outgoing, Rights};
+use crate::exchange::outgoing::{Outgoing, OutgoingHead, Rights};
 use crate::exchange::send::{send, stalled};
 use crate::exchange::steps::{RequestStep, RequestSteps};
 use crate::exchange::upstream::UpstreamBody;
@@ -324,7 +323,7 @@ impl Resumption<'_> {
         let ids = &ids[..ids.len() - start.back];
         let body = self.body.next(ids, (answered - start.back) as u64, self.edits());
         let body = body.map_err(|why| NoReply::Refused(why.name().to_owned(), why))?;
-        let (head, upstream) = self.send(Cow::Borrowed(self.head), body).await?;
+        let (head, upstream) = self.send(OutgoingHead::Client(self.head), body).await?;
         let kind = head.headers.get(header::CONTENT_TYPE);
         let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         if streamed && head.status == StatusCode::OK {
@@ -379,7 +378,7 @@ impl Resumption<'_> {
         let body = body.map_err(|why| NoReply::Refused(why.name().to_owned(), why))?;
         let mut head = self.head.clone();
         head.parts.uri = Uri::from_static("/detokenize");
-        let (head, upstream) = self.send(Cow::Owned(head), body).await?;
+        let (head, upstream) = self.send(OutgoingHead::own(head), body).await?;
         let body = self.whole(upstream).await?;
         let read: Value = serde_json::from_slice(&body).unwrap_or_default();
         match (head.status, read["prompt"].as_str()) {
@@ -400,7 +399,7 @@ impl Resumption<'_> {
 
     async fn send(
         &self,
-        head: Cow<'_, ClientHead>,
+        head: OutgoingHead<'_>,
         body: Bytes,
     ) -> Result<(response::Parts, UpstreamBody), Failure> {
         let Way { settings, rights, deadline, .. } = self.way;

@@ -5,7 +5,6 @@
 //! the request that is sent, and the course of one try. Nothing goes out to the client before a try
 //! has succeeded. Dropping the future takes the request out of the queue or off its endpoint.
 
-use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,11 +21,10 @@ use crate::answer::refusal::Refusal;
 use crate::exchange::continuation::{Continuation, Way};
 use crate::exchange::late::{self, late};
 use crate::exchange::misfit::MisfitCheck;
-use crate::exchange::outgoing::{Outgoing, Rights};
+use crate::exchange::outgoing::{Outgoing, OutgoingHead, Rights};
 use crate::exchange::record::Record;
 use crate::net::clock;
 use crate::pool::{ExpectedStart, Fallback, Pool, Slot, Ticket};
-use crate::read::head::ClientHead;
 use crate::read::prompt::Owner;
 use crate::route::{Destination, FallbackRoute, RoutePlan};
 use crate::text::rope::Rope;
@@ -67,7 +65,7 @@ pub(crate) trait RequestKind: Send + Sync {
 
 /// A request after the edits that its pool asks for.
 pub(crate) struct EditedRequest<'a> {
-    pub(crate) head: Cow<'a, ClientHead>,
+    pub(crate) head: OutgoingHead<'a>,
     pub(crate) body: Rope,
     /// The gateway alone asked for usage, so the client must not see it.
     pub(crate) strip_usage: bool,
@@ -134,7 +132,9 @@ impl<K: RequestKind> Dispatch<K> {
             let (pool, other) = (&first.pool.name, &fallback.to.pool.name);
             tracing::debug!(%pool, %refusal, "sent to the fallback pool {other}");
             first.pool.figures.fell_back();
-            (dispatched, way) = self.try_pool(&fallback.to, None, dispatched.record).await;
+            // Boxed, like the tries: a request that is held keeps room for neither.
+            let tried = Box::pin(self.try_pool(&fallback.to, None, dispatched.record));
+            (dispatched, way) = tried.await;
         }
         if let (Ok(_), Some(way)) = (&dispatched.result, way) {
             dispatched.continuation = self.kind.continuation(way);
@@ -245,7 +245,7 @@ impl<K: RequestKind> Dispatch<K> {
                 delivery.outgoing.set_parent(&parent);
             }
             let answer = {
-                let mut attempt = pin!(self.kind.attempt(delivery, &slot));
+                let mut attempt = Box::pin(self.kind.attempt(delivery, &slot));
                 let begins = record.context.accepted + late::AFTER;
                 let mut evicted = pin!(late(begins, released, slot.evicted()));
                 poll_fn(|cx| match attempt.as_mut().poll(cx) {

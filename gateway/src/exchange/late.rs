@@ -12,10 +12,11 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -156,18 +157,35 @@ pub(crate) async fn alarm(now: Instant) {
 }
 
 /// Waits, but not before `begins`; the task's [`alarm`] must ring then. `now` is the present time.
-pub(crate) async fn late<F: Future>(begins: Instant, now: Instant, wait: F) -> F::Output {
-    if now < begins {
-        let mut polled = false;
-        poll_fn(|_| {
-            // The clock is read only if there is a second poll.
-            let begun = polled && Instant::now() >= begins;
-            polled = true;
-            if begun { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+pub(crate) fn late<F: Future>(begins: Instant, now: Instant, wait: F) -> Late<F> {
+    Late { wait, begins: (now < begins).then_some(begins), polled: false }
+}
+
+pin_project! {
+    /// A wait that begins late. An async block would keep the wait twice.
+    pub(crate) struct Late<F> {
+        #[pin]
+        wait: F,
+        // `None` once the wait has begun.
+        begins: Option<Instant>,
+        polled: bool,
     }
-    wait.await
+}
+
+impl<F: Future> Future for Late<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if let Some(begins) = *this.begins {
+            // The clock is read only if there is a second poll.
+            if !std::mem::replace(this.polled, true) || Instant::now() < begins {
+                return Poll::Pending;
+            }
+            *this.begins = None;
+        }
+        this.wait.poll(cx)
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! A request as replicas receive it: the client's, without the headers that are for the gateway
 //! alone, and with the gateway's own. Pure.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::ops::Deref;
 
 use forebay_telemetry::context::TraceContext;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -38,10 +38,36 @@ impl Rights {
     }
 }
 
+/// The head of a request, as small as a reference: a held request keeps it.
+#[derive(Debug)]
+pub(crate) enum OutgoingHead<'a> {
+    /// The client's.
+    Client(&'a ClientHead),
+    /// One that the gateway has made.
+    Own(Box<ClientHead>),
+}
+
+impl OutgoingHead<'_> {
+    pub(crate) fn own(head: ClientHead) -> Self {
+        Self::Own(Box::new(head))
+    }
+}
+
+impl Deref for OutgoingHead<'_> {
+    type Target = ClientHead;
+
+    fn deref(&self) -> &ClientHead {
+        match self {
+            Self::Client(head) => head,
+            Self::Own(head) => head,
+        }
+    }
+}
+
 /// A request that can be sent any number of times.
 #[derive(Debug)]
 pub(crate) struct Outgoing<'a> {
-    head: Cow<'a, ClientHead>,
+    head: OutgoingHead<'a>,
     body: Rope,
     rights: Rights,
     /// `None` keeps the client's.
@@ -49,7 +75,7 @@ pub(crate) struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    pub(crate) fn new(head: Cow<'a, ClientHead>, body: Rope, rights: Rights) -> Self {
+    pub(crate) fn new(head: OutgoingHead<'a>, body: Rope, rights: Rights) -> Self {
         let trace_parent = head.own.trace.trace_parent();
         Self { head, body, rights, trace_parent }
     }
@@ -61,7 +87,7 @@ impl<'a> Outgoing<'a> {
 
     /// The same request with another body.
     pub(crate) fn with_body(&self, body: Rope) -> Outgoing<'_> {
-        let (head, rights) = (Cow::Borrowed(&*self.head), self.rights.clone());
+        let (head, rights) = (OutgoingHead::Client(&self.head), self.rights.clone());
         Outgoing { head, body, rights, trace_parent: self.trace_parent }
     }
 
@@ -207,7 +233,7 @@ mod tests {
         let known = KnownHeaders::of(&parts.headers);
         let own = OwnHeaders { trace: RequestTrace::of(&parts.headers, None), ..own };
         let head = ClientHead { parts, known, own };
-        let outgoing = Outgoing::new(Cow::Owned(head), Rope::default(), rights);
+        let outgoing = Outgoing::new(OutgoingHead::own(head), Rope::default(), rights);
         let request = outgoing.to(([10, 0, 0, 7], 8000).into());
         assert_eq!(request.uri(), "/v1/completions?a=b");
         assert_eq!(request.method(), Method::POST);
@@ -300,7 +326,8 @@ mod tests {
         let request = request.header("traceparent", PARENT).header("tracestate", "a=b");
         let (parts, ()) = request.body(()).expect("valid").into_parts();
         let head = ClientHead::known(parts);
-        let mut outgoing = Outgoing::new(Cow::Owned(head), Rope::default(), Rights::default());
+        let mut outgoing =
+            Outgoing::new(OutgoingHead::own(head), Rope::default(), Rights::default());
         let span = TraceContext { sampled: true, ..TraceContext::random(false) };
         outgoing.set_parent(&span);
         let sent = outgoing.to(([10, 0, 0, 7], 8000).into());

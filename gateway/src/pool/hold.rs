@@ -125,13 +125,13 @@ impl Pool {
     /// started, or the pool is removed.
     pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
         loop {
-            match self.admit(ticket)? {
+            // Not awaited in the `match`, which would keep the admission.
+            let held = match self.admit(ticket)? {
                 Admission::Released(slot) => return Ok(slot),
-                Admission::Held(held) => {
-                    if let Some(slot) = held.released(ticket).await? {
-                        return Ok(slot);
-                    }
-                }
+                Admission::Held(held) => held,
+            };
+            if let Some(slot) = held.released(ticket).await? {
+                return Ok(slot);
             }
         }
     }

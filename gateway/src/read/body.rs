@@ -1,11 +1,10 @@
 //! Reads a request's body whole, within its bounds of size, time and memory.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::poll_immediate;
-use http_body::Body as HttpBody;
+use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
@@ -16,25 +15,38 @@ use crate::read::body_memory::{BodyShare, MemoryFull};
 /// The least memory for a body that does not come in one piece.
 const LEAST_ROOM: usize = 64 << 10;
 
+/// A frame of a body, or its end.
+type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
+
 /// Reads a request's body whole. Its bytes and those of the request's `head` count in `share`. A
 /// body that comes in one frame is not copied.
 pub(crate) async fn read(
-    body: Upload,
+    mut body: Upload,
     limit: u64,
     within: Duration,
-    share: BodyShare,
+    mut share: BodyShare,
     head: u64,
 ) -> Result<Bytes, Refusal> {
     // If the length is known, the body is refused before a byte is read.
     if body.size_hint().lower() > limit {
         return Err(Refusal::BodyTooLarge(limit));
     }
-    let mut reading = pin!(collect(body, limit, share, head));
+    let head = usize::try_from(head).unwrap_or(usize::MAX);
+    let mut next = poll_immediate(body.frame()).await;
     // Most bodies come with their heads, and need no timer.
-    if let Some(read) = poll_immediate(reading.as_mut()).await {
-        return read;
+    if body.is_end_stream()
+        && let Some(Some(Ok(frame))) = next.take_if(|next| matches!(next, Some(Ok(_))))
+    {
+        let data = frame.into_data().unwrap_or_default();
+        if data.len() as u64 > limit {
+            return Err(Refusal::BodyTooLarge(limit));
+        }
+        take(&mut share, data.len().saturating_add(head))?;
+        return Ok(share.keep(data));
     }
-    timeout(within, reading).await.map_err(|_| Refusal::BodyTooSlow(within))?
+    // Boxed: a request that is held does not keep the room for this.
+    let reading = Box::pin(timeout(within, collect(body, next, limit, share, head)));
+    reading.await.map_err(|_| Refusal::BodyTooSlow(within))?
 }
 
 /// Reads an unwanted body and discards it. If the connection were closed while the client still
@@ -53,15 +65,15 @@ pub(crate) async fn discard(mut body: Upload, limit: u64, within: Duration) {
     let _ = timeout(within, all).await;
 }
 
+/// Reads the rest of a body behind `next`, which is there already.
 async fn collect(
     mut body: Upload,
+    mut next: Option<NextFrame>,
     limit: u64,
     mut share: BodyShare,
-    head: u64,
+    mut head: usize,
 ) -> Result<Bytes, Refusal> {
     // The head's memory is taken together with that of a body which is there already.
-    let mut head = usize::try_from(head).unwrap_or(usize::MAX);
-    let mut next = poll_immediate(body.frame()).await;
     if next.is_none() {
         take(&mut share, std::mem::take(&mut head))?;
     }

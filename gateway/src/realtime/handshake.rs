@@ -4,7 +4,6 @@
 //! comes from the query, since a client sends nothing else before the upgrade. The gateway agrees
 //! to no extension: it could not read the token counts of compressed messages (`usage`).
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::Display;
@@ -28,6 +27,7 @@ use crate::answer::not_continued::NotContinued;
 use crate::exchange::attempt::{AnswerStart, Committed};
 use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind};
 use crate::exchange::misfit::MisfitCheck;
+use crate::exchange::outgoing::OutgoingHead;
 use crate::net::dial::{NewConnection, dial};
 use crate::net::file_shares::FilePermit;
 use crate::pool::Slot;
@@ -94,7 +94,7 @@ impl RequestKind for Handshake {
         }
         head.parts.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
         EditedRequest {
-            head: Cow::Owned(head),
+            head: OutgoingHead::own(head),
             body: Rope::default(),
             strip_usage: false,
             token_ids: Err(NotContinued::Api),

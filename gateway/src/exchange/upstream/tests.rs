@@ -1,6 +1,5 @@
 //! Requests over real sockets, to replicas that follow a script.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -12,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::exchange::outgoing::Rights;
+use crate::exchange::outgoing::{OutgoingHead, Rights};
 use crate::read::head::ClientHead;
 use crate::text::rope::Rope;
 
@@ -108,7 +107,7 @@ fn post(pieces: impl IntoIterator<Item = Vec<u8>>) -> Outgoing<'static> {
     let mut body = Rope::default();
     pieces.into_iter().for_each(|piece| body.push(piece.into()));
     let head = ClientHead::known(request.into_parts().0);
-    Outgoing::new(Cow::Owned(head), body, Rights::default())
+    Outgoing::new(OutgoingHead::own(head), body, Rights::default())
 }
 
 fn small() -> Outgoing<'static> {

@@ -113,13 +113,12 @@ impl RequestRest {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
 
     use bytes::Bytes;
     use http::Request;
 
     use super::*;
-    use crate::exchange::outgoing::Rights;
+    use crate::exchange::outgoing::{OutgoingHead, Rights};
     use crate::read::head::ClientHead;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -132,7 +131,7 @@ mod tests {
             let parts = request.body(()).expect("valid").into_parts().0;
             let body = Rope::from(Bytes::from_static(body.as_bytes()));
             let head = ClientHead::known(parts);
-            let outgoing = Outgoing::new(Cow::Owned(head), body, Rights::default());
+            let outgoing = Outgoing::new(OutgoingHead::own(head), body, Rights::default());
             String::from_utf8(super::head(&outgoing, "[::1]:80")).expect("text")
         };
         let rest = format!(
