@@ -118,28 +118,31 @@ pub(crate) struct DispatchResult<A> {
 
 impl<K: RequestKind> Dispatch<K> {
     /// Dispatches the request to its pool, and to the fallback if that has no room in time.
-    pub(crate) async fn run(
+    pub(crate) fn run(
         self: Box<Self>,
         plan: RoutePlan,
         record: Box<Record>,
-    ) -> DispatchResult<K::Answer> {
+    ) -> impl Future<Output = DispatchResult<K::Answer>> {
         let RoutePlan { first, fallback, .. } = plan;
-        let (mut dispatched, mut way) = self.try_pool(&first, fallback.as_ref(), record).await;
-        if let Some(fallback) = fallback
-            && let Some(refusal) = dispatched.result.as_ref().err()
-            && refusal.is_lack_of_room()
-        {
-            let (pool, other) = (&first.pool.name, &fallback.to.pool.name);
-            tracing::debug!(%pool, %refusal, "sent to the fallback pool {other}");
-            first.pool.figures.fell_back();
-            // Boxed, like the tries: a request that is held keeps room for neither.
-            let tried = Box::pin(self.try_pool(&fallback.to, None, dispatched.record));
-            (dispatched, way) = tried.await;
+        // Not an `async fn`: a held request would keep the plan twice.
+        async move {
+            let (mut dispatched, mut way) = self.try_pool(&first, fallback.as_ref(), record).await;
+            if let Some(fallback) = &fallback
+                && let Some(refusal) = dispatched.result.as_ref().err()
+                && refusal.is_lack_of_room()
+            {
+                let (pool, other) = (&first.pool.name, &fallback.to.pool.name);
+                tracing::debug!(%pool, %refusal, "sent to the fallback pool {other}");
+                first.pool.figures.fell_back();
+                // Boxed, like the tries: a request that is held keeps room for neither.
+                let tried = Box::pin(self.try_pool(&fallback.to, None, dispatched.record));
+                (dispatched, way) = tried.await;
+            }
+            if let (Ok(_), Some(way)) = (&dispatched.result, way) {
+                dispatched.continuation = self.kind.continuation(way);
+            }
+            dispatched
         }
-        if let (Ok(_), Some(way)) = (&dispatched.result, way) {
-            dispatched.continuation = self.kind.continuation(way);
-        }
-        dispatched
     }
 
     /// Dispatches the request to one pool. If there is a `fallback`, this pool may hold the request
@@ -244,8 +247,9 @@ impl<K: RequestKind> Dispatch<K> {
             if let Some(parent) = parent {
                 delivery.outgoing.set_parent(&parent);
             }
-            let answer = {
-                let mut attempt = Box::pin(self.kind.attempt(delivery, &slot));
+            // Boxed: a request that is held keeps no room for its try.
+            let answer = Box::pin(async {
+                let mut attempt = pin!(self.kind.attempt(delivery, &slot));
                 let begins = record.context.accepted + late::AFTER;
                 let mut evicted = pin!(late(begins, released, slot.evicted()));
                 poll_fn(|cx| match attempt.as_mut().poll(cx) {
@@ -253,7 +257,8 @@ impl<K: RequestKind> Dispatch<K> {
                     Poll::Pending => evicted.as_mut().poll(cx).map(Err),
                 })
                 .await
-            };
+            });
+            let answer = answer.await;
             match answer {
                 Ok(answer) => return Ok((answer, slot)),
                 Err(failure) => {

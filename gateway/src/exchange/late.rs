@@ -151,7 +151,8 @@ pub(crate) async fn alarm(now: Instant) {
     let due = now + AFTER;
     let mut own = OwnAlarm::default();
     if !poll_fn(|cx| own.poll(cx, due)).await {
-        sleep_until(due).await;
+        // Boxed, as it hardly ever happens.
+        Box::pin(sleep_until(due)).await;
     }
     yield_now().await;
 }

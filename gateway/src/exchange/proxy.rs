@@ -173,7 +173,7 @@ impl Proxy {
             Ok(tenant) => tenant,
             Err(Refusal::ShuttingDown) => return Err(Refusal::ShuttingDown),
             Err(refusal) => {
-                body::discard(incoming, body_limit, UNWANTED_TIME).await;
+                Box::pin(body::discard(incoming, body_limit, UNWANTED_TIME)).await;
                 return Err(refusal);
             }
         };

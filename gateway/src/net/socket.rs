@@ -48,7 +48,8 @@ impl ClientSocket {
             // The system gives no memory for another watch.
             None => {
                 while !has_hung_up(fd) {
-                    sleep(LOOK).await;
+                    // Boxed, as it hardly ever happens.
+                    Box::pin(sleep(LOOK)).await;
                 }
             }
         }

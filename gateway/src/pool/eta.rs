@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use forebay_config::{HoldOrder, PriorityClass};
 use forebay_scheduling::eta::{Outlook, TooLate, Wait};
-use forebay_scheduling::queue::{Entry, Place, Walk};
+use forebay_scheduling::queue::{Place, Walk};
 use parking_lot::MutexGuard;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -212,19 +212,19 @@ impl Pool {
             state.expected_wait(&settings, now).map(|wait| wait.as_secs_f64());
         let at = state.at(now);
         let outlook = state.outlook(&settings, now);
-        let request =
-            |(ahead, (place, entry, waiter)): (usize, (Place, &Entry, &Waiter))| QueuedRequest {
-                seq: place.seq,
-                tenant: entry.tenant.to_string(),
-                class: entry.class,
-                since_millis: millis(waiter.accepted),
-                expected_millis: outlook.expected(ahead).map(|wait| millis(now + wait)),
-                until_millis: millis(waiter.until),
-                tokens: entry.tokens,
-                again: !waiter.first,
-                late: entry.late_from.is_some_and(|from| from <= at),
-            };
-        let requests = state.queue.releases().take(limit).enumerate().map(request).collect();
+        let releases = state.queue.releases().take(limit).enumerate();
+        let requests = releases.map(|(ahead, (place, entry, waiter))| QueuedRequest {
+            seq: place.seq,
+            tenant: entry.tenant.to_string(),
+            class: entry.class,
+            since_millis: millis(waiter.accepted),
+            expected_millis: outlook.expected(ahead).map(|wait| millis(now + wait)),
+            until_millis: millis(waiter.until),
+            tokens: entry.tokens,
+            again: !waiter.first,
+            late: entry.late_from.is_some_and(|from| from <= at),
+        });
+        let requests = requests.collect();
         QueueReport {
             pool: self.name.to_string(),
             held: state.queue.depth(),

@@ -81,7 +81,7 @@ impl Drop for HeldRequest<'_> {
 
 impl HeldRequest<'_> {
     /// The endpoint that it gets; `None` if it was taken out of the queue, and has to ask again.
-    async fn released(mut self, ticket: &mut Ticket) -> Result<Option<Slot>, Refusal> {
+    async fn released(&mut self, ticket: &mut Ticket) -> Result<Option<Slot>, Refusal> {
         let rest = ticket.rest_of_hold(self.pool.settings().hold.timeout);
         let deadline = ticket.deadline.min(self.since + rest);
         let outcome = timeout_at(deadline, &mut self.release).await;
@@ -126,7 +126,7 @@ impl Pool {
     pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
         loop {
             // Not awaited in the `match`, which would keep the admission.
-            let held = match self.admit(ticket)? {
+            let mut held = match self.admit(ticket)? {
                 Admission::Released(slot) => return Ok(slot),
                 Admission::Held(held) => held,
             };
@@ -180,7 +180,8 @@ impl Pool {
             return Err(Refusal::CannotStartInTime { expected, retry_after });
         }
         let (sender, release) = oneshot::channel();
-        let waiter = Waiter {
+        // Boxed: the rows of a queue have room for twice as many.
+        let waiter = Box::new(Waiter {
             release: sender,
             requirements: ticket.requirements.clone(),
             accepted: ticket.accepted,
@@ -191,7 +192,7 @@ impl Pool {
             fallback: ticket.fallback != Fallback::None,
             expected: ticket.expected.clone(),
             trace: ticket.trace,
-        };
+        });
         if waiter.expected.is_some() {
             let outlook = state.outlook(&settings, now);
             let ahead = outlook.ahead(&state.queue, place, ticket.entry.late_from);

@@ -24,7 +24,7 @@ use crate::pool::endpoint_set::EndpointSet;
 const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 
 pub(super) struct Scheduling {
-    pub(super) queue: Queue<Waiter>,
+    pub(super) queue: Queue<Box<Waiter>>,
     pub(super) endpoints: EndpointSet,
     /// Chooses an endpoint for a request.
     picker: Picker,
@@ -66,6 +66,9 @@ pub(super) struct Waiter {
     /// Its place in its trace, if it is traced.
     pub(super) trace: Option<TraceContext>,
 }
+
+/// A request out of the queue.
+pub(super) type HeldWaiter = (Place, Entry, Box<Waiter>);
 
 /// The end of a hold.
 pub(super) enum Release {
@@ -265,7 +268,7 @@ impl Scheduling {
         &mut self,
         unplaced: &mut Unplaced,
         now: Instant,
-    ) -> Option<(Choice, (Place, Entry, Waiter))> {
+    ) -> Option<(Choice, HeldWaiter)> {
         if self.queue.depth() == 0 || self.barrier_is_up(now) {
             return None;
         }

@@ -1,9 +1,11 @@
 //! Reads a request's body whole, within its bounds of size, time and memory.
 
+use std::future::{Future, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::poll_immediate;
+use futures_util::FutureExt;
+use futures_util::future::Either;
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
@@ -20,33 +22,34 @@ type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
 
 /// Reads a request's body whole. Its bytes and those of the request's `head` count in `share`. A
 /// body that comes in one frame is not copied.
-pub(crate) async fn read(
+///
+/// Most bodies come with their heads, and are read at once. They need no timer, and a request that
+/// is held keeps no room for reading.
+pub(crate) fn read(
     mut body: Upload,
     limit: u64,
     within: Duration,
     mut share: BodyShare,
     head: u64,
-) -> Result<Bytes, Refusal> {
+) -> impl Future<Output = Result<Bytes, Refusal>> {
     // If the length is known, the body is refused before a byte is read.
     if body.size_hint().lower() > limit {
-        return Err(Refusal::BodyTooLarge(limit));
+        return Either::Left(ready(Err(Refusal::BodyTooLarge(limit))));
     }
     let head = usize::try_from(head).unwrap_or(usize::MAX);
-    let mut next = poll_immediate(body.frame()).await;
-    // Most bodies come with their heads, and need no timer.
+    let mut next = body.frame().now_or_never();
     if body.is_end_stream()
         && let Some(Some(Ok(frame))) = next.take_if(|next| matches!(next, Some(Ok(_))))
     {
         let data = frame.into_data().unwrap_or_default();
-        if data.len() as u64 > limit {
-            return Err(Refusal::BodyTooLarge(limit));
-        }
-        take(&mut share, data.len().saturating_add(head))?;
-        return Ok(share.keep(data));
+        let read = match data.len() as u64 > limit {
+            true => Err(Refusal::BodyTooLarge(limit)),
+            false => take(&mut share, data.len().saturating_add(head)),
+        };
+        return Either::Left(ready(read.map(|()| share.keep(data))));
     }
-    // Boxed: a request that is held does not keep the room for this.
-    let reading = Box::pin(timeout(within, collect(body, next, limit, share, head)));
-    reading.await.map_err(|_| Refusal::BodyTooSlow(within))?
+    let reading = timeout(within, collect(body, next, limit, share, head));
+    Either::Right(Box::pin(async move { reading.await.map_err(|_| Refusal::BodyTooSlow(within))? }))
 }
 
 /// Reads an unwanted body and discards it. If the connection were closed while the client still
