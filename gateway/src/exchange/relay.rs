@@ -26,6 +26,8 @@ use crate::text::rope::Rope;
 
 mod going_on;
 mod moving;
+#[cfg(test)]
+mod tests;
 
 /// How often a long stream's ITLs reach the pool's figures.
 const MERGE: Duration = Duration::from_secs(1);

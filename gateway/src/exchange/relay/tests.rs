@@ -1,0 +1,106 @@
+//! Whose time passes while an answer comes: the replica's or the client's. The replica is a socket.
+
+use std::future::{pending, poll_fn};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use forebay_config::PriorityClass;
+use forebay_scheduling::queue::Entry;
+use http::Request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::join;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::answer::api::Api;
+use crate::answer::not_continued::NotContinued;
+use crate::exchange::outgoing::{Outgoing, OutgoingHead, Rights};
+use crate::exchange::upstream::Connection;
+use crate::net::socket::ClientSocket;
+use crate::pool::endpoint::{Probe, Probed};
+use crate::pool::{Pool, Ticket};
+use crate::read::context::{Client, RequestContext};
+use crate::read::head::ClientHead;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+const CHUNK: &[u8] =
+    b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+
+fn head() -> ClientHead {
+    let request = Request::post("/v1/chat/completions").body(()).expect("valid");
+    ClientHead::known(request.into_parts().0)
+}
+
+/// A relay of a stream that no other replica goes on with, and the replica's side of its connection.
+async fn relay() -> (Relay, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let deadline = Instant::now() + PATIENCE;
+    let replica = async {
+        let (mut replica, _) = listener.accept().await.expect("a connection");
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(replica.read_u8().await.expect("a request"));
+        }
+        replica.write_all(HEAD).await.expect("sent");
+        replica
+    };
+    let gateway = async {
+        let connection = Connection::get(address, true, PATIENCE, deadline).await;
+        let connection = connection.map_err(|none| none.failure.message).expect("it listens");
+        let outgoing = Outgoing::new(OutgoingHead::own(head()), Rope::default(), Rights::default());
+        connection.send(&outgoing).await.expect("an answer").1
+    };
+    let (replica, upstream) = join!(replica, gateway);
+    let pool = Pool::new(forebay_config::Pool::named("p"), Arc::default());
+    pool.add_endpoint(address);
+    pool.probed(address, Probe::Health, Probed::Answered);
+    let entry = Entry {
+        tenant: "anonymous".into(),
+        class: PriorityClass::Normal,
+        bytes: 10,
+        tokens: 2,
+        cost: 2,
+        answer: 0,
+        late_from: None,
+    };
+    let slot = pool.hold(&mut Ticket::new(entry, clock::now(), deadline)).await.expect("ready");
+    let client =
+        Client { socket: ClientSocket::unwatched(), address: Some(IpAddr::from([10, 0, 0, 1])) };
+    let record = Record::begin(RequestContext::new(&head(), client));
+    let form = AnswerForm::Stream(Box::new(AnswerStream::new(Api::ChatCompletions, false, None)));
+    let (lost, ending) = (slot.lost(), CancellationToken::new());
+    let cutoff = Cutoff::new(Box::pin(pending()), lost, ending);
+    let successor = Successor::new(Err(NotContinued::Off), Duration::ZERO, clock::now());
+    let start = (Rope::default(), upstream, form);
+    (Relay::new(start, slot, record, (PATIENCE, deadline), (cutoff, successor)), replica)
+}
+
+/// Takes the next chunk, as soon as it is there.
+async fn take(relay: &mut Relay) {
+    let frame = poll_fn(|cx| relay.poll_frame(cx));
+    let frame = timeout(PATIENCE, frame).await.expect("in time").expect("more").expect("whole");
+    assert_eq!(frame, CHUNK);
+}
+
+#[tokio::test]
+async fn the_time_for_which_the_replica_is_waited_for_is_not_the_clients() {
+    let (mut relay, mut replica) = relay().await;
+    for _ in 0..3 {
+        let sends = async {
+            sleep(Duration::from_millis(30)).await;
+            replica.write_all(CHUNK).await.expect("sent");
+        };
+        join!(take(&mut relay), sends);
+    }
+    assert_eq!(relay.pace.slow(), Duration::ZERO);
+    // Now the client does not take what is there.
+    let late = Duration::from_millis(60);
+    replica.write_all(CHUNK).await.expect("sent");
+    sleep(late).await;
+    take(&mut relay).await;
+    assert!(relay.pace.slow() >= late, "{:?}", relay.pace.slow());
+}
