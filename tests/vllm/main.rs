@@ -11,6 +11,7 @@ mod common;
 mod list;
 mod picks;
 mod product;
+mod seams;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
@@ -88,11 +89,12 @@ fn the_recorded_verdicts_are_those_of_the_installed_vllm() {
 }
 
 #[test]
-fn prompts_go_where_a_real_vllm_remembers_them() {
+fn prompts_go_where_a_real_vllm_remembers_them_and_streams_go_on_when_one_is_lost() {
     if !installed() {
         return;
     }
     let _alone = ALONE.blocking_lock();
     let servers: [Server; 2] = Server::start_all(&[]);
     picks::compare(&servers.each_ref().map(|server| server.address));
+    seams::play(servers);
 }

@@ -72,6 +72,21 @@ impl Server {
         (Self { address, child }, log)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its process with a title that begins so, such as `VLLM::EngineCore`.
+    pub(crate) fn process(&self, title: &str) -> u32 {
+        let found = crate::support::family(self.pid(), |line| line.starts_with(title.as_bytes()));
+        *found.first().expect("a process with this title")
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn wait(&mut self) {
+        crate::support::eventually("vLLM ends", || matches!(self.child.try_wait(), Ok(Some(_))));
+    }
+
     fn is_up(&self) -> bool {
         std::net::TcpStream::connect(self.address).is_ok()
             && crate::support::status(&crate::support::get(self.address, "/health")) == 200
