@@ -48,7 +48,7 @@ fn a_pool_is_woken_fixed_and_sent_to_zero_by_hand() {
     let (code, text) = run(&forebay, "wake other");
     assert!(code == Some(1) && text.contains("there is no pool `other`; known are sim"), "{text}");
     let (code, text) = run(&forebay, "status other");
-    assert!(code == Some(1) && text.contains("there is no pool `other`"), "{text}");
+    assert!(code == Some(1) && text.contains("there is no pool `other`; known are sim"), "{text}");
     let (code, text) = run(&forebay, "top");
     assert!(code == Some(1) && text.contains("forebay status"), "not a terminal: {text}");
 }

@@ -53,10 +53,11 @@ fn a_changed_file_takes_effect_and_a_wrong_one_is_reported_with_its_line() {
     forebay.wait_for(NOT_VALID);
 
     // A field that can't change is named, and the rest takes effect.
-    folder.write("forebay.yaml", &config(&[&two], "  threads: 3\n"));
+    let later = "  threads: 3\nopenTelemetry:\n  endpoint: http://127.0.0.1:1\n";
+    folder.write("forebay.yaml", &config(&[&two], later));
     forebay.signal("HUP");
     let line = forebay.wait_for("takes effect at the next start only");
-    assert!(line.contains("gateway.threads"), "{line}");
+    assert!(line.contains("gateway.threads") && line.contains("openTelemetry"), "{line}");
     eventually("all paths are open again", || status(&get(forebay.address, "/v1/models")) == 200);
     forebay.signal("TERM");
     assert!(forebay.wait().success());

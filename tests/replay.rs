@@ -265,7 +265,7 @@ fn orders_of_held_requests_are_compared_with_what_foresight_could_reach() {
 
     let table = text(&folder.replay(&orders).stdout);
     assert!(
-        table.contains("no gateway can serve more than") && table.contains("told p95"),
+        table.contains("no gateway can serve more than") && table.contains("refused after p95"),
         "{table}"
     );
     let alone = folder.replay(&["--pool", "chat", "--trace", "o.csv", "--replicas", "1"]);

@@ -8,6 +8,7 @@ however slow the machine is.
 import asyncio
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import pathlib
@@ -196,17 +197,18 @@ class Gateway:
 
     `pools` is a list of endpoint counts, one a pool. Endpoint i of all is 127.x.y.z at the upstream's
     port. `wrapper` goes before the command, such as valgrind. `pool` and `gateway` are further fields of
-    every pool and of the gateway, as YAML without braces.
+    every pool and of the gateway, as YAML without braces; `sections` are further lines of the file.
     """
 
     def __init__(self, binary, upstream, folder, pools=(1,), access_log=False, wrapper=(), environment=None,
-                 threads=1, pool="", gateway=""):
+                 threads=1, pool="", gateway="", sections=()):
         self.folder = pathlib.Path(folder)
         self.port, self.admin, self.endpoints = free_port(), free_port(), sum(pools)
         lines = [
             f"gateway: {{listen: '127.0.0.1:{self.port}', threads: {threads}{gateway and ', ' + gateway}}}",
             f"admin: {{listen: '127.0.0.1:{self.admin}'}}",
             f"logging: {{access: {str(access_log).lower()}}}",
+            *sections,
             "pools:",
         ]
         at = 0
@@ -293,6 +295,31 @@ def request(content, stream=False, path="/v1/chat/completions"):
 
 PROMPT_1K = "word " * 180
 PROMPT_200K = "word " * (200 * 1024 // 5)
+
+
+class Collector:
+    """A receiver of OTLP over HTTP, which counts the bytes of what it gets."""
+
+    def __init__(self):
+        collector = self
+        self.received = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                collector.received += len(self.rfile.read(int(self.headers["content-length"])))
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 class Client:

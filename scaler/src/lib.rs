@@ -17,6 +17,7 @@ pub mod supervisor;
 mod view;
 
 pub use act::drains::FromEndpoint;
+pub use act::overrides::unknown_pool;
 pub use decide::Override;
 pub use lead::readiness::Readiness;
 pub use observe::feeds::Gateways;

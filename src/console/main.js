@@ -134,7 +134,7 @@ function drawFleet() {
     fact("held", number(held), "held"),
     fact("in flight", number(flight)),
     fact("tokens/s", number(tokens)),
-    fact("GPUs", number(gpus)),
+    fact(gpus === 1 ? "GPU" : "GPUs", number(gpus)),
     priced ? fact("per hour", money(hourly), "money") : null,
     priced ? fact("saved today", money(saved), "money") : fact("GPU-hours saved today", number(hours), "money"),
   ].filter(Boolean);

@@ -105,8 +105,12 @@ async fn settings(State(rehearsals): State<Rehearsals>, Path(pool): Path<String>
     let config = rehearsals.sources.config();
     match config.pools.iter().find(|configured| configured.name == pool) {
         Some(pool) => scaling_text(&pool.scaling).into_response(),
-        None => (StatusCode::NOT_FOUND, format!("there is no pool `{pool}`\n")).into_response(),
+        None => (StatusCode::NOT_FOUND, unknown(&config, &pool) + "\n").into_response(),
     }
+}
+
+fn unknown(config: &Config, pool: &str) -> String {
+    forebay_scaler::unknown_pool(pool, config.pools.iter().map(|pool| pool.name.clone()))
 }
 
 /// The `scaling` section as YAML.
@@ -126,7 +130,7 @@ async fn begin(
     let config = rehearsals.sources.config();
     let refused = |status, why: String| (status, format!("{why}\n")).into_response();
     if !config.pools.iter().any(|configured| configured.name == pool) {
-        return refused(StatusCode::NOT_FOUND, format!("there is no pool `{pool}`"));
+        return refused(StatusCode::NOT_FOUND, unknown(&config, &pool));
     }
     let changed = match body.trim() {
         "" => None,

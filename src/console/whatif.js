@@ -10,7 +10,7 @@ const NAMES = {
   "keda-min1": "KEDA on waiting requests, from one replica",
   knative: "Knative",
   kubeai: "KubeAI",
-  optimum: "the optimum, which knows the load",
+  optimum: "The optimum, which knows the load",
 };
 
 /** The contestants that are Forebay. */
@@ -18,7 +18,7 @@ const OURS = ["forebay", "beside"];
 
 function name(key) {
   const fixed = key.match(/^fixed(?:=(\d+))?$/);
-  return fixed?.[1] ? `a fixed fleet of ${count(Number(fixed[1]), "replica")}` : fixed ? "a fixed fleet" : (NAMES[key] ?? key);
+  return fixed?.[1] ? `A fixed fleet of ${count(Number(fixed[1]), "replica")}` : fixed ? "A fixed fleet" : (NAMES[key] ?? key);
 }
 
 /** The difference between two results, in plain words. */
@@ -96,7 +96,7 @@ export class WhatIf {
   draw({ load, setting, contestants, playing }) {
     const all = Object.entries(contestants).map(([key, contestant]) => ({ key, ...contestant }));
     this.table.hidden = all.length === 0;
-    setText(this.playing, playing ? `Playing ${name(playing.name)}…` : "");
+    setText(this.playing, playing ? `Playing: ${name(playing.name)}…` : "");
     if (!load) return setText(this.note, "");
     const priced = setting.gpuHourPrice > 0;
     setText(this.note, `${number(load.requests)} requests in ${seconds(load.hours * 3600)}, objective: ${Math.round(setting.objectiveShare * 1000) / 10} % within ${seconds(setting.objectiveTtftSeconds)}; a start takes ${seconds(setting.coldStartSeconds)}.`);

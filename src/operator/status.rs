@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_base::print;
 use forebay_scaler::overview::PoolOverview;
+use forebay_scaler::unknown_pool;
 use forebay_signals::Frame;
 
 use super::client::AdminArgs;
@@ -35,8 +36,9 @@ pub(crate) async fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let client = args.admin.client()?;
     let mut frame: Frame<PoolOverview> = client.get("/overview").await?;
     if let Some(only) = &args.pool {
+        let known = frame.pools.keys().cloned();
+        anyhow::ensure!(frame.pools.contains_key(only), "{}", unknown_pool(only, known));
         frame.pools.retain(|name, _| name == only);
-        anyhow::ensure!(!frame.pools.is_empty(), "there is no pool `{only}`");
     }
     let pools: BTreeMap<_, _> = frame
         .pools

@@ -78,7 +78,7 @@ pub(crate) struct Choice {
 /// The field that a generated text stands in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum TextKey {
-    /// There is no text.
+    /// The delta has none: a role, a tool call or an end, for example.
     #[default]
     None,
     Content,

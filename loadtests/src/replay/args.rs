@@ -11,7 +11,7 @@ use super::contestants::forebay::Forebay;
 use super::contestants::keda::Keda;
 use super::contestants::knative::Knative;
 use super::contestants::kubeai::KubeAi;
-use super::contestants::{BASELINES, Baseline, Bounds, optimum};
+use super::contestants::{BASELINES, Baseline, Bounds, Contestant, optimum};
 use super::limits;
 use super::measure::{Report, within};
 use super::orders;
@@ -22,7 +22,7 @@ use super::scenario::Scenario;
 use super::trace::Trace;
 use super::trace::conversations::CONVERSATIONS;
 use super::trace::generate::SHAPES;
-use super::world::Model;
+use super::world::{Model, Run};
 
 /// The flags of `forebay replay`.
 #[derive(clap::Args, Debug)]
@@ -232,8 +232,8 @@ fn baselines(names: &[String]) -> anyhow::Result<Vec<Baseline>> {
     names.iter().map(|name| name.parse()).collect()
 }
 
-/// Plays Forebay, with other settings too, then the fixed fleet that all are compared with, then the
-/// others.
+/// Plays Forebay, with other settings too, the fixed fleet that all are compared with, and the others.
+/// Those that are quickly played come first, so that the first figures are soon there.
 ///
 /// # Errors
 /// The progress can't be written.
@@ -244,97 +244,112 @@ fn compare(
     baselines: &[Baseline],
     progress: &Progress,
 ) -> anyhow::Result<Results> {
-    let Scenario { model, bounds, price, .. } = scenario;
+    let Scenario { model, price, .. } = scenario;
     progress.begun(&Load::new(scenario, trace), &Setting::new(scenario))?;
-    let mut reports = Vec::new();
+    let ended = |name: &str, run: &Run, price| {
+        let report = Report::new(name, trace, model, price, run);
+        progress.ended(&report)?;
+        anyhow::Ok(report)
+    };
+    let mut others: Vec<Option<Report>> = vec![None; baselines.len()];
+    let mut play_others = |quick: bool, reached: f64| {
+        for (baseline, report) in baselines.iter().zip(&mut others) {
+            if baseline.is_quick() == quick
+                && let Some((name, run)) = other(*baseline, reached, scenario, trace, progress)
+            {
+                *report = Some(ended(name, &run, *price)?);
+            }
+        }
+        anyhow::Ok(())
+    };
+    play_others(true, 0.0)?;
+
     let mut ours = Forebay::new(&scenario.pool, &scenario.config);
     let run = progress.play("forebay", trace, model, &mut ours);
-    reports.push(Report::new("forebay", trace, model, *price, &run));
-    progress.ended(&reports[0])?;
-    let changes = ours.into_changes();
+    let forebay = ended("forebay", &run, *price)?;
+    drop(run);
     let beside = beside.map(|other| {
         let mut theirs = Forebay::new(&other.pool, &other.config);
         let run = progress.play("beside", trace, &other.model, &mut theirs);
-        Report::new("beside", trace, model, other.price, &run)
+        ended("beside", &run, other.price)
     });
-    if let Some(report) = &beside {
-        progress.ended(report)?;
-    }
-    let reached = reports[0].service.share_within;
+    let beside = beside.transpose()?;
 
     let given = baselines.iter().find_map(|baseline| match baseline {
         Baseline::Fixed(count) => *count,
         _ => None,
     });
-    let fleet = given.unwrap_or_else(|| fleet(scenario, trace, progress));
-    let mut fixed = Schedule::fixed(fleet);
-    let run = progress.play("fixed", trace, model, &mut fixed);
-    reports.push(Report::new(&format!("fixed={fleet}"), trace, model, *price, &run));
-    progress.ended(&reports[1])?;
-    reports.extend(beside);
-
-    for baseline in baselines {
-        let from_one = Bounds { min: bounds.min.max(1), ..*bounds };
-        let (name, run) = match *baseline {
-            Baseline::Fixed(_) => continue,
-            Baseline::Keda(threshold) => {
-                ("keda", progress.play("keda", trace, model, &mut Keda::new(*bounds, threshold)))
-            }
-            Baseline::KedaFromOne(threshold) => {
-                let mut keda = Keda::new(from_one, threshold);
-                ("keda-min1", progress.play("keda-min1", trace, model, &mut keda))
-            }
-            Baseline::Knative(concurrency) => {
-                // The activator's limit is the container's own.
-                let limit = concurrency.unwrap_or(bounds.limit);
-                let rule = LimitRule { most: limit, learned: false };
-                let model = Model { limit: rule, ..model.clone() };
-                let mut knative = Knative::new(*bounds, limit);
-                ("knative", progress.play("knative", trace, &model, &mut knative))
-            }
-            Baseline::KubeAi(target) => {
-                let mut kubeai = KubeAi::new(*bounds, target.unwrap_or(bounds.target));
-                ("kubeai", progress.play("kubeai", trace, model, &mut kubeai))
-            }
-            // It would be Forebay once more.
-            Baseline::Drained if scenario.pool.move_after().is_none() => continue,
-            Baseline::Drained => {
-                let drained = Forebay::new(&scenario.pool, &scenario.config);
-                let mut drained = drained.without_moves();
-                ("drained", progress.play("drained", trace, model, &mut drained))
-            }
-            Baseline::Optimum(share) => {
-                let share = share.unwrap_or(reached);
-                let schedule = progress.search("optimum", |report| {
-                    optimum::schedule(trace, model, bounds.max, share, report)
-                });
-                let model = optimum::exact(model);
-                let mut schedule = schedule;
-                ("optimum", progress.play("optimum", trace, &model, &mut schedule))
-            }
-        };
-        let report = Report::new(name, trace, model, *price, &run);
-        progress.ended(&report)?;
-        reports.push(report);
-    }
-    Ok(Results::new(scenario, trace, reports, changes))
+    let fixed = |count| progress.play("fixed", trace, model, &mut Schedule::fixed(count));
+    let (fleet, run) = match given {
+        Some(count) => (count, fixed(count)),
+        None => fleet(scenario, trace, fixed),
+    };
+    let fixed = ended(&format!("fixed={fleet}"), &run, *price)?;
+    drop(run);
+    play_others(false, forebay.service.share_within)?;
+    let reports = [forebay, fixed].into_iter().chain(beside).chain(others.into_iter().flatten());
+    Ok(Results::new(scenario, trace, reports.collect(), ours.into_changes()))
 }
 
-/// The smallest fixed fleet, up to the pool's bound, that meets the objective.
-fn fleet(scenario: &Scenario, trace: &Trace, progress: &Progress) -> u32 {
-    let meets = |count: u32| {
-        let mut fixed = Schedule::fixed(count);
-        let run = progress.play("fixed", trace, &scenario.model, &mut fixed);
-        within(&run.outcomes, &trace.requests, scenario.model.objective) >= scenario.share
+/// Plays another autoscaler; `None` if it is played already. `reached`: Forebay's share of requests
+/// within the objective.
+fn other(
+    baseline: Baseline,
+    reached: f64,
+    scenario: &Scenario,
+    trace: &Trace,
+    progress: &Progress,
+) -> Option<(&'static str, Run)> {
+    let Scenario { model, bounds, .. } = scenario;
+    let from_one = Bounds { min: bounds.min.max(1), ..*bounds };
+    let play = |name, contestant: &mut dyn Contestant| {
+        Some((name, progress.play(name, trace, model, contestant)))
     };
+    match baseline {
+        Baseline::Fixed(_) => None,
+        Baseline::Keda(threshold) => play("keda", &mut Keda::new(*bounds, threshold)),
+        Baseline::KedaFromOne(threshold) => play("keda-min1", &mut Keda::new(from_one, threshold)),
+        Baseline::Knative(concurrency) => {
+            // The activator's limit is the container's own.
+            let limit = concurrency.unwrap_or(bounds.limit);
+            let rule = LimitRule { most: limit, learned: false };
+            let model = Model { limit: rule, ..model.clone() };
+            let mut knative = Knative::new(*bounds, limit);
+            Some(("knative", progress.play("knative", trace, &model, &mut knative)))
+        }
+        Baseline::KubeAi(target) => {
+            play("kubeai", &mut KubeAi::new(*bounds, target.unwrap_or(bounds.target)))
+        }
+        // It would be Forebay once more.
+        Baseline::Drained if scenario.pool.move_after().is_none() => None,
+        Baseline::Drained => {
+            let drained = Forebay::new(&scenario.pool, &scenario.config);
+            play("drained", &mut drained.without_moves())
+        }
+        Baseline::Optimum(share) => {
+            let share = share.unwrap_or(reached);
+            let mut schedule = progress.search("optimum", |report| {
+                optimum::schedule(trace, model, bounds.max, share, report)
+            });
+            let model = optimum::exact(model);
+            Some(("optimum", progress.play("optimum", trace, &model, &mut schedule)))
+        }
+    }
+}
+
+/// The smallest fixed fleet, up to the pool's bound, that meets the objective, with its run.
+fn fleet(scenario: &Scenario, trace: &Trace, play: impl Fn(u32) -> Run) -> (u32, Run) {
+    let objective = scenario.model.objective;
     let (mut least, mut most) = (1, scenario.bounds.max.max(1));
+    let mut best = None;
     while least < most {
         let middle = least.midpoint(most);
-        if meets(middle) {
-            most = middle;
+        let run = play(middle);
+        if within(&run.outcomes, &trace.requests, objective) >= scenario.share {
+            (most, best) = (middle, Some(run));
         } else {
             least = middle + 1;
         }
     }
-    most
+    (most, best.unwrap_or_else(|| play(most)))
 }

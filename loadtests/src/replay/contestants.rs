@@ -48,6 +48,16 @@ pub(crate) enum Baseline {
     Optimum(Option<f64>),
 }
 
+impl Baseline {
+    /// Whether it is played in a fraction of the time that Forebay's own decisions take.
+    pub(crate) fn is_quick(self) -> bool {
+        match self {
+            Self::Fixed(_) | Self::Drained | Self::Optimum(_) => false,
+            Self::Keda(_) | Self::KedaFromOne(_) | Self::Knative(_) | Self::KubeAi(_) => true,
+        }
+    }
+}
+
 /// Names and descriptions, for help and errors.
 pub(crate) const BASELINES: [(&str, &str); 7] = [
     ("fixed", "a constant count, as many as the objective needs; fixed=N for N"),

@@ -272,7 +272,7 @@ pub(crate) fn table(results: &OrderResults) -> String {
         "answered",
         "refused",
         "lost",
-        "told p95",
+        "refused after p95",
         "TTFT p50",
         "TTFT p95",
         "busy",

@@ -16,6 +16,9 @@ use crate::decide::{Order, Override};
 const USAGE: &str = "which override? POST /pools/NAME/override with ?paused=true, ?replicas=N, or \
                      ?none=true to decide again\n";
 
+/// Known pools that a refusal names.
+const NAMED: usize = 20;
+
 /// A command of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -95,13 +98,23 @@ async fn send(
     }
 }
 
+/// The sentence that there is no such pool, with the names of the first pools that there are.
+#[must_use]
+pub fn unknown_pool(pool: &str, known: impl IntoIterator<Item = String>) -> String {
+    let mut known: Vec<_> = known.into_iter().collect();
+    let left_out = known.len().saturating_sub(NAMED);
+    known.truncate(NAMED);
+    let mut known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    if left_out > 0 {
+        known += &format!(", and {left_out} more");
+    }
+    format!("there is no pool `{pool}`; known are {known}")
+}
+
 impl CommandRefused {
     fn answer(self, pool: &str) -> HttpAnswer {
         match self {
-            Self::UnknownPool(known) => {
-                let known = known.join(", ");
-                (StatusCode::NOT_FOUND, format!("there is no pool `{pool}`; known are {known}\n"))
-            }
+            Self::UnknownPool(known) => (StatusCode::NOT_FOUND, unknown_pool(pool, known) + "\n"),
             Self::TooMany(most) => {
                 let why = format!("{pool} may have at most {most} replicas (maxReplicaCount)\n");
                 (StatusCode::BAD_REQUEST, why)
@@ -169,5 +182,13 @@ mod tests {
             assert_eq!(parse(&query), want, "{key}={value}");
         }
         assert_eq!(parse(&HashMap::new()), Err(USAGE.to_owned()));
+    }
+
+    #[test]
+    fn the_refusal_of_an_unknown_pool_names_some_that_are_known() {
+        let of = |known: usize| unknown_pool("x", (0..known).map(|n| format!("p{n}")));
+        assert_eq!(of(0), "there is no pool `x`; known are none");
+        assert_eq!(of(2), "there is no pool `x`; known are p0, p1");
+        assert!(of(1_000).ends_with("p18, p19, and 980 more"), "{}", of(1_000));
     }
 }

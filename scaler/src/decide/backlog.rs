@@ -29,14 +29,16 @@ impl Fleet {
     }
 }
 
-/// The queue after `seconds` in which `arrivals` joined it.
-fn step(queue: f64, arrivals: f64, replicas: u32, curve: &Curve, seconds: f64) -> f64 {
-    let requests = queue + arrivals;
-    if replicas == 0 {
-        return requests;
-    }
-    let n = f64::from(replicas);
-    (requests - n * curve.rate(requests / n) * seconds).max(0.0)
+/// What is left of these requests after `seconds`. Without a branch, so that the compiler takes several
+/// lanes at once.
+fn step(requests: f64, replicas: f64, curve: &Curve, seconds: f64) -> f64 {
+    let each = requests / larger(replicas, 1.0);
+    larger(requests - replicas * curve.rate(each) * seconds, 0.0)
+}
+
+/// As [`f64::max`], where neither is NaN, in one instruction.
+fn larger(a: f64, b: f64) -> f64 {
+    if a > b { a } else { b }
 }
 
 /// The share of `arrivals` that would have waited longer than `objective` seconds for the first token,
@@ -58,6 +60,7 @@ fn late_shares(
     objective: f64,
 ) -> [f64; LANES] {
     let room = replicas.map(|replicas| f64::from(replicas) * curve.room(objective));
+    let replicas = replicas.map(f64::from);
     let (mut queue, mut late) = ([0.0f64; LANES], [0.0; LANES]);
     let (mut all, mut last) = (0.0, None);
     for (ago, count) in arrivals {
@@ -67,13 +70,14 @@ fn late_shares(
             if queue.iter().all(|queue| *queue <= 0.0) {
                 break;
             }
-            for lane in 0..LANES {
-                queue[lane] = step(queue[lane], 0.0, replicas[lane], curve, 1.0);
+            for (queue, replicas) in queue.iter_mut().zip(replicas) {
+                *queue = step(*queue, replicas, curve, 1.0);
             }
         }
         for lane in 0..LANES {
             queue[lane] += count;
-            late[lane] += (queue[lane] - room[lane]).clamp(0.0, *count);
+            let over = larger(queue[lane] - room[lane], 0.0);
+            late[lane] += if over < *count { over } else { *count };
         }
         all += count;
     }
@@ -111,6 +115,9 @@ pub fn worth(
     // Never fewer than the mean rate needs. Below that every request is late, and one more replica saves
     // none of them, so the cost alone would always favour fewer.
     let least_stable = round_up(all / seconds / curve.full_rate()).clamp(1, enough);
+    if least_stable == enough {
+        return enough;
+    }
     // Large pools are searched in coarser steps.
     let step = (enough / 16).max(1) as usize;
     let (mut best, mut least) = (enough, f64::INFINITY);
@@ -148,7 +155,7 @@ pub fn for_backlog(
         let (mut left, mut at) = (queue, 0.0);
         while at < horizon {
             let rate = arrival_rates[usize::from(at >= fleet.cold_seconds)];
-            left = step(left, rate * dt, fleet.at(at, wanted), curve, dt);
+            left = step(left + rate * dt, fleet.at(at, wanted).into(), curve, dt);
             at += dt;
         }
         left <= f64::from(wanted) * curve.room(objective)

@@ -125,8 +125,10 @@ impl Curve {
     /// Requests per second of one replica at `concurrency`.
     #[must_use]
     pub fn rate(&self, concurrency: f64) -> f64 {
-        let c = concurrency.min(self.limit);
-        c / (self.alone_seconds + self.neighbour_seconds * c).max(1e-6)
+        // Comparisons, since `min` and `max` also look for NaN: decisions spend most of their time here.
+        let c = if concurrency < self.limit { concurrency } else { self.limit };
+        let seconds = self.alone_seconds + self.neighbour_seconds * c;
+        c / if seconds > 1e-6 { seconds } else { 1e-6 }
     }
 
     /// Requests per second of one replica at its limit.

@@ -51,7 +51,8 @@ impl Arrivals {
         now: Millis,
     ) -> impl Iterator<Item = (u64, f64, f64)> + '_ {
         let (from, now) = (now.since(window).as_secs(), now.as_secs());
-        let recent = self.seconds.iter().filter(move |(at, ..)| *at > from);
+        let older = self.seconds.partition_point(|(at, ..)| *at <= from);
+        let recent = self.seconds.range(older..);
         recent.map(move |(at, n, t)| (now.saturating_sub(*at), *n, *t))
     }
 }

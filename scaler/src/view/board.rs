@@ -106,9 +106,9 @@ impl Board {
         self.feed.update(changed);
     }
 
-    /// Whether there is a pool of this name.
-    pub(crate) fn knows(&self, pool: &str) -> bool {
-        self.pools.lock().contains_key(pool)
+    /// The names of all pools, in order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.pools.lock().keys().cloned().collect()
     }
 
     /// The arrivals of a pool in the last day, as CSV; `None` if there were none.

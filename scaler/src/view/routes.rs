@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::Board;
 use super::inquiry::Inquiry;
+use crate::act::overrides::unknown_pool;
 
 /// Pools in one answer of `/history`.
 const MOST_HISTORIES: usize = 64;
@@ -58,8 +59,14 @@ pub(crate) fn routes(
         .route("/pools/{name}", get(pool))
         .route("/pools/{name}/arrivals", get(arrivals))
         .route("/pools/{name}/output", get(output))
-        .route("/pools/{name}/queue", get(queues))
-        .route("/pools/{name}/endpoints", get(endpoints))
+        .route(
+            "/pools/{name}/queue",
+            get(async |view, pool, limit| QUEUE.ask(view, pool, limit).await),
+        )
+        .route(
+            "/pools/{name}/endpoints",
+            get(async |view, pool, limit| ENDPOINTS.ask(view, pool, limit).await),
+        )
         .with_state(view)
         .route("/overview", board.feed.route())
 }
@@ -80,8 +87,8 @@ fn ending() -> Refused {
     (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned())
 }
 
-fn unknown(name: &str) -> Refused {
-    (StatusCode::NOT_FOUND, format!("there is no pool `{name}`\n"))
+fn unknown(pool: &str, known: Vec<String>) -> Refused {
+    (StatusCode::NOT_FOUND, unknown_pool(pool, known) + "\n")
 }
 
 #[derive(Deserialize)]
@@ -107,15 +114,15 @@ async fn pool(State(view): State<View>, Path(name): Path<String>) -> Response {
     let pool = name.clone();
     match view.ask(|done| Inquiry::Pool { pool, done }).await {
         Some(Some(detail)) => Json(detail).into_response(),
-        Some(None) => unknown(&name).into_response(),
+        Some(None) => unknown(&name, view.board.names()).into_response(),
         None => ending().into_response(),
     }
 }
 
 /// The arrivals of the last day, as `forebay replay` reads them.
 async fn arrivals(State(view): State<View>, Path(name): Path<String>) -> Response {
-    if !view.board.knows(&name) {
-        return unknown(&name).into_response();
+    if let Err(refusal) = view.check(&name) {
+        return refusal.into_response();
     }
     let board = Arc::clone(&view.board);
     let pool = name.clone();
@@ -186,26 +193,39 @@ struct Limit {
     limit: Option<u32>,
 }
 
-/// The requests that the gateways hold.
-async fn queues(
-    State(view): State<View>,
-    Path(pool): Path<String>,
-    Query(query): Query<Limit>,
-) -> Response {
-    let limit = query.limit.unwrap_or(50).min(500);
-    let answers = view.ask_gateways(&pool, &format!("/queue?pool={pool}&limit={limit}")).await;
-    listed(answers, "queue")
+/// Something to ask each gateway about a pool.
+struct Question {
+    /// The path at a gateway.
+    path: &'static str,
+    /// The field of its answer here.
+    field: &'static str,
+    /// Entries of an answer, unless the request has a `limit`.
+    usual: u32,
 }
 
+/// The requests that the gateways hold.
+const QUEUE: Question = Question { path: "/queue", field: "queue", usual: 50 };
 /// The endpoints as the gateways see them: probes, failures, what their pick policies have learned.
-async fn endpoints(
-    State(view): State<View>,
-    Path(pool): Path<String>,
-    Query(query): Query<Limit>,
-) -> Response {
-    let limit = query.limit.unwrap_or(100).min(500);
-    let answers = view.ask_gateways(&pool, &format!("/endpoints?pool={pool}&limit={limit}")).await;
-    listed(answers, "report")
+const ENDPOINTS: Question = Question { path: "/endpoints", field: "report", usual: 100 };
+/// Entries of an answer at most.
+const MOST_ENTRIES: u32 = 500;
+
+impl Question {
+    async fn ask(
+        &self,
+        State(view): State<View>,
+        Path(pool): Path<String>,
+        Query(query): Query<Limit>,
+    ) -> Response {
+        let limit = query.limit.unwrap_or(self.usual).min(MOST_ENTRIES);
+        match view.ask_gateways(&pool, &format!("{}?pool={pool}&limit={limit}", self.path)).await {
+            Ok(answers) => {
+                let named = answers.into_iter().map(|answer| Named(self.field, answer));
+                Json(named.collect::<Vec<_>>()).into_response()
+            }
+            Err(refusal) => refusal.into_response(),
+        }
+    }
 }
 
 /// A gateway's base URL, and its answer or the reason why there is none.
@@ -227,22 +247,16 @@ impl Serialize for Named {
     }
 }
 
-fn listed(answers: Result<Vec<GatewayAnswer>, Refused>, field: &'static str) -> Response {
-    match answers {
-        Ok(answers) => {
-            let named = answers.into_iter().map(|answer| Named(field, answer));
-            Json(named.collect::<Vec<_>>()).into_response()
-        }
-        Err(refusal) => refusal.into_response(),
-    }
-}
-
 impl View {
+    /// Whether there is a pool of this name.
+    fn check(&self, pool: &str) -> Result<(), Refused> {
+        let known = self.board.names();
+        if known.iter().any(|name| name == pool) { Ok(()) } else { Err(unknown(pool, known)) }
+    }
+
     /// Asks the gateways that are heard, a bounded number at once, for a path of their admin ports.
     async fn ask_gateways(&self, pool: &str, path: &str) -> Result<Vec<GatewayAnswer>, Refused> {
-        if !self.board.knows(pool) {
-            return Err(unknown(pool));
-        }
+        self.check(pool)?;
         let gateways = self.ask(|done| Inquiry::Gateways { done }).await.ok_or_else(ending)?;
         let heard = gateways.into_iter().filter(|gateway| gateway.silent_for.is_none());
         let asked = heard.take(MOST_GATEWAYS).map(|gateway| async move {

@@ -81,8 +81,8 @@ pub(super) fn parse(text: &str, name: &str, source: &str, pool: &str) -> anyhow:
     let mut columns = None;
     let mut rows = Vec::new();
     let mut others = BTreeSet::new();
-    for record in reader.records() {
-        let record = record.with_context(|| format!("{source} is not a CSV file"))?;
+    let mut record = StringRecord::new();
+    while reader.read_record(&mut record).with_context(|| format!("{source} is not a CSV file"))? {
         if record.iter().all(str::is_empty) {
             continue;
         }

@@ -123,6 +123,9 @@ impl World<'_> {
         let now = Duration::from_micros(self.now);
         self.progress.queue.advance(now);
         let (picker, candidates) = (&mut self.fleet.picker, &self.fleet.candidates);
+        if !candidates.have_room() {
+            return None;
+        }
         let ReplayProgress { queue, prompts, .. } = &mut self.progress;
         let (mut choice, mut full) = (None, false);
         let (_, _, request) = queue.pop_first(|_, request| {
