@@ -4,7 +4,8 @@
 //
 // NODE_MODULES is the folder where playwright-core is installed. SHOTS is a folder for screenshots.
 // ONLY=WORDS runs the steps whose names contain them. PICTURES=docs/console makes the pictures of the
-// docs anew instead, which takes three minutes.
+// docs anew instead, which takes three minutes. PAGE=src/console takes the page's files from there, not
+// from the binary, to see a change of them at once.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -109,6 +110,10 @@ const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? 
 async function open(url, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, colorScheme: "dark", ...options });
   context.setDefaultTimeout(PATIENCE);
+  if (process.env.PAGE) {
+    const name = (url) => url.pathname.match(/^\/console\/([\w.]+)$/)?.[1];
+    await context.route((url) => Boolean(name(url)), (route) => route.fulfill({ path: join(process.env.PAGE, name(new URL(route.request().url()))) }));
+  }
   const page = await context.newPage();
   page.faults = [];
   page.on("pageerror", (error) => page.faults.push(error.message));

@@ -29,7 +29,7 @@ impl Fleet {
     }
 }
 
-/// What is left of these requests after `seconds`. Without a branch, so that the compiler takes several
+/// The requests that are left of these after `seconds`. Without a branch, so that the compiler takes several
 /// lanes at once.
 fn step(requests: f64, replicas: f64, curve: &Curve, seconds: f64) -> f64 {
     let each = requests / larger(replicas, 1.0);

@@ -194,7 +194,7 @@ struct Limit {
 }
 
 /// Something to ask each gateway about a pool.
-struct Question {
+struct GatewayQuestion {
     /// The path at a gateway.
     path: &'static str,
     /// The field of its answer here.
@@ -204,13 +204,14 @@ struct Question {
 }
 
 /// The requests that the gateways hold.
-const QUEUE: Question = Question { path: "/queue", field: "queue", usual: 50 };
+const QUEUE: GatewayQuestion = GatewayQuestion { path: "/queue", field: "queue", usual: 50 };
 /// The endpoints as the gateways see them: probes, failures, what their pick policies have learned.
-const ENDPOINTS: Question = Question { path: "/endpoints", field: "report", usual: 100 };
+const ENDPOINTS: GatewayQuestion =
+    GatewayQuestion { path: "/endpoints", field: "report", usual: 100 };
 /// Entries of an answer at most.
 const MOST_ENTRIES: u32 = 500;
 
-impl Question {
+impl GatewayQuestion {
     async fn ask(
         &self,
         State(view): State<View>,

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::Cluster;
-use crate::forebay::{BINARY, Forebay, TOKEN, chat, is_whole};
+use crate::forebay::{BINARY, Forebay, TOKEN, chat, exchange, is_whole};
 use crate::link::Link;
 use crate::plane::{eventually, free_ports};
 use crate::suites::load::Load;
@@ -337,6 +337,32 @@ pub async fn a_rolling_update_under_load_fails_no_request(cluster: Arc<Cluster>)
     setup.end(&cluster).await;
 }
 
+/// A scaler's answer to a browser at `/` of its admin port.
+#[derive(Debug, PartialEq)]
+enum Console {
+    Page,
+    /// It is sent to this URL.
+    At(String),
+    Neither(String),
+}
+
+async fn console(scaler: &Forebay) -> Console {
+    let address = scaler.admin;
+    let request = format!(
+        "GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\naccept: text/html\r\n\r\n"
+    );
+    let answer = exchange(address, request.as_bytes()).await;
+    let mut lines = answer.lines();
+    match lines.next() {
+        Some("HTTP/1.1 200 OK") if answer.contains("<title>Forebay</title>") => Console::Page,
+        Some("HTTP/1.1 307 Temporary Redirect") => {
+            let place = lines.find_map(|line| line.strip_prefix("location: "));
+            Console::At(place.unwrap_or_default().to_owned())
+        }
+        _ => Console::Neither(answer),
+    }
+}
+
 /// With two gateways and two scalers, the leader dies in the middle of a cold start.
 pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
     let options = Options { gateways: 2, scalers: 2, cold_start: "4s", ..Options::default() };
@@ -346,12 +372,20 @@ pub async fn another_scaler_takes_over_in_a_cold_start(cluster: Arc<Cluster>) {
     let leader = setup.scalers.iter().position(leads).expect("just seen");
     let other = 1 - leader;
     assert!(!leads(&setup.scalers[other]), "only one scaler leads");
+    // A browser is sent to the console of the leader, whom the Lease names.
+    assert_eq!(console(&setup.scalers[leader]).await, Console::Page);
+    let theirs = Console::At(format!("http://{}/", setup.scalers[leader].admin));
+    eventually("the other scaler redirects to the leader", async || {
+        console(&setup.scalers[other]).await == theirs
+    })
+    .await;
     let chats = setup.chats(30, false, 8);
     eventually("the start is under way", async || setup.replicas(&cluster).await.0 >= 1).await;
     setup.scalers[leader].kill().await;
     let began = Instant::now();
     eventually("the other scaler takes over", async || leads(&setup.scalers[other])).await;
     println!("  took over after {:.1} s, with a lease of 3 s", began.elapsed().as_secs_f64());
+    assert_eq!(console(&setup.scalers[other]).await, Console::Page);
     assert_eq!(all_whole(chats).await, 30);
     eventually("the new leader scales to zero", async || setup.replicas(&cluster).await.0 == 0)
         .await;

@@ -344,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn the_search_is_bounded_and_a_day_of_half_a_million_requests_gets_few_plays() {
+        assert_eq!((budget(500_000), budget(50_000), budget(1)), (24, 240, 2_000));
+        let trace = trace_of((0..60_000).map(|i| (i * SECOND / 10, 100, 5)));
+        let mut shares = Vec::new();
+        schedule(&trace, &model(), 2, 0.9, |share| shares.push(share));
+        assert!(shares.len() <= budget(60_000), "{} plays", shares.len());
+        assert!(shares.iter().all(|share| *share <= 1.0), "{shares:?}");
+    }
+
+    #[test]
     fn a_replica_stays_through_a_gap_shorter_than_a_start_and_not_through_a_longer_one() {
         let cold = 60 * SECOND;
         for (gap, stays) in [(5, 1), (11, 1), (14, 2), (100, 2)] {
