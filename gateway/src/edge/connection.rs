@@ -298,6 +298,8 @@ async fn drive(
     // A connection that comes during a drain still gets the answer to its first request, a refusal.
     let late = edge.drain().has_begun();
     let mut draining = std::pin::pin!(async {
+        // One wait for both, and a box for the rest: every connection keeps this.
+        edge.drain().closing().await;
         let retired = async {
             edge.drain().retired().await;
             // With HTTP/2, the gateway can say which requests it still answers.
@@ -305,12 +307,15 @@ async fn drive(
                 sleep(LAST_REQUEST.min(limits.idle_timeout)).await;
             }
         };
-        tokio::select! {
-            () = edge.drain().begun() => if late {
-                sleep(LINGER).await;
-            },
-            () = retired => {}
-        }
+        Box::pin(async {
+            tokio::select! {
+                () = edge.drain().begun() => if late {
+                    sleep(LINGER).await;
+                },
+                () = retired => {}
+            }
+        })
+        .await;
     });
     let mut alarm = std::pin::pin!(sleep_until(activity.due(&limits).0));
     let mut close_requested = std::pin::pin!(counted.close_requested());

@@ -245,6 +245,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_late_wait_is_kept_once() {
+        let wait = async {
+            let room = [0_u8; 1000];
+            pending::<()>().await;
+            drop(room);
+        };
+        let (size, now) = (size_of_val(&wait), Instant::now());
+        assert!(size_of_val(&late(now, now, wait)) < size + 100);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn alarms_ring_in_their_order_and_dropped_ones_leave_the_row() {
         with_ringer(async {
             let start = Instant::now();

@@ -24,6 +24,8 @@ pub(crate) struct Drain {
     /// Another process accepts new connections; those of this process end one by one.
     retired: Event,
     begun: Event,
+    /// Cancelled when it retires or begins.
+    closing: CancellationToken,
     ending: Arc<Ending>,
     finished: CancellationToken,
     connections: TaskTracker,
@@ -92,6 +94,7 @@ impl Drain {
     /// requests that it has. No request is refused.
     pub(crate) fn retire(&self) {
         self.retired.happen();
+        self.closing.cancel();
         self.connections.close();
     }
 
@@ -111,11 +114,17 @@ impl Drain {
 
     pub(crate) fn begin(&self) {
         self.begun.happen();
+        self.closing.cancel();
         self.connections.close();
     }
 
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.has_happened()
+    }
+
+    /// Waits until it has retired or begun.
+    pub(crate) async fn closing(&self) {
+        self.closing.cancelled().await;
     }
 
     pub(crate) async fn begun(&self) {

@@ -95,7 +95,7 @@ impl HeldRequest<'_> {
                 if self.cold {
                     ticket.hold_time.cold += held;
                 }
-                Ok(Some(slot))
+                Ok(Some(*slot))
             }
             Ok(Ok(Release::TooLate(TooLate { expected, retry_after }))) => {
                 self.queued = false;
@@ -279,8 +279,8 @@ impl Pool {
             let held = waiter.held_before + now.saturating_duration_since(waiter.since);
             let burst = state.backlog.released(held, state.queue.depth());
             deferred.burst = burst.or(deferred.burst);
-            if let Err(Release::Slot(slot)) = waiter.release.send(Release::Slot(slot)) {
-                deferred.untaken.push(slot);
+            if let Err(Release::Slot(slot)) = waiter.release.send(Release::Slot(Box::new(slot))) {
+                deferred.untaken.push(*slot);
             }
         }
         self.release_moves(state, now, &mut deferred);

@@ -72,8 +72,8 @@ pub(super) type HeldWaiter = (Place, Entry, Box<Waiter>);
 
 /// The end of a hold.
 pub(super) enum Release {
-    /// An endpoint has room for the request.
-    Slot(Slot),
+    /// An endpoint has room for the request. Boxed: each held request keeps room for this.
+    Slot(Box<Slot>),
     /// Something has happened, and now it can't start in time.
     TooLate(TooLate),
 }
