@@ -32,6 +32,9 @@ pub struct Frame<P> {
     /// The sender leaves in good order: drop its figures, and do not wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub goodbye: bool,
+    /// How long the sender has run, in milliseconds. Only in a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_millis: Option<u64>,
     /// How many gateways the scaler knows to be alive; each takes its share of fleet-wide limits.
     /// Only on `/replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,6 +51,8 @@ pub struct View<P> {
     pub sender: String,
     /// The last event's number.
     pub seq: u64,
+    /// [`Frame::up_millis`] of the snapshot.
+    pub up_millis: Option<u64>,
     /// See [`Frame::gateways`].
     pub gateways: Option<u32>,
     /// Every pool; shared, so that a copy of the view is cheap.
@@ -90,7 +95,8 @@ impl<P: Delta> View<P> {
             .into_iter()
             .filter_map(|(name, pool)| Some((name, Arc::new(pool?))))
             .collect();
-        Ok(Self { sender: frame.sender, seq: frame.seq, gateways: frame.gateways, pools })
+        let Frame { sender, seq, up_millis, gateways, .. } = frame;
+        Ok(Self { sender, seq, up_millis, gateways, pools })
     }
 
     /// Applies the next event; returns the names of the pools it touched.
@@ -174,6 +180,7 @@ mod tests {
             seq,
             full,
             goodbye: false,
+            up_millis: None,
             gateways: None,
             pools,
         }

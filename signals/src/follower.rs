@@ -10,8 +10,8 @@ use forebay_base::backoff::{Backoff, Spread};
 use forebay_base::dial::{DialError, dial};
 use forebay_base::http1::{self, DrivenBody};
 use futures_util::{Stream, stream};
-use http::{Request, Uri, header};
-use http_body_util::{BodyExt, Empty};
+use http::{Request, Response, Uri, header};
+use http_body_util::{BodyExt, Collected, Empty, Limited};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
@@ -23,6 +23,8 @@ pub const SILENCE: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(2);
 /// A snapshot of a thousand pools fits many times.
 const MAX_EVENT: usize = 64 << 20;
+/// Bytes to read of a refusal.
+const MAX_REFUSAL: usize = 4 << 10;
 const BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(50), Duration::from_secs(1), Spread::Below);
 
@@ -191,7 +193,18 @@ async fn connect(url: &str, token: Option<&Token>) -> Result<DrivenBody<Empty<By
         .map_err(|_| format!("no answer within {} s", CONNECT.as_secs()))?
         .map_err(|error| error.to_string())?;
     if !response.status().is_success() {
-        return Err(Fault::Lost(format!("answered {}", response.status())));
+        return Err(Fault::Lost(refusal(response).await));
     }
     Ok(response.into_body())
+}
+
+/// The status of a refusal, with the words in its body.
+async fn refusal(response: Response<DrivenBody<Empty<Bytes>>>) -> String {
+    let (head, body) = response.into_parts();
+    let body = timeout(CONNECT, Limited::new(body, MAX_REFUSAL).collect()).await;
+    let body = body.ok().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
+    match String::from_utf8_lossy(&body).trim() {
+        "" => format!("answered {}", head.status),
+        words => format!("answered {}: {words}", head.status),
+    }
 }

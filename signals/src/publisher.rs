@@ -17,6 +17,7 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 use crate::feed::{Delta, Frame, SCHEMA};
 
@@ -28,6 +29,7 @@ const READERS: usize = 256;
 /// One feed's sending side.
 pub struct Publisher<P> {
     sender: String,
+    began: Instant,
     inner: Mutex<Inner<P>>,
 }
 
@@ -46,6 +48,7 @@ impl<P: Delta + Serialize + Send + Sync + 'static> Publisher<P> {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             sender: format!("{:016x}", rand::random::<u64>()),
+            began: Instant::now(),
             inner: Mutex::new(Inner {
                 seq: 0,
                 gateways: None,
@@ -122,6 +125,13 @@ impl<P: Delta + Serialize + Send + Sync + 'static> Publisher<P> {
         let _ = events.send(event(&self.frame(&inner, false, BTreeMap::new())));
     }
 
+    /// Ends the stream of every reader. One that comes back begins with a snapshot.
+    pub fn restart(&self) {
+        if let Some(events) = &mut self.inner.lock().events {
+            *events = broadcast::Sender::new(BACKLOG);
+        }
+    }
+
     fn send(&self, inner: &mut Inner<P>, pools: BTreeMap<String, Option<P>>) {
         inner.seq += 1;
         // Without readers no event is needed: a new reader begins with a snapshot.
@@ -138,6 +148,7 @@ impl<P: Delta + Serialize + Send + Sync + 'static> Publisher<P> {
             seq: inner.seq,
             full,
             goodbye: inner.events.is_none(),
+            up_millis: full.then(|| self.began.elapsed().as_millis() as u64),
             gateways: inner.gateways,
             pools,
         }

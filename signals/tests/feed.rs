@@ -77,3 +77,30 @@ async fn a_reader_gets_the_snapshot_then_only_changes_and_a_restarted_sender_ane
     assert!(matches!(feed.next().await, Some(Event::Goodbye)));
     server.shutdown_background();
 }
+
+#[tokio::test]
+async fn a_reader_that_is_cut_off_begins_anew_or_learns_why_not() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let publisher = Publisher::new();
+    publisher.publish(pools(&[("a", 1)]));
+    let server = serve(listener, &publisher);
+    let mut feed = follow::<PoolSignals>(format!("http://{address}/signals"), None);
+    let Some(Event::Update { view, .. }) = feed.next().await else { panic!("no snapshot") };
+    assert!(view.up_millis.is_some_and(|up| up < 600_000), "{:?}", view.up_millis);
+    publisher.restart();
+    let lost = feed.next().await;
+    assert!(matches!(lost, Some(Event::Lost { .. })), "{lost:?}");
+    assert_eq!(update(&mut feed).await.0, depths(&[("a", 1)]));
+    server.shutdown_background();
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let refusal = (axum::http::StatusCode::SERVICE_UNAVAILABLE, "another one leads\n");
+    let app = axum::Router::new().route("/signals", axum::routing::get(async move || refusal));
+    let server = tokio::spawn(async { axum::serve(listener, app).await });
+    let mut feed = follow::<PoolSignals>(format!("http://{address}/signals"), None);
+    let Some(Event::Lost { error }) = feed.next().await else { panic!("it is refused") };
+    assert_eq!(error, "answered 503 Service Unavailable: another one leads");
+    server.abort();
+}

@@ -193,6 +193,7 @@ mod tests {
             seq: 1,
             full: true,
             goodbye: false,
+            up_millis: None,
             gateways: None,
             pools: pools.into_iter().collect(),
         })
