@@ -13,7 +13,8 @@ use std::time::Duration;
 use clap::Parser;
 use forebay_config::{Millis, Pool};
 use forebay_scaler::decide::{
-    Condition, Freshness, Inputs, Ledger, Override, Policy, ReplicaFacts, State, decide,
+    Condition, Freshness, GatewayProcess, Inputs, Ledger, Override, Policy, ReplicaFacts, State,
+    decide,
 };
 use forebay_signals::{Delta, EndpointSignals, Frame, Health, PoolSignals, SCHEMA, View};
 use tokio::time::Instant;
@@ -130,6 +131,7 @@ fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Dura
         seq,
         full,
         goodbye: false,
+        up_millis: None,
         gateways: None,
         pools,
     };
@@ -157,9 +159,12 @@ fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Dura
             }
         })
         .collect();
+    let senders: Vec<_> = (0..args.gateways).map(|gateway| gateway.to_string()).collect();
+    let process =
+        |gateway: usize| GatewayProcess { sender: &senders[gateway], began: Some(now(0)) };
     for pool in &mut pools {
         for (gateway, view) in views.iter().enumerate() {
-            pool.ledger.record(gateway, "bench", &view.pools[&pool.name]);
+            pool.ledger.record(gateway, process(gateway), &view.pools[&pool.name], now(0));
         }
     }
     let (mut times, mut bytes) = ([Duration::ZERO; 3], 0);
@@ -189,7 +194,8 @@ fn play(args: &Args, names: &[String], config: &Pool, changing: usize) -> ([Dura
         for at in &picked {
             let pool = &mut pools[*at];
             for (gateway, view) in views.iter().enumerate() {
-                pool.ledger.record(gateway, "bench", &view.pools[&pool.name]);
+                let signals = &view.pools[&pool.name];
+                pool.ledger.record(gateway, process(gateway), signals, now(second));
             }
             loads.push(pool.ledger.load((0..args.gateways).map(heard), Millis::from_secs(10)));
         }

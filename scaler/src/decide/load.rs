@@ -61,16 +61,31 @@ pub enum Freshness {
     Silent(Millis),
 }
 
+/// The process of a gateway that reports.
+#[derive(Clone, Copy, Debug)]
+pub struct GatewayProcess<'a> {
+    /// Its random name: a new one counts from zero.
+    pub sender: &'a str,
+    /// When it began; `None` if it does not report that.
+    pub began: Option<Millis>,
+}
+
 /// The last report of each gateway about one pool.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    gateways: BTreeMap<usize, GatewayLoad>,
+    gateways: BTreeMap<usize, LastGauges>,
+    /// The last counters of each process, by its name. They outlast its gateway, which may come back.
+    counters: BTreeMap<String, Counters>,
+    /// Each process that began later and was heard is in `counters`: the counts of an unknown one are all
+    /// new. `None` before the first step.
+    complete_since: Option<Millis>,
     totals: Totals,
     latencies: Latencies,
 }
 
+/// The last gauges of a gateway.
 #[derive(Clone, Debug)]
-struct GatewayLoad {
+struct LastGauges {
     sender: String,
     held: u32,
     in_flight: u32,
@@ -79,9 +94,20 @@ struct GatewayLoad {
     in_flight_tokens: u64,
     oldest_hold_seconds: f64,
     learned_limit: f64,
+}
+
+#[derive(Clone, Debug)]
+struct Counters {
     totals: Totals,
     latencies: Box<Latencies>,
+    heard: Millis,
 }
+
+/// A process that began this much before the ledger counts as new: what it has counted arrived just
+/// now. Both halves may begin at once, and a request may come before the scaler hears of it.
+const JUST_BEGUN: Millis = Millis::from_secs(10);
+/// The most processes to remember beyond those of the gateways that count.
+const MOST_DEPARTED: usize = 32;
 
 /// The mean of the limits that a gateway has learned of a pool's endpoints; 0 if there is none.
 fn learned_limit(signals: &PoolSignals) -> f64 {
@@ -122,25 +148,40 @@ impl Latencies {
 }
 
 impl Ledger {
-    /// Records one gateway's report about the pool. `sender` is random per process start: a new one
-    /// counts from zero.
-    pub fn record(&mut self, gateway: usize, sender: &str, signals: &PoolSignals) {
+    /// Records one gateway's report about the pool. The counts of a process that is older than this ledger
+    /// are no news: the first report is where its increments begin.
+    pub fn record(
+        &mut self,
+        gateway: usize,
+        process: GatewayProcess<'_>,
+        signals: &PoolSignals,
+        now: Millis,
+    ) {
+        let complete_since = self.begin(now);
+        let is_new = process.began.is_some_and(|began| began >= complete_since);
         let latencies = Latencies::of(signals);
-        let before = self.gateways.get(&gateway).filter(|last| last.sender == sender);
-        match before {
+        match self.counters.get_mut(process.sender) {
             Some(last) => {
                 self.totals.merge(&signals.totals.since(&last.totals));
-                if last.latencies.as_ref() != &latencies {
+                last.totals = signals.totals;
+                last.heard = now;
+                if *last.latencies != latencies {
                     self.latencies.merge(&latencies.since(&last.latencies));
+                    *last.latencies = latencies;
                 }
             }
             None => {
-                self.totals.merge(&signals.totals);
-                self.latencies.merge(&latencies);
+                if is_new {
+                    self.totals.merge(&signals.totals);
+                    self.latencies.merge(&latencies);
+                }
+                let latencies = Box::new(latencies);
+                let counters = Counters { totals: signals.totals, latencies, heard: now };
+                self.counters.insert(process.sender.to_owned(), counters);
             }
         }
-        let last = GatewayLoad {
-            sender: sender.to_owned(),
+        let gauges = LastGauges {
+            sender: process.sender.to_owned(),
             held: signals.queue_depth,
             in_flight: signals.in_flight,
             held_tokens: signals.held_tokens,
@@ -148,16 +189,28 @@ impl Ledger {
             in_flight_tokens: signals.in_flight_tokens,
             oldest_hold_seconds: signals.oldest_hold_seconds,
             learned_limit: learned_limit(signals),
-            totals: signals.totals,
-            latencies: Box::new(latencies),
         };
-        self.gateways.insert(gateway, last);
+        self.gateways.insert(gateway, gauges);
+    }
+
+    fn begin(&mut self, now: Millis) -> Millis {
+        *self.complete_since.get_or_insert(now.since(JUST_BEGUN))
     }
 
     /// Forgets the gateways that said goodbye or are no longer listed. Their gauges no longer count;
     /// their counters stay in the totals.
-    pub fn keep(&mut self, listed: impl Fn(usize) -> bool) {
+    pub fn keep(&mut self, listed: impl Fn(usize) -> bool, now: Millis) {
+        self.begin(now);
         self.gateways.retain(|gateway, _| listed(*gateway));
+        while self.counters.len() > self.gateways.len() + MOST_DEPARTED {
+            let counts: Vec<_> = self.gateways.values().map(|gauges| &gauges.sender).collect();
+            let departed = self.counters.iter().filter(|(sender, _)| !counts.contains(sender));
+            let oldest = departed.min_by_key(|(_, counters)| counters.heard);
+            let Some(oldest) = oldest.map(|(sender, _)| sender.clone()) else { break };
+            self.counters.remove(&oldest);
+            // It may come back, and must not count twice.
+            self.complete_since = Some(now);
+        }
     }
 
     /// The load, given the state of each listed gateway's feed. The gauges of a silent gateway count in
@@ -200,6 +253,12 @@ mod tests {
 
     const STALE: Millis = Millis::from_secs(10);
 
+    /// Records a report of a process that has just begun.
+    fn record(ledger: &mut Ledger, gateway: usize, sender: &str, signals: &PoolSignals) {
+        let now = Millis::from_secs(1_000);
+        ledger.record(gateway, GatewayProcess { sender, began: Some(now) }, signals, now);
+    }
+
     fn signals(held: u32, accepted: u64) -> PoolSignals {
         let totals = Totals { accepted, ..Totals::default() };
         PoolSignals { queue_depth: held, in_flight: 1, totals, ..PoolSignals::default() }
@@ -218,7 +277,7 @@ mod tests {
         let limit = |reports: &[PoolSignals]| {
             let mut ledger = Ledger::default();
             for (gateway, report) in reports.iter().enumerate() {
-                ledger.record(gateway, "a", report);
+                record(&mut ledger, gateway, ["a", "b"][gateway], report);
             }
             let feeds = (0..reports.len()).map(|gateway| (gateway, Freshness::Live));
             ledger.load(feeds, STALE).learned_limit
@@ -235,7 +294,7 @@ mod tests {
     #[test]
     fn a_lost_gateway_fades_and_never_vanishes() {
         let mut ledger = Ledger::default();
-        ledger.record(0, "a", &signals(8, 1));
+        record(&mut ledger, 0, "a", &signals(8, 1));
         for (case, gateway, freshness, want) in [
             ("heard", 0, Freshness::Live, (8, 1, false, false)),
             ("just lost", 0, Freshness::Silent(Millis::new(9_999)), (8, 1, true, false)),
@@ -253,7 +312,7 @@ mod tests {
             let got = (load.held, load.in_flight, load.missing, load.stale);
             assert_eq!(got, want, "{case}");
         }
-        ledger.record(1, "b", &signals(8, 1));
+        record(&mut ledger, 1, "b", &signals(8, 1));
         assert_eq!(ledger.load([(0, Freshness::Live), (1, Freshness::Live)], STALE).held, 16);
     }
 
@@ -267,13 +326,97 @@ mod tests {
             ("a restart, with two", "b", 2, 10),
             ("one more", "b", 3, 11),
         ] {
-            ledger.record(0, sender, &signals(0, count));
+            record(&mut ledger, 0, sender, &signals(0, count));
             assert_eq!(accepted(&ledger), want, "{case}");
         }
-        ledger.keep(|_| false);
+        ledger.keep(|_| false, Millis::from_secs(1_000));
         assert_eq!(accepted(&ledger), 11, "a goodbye");
-        ledger.record(0, "c", &signals(0, 1));
+        record(&mut ledger, 0, "c", &signals(0, 1));
         assert_eq!(accepted(&ledger), 12, "another gateway");
+    }
+
+    /// The counts of a gateway's first report, by the times at which its process began and was heard. The
+    /// ledger begins at second 100, with another gateway.
+    #[test]
+    fn a_first_report_counts_only_if_its_process_is_younger_than_the_ledger() {
+        for (case, began, heard, want) in [
+            ("a process from long before", Some(0), 101, 0),
+            ("one that does not report when it began", None, 101, 0),
+            ("both begin at once", Some(95), 101, 7),
+            ("a new process", Some(200), 201, 7),
+            ("a new process that was out of reach", Some(200), 900, 7),
+        ] {
+            let mut ledger = Ledger::default();
+            let mut signals = signals(0, 7);
+            signals.ttft.record_n(0.5, 7);
+            let began = began.map(Millis::from_secs);
+            let other = GatewayProcess { sender: "other", began: Some(Millis::ZERO) };
+            ledger.record(0, other, &signals, Millis::from_secs(100));
+            let counted = |ledger: &Ledger| {
+                let Load { totals, latencies, .. } = ledger.load([], STALE);
+                (totals.accepted, latencies.ttft.count())
+            };
+            assert_eq!(counted(&ledger), (0, 0), "{case}: the other one's life is no news");
+            ledger.record(
+                1,
+                GatewayProcess { sender: "a", began },
+                &signals,
+                Millis::from_secs(heard),
+            );
+            assert_eq!(counted(&ledger), (want, want), "{case}");
+            signals.totals.accepted += 2;
+            signals.ttft.record_n(0.5, 2);
+            ledger.record(
+                1,
+                GatewayProcess { sender: "a", began },
+                &signals,
+                Millis::from_secs(heard),
+            );
+            assert_eq!(counted(&ledger), (want + 2, want + 2), "{case}: increments count");
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_began_after_the_first_step_counts_however_late_it_is_heard() {
+        let mut ledger = Ledger::default();
+        ledger.keep(|_| true, Millis::from_secs(100));
+        let process = GatewayProcess { sender: "a", began: Some(Millis::from_secs(120)) };
+        ledger.record(0, process, &signals(0, 7), Millis::from_secs(300));
+        assert_eq!(ledger.load([], STALE).totals.accepted, 7);
+    }
+
+    #[test]
+    fn a_gateway_that_comes_back_under_another_number_counts_on() {
+        let mut ledger = Ledger::default();
+        record(&mut ledger, 0, "a", &signals(0, 1_000));
+        ledger.keep(|_| false, Millis::from_secs(1_000));
+        record(&mut ledger, 1, "a", &signals(0, 1_005));
+        assert_eq!(ledger.load([], STALE).totals.accepted, 1_005);
+    }
+
+    #[test]
+    fn departed_processes_are_bounded_and_none_counts_twice() {
+        let mut ledger = Ledger::default();
+        let at = |n: usize| Millis::from_secs(1_000 + n as u64);
+        let many = MOST_DEPARTED * 3;
+        let names: Vec<_> = (0..many).map(|n| n.to_string()).collect();
+        fn process(n: usize, sender: &str) -> GatewayProcess<'_> {
+            GatewayProcess { sender, began: Some(Millis::from_secs(1_000 + n as u64)) }
+        }
+        for (n, name) in names.iter().enumerate() {
+            ledger.record(n, process(n, name), &signals(0, 10), at(n));
+            ledger.keep(|gateway| gateway == n, at(n));
+            assert!(ledger.counters.len() <= 1 + MOST_DEPARTED);
+        }
+        let accepted = |ledger: &Ledger| ledger.load([], STALE).totals.accepted;
+        assert_eq!(accepted(&ledger), 10 * many as u64);
+        for (n, name) in names.iter().enumerate() {
+            ledger.record(many + n, process(n, name), &signals(0, 10), at(many));
+        }
+        assert_eq!(accepted(&ledger), 10 * many as u64, "all of them are back");
+        let new = many + 1;
+        ledger.record(2 * many, process(new, "new"), &signals(0, 1), at(new));
+        assert_eq!(accepted(&ledger), 10 * many as u64 + 1, "a new one counts");
     }
 
     #[test]
@@ -282,11 +425,11 @@ mod tests {
         let mut signals = signals(0, 1);
         for round in 1..=3 {
             signals.ttft.record(0.5);
-            ledger.record(0, "a", &signals);
-            ledger.record(0, "a", &signals);
+            record(&mut ledger, 0, "a", &signals);
+            record(&mut ledger, 0, "a", &signals);
             assert_eq!(ledger.load([], STALE).latencies.ttft.count(), round);
         }
-        ledger.record(0, "restarted", &signals);
+        record(&mut ledger, 0, "restarted", &signals);
         assert_eq!(ledger.load([], STALE).latencies.ttft.count(), 6);
     }
 }

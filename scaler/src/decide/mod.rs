@@ -39,7 +39,7 @@ pub use condition::Condition;
 pub use count::decide;
 pub use explain::{Decision, Figures, Why};
 pub use inputs::{Inputs, Override, ReplicaFacts};
-pub use load::{Freshness, Ledger, Load};
+pub use load::{Freshness, GatewayProcess, Ledger, Load};
 pub use policy::Policy;
 pub use proposal::{Problem, Proposal};
 pub use state::{Order, State};

@@ -50,6 +50,8 @@ pub(crate) struct LastReport<'a> {
     pub(crate) gateway: usize,
     /// The random name of its process.
     pub(crate) sender: &'a str,
+    /// How long that process has run; `None` if it does not report it.
+    pub(crate) up_for: Option<Millis>,
     pub(crate) signals: Option<&'a PoolSignals>,
     /// Time since its feed was lost, or since it was listed without being heard; `None` while it is
     /// connected. A connected gateway without `signals` has no request for this pool.
@@ -72,6 +74,8 @@ struct Gateway {
     /// Whether it is fixed, or discovery still lists it.
     listed: bool,
     view: Option<Arc<View<PoolSignals>>>,
+    /// How long its process had run when it was first heard, and that moment.
+    up: Option<(Duration, Instant)>,
     /// The time since which it is silent, at first that of its addition; `None` while it reports.
     lost: Option<Instant>,
     /// Its silence, as it was logged.
@@ -113,9 +117,10 @@ impl Feeds {
         let feed =
             Abortable::new(feed, registration).map(move |event| GatewayChange::Feed(at, event));
         self.streams.push(feed.boxed());
-        let (view, lost) = (None, Some(Instant::now()));
+        let (view, up, lost) = (None, None, Some(Instant::now()));
         let (silence, gone) = (Trouble::default(), false);
-        self.gateways.insert(at, Gateway { url, fixed, listed, view, lost, silence, gone, end });
+        self.gateways
+            .insert(at, Gateway { url, fixed, listed, view, up, lost, silence, gone, end });
     }
 
     fn keep(&mut self, urls: &BTreeSet<&String>) {
@@ -190,6 +195,10 @@ impl Feeds {
         let Some(gateway) = self.gateways.get_mut(&at) else { return };
         match event {
             Event::Update { view, .. } => {
+                if gateway.view.as_ref().is_none_or(|last| last.sender != view.sender) {
+                    let up = view.up_millis.map(Duration::from_millis);
+                    gateway.up = up.map(|up| (up, Instant::now()));
+                }
                 gateway.view = Some(view);
                 gateway.lost = None;
                 gateway.gone = false;
@@ -225,6 +234,7 @@ impl Feeds {
         let report = |(at, gateway): (&usize, &'a Gateway)| LastReport {
             gateway: *at,
             sender: gateway.view.as_ref().map_or("", |view| &view.sender),
+            up_for: gateway.up.map(|(up, heard)| (up + heard.elapsed()).into()),
             signals: gateway
                 .view
                 .as_ref()
@@ -299,7 +309,7 @@ mod tests {
             let (name, member) = at(1);
             feeds.take(GatewayChange::List(Change::All(vec![(name.clone(), member.clone())])));
             let (sender, pools) = ("a".to_owned(), BTreeMap::new());
-            let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
+            let view = Arc::new(View { sender, seq: 0, up_millis: None, gateways: None, pools });
             feeds.take(GatewayChange::Feed(0, Event::Update { view, touched: Vec::new() }));
             feeds.take(GatewayChange::List(Change::Gone(name.clone())));
             assert_eq!(feeds.reports("p").len(), 1, "it has streams to finish");
@@ -317,7 +327,7 @@ mod tests {
     async fn a_gateway_that_this_process_lacks_the_means_to_reach_does_not_grow_stale() {
         let mut feeds = feeds(&["http://127.0.0.9:9900"]);
         let (sender, pools) = ("a".to_owned(), BTreeMap::new());
-        let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
+        let view = Arc::new(View { sender, seq: 0, up_millis: None, gateways: None, pools });
         feeds.take(GatewayChange::Feed(0, Event::Update { view, touched: Vec::new() }));
         feeds.take(GatewayChange::Feed(0, Event::Lost { error: "reset".to_owned() }));
         let minute = std::time::Duration::from_secs(60);
@@ -326,6 +336,22 @@ mod tests {
         feeds
             .take(GatewayChange::Feed(0, Event::Short { error: "too many open files".to_owned() }));
         assert_eq!(feeds.reports("p")[0].silent_for.map(|span| span.get()), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_a_process_grows_over_reconnects_and_is_that_of_the_process_heard_last() {
+        let mut feeds = feeds(&["http://127.0.0.9:9900"]);
+        let mut heard = |sender: &str, up: Option<u64>| {
+            let (sender, pools) = (sender.to_owned(), BTreeMap::new());
+            let view = Arc::new(View { sender, seq: 0, up_millis: up, gateways: None, pools });
+            feeds.take(GatewayChange::Feed(0, Event::Update { view, touched: Vec::new() }));
+            feeds.reports("p")[0].up_for
+        };
+        assert_eq!(heard("a", Some(7_000)), Some(Millis::from_secs(7)));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(heard("a", Some(10_000)), Some(Millis::from_secs(10)), "a new connection");
+        assert_eq!(heard("b", Some(1_000)), Some(Millis::from_secs(1)), "a restart");
+        assert_eq!(heard("c", None), None, "an older version");
     }
 
     #[test]

@@ -16,14 +16,14 @@ mod starts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_config::Millis;
-use forebay_signals::{FailedStart, PoolReplicas};
+use forebay_signals::{FailedStart, PoolReplicas, PoolSignals};
 
 use crate::act::targets::{Drains, ReplicaStatus, ScaleTarget};
 use crate::decide::cold_start::Phases;
 use crate::decide::snapshot;
 use crate::decide::{
-    Condition, Decision, Freshness, Inputs, Ledger, Load, Order, Override, Policy, Reading,
-    ReplicaCounts, ReplicaFacts, State, Triggers, Wanted, Why, decide,
+    Condition, Decision, Freshness, GatewayProcess, Inputs, Ledger, Load, Order, Override, Policy,
+    Reading, ReplicaCounts, ReplicaFacts, State, Triggers, Wanted, Why, decide,
 };
 use crate::keda::PoolFigures;
 use crate::observe::feeds::LastReport;
@@ -255,12 +255,7 @@ impl PoolScaler {
         let count = |test: &dyn Fn(&ReplicaStatus) -> bool| {
             alive.iter().filter(staying).filter(|status| test(status)).count() as u32
         };
-        for report in reports {
-            if let Some(signals) = report.signals {
-                self.ledger.record(report.gateway, report.sender, signals);
-            }
-        }
-        self.ledger.keep(|gateway| reports.iter().any(|report| report.gateway == gateway));
+        merge(&mut self.ledger, reports, now);
         let feeds = reports.iter().map(|report| {
             (report.gateway, report.silent_for.map_or(Freshness::Live, Freshness::Silent))
         });
@@ -412,6 +407,24 @@ impl PoolScaler {
     pub(crate) fn has_report(&self) -> bool {
         self.first_report.is_some()
     }
+}
+
+/// Records the reports of all gateways.
+fn merge(ledger: &mut Ledger, reports: &[LastReport<'_>], now: Millis) {
+    let nothing = PoolSignals::default();
+    for report in reports {
+        // A connected gateway that does not have the pool yet counts from zero.
+        let connected = !report.sender.is_empty() && report.silent_for.is_none();
+        let Some(signals) = report.signals.or(connected.then_some(&nothing)) else { continue };
+        let began = report.up_for.map(|up| now.since(up));
+        ledger.record(
+            report.gateway,
+            GatewayProcess { sender: report.sender, began },
+            signals,
+            now,
+        );
+    }
+    ledger.keep(|gateway| reports.iter().any(|report| report.gateway == gateway), now);
 }
 
 #[cfg(test)]

@@ -99,7 +99,13 @@ mod tests {
         };
         let (one, mut two) = (signals(&traces[..2]), signals(&traces[2..]));
         two.held_traces.push("nonsense".to_owned());
-        let report = |signals| LastReport { gateway: 0, sender: "a", signals, silent_for: None };
+        let report = |signals| LastReport {
+            gateway: 0,
+            sender: "a",
+            up_for: None,
+            signals,
+            silent_for: None,
+        };
         let reports = [report(Some(&one)), report(None), report(Some(&two))];
         assert_eq!(waking(&decision(0, 2), &reports), traces);
         assert_eq!(waking(&decision(2, 0), &reports), []);

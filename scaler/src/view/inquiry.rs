@@ -167,6 +167,7 @@ mod tests {
             let report = |signals| LastReport {
                 gateway: 0,
                 sender: "a",
+                up_for: None,
                 signals: Some(signals),
                 silent_for: None,
             };

@@ -2,8 +2,8 @@
 
 use forebay_config::{Config, Millis, Pool};
 use forebay_scaler::decide::{
-    Condition, Freshness, Inputs, Ledger, Override, Policy, Reading, ReplicaCounts, ReplicaFacts,
-    State, Triggers, Wanted, decide,
+    Condition, Freshness, GatewayProcess, Inputs, Ledger, Override, Policy, Reading, ReplicaCounts,
+    ReplicaFacts, State, Triggers, Wanted, decide,
 };
 
 use serde::Serialize;
@@ -134,7 +134,8 @@ impl Contestant for Forebay {
 
     fn on_push(&mut self, world: &World<'_>) -> Option<u32> {
         let now = Millis::new(world.now_ms());
-        self.ledger.record(GATEWAY, "rehearsal", &world.signals());
+        let process = GatewayProcess { sender: "rehearsal", began: Some(now) };
+        self.ledger.record(GATEWAY, process, &world.signals(), now);
         let load = self.ledger.load([(GATEWAY, Freshness::Live)], self.stale_after);
         let replicas: Vec<_> = world
             .replicas()

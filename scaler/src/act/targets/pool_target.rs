@@ -274,8 +274,13 @@ mod tests {
             .into(),
             ..PoolSignals::default()
         };
-        let reports =
-            [LastReport { gateway: 0, sender: "a", signals: Some(&signals), silent_for: None }];
+        let reports = [LastReport {
+            gateway: 0,
+            sender: "a",
+            up_for: None,
+            signals: Some(&signals),
+            silent_for: None,
+        }];
         let driver = PoolTarget::Observe;
         for (at, replica, pod) in [
             ("10.0.0.1:8000", true, true),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decide::demand::by_triggers;
-use crate::decide::load::{Freshness, Ledger};
+use crate::decide::load::{Freshness, GatewayProcess, Ledger};
 use crate::decide::{Condition, Inputs, Override, Policy, ReplicaFacts, State, Why};
 
 fn pool(triggers: Vec<Written>) -> Pool {
@@ -255,7 +255,8 @@ fn a_latency_is_that_of_the_window_without_cold_starts() {
     let mut triggers = one("ttft", &[("threshold", "500ms"), ("window", "30s")]);
     let (mut ledger, mut signals) = (Ledger::default(), PoolSignals::default());
     let mut step = |signals: &PoolSignals, now: u64| {
-        ledger.record(0, "a", signals);
+        let process = GatewayProcess { sender: "a", began: None };
+        ledger.record(0, process, signals, Millis::new(now));
         triggers
             .propose(&ledger.load([(0, Freshness::Live)], STALE), &[None], TWO, Millis::new(now))
             .remove(0)
@@ -283,7 +284,8 @@ fn counts_from_before_the_scaler_started_belong_to_no_window() {
     assert!(triggers.propose(&silent, &[None], TWO, Millis::new(1_000)).remove(0).unreadable());
     let mut signals = PoolSignals { in_flight: 1, ..PoolSignals::default() };
     signals.warm_ttft.record_n(100.0, 1000);
-    ledger.record(0, "a", &signals);
+    let process = GatewayProcess { sender: "a", began: Some(Millis::new(2_000)) };
+    ledger.record(0, process, &signals, Millis::new(2_000));
     let heard = ledger.load([(0, Freshness::Live)], STALE);
     let proposal = triggers.propose(&heard, &[None], TWO, Millis::new(2_000)).remove(0);
     assert_eq!((proposal.figure, proposal.unreadable()), (None, true), "{proposal:?}");

@@ -2,7 +2,7 @@ use super::*;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use forebay_signals::{EndpointSignals, Health, PoolSignals, Replica, ReplicaState};
+use forebay_signals::{EndpointSignals, Health, Replica, ReplicaState, Totals};
 
 use crate::act::targets::{Hung, StartFailure};
 
@@ -88,7 +88,8 @@ fn report(
     silent_for: Option<u64>,
 ) -> LastReport<'_> {
     let silent_for = silent_for.map(Millis::new);
-    LastReport { gateway, sender: "a", signals, silent_for }
+    let up_for = Some(Millis::ZERO);
+    LastReport { gateway, sender: "a", up_for, signals, silent_for }
 }
 
 fn step(pool: &mut PoolScaler, target: &FakeTarget, gateways: &[PoolSignals], now: u64) -> Step {
@@ -109,6 +110,36 @@ fn going_to_zero() -> (PoolScaler, FakeTarget, Step) {
     step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 0)])], 3_000);
     let zero = step(&mut pool, &target, &[signals(0, &[(ONE, Health::Ready, 0)])], 40_000);
     (pool, target, zero)
+}
+
+#[test]
+fn the_life_of_a_gateway_before_this_scaler_is_no_arrival_and_a_new_pool_counts_from_zero() {
+    let (mut pool, target) = (pool(), FakeTarget::default());
+    let mut signals = signals(0, &[]);
+    signals.totals.accepted = 500_000;
+    let mut accepted = |reports: &[LastReport<'_>], now: u64| {
+        let step = pool.step(reports, &BTreeMap::new(), &[], &target, Millis::new(now));
+        (step.load.totals.accepted, step.decision.desired)
+    };
+    let old = |gateway, sender, signals| LastReport {
+        gateway,
+        sender,
+        up_for: Some(Millis::from_secs(86_400)),
+        signals,
+        silent_for: None,
+    };
+    let a = old(0, "a", Some(&signals));
+    assert_eq!(accepted(std::slice::from_ref(&a), 100_000_000), (0, 0));
+    // It hears the second gateway later, and decides as if nothing had come.
+    let b = old(1, "b", Some(&signals));
+    assert_eq!(accepted(&[a, b], 100_000_050), (0, 0));
+    // The third one does not have the pool yet. It gets it with its first request.
+    let one = PoolSignals {
+        totals: Totals { accepted: 1, ..Totals::default() },
+        ..PoolSignals::default()
+    };
+    assert_eq!(accepted(&[old(2, "c", None)], 100_000_100).0, 0);
+    assert_eq!(accepted(&[old(2, "c", Some(&one))], 100_000_150).0, 1);
 }
 
 #[test]
