@@ -1,7 +1,8 @@
 //! The arrivals of the last day of a pool, without any content: how many, when, and how long.
 //!
 //! They come from counters, so the requests between two readings share their mean length, and are spread
-//! evenly over that time. Memory is bounded: a long series gets coarser at its beginning.
+//! evenly over that time. Memory is bounded: readings that fall into the same slot of time are one burst,
+//! and the slots of what is older than a few minutes are longer.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -9,11 +10,11 @@ use std::fmt::Write as _;
 use forebay_config::Millis;
 use forebay_signals::Totals;
 
-/// Bursts of one pool. 16 bytes each.
-const MOST: usize = 4096;
-/// Readings that are closer than this are one burst.
-const CLOSE: Millis = Millis::new(200);
 const DAY: Millis = Millis::from_secs(24 * 60 * 60);
+/// The time that is kept in [`FINE`] slots.
+const RECENT: Millis = Millis::from_secs(5 * 60);
+const FINE: Millis = Millis::new(250);
+const COARSE: Millis = Millis::from_secs(30);
 /// Requests to write at most; of more, the last ones.
 const MOST_REQUESTS: usize = 500_000;
 
@@ -29,10 +30,13 @@ struct Burst {
     prompt_tokens: u64,
 }
 
-/// The arrivals of the last day.
+/// The arrivals of the last day: about 4,100 bursts at most, of 24 bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DayOfArrivals {
-    bursts: VecDeque<Burst>,
+    /// One burst for each [`COARSE`] slot with a reading that found requests.
+    old: VecDeque<Burst>,
+    /// The same by [`FINE`] slot, for what came later.
+    recent: VecDeque<Burst>,
     last: Option<(Millis, Totals)>,
     /// Answered requests and their generated tokens.
     answered: (u64, u64),
@@ -41,54 +45,45 @@ pub(crate) struct DayOfArrivals {
 impl DayOfArrivals {
     /// Records a reading of the pool's counters, which only grow.
     pub(crate) fn record(&mut self, totals: Totals, now: Millis) {
+        self.age(now);
         let Some((before, earlier)) = self.last.replace((now, totals)) else { return };
         let new = totals.since(&earlier);
         self.answered.0 += new.completed;
         self.answered.1 += new.generated_tokens;
-        if new.accepted == 0 {
-            return;
-        }
-        let burst = Burst {
-            at: now,
-            span: u32::try_from(now.since(before).get()).unwrap_or(u32::MAX),
-            count: u32::try_from(new.accepted).unwrap_or(u32::MAX),
-            prompt_tokens: new.accepted_prompt_tokens,
-        };
-        match self.bursts.back_mut() {
-            Some(last) if now.since(last.at) < CLOSE => last.merge(burst),
-            _ => self.bursts.push_back(burst),
-        }
-        while self.bursts.front().is_some_and(|burst| burst.at + DAY < now) {
-            self.bursts.pop_front();
-        }
-        if self.bursts.len() > MOST {
-            self.coarsen();
+        if new.accepted > 0 {
+            let burst = Burst {
+                at: now,
+                span: u32::try_from(now.since(before).get()).unwrap_or(u32::MAX),
+                count: u32::try_from(new.accepted).unwrap_or(u32::MAX),
+                prompt_tokens: new.accepted_prompt_tokens,
+            };
+            add(&mut self.recent, burst, FINE);
         }
     }
 
-    /// Merges the bursts of the older half in pairs.
-    fn coarsen(&mut self) {
-        let half = MOST / 2;
-        let old: Vec<_> = self.bursts.drain(..half).collect();
-        for pair in old.chunks(2).rev() {
-            let mut burst = pair[0];
-            if let Some(next) = pair.get(1) {
-                burst.merge(*next);
-            }
-            self.bursts.push_front(burst);
+    /// Ends the series of readings: the next one is where it begins anew.
+    pub(crate) fn pause(&mut self) {
+        self.last = None;
+    }
+
+    /// Moves bursts that are no longer recent, and drops those that are older than a day.
+    fn age(&mut self, now: Millis) {
+        let older = |span| move |burst: &mut Burst| burst.at + span < now;
+        while let Some(burst) = self.recent.pop_front_if(older(RECENT)) {
+            add(&mut self.old, burst, COARSE);
         }
+        while self.old.pop_front_if(older(DAY)).is_some() {}
     }
 
     /// The arrivals in the form of `gateway.recordArrivals`, for `forebay replay`; `None` without any.
     pub(crate) fn csv(&self, pool: &str) -> Option<String> {
-        if self.bursts.is_empty() {
-            return None;
-        }
+        let bursts = || self.old.iter().chain(&self.recent);
+        bursts().next()?;
         let (answered, generated) = self.answered;
         let output = generated.checked_div(answered).unwrap_or(0).max(1);
         let mut text = "time,pool,promptTokens,generatedTokens\n".to_owned();
-        let mut left = self.bursts.iter().map(|burst| burst.count as usize).sum::<usize>();
-        for burst in &self.bursts {
+        let mut left = bursts().map(|burst| burst.count as usize).sum::<usize>();
+        for burst in bursts() {
             let began = burst.at.get() - u64::from(burst.span).min(burst.at.get());
             for n in 0..u64::from(burst.count) {
                 left -= 1;
@@ -106,6 +101,15 @@ impl DayOfArrivals {
     }
 }
 
+/// Adds a burst to the last one if both are of the same slot of this length.
+fn add(bursts: &mut VecDeque<Burst>, burst: Burst, slot: Millis) {
+    let index = |burst: &Burst| burst.at.get() / slot.get();
+    match bursts.back_mut() {
+        Some(last) if index(last) == index(&burst) => last.merge(burst),
+        _ => bursts.push_back(burst),
+    }
+}
+
 impl Burst {
     fn merge(&mut self, next: Self) {
         let began = self.at.get() - u64::from(self.span).min(self.at.get());
@@ -119,6 +123,7 @@ impl Burst {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn totals(accepted: u64) -> Totals {
         Totals {
@@ -147,24 +152,68 @@ mod tests {
         assert_eq!(arrivals.csv("p").as_deref(), Some(want));
     }
 
+    /// Seconds at which each request arrived, counted from `at(0)`.
+    fn times(arrivals: &DayOfArrivals) -> Vec<f64> {
+        let text = arrivals.csv("p").unwrap_or_default();
+        let time = |line: &str| line.split(',').next().and_then(|time| time.parse::<f64>().ok());
+        text.lines().skip(1).map(|line| time(line).expect("a time") - 1_000_000.0).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4))]
+
+        /// Readings once a second for three days; each second of an hour brings the hour's count.
+        #[test]
+        fn the_last_day_keeps_its_shape_and_nothing_older(
+            hours in prop::collection::vec(0..4u64, 24), offset in 0..1000u64,
+        ) {
+            let day = DAY.as_secs();
+            let hour = |second: u64| hours[(second % day / 3600) as usize];
+            let mut arrivals = DayOfArrivals::default();
+            let (mut accepted, end) = (0, 3 * day);
+            for second in 0..=end {
+                accepted += if second == 0 { 0 } else { hour(second - 1) };
+                arrivals.record(totals(accepted), at(second * 1_000 + offset));
+                let count = arrivals.old.len() + arrivals.recent.len();
+                prop_assert!(count <= 4_100, "{count} bursts at second {second}");
+            }
+            let times = times(&arrivals);
+            prop_assert!(times.is_sorted(), "in order");
+            let slot = COARSE.as_secs_f64();
+            let first = times.first().copied().unwrap_or(end as f64);
+            prop_assert!(first >= (end - day) as f64 - 2.0 * slot, "none is older: {first}");
+            let total: u64 = hours.iter().map(|each| each * 3600).sum();
+            let (most, got) = (4.0 * 2.0 * slot, times.len() as f64);
+            prop_assert!((got - total as f64).abs() <= most, "{got} of {total}");
+            for (index, each) in hours.iter().enumerate() {
+                let from = (end - day + 3600 * index as u64) as f64;
+                let within = times.iter().filter(|time| (from..from + 3600.0).contains(*time));
+                let (got, want) = (within.count() as f64, (each * 3600) as f64);
+                prop_assert!((got - want).abs() <= most, "hour {index}: {got} of {want}");
+            }
+        }
+    }
+
     #[test]
-    fn a_long_series_is_bounded_and_loses_no_request_of_the_day() {
+    fn close_readings_without_a_pause_are_bursts_of_a_slot_each() {
         let mut arrivals = DayOfArrivals::default();
-        for n in 0..50_000 {
-            arrivals.record(totals(n), at(n * 1_000));
+        for n in 0..600 {
+            arrivals.record(totals(n), at(n * 100));
         }
-        assert!(arrivals.bursts.len() <= MOST);
-        let count: u32 = arrivals.bursts.iter().map(|burst| burst.count).sum();
-        assert_eq!(count, 49_999);
-        let lines = arrivals.csv("p").expect("arrivals");
-        let mut before = 0.0;
-        for line in lines.lines().skip(1) {
-            let time: f64 =
-                line.split(',').next().and_then(|time| time.parse().ok()).expect("a time");
-            assert!(time >= before, "in order");
-            before = time;
-        }
-        arrivals.record(totals(50_001), at(50_000_000) + DAY);
-        assert_eq!(arrivals.csv("p").expect("one").lines().count(), 3, "a day is kept");
+        assert_eq!(arrivals.recent.len(), 240, "four for each of 60 seconds");
+        assert!(arrivals.recent.iter().all(|burst| burst.span <= 300), "{:?}", arrivals.recent);
+    }
+
+    #[test]
+    fn a_quiet_pool_forgets_too_and_a_pause_is_no_burst() {
+        let mut arrivals = DayOfArrivals::default();
+        arrivals.record(totals(0), at(0));
+        arrivals.record(totals(3), at(1_000));
+        arrivals.pause();
+        arrivals.record(totals(1_000), at(60_000));
+        arrivals.record(totals(1_001), at(61_000));
+        assert_eq!(times(&arrivals).len(), 4, "what came meanwhile was not read");
+        arrivals.record(totals(1_001), at(62_000) + DAY);
+        assert_eq!(arrivals.csv("p"), None);
     }
 }
