@@ -18,7 +18,8 @@ const TROUBLE: u8 = 3;
 /// Flags of `forebay status`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The exit status is 0 if no pool has trouble, 3 if one has, and 1 if Forebay does not answer.
+The exit status is 0 if no pool has trouble, 3 if one has, and 1 if Forebay does not answer,
+or if another scaler leads.
 
   forebay status --json | jq '.pools | map_values(.held)'")]
 pub(crate) struct StatusArgs {

@@ -33,7 +33,7 @@ pub(super) fn totals<'a>(pools: impl Iterator<Item = &'a PoolOverview>) -> Strin
         in_flight += pool.in_flight;
         tokens += f64::from(pool.rates.tokens);
         hourly += price(pool) * f64::from(gpus(pool));
-        saved += price(pool) * f64::from((pool.today.at_maximum - pool.today.gpu_hours).max(0.0));
+        saved += price(pool) * (pool.today.at_maximum - pool.today.gpu_hours).max(0.0);
     }
     let pools = if count == 1 { "1 pool".to_owned() } else { format!("{count} pools") };
     let tokens = number(tokens);
@@ -121,7 +121,7 @@ pub(super) fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use forebay_scaler::overview::PoolSettings;
+    use forebay_scaler::overview::{PoolSettings, Spending};
 
     use super::*;
 
@@ -142,6 +142,11 @@ mod tests {
             totals([&pool].into_iter()),
             "1 pool, 2 of 3 replicas ready, 0 held, 0 in flight, 0 tokens/s, 21.00 per hour, 0.00 saved today"
         );
+        // Of 24,000 GPU-hours, 12 were saved.
+        let today = Spending { gpu_hours: 23_988.0, at_maximum: 24_000.0, ..Spending::default() };
+        pool.today = today;
+        let line = totals([&pool].into_iter());
+        assert!(line.ends_with("42.00 saved today"), "{line}");
         pool = PoolOverview { operator_override: Override::Paused, ..PoolOverview::default() };
         assert_eq!(columns("chat", &pool, 0)[1], "at zero, paused");
     }

@@ -132,6 +132,7 @@ impl Loop {
         let changed = Arc::new(Notify::new());
         let mut watchers = JoinSet::new();
         self.pools.iter().for_each(|managed| watch(&mut watchers, managed, &changed));
+        self.show_role();
         loop {
             if self.memory.due && self.leads() {
                 self.restore().await;
@@ -178,10 +179,13 @@ impl Loop {
             if tick {
                 metric::leads(self.leads());
                 metric::gateways(self.feeds.alive(), self.feeds.silent());
-                self.outputs.board.publish(self.feeds.alive(), self.context.clock.now());
             }
             if self.leads() {
-                self.step(self.context.clock.now(), tick);
+                let now = self.context.clock.now();
+                if tick {
+                    self.outputs.board.publish(self.feeds.alive(), now);
+                }
+                self.step(now, tick);
                 if tick && self.memory.pace.is_due() {
                     self.keep();
                 }

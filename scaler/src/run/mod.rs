@@ -17,6 +17,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use forebay_config::Config;
 use forebay_discovery::Cluster;
 use forebay_signals::PoolReplicas;
@@ -256,9 +257,11 @@ impl Scaler {
     /// `GET /replicas` and `/decisions`, those of the console, `POST /drain`, and operators' commands
     /// below `/pools/NAME`.
     pub fn routes(&self) -> Router {
+        let board = Arc::clone(&self.board);
+        let while_deciding = from_fn_with_state(board, view::routes::while_deciding);
         Router::new()
             .route("/replicas", self.publisher.route())
-            .route("/decisions", self.decisions.route())
+            .route("/decisions", self.decisions.route().layer(while_deciding))
             .merge(self.requests.clone())
     }
 

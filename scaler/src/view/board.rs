@@ -8,7 +8,7 @@ use forebay_signals::publisher::Publisher;
 use parking_lot::Mutex;
 
 use super::arrivals::DayOfArrivals;
-use super::history::{Columns, PoolHistory, StepSample, rounded};
+use super::history::{Columns, PoolHistory, StepSample};
 use super::overview::{PoolOverview, PoolSettings, Spending, StateCounts, Trouble};
 use crate::decide::{Load, Override};
 
@@ -35,6 +35,8 @@ pub(crate) struct Standing {
 pub(crate) struct Board {
     pub(crate) feed: Arc<Publisher<PoolOverview>>,
     pools: Mutex<BTreeMap<String, PoolBoard>>,
+    /// Why this scaler has no figures, in a sentence: another process decides, or none does.
+    away: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -61,7 +63,8 @@ struct Spent {
 
 impl Board {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
-        let board = Self { feed: Publisher::new(), pools: Mutex::default() };
+        let board =
+            Self { feed: Publisher::new(), pools: Mutex::default(), away: Mutex::default() };
         board.configure(config);
         Arc::new(board)
     }
@@ -78,6 +81,33 @@ impl Board {
         let mut shown = (*self.feed.pools()).clone();
         shown.retain(|name, _| pools.contains_key(name));
         self.feed.publish(shown);
+    }
+
+    /// Shows nothing from now on, since another process decides: what is known here grows old. Readers of
+    /// the feed are cut off, and get `why` when they come back.
+    pub(crate) fn stand_by(&self, why: String) {
+        let before = self.away.lock().replace(why);
+        if before.is_none() {
+            self.forget();
+            self.feed.restart();
+        }
+    }
+
+    /// Shows the steps that come from now on. What happened until now is not known here.
+    pub(crate) fn begin(&self) {
+        *self.away.lock() = None;
+        self.forget();
+    }
+
+    /// Why this scaler has no figures, if it does not decide.
+    pub(crate) fn away(&self) -> Option<String> {
+        self.away.lock().clone()
+    }
+
+    /// Ends the present figures. Charts keep what they have.
+    fn forget(&self) {
+        self.pools.lock().values_mut().for_each(PoolBoard::pause);
+        self.feed.publish(BTreeMap::new());
     }
 
     /// Records a step of one pool.
@@ -139,6 +169,14 @@ impl PoolBoard {
         self.is_due = true;
     }
 
+    fn pause(&mut self) {
+        self.history.pause();
+        self.arrivals.pause();
+        self.spent = Spent::default();
+        self.last = None;
+        self.is_due = false;
+    }
+
     fn overview(&self, now: Millis) -> Option<PoolOverview> {
         let last = self.last.as_ref()?;
         Some(PoolOverview {
@@ -172,7 +210,7 @@ impl Spent {
     }
 
     fn spending(self) -> Spending {
-        let hours = |millis: u64| rounded(millis as f64 / 3.6e6);
+        let hours = |millis: u64| millis as f64 / 3.6e6;
         Spending {
             since_millis: self.since,
             gpu_hours: hours(self.gpu_millis),
@@ -243,6 +281,48 @@ mod tests {
         }
         let old = board.pools.lock().values().map(|board| board.published_at).min();
         assert_eq!(old, Some(at(1) + Millis::from_secs(1)));
+    }
+
+    #[test]
+    fn the_time_in_which_another_scaler_led_is_neither_billed_nor_counted() {
+        let board = Board::new(&config(&names(1)));
+        let with = |accepted| {
+            let totals = forebay_signals::Totals { accepted, ..Default::default() };
+            let load = Load { totals, ..Load::default() };
+            Standing { load, ..standing(1) }
+        };
+        board.record("p0", with(0), at(1));
+        board.record("p0", with(7), at(2));
+        board.publish(1, at(2));
+        assert!(board.away().is_none() && board.feed.pools().contains_key("p0"));
+        board.stand_by("another one leads".to_owned());
+        assert_eq!(board.away().as_deref(), Some("another one leads"));
+        board.publish(1, at(3));
+        assert!(board.feed.pools().is_empty(), "old figures are not shown");
+        board.begin();
+        assert_eq!(board.away(), None);
+        // This scaler's counters have begun anew.
+        board.record("p0", with(0), at(9));
+        board.record("p0", with(2), at(10));
+        board.publish(1, at(10));
+        let today = board.feed.pools()["p0"].today;
+        assert_eq!((today.since_millis, today.gpu_hours), (at(9), 2.0));
+        let arrivals = board.arrivals("p0").expect("some");
+        assert_eq!(arrivals.lines().count(), 1 + 7 + 2);
+    }
+
+    #[test]
+    fn hours_are_not_rounded() {
+        let board = Board::new(&config(&names(1)));
+        board.record("p0", standing(4), Millis::ZERO + Millis::from_secs(1));
+        for second in 0..24 * 3600 - 2 {
+            let ready = if second == 7 { 3 } else { 4 };
+            board.record("p0", standing(ready), Millis::from_secs(2 + second));
+        }
+        board.publish(1, at(24));
+        let today = board.feed.pools()["p0"].today;
+        let saved = (today.at_maximum - today.gpu_hours) * 3600.0;
+        assert!((saved - 2.0).abs() < 1e-6, "one of 2 GPUs for a second: {saved} s");
     }
 
     #[test]

@@ -186,6 +186,11 @@ impl PoolHistory {
         self.in_flight = self.in_flight.max(load.in_flight);
     }
 
+    /// Ends the series of readings: the next one is where it begins anew.
+    pub(crate) fn pause(&mut self) {
+        *self = Self { points: std::mem::take(&mut self.points), ..Self::default() };
+    }
+
     /// The rates of the last 10 to 20 seconds.
     pub(crate) fn rates(&self, load: &Load, now: Millis) -> Rates {
         let since = self.before.as_ref().or(self.base.as_ref());

@@ -204,10 +204,10 @@ pub enum TroubleKind {
 pub struct Spending {
     /// The beginning of that time, in milliseconds since the epoch.
     pub since_millis: Millis,
-    /// Spent.
-    pub gpu_hours: f32,
+    /// Spent. Not rounded, since readers subtract it.
+    pub gpu_hours: f64,
     /// The hours that `maxReplicaCount` replicas would have spent; 0 for a pool that nothing scales.
-    pub at_maximum: f32,
+    pub at_maximum: f64,
 }
 
 impl Delta for PoolOverview {

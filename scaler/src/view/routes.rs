@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{Request, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -45,6 +47,18 @@ struct View {
     token: Option<Token>,
 }
 
+/// Answers with the reason while this scaler has no figures: those of the past would look like live ones.
+pub(crate) async fn while_deciding(
+    State(board): State<Arc<Board>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    match board.away() {
+        None => next.run(request).await,
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
 /// `GET /overview`, `/history`, `/gateways`, `/pools/NAME`, and below it `/arrivals`, `/output`,
 /// `/queue` and `/endpoints`.
 pub(crate) fn routes(
@@ -55,7 +69,6 @@ pub(crate) fn routes(
     let view = View { board: Arc::clone(board), inquiries, token };
     Router::new()
         .route("/history", get(histories))
-        .route("/gateways", get(gateways))
         .route("/pools/{name}", get(pool))
         .route("/pools/{name}/arrivals", get(arrivals))
         .route("/pools/{name}/output", get(output))
@@ -67,8 +80,10 @@ pub(crate) fn routes(
             "/pools/{name}/endpoints",
             get(async |view, pool, limit| ENDPOINTS.ask(view, pool, limit).await),
         )
-        .with_state(view)
+        .with_state(view.clone())
         .route("/overview", board.feed.route())
+        .layer(from_fn_with_state(Arc::clone(board), while_deciding))
+        .merge(Router::new().route("/gateways", get(gateways)).with_state(view))
 }
 
 impl View {
@@ -289,7 +304,50 @@ async fn fetch(url: &str, path: &str, token: Option<&Token>) -> Result<Box<RawVa
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use forebay_config::{Config, Millis, Pool};
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::view::board::Standing;
+
+    async fn asked(router: &Router, path: &str, accept: &str) -> (StatusCode, Body) {
+        let request = Request::get(path).header(header::ACCEPT, accept).body(Body::empty());
+        let answer = router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+        (answer.status(), answer.into_body())
+    }
+
+    #[tokio::test]
+    async fn a_scaler_that_does_not_decide_shows_no_figures_and_names_the_leader() {
+        let config = Config { pools: vec![Pool::named("p")], ..Config::default() };
+        let board = Board::new(&config);
+        let router = routes(&board, mpsc::channel(1).0, None);
+        board.record("p", Standing::default(), Millis::new(1_000));
+        board.publish(1, Millis::new(1_000));
+        let stream = "text/event-stream";
+        let (status, feed) = asked(&router, "/overview", stream).await;
+        assert_eq!(status, StatusCode::OK);
+        let why = "this scaler does not lead: the one at http://10.0.0.9:9900 does";
+        board.stand_by(why.to_owned());
+        let ended = timeout(Duration::from_secs(5), feed.collect()).await;
+        assert!(ended.is_ok(), "readers of the feed are cut off");
+        for (path, accept) in [
+            ("/overview", "*/*"),
+            ("/overview", stream),
+            ("/history?pool=p", "*/*"),
+            ("/pools/p/arrivals", "*/*"),
+        ] {
+            let (status, body) = asked(&router, path, accept).await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+            let body = body.collect().await.expect("a body").to_bytes();
+            assert_eq!(body, format!("{why}\n"), "{path}");
+        }
+        board.begin();
+        for path in ["/overview", "/history?pool=p"] {
+            assert_eq!(asked(&router, path, "*/*").await.0, StatusCode::OK, "{path}");
+        }
+    }
 
     #[test]
     fn output_is_read_from_its_end_and_then_as_it_grows() {

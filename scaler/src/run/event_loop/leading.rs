@@ -33,6 +33,7 @@ impl Loop {
     pub(super) fn elected(&mut self) {
         let Some(leadership) = &mut self.role.leadership else { return };
         let leadership = leadership.borrow_and_update().clone();
+        self.show_role();
         match leadership {
             // This process starts to lead when it takes over.
             Leadership::Ours if self.role.standby => return,
@@ -55,8 +56,30 @@ impl Loop {
         self.outputs.publish(without_barriers(&self.outputs.last));
     }
 
+    /// Has the board say who decides, unless this process does.
+    pub(super) fn show_role(&self) {
+        if self.leads() {
+            return;
+        }
+        let leadership = self.role.leadership.as_ref().map(|leadership| leadership.borrow());
+        let why = match leadership.as_deref() {
+            Some(Leadership::Theirs(url)) => {
+                format!("this scaler does not lead: the one at {url} does")
+            }
+            Some(Leadership::Unknown) => {
+                "this scaler does not lead, and it does not know one that does".to_owned()
+            }
+            Some(Leadership::Ours) | None => {
+                "this process does not decide: the one before or after it does".to_owned()
+            }
+        };
+        self.outputs.board.stand_by(why);
+    }
+
     /// Starts to decide, from the state that was published last.
     pub(super) fn begin(&mut self) {
+        self.outputs.board.begin();
+        self.outputs.decisions.keep(|_| false);
         self.role.relay = None;
         let stale_after = self.config.scaler.stale_after.into();
         // Its own state is from the time when it last led, if ever.

@@ -112,6 +112,7 @@ impl Loop {
             saver.finish().await;
         }
         self.role.standby = true;
+        self.show_role();
         self.memory.loading = None;
         self.waiting.clear();
         self.outputs.last = without_barriers(&self.outputs.last);
@@ -147,6 +148,7 @@ impl Loop {
         let mut published = state.published;
         published.retain(|name, _| is_configured(name));
         self.role.standby = false;
+        self.show_role();
         self.outputs.publish(published);
         if let Some(keda) = &self.outputs.keda {
             keda.open();

@@ -113,7 +113,7 @@ async fn a_pod_may_drain_itself_and_another_endpoint_may_not() {
     ];
     let signals = PoolSignals { endpoints: endpoints.into(), ..PoolSignals::default() };
     let (sender, pools) = ("a".to_owned(), [("p".to_owned(), Arc::new(signals))].into());
-    let view = Arc::new(View { sender, seq: 0, gateways: None, pools });
+    let view = Arc::new(View { sender, seq: 0, up_millis: None, gateways: None, pools });
     let update = Event::Update { view, touched: Vec::new() };
     work.feeds.take(GatewayChange::Feed(0, update));
     for (endpoint, from_endpoint, refused, drains) in [
@@ -148,6 +148,29 @@ async fn a_scaler_that_stops_leading_leaves_no_barrier_behind() {
         work.elected();
         assert_eq!((work.outputs.last["p"].barrier, work.outputs.last["p"].active), (None, true));
     }
+}
+
+#[tokio::test]
+async fn a_scaler_that_does_not_lead_shows_who_does() {
+    let (mut work, lead) = work(config(&[("p", 4)]), None);
+    work.show_role();
+    assert_eq!(work.outputs.board.away(), None);
+    let url = "http://10.0.0.9:9900".to_owned();
+    for (next, want) in [
+        (Leadership::Unknown, "does not know one that does"),
+        (Leadership::Theirs(url.clone()), "the one at http://10.0.0.9:9900 does"),
+    ] {
+        lead.send_replace(next);
+        work.elected();
+        let away = work.outputs.board.away().expect("another one leads");
+        assert!(away.ends_with(want), "{away}");
+    }
+    lead.send_replace(Leadership::Ours);
+    work.elected();
+    assert_eq!(work.outputs.board.away(), None);
+    work.hand_over().await;
+    let away = work.outputs.board.away().expect("the next process decides");
+    assert!(away.starts_with("this process does not decide"), "{away}");
 }
 
 #[tokio::test]
@@ -216,7 +239,13 @@ async fn a_scaler_that_starts_to_lead_continues_from_the_relayed_figures() {
     work.outputs.last.insert("p".to_owned(), relayed);
     work.elected();
     let waiting = PoolSignals { queue_depth: 3, ..PoolSignals::default() };
-    let report = LastReport { gateway: 0, sender: "a", signals: Some(&waiting), silent_for: None };
+    let report = LastReport {
+        gateway: 0,
+        sender: "a",
+        up_for: None,
+        signals: Some(&waiting),
+        silent_for: None,
+    };
     let ManagedPool { pool, target, .. } = &mut work.pools[0];
     let step = pool.step(&[report], &BTreeMap::new(), &[], target, Millis::new(1_000));
     let published = step.replicas.figures;
