@@ -77,6 +77,12 @@ impl AdminArgs {
 }
 
 impl AdminClient {
+    /// A client without a token.
+    #[cfg(test)]
+    pub(crate) fn at(address: std::net::SocketAddr) -> Self {
+        Self { authority: address.to_string(), token: None }
+    }
+
     /// Its address, for messages.
     pub(crate) fn authority(&self) -> &str {
         &self.authority

@@ -1,5 +1,7 @@
 //! `forebay top`: all pools, live, with the chosen one's last hour and decisions below.
 
+mod look;
+
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, stdout};
 use std::process::ExitCode;
@@ -11,18 +13,19 @@ use forebay_scaler::overview::PoolOverview;
 use forebay_signals::Frame as FeedFrame;
 use forebay_signals::follower::Event as FeedEvent;
 use futures_util::StreamExt as _;
+use ratatui::backend::Backend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table, TableState, Wrap};
-use ratatui::{DefaultTerminal, Frame};
-use serde::Deserialize;
+use ratatui::{Frame, Terminal};
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use super::client::{AdminArgs, AdminClient};
 use super::summary::{HEADS, columns, printable, totals};
+use look::{Hour, Look, PastDecision};
 
 /// How often times that are left run down.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,23 +43,6 @@ Keys: arrows choose a pool, s changes the order, q ends.")]
 pub(crate) struct TopArgs {
     #[command(flatten)]
     admin: AdminArgs,
-}
-
-/// The last hour of a pool, as far as it is drawn.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Hour {
-    held: Vec<u64>,
-    in_flight: Vec<u64>,
-    tokens: Vec<f64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PastDecision {
-    at_millis: u64,
-    why: String,
-    current: bool,
 }
 
 /// The order of the pools.
@@ -132,12 +118,17 @@ fn wish(event: &Event) -> Option<Wish> {
     })
 }
 
-async fn show(
-    terminal: &mut DefaultTerminal,
+async fn show<B>(
+    terminal: &mut Terminal<B>,
     client: &AdminClient,
     mut keys: mpsc::Receiver<Wish>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<()>
+where
+    B: Backend,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
     let mut feed = client.follow::<PoolOverview>("/overview");
+    let mut looking = Look::default();
     let mut screen = Screen { authority: client.authority().to_owned(), ..Screen::default() };
     let mut ticks = interval(TICK);
     let mut until_look = 0;
@@ -165,25 +156,25 @@ async fn show(
                 look = until_look == 0;
                 until_look = if look { LOOK } else { until_look - 1 };
             }
+            seen = looking.next() => if let Some((hour, decisions)) = seen {
+                (screen.hour, screen.decisions) = (hour, decisions);
+            },
         }
         if screen.chosen.is_none() {
             screen.choose(0);
             look |= screen.chosen.is_some();
         }
+        if looking.pool != screen.chosen {
+            // The charts of another pool would be taken for this one's.
+            (screen.hour, screen.decisions) = (Hour::default(), Vec::new());
+            (looking, look) = (Look::default(), true);
+        }
         if let Some(pool) = screen.chosen.clone().filter(|_| look && screen.lost.is_none()) {
-            (screen.hour, screen.decisions) = detail(client, &pool).await;
+            looking.begin(client, pool);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         terminal.draw(|frame| screen.draw(frame, now as u64))?;
     }
-}
-
-/// The last hour and the decisions of a pool. Whatever can't be read is left out: the feed shows a loss.
-async fn detail(client: &AdminClient, pool: &str) -> (Hour, Vec<PastDecision>) {
-    let hours = client.get::<BTreeMap<String, Hour>>(&format!("/history?pool={pool}")).await;
-    let hour = hours.ok().and_then(|mut hours| hours.remove(pool)).unwrap_or_default();
-    let decisions = client.get::<Vec<PastDecision>>(&format!("/decisions?pool={pool}")).await;
-    (hour, decisions.unwrap_or_default())
 }
 
 impl PoolOrder {
@@ -366,7 +357,6 @@ fn ago(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use forebay_scaler::overview::{StateCounts, Trouble, TroubleKind};
-    use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::crossterm::event::KeyEvent;
 
@@ -447,6 +437,36 @@ mod tests {
         assert_eq!((fitted.len(), fitted.iter().max()), (60, Some(&50)));
         assert_eq!(super::fitted(&[1, 2], 4), [1, 1, 2, 2], "a young history fills the width");
         assert_eq!(super::fitted(&[], 4), [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn keys_work_while_the_far_end_hangs() {
+        let asked = Arc::new(tokio::sync::Notify::new());
+        let hang = {
+            let asked = Arc::clone(&asked);
+            async move || -> String {
+                asked.notify_one();
+                std::future::pending().await
+            }
+        };
+        let feed = forebay_signals::publisher::Publisher::new();
+        feed.publish([("a".to_owned(), PoolOverview::default())].into());
+        let app = axum::Router::new()
+            .route("/overview", feed.route())
+            .route("/history", axum::routing::get(hang));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = AdminClient::at(listener.local_addr().expect("bound"));
+        let server = tokio::spawn(async { axum::serve(listener, app).await });
+        let mut terminal = Terminal::new(TestBackend::new(160, 30)).expect("a screen");
+        let (sender, keys) = mpsc::channel(16);
+        let leave = async {
+            asked.notified().await;
+            sender.send(Wish::End).await.expect("it listens");
+        };
+        let shown = async { tokio::join!(show(&mut terminal, &client, keys), leave).0 };
+        let ended = tokio::time::timeout(Duration::from_secs(20), shown).await;
+        ended.expect("it ends with the key").expect("in good order");
+        server.abort();
     }
 
     #[test]
