@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-const COOKIE: &str = "forebay_session";
+/// The cookie's name begins with this. Browsers ignore the port of a cookie's origin, so each process has a
+/// name of its own: two consoles that are forwarded to ports of one host do not end each other's sessions.
+const COOKIE: &str = "forebay_session_";
 /// How long a session lasts.
 const LASTS: Duration = Duration::from_secs(12 * 60 * 60);
 /// Sessions at once; the oldest makes way for a new one.
@@ -27,6 +29,8 @@ const MOST: usize = 256;
 #[derive(Clone)]
 pub(super) struct Sessions {
     token: Token,
+    /// The cookie's name.
+    cookie: Arc<str>,
     /// By the hash of the cookie's value, so that the time of a look-up says nothing about the value.
     open: Arc<Mutex<BTreeMap<[u8; 32], Session>>>,
 }
@@ -39,7 +43,8 @@ struct Session {
 
 impl Sessions {
     pub(super) fn new(token: Token) -> Self {
-        Self { token, open: Arc::default() }
+        let cookie = format!("{COOKIE}{:08x}", rand::random::<u32>()).into();
+        Self { token, cookie, open: Arc::default() }
     }
 
     /// `POST /login` with the token as the body, and `POST /logout`.
@@ -52,7 +57,14 @@ impl Sessions {
 
     /// Whether a request with these headers belongs to an open session.
     pub(super) fn has(&self, headers: &HeaderMap) -> bool {
-        cookies(headers).any(|value| self.is_open(value, Instant::now()))
+        self.cookies(headers).any(|value| self.is_open(value, Instant::now()))
+    }
+
+    /// The values of the session's cookie that a request carries.
+    fn cookies<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
+        let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let pairs = all.flat_map(|value| value.split(';'));
+        pairs.filter_map(|pair| pair.trim().strip_prefix(&*self.cookie)?.strip_prefix('='))
     }
 
     fn is_open(&self, value: &str, now: Instant) -> bool {
@@ -92,19 +104,13 @@ fn key(value: &str) -> [u8; 32] {
     Sha256::digest(value.as_bytes()).into()
 }
 
-/// The values of the session's cookie that a request carries.
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let pairs = all.flat_map(|value| value.split(';'));
-    pairs.filter_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))
-}
-
 async fn login(State(sessions): State<Sessions>, body: String) -> Response {
     match sessions.open(&body, Instant::now()) {
         Some(value) => {
             let seconds = LASTS.as_secs();
+            let name = &sessions.cookie;
             let cookie =
-                format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict");
+                format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict");
             let cookie = HeaderValue::try_from(cookie).expect("digits and names only");
             ([(header::SET_COOKIE, cookie)], "logged in\n").into_response()
         }
@@ -116,8 +122,9 @@ async fn login(State(sessions): State<Sessions>, body: String) -> Response {
 }
 
 async fn logout(State(sessions): State<Sessions>, headers: HeaderMap) -> Response {
-    cookies(&headers).for_each(|value| sessions.close(value));
-    let gone = format!("{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict");
+    sessions.cookies(&headers).for_each(|value| sessions.close(value));
+    let name = &sessions.cookie;
+    let gone = format!("{name}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict");
     let gone = HeaderValue::try_from(gone).expect("names only");
     ([(header::SET_COOKIE, gone)], "logged out\n").into_response()
 }
@@ -142,20 +149,35 @@ mod tests {
         assert_eq!(sessions.open("", now), None);
         let value = sessions.open("secret\n", now).expect("the token");
         assert!(!value.contains("secret"));
+        let name = &sessions.cookie;
         for (cookie, want) in [
-            (format!("forebay_session={value}"), true),
-            (format!("theme=dark; forebay_session={value}; x=y"), true),
-            (format!("forebay_session=0; forebay_session={value}"), true),
-            (format!("other_forebay_session={value}"), false),
-            (format!("forebay_session={}", &value[1..]), false),
-            ("forebay_session=secret".to_owned(), false),
-            ("forebay_session=".to_owned(), false),
+            (format!("{name}={value}"), true),
+            (format!("theme=dark; {name}={value}; x=y"), true),
+            (format!("{name}=0; {name}={value}"), true),
+            (format!("other_{name}={value}"), false),
+            (format!("{COOKIE}={value}"), false),
+            (format!("{name}={}", &value[1..]), false),
+            (format!("{name}=secret"), false),
+            (format!("{name}="), false),
         ] {
             assert_eq!(sessions.has(&with_cookie(&cookie)), want, "{cookie}");
         }
         assert!(!sessions.has(&HeaderMap::new()));
         sessions.close(&value);
         assert!(!sessions.is_open(&value, now), "logged out");
+    }
+
+    #[test]
+    fn a_browser_keeps_its_sessions_at_two_processes_on_one_host() {
+        // As with two consoles that are forwarded to ports of 127.0.0.1.
+        let both = [sessions(), sessions()];
+        assert_ne!(both[0].cookie, both[1].cookie, "one would replace the other");
+        let cookie = |sessions: &Sessions| {
+            let value = sessions.open("secret", Instant::now()).expect("the token");
+            format!("{}={value}", sessions.cookie)
+        };
+        let sent = with_cookie(&both.each_ref().map(cookie).join("; "));
+        assert!(both.iter().all(|sessions| sessions.has(&sent)));
     }
 
     #[test]

@@ -60,8 +60,10 @@ export class Feed {
       const began = Date.now();
       try {
         await this.read();
+        if (this.stopped) return;
         this.set("lost", "the server closed it");
       } catch (error) {
+        if (this.stopped) return;
         if (error instanceof Unauthorized) {
           this.set("denied");
           return;

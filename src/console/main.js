@@ -1,8 +1,8 @@
 // The page: login, the live feed, and the way between the overview and a pool.
 
-import { h, setText } from "./dom.js";
+import { h, notify, setText } from "./dom.js";
 import { cost, money, number, seconds } from "./format.js";
-import { Feed, post } from "./feed.js";
+import { Feed, Unauthorized, post } from "./feed.js";
 import { Overview } from "./overview.js";
 import { PoolPage } from "./pool.js";
 
@@ -27,8 +27,13 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 
 logout.addEventListener("click", async () => {
+  try {
+    await post("/logout");
+  } catch (failure) {
+    // Without a session there is nothing to end. Otherwise it is still open, and the page must not hide that.
+    if (!(failure instanceof Unauthorized)) return notify(`You are still logged in. The logout failed: ${failure.message}`, true);
+  }
   localStorage.removeItem("loggedIn");
-  await post("/logout").catch(() => {});
   feed?.stop();
   login();
 });

@@ -319,8 +319,16 @@ pools:
     const pool = await page.evaluate(() => fetch("/overview").then((response) => response.json()).then((frame) => frame.pools.chat));
     assert.equal(pool.operatorOverride, undefined);
 
+    await page.route("**/logout", (route) => route.abort());
+    await page.getByRole("button", { name: "Log out" }).click();
+    await see(page, "#toast.bad", /still logged in/);
+    assert.equal(await page.evaluate(() => fetch("/overview").then((response) => response.status)), 200);
+    await page.unroute("**/logout");
     await page.getByRole("button", { name: "Log out" }).click();
     await see(page, "h1", /Log in/);
+    // The read that the logout ended is no loss.
+    await page.waitForTimeout(500);
+    assert.ok(await page.locator("#lost").isHidden());
     assert.equal(await page.evaluate(() => fetch("/overview").then((response) => response.status)), 401);
     await page.context().close();
   },
