@@ -5,8 +5,10 @@
 //! result as soon as it is known. So neither its work nor its memory reaches the data path.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path as FilePath, PathBuf};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,14 +19,17 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use forebay_config::{Config, Scaling};
+use forebay_base::memory;
+use forebay_config::{Config, Scaling, Target};
 use forebay_scaler::Rehearsable;
 use parking_lot::Mutex;
-use rustix::process::{Pid, setpriority_process};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Resource, Rlimit, prlimit, setpriority_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The lowest priority.
@@ -140,7 +145,7 @@ async fn begin(
         },
     };
     let (sources, name) = (rehearsals.sources.clone(), pool.clone());
-    let trace = tokio::task::spawn_blocking(move || sources.arrivals(&name)).await.ok().flatten();
+    let trace = spawn_blocking(move || sources.arrivals(&name)).await.ok().flatten();
     let Some(trace) = trace else {
         let why = format!("no request for pool `{pool}` came since this scaler began");
         return refused(StatusCode::CONFLICT, why);
@@ -188,27 +193,51 @@ fn with_scaling(config: &Config, pool: &str, text: &str) -> anyhow::Result<Confi
     Ok(changed)
 }
 
-/// A folder that is removed with the rehearsal, also a cancelled one.
-struct Folder(PathBuf);
+/// The configuration without what a replay has no use for: the commands and the environment of replicas,
+/// which may hold secrets.
+fn without_commands(config: &Config) -> Config {
+    let mut config = config.clone();
+    for pool in &mut config.pools {
+        if let Some(Target::Processes(processes)) = &mut pool.target {
+            processes.command = vec!["replica".to_owned(), "{port}".to_owned()];
+            processes.env.clear();
+        }
+    }
+    config
+}
 
-impl Folder {
-    fn new() -> std::io::Result<Self> {
-        let path =
-            std::env::temp_dir().join(format!("forebay-what-if-{:032x}", rand::random::<u128>()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
+/// A file in memory, which ends with this value. The child reads it through this process, so it needs no
+/// folder to write in, and no other user can read it.
+struct MemoryFile(File);
+
+impl MemoryFile {
+    fn new(name: &str, text: &str) -> std::io::Result<Self> {
+        let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+        file.write_all(text.as_bytes())?;
+        Ok(Self(file))
     }
 
-    fn write(&self, name: &str, text: &str) -> std::io::Result<PathBuf> {
-        let path = self.0.join(name);
-        fs::write(&path, text)?;
-        Ok(path)
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+/// The files of a replay.
+struct ReplayFiles {
+    trace: MemoryFile,
+    present: MemoryFile,
+    changed: Option<MemoryFile>,
+}
+
+impl ReplayFiles {
+    fn new(trace: &str, present: &Config, changed: Option<&Config>) -> std::io::Result<Self> {
+        let config =
+            |name, config| MemoryFile::new(name, &forebay_config::print(&without_commands(config)));
+        Ok(Self {
+            trace: MemoryFile::new("arrivals", trace)?,
+            present: config("present", present)?,
+            changed: changed.map(|changed| config("changed", changed)).transpose()?,
+        })
     }
 }
 
@@ -226,12 +255,10 @@ async fn play(
         }
     };
     let played = async {
-        let folder = Folder::new().context("a folder for the rehearsal")?;
-        let trace = folder.write("arrivals.csv", &trace)?;
-        let present = folder.write("present.yaml", &forebay_config::print(&config))?;
-        let write = |changed| folder.write("changed.yaml", &forebay_config::print(changed));
-        let changed = changed.as_ref().map(write).transpose()?;
-        let mut child = start(&pool, &trace, &present, changed.as_deref())?;
+        // Writing a day of arrivals takes milliseconds, in which nothing else must wait.
+        let files = spawn_blocking(move || ReplayFiles::new(&trace, &config, changed.as_ref()));
+        let files = files.await?.context("files for the rehearsal")?;
+        let mut child = start(&pool, &files)?;
         let output = child.stdout.take().context("its output")?;
         let mut lines = BufReader::new(output).lines();
         while let Some(line) = lines.next_line().await? {
@@ -267,32 +294,40 @@ impl Shown {
 }
 
 /// Starts `forebay replay`, which ends with the handle.
-fn start(
-    pool: &str,
-    trace: &FilePath,
-    present: &FilePath,
-    changed: Option<&FilePath>,
-) -> anyhow::Result<Child> {
+fn start(pool: &str, files: &ReplayFiles) -> anyhow::Result<Child> {
     // Not by the executable's path, which may hold another binary by now.
     let mut command = Command::new("/proc/self/exe");
-    command.arg("replay").arg("--config").arg(present).arg("--trace").arg(trace);
+    command.arg("replay").arg("--config").arg(files.present.path());
+    command.arg("--trace").arg(files.trace.path());
     command.args(["--pool", pool, "--json-lines", "--compare"]).args(OTHERS);
-    if let Some(changed) = changed {
-        command.arg("--beside").arg(changed);
+    if let Some(changed) = &files.changed {
+        command.arg("--beside").arg(changed.path());
     }
+    command.env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn().context("forebay replay")?;
     let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     if let Some(pid) = pid {
         // It may have ended already.
         let _ = setpriority_process(Some(pid), NICE);
+        let most = Some(most_memory(memory::available().bytes));
+        let _ = prlimit(Some(pid), Resource::Data, Rlimit { current: most, maximum: most });
     }
     Ok(child)
 }
 
+/// The most memory of a replay in bytes, given what this process may use. Kubernetes ends a whole
+/// container that runs out of it, so the replay has to run out first. A day of 500,000 requests takes
+/// 95 MiB.
+fn most_memory(available: u64) -> u64 {
+    (available / 2).min(1 << 30)
+}
+
 #[cfg(test)]
 mod tests {
-    use forebay_config::{Pool, Processes, Target};
+    use std::os::unix::fs::MetadataExt as _;
+
+    use forebay_config::{Pool, Processes};
     use serde_json::json;
 
     use super::*;
@@ -323,6 +358,34 @@ mod tests {
         let config = config();
         let text = scaling_text(&config.pools[0].scaling);
         assert_eq!(with_scaling(&config, "p", &text).expect("valid"), config);
+    }
+
+    #[test]
+    fn a_replay_gets_no_secret_and_its_files_are_on_no_disk() {
+        let mut config = config();
+        if let Some(Target::Processes(processes)) = &mut config.pools[0].target {
+            processes.command.push("--api-key=secret".to_owned());
+            processes.env.insert("TOKEN".to_owned(), "secret".to_owned());
+        }
+        let files = ReplayFiles::new("a trace", &config, Some(&config)).expect("written");
+        let changed = files.changed.expect("given");
+        for (file, is_config) in [(&files.trace, false), (&files.present, true), (&changed, true)] {
+            let text = std::fs::read_to_string(file.path()).expect("readable for its user");
+            assert!(!text.contains("secret"));
+            assert_eq!(file.0.metadata().expect("open").nlink(), 0, "in no folder");
+            if is_config {
+                let read = forebay_config::load(file.path()).expect("valid");
+                assert_eq!(read.pools[0].scaling, config.pools[0].scaling);
+            } else {
+                assert_eq!(text, "a trace");
+            }
+        }
+    }
+
+    #[test]
+    fn a_replay_gets_half_of_the_memory_at_most() {
+        assert_eq!(most_memory(512 << 20), 256 << 20, "the chart's limit");
+        assert_eq!(most_memory(64 << 30), 1 << 30);
     }
 
     #[test]
