@@ -91,7 +91,7 @@ function showLoss() {
   if (!lostSince) return;
   const span = seconds(Math.max(1, Math.round((Date.now() - lostSince) / 1000)));
   lost.hidden = false;
-  setText(lost, `The live feed is lost since ${span}: ${reason}. These figures are old. Trying again…`);
+  setText(lost, `The live feed has been lost for ${span}: ${reason}. These figures are old. Trying again…`);
 }
 
 /** Draws at most once a frame, whatever comes in. */

@@ -257,7 +257,7 @@ const steps = {
     const page = await open(admin);
     await see(page, "#live", /^live$/);
     child.kill("SIGSTOP");
-    await see(page, "#lost", /The live feed is lost since \d+ s/);
+    await see(page, "#lost", /The live feed has been lost for \d+ s/);
     await see(page, "#live", /not live/);
     await shoot(page, "lost");
     child.kill("SIGCONT");

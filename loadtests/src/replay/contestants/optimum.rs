@@ -294,7 +294,8 @@ fn serve_all(stays: &mut Vec<Stay>, trace: &Trace, model: &Model) {
         }
         // Late, so that it serves later requests as well; and not too late for this one.
         let from = request.at + model.patience * 3 / 4;
-        let together = trace.requests.iter().filter(|r| r.at >= request.at && r.at <= from);
+        let first = trace.requests.partition_point(|r| r.at < request.at);
+        let together = trace.requests[first..].iter().take_while(|r| r.at <= from);
         let until = from + CELL + together.map(|r| busy(r, model)).sum::<Us>();
         stays.push((from, until));
         until_then = until;
