@@ -101,6 +101,11 @@ impl Room {
     /// Begins anew for another server. What was learned stays: it is mostly the same engine.
     pub fn begin_anew(&mut self) {
         (self.in_flight, self.cache.in_flight) = (0, 0);
+        self.start_slowly();
+    }
+
+    /// Starts slowly again: the server sleeps, and is cold when it wakes.
+    pub fn start_slowly(&mut self) {
         self.slow_start = Some(SlowStart::default());
     }
 

@@ -8,15 +8,15 @@
 //! costs no throughput with streams.
 //!
 //! A plain answer shows no first token before its end. It counts a second after it was given: an engine
-//! that is warm has begun it by then. So with plain answers a server has fewer requests than it could
-//! take for the first seconds.
+//! that is warm has begun it by then. Once a round has passed, or an answer has shown that the server works,
+//! a quarter of that is enough. So with plain answers a server has its whole room after about three seconds.
 //!
 //! Pure: callers pass `now`, as a time since any moment.
 
 use std::time::Duration;
 
-/// How long after it was given a plain answer counts as begun.
-const PLAIN_BEGINS: Duration = Duration::from_secs(1);
+/// How long after it was given a plain answer counts as begun: in the first round, and later.
+const PLAIN_BEGINS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(250));
 
 /// The progress of a server that has just begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,8 @@ impl SlowStart {
 
     /// The moment at which time alone makes more room, if there is one.
     pub(super) fn plain_counts_at(&self) -> Option<Duration> {
-        (self.plain > 0).then(|| self.plain_since.saturating_add(PLAIN_BEGINS))
+        let begins = if self.allowed > 1 { PLAIN_BEGINS.1 } else { PLAIN_BEGINS.0 };
+        (self.plain > 0).then(|| self.plain_since.saturating_add(begins))
     }
 
     /// Takes a request that the server is given. `streamed`: its first token will be seen.
@@ -157,6 +158,22 @@ mod tests {
         assert_eq!(start.allowed(ms(1500)), 3);
         start.ended(part, true, u32::MAX, ms(2000));
         assert_eq!((start.allowed(ms(9000)), start.plain_counts_at()), (3, None));
+    }
+
+    #[test]
+    fn plain_answers_alone_fill_a_server_in_three_seconds() {
+        let mut start = SlowStart::default();
+        let (mut now, mut given, mut rounds) = (ms(0), 0, Vec::new());
+        while given < 127 {
+            while given < start.allowed(now) {
+                start.given(false, now);
+                given += 1;
+            }
+            rounds.push((given, now));
+            now = start.plain_counts_at().expect("all of them are plain");
+        }
+        let want = [(1, 0), (3, 1000), (7, 1250), (15, 1500), (31, 1750), (63, 2000), (127, 2250)];
+        assert_eq!(rounds, want.map(|(given, at)| (given, ms(at))));
     }
 
     #[test]

@@ -124,6 +124,9 @@ impl Endpoint {
         if let Some(tokens) = report.kv_tokens {
             self.work.room.inner.set_cache(tokens);
         }
+        if report.cache.is_some_and(|cache| cache.asleep) {
+            self.work.room.inner.start_slowly();
+        }
         if let Some(waiting) = report.waiting {
             self.work.room.inner.reported(waiting, at);
         }

@@ -1,4 +1,7 @@
+use forebay_scheduling::pick::CacheReport;
+
 use super::*;
+use crate::pool::endpoint::EngineReport;
 
 /// A request for a stream.
 fn streamed() -> Ticket {
@@ -117,4 +120,21 @@ async fn a_replica_that_was_up_before_the_gateway_has_its_whole_room() {
     let holds = tickets.iter_mut().map(|ticket| pool.hold(ticket));
     let slots: Vec<_> = holds.filter_map(|hold| Box::pin(hold).now_or_never()).collect();
     assert_eq!(slots.len(), 20, "all at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_has_slept_starts_slowly_again() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 20}"#);
+    ready(&pool, 1);
+    let report = |asleep| EngineReport {
+        cache: Some(CacheReport { tokens: None, counters: None, asleep }),
+        ..EngineReport::default()
+    };
+    for (asleep, want) in [(false, 20), (true, 1)] {
+        pool.engine_reported(address(1), &report(asleep));
+        let mut tickets: Vec<_> = (0..20).map(|_| streamed()).collect();
+        let holds = tickets.iter_mut().map(|ticket| pool.hold(ticket));
+        let slots: Vec<_> = holds.filter_map(|hold| Box::pin(hold).now_or_never()).collect();
+        assert_eq!(slots.len(), want, "asleep: {asleep}");
+    }
 }
