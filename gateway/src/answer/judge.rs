@@ -103,6 +103,14 @@ pub(crate) struct Places {
     pub(crate) usage: Option<Range<usize>>,
 }
 
+impl Places {
+    /// The places of all values but the list of choices.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &Range<usize>> {
+        let Self { choices: _, token_ids, prompt_token_ids, logprobs, usage } = self;
+        [token_ids, prompt_token_ids, logprobs, usage].into_iter().flatten()
+    }
+}
+
 /// Everything that is read of an event or a plain body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {

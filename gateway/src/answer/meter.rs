@@ -105,6 +105,22 @@ impl Meter {
         &mut self.choices[at]
     }
 
+    /// Notes a pause that is no gap between tokens, since the replica did not cause it.
+    pub(crate) fn paused(&mut self) {
+        self.choices.iter_mut().for_each(|choice| choice.last = None);
+    }
+
+    /// Notes that another replica goes on with the only choice behind its first `tokens`. It generates
+    /// again what came behind them.
+    pub(crate) fn goes_on_behind(&mut self, tokens: u64) {
+        self.paused();
+        for choice in &mut self.choices {
+            choice.events = choice.events.min(tokens);
+            choice.counted = tokens;
+            choice.reported = choice.reported.map(|reported| reported.min(tokens));
+        }
+    }
+
     /// Sets the usage of an answer that the gateway ends in place of its replica.
     pub(crate) fn concluded(&mut self, usage: TokenUsage) {
         self.total = Some(usage);
@@ -210,6 +226,21 @@ mod tests {
         let tokens = meter.tokens();
         assert_eq!((tokens.prompt, tokens.cached, tokens.generated), (Some(9), Some(4), 7));
         assert!(tokens.exact && !meter.continuous());
+    }
+
+    #[test]
+    fn a_pause_is_no_gap_and_tokens_that_are_generated_again_count_once() {
+        let chunk = r#"data: {"choices":[{"index":0,"text":"a","token_ids":[1]}]}"#;
+        let (mut meter, start) = metered(Api::Completions, &[(0, chunk), (10, chunk), (20, chunk)]);
+        meter.goes_on_behind(1);
+        assert_eq!(meter.tokens().generated, 1, "two are generated again");
+        let facts = judge_event(Api::Completions, &SseEvent::read(chunk.as_bytes()));
+        for at in [5_000, 5_010] {
+            meter.record(&facts, start + Duration::from_millis(at));
+        }
+        assert_eq!(meter.tokens().generated, 3);
+        assert_eq!(meter.itl.count(), 3);
+        assert!((meter.itl.sum() - 0.030).abs() < 1e-9, "the pause is not among them");
     }
 
     #[test]

@@ -75,6 +75,11 @@ impl NotContinued {
         )
     }
 
+    /// Whether the next tokens may take the reason away.
+    pub(crate) fn may_pass(self) -> bool {
+        matches!(self, Self::Stop | Self::TextHeld | Self::InsideCharacter)
+    }
+
     /// Its label in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {

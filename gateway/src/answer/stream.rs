@@ -167,7 +167,10 @@ impl AnswerStream {
 
     /// Prepares for another replica, which goes on where the answer was cut.
     pub(crate) fn begin_seam(&mut self) {
-        self.token_ids.record.iter_mut().for_each(|token_record| token_record.begin_seam());
+        if let Some(token_record) = &mut self.token_ids.record {
+            token_record.begin_seam();
+            self.meter.goes_on_behind(token_record.carried());
+        }
         self.splitter = Splitter::default();
         self.template = None;
         self.failure = None;
@@ -180,6 +183,7 @@ impl AnswerStream {
         let chat = self.api == Api::ChatCompletions;
         let Some(token_record) = &mut self.token_ids.record else { return };
         token_record.go_back(tokens);
+        self.meter.goes_on_behind(token_record.carried());
         if !rest.is_empty() {
             self.token_ids.held.push(token_record.kept_back(rest, chat));
         }
@@ -395,6 +399,11 @@ impl AnswerStream {
         (Next::Keep, replaced)
     }
 
+    /// Whether the present replica has shown that it goes on with the answer.
+    fn is_resumed(&self) -> bool {
+        self.token_ids.record.as_ref().is_none_or(|token_record| token_record.is_resumed())
+    }
+
     /// Whether the usage chunk is removed. A server that reports usage with each part sends it to
     /// every client, so it stays.
     fn strips_usage(&self) -> bool {
@@ -443,7 +452,7 @@ impl AnswerStream {
         let last = SseEvent::read(&rest);
         if self.failure.is_none() && last.data.is_some() {
             let facts = judge_event(self.api, &last);
-            if facts.verdict == Verdict::End {
+            if facts.verdict == Verdict::End && self.is_resumed() {
                 self.meter.record(&facts, now);
                 (self.end_seen, self.preamble.committed) = (true, true);
             }
@@ -475,6 +484,8 @@ impl AnswerStream {
     }
 }
 
+#[cfg(test)]
+mod hostile_seams;
 #[cfg(test)]
 mod seam_tests;
 #[cfg(test)]

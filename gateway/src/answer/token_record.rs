@@ -29,6 +29,8 @@ use crate::answer::token_ids::{TextShown, TokenIds, read_ids};
 const MOST_SILENT: usize = 16;
 /// The same for the first ones of a new replica.
 const MOST_SILENT_OF_NEW: usize = 1024;
+/// The most bytes of events without text that are kept back.
+const MOST_SILENT_BYTES: usize = 1 << 20;
 /// The one form of an event whose ids are read: one line of data, and a blank line.
 const START: &[u8] = b"data: ";
 const END: &[u8] = b"\n\n";
@@ -46,6 +48,8 @@ pub(crate) struct TokenRecord {
     finished: bool,
     /// The number of events without text since the last one with text.
     silent: usize,
+    /// The bytes of these events.
+    silent_bytes: usize,
     shown: ShownText,
     /// The usage of the whole answer has come.
     usage_came: bool,
@@ -105,6 +109,7 @@ impl TokenRecord {
             seam: None,
             finished: false,
             silent: 0,
+            silent_bytes: 0,
             shown: ShownText::default(),
             usage_came: false,
             characters: 0,
@@ -255,14 +260,26 @@ impl TokenRecord {
             return Treatment::Keep;
         }
         let Some(choices) = facts.places.choices else {
-            let fails = matches!(facts.verdict, Verdict::Client(_)) && !self.is_resumed();
-            return if fails { self.fail() } else { Treatment::Keep };
+            return match facts.verdict {
+                _ if self.is_resumed() => Treatment::Keep,
+                // A comment: every event with data but without choices is more than that.
+                Verdict::Preamble => Treatment::Drop,
+                _ => self.fail(),
+            };
         };
+        let past_the_answer = matches!(facts.verdict, Verdict::UsageOnly | Verdict::Client(_));
+        if past_the_answer && !self.is_resumed() {
+            return self.fail();
+        }
         let line = raw.strip_prefix(START).and_then(|line| line.strip_suffix(END));
         let Some(data) = line.filter(|line| memchr::memchr2(b'\n', b'\r', line).is_none()) else {
             self.ids.lose(NotContinued::Form);
             return if self.seam.is_some() { self.fail() } else { Treatment::Keep };
         };
+        // Its beginning is replaced, so nothing else may stand there that would be.
+        if self.seam.is_some() && facts.places.others().any(|at| at.start < choices) {
+            return self.fail();
+        }
         let head = &raw[..START.len() + choices];
         match &mut self.seam {
             None if self.head.is_empty() => self.head = Bytes::copy_from_slice(head),
@@ -347,9 +364,14 @@ impl TokenRecord {
             return Taken::Some;
         }
         let text = facts.text.clone().map(|at| &data[at]).unwrap_or_default();
-        self.silent = if text.is_empty() && !drops { self.silent + 1 } else { 0 };
+        if text.is_empty() && !drops {
+            self.silent_bytes = if self.silent > 0 { self.silent_bytes } else { 0 } + data.len();
+            self.silent += 1;
+        } else {
+            (self.silent, self.silent_bytes) = (0, 0);
+        }
         let most = if self.is_resumed() { MOST_SILENT } else { MOST_SILENT_OF_NEW };
-        let waits = self.silent <= most;
+        let waits = self.silent <= most && self.silent_bytes <= MOST_SILENT_BYTES;
         let (shown, taken) = match text {
             [] if choice.finish.is_none() && !choice.beyond_text && (drops || waits) => {
                 (TextShown::Nothing, Taken::None)

@@ -10,7 +10,7 @@ use crate::answer::meter::Tokens;
 use crate::answer::token_ids::read_ids;
 
 /// The events of a recorded stream.
-fn recorded(name: &str) -> Vec<Bytes> {
+pub(super) fn recorded(name: &str) -> Vec<Bytes> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../loadtests/fixtures/vllm/k-resume");
     let response = std::fs::read(folder.join(format!("{name}.resp"))).expect("a recording");
     let head = memchr::memmem::find(&response, b"\r\n\r\n").expect("a head") + 4;
@@ -28,19 +28,19 @@ fn recorded(name: &str) -> Vec<Bytes> {
 }
 
 /// A stream as a client that did not ask for ids gets it, and the ids that were recorded.
-struct SeamClient {
-    stream: AnswerStream,
-    out: Vec<u8>,
+pub(super) struct SeamClient {
+    pub(super) stream: AnswerStream,
+    pub(super) out: Vec<u8>,
 }
 
 impl SeamClient {
-    fn new(api: Api, strip: bool) -> Self {
+    pub(super) fn new(api: Api, strip: bool) -> Self {
         let mut stream = AnswerStream::new(api, false, None);
         stream.record_token_ids(strip);
         Self { stream, out: Vec::new() }
     }
 
-    fn feed(&mut self, events: &[Bytes]) -> Option<Failure> {
+    pub(super) fn feed(&mut self, events: &[Bytes]) -> Option<Failure> {
         for event in events {
             match self.stream.feed(event.clone(), Instant::now()) {
                 Step::Hold => {}
@@ -56,7 +56,7 @@ impl SeamClient {
     }
 
     /// Begins a seam where that is possible.
-    fn seam(&mut self) -> Result<Rest, NotContinued> {
+    pub(super) fn seam(&mut self) -> Result<Rest, NotContinued> {
         let rest = self.stream.cut()?;
         if rest == Rest::Tokens {
             self.stream.begin_seam();
