@@ -4,11 +4,13 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use serde_json::{Value, json};
 use support::reply::ask;
 use support::sims::{Folder, Sim};
 use support::streams::{CHAT, Running, assert_unbroken, chat};
+use support::upstream::{Received, Step, Upstream, plain, stream_head};
 use support::{Forebay, eventually, exchange, kill, post};
 
 /// A step of the simulated replicas.
@@ -17,13 +19,14 @@ const STEP: &str = "20";
 /// The tokens of a prompt that replicas compute in a second; 0 for all at once.
 const AT_ONCE: &str = "0";
 
-/// Gateway and scaler with local replicas that have these flags, and the pool's own fields.
+/// Gateway and scaler with one pool.
 struct Setup {
     forebay: Forebay,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Setup {
+    /// With local replicas that have these flags, and the pool's own fields.
     fn new(pool: &str, prefill: &str, flags: &[&str]) -> Self {
         let folder = Folder::new();
         let binary = env!("CARGO_BIN_EXE_forebay");
@@ -40,7 +43,18 @@ impl Setup {
         );
         let arguments = ["run", "--config", &file];
         let forebay = Forebay::start(&arguments, "info,forebay_gateway=debug");
-        Self { forebay, _folder: folder }
+        Self { forebay, folder }
+    }
+
+    /// In front of these replicas, with the pool's own fields, once all of them serve.
+    fn before(endpoints: &[SocketAddr], pool: &str) -> Self {
+        let folder = Folder::new();
+        let file = folder.write("config.yaml", &before(endpoints, pool));
+        let arguments = ["run", "--config", &file];
+        let forebay = Forebay::start(&arguments, "info,forebay_gateway=debug");
+        let setup = Self { forebay, folder };
+        eventually("the replicas are ready", || setup.health("ready") == endpoints.len());
+        setup
     }
 
     /// Sets the number of replicas.
@@ -94,8 +108,51 @@ impl Setup {
     }
 }
 
+/// An answer to a probe.
+const TOKEN: &str = r#"{"choices":[{"index":0,"text":"a","finish_reason":"length"}]}"#;
 const MOVED: &str = "forebay_continued_streams_total{pool=\"p\",cause=\"moved\"}";
 const FAILED: &str = "forebay_requests_total{pool=\"p\",outcome=\"failed\"}";
+
+/// Streams at one replica, which leave it for these.
+struct Leaving {
+    setup: Setup,
+    running: Vec<Running>,
+    _old: Sim,
+}
+
+impl Leaving {
+    /// `path` and `bodies`: what the streams asked for.
+    fn for_these(others: &[Upstream], path: &str, bodies: &[Value]) -> Self {
+        let old = Sim::start(&["--decode-step-ms", STEP]);
+        let pool = "  drain: {moveAfter: 0s}\n";
+        let setup = Setup::before(&[old.address], pool);
+        let begin = |body| Running::start(setup.forebay.address, path, body);
+        let running = bodies.iter().map(begin).collect();
+        let others: Vec<_> = others.iter().map(|other| other.address).collect();
+        setup.folder.write("config.yaml", &before(&others, pool));
+        setup.forebay.signal("HUP");
+        Self { setup, running, _old: old }
+    }
+
+    /// Checks that all streams end as if nothing had been.
+    fn end(self, path: &str, bodies: &[Value]) -> Setup {
+        let alone = Sim::start(&["--decode-step-ms", "0"]);
+        for (running, body) in self.running.into_iter().zip(bodies) {
+            assert_unbroken(&running.end(), alone.address, path, body);
+        }
+        self.setup
+    }
+}
+
+/// The configuration of a pool of these replicas.
+fn before(endpoints: &[SocketAddr], pool: &str) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(|address| format!("'{address}'")).collect();
+    format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
+         models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{pool}",
+        endpoints.join(", ")
+    )
+}
 
 fn start(address: SocketAddr, bodies: &[Value]) -> Vec<Running> {
     bodies.iter().map(|body| Running::start(address, CHAT, body)).collect()
@@ -109,12 +166,8 @@ fn a_replica_is_gone_before_its_streams_end_and_they_go_on_token_for_token() {
     let address = setup.forebay.address;
     // Eighteen answers of half a minute, six at each replica.
     let usage = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
-    let kinds = [
-        json!({}),
-        json!({"logprobs": true, "top_logprobs": 2}),
-        usage,
-        json!({"stop": ["no such text"]}),
-    ];
+    let kinds =
+        [json!({}), json!({"logprobs": true, "top_logprobs": 2}), usage, json!({"stop": ["#"]})];
     let bodies: Vec<_> = (0..18).map(|n| chat(n, 1_500, kinds[n % 4].clone())).collect();
     let running = start(address, &bodies);
     setup.set(1);
@@ -199,4 +252,76 @@ fn a_stream_goes_on_where_it_was_if_the_new_replica_dies() {
         assert_unbroken(&running.end(), alone.address, CHAT, body);
     }
     assert_eq!((setup.count(MOVED), setup.count(FAILED)), (0.0, 0.0));
+}
+
+#[test]
+fn streams_move_and_held_requests_go_with_the_key_that_the_pool_has_by_then() {
+    let slow = ["--decode-step-ms", STEP, "--api-key"];
+    let old = Sim::start(&[&slow[..], &["first"]].concat());
+    let new = Sim::start(&[&slow[..], &["second"]].concat());
+    let folder = Folder::new();
+    let key = folder.write("key", "first");
+    let pool = format!("  apiKeyFile: {key}\n  maxInFlight: 3\n  drain: {{moveAfter: 0s}}\n");
+    let setup = Setup::before(&[old.address], &pool);
+    let bodies: Vec<_> = (0..4).map(|n| chat(n, 300, json!({}))).collect();
+    let address = setup.forebay.address;
+    let running = start(address, &bodies[..3]);
+    let held = bodies[3].clone();
+    let held = std::thread::spawn(move || Running::start(address, CHAT, &held));
+    eventually("one is held", || setup.forebay.signals()["queueDepth"] == 1);
+    folder.write("key", "second");
+    setup.folder.write("config.yaml", &before(&[new.address], &pool));
+    setup.forebay.signal("HUP");
+    let alone = Sim::start(&["--decode-step-ms", "0"]);
+    let held = held.join().expect("it begins");
+    for (running, body) in running.into_iter().chain([held]).zip(&bodies) {
+        assert_unbroken(&running.end(), alone.address, CHAT, body);
+    }
+    assert!(setup.count(MOVED) >= 1.0, "the new replica takes some of them over");
+    assert_eq!(setup.count("forebay_failures_total{pool=\"p\""), 0.0, "no replica has failed");
+}
+
+#[test]
+fn a_replica_that_is_slow_in_a_move_has_not_failed_and_gets_the_stream_later() {
+    // One shows nothing for as long as a move may take, the other the head of its answer.
+    let is_move = |request: &Received| request.text().contains("return_token_ids");
+    let slow = |shows: Vec<u8>| {
+        let asked = AtomicUsize::new(0);
+        Upstream::start(move |request| match is_move(request) {
+            true if asked.fetch_add(1, SeqCst) == 0 => vec![Step::Send(shows.clone()), Step::Hang],
+            true => vec![Step::Send(plain(400, "{}"))],
+            // A probe for one token.
+            false => vec![Step::Send(plain(200, TOKEN))],
+        })
+    };
+    let others = [slow(Vec::new()), slow(stream_head())];
+    let path = "/v1/completions";
+    let bodies = [json!({
+        "model": "sim", "stream": true, "max_tokens": 700, "ignore_eos": true, "prompt": "story",
+    })];
+    let leave = |other| Leaving::for_these(std::slice::from_ref(other), path, &bodies);
+    let leaving = [leave(&others[0]), leave(&others[1])];
+    let asked = |other: &Upstream| other.received().iter().filter(|one| is_move(one)).count();
+    eventually("both are asked again", || others.iter().all(|other| asked(other) == 2));
+    for leaving in leaving {
+        let setup = leaving.end(path, &bodies);
+        assert_eq!(setup.count("forebay_failures_total{pool=\"p\""), 0.0, "no replica has failed");
+        assert_eq!((setup.count(MOVED), setup.count(FAILED)), (0.0, 0.0));
+    }
+}
+
+#[test]
+fn replicas_that_turn_no_tokens_into_text_are_sound_and_are_asked_a_few_times() {
+    let answers = [(404, "{}"), (405, "{}"), (401, "{}"), (403, "{}"), (429, "{}"), (200, "{}")];
+    let others = answers
+        .map(|(status, body)| Upstream::start(move |_| vec![Step::Send(plain(status, body))]));
+    let bodies: Vec<_> = (0..6).map(|n| chat(n, 250, json!({}))).collect();
+    let setup = Leaving::for_these(&others, CHAT, &bodies).end(CHAT, &bodies);
+    let asked: usize = others.iter().map(|other| other.received().len()).sum();
+    assert!((6..=18).contains(&asked), "asked {asked} times");
+    for cause in ["key_refused", "not_served", "not_continued"] {
+        let series = format!("forebay_failures_total{{pool=\"p\",cause=\"{cause}\"}}");
+        assert_eq!(setup.count(&series), 0.0, "{cause}");
+    }
+    assert_eq!(setup.health("ready"), others.len());
 }

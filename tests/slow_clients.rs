@@ -4,8 +4,10 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
-use support::{Forebay, connect, get, json, status};
+use support::upstream::{Step, Upstream, chunk, stream_head};
+use support::{Forebay, connect, gateway, get, json, status};
 
 /// Two fixed addresses where nothing listens, and short limits.
 const CONFIG: &str = "
@@ -68,6 +70,30 @@ pools:
     support::eventually("the request is cut off", || {
         forebay.signals()["inFlight"] == 0 && totals()["clientLeft"] == 1
     });
+}
+
+#[test]
+fn a_client_that_reads_slowly_gets_no_more_than_the_time_for_one_request() {
+    let text = "x".repeat(16_000);
+    let event = format!(r#"data: {{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]}}"#);
+    // More than the sockets' buffers on the way.
+    let events = chunk(&format!("{event}\n\n")).repeat(3_000);
+    let upstream = Upstream::start(move |_| {
+        let end = [chunk("data: [DONE]\n\n"), chunk("")].concat();
+        [stream_head(), events.clone(), end].map(Step::Send).to_vec()
+    });
+    let forebay = gateway(&[upstream.address], &["sim"], "requestTimeout: 2s");
+    let mut client = connect(forebay.address);
+    client.write_all(&support::chat(true, 30_000)).expect("sent");
+    let mut piece = vec![0; 64 << 10];
+    for _ in 0..60 {
+        client.read_exact(&mut piece).expect("there is more");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).expect("an end");
+    let end = String::from_utf8_lossy(&rest[rest.len().saturating_sub(400)..]);
+    assert!(end.contains("The time for one request is over."), "{end}");
 }
 
 #[test]

@@ -24,20 +24,19 @@ use crate::answer::refusal::Refusal;
 use crate::answer::shown_text::{Compared, MOST_BACK, ShownTail};
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::misfit::MisfitCheck;
+use crate::exchange::move_rules::{longest_move, may_move_after, too_slow};
+use crate::exchange::no_reply::NoReply;
 use crate::exchange::outgoing::{Outgoing, OutgoingHead, Rights};
 use crate::exchange::send::{send, stalled};
 use crate::exchange::steps::{RequestStep, RequestSteps};
 use crate::exchange::upstream::UpstreamBody;
 use crate::net::clock;
-use crate::pool::{End, Pool, Room, Slot, Ticket};
+use crate::pool::{End, Pool, Slot, Ticket, UnderWay};
 use crate::read::continuable::{Allowed, ContinuableBody, ContinuationEdits, Stops};
 use crate::read::head::ClientHead;
 
 /// The most bytes of a plain answer that are read.
 const LONGEST_PLAIN: usize = 256 << 10;
-
-/// The longest pause that a move may cost. Then the old replica goes on.
-pub(crate) const LONGEST_MOVE: Duration = Duration::from_secs(10);
 
 /// The way that a request took to its answer.
 pub(crate) struct Way {
@@ -49,6 +48,14 @@ pub(crate) struct Way {
     pub(crate) served: Option<Arc<str>>,
     pub(crate) ticket: Ticket,
     pub(crate) deadline: Instant,
+}
+
+impl Way {
+    /// Takes the pool's key as it is now: it may have changed since the last try.
+    fn take_key(&mut self) {
+        self.rights.authorization = self.pool.key.get();
+        self.misfit.key = self.rights.key_owner();
+    }
 }
 
 /// Everything that another replica needs to go on with an answer.
@@ -98,12 +105,14 @@ pub(crate) struct Start {
 pub(crate) struct NoReplica {
     pub(crate) refusal: Refusal,
     pub(crate) why: NotContinued,
+    /// A stream that stays at its replica may try again to leave it.
+    pub(crate) again: bool,
 }
 
 impl From<Refusal> for NoReplica {
     fn from(refusal: Refusal) -> Self {
         let why = reason(&refusal);
-        Self { refusal, why }
+        Self { refusal, why, again: false }
     }
 }
 
@@ -112,7 +121,8 @@ pub(crate) type Search =
     Pin<Box<dyn Future<Output = (Box<Continuation>, Result<NextReplica, NoReplica>)> + Send>>;
 
 impl Continuation {
-    pub(crate) fn new(head: Box<ClientHead>, body: ContinuableBody, way: Way) -> Self {
+    pub(crate) fn new(head: Box<ClientHead>, body: ContinuableBody, mut way: Way) -> Self {
+        way.ticket.compares(body.is_parsed());
         let steps = RequestSteps::of(&head.own.trace);
         Self { head, body, way, steps }
     }
@@ -178,9 +188,14 @@ impl Continuation {
         self.way.settings.move_after()
     }
 
-    /// Waits for a place elsewhere for a stream that should leave the replica in `slot`.
-    pub(crate) fn room_elsewhere(&self, slot: &Slot) -> oneshot::Receiver<Room> {
+    /// Waits for room elsewhere for a stream that should leave the replica in `slot`.
+    pub(crate) fn room_elsewhere(&self, slot: &Slot) -> oneshot::Receiver<UnderWay> {
         slot.room_elsewhere(&self.way.ticket)
+    }
+
+    /// Takes a place elsewhere for a stream that leaves the replica in `slot`.
+    pub(crate) fn place_elsewhere(&self, slot: &Slot) -> Option<Slot> {
+        slot.place_elsewhere(&self.way.ticket)
     }
 
     /// Has the replica in `slot` go on behind the cut, and no other one.
@@ -195,38 +210,40 @@ impl Continuation {
         let Self { head, body, way, steps } = self;
         let now = clock::now();
         let parent = steps.as_mut().map(|steps| steps.try_began(now, slot.address));
+        way.take_key();
         let mut start = None;
+        let longest = longest_move(cut.ids.len());
         let attempt = Resumption { head, body, way, slot: &slot, cut, parent };
         let reply = tokio::select! {
             biased;
             reply = attempt.run(&mut start) => reply,
             failure = slot.evicted() => Err(NoReply::Failed(failure)),
-            () = sleep(LONGEST_MOVE) => Err(NoReply::Failed(stalled(LONGEST_MOVE))),
+            () = sleep(longest) => Err(NoReply::Failed(too_slow(longest))),
         };
-        let failure = match reply {
+        let no_reply = match reply {
             Ok(upstream) => {
                 let start = start.unwrap_or_default();
                 return Ok(NextReplica { slot, upstream, start });
             }
-            Err(NoReply::Refused(message, _)) => {
-                slot.ended(End::Complete);
-                // No other replica would go on: the stream stays.
-                Failure::new(Cause::Moved, message)
-            }
-            Err(NoReply::BeginsAnew(failure)) => {
-                slot.begins_anew();
-                slot.failed(failure.clone());
-                failure
-            }
-            Err(NoReply::Failed(failure)) => {
-                slot.failed(failure.clone());
-                failure
-            }
+            Err(no_reply) => no_reply,
         };
+        let (failure, again) = match no_reply.failure(&slot) {
+            Ok(failure) => {
+                if failure.cause.is_misfit() {
+                    way.ticket.refused_by(&slot);
+                }
+                let again = may_move_after(failure.cause);
+                (failure, again)
+            }
+            Err((message, why)) => (Failure::new(Cause::Moved, message), why.may_pass()),
+        };
+        let (pool, endpoint, cause) = (&way.pool.name, slot.address, failure.cause.name());
+        tracing::debug!(%pool, %endpoint, cause, %failure, again, "move failed");
+        slot.failed(failure.clone());
         if let Some(steps) = steps {
             steps.failed(clock::now(), failure.cause);
         }
-        Err(Refusal::Failed(failure).into())
+        Err(NoReplica { again, ..Refusal::Failed(failure).into() })
     }
 
     async fn find(&mut self, cut: &CutAnswer) -> Result<NextReplica, NoReplica> {
@@ -239,9 +256,7 @@ impl Continuation {
             let slot = way.pool.hold(&mut way.ticket).await?;
             let now = clock::now();
             let parent = steps.as_mut().map(|steps| steps.try_began(now, slot.address));
-            // The pool's key may have changed since.
-            way.rights.authorization = way.pool.key.get();
-            way.misfit.key = way.rights.key_owner();
+            way.take_key();
             let attempt = Resumption { head, body, way, slot: &slot, cut, parent };
             let attempt = async {
                 tokio::select! {
@@ -250,25 +265,25 @@ impl Continuation {
                     failure = slot.evicted() => Err(NoReply::Failed(failure)),
                 }
             };
-            let failure = match attempt.await {
+            let no_reply = match attempt.await {
                 Ok(upstream) => {
                     let start = start.unwrap_or_default();
                     return Ok(NextReplica { slot, upstream, start });
                 }
-                Err(NoReply::Refused(message, why)) => {
-                    slot.ended(End::Complete);
+                Err(no_reply) => no_reply,
+            };
+            let failure = match no_reply.failure(&slot) {
+                Ok(failure) => failure,
+                Err((message, why)) => {
+                    slot.ended(End::Unused);
                     let message = format!("The answer can't go on on another replica: {message}");
                     let failure = Failure::new(Cause::NotContinued, message);
                     if let Some(steps) = steps {
                         steps.failed(clock::now(), failure.cause);
                     }
-                    return Err(NoReplica { refusal: Refusal::Failed(failure), why });
+                    let refusal = Refusal::Failed(failure);
+                    return Err(NoReplica { refusal, why, again: false });
                 }
-                Err(NoReply::BeginsAnew(failure)) => {
-                    slot.begins_anew();
-                    failure
-                }
-                Err(NoReply::Failed(failure)) => failure,
             };
             let (pool, endpoint) = (&way.pool.name, slot.address);
             let cause = failure.cause.name();
@@ -278,22 +293,6 @@ impl Continuation {
             }
             slot.decide_retry(&mut way.ticket, failure)?;
         }
-    }
-}
-
-/// Why a replica does not go on with an answer.
-enum NoReply {
-    /// Another one may.
-    Failed(Failure),
-    /// This process never does, but another one may.
-    BeginsAnew(Failure),
-    /// No other one would.
-    Refused(String, NotContinued),
-}
-
-impl From<Failure> for NoReply {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
     }
 }
 
@@ -383,11 +382,17 @@ impl Resumption<'_> {
         let read: Value = serde_json::from_slice(&body).unwrap_or_default();
         match (head.status, read["prompt"].as_str()) {
             (StatusCode::OK, Some(text)) => Ok(text.to_owned()),
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT, _) => {
+                Err(self.refusal(head.status, &body))
+            }
             (status, _) if is_failure(status.as_u16()) => Err(self.refusal(status, &body)),
             (status, _) => {
-                let misfit = self.way.misfit.failure(status, &body);
                 let message = format!("The replica did not turn tokens into text ({status}).");
-                Err(misfit.unwrap_or_else(|| Failure::new(Cause::NotContinued, message)).into())
+                let failure = Failure::new(Cause::NotContinued, message);
+                // It may take this request for another model, or with another key.
+                let for_now = matches!(status.as_u16(), 400 | 401 | 403 | 407 | 413 | 422)
+                    || self.way.misfit.missed_model(status, &body).is_some();
+                Err(if for_now { NoReply::Failed(failure) } else { NoReply::NoText(failure) })
             }
         }
     }

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use crate::pool::Room;
+use crate::pool::UnderWay;
 
 /// Resolves when the client has left.
 pub(crate) type ClientGone = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -22,8 +22,8 @@ pub(crate) enum Cut {
     ShuttingDown,
     /// The replica has drained for so long that the stream should move.
     Drains,
-    /// Another replica has a place for the stream. `None`: the present one drains no longer.
-    Room(Option<Box<Room>>),
+    /// Another replica has room for the stream. `None`: the present one drains no longer.
+    Room(Option<UnderWay>),
 }
 
 /// Watches for the events that cut an answer off.

@@ -94,6 +94,13 @@ pub(crate) struct Delivery<'a> {
     pub(crate) served: Option<Arc<str>>,
 }
 
+impl Delivery<'_> {
+    /// Takes the pool's key as it is now: it may have changed while the request was held.
+    fn take_key(&mut self) {
+        self.misfit.key = self.outgoing.set_authorization(self.pool.key.get());
+    }
+}
+
 /// A request to be dispatched, complete enough to be sent to a second pool as well.
 pub(crate) struct Dispatch<K> {
     pub(crate) kind: K,
@@ -216,10 +223,11 @@ impl<K: RequestKind> Dispatch<K> {
     ) -> Delivery<'_> {
         let pool = Arc::clone(&to.pool);
         let EditedRequest { head, body, strip_usage, token_ids } = self.kind.edited(to, &settings);
+        // Each try takes the key.
         let rights = Rights {
             priority: settings.allow_priority,
             keyed: record.context.keyed,
-            authorization: pool.key.get(),
+            authorization: None,
         };
         let model = to.known_name(record.context.model.as_ref()).cloned();
         let misfit = MisfitCheck { key: rights.key_owner(), model };
@@ -243,6 +251,7 @@ impl<K: RequestKind> Dispatch<K> {
             if !self.kind.shows_engine() {
                 slot.without_engine();
             }
+            delivery.take_key();
             let (released, parent) = record.released(ticket, &slot);
             if let Some(parent) = parent {
                 delivery.outgoing.set_parent(&parent);

@@ -55,7 +55,7 @@ impl MisfitCheck {
                 ),
             },
             (StatusCode::NOT_FOUND, _) => {
-                let model = self.model.as_ref().filter(|model| misses(body, model))?;
+                let model = self.missed_model(status, body)?;
                 let message =
                     format!("The replica does not know `{model}`, which its pool serves.");
                 (Cause::NotServed, message)
@@ -67,6 +67,12 @@ impl MisfitCheck {
             _ => return None,
         };
         Some(Failure::new(cause, message))
+    }
+
+    /// The model that its pool serves and that the replica does not know, if this is its answer.
+    pub(crate) fn missed_model(&self, status: StatusCode, body: &[u8]) -> Option<&str> {
+        let model = self.model.as_deref().filter(|_| status == StatusCode::NOT_FOUND)?;
+        misses(body, model).then_some(model)
     }
 }
 

@@ -10,7 +10,7 @@
 //! head, or `heartbeat` keeps the client alive until there is one; `finish` counts the answer or
 //! gives it to `relay`, which `cutoff` may end early, and which tells by `client_pace` a slow client
 //! from a slow replica. If the replica is lost, `continuation` finds another one that goes on with a
-//! stream, whose state is its `successor`. `record` accompanies the request, with
+//! stream, whose state is its `successor`; `move_rules` bound its moves. `record` accompanies the request, with
 //! `allowance` (the tenant's limits), `progress` (times and tries), `access_log`, and for a traced request
 //! its `steps`, which become `spans`. The waits of a
 //! request beside that for its answer begin `late`.
@@ -27,6 +27,8 @@ pub(crate) mod finish;
 pub(crate) mod heartbeat;
 pub(crate) mod late;
 pub(crate) mod misfit;
+pub(crate) mod move_rules;
+pub(crate) mod no_reply;
 pub(crate) mod outgoing;
 pub(crate) mod progress;
 pub(crate) mod proxy;

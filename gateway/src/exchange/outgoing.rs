@@ -85,6 +85,12 @@ impl<'a> Outgoing<'a> {
         self.trace_parent = Some(parent.trace_parent());
     }
 
+    /// Sets the replicas' own key, and returns the owner of the key that they receive.
+    pub(crate) fn set_authorization(&mut self, authorization: Option<HeaderValue>) -> KeyOwner {
+        self.rights.authorization = authorization;
+        self.rights.key_owner()
+    }
+
     /// The same request with another body.
     pub(crate) fn with_body(&self, body: Rope) -> Outgoing<'_> {
         let (head, rights) = (OutgoingHead::Client(&self.head), self.rights.clone());

@@ -1,5 +1,6 @@
 //! A committed answer on its way to the client: each chunk is passed on and metered as it comes.
 
+use std::future;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use http_body::SizeHint;
 use tokio::time::Instant;
 
-use crate::answer::failure::{Cause, Failure};
+use crate::answer::failure::Failure;
 use crate::answer::meter::Tokens;
 use crate::answer::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::plain::{PlainAnswer, PlainEnd};
@@ -135,11 +136,13 @@ impl Relay {
             match upstream.poll_data(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
                     let over = upstream.is_over();
-                    self.data(bytes);
+                    let second_over = self.data(bytes);
                     // hyper's HTTP/1 server polls no further once it has as many bytes as the
                     // length says, not even for the end.
                     if over && self.upstream.is_some() {
                         self.end(None)?;
+                    } else if second_over {
+                        self.poll_cuts(cx)?;
                     }
                 }
                 Poll::Ready(Some(Err(failure))) => self.end(Some(failure))?,
@@ -158,9 +161,7 @@ impl Relay {
                     if clock::now() >= self.deadline {
                         self.too_late()?;
                     } else {
-                        let silence = self.longest_silence();
-                        let message = format!("The replica sent nothing for {silence:?}.");
-                        self.end(Some(Failure::new(Cause::Stalled, message)))?;
+                        self.end(Some(self.silence()))?;
                     }
                 }
             }
@@ -186,7 +187,27 @@ impl Relay {
         }
     }
 
-    fn data(&mut self, bytes: Bytes) {
+    /// Ends an answer whose client reads so slowly that the replica is never waited for, if it is time.
+    fn poll_cuts(&mut self, cx: &mut Context<'_>) -> Result<(), BrokenOff> {
+        while self.upstream.is_some() {
+            if clock::now() >= self.deadline {
+                return self.too_late();
+            }
+            match self.cutoff.poll(cx) {
+                // What the replica has sent already still counts.
+                Poll::Ready(Cut::ReplicaLost) => {
+                    self.cutoff.watch(future::ready(Cut::ReplicaLost));
+                    break;
+                }
+                Poll::Ready(cut) => self.cut(cut)?,
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes bytes of the replica; true once a second.
+    fn data(&mut self, bytes: Bytes) -> bool {
         let now = clock::now();
         self.pace.came(now);
         let stream = match &mut self.form {
@@ -194,9 +215,9 @@ impl Relay {
             AnswerForm::Plain(Some(answer)) => {
                 self.out = answer.feed(bytes);
                 self.progressed(now);
-                return;
+                return self.second_over(now);
             }
-            AnswerForm::Plain(None) => return,
+            AnswerForm::Plain(None) => return false,
         };
         let step = stream.feed(bytes, now);
         if stream.progressed() {
@@ -216,10 +237,17 @@ impl Relay {
         if matches!(self.successor.moving, Move::Ready(_)) {
             self.begin_move();
         }
-        if now - self.moments.merged >= MERGE {
+        self.second_over(now)
+    }
+
+    /// Merges what is new into the figures, once a second.
+    fn second_over(&mut self, now: Instant) -> bool {
+        let over = now - self.moments.merged >= MERGE;
+        if over {
             self.moments.merged = now;
             self.merge();
         }
+        over
     }
 
     /// Whether a choice's last chunk is kept back.

@@ -16,9 +16,10 @@ use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{
     Continuation, CutAnswer, NextReplica, NoReplica, Onward, Search,
 };
+use crate::exchange::move_rules::pause_before;
 use crate::exchange::steps::RequestStep;
 use crate::exchange::upstream::UpstreamBody;
-use crate::pool::{Room, Slot, UnderWay};
+use crate::pool::{Slot, UnderWay};
 
 /// The state of a stream with regard to its next replica.
 pub(crate) struct Successor {
@@ -35,6 +36,8 @@ pub(crate) struct Successor {
     last_sent: Instant,
     /// Its move off a replica that drains.
     pub(crate) moving: Move,
+    /// How often it tried in vain to leave its present replica.
+    vain_moves: u32,
 }
 
 /// A stream's move to another replica.
@@ -42,8 +45,8 @@ pub(crate) struct Successor {
 pub(crate) enum Move {
     #[default]
     None,
-    /// There is a place elsewhere. The answer can't be cut at the last token, but behind a later one.
-    Ready(Box<Room>),
+    /// There is room elsewhere. The answer can't be cut at the last token, but behind a later one.
+    Ready(UnderWay),
     /// The new replica has not shown yet that it goes on.
     UnderWay(Box<Standby>),
 }
@@ -74,6 +77,7 @@ impl Successor {
             heartbeat,
             last_sent: now,
             moving: Move::None,
+            vain_moves: 0,
         }
     }
 
@@ -130,9 +134,15 @@ impl Successor {
         self.continuation.as_ref()?.move_after()
     }
 
-    /// Waits for a place elsewhere for a stream that should leave the replica in `slot`.
-    pub(crate) fn room_elsewhere(&self, slot: &Slot) -> Option<oneshot::Receiver<Room>> {
+    /// Waits for room elsewhere for a stream that should leave the replica in `slot`.
+    pub(crate) fn room_elsewhere(&self, slot: &Slot) -> Option<oneshot::Receiver<UnderWay>> {
         Some(self.continuation.as_ref()?.room_elsewhere(slot))
+    }
+
+    /// Takes a place elsewhere for a stream that leaves the replica in `slot`; `None` if there is no room
+    /// any more.
+    pub(crate) fn place_elsewhere(&self, slot: &Slot) -> Option<Slot> {
+        self.continuation.as_ref()?.place_elsewhere(slot)
     }
 
     /// Has the replica in `slot` go on behind this cut, and no other one.
@@ -140,6 +150,13 @@ impl Successor {
         self.broke = Some((now, Cause::Moved));
         self.last_sent = now;
         self.search = self.continuation.take().map(|continuation| continuation.move_to(slot, cut));
+    }
+
+    /// How long the stream waits before it tries again to leave its replica; `None` if it stays.
+    pub(crate) fn pause_before_move(&mut self) -> Option<Duration> {
+        let pause = pause_before(self.vain_moves);
+        self.vain_moves += 1;
+        pause
     }
 
     /// Notes that the stream stays at its replica.
@@ -195,6 +212,7 @@ impl Successor {
             return None;
         }
         self.broke = None;
+        self.vain_moves = 0;
         let all = now.saturating_duration_since(at);
         let held = match (cause, &self.continuation) {
             // The old replica went on meanwhile.

@@ -91,9 +91,10 @@ impl Pool {
         if let Some(turn) = &slot.turn {
             let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             state.queue.charge(turn.place, tokens(turn.generated) - tokens(turn.charged));
-            // A place that a failure or a move gives back is lost with its endpoint, and a session
-            // lasts as long as its client wants.
-            if slot.kind != Kind::Session && !matches!(end, End::Failed(_) | End::Moved) {
+            // A place that a failure or a move gives back is lost with its endpoint, a place without
+            // an answer served nobody, and a session lasts as long as its client wants.
+            let served = matches!(end, End::Complete | End::Dropped);
+            if slot.kind != Kind::Session && served {
                 state.readiness.times.service.record(now.saturating_duration_since(turn.since));
             }
         }
@@ -115,7 +116,7 @@ impl Pool {
                 End::Failed(failure) => {
                     consequence.ejected = endpoint.request_failed(failure, last, now);
                 }
-                End::Dropped | End::Moved => {}
+                End::Dropped | End::Unused | End::Moved => {}
             }
             endpoint.given_back(slot.kind == Kind::Session, now);
             let answered = *end == End::Complete && slot.kind != Kind::Server;

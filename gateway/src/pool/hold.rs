@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Pool;
 use super::scheduling::{Release, Scheduling, Unplaced, Waiter};
-use super::slot::{Slot, Turn};
+use super::slot::{End, Slot, Turn};
 use super::ticket::{Fallback, Ticket};
 use crate::answer::refusal::Refusal;
 use crate::net::clock;
@@ -63,7 +63,7 @@ impl Deferred {
             let seconds = longest.as_secs_f64();
             tracing::info!("{}: {released} {noun} released after {seconds:.1} s", pool.name);
         }
-        drop(self.untaken);
+        self.untaken.into_iter().for_each(|slot| slot.ended(End::Unused));
     }
 }
 
@@ -265,7 +265,7 @@ impl Pool {
     pub(super) fn release_held(self: &Arc<Self>, state: &mut Scheduling, now: Instant) -> Deferred {
         let mut deferred = Deferred::default();
         if state.queue.depth() == 0 && state.backlog.was_empty() {
-            self.release_moves(state, now, &mut deferred);
+            self.release_moves(state, now);
             return deferred;
         }
         let mut unplaced = Unplaced::default();
@@ -283,7 +283,7 @@ impl Pool {
                 deferred.untaken.push(*slot);
             }
         }
-        self.release_moves(state, now, &mut deferred);
+        self.release_moves(state, now);
         deferred.held = self.note_depth(state).held;
         deferred
     }

@@ -1,20 +1,21 @@
 //! The ways of streams off an endpoint that drains.
 //!
-//! A stream that may move waits for a place elsewhere, while its replica goes on with it. It gets one
-//! that no held request can use, so moving delays nobody.
+//! A stream that may move waits for room elsewhere, while its replica goes on with it. It gets a place
+//! that no held request can use, so moving delays nobody. It takes the place when it goes there: a
+//! stream whose client does not read keeps none from others.
 
 use std::future::{Future, pending};
-use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_scheduling::pick::Requirements;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::hold::Deferred;
-use super::moves::{Mover, Room};
+use super::moves::{Mover, UnderWay};
 use super::scheduling::Scheduling;
 use super::slot::{Slot, Turn};
 use super::{Pool, Ticket};
+use crate::net::clock;
 use crate::pool::endpoint::Endpoint;
 
 impl Slot {
@@ -23,21 +24,35 @@ impl Slot {
         drained_for(self.evictions.draining.subscribe(), after)
     }
 
-    /// Waits for a place elsewhere for the stream in this place, for as long as the endpoint drains.
+    /// Waits for room elsewhere for the stream in this place, for as long as the endpoint drains.
     /// Nothing is sent once it drains no longer.
-    pub(crate) fn room_elsewhere(&self, ticket: &Ticket) -> oneshot::Receiver<Room> {
+    pub(crate) fn room_elsewhere(&self, ticket: &Ticket) -> oneshot::Receiver<UnderWay> {
         let (room, receiver) = oneshot::channel();
-        let Some(place) = ticket.place else { return receiver };
-        let mut requirements = ticket.requirements.clone();
-        requirements.refused.extend(self.pool.abilities.begin_anew());
-        let mover = Mover { place, entry: ticket.entry.clone(), requirements, room };
+        let mover = Mover { requirements: self.requirements_elsewhere(ticket), room };
         let mut state = self.pool.scheduling.lock();
         state.endpoints.moves.push(self.id, mover);
-        let mut deferred = Deferred::default();
-        self.pool.release_moves(&mut state, Instant::now(), &mut deferred);
-        drop(state);
-        deferred.run(&self.pool);
+        self.pool.release_moves(&mut state, clock::now());
         receiver
+    }
+
+    /// Takes a place elsewhere for the stream in this place, which goes there now; `None` if there is no
+    /// room any more.
+    pub(crate) fn place_elsewhere(&self, ticket: &Ticket) -> Option<Slot> {
+        let (pool, now) = (&self.pool, clock::now());
+        let (place, entry) = (ticket.place?, &ticket.entry);
+        let requirements = self.requirements_elsewhere(ticket);
+        let mut state = pool.scheduling.lock();
+        let choice = state.pick(&requirements, now)?;
+        let mut slot = pool.occupy(&mut state, (choice, &requirements), entry, now)?;
+        state.queue.pass(place, entry, true);
+        slot.turn = Some(Turn::new((place, now), entry.answer, state.queue.tab(place)));
+        Some(slot)
+    }
+
+    fn requirements_elsewhere(&self, ticket: &Ticket) -> Requirements {
+        let mut requirements = ticket.requirements.clone();
+        requirements.refused.extend(self.pool.abilities.unable(ticket.compares));
+        requirements
     }
 }
 
@@ -58,32 +73,19 @@ async fn drained_for(mut draining: watch::Receiver<Option<Instant>>, after: Dura
 }
 
 impl Pool {
-    /// Gives streams at draining endpoints the places that no held request can use.
-    pub(super) fn release_moves(
-        self: &Arc<Self>,
-        state: &mut Scheduling,
-        now: Instant,
-        deferred: &mut Deferred,
-    ) {
+    /// Lets streams at draining endpoints have the places that no held request can use.
+    pub(super) fn release_moves(&self, state: &mut Scheduling, now: Instant) {
         if state.endpoints.moves.is_empty() {
             return;
         }
         let mut moves = std::mem::take(&mut state.endpoints.moves);
         let drains = |from| state.endpoints.get(from).is_some_and(Endpoint::is_draining);
         for from in moves.retain(drains) {
-            while let Some((choice, mover, under_way)) =
-                moves.pop(from, now, |requirements| state.pick(requirements, now))
+            while let Some((mover, under_way)) =
+                moves.pop(from, now, |requirements| state.pick(requirements, now).is_some())
             {
-                let Mover { place, entry, requirements, room } = mover;
-                let Some(mut slot) = self.occupy(state, (choice, &requirements), &entry, now)
-                else {
-                    break;
-                };
-                state.queue.pass(place, &entry, true);
-                slot.turn = Some(Turn::new((place, now), entry.answer, state.queue.tab(place)));
-                if let Err(Room { slot, .. }) = room.send(Room { slot, under_way }) {
-                    deferred.untaken.push(slot);
-                }
+                // A stream that has ended meanwhile takes no place.
+                let _ = mover.room.send(under_way);
             }
         }
         state.endpoints.moves = moves;

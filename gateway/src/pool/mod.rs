@@ -37,7 +37,7 @@ use crate::pool::scheduling::Scheduling;
 use crate::pool::upstream_key::UpstreamKey;
 
 pub(crate) use expected_start::ExpectedStart;
-pub(crate) use moves::{Room, UnderWay};
+pub(crate) use moves::UnderWay;
 pub(crate) use slot::{End, Slot};
 pub(crate) use ticket::{Fallback, Ticket};
 

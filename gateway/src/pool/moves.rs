@@ -7,12 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use forebay_scheduling::pick::{Choice, EndpointId, Requirements};
-use forebay_scheduling::queue::{Entry, Place};
+use forebay_scheduling::pick::{EndpointId, Requirements};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-
-use super::slot::Slot;
 
 /// The most streams of one endpoint that move at the same time.
 const AT_ONCE: usize = 4;
@@ -32,23 +29,14 @@ struct Leaving {
     under_way: Vec<(Instant, Weak<()>)>,
 }
 
-/// A stream that waits for a place elsewhere.
+/// A stream that waits for room elsewhere.
 pub(super) struct Mover {
-    pub(super) place: Place,
-    pub(super) entry: Entry,
     pub(super) requirements: Requirements,
-    pub(super) room: oneshot::Sender<Room>,
+    pub(super) room: oneshot::Sender<UnderWay>,
 }
 
-/// A place at another endpoint for a stream that moves.
-pub(crate) struct Room {
-    pub(crate) slot: Slot,
-    /// The stream counts among those that move now as long as it has this.
-    pub(crate) under_way: UnderWay,
-}
-
-/// A move under way. Drop it before the place at the old endpoint is given back: that lets the next
-/// stream move.
+/// A move under way: the stream counts among those that move now as long as it has this. Drop it before
+/// the place at the old endpoint is given back: that lets the next stream move.
 pub(crate) struct UnderWay(#[expect(dead_code, reason = "it is counted")] Arc<()>);
 
 impl Leaving {
@@ -81,14 +69,14 @@ impl Moves {
         self.0.keys().copied().collect()
     }
 
-    /// Takes the first stream at this endpoint that `pick` finds a place for, unless enough of its
-    /// streams move already.
+    /// Takes the first stream at this endpoint that has room elsewhere, unless enough of its streams move
+    /// already.
     pub(super) fn pop(
         &mut self,
         from: EndpointId,
         now: Instant,
-        mut pick: impl FnMut(&Requirements) -> Option<Choice>,
-    ) -> Option<(Choice, Mover, UnderWay)> {
+        mut has_room: impl FnMut(&Requirements) -> bool,
+    ) -> Option<(Mover, UnderWay)> {
         let leaving = self.0.get_mut(&from)?;
         while leaving.waiting.front().is_some_and(|mover| mover.room.is_closed()) {
             leaving.waiting.pop_front();
@@ -99,19 +87,17 @@ impl Moves {
         let under_way = leaving.begin(now)?;
         // Neighbours mostly have the same requirements.
         let mut unplaced: Option<&Requirements> = None;
-        let found = leaving.waiting.iter().enumerate().find_map(|(at, mover)| {
+        let at = leaving.waiting.iter().position(|mover| {
             let requirements = &mover.requirements;
             if unplaced.is_some_and(|one| one.same_conditions(requirements)) {
-                return None;
+                return false;
             }
-            let choice = pick(requirements);
-            if choice.is_none() {
+            let found = has_room(requirements);
+            if !found {
                 unplaced = Some(requirements);
             }
-            Some((at, choice?))
-        });
-        let (at, choice) = found?;
-        let mover = leaving.waiting.remove(at)?;
-        Some((choice, mover, under_way))
+            found
+        })?;
+        Some((leaving.waiting.remove(at)?, under_way))
     }
 }

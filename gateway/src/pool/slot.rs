@@ -25,6 +25,8 @@ pub(crate) enum End {
     Failed(Failure),
     /// The client left, or it ended by no fault of the endpoint.
     Dropped,
+    /// Nothing of an answer came from it, by no fault of the endpoint.
+    Unused,
     /// Another replica goes on with the answer, to free the endpoint.
     Moved,
 }
@@ -34,7 +36,7 @@ impl End {
     /// endpoint that can't go on with another one's answer is sound.
     pub(crate) fn of(failure: Failure) -> Self {
         match failure.cause {
-            Cause::Shortage | Cause::NotContinued | Cause::Moved => Self::Dropped,
+            Cause::Shortage | Cause::NotContinued | Cause::Moved => Self::Unused,
             _ => Self::Failed(failure),
         }
     }
@@ -237,6 +239,11 @@ impl Slot {
     /// Notes that its process begins anew where it should go on with an answer.
     pub(crate) fn begins_anew(&self) {
         self.pool.abilities.note_begins_anew(self.process.id());
+    }
+
+    /// Notes that its process does not turn tokens into text.
+    pub(crate) fn has_no_text(&self) {
+        self.pool.abilities.note_no_text(self.process.id());
     }
 
     /// The sums of its endpoint.

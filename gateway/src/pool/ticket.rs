@@ -55,6 +55,8 @@ pub(crate) struct Ticket {
     /// When its client gives up, if the request says so.
     pub(super) gives_up: Option<Instant>,
     pub(super) fallback: Fallback,
+    /// Whether a replica that goes on with its answer must turn tokens into text.
+    pub(super) compares: bool,
     /// Shows its client when it will start, if it gets heartbeats.
     pub(super) expected: Option<Arc<ExpectedStart>>,
 }
@@ -111,6 +113,7 @@ impl Ticket {
             trace: None,
             gives_up: None,
             fallback: Fallback::None,
+            compares: false,
             expected: None,
         }
     }
@@ -187,6 +190,16 @@ impl Ticket {
         self.trace = trace;
     }
 
+    /// Sets whether a replica that goes on with its answer must turn tokens into text.
+    pub(crate) fn compares(&mut self, compares: bool) {
+        self.compares = compares;
+    }
+
+    /// Notes that the process in this place can't go on with its answer.
+    pub(crate) fn refused_by(&mut self, slot: &Slot) {
+        self.requirements.refused.insert(slot.process.id());
+    }
+
     /// Sets what happens if its pool can't serve it in time.
     pub(crate) fn set_fallback(&mut self, fallback: Fallback) {
         self.fallback = fallback;
@@ -233,7 +246,7 @@ impl Pool {
         }
         let (process, now) = (&slot.process, Instant::now());
         let begun = ticket.has_begun();
-        let Ticket { requirements, failures, .. } = ticket;
+        let Ticket { requirements, failures, compares, .. } = ticket;
         requirements.avoid.insert(process.id());
         // A drained, deleted or unlisted endpoint was stopped by an order. If a local replica is
         // unlisted because it crashed, its supervisor reports that, which outranks this.
@@ -262,7 +275,7 @@ impl Pool {
             return Err(Refusal::Exhausted { counted_tries, last: failure.clone() });
         }
         if begun {
-            requirements.refused.extend(self.abilities.begin_anew());
+            requirements.refused.extend(self.abilities.unable(*compares));
             // If others are ready, and all of them would begin anew, waiting does not help.
             let some_ready = |refused: BTreeSet<u64>| {
                 let model = requirements.model.clone();

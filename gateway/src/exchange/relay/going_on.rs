@@ -8,10 +8,10 @@ use super::{AnswerForm, BrokenOff, Relay};
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::Outcome;
-use crate::answer::refusal::Refusal;
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{NextReplica, NoReplica, Onward};
 use crate::exchange::cutoff::Cut;
+use crate::exchange::move_rules::may_move_after;
 use crate::exchange::successor::Move;
 use crate::net::clock;
 use crate::pool::End;
@@ -63,10 +63,8 @@ impl Relay {
     }
 
     /// Ends the stream, since no replica goes on with it.
-    fn not_found(&mut self, NoReplica { refusal, why }: &NoReplica) {
-        if let Refusal::Failed(failure) = refusal
-            && self.move_back(failure.cause, None)
-        {
+    fn not_found(&mut self, NoReplica { refusal, why, again }: &NoReplica) {
+        if self.move_back(*again, None) {
             return;
         }
         let cause = self.successor.broke_by().unwrap_or(Cause::Connection);
@@ -88,8 +86,7 @@ impl Relay {
         let begins_anew = self.begins_anew();
         // Others take the rest for something else than it is, too: then the stream stays.
         let misread = failure.cause == Cause::NotContinued && !begins_anew;
-        let cause = if misread { Cause::Moved } else { failure.cause };
-        if self.move_back(cause, Some(failure.clone())) {
+        if self.move_back(!misread && may_move_after(failure.cause), Some(failure.clone())) {
             return;
         }
         if let Err(why) = self.go_on(&failure) {
@@ -120,7 +117,7 @@ impl Relay {
         match self.successor.next(stream, failure)? {
             Onward::End => {
                 stream.conclude().for_each(|piece| self.out.push(piece));
-                self.finish(End::Failed(failure.clone()), Outcome::Completed, None);
+                self.finish(End::of(failure.clone()), Outcome::Completed, None);
             }
             Onward::Tokens(cut) => {
                 // The replica aborts what it still generates.

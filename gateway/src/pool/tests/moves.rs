@@ -19,14 +19,18 @@ async fn streams_move_a_few_at_a_time_to_endpoints_with_room() {
     let mut rooms: Vec<_> =
         streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
     let mut moved = Vec::new();
-    for (n, ((_, slot), room)) in streams.into_iter().zip(&mut rooms).enumerate() {
+    for (n, (ticket, slot)) in streams.into_iter().enumerate() {
         // Those before it have moved, so it is among the next four.
-        let Room { slot: next, under_way } = room.try_recv().expect("room");
+        let under_way = rooms[n].try_recv().expect("room");
+        if let Some(room) = rooms.get_mut(n + 4) {
+            assert_eq!(room.try_recv().err(), Some(TryRecvError::Empty), "four at a time");
+        }
+        let next = slot.place_elsewhere(&ticket).expect("room");
         assert_eq!((slot.address, next.address), (address(1), address(2)));
+        assert_eq!(pool.signals().in_flight, 9, "one has two places");
         drop(under_way);
         slot.ended(End::Moved);
         moved.push(next);
-        assert_eq!(pool.signals().in_flight as usize, 8 + 4.min(7 - n), "four at a time");
     }
     let signals = pool.signals();
     let old = signals.endpoints["127.0.0.1:1"].as_ref().expect("known");
@@ -42,13 +46,34 @@ async fn streams_whose_clients_do_not_read_do_not_keep_others_from_moving() {
     pool.drain_endpoint(address(1), true);
     let mut rooms: Vec<_> =
         streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
-    // Four have their places, and do not go there.
+    // Four may move, and do not.
     tokio::time::advance(Duration::from_secs(9)).await;
     pool.tick();
     assert_eq!(rooms[4].try_recv().err(), Some(TryRecvError::Empty));
     tokio::time::advance(Duration::from_secs(1)).await;
     pool.tick();
-    assert_eq!(rooms[4].try_recv().expect("room").slot.address, address(2));
+    assert!(rooms[4].try_recv().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_takes_its_place_elsewhere_only_when_it_goes_there() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    ready(&pool, 1);
+    let (leaving, old) = stream(&pool);
+    ready(&pool, 2);
+    pool.drain_endpoint(address(1), true);
+    let mut room = old.room_elsewhere(&leaving);
+    let under_way = room.try_recv().expect("room");
+    assert_eq!(pool.signals().in_flight, 1, "its client does not read yet");
+    let (_, other) = stream(&pool);
+    assert_eq!(other.address, address(2), "a new request gets the place");
+    assert!(old.place_elsewhere(&leaving).is_none());
+    drop(under_way);
+    let mut room = old.room_elsewhere(&leaving);
+    assert_eq!(room.try_recv().err(), Some(TryRecvError::Empty));
+    other.ended(End::Complete);
+    assert!(room.try_recv().is_ok());
+    assert_eq!(old.place_elsewhere(&leaving).expect("room").address, address(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +93,8 @@ async fn a_stream_gets_only_the_place_that_no_held_request_can_use() {
     let first = hold.as_mut().now_or_never().expect("it has waited").expect("released");
     assert_eq!(room.try_recv().err(), Some(TryRecvError::Empty), "the stream goes on where it is");
     first.ended(End::Complete);
-    assert_eq!(room.try_recv().expect("room").slot.address, address(2));
+    assert!(room.try_recv().is_ok());
+    assert_eq!(old.place_elsewhere(&leaving).expect("room").address, address(2));
 }
 
 #[tokio::test(start_paused = true)]
