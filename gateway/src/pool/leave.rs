@@ -51,7 +51,7 @@ impl Slot {
 
     fn requirements_elsewhere(&self, ticket: &Ticket) -> Requirements {
         let mut requirements = ticket.requirements.clone();
-        requirements.refused.extend(self.pool.abilities.unable(ticket.compares));
+        requirements.refused.extend(self.pool.abilities.unable(ticket.needs_text()));
         requirements
     }
 }

@@ -55,8 +55,6 @@ pub(crate) struct Ticket {
     /// When its client gives up, if the request says so.
     pub(super) gives_up: Option<Instant>,
     pub(super) fallback: Fallback,
-    /// Whether a replica that goes on with its answer must turn tokens into text.
-    pub(super) compares: bool,
     /// Shows its client when it will start, if it gets heartbeats.
     pub(super) expected: Option<Arc<ExpectedStart>>,
 }
@@ -84,6 +82,8 @@ struct Failures {
     errors: u32,
     /// Whether a part of the answer has gone out: another replica goes on with it.
     begun: bool,
+    /// Whether that replica must turn tokens into text.
+    compares: bool,
     /// Whether the answer broke since the request was last queued.
     broke: bool,
 }
@@ -113,7 +113,6 @@ impl Ticket {
             trace: None,
             gives_up: None,
             fallback: Fallback::None,
-            compares: false,
             expected: None,
         }
     }
@@ -192,7 +191,12 @@ impl Ticket {
 
     /// Sets whether a replica that goes on with its answer must turn tokens into text.
     pub(crate) fn compares(&mut self, compares: bool) {
-        self.compares = compares;
+        self.failures.compares = compares;
+    }
+
+    /// Whether a replica that goes on with its answer must turn tokens into text.
+    pub(super) fn needs_text(&self) -> bool {
+        self.failures.compares
     }
 
     /// Notes that the process in this place can't go on with its answer.
@@ -246,7 +250,7 @@ impl Pool {
         }
         let (process, now) = (&slot.process, Instant::now());
         let begun = ticket.has_begun();
-        let Ticket { requirements, failures, compares, .. } = ticket;
+        let Ticket { requirements, failures, .. } = ticket;
         requirements.avoid.insert(process.id());
         // A drained, deleted or unlisted endpoint was stopped by an order. If a local replica is
         // unlisted because it crashed, its supervisor reports that, which outranks this.
@@ -275,7 +279,7 @@ impl Pool {
             return Err(Refusal::Exhausted { counted_tries, last: failure.clone() });
         }
         if begun {
-            requirements.refused.extend(self.abilities.unable(*compares));
+            requirements.refused.extend(self.abilities.unable(failures.compares));
             // If others are ready, and all of them would begin anew, waiting does not help.
             let some_ready = |refused: BTreeSet<u64>| {
                 let model = requirements.model.clone();
