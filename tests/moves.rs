@@ -166,8 +166,12 @@ fn a_replica_is_gone_before_its_streams_end_and_they_go_on_token_for_token() {
     let address = setup.forebay.address;
     // Eighteen answers of half a minute, six at each replica.
     let usage = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
-    let kinds =
-        [json!({}), json!({"logprobs": true, "top_logprobs": 2}), usage, json!({"stop": ["#"]})];
+    let kinds = [
+        json!({}),
+        json!({"logprobs": true, "top_logprobs": 2}),
+        usage,
+        json!({"stop": ["no such text"]}),
+    ];
     let bodies: Vec<_> = (0..18).map(|n| chat(n, 1_500, kinds[n % 4].clone())).collect();
     let running = start(address, &bodies);
     setup.set(1);

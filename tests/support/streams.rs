@@ -90,7 +90,23 @@ pub fn assert_unbroken(reply: &Reply, replica: SocketAddr, path: &str, body: &Va
     assert!(reply.whole && reply.status == 200, "{reply:?}");
     let want = ask(replica, &post(path, &body.to_string()));
     let (got, want) = (comparable(reply), comparable(&want));
-    for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+    if body.get("stop").is_some() {
+        // A replica holds text back that may begin a stop string, so behind a seam the same text comes in
+        // other pieces.
+        assert_eq!(text(&got), text(&want), "{body}");
+        assert_eq!(got.last(), want.last(), "{body}");
+    } else {
+        assert_same_events(&got, &want, body);
+    }
+}
+
+/// The text of a chat's events.
+fn text(events: &[Value]) -> String {
+    events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+fn assert_same_events(got: &[Value], want: &[Value], body: &Value) {
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
         assert_eq!(got, want, "event {at} of the answer to {body}");
     }
     assert_eq!(got.len(), want.len(), "{body}");

@@ -3,6 +3,8 @@
 //!
 //! Pure and deterministic: the same seed and prompt give the same reply, in every process.
 
+use std::borrow::Cow;
+
 use crate::mix::{mix, unit};
 
 /// Bytes of a prompt that make one token.
@@ -199,6 +201,9 @@ pub(crate) struct Script {
     pub(crate) reason: Reason,
     /// Bytes of the text that are shown; a stop string and what follows it are not.
     shown: usize,
+    /// The characters that are given out only at the end, as they may begin a stop string: as many as the
+    /// longest one has, less one.
+    held_back: usize,
 }
 
 impl Script {
@@ -211,6 +216,7 @@ impl Script {
             tokens: rule.max_tokens,
             reason: Reason::Length,
             shown: usize::MAX,
+            held_back: 0,
         };
         let mut script = match rule.eos {
             Some((least, most)) => {
@@ -251,6 +257,7 @@ impl Script {
             tokens: whole.min(rule.max_tokens),
             reason: if cut { Reason::Length } else { Reason::Stop },
             shown: usize::MAX,
+            held_back: 0,
         };
         script.stop_at(rule.stop, rule.min_tokens);
         script
@@ -343,6 +350,8 @@ impl Script {
         let Some(longest) = stops.iter().map(String::len).max().filter(|len| *len > 0) else {
             return;
         };
+        let characters = stops.iter().map(|stop| stop.chars().count()).max();
+        self.held_back = characters.unwrap_or_default().saturating_sub(1);
         let mut text = String::new();
         for at in 0..self.tokens {
             // Where a stop string that this token completes could begin.
@@ -405,12 +414,14 @@ pub(crate) struct Cursor {
     bytes: usize,
     /// Characters of text that were given out.
     characters: usize,
+    /// Text of the tokens so far that is held back.
+    held: String,
 }
 
 impl Cursor {
     pub(crate) fn of(script: &Script) -> Self {
         let given = (0..script.given).map(|at| script.piece(at).len()).sum();
-        Self { at: script.given, bytes: given, characters: 0 }
+        Self { at: script.given, bytes: given, characters: 0, held: String::new() }
     }
 
     /// The number of tokens given out.
@@ -418,17 +429,32 @@ impl Cursor {
         self.at - script.given
     }
 
-    /// The next token's text, as far as it is shown.
-    pub(crate) fn next<'a>(&mut self, script: &'a Script) -> &'a str {
+    /// The text that the next token brings out, as far as it is shown.
+    pub(crate) fn next<'a>(&mut self, script: &'a Script) -> Cow<'a, str> {
         let piece = script.piece(self.at);
         let room = script.shown.saturating_sub(self.bytes);
         self.at += 1;
         self.bytes += piece.len();
-        self.characters += piece.chars().count();
-        &piece[..piece.len().min(room)]
+        let piece = &piece[..piece.len().min(room)];
+        let text = if script.held_back == 0 {
+            Cow::Borrowed(piece)
+        } else {
+            self.held.push_str(piece);
+            let keep = if self.at == script.tokens { 0 } else { script.held_back };
+            let out = self.held.chars().count().saturating_sub(keep);
+            let end = self.held.char_indices().nth(out).map_or(self.held.len(), |(at, _)| at);
+            Cow::Owned(self.held.drain(..end).collect())
+        };
+        self.characters += text.chars().count();
+        text
     }
 
-    /// Characters of text given out, those that are not shown included.
+    /// The text that an end before the last token brings out.
+    pub(crate) fn rest(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Characters of text given out.
     pub(crate) fn offset(&self) -> usize {
         self.characters
     }

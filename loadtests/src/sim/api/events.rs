@@ -7,6 +7,7 @@ use crate::sim::api::plan::{Completion, Plan};
 use crate::sim::engine::{Output, SeqEvent, Ticket};
 use crate::sim::text::{Cursor, Reason};
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -178,14 +179,14 @@ impl LiveStream {
             SeqEvent::Token { last } => {
                 (cursor.next(script), Some(at), last.then_some(&script.reason))
             }
-            _ => ("", None, Some(&Reason::Abort)),
+            _ => (Cow::Owned(cursor.rest()), None, Some(&Reason::Abort)),
         };
         let tokens = cursor.produced(script);
         self.tally.completion_tokens += u32::from(at.is_some());
         if let Some(parsed) = self.plan.parsed(true) {
             self.ticket.engine().parsed(parsed);
         }
-        let step = Step { index, at, piece, offset, tokens, reason };
+        let step = Step { index, at, piece: &piece, offset, tokens, reason };
         self.dialect.token(&self.plan, &step, queue);
         self.ended += usize::from(reason.is_some());
         if self.ended < self.plan.scripts.len() {
@@ -216,13 +217,16 @@ pub(crate) async fn whole(
         match output.event {
             SeqEvent::Failed => return Err(Fault::engine_dead()),
             SeqEvent::Token { last } => {
-                completion.texts[index].push_str(cursors[index].next(script));
+                completion.texts[index].push_str(&cursors[index].next(script));
                 completion.tokens[index] += 1;
                 if last {
                     completion.reasons[index] = Some(script.reason.clone());
                 }
             }
-            SeqEvent::Aborted | SeqEvent::Pooled => completion.reasons[index] = Some(Reason::Abort),
+            SeqEvent::Aborted | SeqEvent::Pooled => {
+                completion.texts[index].push_str(&cursors[index].rest());
+                completion.reasons[index] = Some(Reason::Abort);
+            }
         }
         if completion.reasons.iter().all(Option::is_some) {
             break;

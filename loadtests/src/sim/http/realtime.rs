@@ -137,9 +137,9 @@ impl Session {
             return vec![Complaint::of(&fault, "processing_error").event()];
         };
         let piece = running.cursor.next(&running.script);
-        begun.text.push_str(piece);
+        begun.text.push_str(&piece);
         begun.tokens += 1;
-        let delta = realtime::delta(piece);
+        let delta = realtime::delta(&piece);
         if last {
             begun.running = None;
         }

@@ -105,6 +105,29 @@ fn a_written_text_is_given_out_whole_or_cut_by_its_length() {
     assert_eq!(shown_text(&stopped), r#"{"city":""#);
 }
 
+#[test]
+fn text_that_may_begin_a_stop_string_is_held_back_until_the_end() {
+    let stops = ["#".to_owned(), "é###".to_owned()];
+    let script = Script::new(7, &rule(60, &stops));
+    let (mut cursor, mut given) = (Cursor::of(&script), String::new());
+    for at in 1..=60 {
+        given += &cursor.next(&script);
+        let tokens: String = (0..at).map(|at| script.piece(at)).collect();
+        // vLLM holds back as many characters as the longest stop string has, less one.
+        let held = if at == 60 { 0 } else { 3 };
+        let want = tokens.chars().count().saturating_sub(held);
+        assert_eq!(given, tokens.chars().take(want).collect::<String>(), "{at}");
+        assert_eq!(cursor.offset(), given.chars().count());
+    }
+    let mut cut = Cursor::of(&script);
+    let begun: String = (0..9).map(|_| cut.next(&script)).collect();
+    let tokens: String = (0..9).map(|at| script.piece(at)).collect();
+    assert_eq!(begun + &cut.rest(), tokens);
+    // One character can't begin anything.
+    let short = Script::new(7, &rule(60, &stops[..1]));
+    assert_eq!(Cursor::of(&short).next(&short), short.piece(0));
+}
+
 proptest! {
     #[test]
     fn a_stop_string_and_what_follows_it_are_never_shown(
