@@ -194,19 +194,23 @@ class Bench:
 
 
 def build(quick):
-    """The paths of the forebay binary and of the stub: the program as it is released, unless quick."""
+    """The paths of the forebay binary and of the stub: the program as it is released, unless quick, or the one that
+    FOREBAY_BINARY names."""
+    given = os.environ.get("FOREBAY_BINARY")
     if quick:
         # As the tests are built, so that the dependencies are not built once more.
         builds = [["--workspace", "--bins", "--examples"]]
     else:
         builds = [["--release", "-p", "forebay-loadtests", "--example", "stub"]]
-        subprocess.run([ROOT / "deploy" / "build"], check=True)
+        if not given:
+            subprocess.run([ROOT / "deploy" / "build"], check=True)
     for what in builds:
         subprocess.run(["cargo", "build", "-q", *what], cwd=ROOT, check=True)
     target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
     if quick:
         return target / "debug" / "forebay", target / "debug" / "examples" / "stub"
-    return target / "dist" / "forebay", target / "release" / "examples" / "stub"
+    forebay = pathlib.Path(given) if given else target / "dist" / "forebay"
+    return forebay, target / "release" / "examples" / "stub"
 
 
 # The name of the simulated replicas' model.
