@@ -318,7 +318,7 @@ fn start(pool: &str, files: &ReplayFiles) -> anyhow::Result<Child> {
 
 /// The most memory of a replay in bytes, given what this process may use. Kubernetes ends a whole
 /// container that runs out of it, so the replay has to run out first. A day of 500,000 requests takes
-/// 95 MiB.
+/// 175 MiB of data.
 fn most_memory(available: u64) -> u64 {
     (available / 2).min(1 << 30)
 }
