@@ -10,6 +10,7 @@ use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::join;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -103,4 +104,25 @@ async fn the_time_for_which_the_replica_is_waited_for_is_not_the_clients() {
     sleep(late).await;
     take(&mut relay).await;
     assert!(relay.pace.slow() >= late, "{:?}", relay.pace.slow());
+}
+
+#[tokio::test]
+async fn a_client_that_is_always_behind_gets_no_more_than_the_time_for_one_request() {
+    let (mut relay, replica) = relay().await;
+    // As much as the sockets take, so that the replica is never waited for.
+    let (chunks, mut sent) = (CHUNK.repeat(1000), 0);
+    while let Ok(Ok(())) = timeout(Duration::from_millis(100), replica.writable()).await {
+        sent += replica.try_write(&chunks).unwrap_or_default();
+    }
+    relay.deadline = clock::now();
+    relay.moments.merged -= MERGE;
+    let mut passed = Vec::new();
+    while let Some(frame) = poll_fn(|cx| relay.poll_frame(cx)).await {
+        passed.extend_from_slice(&frame.expect("whole"));
+        // So that tokio's budget does not end a read.
+        yield_now().await;
+    }
+    assert!(passed.len() < sent / 2, "{} of {sent} bytes", passed.len());
+    let end = String::from_utf8_lossy(&passed[passed.len().saturating_sub(400)..]);
+    assert!(end.contains("The time for one request is over."), "{end}");
 }
