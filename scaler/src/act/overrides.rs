@@ -98,13 +98,16 @@ async fn send(
     }
 }
 
-/// The sentence that there is no such pool, with the names of the first pools that there are.
+/// Says that there is no such pool, and names up to 20 pools that there are.
 #[must_use]
 pub fn unknown_pool(pool: &str, known: impl IntoIterator<Item = String>) -> String {
     let mut known: Vec<_> = known.into_iter().collect();
     let left_out = known.len().saturating_sub(NAMED);
     known.truncate(NAMED);
-    let mut known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    if known.is_empty() {
+        return format!("there is no pool `{pool}`: no pool is configured");
+    }
+    let mut known = known.join(", ");
     if left_out > 0 {
         known += &format!(", and {left_out} more");
     }
@@ -187,7 +190,7 @@ mod tests {
     #[test]
     fn the_refusal_of_an_unknown_pool_names_some_that_are_known() {
         let of = |known: usize| unknown_pool("x", (0..known).map(|n| format!("p{n}")));
-        assert_eq!(of(0), "there is no pool `x`; known are none");
+        assert_eq!(of(0), "there is no pool `x`: no pool is configured");
         assert_eq!(of(2), "there is no pool `x`; known are p0, p1");
         assert!(of(1_000).ends_with("p18, p19, and 980 more"), "{}", of(1_000));
     }

@@ -356,7 +356,11 @@ mod tests {
                 let Load { totals, latencies, .. } = ledger.load([], STALE);
                 (totals.accepted, latencies.ttft.count())
             };
-            assert_eq!(counted(&ledger), (0, 0), "{case}: the other one's life is no news");
+            assert_eq!(
+                counted(&ledger),
+                (0, 0),
+                "{case}: requests before the first report do not count"
+            );
             ledger.record(
                 1,
                 GatewayProcess { sender: "a", began },
