@@ -64,7 +64,7 @@ mod scheduling;
 mod signals;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod ticket;
 pub(crate) mod upstream_key;
 

@@ -28,7 +28,8 @@ fn pool(settings: &str) -> Arc<Pool> {
     Pool::new(settings, Arc::new(Notify::new()))
 }
 
-fn ticket(seconds: u64) -> Ticket {
+/// A small request with so many seconds until its deadline.
+pub(crate) fn ticket(seconds: u64) -> Ticket {
     let accepted = Instant::now();
     let entry = Entry {
         tenant: "anonymous".into(),

@@ -4,8 +4,6 @@ use std::future::{pending, poll_fn};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use forebay_config::PriorityClass;
-use forebay_scheduling::queue::Entry;
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::join;
@@ -20,8 +18,9 @@ use crate::answer::not_continued::NotContinued;
 use crate::exchange::outgoing::{Outgoing, OutgoingHead, Rights};
 use crate::exchange::upstream::Connection;
 use crate::net::socket::ClientSocket;
+use crate::pool::Pool;
 use crate::pool::endpoint::{Probe, Probed};
-use crate::pool::{Pool, Ticket};
+use crate::pool::tests::ticket;
 use crate::read::context::{Client, RequestContext};
 use crate::read::head::ClientHead;
 
@@ -59,16 +58,7 @@ async fn relay() -> (Relay, TcpStream) {
     let pool = Pool::new(forebay_config::Pool::named("p"), Arc::default());
     pool.add_endpoint(address);
     pool.probed(address, Probe::Health, Probed::Answered);
-    let entry = Entry {
-        tenant: "anonymous".into(),
-        class: PriorityClass::Normal,
-        bytes: 10,
-        tokens: 2,
-        cost: 2,
-        answer: 0,
-        late_from: None,
-    };
-    let slot = pool.hold(&mut Ticket::new(entry, clock::now(), deadline)).await.expect("ready");
+    let slot = pool.hold(&mut ticket(PATIENCE.as_secs())).await.expect("ready");
     let client =
         Client { socket: ClientSocket::unwatched(), address: Some(IpAddr::from([10, 0, 0, 1])) };
     let record = Record::begin(RequestContext::new(&head(), client));
