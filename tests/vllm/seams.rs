@@ -97,6 +97,15 @@ fn gateway(folder: &Folder, servers: [SocketAddr; 2]) -> Forebay {
     forebay
 }
 
+/// Starts all streams at the same time, and waits until each has begun.
+fn start(gateway: SocketAddr, streams: usize, tokens: u32) -> Vec<Running> {
+    std::thread::scope(|scope| {
+        let one = |n| move || Running::start(gateway, CHAT, &body(n, tokens));
+        let all: Vec<_> = (0..streams).map(|n| scope.spawn(one(n))).collect();
+        all.into_iter().map(|one| one.join().expect("no panic")).collect()
+    })
+}
+
 /// Loses one of two servers under streams, and compares their answers.
 fn lose(loss: Loss, victim: &Server, other: SocketAddr, (streams, tokens): (usize, u32)) {
     let want = unbroken(other, streams, tokens);
@@ -105,15 +114,26 @@ fn lose(loss: Loss, victim: &Server, other: SocketAddr, (streams, tokens): (usiz
     assert_eq!(equal, streams, "unbroken runs that are equal");
     let folder = Folder::new();
     let forebay = gateway(&folder, [victim.address, other]);
-    let running: Vec<_> =
-        (0..streams).map(|n| Running::start(forebay.address, CHAT, &body(n, tokens))).collect();
-    let lost = forebay.signals()["endpoints"][victim.address.to_string()]["inFlight"].clone();
-    assert!(lost.as_u64() > Some(0), "{loss:?}: no stream is at the victim any more");
+    let running = start(forebay.address, streams, tokens);
+    // The engine stands still, so its streams can't end before it is lost.
     let engine = victim.process("VLLM::EngineCore");
+    kill(engine, "STOP");
+    let mut lost = 0;
+    eventually("streams are at the victim", || {
+        let endpoint = &forebay.signals()["endpoints"][victim.address.to_string()];
+        lost = endpoint["inFlight"].as_u64().unwrap_or_default();
+        lost > 0
+    });
     match loss {
-        Loss::EngineHangs => kill(engine, "STOP"),
-        Loss::Terminated => kill(victim.pid(), "TERM"),
-        Loss::WorkerDies => kill(victim.process("VLLM::Worker"), "KILL"),
+        Loss::EngineHangs => {}
+        Loss::Terminated => {
+            kill(victim.pid(), "TERM");
+            kill(engine, "CONT");
+        }
+        Loss::WorkerDies => {
+            kill(victim.process("VLLM::Worker"), "KILL");
+            kill(engine, "CONT");
+        }
         Loss::ServerDies => kill(victim.pid(), "KILL"),
     }
     let replies: Vec<_> = running.into_iter().map(Running::end).collect();
@@ -143,7 +163,7 @@ fn lose(loss: Loss, victim: &Server, other: SocketAddr, (streams, tokens): (usiz
 pub(crate) fn play([mut victim, other]: [Server; 2]) {
     let Ok(given) = std::env::var("FOREBAY_VLLM_SEAMS") else {
         for loss in [Loss::EngineHangs, Loss::ServerDies] {
-            lose(loss, &victim, other.address, (8, 120));
+            lose(loss, &victim, other.address, (8, 300));
         }
         return;
     };
