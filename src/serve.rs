@@ -66,6 +66,7 @@ pub(crate) async fn serve(
         None => None,
     };
     let mut config = Arc::new(config);
+    let begun_with = Arc::clone(&config);
     let running = Running::start(&config, parts, log, upgrade, predecessor).await?;
     running.announce(&config);
     // For systemd, if it started us, this process is the service from now on.
@@ -74,7 +75,9 @@ pub(crate) async fn serve(
         tracing::warn!("NOTIFY_SOCKET: cannot report this process to the service manager: {error}");
     }
     loop {
-        let end = follow(&mut config, file.as_mut(), &mut signals, &mut orders, &running).await;
+        let following =
+            follow(&mut config, &begun_with, file.as_mut(), &mut signals, &mut orders, &running);
+        let end = following.await;
         let End::Upgrade(order) = end else { break };
         match running.replace(program, order.within, &mut signals).await {
             UpgradeOutcome::Succeeded(successor) => {
@@ -416,9 +419,11 @@ enum End {
     Upgrade(Order),
 }
 
-/// Applies each change of `file` until a signal or an upgrade ends it.
+/// Applies each change of `file` until a signal or an upgrade ends it. What the process `begun_with` and
+/// can't change stays in force.
 async fn follow(
     config: &mut Arc<Config>,
+    begun_with: &Config,
     mut file: Option<&mut ConfigFile>,
     signals: &mut Signals,
     orders: &mut Orders,
@@ -450,17 +455,17 @@ async fn follow(
         }
         if let Some(scaler) = scaler {
             scaler.reload(Arc::clone(&new));
-            if lasting(config) != lasting(&new) {
+            if lasting(begun_with) != lasting(&new) {
                 later.push("scaler (all but staleAfter)".to_owned());
             }
         }
-        if config.admin != new.admin {
+        if begun_with.admin != new.admin {
             later.push("admin".to_owned());
         }
-        if config.open_telemetry != new.open_telemetry {
+        if begun_with.open_telemetry != new.open_telemetry {
             later.push("openTelemetry".to_owned());
         }
-        if config.logging != new.logging {
+        if begun_with.logging != new.logging {
             later.push("logging".to_owned());
         }
         tracing::info!("the new configuration is in force");

@@ -59,7 +59,24 @@ fn a_changed_file_takes_effect_and_a_wrong_one_is_reported_with_its_line() {
     let line = forebay.wait_for("takes effect at the next start only");
     assert!(line.contains("gateway.threads") && line.contains("openTelemetry"), "{line}");
     eventually("all paths are open again", || status(&get(forebay.address, "/v1/models")) == 200);
+
+    // With the values of the start again, nothing waits for the next one.
+    folder.write(
+        "forebay.yaml",
+        &config(&[&two], "openTelemetry:\n  endpoint: http://127.0.0.1:1\n"),
+    );
+    forebay.signal("HUP");
+    let line = forebay.wait_for("takes effect at the next start only");
+    assert!(line.contains("only: openTelemetry\""), "{line}");
+    folder.write("forebay.yaml", &config(&[&two], ""));
+    forebay.signal("HUP");
+    forebay.wait_for(IN_FORCE);
     forebay.signal("TERM");
+    forebay.wait_for("shutting down");
+    let mut lines = forebay.logged().iter().rev();
+    let since = lines.position(|line| line.contains(IN_FORCE)).expect("just seen");
+    let mut last = forebay.logged().iter().rev().take(since);
+    assert!(!last.any(|line| line.contains("at the next start only")));
     assert!(forebay.wait().success());
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct LiveConfig {
     pub(crate) changed: Arc<Notify>,
     drain: Drain,
     cluster: Option<Cluster>,
+    /// The settings that the process began with. Some of them are in force until it ends.
+    begun_with: forebay_config::Gateway,
     applied: Mutex<AppliedConfig>,
 }
 
@@ -122,6 +124,7 @@ impl LiveConfig {
             changed: Arc::default(),
             drain: drain.clone(),
             cluster: cluster.cloned(),
+            begun_with: config.gateway.clone(),
             applied: Mutex::new(AppliedConfig {
                 config: Config::default(),
                 endpoints: BTreeMap::new(),
@@ -132,14 +135,13 @@ impl LiveConfig {
         live
     }
 
-    /// Applies a configuration. Returns the fields that differ and need a restart.
+    /// Applies a configuration. Returns the fields that need a restart and differ from what is in force.
     pub(crate) async fn reload(
         &self,
         edge: &Edge,
         config: &Config,
     ) -> Result<Vec<String>, StartError> {
-        let before = self.applied.lock().config.gateway.clone();
-        let (new, tls_before) = (config.clone(), before.tls.clone());
+        let (new, tls_before) = (config.clone(), self.applied.lock().config.gateway.tls.clone());
         // This reads files and resolves names, which may block.
         let prepare = spawn_blocking(move || {
             let tls = match &new.gateway.tls {
@@ -152,14 +154,15 @@ impl LiveConfig {
         let (prepared, tls) =
             prepare.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
         let PreparedConfig { config, endpoints, keys, tenants } = prepared;
+        let fixed = &self.begun_with;
         let unchangeable = [
-            ("gateway.listen", before.listen != config.gateway.listen),
-            ("gateway.threads", before.threads != config.gateway.threads),
-            ("gateway.scaler", before.scaler != config.gateway.scaler),
-            ("gateway.recordArrivals", before.record_arrivals != config.gateway.record_arrivals),
+            ("gateway.listen", fixed.listen != config.gateway.listen),
+            ("gateway.threads", fixed.threads != config.gateway.threads),
+            ("gateway.scaler", fixed.scaler != config.gateway.scaler),
+            ("gateway.recordArrivals", fixed.record_arrivals != config.gateway.record_arrivals),
             (
                 "gateway.limits.writeTimeout",
-                before.limits.write_timeout != config.gateway.limits.write_timeout,
+                fixed.limits.write_timeout != config.gateway.limits.write_timeout,
             ),
         ];
         // Tenants first: otherwise a new pool would be open to tenants that may not use it.
