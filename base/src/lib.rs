@@ -39,4 +39,4 @@ pub mod shortage;
 pub mod trouble;
 
 pub use heartbeat::Heartbeats;
-pub use metric::{describe, loaded, reloaded, set_build_info};
+pub use metric::{WITHDRAWN, describe, is_withdrawn, loaded, reloaded, set_build_info};

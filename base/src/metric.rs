@@ -11,6 +11,16 @@ const LAST_RELOAD: &str = "forebay_last_reload_taken";
 const LAST_RELOAD_TIME: &str = "forebay_last_reload_timestamp_seconds";
 const CLOSED_CONNECTIONS: &str = "forebay_listener_closed_connections_total";
 
+/// The value of a gauge that has nothing to say at present: `/metrics` and exports leave it out until it is
+/// set again. It is one NaN of many; a figure that is unknown is `f64::NAN`, which is shown.
+pub const WITHDRAWN: f64 = f64::from_bits(0x7ff8_666f_7265_6261);
+
+/// Whether a gauge's value is [`WITHDRAWN`].
+#[must_use]
+pub fn is_withdrawn(value: f64) -> bool {
+    value.to_bits() == WITHDRAWN.to_bits()
+}
+
 /// Help texts.
 pub fn describe() {
     crate::shortage::describe();

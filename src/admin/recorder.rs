@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use forebay_base::is_withdrawn;
 use forebay_telemetry::figure::{self, Metric, Points};
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
@@ -157,7 +158,11 @@ impl Family {
             Kind::Counter => Points::Counts(values().collect()),
             Kind::Gauge => {
                 let numbers = values().map(|(key, bits)| (key, f64::from_bits(bits)));
-                Points::Numbers(numbers.collect())
+                let shown: Vec<_> = numbers.filter(|(_, value)| !is_withdrawn(*value)).collect();
+                if shown.is_empty() {
+                    return None;
+                }
+                Points::Numbers(shown)
             }
             Kind::Histogram(bounds) => {
                 let counts = |buckets: &Buckets| {
@@ -201,8 +206,11 @@ impl Family {
         for (labels, (_, series)) in &*series {
             match (series, self.kind) {
                 (Series::Value(value), Kind::Gauge) => {
-                    begin(text, name, labels, "");
-                    put(text, format_args!(" {}\n", f64::from_bits(value.load(Relaxed))));
+                    let value = f64::from_bits(value.load(Relaxed));
+                    if !is_withdrawn(value) {
+                        begin(text, name, labels, "");
+                        put(text, format_args!(" {value}\n"));
+                    }
                 }
                 (Series::Value(value), _) => {
                     begin(text, name, labels, "");
@@ -328,6 +336,7 @@ impl Recorder for Figures {
 
 #[cfg(test)]
 mod tests {
+    use forebay_base::WITHDRAWN;
     use metrics::{
         counter, describe_counter, describe_histogram, gauge, histogram, with_local_recorder,
     };
@@ -403,6 +412,22 @@ wait_seconds_count{pool="a"} 7
             ["depth", "gen_ai.server.request.duration", "requests_total", "wait_seconds", "other"];
         assert_eq!(names, want);
         assert_eq!(metrics[3].description, "Waits");
+    }
+
+    #[test]
+    fn a_withdrawn_gauge_is_left_out_until_it_is_set_again() {
+        let figures = Figures::new([]);
+        let [a, b] = with_local_recorder(&figures, || {
+            ["a", "b"].map(|pool| gauge!("depth", "pool" => pool))
+        });
+        a.set(WITHDRAWN);
+        b.set(f64::NAN);
+        assert_eq!(text(&figures), "# TYPE depth gauge\ndepth{pool=\"b\"} NaN\n\n");
+        b.set(WITHDRAWN);
+        assert!(figures.otlp(SystemTime::now()).is_empty());
+        a.set(3.0);
+        assert_eq!(text(&figures), "# TYPE depth gauge\ndepth{pool=\"a\"} 3\n\n");
+        assert_eq!(figures.otlp(SystemTime::now()).len(), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use forebay_base::WITHDRAWN;
 use forebay_signals::{Histogram, Totals};
 use metrics::{
     Counter, Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
@@ -212,6 +213,15 @@ impl PoolFigures {
         self.gauges.in_flight.set(in_flight);
         self.gauges.tokens_per_second.set(tokens_per_second);
         self.events.retries.absolute(totals.retries);
+    }
+
+    /// Takes the totals of a pool that is closed, and withdraws its gauges.
+    pub(crate) fn close(&self, totals: &Totals) {
+        self.events.retries.absolute(totals.retries);
+        let Gauges { queue_depth, expected_wait, in_flight, tokens_per_second, endpoints } =
+            &self.gauges;
+        let all = [queue_depth, expected_wait, in_flight, tokens_per_second].into_iter();
+        all.chain(endpoints).for_each(|gauge| gauge.set(WITHDRAWN));
     }
 
     /// Sets how long a request would wait, in seconds.

@@ -55,7 +55,6 @@ impl Pool {
         };
         // Each held request sees its channel closed, and asks again.
         drop(waiters);
-        self.figures.set(0, 0, &self.signals().totals, 0.0);
-        self.figures.set_endpoints([0; 4]);
+        self.figures.close(&self.signals().totals);
     }
 }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_config::{Config, Millis, Target};
-use forebay_discovery::Cluster;
 use forebay_signals::PoolReplicas;
 use forebay_signals::publisher::Publisher;
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,16 +20,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::decisions::Decisions;
-use super::managed_pool::{ManagedPool, note, ready, watch};
+use super::managed_pool::{Context, ManagedPool, note, ready, watch};
 use super::metric;
 use crate::act::drains::{DrainRequest, NotAPod};
 use crate::act::overrides::CommandRequest;
-use crate::clock::Clock;
 use crate::keda::KedaServer;
 use crate::lead::readiness::Readiness;
 use crate::observe::feeds::LastReport;
 use crate::observe::feeds::{Feeds, Touched};
-use crate::observe::sources::Client;
 use crate::view::Board;
 use crate::view::inquiry::Inquiry;
 
@@ -61,13 +58,6 @@ pub(super) struct Loop {
     /// Targets of pools that are no longer configured, until they are empty.
     pub(super) leaving: JoinSet<()>,
     pub(super) readiness: Readiness,
-}
-
-/// The means to start a pool.
-pub(super) struct Context {
-    pub(super) clock: Clock,
-    pub(super) cluster: Option<Cluster>,
-    pub(super) client: Client,
 }
 
 /// Requests from outside.

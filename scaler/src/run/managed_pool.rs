@@ -1,17 +1,20 @@
 //! A pool with its target, its sources and its metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
-use forebay_config::Millis;
+use forebay_config::{Config, Millis, Pool, Target};
+use forebay_discovery::Cluster;
 use forebay_signals::{Health, PoolReplicas};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::act::targets::PoolTarget;
+use crate::clock::Clock;
 use crate::decide::Proposal;
 use crate::observe::feeds::LastReport;
-use crate::observe::sources::Sources;
+use crate::observe::sources::{Client, Sources};
 use crate::run::decisions::{Decisions, PoolState};
 use crate::run::metric::Metrics;
 use crate::run::pool::{PoolScaler, Step};
@@ -24,10 +27,41 @@ use crate::view::overview::StateCounts;
 pub(super) struct ManagedPool {
     pub(super) pool: PoolScaler,
     pub(super) target: PoolTarget,
+    /// The target's settings, which stay in force while the process runs.
+    pub(super) target_in_force: Option<Target>,
     pub(super) sources: Sources,
     pub(super) metrics: Metrics,
     /// Triggers that could not be read at the last decision.
     pub(super) unread: BTreeSet<String>,
+}
+
+/// The means to start a pool.
+pub(super) struct Context {
+    pub(super) clock: Clock,
+    pub(super) cluster: Option<Cluster>,
+    pub(super) client: Client,
+}
+
+impl ManagedPool {
+    /// Starts to watch a pool's target and sources.
+    ///
+    /// # Errors
+    /// The target can't be used.
+    pub(super) fn start(pool: &Pool, config: &Config, context: &Context) -> io::Result<Self> {
+        let target = PoolTarget::start(pool, context.cluster.as_ref())?;
+        let stale_after = config.scaler.stale_after.into();
+        let decides = PoolScaler::new(pool, &config.prometheus, stale_after);
+        let metrics = Metrics::register(&pool.name);
+        metrics.configured(&pool.scaling);
+        Ok(Self {
+            sources: Sources::start(pool, decides.wanted(), &context.client, context.clock),
+            target_in_force: pool.target.clone(),
+            pool: decides,
+            target,
+            metrics,
+            unread: BTreeSet::new(),
+        })
+    }
 }
 
 /// The last state of pools whose replicas end with this process.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use forebay_base::WITHDRAWN;
 use forebay_config::{Millis, Scaling};
 use forebay_signals::ColdStart;
 use metrics::{
@@ -107,8 +108,9 @@ pub(crate) fn gateways(heard: u32, silent: u32) {
     gauge!(GATEWAYS, "state" => "silent").set(silent);
 }
 
-/// A pool's metrics.
+/// A pool's metrics. Its gauges are withdrawn when it is dropped.
 pub(crate) struct Metrics {
+    gauges: PoolGauges,
     desired: Gauge,
     /// As configured: maxReplicaCount, the objective's share and its TTFT.
     configured: [Gauge; 3],
@@ -120,8 +122,13 @@ pub(crate) struct Metrics {
     rule: Option<&'static str>,
     pub(crate) reaction: metrics::Histogram,
     states: [Gauge; 5],
-    pool: String,
     triggers: BTreeMap<String, TriggerMetrics>,
+}
+
+/// The gauges of a pool that only the scaler that decides can set. Each is shown once it is set.
+struct PoolGauges {
+    pool: String,
+    all: Vec<Gauge>,
 }
 
 /// Metrics of a pool's starts.
@@ -129,6 +136,8 @@ struct StartMetrics {
     cold_start: metrics::Histogram,
     longest: Gauge,
     failing: Gauge,
+    /// The median of the last ones, and the 90th percentile.
+    learned: [Gauge; 2],
 }
 
 /// A trigger's metrics.
@@ -141,30 +150,65 @@ struct TriggerMetrics {
     failures: Counter,
 }
 
+impl PoolGauges {
+    fn plain(&mut self, name: &'static str) -> Gauge {
+        self.keep(gauge!(name, "pool" => self.pool.clone()))
+    }
+
+    fn labelled(&mut self, name: &'static str, label: &'static str, value: &str) -> Gauge {
+        self.keep(gauge!(name, "pool" => self.pool.clone(), label => value.to_owned()))
+    }
+
+    fn keep(&mut self, gauge: Gauge) -> Gauge {
+        gauge.set(WITHDRAWN);
+        self.all.push(gauge.clone());
+        gauge
+    }
+
+    fn withdraw(&self) {
+        self.all.iter().for_each(|gauge| gauge.set(WITHDRAWN));
+    }
+}
+
+impl Drop for Metrics {
+    fn drop(&mut self) {
+        self.gauges.withdraw();
+        self.configured.iter().for_each(|gauge| gauge.set(WITHDRAWN));
+    }
+}
+
 impl Metrics {
     pub(crate) fn register(pool: &str) -> Self {
         let pool = pool.to_owned();
-        let state =
-            |state: &'static str| gauge!(REPLICAS, "pool" => pool.clone(), "state" => state);
+        let mut gauges = PoolGauges { pool: pool.clone(), all: Vec::new() };
         Self {
-            pool: pool.clone(),
             triggers: BTreeMap::new(),
-            states: ["pending", "starting", "ready", "draining", "failed"].map(state),
-            desired: gauge!(DESIRED, "pool" => pool.clone()),
+            states: ["pending", "starting", "ready", "draining", "failed"]
+                .map(|state| gauges.labelled(REPLICAS, "state", state)),
+            desired: gauges.plain(DESIRED),
             configured: [MAXIMUM, OBJECTIVE_SHARE, OBJECTIVE_TTFT]
                 .map(|name| gauge!(name, "pool" => pool.clone())),
             starts: StartMetrics {
                 cold_start: histogram!(COLD_START, "pool" => pool.clone()),
-                longest: gauge!(LONGEST_START, "pool" => pool.clone()),
-                failing: gauge!(START_FAILING, "pool" => pool.clone()),
+                longest: gauges.plain(LONGEST_START),
+                failing: gauges.plain(START_FAILING),
+                learned: ["0.5", "0.9"]
+                    .map(|quantile| gauges.labelled(LEARNED_COLD_START, "quantile", quantile)),
             },
-            capacity: gauge!(CAPACITY, "pool" => pool.clone()),
+            capacity: gauges.plain(CAPACITY),
             demands: ["recent", "backlog", "season"]
-                .map(|reason| gauge!(DEMAND, "pool" => pool.clone(), "reason" => reason)),
+                .map(|reason| gauges.labelled(DEMAND, "reason", reason)),
             rules: BTreeMap::new(),
             rule: None,
             reaction: histogram!(REACTION, "pool" => pool),
+            gauges,
         }
+    }
+
+    /// Withdraws what only decisions tell, until the next one. What is configured stays.
+    pub(crate) fn withdraw(&mut self) {
+        self.gauges.withdraw();
+        self.rule = None;
     }
 
     /// Records a decision's count, rule and figures.
@@ -179,10 +223,10 @@ impl Metrics {
         if figures.curve.learned {
             self.capacity.set(figures.curve.full_rate());
         }
-        let (pool, rule) = (&self.pool, decision.why.rule());
+        let (gauges, rule) = (&mut self.gauges, decision.why.rule());
         let (won, changes) = self.rules.entry(rule).or_insert_with(|| {
-            let labels = [("pool", pool.clone()), ("rule", rule.to_owned())];
-            (gauge!(RULE, &labels), counter!(DECISIONS, &labels))
+            let won = gauges.labelled(RULE, "rule", rule);
+            (won, counter!(DECISIONS, "pool" => gauges.pool.clone(), "rule" => rule))
         });
         won.set(1.0);
         if decision.from != decision.desired {
@@ -197,7 +241,8 @@ impl Metrics {
 
     /// Counts a replacement.
     pub(crate) fn replaced(&self, cause: Cause) {
-        counter!(REPLACEMENTS, "pool" => self.pool.clone(), "reason" => cause.label()).increment(1);
+        let pool = self.gauges.pool.clone();
+        counter!(REPLACEMENTS, "pool" => pool, "reason" => cause.label()).increment(1);
     }
 
     /// Records the replicas by state, in the order of [`forebay_signals::ReplicaState`].
@@ -227,11 +272,9 @@ impl Metrics {
 
     /// Records the quantiles of the last cold starts.
     pub(crate) fn learned(&self, learned: &ColdStart) {
-        let quantiles = [("0.5", learned.p50_seconds), ("0.9", learned.p90_seconds)];
-        for (quantile, seconds) in quantiles {
-            gauge!(LEARNED_COLD_START, "pool" => self.pool.clone(), "quantile" => quantile)
-                .set(seconds);
-        }
+        let [median, most] = &self.starts.learned;
+        median.set(learned.p50_seconds);
+        most.set(learned.p90_seconds);
     }
 
     /// Records whether the pool's starts fail.
@@ -241,8 +284,7 @@ impl Metrics {
 
     /// Records a trigger's proposal. Trigger names come from the configuration.
     pub(crate) fn trigger(&mut self, proposal: &Proposal) {
-        let pool = &self.pool;
-        let new = || TriggerMetrics::register(pool, &proposal.name);
+        let new = || TriggerMetrics::register(&mut self.gauges, &proposal.name);
         let known = self.triggers.entry(proposal.name.clone()).or_insert_with(new);
         let replicas = proposal.replicas().map_or(f64::NAN, f64::from);
         known.value.set(proposal.figure.unwrap_or(f64::NAN));
@@ -262,15 +304,17 @@ impl Metrics {
 }
 
 impl TriggerMetrics {
-    fn register(pool: &str, trigger: &str) -> Self {
-        let gauge = |name: &'static str| gauge!(name, "pool" => pool.to_owned(), "trigger" => trigger.to_owned());
+    fn register(gauges: &mut PoolGauges, trigger: &str) -> Self {
+        let mut gauge = |name| gauges.labelled(name, "trigger", trigger);
         Self {
             value: gauge(TRIGGER_VALUE),
             threshold: gauge(TRIGGER_THRESHOLD),
             replicas: gauge(TRIGGER_REPLICAS),
             readable: gauge(TRIGGER_READABLE),
             age: gauge(TRIGGER_AGE),
-            failures: counter!(TRIGGER_FAILURES, "pool" => pool.to_owned(), "trigger" => trigger.to_owned()),
+            failures: counter!(
+                TRIGGER_FAILURES, "pool" => gauges.pool.clone(), "trigger" => trigger.to_owned()
+            ),
         }
     }
 }

@@ -11,7 +11,6 @@ pub(crate) mod pool;
 mod spans;
 mod standing;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -32,7 +31,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::act::drains;
 use crate::act::overrides;
-use crate::act::targets::PoolTarget;
 use crate::clock::Clock;
 use crate::keda::{KedaServer, ServeError};
 use crate::lead::config_map::StateMaps;
@@ -40,7 +38,7 @@ use crate::lead::leader::{Election, Leadership};
 use crate::lead::readiness::Readiness;
 use crate::lead::store::{Folder, SnapshotStore};
 use crate::observe::feeds::{Feeds, Gateways};
-use crate::observe::sources::{Client, Sources};
+use crate::observe::sources::Client;
 use crate::view::{self, Board};
 
 use decisions::Decisions;
@@ -48,10 +46,8 @@ use event_loop::leading::Role;
 use event_loop::persistence::Persistence;
 use event_loop::succession::Succession;
 pub use event_loop::succession::{Handover, ScalerState};
-use event_loop::{Context, DuePools, Inbox, Loop, Outputs, TICK};
-use managed_pool::{ManagedPool, leaving};
-use metric::Metrics;
-use pool::PoolScaler;
+use event_loop::{DuePools, Inbox, Loop, Outputs, TICK};
+use managed_pool::{Context, ManagedPool, leaving};
 
 /// Drain requests, commands and inquiries that may wait for the loop.
 const REQUESTS: usize = 64;
@@ -153,20 +149,13 @@ impl Scaler {
         keda_socket: Option<TcpListener>,
         standby: bool,
     ) -> Result<Self, StartError> {
-        let stale_after = config.scaler.stale_after.into();
         let ca_file = config.prometheus.ca_file.as_deref();
         let client = Client::new(ca_file).map_err(StartError::Authorities)?;
-        let clock = Clock::start();
+        let context = Context { clock: Clock::start(), cluster: cluster.cloned(), client };
         let mut pools = Vec::new();
         for pool in &config.pools {
             let failed = |source| StartError::Target { pool: pool.name.clone(), source };
-            let target = PoolTarget::start(pool, cluster).map_err(failed)?;
-            let metrics = Metrics::register(&pool.name);
-            metrics.configured(&pool.scaling);
-            let decides = PoolScaler::new(pool, &config.prometheus, stale_after);
-            let sources = Sources::start(pool, decides.wanted(), &client, clock);
-            let unread = BTreeSet::new();
-            pools.push(ManagedPool { pool: decides, target, sources, metrics, unread });
+            pools.push(ManagedPool::start(pool, &config, &context).map_err(failed)?);
         }
         let publisher = Publisher::new();
         let decisions = Arc::<Decisions>::default();
@@ -204,7 +193,7 @@ impl Scaler {
             memory: Persistence::new(store_of(&config, cluster)),
             inbox: Inbox { drains, commands, inquiries, configs, succession },
             config,
-            context: Context { clock, cluster: cluster.cloned(), client },
+            context,
             waiting: Vec::new(),
             leaving: JoinSet::new(),
             readiness: readiness.clone(),

@@ -56,10 +56,14 @@ impl Loop {
         self.outputs.publish(without_barriers(&self.outputs.last));
     }
 
-    /// Has the board say who decides, unless this process does.
-    pub(super) fn show_role(&self) {
+    /// Has the board say who decides, and withdraws the metrics of its own decisions, unless this process
+    /// decides.
+    pub(super) fn show_role(&mut self) {
         if self.leads() {
             return;
+        }
+        for managed in &mut self.pools {
+            managed.metrics.withdraw();
         }
         let leadership = self.role.leadership.as_ref().map(|leadership| leadership.borrow());
         let why = match leadership.as_deref() {

@@ -9,8 +9,6 @@ use super::Loop;
 use crate::act::targets::PoolTarget;
 use crate::observe::sources::Sources;
 use crate::run::managed_pool::ManagedPool;
-use crate::run::metric::Metrics;
-use crate::run::pool::PoolScaler;
 
 impl Loop {
     /// Applies another configuration; returns the positions of new pools.
@@ -28,10 +26,12 @@ impl Loop {
                     || last.prometheus != config.prometheus
                     || last.scaler.stale_after != config.scaler.stale_after
                 {
-                    if old.is_some_and(|old| old.target != pool.target) {
+                    if managed.target_in_force != pool.target {
                         let name = &pool.name;
                         tracing::warn!("{name}: the changed target is used from the next start on");
                     }
+                    // Triggers may be gone, and the next decision follows at once.
+                    managed.metrics.withdraw();
                     managed.metrics.configured(&pool.scaling);
                     managed.pool.reload(pool, &config.prometheus, stale_after);
                     let wanted = managed.pool.wanted();
@@ -41,23 +41,18 @@ impl Loop {
                 self.pools.push(managed);
                 continue;
             }
-            let target = match PoolTarget::start(pool, self.context.cluster.as_ref()) {
-                Ok(target) => target,
+            let mut managed = match ManagedPool::start(pool, &config, &self.context) {
+                Ok(managed) => managed,
                 Err(error) => {
                     tracing::error!("pools: target of pool `{}`: {error}", pool.name);
                     continue;
                 }
             };
-            let mut decides = PoolScaler::new(pool, &config.prometheus, stale_after);
             if self.memory.loading.is_some() {
-                decides.await_restore();
+                managed.pool.await_restore();
             }
-            let sources =
-                Sources::start(pool, decides.wanted(), &self.context.client, self.context.clock);
-            let (metrics, unread) = (Metrics::register(&pool.name), BTreeSet::new());
-            metrics.configured(&pool.scaling);
             added.push(self.pools.len());
-            self.pools.push(ManagedPool { pool: decides, target, sources, metrics, unread });
+            self.pools.push(managed);
         }
         for gone in before {
             let name = gone.pool.name.clone();

@@ -1,5 +1,6 @@
+use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use forebay_discovery::Change;
 use forebay_signals::follower::Event;
@@ -7,11 +8,12 @@ use forebay_signals::{
     Barrier, EndpointSignals, Figure, PodPhase, PoolSignals, ReplicaState, View,
 };
 use futures_util::future::BoxFuture;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use parking_lot::Mutex;
 
 use super::*;
 use crate::act::overrides::{Command, CommandRefused};
-use crate::act::targets::PoolTarget;
+use crate::clock::Clock;
 use crate::decide::{Order, Override};
 use crate::lead::leader::Leadership;
 use crate::lead::store::SnapshotStore;
@@ -19,9 +21,7 @@ use crate::lead::store::Snapshots;
 use crate::observe::feeds::GatewayChange;
 use crate::observe::feeds::Gateways;
 use crate::observe::relay::LeaderState;
-use crate::observe::sources::Sources;
-use crate::run::metric::Metrics;
-use crate::run::pool::PoolScaler;
+use crate::observe::sources::Client;
 
 /// A store that fails a number of times before it answers.
 #[derive(Default)]
@@ -50,24 +50,41 @@ impl SnapshotStore for Flaky {
     }
 }
 
+/// A recorder of gauges by their keys.
+#[derive(Default)]
+struct Gauges(Mutex<HashMap<Key, Arc<AtomicU64>>>);
+
+impl Gauges {
+    /// The names of a pool's gauges that are not withdrawn.
+    fn shown(&self, pool: &str) -> BTreeSet<String> {
+        let all = self.0.lock();
+        let is_shown = |(key, bits): &(&Key, &Arc<AtomicU64>)| {
+            key.labels().any(|label| label.key() == "pool" && label.value() == pool)
+                && !forebay_base::is_withdrawn(f64::from_bits(bits.load(Ordering::Relaxed)))
+        };
+        all.iter().filter(is_shown).map(|(key, _)| key.name().to_owned()).collect()
+    }
+}
+
+impl Recorder for Gauges {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::clone(self.0.lock().entry(key.clone()).or_default()))
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
 fn config(pools: &[(&str, u32)]) -> Arc<Config> {
     let pool = |(name, most): &(&str, u32)| serde_json::json!({"name": name, "scaling": {"maxReplicaCount": most}});
     let pools: Vec<_> = pools.iter().map(pool).collect();
     Arc::new(serde_json::from_value(serde_json::json!({"pools": pools})).expect("a config"))
-}
-
-fn managed(config: &Config, client: &Client, clock: Clock) -> Vec<ManagedPool> {
-    let managed = |pool: &forebay_config::Pool| {
-        let decides = PoolScaler::new(pool, &config.prometheus, Millis::from_secs(10));
-        ManagedPool {
-            sources: Sources::start(pool, decides.wanted(), client, clock),
-            metrics: Metrics::register(&pool.name),
-            target: PoolTarget::start(pool, None).expect("it only watches"),
-            pool: decides,
-            unread: BTreeSet::new(),
-        }
-    };
-    config.pools.iter().map(managed).collect()
 }
 
 /// A loop without gateways, and the sender of its leadership.
@@ -77,10 +94,11 @@ fn work(
 ) -> (Loop, watch::Sender<Leadership>) {
     let (lead, leadership) = watch::channel(Leadership::Ours);
     let client = Client::new(None).expect("a client");
-    let clock = Clock::start();
+    let context = Context { clock: Clock::start(), cluster: None, client };
+    let managed = |pool| ManagedPool::start(pool, &config, &context).expect("it only watches");
     let work = Loop {
         feeds: Feeds::new(Gateways { fixed: Vec::new(), found: None, token: None }),
-        pools: managed(&config, &client, clock),
+        pools: config.pools.iter().map(managed).collect(),
         due: DuePools::all(),
         outputs: Outputs::new(Publisher::new(), Arc::default(), Board::new(&config), None),
         role: Role { leadership: Some(leadership), standby: false, relay: None, token: None },
@@ -93,7 +111,7 @@ fn work(
             succession: mpsc::channel(1).1,
         },
         config,
-        context: Context { clock, cluster: None, client },
+        context,
         waiting: Vec::new(),
         leaving: JoinSet::new(),
         readiness: Readiness::new(),
@@ -101,21 +119,28 @@ fn work(
     (work, lead)
 }
 
+/// Has a gateway report these pools.
+fn hear(work: &mut Loop, pools: &[(&str, PoolSignals)]) {
+    let gateway = forebay_discovery::Member::at(([10, 0, 0, 9], 9900).into());
+    work.feeds.take(GatewayChange::List(Change::All(vec![("gateway-1".to_owned(), gateway)])));
+    let pool =
+        |(name, signals): &(&str, PoolSignals)| ((*name).to_owned(), Arc::new(signals.clone()));
+    let (sender, pools) = ("a".to_owned(), pools.iter().map(pool).collect());
+    let view = Arc::new(View { sender, seq: 0, up_millis: None, gateways: None, pools });
+    let update = Event::Update { view, touched: Vec::new() };
+    work.feeds.take(GatewayChange::Feed(0, update));
+}
+
 #[tokio::test]
 async fn a_pod_may_drain_itself_and_another_endpoint_may_not() {
     let (mut work, _lead) = work(config(&[("p", 4)]), None);
-    let gateway = forebay_discovery::Member::at(([10, 0, 0, 9], 9900).into());
-    work.feeds.take(GatewayChange::List(Change::All(vec![("gateway-1".to_owned(), gateway)])));
     let endpoint = |phase| Some(EndpointSignals { phase, ..EndpointSignals::default() });
     let endpoints = [
         ("10.0.0.1:8000".to_owned(), endpoint(Some(PodPhase::Healthy))),
         ("10.0.0.2:8000".to_owned(), endpoint(None)),
     ];
     let signals = PoolSignals { endpoints: endpoints.into(), ..PoolSignals::default() };
-    let (sender, pools) = ("a".to_owned(), [("p".to_owned(), Arc::new(signals))].into());
-    let view = Arc::new(View { sender, seq: 0, up_millis: None, gateways: None, pools });
-    let update = Event::Update { view, touched: Vec::new() };
-    work.feeds.take(GatewayChange::Feed(0, update));
+    hear(&mut work, &[("p", signals)]);
     for (endpoint, from_endpoint, refused, drains) in [
         ("10.0.0.1:8000", true, false, true),
         ("10.0.0.2:8000", true, true, false),
@@ -171,6 +196,33 @@ async fn a_scaler_that_does_not_lead_shows_who_does() {
     work.hand_over().await;
     let away = work.outputs.board.away().expect("the next process decides");
     assert!(away.starts_with("this process does not decide"), "{away}");
+}
+
+#[tokio::test]
+async fn only_the_scaler_that_decides_shows_what_it_decided() {
+    let gauges = Gauges::default();
+    let _recorded = metrics::set_default_local_recorder(&gauges);
+    let (mut work, lead) = work(config(&[("p", 4), ("q", 4)]), None);
+    let configured = ["max_replicas", "objective_share", "objective_ttft_seconds"];
+    let configured = BTreeSet::from(configured.map(|name| format!("forebay_{name}")));
+    assert_eq!(gauges.shown("p"), configured, "nothing is decided yet");
+    hear(&mut work, &["p", "q"].map(|name| (name, PoolSignals::default())));
+    work.step(Millis::ZERO, true);
+    let decided = gauges.shown("p");
+    assert!(
+        decided.len() > configured.len() && decided.contains("forebay_desired_replicas"),
+        "{decided:?}"
+    );
+    lead.send(Leadership::Theirs("http://10.0.0.2:9900".to_owned())).expect("the loop listens");
+    work.elected();
+    assert_eq!(gauges.shown("p"), configured, "the leader shows the rest");
+    lead.send(Leadership::Ours).expect("the loop listens");
+    work.elected();
+    work.step(Millis::from_secs(1), true);
+    assert_eq!(gauges.shown("p"), decided);
+    work.reload(config(&[("q", 4)]));
+    assert!(gauges.shown("p").is_empty(), "it is no longer configured");
+    assert!(gauges.shown("q").contains("forebay_max_replicas"));
 }
 
 #[tokio::test]
