@@ -51,7 +51,7 @@ pub(crate) struct Record {
     conclusion: Conclusion,
     /// The status of the gateway's refusal, which a client that has a head already does not get.
     refused_with: Option<u16>,
-    /// The model's name as the replicas know it, for what is exported.
+    /// The model's name as the replicas know it.
     served: Option<Arc<str>>,
 }
 
@@ -92,9 +92,7 @@ impl Record {
 
     /// Notes the model's name as the replicas know it; `None` if the pool does not know the model.
     pub(crate) fn served(&mut self, model: Option<&Arc<str>>) {
-        if self.context.trace.telemetry.is_some() {
-            self.served = model.cloned();
-        }
+        self.served = model.cloned();
     }
 
     /// Notes that the request waits in the queue from now on.
@@ -254,7 +252,6 @@ impl Record {
             let reason = self.conclusion.reason.unwrap_or(self.conclusion.outcome.name());
             let request = GenAiRequest {
                 operation,
-                pool: &pool.name,
                 model: self.served.clone(),
                 error: self.has_failed().then_some(reason),
                 took,
@@ -262,7 +259,7 @@ impl Record {
                 per_token: self.per_token,
                 tokens: &self.tokens,
             };
-            request.record();
+            pool.figures.gen_ai.record(&request);
         }
     }
 
@@ -308,6 +305,8 @@ impl Drop for Record {
         match &self.pool {
             Some(pool) => {
                 pool.figures.ended(&ended, self.progress.endpoint_totals.as_deref());
+                let (model, tenant) = (self.served.as_ref(), &self.context.tenant);
+                pool.figures.models.ended(model, tenant, ended.outcome, ended.tokens);
             }
             None => figures::unrouted(&ended),
         }

@@ -9,10 +9,13 @@ mod edge;
 mod endpoint;
 pub(crate) mod endpoint_totals;
 pub(crate) mod gen_ai;
+mod model;
 pub(crate) mod pool;
 mod session;
 pub(crate) mod sums;
 pub(crate) mod tenant;
+#[cfg(test)]
+mod test_recorder;
 
 pub(crate) use edge::{connections, connections_that_made_room, refused_connections, scaler_heard};
 pub(crate) use endpoint::{endpoints_otlp, endpoints_text};
@@ -51,6 +54,7 @@ const WHOLE: &[f64] = &[0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 
 pub fn describe() {
     edge::describe();
     endpoint::describe();
+    model::describe();
     session::describe();
     pool::describe();
     tenant::describe();

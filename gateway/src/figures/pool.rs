@@ -14,6 +14,8 @@ use crate::answer::judge::Finish;
 use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::{Aborter, FirstToken, Outcome, Pause, RequestEnd};
 use crate::figures::endpoint_totals::EndpointTotals;
+use crate::figures::gen_ai::GenAiFigures;
+use crate::figures::model::ModelFigures;
 use crate::figures::session::SessionMetrics;
 use crate::figures::sums::{ShardedSums, Sums};
 
@@ -117,6 +119,9 @@ pub(crate) struct PoolFigures {
     tokens: TokenCounters,
     times: Times,
     sessions: SessionMetrics,
+    pub(crate) models: ModelFigures,
+    /// Exported by OTLP alone.
+    pub(crate) gen_ai: GenAiFigures,
     sums: ShardedSums,
 }
 
@@ -202,6 +207,8 @@ impl PoolFigures {
                 pause_upstream: time(PAUSE_UPSTREAM),
             },
             sessions: SessionMetrics::of_pool(&pool),
+            models: ModelFigures::new(&pool),
+            gen_ai: GenAiFigures::new(&pool),
             sums: ShardedSums::default(),
             pool,
         }
