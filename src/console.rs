@@ -40,6 +40,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'; require-trusted-types-for 'script'";
 
+/// The header by which a scaler that does not lead names the base URL of the one that does.
+pub(crate) const LEADER: HeaderName = HeaderName::from_static("x-forebay-leader");
+
 /// The base URL of the scaler that leads, if it is another one.
 pub(crate) type OtherLeader = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
@@ -56,12 +59,15 @@ async fn file(Path(name): Path<String>) -> Response {
 }
 
 /// Answers `/` with the page for a browser, or with the place of the leading scaler's page. All other
-/// requests go on.
+/// requests go on, and their answers name the leading scaler if it is another one.
 pub(crate) async fn page(other_leader: OtherLeader, request: Request, next: Next) -> Response {
     let accepts = request.headers().get_all(header::ACCEPT).iter();
     let mut accepts = accepts.filter_map(|value| value.to_str().ok());
     if request.uri().path() != "/" || !accepts.any(|value| value.contains("text/html")) {
-        return next.run(request).await;
+        let mut answer = next.run(request).await;
+        let leader = other_leader().and_then(|url| HeaderValue::try_from(url).ok());
+        answer.headers_mut().extend(leader.map(|url| (LEADER, url)));
+        return answer;
     }
     match other_leader() {
         Some(url) => Redirect::temporary(&format!("{url}/")).into_response(),
@@ -117,6 +123,7 @@ mod tests {
             let other = asked(Some("http://10.0.0.9:9900"), path, accept).await;
             assert_eq!(other.status(), StatusCode::OK, "{path} for {accept}");
             assert!(!other.headers().contains_key(header::LOCATION));
+            assert_eq!(other.headers()[LEADER], "http://10.0.0.9:9900");
         }
     }
 

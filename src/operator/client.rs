@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use crate::admin;
+use crate::console::LEADER;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Longest wait for figures.
@@ -46,6 +47,16 @@ fn authority(text: &str) -> Result<String, String> {
 pub(crate) struct AdminClient {
     authority: String,
     token: Option<Token>,
+    /// The scaler that named this one as the leader.
+    named_by: Option<String>,
+}
+
+/// An answer of the admin port.
+struct Answer {
+    status: StatusCode,
+    body: Bytes,
+    /// The scaler that leads, as far as this one knows, if it is another one.
+    leader: Option<String>,
 }
 
 impl AdminArgs {
@@ -72,7 +83,7 @@ impl AdminArgs {
             let token = Token::read(file);
             token.with_context(|| format!("the admin port's token: cannot read {}", file.display()))
         });
-        Ok(AdminClient { authority, token: token.transpose()? })
+        Ok(AdminClient { authority, token: token.transpose()?, named_by: None })
     }
 }
 
@@ -80,12 +91,36 @@ impl AdminClient {
     /// A client without a token.
     #[cfg(test)]
     pub(crate) fn at(address: std::net::SocketAddr) -> Self {
-        Self { authority: address.to_string(), token: None }
+        Self { authority: address.to_string(), token: None, named_by: None }
     }
 
-    /// Its address, for messages.
-    pub(crate) fn authority(&self) -> &str {
-        &self.authority
+    /// Its address, for messages, and who named it.
+    pub(crate) fn address(&self) -> String {
+        match &self.named_by {
+            Some(other) => format!("{} (the leader, as {other} says)", self.authority),
+            None => self.authority.clone(),
+        }
+    }
+
+    /// Whether another scaler named it.
+    pub(crate) fn is_named(&self) -> bool {
+        self.named_by.is_some()
+    }
+
+    /// The scaler that leads: this one, or the one that it names, which gets the same token. That one is
+    /// taken as the leader whatever it says itself.
+    ///
+    /// # Errors
+    /// No answer.
+    pub(crate) async fn leader(&self) -> anyhow::Result<Self> {
+        Ok(match self.answer("/gateways").await?.leader {
+            Some(authority) => Self {
+                authority,
+                token: self.token.clone(),
+                named_by: Some(self.authority.clone()),
+            },
+            None => self.clone(),
+        })
     }
 
     /// The feed at a path.
@@ -101,14 +136,12 @@ impl AdminClient {
     /// # Errors
     /// No answer, or another one than expected.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let answer = timeout(ANSWER, self.send(Method::GET, path));
-        let (status, body) =
-            answer.await.with_context(|| format!("no answer within {ANSWER:?}"))??;
+        let Answer { status, body, .. } = self.answer(path).await?;
         if !status.is_success() {
             bail!("{}", refusal(status, &body));
         }
         serde_json::from_slice(&body)
-            .with_context(|| format!("{path} at {} is not of this version", self.authority))
+            .with_context(|| format!("{path} at {} is not of this version", self.address()))
     }
 
     /// The answer to a command, in words, and whether it was carried out. Waits for as long as it takes.
@@ -116,7 +149,7 @@ impl AdminClient {
     /// # Errors
     /// No answer.
     pub(crate) async fn post(&self, path: &str) -> anyhow::Result<(bool, String)> {
-        let (status, body) = self.send(Method::POST, path).await?;
+        let Answer { status, body, .. } = self.send(Method::POST, path).await?;
         let text = String::from_utf8_lossy(&body);
         Ok(match status.is_success() {
             true => (true, text.trim_end().to_owned()),
@@ -124,7 +157,12 @@ impl AdminClient {
         })
     }
 
-    async fn send(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    async fn answer(&self, path: &str) -> anyhow::Result<Answer> {
+        let answer = timeout(ANSWER, self.send(Method::GET, path));
+        answer.await.with_context(|| format!("no answer within {ANSWER:?}"))?
+    }
+
+    async fn send(&self, method: Method, path: &str) -> anyhow::Result<Answer> {
         let exchange = async {
             let stream = dial(self.authority.as_str(), CONNECT).await?;
             let mut request = Request::builder().method(method).uri(path);
@@ -135,14 +173,15 @@ impl AdminClient {
             }
             let response = http1::send(stream, request.body(Empty::<Bytes>::new())?).await?;
             let status = response.status();
+            let leader = response.headers().get(LEADER).and_then(|url| url.to_str().ok());
+            let leader = leader.and_then(|url| authority(url).ok());
             let body = Limited::new(response.into_body(), MOST_BYTES).collect().await;
             let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
-            anyhow::Ok((status, body))
+            anyhow::Ok(Answer { status, body, leader })
         };
-        let authority = &self.authority;
         exchange
             .await
-            .with_context(|| format!("no answer from Forebay's admin port at {authority}"))
+            .with_context(|| format!("no answer from Forebay's admin port at {}", self.address()))
     }
 }
 
@@ -150,5 +189,57 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
     match String::from_utf8_lossy(body).trim() {
         "" => format!("the admin port answered {status}"),
         text => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::HeaderMap;
+    use axum::routing::get;
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+
+    /// A scaler's port that shows which token it got, and names a leader.
+    async fn scaler(name: &'static str, leader: Option<String>) -> (String, AbortOnDropHandle<()>) {
+        let overview = async move |headers: HeaderMap| {
+            let token = headers.get(header::AUTHORIZATION);
+            format!("\"{name}: {}\"", token.and_then(|token| token.to_str().ok()).unwrap_or("none"))
+        };
+        let leader = leader.map(|authority| [(LEADER, format!("http://{authority}"))]);
+        let gateways = async move || (leader, "[]");
+        let app = Router::new().route("/overview", get(overview)).route("/gateways", get(gateways));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let authority = listener.local_addr().expect("bound").to_string();
+        let serve = async { axum::serve(listener, app).await.expect("it serves") };
+        (authority, AbortOnDropHandle::new(tokio::spawn(serve)))
+    }
+
+    fn client(authority: &str, token: Token) -> AdminClient {
+        AdminClient { authority: authority.to_owned(), token: Some(token), named_by: None }
+    }
+
+    #[tokio::test]
+    async fn the_leader_is_found_by_one_hop_and_gets_the_same_token() {
+        let file = std::env::temp_dir().join(format!("forebay-token-{}", std::process::id()));
+        std::fs::write(&file, "secret").expect("written");
+        let token = Token::read(&file).expect("a token");
+        std::fs::remove_file(&file).expect("removed");
+        let (last, _served) = scaler("last", None).await;
+        // It takes another one for the leader, which would be a second hop.
+        let (leader, _served) = scaler("leader", Some(last)).await;
+        let (standby, _served) = scaler("standby", Some(leader.clone())).await;
+        let found = client(&standby, token.clone()).leader().await.expect("it answers");
+        let answer: String = found.get("/overview").await.expect("it answers");
+        assert_eq!(answer, "leader: Bearer secret");
+        assert_eq!(found.address(), format!("{leader} (the leader, as {standby} says)"));
+
+        let (alone, served) = scaler("alone", None).await;
+        let own = client(&alone, token.clone()).leader().await.expect("it answers");
+        assert_eq!(own.address(), alone);
+        drop(served);
+        let error = client(&alone, token).leader().await.err().expect("it is gone");
+        assert!(error.to_string().contains(&alone), "{error:#}");
     }
 }

@@ -7,7 +7,7 @@ use anyhow::bail;
 use forebay_base::print;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::client::AdminArgs;
+use super::client::{AdminArgs, AdminClient};
 
 /// Flags of the commands for one pool.
 #[derive(clap::Args)]
@@ -59,7 +59,7 @@ fn count(text: &str) -> Result<Count, String> {
 
 /// Sends a command for a pool: `command` is the path's end below `/pools/NAME/`.
 pub(crate) async fn command(args: &PoolArgs, command: &str) -> anyhow::Result<ExitCode> {
-    send(&args.admin, &below(&args.pool, command)).await
+    send(&args.admin.client()?.leader().await?, &below(&args.pool, command)).await
 }
 
 /// Fixes a count, or takes it back.
@@ -68,7 +68,7 @@ pub(crate) async fn fix(args: &OverrideArgs) -> anyhow::Result<ExitCode> {
         Count(Some(count)) => format!("override?replicas={count}"),
         Count(None) => "override?none=true".to_owned(),
     };
-    send(&args.admin, &below(&args.pool, &query)).await
+    send(&args.admin.client()?.leader().await?, &below(&args.pool, &query)).await
 }
 
 /// Drains a replica or a gateway, and returns when nothing is in flight there.
@@ -77,15 +77,19 @@ pub(crate) async fn drain(args: &DrainArgs) -> anyhow::Result<ExitCode> {
         Some(endpoint) => format!("/drain?endpoint={endpoint}"),
         None => "/drain".to_owned(),
     };
-    send(&args.admin, &path).await
+    // A scaler that does not lead passes a replica's drain on itself.
+    send(&args.admin.client()?, &path).await
 }
 
 fn below(pool: &str, command: &str) -> String {
     format!("/pools/{}/{command}", utf8_percent_encode(pool, NON_ALPHANUMERIC))
 }
 
-async fn send(admin: &AdminArgs, path: &str) -> anyhow::Result<ExitCode> {
-    let (succeeded, text) = admin.client()?.post(path).await?;
+async fn send(client: &AdminClient, path: &str) -> anyhow::Result<ExitCode> {
+    if client.is_named() {
+        print::err(format_args!("sent to {}", client.address()));
+    }
+    let (succeeded, text) = client.post(path).await?;
     if !succeeded {
         bail!("{text}");
     }

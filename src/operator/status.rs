@@ -18,8 +18,8 @@ const TROUBLE: u8 = 3;
 /// Flags of `forebay status`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The exit status is 0 if no pool has trouble, 3 if one has, and 1 if Forebay does not answer,
-or if another scaler leads.
+The exit status is 0 if no pool has trouble, 3 if one has, and 1 if Forebay does not answer.
+A scaler that does not lead names the one that does, and that one is asked.
 
   forebay status --json | jq '.pools | map_values(.held)'")]
 pub(crate) struct StatusArgs {
@@ -34,7 +34,7 @@ pub(crate) struct StatusArgs {
 
 /// Prints the state of all pools.
 pub(crate) async fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let client = args.admin.client()?;
+    let client = args.admin.client()?.leader().await?;
     let mut frame: Frame<PoolOverview> = client.get("/overview").await?;
     if let Some(only) = &args.pool {
         let known = frame.pools.keys().cloned();
@@ -47,18 +47,21 @@ pub(crate) async fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         .filter_map(|(name, pool)| Some((name.as_str(), pool.as_ref()?)))
         .collect();
     if args.json {
+        if client.is_named() {
+            print::err(format_args!("as of {}", client.address()));
+        }
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&frame)?))?;
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        print::out(screen(client.authority(), &pools, now as u64))?;
+        print::out(screen(&client.address(), &pools, now as u64))?;
     }
     let trouble = pools.values().any(|pool| !pool.troubles.is_empty());
     Ok(if trouble { TROUBLE.into() } else { ExitCode::SUCCESS })
 }
 
 /// The screen: all pools together, a table, and what a person should look at.
-fn screen(authority: &str, pools: &BTreeMap<&str, &PoolOverview>, now: u64) -> String {
-    let mut text = format!("{authority}: {}\n", totals(pools.values().copied()));
+fn screen(address: &str, pools: &BTreeMap<&str, &PoolOverview>, now: u64) -> String {
+    let mut text = format!("{address}: {}\n", totals(pools.values().copied()));
     let mut rows = vec![HEADS.map(str::to_owned)];
     rows.extend(pools.iter().map(|(name, pool)| columns(name, pool, now)));
     let widths: [usize; HEADS.len()] =

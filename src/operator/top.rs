@@ -13,6 +13,7 @@ use forebay_scaler::overview::PoolOverview;
 use forebay_signals::Frame as FeedFrame;
 use forebay_signals::follower::Event as FeedEvent;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use ratatui::backend::Backend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -57,7 +58,7 @@ enum PoolOrder {
 /// The content of the screen.
 #[derive(Default)]
 struct Screen {
-    authority: String,
+    address: String,
     pools: BTreeMap<String, Arc<PoolOverview>>,
     /// The chosen pool.
     chosen: Option<String>,
@@ -82,7 +83,8 @@ pub(crate) async fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {
     if !stdout().is_terminal() {
         bail!("this needs a terminal; `forebay status` prints the same once");
     }
-    let client = args.admin.client()?;
+    let first = args.admin.client()?;
+    let client = first.leader().await?;
     // A wrong address or token is an error before the screen is taken.
     let _: FeedFrame<PoolOverview> = client.get("/overview").await?;
     let (sender, keys) = mpsc::channel(16);
@@ -96,7 +98,7 @@ pub(crate) async fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {
             }
         }
     })?;
-    let outcome = show(&mut terminal, &client, keys).await;
+    let outcome = show(&mut terminal, &first, client, keys).await;
     ratatui::try_restore()?;
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -118,9 +120,11 @@ fn wish(event: &Event) -> Option<Wish> {
     })
 }
 
+/// Shows the pools of `client`, and those of another scaler once `first` names that one as the leader.
 async fn show<B>(
     terminal: &mut Terminal<B>,
-    client: &AdminClient,
+    first: &AdminClient,
+    mut client: AdminClient,
     mut keys: mpsc::Receiver<Wish>,
 ) -> anyhow::Result<()>
 where
@@ -129,7 +133,9 @@ where
 {
     let mut feed = client.follow::<PoolOverview>("/overview");
     let mut looking = Look::default();
-    let mut screen = Screen { authority: client.authority().to_owned(), ..Screen::default() };
+    let mut screen = Screen { address: client.address(), ..Screen::default() };
+    // A search for the leader, while the feed is lost.
+    let mut search: Option<BoxFuture<'_, anyhow::Result<AdminClient>>> = None;
     let mut ticks = interval(TICK);
     let mut until_look = 0;
     loop {
@@ -140,10 +146,22 @@ where
                     screen.pools.clone_from(&view.pools);
                     screen.lost = None;
                 }
-                Some(FeedEvent::Lost { error } | FeedEvent::Short { error }) => screen.lost = Some(error),
+                Some(FeedEvent::Lost { error } | FeedEvent::Short { error }) => {
+                    screen.lost = Some(error);
+                    // Another scaler may lead by now.
+                    search.get_or_insert_with(|| Box::pin(first.leader()));
+                }
                 Some(FeedEvent::Goodbye) => screen.lost = Some("Forebay has ended".to_owned()),
                 None => return Ok(()),
             },
+            found = async { search.as_mut()?.await.ok() }, if search.is_some() => {
+                search = None;
+                if let Some(leader) = found.filter(|leader| leader.address() != client.address()) {
+                    screen = Screen { address: leader.address(), order: screen.order, ..Screen::default() };
+                    (client, looking) = (leader, Look::default());
+                    feed = client.follow("/overview");
+                }
+            }
             wish = keys.recv() => match wish {
                 Some(Wish::End) | None => return Ok(()),
                 Some(Wish::Move(by)) => {
@@ -170,7 +188,7 @@ where
             (looking, look) = (Look::default(), true);
         }
         if let Some(pool) = screen.chosen.clone().filter(|_| look && screen.lost.is_none()) {
-            looking.begin(client, pool);
+            looking.begin(&client, pool);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         terminal.draw(|frame| screen.draw(frame, now as u64))?;
@@ -242,7 +260,7 @@ impl Screen {
         };
         let line = Line::from_iter([
             live,
-            Span::raw(format!(" {}  ", self.authority)),
+            Span::raw(format!(" {}  ", self.address)),
             Span::styled(words, Modifier::BOLD),
         ]);
         frame.render_widget(line, head);
@@ -355,126 +373,4 @@ fn ago(seconds: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use forebay_scaler::overview::{StateCounts, Trouble, TroubleKind};
-    use ratatui::backend::TestBackend;
-    use ratatui::crossterm::event::KeyEvent;
-
-    use super::*;
-
-    fn screen() -> Screen {
-        let pool = |held, ready| {
-            let replicas = StateCounts { ready, ..StateCounts::default() };
-            Arc::new(PoolOverview { held, replicas, desired: ready, ..PoolOverview::default() })
-        };
-        let mut failing = (*pool(3, 0)).clone();
-        let text = "no replica can be started: \u{1b}[31mred".to_owned();
-        failing.troubles = vec![Trouble { kind: TroubleKind::CannotStart, text }];
-        let pools = [("a", pool(0, 1)), ("b", pool(9, 2)), ("c", Arc::new(failing))];
-        let mut screen = Screen {
-            pools: pools.map(|(name, pool)| (name.to_owned(), pool)).into(),
-            decisions: vec![PastDecision {
-                at_millis: 0,
-                why: "scaling 0 → 1".to_owned(),
-                current: false,
-            }],
-            ..Screen::default()
-        };
-        screen.choose(0);
-        screen
-    }
-
-    fn drawn(screen: &mut Screen) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(160, 30)).expect("a screen");
-        terminal.draw(|frame| screen.draw(frame, 300_000)).expect("drawn");
-        let buffer = terminal.backend().buffer();
-        let lines = buffer.content().chunks(160);
-        lines.map(|line| line.iter().map(|cell| cell.symbol()).collect::<String>() + "\n").collect()
-    }
-
-    #[test]
-    fn the_screen_has_all_pools_and_the_chosen_one_in_detail() {
-        let mut screen = screen();
-        let text = drawn(&mut screen);
-        for part in [
-            "3 pools, 3 of 3 replicas ready, 12 held",
-            "2 ready",
-            " live ",
-            "5 m ago  scaling 0 → 1",
-        ] {
-            assert!(text.contains(part), "no {part:?} in\n{text}");
-        }
-        screen.choose(2);
-        let text = drawn(&mut screen);
-        assert!(text.contains("! no replica can be started:  [31mred"), "{text}");
-        screen.lost = Some("connection refused".to_owned());
-        let text = drawn(&mut screen);
-        assert!(text.contains("these figures are old: connection refused"), "{text}");
-    }
-
-    #[test]
-    fn the_choice_stays_with_its_pool_when_the_order_changes_and_within_the_list() {
-        let mut screen = screen();
-        assert_eq!(screen.chosen.as_deref(), Some("a"));
-        screen.order = PoolOrder::Held;
-        assert_eq!((screen.chosen.as_deref(), screen.place()), (Some("a"), Some(2)));
-        screen.choose(-1);
-        assert_eq!(screen.chosen.as_deref(), Some("c"));
-        screen.choose(-10);
-        assert_eq!(screen.chosen.as_deref(), Some("b"));
-        screen.choose(10);
-        assert_eq!(screen.chosen.as_deref(), Some("a"));
-        screen.pools.remove("a");
-        screen.choose(0);
-        assert_eq!(screen.chosen.as_deref(), Some("b"), "the chosen one is gone");
-    }
-
-    #[test]
-    fn a_peak_stays_when_an_hour_is_drawn_in_few_columns() {
-        let mut values = vec![1; 360];
-        values[200] = 50;
-        let fitted = fitted(&values, 60);
-        assert_eq!((fitted.len(), fitted.iter().max()), (60, Some(&50)));
-        assert_eq!(super::fitted(&[1, 2], 4), [1, 1, 2, 2], "a young history fills the width");
-        assert_eq!(super::fitted(&[], 4), [0; 0]);
-    }
-
-    #[tokio::test]
-    async fn keys_work_while_the_far_end_hangs() {
-        let asked = Arc::new(tokio::sync::Notify::new());
-        let hang = {
-            let asked = Arc::clone(&asked);
-            async move || -> String {
-                asked.notify_one();
-                std::future::pending().await
-            }
-        };
-        let feed = forebay_signals::publisher::Publisher::new();
-        feed.publish([("a".to_owned(), PoolOverview::default())].into());
-        let app = axum::Router::new()
-            .route("/overview", feed.route())
-            .route("/history", axum::routing::get(hang));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let client = AdminClient::at(listener.local_addr().expect("bound"));
-        let server = tokio::spawn(async { axum::serve(listener, app).await });
-        let mut terminal = Terminal::new(TestBackend::new(160, 30)).expect("a screen");
-        let (sender, keys) = mpsc::channel(16);
-        let leave = async {
-            asked.notified().await;
-            sender.send(Wish::End).await.expect("it listens");
-        };
-        let shown = async { tokio::join!(show(&mut terminal, &client, keys), leave).0 };
-        let ended = tokio::time::timeout(Duration::from_secs(20), shown).await;
-        ended.expect("it ends with the key").expect("in good order");
-        server.abort();
-    }
-
-    #[test]
-    fn keys_are_read_as_wishes() {
-        let press = |code, modifiers| wish(&Event::Key(KeyEvent::new(code, modifiers)));
-        assert_eq!(press(KeyCode::Char('q'), KeyModifiers::NONE), Some(Wish::End));
-        assert_eq!(press(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(Wish::End));
-        assert_eq!(press(KeyCode::Char('c'), KeyModifiers::NONE), None);
-        assert_eq!(press(KeyCode::Down, KeyModifiers::NONE), Some(Wish::Move(1)));
-    }
-}
+mod tests;
