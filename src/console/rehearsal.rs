@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -34,6 +33,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The lowest priority.
 const NICE: i32 = 19;
+/// The name of the load that is played.
+const ARRIVALS: &str = "the last day's arrivals";
 /// The autoscalers to play beside Forebay and a fixed fleet, the slowest last.
 const OTHERS: [&str; 4] = ["keda-min1", "knative", "kubeai", "optimum"];
 
@@ -208,17 +209,21 @@ fn without_commands(config: &Config) -> Config {
 
 /// A file in memory, which ends with this value. The child reads it through this process, so it needs no
 /// folder to write in, and no other user can read it.
-struct MemoryFile(File);
+struct MemoryFile {
+    /// Its name for people, in place of the path.
+    name: &'static str,
+    file: File,
+}
 
 impl MemoryFile {
-    fn new(name: &str, text: &str) -> std::io::Result<Self> {
+    fn new(name: &'static str, text: &str) -> std::io::Result<Self> {
         let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
         file.write_all(text.as_bytes())?;
-        Ok(Self(file))
+        Ok(Self { name, file })
     }
 
-    fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 }
 
@@ -234,10 +239,19 @@ impl ReplayFiles {
         let config =
             |name, config| MemoryFile::new(name, &forebay_config::print(&without_commands(config)));
         Ok(Self {
-            trace: MemoryFile::new("arrivals", trace)?,
-            present: config("present", present)?,
-            changed: changed.map(|changed| config("changed", changed)).transpose()?,
+            trace: MemoryFile::new(ARRIVALS, trace)?,
+            present: config("the present settings", present)?,
+            changed: changed.map(|changed| config("the changed settings", changed)).transpose()?,
         })
+    }
+
+    /// A message of the replay with names in place of paths.
+    fn named(&self, message: &str) -> String {
+        let all = [Some(&self.trace), Some(&self.present), self.changed.as_ref()];
+        // The longest path first: it may begin with another one.
+        let mut all: Vec<_> = all.into_iter().flatten().collect();
+        all.sort_by_key(|file| std::cmp::Reverse(file.path().len()));
+        all.iter().fold(message.to_owned(), |text, file| text.replace(&file.path(), file.name))
     }
 }
 
@@ -267,7 +281,7 @@ async fn play(
         }
         let output = child.wait_with_output().await?;
         if !output.status.success() {
-            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!("{}", files.named(String::from_utf8_lossy(&output.stderr).trim()));
         }
         anyhow::Ok(())
     };
@@ -283,6 +297,8 @@ impl Shown {
         match line {
             ReplayLine::Begun { load, setting } => {
                 (self.load, self.setting) = (load.clone(), setting.clone());
+                // The replay knows it by its path alone.
+                self.load["trace"] = ARRIVALS.into();
             }
             ReplayLine::Ended { contestant: Contestant { name, figures } } => {
                 self.playing = None;
@@ -372,7 +388,7 @@ mod tests {
         for (file, is_config) in [(&files.trace, false), (&files.present, true), (&changed, true)] {
             let text = std::fs::read_to_string(file.path()).expect("readable for its user");
             assert!(!text.contains("secret"));
-            assert_eq!(file.0.metadata().expect("open").nlink(), 0, "in no folder");
+            assert_eq!(file.file.metadata().expect("open").nlink(), 0, "in no folder");
             if is_config {
                 let read = forebay_config::load(file.path()).expect("valid");
                 assert_eq!(read.pools[0].scaling, config.pools[0].scaling);
@@ -380,6 +396,17 @@ mod tests {
                 assert_eq!(text, "a trace");
             }
         }
+    }
+
+    #[test]
+    fn a_message_of_a_replay_names_its_files() {
+        let config = config();
+        let files = ReplayFiles::new("a trace", &config, Some(&config)).expect("written");
+        let changed = files.changed.as_ref().expect("given").path();
+        let (trace, present) = (files.trace.path(), files.present.path());
+        let message = format!("{changed}:3: no\n{trace} has no columns, {present} cannot be read");
+        let want = "the changed settings:3: no\nthe last day's arrivals has no columns, the present settings cannot be read";
+        assert_eq!(files.named(&message), want);
     }
 
     #[test]
@@ -395,10 +422,11 @@ mod tests {
             shown.take(&serde_json::from_value(line).expect("a line"));
             shown.clone()
         };
-        take(json!({"load": {"requests": 3}, "setting": {"gpuHourPrice": 2.0}}));
+        take(json!({"load": {"trace": "35", "requests": 3}, "setting": {"gpuHourPrice": 2.0}}));
         let now = take(json!({"playing": "forebay", "share": 0.4}));
         assert_eq!(now.playing, Some(Playing { name: "forebay".to_owned(), share: 0.4 }));
         assert_eq!((&now.load["requests"], now.contestants.len()), (&json!(3), 0));
+        assert_eq!(now.load["trace"], "the last day's arrivals");
         let now = take(json!({"contestant": {"name": "forebay", "gpuHours": 2.5, "starts": 1}}));
         assert_eq!((&now.playing, now.contestants.len()), (&None, 1));
         assert_eq!(now.contestants["forebay"], json!({"gpuHours": 2.5, "starts": 1}));
