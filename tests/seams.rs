@@ -3,11 +3,16 @@
 
 mod support;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use serde_json::{Value, json};
-use support::reply::Reply;
+use support::reply::{Reply, ask};
 use support::sims::{Folder, Sim};
-use support::streams::{CHAT, Running, assert_unbroken, chat, events};
-use support::{Forebay, eventually};
+use support::streams::{CHAT, Running, assert_unbroken, chat, comparable, events};
+use support::upstream::{Step, Upstream, plain};
+use support::{Forebay, eventually, exchange, post};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -19,14 +24,19 @@ struct Setup {
 
 impl Setup {
     fn new(sims: &[Sim], pool: &str) -> Self {
+        Self::before(sims.iter().map(|sim| sim.address), pool)
+    }
+
+    fn before(replicas: impl IntoIterator<Item = SocketAddr>, pool: &str) -> Self {
         let folder = Folder::new();
-        let addresses: Vec<_> = sims.iter().map(|sim| format!("\"{}\"", sim.address)).collect();
+        let addresses: Vec<_> =
+            replicas.into_iter().map(|address| format!("\"{address}\"")).collect();
         let forebay = folder.gateway(&format!(
             "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}\npools:\n- name: p\n  \
              models: [sim]\n  pick: leastLoad\n  endpoints: [{}]\n{pool}",
             addresses.join(", "),
         ));
-        ready(&forebay, sims.len());
+        ready(&forebay, addresses.len());
         Self { forebay, _folder: folder }
     }
 
@@ -53,6 +63,33 @@ fn completion(n: usize, tokens: u32) -> Value {
     json!({
         "model": "sim", "stream": true, "max_tokens": tokens, "ignore_eos": true,
         "prompt": format!("story {n}"), "stream_options": {"include_usage": true},
+    })
+}
+
+/// Two replicas that pass on the answers of `whole`. The first stream breaks off at either one behind so
+/// many events, and so many requests behind it are refused with this status.
+fn breaking(whole: SocketAddr, events: usize, refusals: usize, status: u16) -> [Upstream; 2] {
+    let streams = Arc::new(AtomicUsize::new(0));
+    [(); 2].map(|()| {
+        let streams = Arc::clone(&streams);
+        Upstream::start(move |request| {
+            let (path, body) = (request.path(), request.text());
+            let turn = match path == "/detokenize" || body.contains("\"stream\"") {
+                true => streams.fetch_add(1, SeqCst),
+                // A probe for one token.
+                false => usize::MAX,
+            };
+            if (1..=refusals).contains(&turn) {
+                return vec![Step::Send(plain(status, "{}"))];
+            }
+            let mut answer = exchange(whole, &post(path, &body));
+            if turn == 0 {
+                let mut ends = answer.match_indices("\n\n").map(|(at, end)| at + end.len());
+                let end = ends.nth(events - 1).expect("so many events");
+                answer.truncate(end);
+            }
+            vec![Step::Send(answer.into_bytes()), Step::Close]
+        })
     })
 }
 
@@ -227,6 +264,62 @@ fn a_replica_that_refuses_the_pools_key_is_passed_over() {
         assert_unbroken(&running.end(), whole.address, CHAT, body);
     }
     assert!(setup.count("forebay_continuation_pause_seconds_count{pool=\"p\"}") >= 1.0);
+}
+
+#[test]
+fn a_refusal_of_the_moment_is_asked_again() {
+    let whole = Sim::start(&["--decode-step-ms", "0"]);
+    for (status, path, body) in [
+        (429, CHAT, chat(1, 100, json!({}))),
+        (408, CHAT, chat(1, 100, json!({}))),
+        (429, COMPLETIONS, completion(1, 100)),
+    ] {
+        let replicas = breaking(whole.address, 20, 1, status);
+        let setup = Setup::before(replicas.each_ref().map(|replica| replica.address), "");
+        let reply = ask(setup.forebay.address, &post(path, &body.to_string()));
+        assert_unbroken(&reply, whole.address, path, &body);
+        let series = "forebay_failures_total{pool=\"p\",cause=\"queue_full\"}";
+        assert_eq!(setup.count(series), 1.0, "{status} for {path}");
+        eventually("it is counted", || {
+            setup.count("forebay_continued_streams_total{pool=\"p\",cause=\"connection\"}") == 1.0
+        });
+    }
+}
+
+#[test]
+fn a_tool_call_begins_anew_if_nothing_of_it_was_passed_on_and_is_not_continued_otherwise() {
+    let flags = ["--decode-step-ms", "0", "--enable-auto-tool-choice", "--tool-call-parser", "any"];
+    let whole = Sim::start(&flags);
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    let function = json!({"name": "weather", "parameters": parameters});
+    let body = chat(1, 200, json!({"tools": [{"type": "function", "function": function}]}));
+    // The ids of calls are drawn by each replica.
+    let called = |reply: &Reply| {
+        let mut events = comparable(reply);
+        for event in &mut events {
+            if let Some(call) = event.pointer_mut("/choices/0/delta/tool_calls/0") {
+                call.as_object_mut().expect("a call").remove("id");
+            }
+        }
+        events
+    };
+    let want = called(&ask(whole.address, &post(CHAT, &body.to_string())));
+    assert!(want.iter().any(|event| event.to_string().contains("weather")), "{want:?}");
+    let last = want.last().expect("events");
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+    for events in [1, 2, 4] {
+        let replicas = breaking(whole.address, events, 0, 0);
+        let setup = Setup::before(replicas.each_ref().map(|replica| replica.address), "");
+        let reply = ask(setup.forebay.address, &post(CHAT, &body.to_string()));
+        if events == 1 {
+            assert_eq!(called(&reply), want, "only the role was passed on");
+            continue;
+        }
+        assert_eq!(error(&reply)["code"], 502, "{reply:?}");
+        let reason = "cause=\"connection\",reason=\"tool_call\"";
+        let series = format!("forebay_not_continued_streams_total{{pool=\"p\",{reason}}}");
+        assert_eq!(setup.count(&series), 1.0, "{events}");
+    }
 }
 
 #[test]

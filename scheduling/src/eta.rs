@@ -36,7 +36,7 @@ const LATEST: Duration = Duration::from_secs(3600);
 const DAY: f64 = 86_400.0;
 
 /// How long requests keep their places at endpoints: a mean in which older ones fade.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ServiceTime {
     mean: f64,
     ends: u32,

@@ -148,3 +148,25 @@ async fn no_stream_moves_while_the_zero_barrier_is_up() {
     pool.set_barrier(None);
     assert!(room.try_recv().is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_place_says_nothing_about_its_endpoint_nor_about_the_length_of_answers() {
+    let pool = pool(r#"{"name": "p", "maxInFlight": 1}"#);
+    ready(&pool, 1);
+    let sound = [Cause::Shortage, Cause::NotContinued, Cause::Moved].map(failure).map(End::of);
+    for end in sound.into_iter().chain([End::Unused, End::Moved]) {
+        let (_, slot) = stream(&pool);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        slot.ended(end);
+        let signals = pool.signals();
+        let endpoint = signals.endpoints["127.0.0.1:1"].as_ref().expect("known");
+        let counts = (endpoint.in_flight, endpoint.completed, endpoint.failed);
+        assert_eq!(counts, (0, 0, 0), "the place is free, and nothing is held against it");
+        assert_eq!(endpoint.health, forebay_signals::Health::Ready);
+        assert_eq!(pool.scheduling.lock().readiness.times.service, Default::default());
+    }
+    let (_, slot) = stream(&pool);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    slot.ended(End::Complete);
+    assert_ne!(pool.scheduling.lock().readiness.times.service, Default::default());
+}
