@@ -167,20 +167,25 @@ pools:
 #[test]
 fn a_collector_that_is_gone_does_no_harm_and_gets_what_comes_after_its_return() {
     let Some(collector) = Collector::start("http", None) else { return };
-    let variables = format!("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{}", collector.http);
+    let variables = format!(
+        "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{} OTEL_EXPORTER_OTLP_COMPRESSION=gzip",
+        collector.http
+    );
     gone_and_back(collector, &variables);
 }
 
 #[test]
-fn the_same_over_grpc_and_tls() {
+fn the_same_over_grpc_and_tls_on_both_sides() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let Some(collector) = Collector::start("tls", Some((&certificate, &key))) else { return };
     let variables = format!(
         "OTEL_EXPORTER_OTLP_ENDPOINT=https://localhost:{} OTEL_EXPORTER_OTLP_PROTOCOL=grpc \
-         OTEL_EXPORTER_OTLP_CERTIFICATE={}",
+         OTEL_EXPORTER_OTLP_CERTIFICATE={certificate} OTEL_EXPORTER_OTLP_COMPRESSION=gzip \
+         OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE={certificate} OTEL_EXPORTER_OTLP_CLIENT_KEY={key}",
         collector.grpc,
-        collector.folder.join("crt").display()
+        certificate = collector.folder.join("crt").display(),
+        key = collector.folder.join("key").display(),
     );
     gone_and_back(collector, &variables);
 }

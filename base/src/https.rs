@@ -1,19 +1,33 @@
-//! TLS of a client: whom it trusts.
+//! TLS of a client: whom it trusts, and how it shows who it is.
 
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper_rustls::ConfigBuilderExt as _;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 
-/// TLS that verifies servers against the certificates in `ca_file`, by default against the system's.
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The files of a certificate, with those that it was issued by, and of its key; both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate's.
+    pub certificate: PathBuf,
+    /// The key's.
+    pub key: PathBuf,
+}
+
+/// TLS that verifies servers against the certificates in `ca_file`, by default against the system's. It
+/// presents the certificate `own` to a server that asks for one.
 ///
 /// # Errors
-/// Why `ca_file` can't be used.
-pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
+/// Why a file can't be used.
+pub fn client_config(
+    ca_file: Option<&Path>,
+    own: Option<&ClientCertificate>,
+) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -26,18 +40,32 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
             Err(_) => config.with_root_certificates(RootCertStore::empty()),
         },
     };
-    Ok(config.with_no_client_auth())
+    let Some(ClientCertificate { certificate, key }) = own else {
+        return Ok(config.with_no_client_auth());
+    };
+    let chain = certificates(certificate)?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
+    config.with_client_auth_cert(chain, private).map_err(|error| wrong(key, &error))
+}
+
+fn wrong(file: &Path, error: &dyn Display) -> String {
+    format!("{}: {error}", file.display())
+}
+
+/// The certificates in a file, at least one.
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    let all: Vec<_> = all.map_err(|error| wrong(file, &error))?;
+    match all.is_empty() {
+        true => Err(wrong(file, &"no certificate in PEM")),
+        false => Ok(all),
+    }
 }
 
 fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let wrong = |error: &dyn Display| format!("{}: {error}", file.display());
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
+    for certificate in certificates(file)? {
+        roots.add(certificate).map_err(|error| wrong(file, &error))?;
     }
-    match roots.is_empty() {
-        true => Err(wrong(&"no certificate in PEM")),
-        false => Ok(roots),
-    }
+    Ok(roots)
 }

@@ -3,14 +3,17 @@
 //! Which failures are repeated, and when, is what OTLP's specification says:
 //! <https://opentelemetry.io/docs/specs/otlp/>.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use forebay_base::backoff::{Backoff, Spread};
 use forebay_base::https;
 use forebay_base::trouble::first_cause;
 use forebay_config::OtlpProtocol;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -23,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
 use tonic::client::Grpc;
+use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
@@ -71,11 +75,11 @@ impl Client {
     /// A client for the method `method`. Nothing is connected yet.
     ///
     /// # Errors
-    /// Why the receiver can't be used: its URL, or the file of its authorities.
+    /// Why the receiver can't be used: its URL, or a file of certificates or of a key.
     pub(crate) fn new(receiver: Receiver, method: &'static str) -> Result<Self, String> {
         let url = receiver.url.parse().map_err(|_| "its URL is invalid".to_owned())?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(https::client_config(receiver.ca_file.as_deref())?);
+        let tls = https::client_config(receiver.ca_file.as_deref(), receiver.certificate.as_ref())?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
         let connector = connector.https_or_http();
         let grpc = receiver.protocol == OtlpProtocol::Grpc;
         let connector = match grpc {
@@ -159,6 +163,9 @@ impl Client {
     {
         let mut client = Grpc::with_origin(self.pooled.clone(), self.url.clone())
             .max_decoding_message_size(LONGEST_ANSWER);
+        if self.receiver.gzip {
+            client = client.send_compressed(CompressionEncoding::Gzip);
+        }
         let request = tonic::Request::from_parts(
             MetadataMap::from_headers(headers),
             Default::default(),
@@ -176,13 +183,17 @@ impl Client {
         Q: Message,
         A: Message + Default,
     {
-        let body = Bytes::from(request.encode_to_vec());
+        let mut body = request.encode_to_vec();
         let mut post = Request::post(self.url.clone());
         if let Some(all) = post.headers_mut() {
             *all = headers;
             all.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+            if self.receiver.gzip {
+                all.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                body = gzip(&body);
+            }
         }
-        let post = post.body(Body::new(Full::new(body)));
+        let post = post.body(Body::new(Full::new(Bytes::from(body))));
         let post = post.map_err(|error| Failure::of(error.to_string(), true))?;
         let answer = self.pooled.request(post).await;
         let answer = answer.map_err(|error| Failure::of(first_cause(&error), false))?;
@@ -221,6 +232,12 @@ impl Client {
             }
         }
     }
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    let written = gzip.write_all(plain).and_then(|()| gzip.finish());
+    written.expect("a vector takes every byte")
 }
 
 /// Reads `NAME: VALUE` lines. Empty lines, and those that begin with `#`, are left out. An error is the

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use forebay_base::https::ClientCertificate;
 use forebay_config::{OpenTelemetry, OtlpProtocol, base_url, redacted};
 use percent_encoding::percent_decode_str;
 
@@ -81,6 +82,10 @@ pub struct Receiver {
     pub headers: Headers,
     /// The authorities for `https`; by default the system's.
     pub ca_file: Option<PathBuf>,
+    /// The certificate for a receiver that asks for one.
+    pub certificate: Option<ClientCertificate>,
+    /// Whether requests are compressed.
+    pub gzip: bool,
     /// Longest time for one export, with its repetitions.
     pub timeout: Duration,
 }
@@ -285,16 +290,6 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             OtlpProtocol::Http if !complete => endpoint + signal.path(),
             _ => endpoint,
         };
-        for unused in ["CLIENT_KEY", "CLIENT_CERTIFICATE"] {
-            if let Some((name, _)) = self.of_signal(signal, unused) {
-                self.warn(&name, "is not supported; no certificate is presented");
-            }
-        }
-        if let Some((name, value)) = self.of_signal(signal, "COMPRESSION")
-            && value != "none"
-        {
-            self.warn(&name, "is not supported; nothing is compressed");
-        }
         let headers = match &config.headers_file {
             Some(file) => Headers::File(file.clone()),
             None => self.headers(signal),
@@ -307,7 +302,38 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             self.millis(&name)
         });
         let timeout = timeout.unwrap_or(TIMEOUT);
-        Some(Receiver { url, protocol, headers, ca_file, timeout })
+        let (certificate, gzip) = (self.certificate(signal), self.gzip(signal));
+        Some(Receiver { url, protocol, headers, ca_file, certificate, gzip, timeout })
+    }
+
+    /// The certificate of this process, and its key.
+    fn certificate(&mut self, signal: Signal) -> Option<ClientCertificate> {
+        let of = |name| self.of_signal(signal, name);
+        match (of("CLIENT_CERTIFICATE"), of("CLIENT_KEY")) {
+            (Some((_, certificate)), Some((_, key))) => {
+                Some(ClientCertificate { certificate: certificate.into(), key: key.into() })
+            }
+            (Some((name, _)), None) | (None, Some((name, _))) => {
+                self.warn(
+                    &name,
+                    "certificate and key need each other; no certificate is presented",
+                );
+                None
+            }
+            (None, None) => None,
+        }
+    }
+
+    fn gzip(&mut self, signal: Signal) -> bool {
+        let Some((name, value)) = self.of_signal(signal, "COMPRESSION") else { return false };
+        match value.trim() {
+            "gzip" => return true,
+            "none" => {}
+            other => {
+                self.warn(&name, &format!("`{other}` is not supported; nothing is compressed"))
+            }
+        }
+        false
     }
 
     /// The endpoint, and whether it is complete: a signal's own one is used as it stands.

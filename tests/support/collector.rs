@@ -21,7 +21,7 @@ pub struct Collector {
 
 impl Collector {
     /// Starts one; `None` where there is none. Its gRPC is encrypted if a certificate and its key are
-    /// given.
+    /// given, and then its clients have to present that certificate too.
     pub fn start(name: &str, tls: Option<(&str, &str)>) -> Option<Self> {
         let built = std::env::var_os("FOREBAY_COLLECTOR").map(PathBuf::from);
         let cache = || {
@@ -59,7 +59,10 @@ impl Collector {
         let tls = match certificate.exists() {
             true => {
                 let (certificate, key) = (certificate.display(), key.display());
-                format!(", tls: {{cert_file: '{certificate}', key_file: '{key}'}}")
+                format!(
+                    ", tls: {{cert_file: '{certificate}', key_file: '{key}', client_ca_file: \
+                     '{certificate}'}}"
+                )
             }
             false => String::new(),
         };

@@ -145,8 +145,9 @@ fn variables_that_can_not_be_used_are_ignored_with_a_warning() {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "`http/json` is not supported; "),
         ("OTEL_EXPORTER_OTLP_HEADERS", "secret", "is not a list of NAME=VALUE, "),
         ("OTEL_RESOURCE_ATTRIBUTES", "=x", "is not a list of NAME=VALUE, "),
-        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "is not supported; "),
-        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k", "is not supported; "),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "`zstd` is not supported; "),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k", "certificate and key need each other; "),
+        ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c", "certificate and key need each other; "),
     ] {
         let settings = with(&to("http://c:1"), &[(name, value)]);
         let [shown] = settings.warnings.as_slice() else {
@@ -185,4 +186,25 @@ fn times_and_sizes_come_from_the_environment_where_the_configuration_has_none() 
     (config.timeout, config.metrics.interval) = (Some(INTERVAL), Some(TIMEOUT));
     let metrics = with(&config, &variables).metrics.expect("an endpoint");
     assert_eq!((metrics.receiver.timeout, metrics.interval), (INTERVAL, TIMEOUT));
+}
+
+#[test]
+fn a_signal_may_have_its_own_certificate_and_compression() {
+    let settings = with(
+        &to("https://c:4317"),
+        &[
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "/own"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
+        ],
+    );
+    let certificate =
+        |key: &str| Some(ClientCertificate { certificate: "/c".into(), key: key.into() });
+    let traces = settings.traces.expect("an endpoint").receiver;
+    assert_eq!((traces.certificate, traces.gzip), (certificate("/k"), true));
+    let metrics = settings.metrics.expect("an endpoint").receiver;
+    assert_eq!((metrics.certificate, metrics.gzip), (certificate("/own"), false));
+    assert_eq!(settings.warnings, Vec::<String>::new());
 }

@@ -36,7 +36,7 @@ impl Client {
     /// Why `ca_file` can't be used.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, String> {
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(https::client_config(ca_file)?)
+            .with_tls_config(https::client_config(ca_file, None)?)
             .https_or_http()
             .enable_http1()
             .build();
