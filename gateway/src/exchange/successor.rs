@@ -81,6 +81,13 @@ impl Successor {
         }
     }
 
+    /// A stream that looks for its next replica.
+    #[cfg(test)]
+    pub(crate) fn searching(search: Search, now: Instant) -> Self {
+        let stays = Self::new(Err(NotContinued::Off), Duration::ZERO, now);
+        Self { search: Some(search), ..stays }
+    }
+
     /// The rest of a stream that broke, for another replica. The stream is prepared for it.
     ///
     /// # Errors

@@ -97,6 +97,19 @@ async fn the_time_for_which_the_replica_is_waited_for_is_not_the_clients() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_search_for_another_replica_is_not_the_clients() {
+    let (mut relay, mut replica) = relay().await;
+    replica.write_all(CHUNK).await.expect("sent");
+    take(&mut relay).await;
+    relay.successor = Successor::searching(Box::pin(pending()), clock::now());
+    let searching = timeout(Duration::from_millis(60), poll_fn(|cx| relay.poll_frame(cx)));
+    assert!(searching.await.is_err(), "nothing comes");
+    // The next replica has gone on.
+    let _ = relay.data(Bytes::from_static(CHUNK));
+    assert_eq!(relay.pace.slow(), Duration::ZERO);
+}
+
+#[tokio::test]
 async fn a_client_that_is_always_behind_gets_no_more_than_the_time_for_one_request() {
     let (mut relay, replica) = relay().await;
     // As much as the sockets take, so that the replica is never waited for.
