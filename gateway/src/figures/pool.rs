@@ -24,6 +24,7 @@ const EXPECTED_WAIT: &str = "forebay_expected_wait_seconds";
 const IN_FLIGHT: &str = "forebay_in_flight";
 const REQUESTS: &str = "forebay_requests_total";
 const REFUSALS: &str = "forebay_refusals_total";
+const RELEASED: &str = "forebay_released_total";
 const FALLBACKS: &str = "forebay_fallbacks_total";
 const RETRIES: &str = "forebay_retries_total";
 const FAILURES: &str = "forebay_failures_total";
@@ -61,6 +62,7 @@ pub(super) fn describe() {
         REFUSALS,
         "Requests that the gateway refused, by pool (none before one was found) and reason"
     );
+    describe_counter!(RELEASED, "Requests released to an endpoint for the first time, by pool");
     describe_counter!(FALLBACKS, "Requests that went to the pool's fallback, by pool");
     describe_counter!(RETRIES, "Tries beyond a request's first, by pool");
     describe_counter!(FAILURES, "Tries that failed by a replica's fault, by pool and cause");
@@ -136,6 +138,7 @@ struct Gauges {
 
 struct Events {
     requests: [Counter; 5],
+    released: Counter,
     fallbacks: Counter,
     retries: Counter,
     failures: [Counter; 16],
@@ -182,6 +185,7 @@ impl PoolFigures {
             },
             events: Events {
                 requests: Outcome::ALL.map(|outcome| labelled(REQUESTS, "outcome", outcome.name())),
+                released: count(RELEASED),
                 fallbacks: count(FALLBACKS),
                 retries: count(RETRIES),
                 failures: Cause::ALL.map(|cause| labelled(FAILURES, "cause", cause.name())),
@@ -219,6 +223,7 @@ impl PoolFigures {
         self.gauges.queue_depth.set(depth);
         self.gauges.in_flight.set(in_flight);
         self.gauges.tokens_per_second.set(tokens_per_second);
+        self.events.released.absolute(totals.released);
         self.events.retries.absolute(totals.retries);
     }
 

@@ -203,8 +203,11 @@ impl State {
             let sleeps = matches!(why, Why::Idle { .. });
             let wakes =
                 if from == 0 && wanted > 0 { policy.counts.min.max(1).min(wanted) } else { 0 };
-            if !sleeps && allowed.max(wakes) != wanted {
-                desired = allowed.max(wakes);
+            let allowed = allowed.max(wakes);
+            // Where the maximum allows no more than `behavior`, it is the limit to name.
+            let at_maximum = wanted > policy.counts.max && allowed >= policy.counts.max;
+            if !sleeps && allowed != wanted && !at_maximum {
+                desired = allowed;
                 why = Why::Behavior { wanted, because: Box::new(why) };
             }
         }

@@ -36,6 +36,8 @@ const RECOVERY: f64 = 0.5;
 const LATE_WEIGHT: f64 = 0.1;
 /// The share of a replica's throughput that the season's count plans with.
 const SEASON_FILL: f64 = 0.9;
+/// A demand that exceeds `maxReplicaCount` is looked for up to this many times as many replicas.
+const FARTHEST: u32 = 10;
 
 /// The counts that the load or the triggers ask for.
 pub(crate) struct Demand {
@@ -119,15 +121,10 @@ impl State {
         let late = (1.0 - policy.objective.share).max(1e-4);
         let observed = self.times.since.map_or(now, |since| now.since(since));
         let watched = memory.min(observed).max(Millis::from_secs(1)).as_secs_f64();
-        let recent = worth(
-            arrivals,
-            watched,
-            &curve,
-            objective,
-            late,
-            LATE_WEIGHT / late,
-            policy.counts.max,
-        );
+        let most = policy.counts.max;
+        let recent = beyond(most, |most| {
+            worth(arrivals, watched, &curve, objective, late, LATE_WEIGHT / late, most)
+        });
 
         // The future. A load that has just begun is measured since its beginning, but not over less than
         // `SHORTEST_RATE`: the rate of a moment is no forecast.
@@ -147,35 +144,36 @@ impl State {
         let recovery = objective.max(longest);
         let expected = |after, span| (rate + trend(arrivals, cold, after, span)).max(0.0);
         let rates = [expected(0.0, cold), expected(cold, recovery)];
-        let backlog =
-            for_backlog(queue, rates, &fleet, &curve, objective, recovery, policy.counts.max);
+        let backlog = beyond(most, |most| {
+            for_backlog(queue, rates, &fleet, &curve, objective, recovery, most)
+        });
         let usual = self.learned.season.rate(now + Millis::from_secs_f64(cold));
         // A usual load counts only if about one request is likely during a start.
         let usual = usual.filter(|rate| rate * cold >= 0.5).unwrap_or(0.0);
-        let season = round_up(usual / (SEASON_FILL * curve.full_rate())).min(policy.counts.max);
+        let season = round_up(usual / (SEASON_FILL * curve.full_rate()));
 
         let active = held > 0 || requests > policy.concurrency.activation_threshold;
-        let (mut most, mut down) = (Largest::default(), 0);
+        let (mut largest, mut down) = (Largest::default(), 0);
         if held > 0 {
             let per_replica = policy.concurrency.per_replica;
-            most.raise(1, Why::Held { held, in_flight, per_replica });
+            largest.raise(1, Why::Held { held, in_flight, per_replica });
         }
         if self.desired() > 0 || active {
-            most.raise(recent, Why::Recent { span: memory, ttft: policy.objective.ttft });
-            most.raise(backlog, Why::Backlog { held, in_flight, rate });
+            largest.raise(recent, Why::Recent { span: memory, ttft: policy.objective.ttft });
+            largest.raise(backlog, Why::Backlog { held, in_flight, rate });
             if let Some(per_replica) = given {
                 let (count, load, why) = self.by_concurrency(requests, held, policy, now);
-                most.raise(count, why);
+                largest.raise(count, why);
                 down = round_up(load / f64::from(per_replica.max(1)));
             }
         }
-        most.raise(season, Why::Season { rate: usual });
+        largest.raise(season, Why::Season { rate: usual });
         if per_second(panic_seconds)
             >= policy.windows.panic_threshold * f64::from(counts.ready.max(1)) * curve.full_rate()
         {
             self.times.panic_until = Some(now + policy.windows.stable);
         }
-        let Largest(up, up_why) = most;
+        let Largest(up, up_why) = largest;
         let window = policy.windows.stable;
         let (down, down_why) = match &up_why {
             // The mean of the window needs more than the present load.
@@ -234,6 +232,13 @@ impl State {
             None => (demand, Why::Last),
         }
     }
+}
+
+/// The count that `needed` finds among at most `most` replicas. If that is all of them, more may be needed:
+/// then it looks farther, so that the decision can say what `maxReplicaCount` holds back.
+fn beyond(most: u32, needed: impl Fn(u32) -> u32) -> u32 {
+    let count = needed(most);
+    if count < most { count } else { needed(most.saturating_mul(FARTHEST)).max(count) }
 }
 
 /// The arrivals since the last pause that ended a load. `least` is the length in seconds below which no

@@ -68,6 +68,16 @@ impl Proposal {
         !matches!(self.problem, Some(Problem::Misconfigured(_)))
     }
 
+    /// Whether its problem is a failure, which a person should look at. A first-hand figure is unknown while
+    /// there are no requests, and a second-hand one until it is read for the first time.
+    pub(crate) fn has_failed(&self) -> bool {
+        match &self.problem {
+            Some(Problem::Unreadable(_)) => self.age.is_some(),
+            Some(Problem::Misconfigured(_)) => true,
+            None => false,
+        }
+    }
+
     /// Whether its figure is unknown because it can't be read.
     pub(crate) fn unreadable(&self) -> bool {
         matches!(self.problem, Some(Problem::Unreadable(_)))

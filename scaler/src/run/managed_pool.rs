@@ -91,8 +91,7 @@ fn triggers(managed: &mut ManagedPool, proposals: &[Proposal]) {
         managed.metrics.trigger(proposal);
         match &proposal.problem {
             Some(problem)
-                if standing::is_failure(proposal)
-                    && managed.unread.insert(proposal.name.clone()) =>
+                if proposal.has_failed() && managed.unread.insert(proposal.name.clone()) =>
             {
                 managed.metrics.trigger_failed(&proposal.name);
                 tracing::warn!("{pool}: trigger {} {problem}", proposal.name);

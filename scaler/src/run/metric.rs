@@ -82,7 +82,7 @@ pub fn describe() {
     describe_gauge!(TRIGGER_REPLICAS, "Replicas that a trigger proposes; NaN if it proposes none");
     describe_gauge!(
         TRIGGER_READABLE,
-        "1 for a trigger that counts, 0 for one that can't be read or is ignored"
+        "0 for a trigger that can't be read or is ignored, 1 for any other, by pool and trigger"
     );
     describe_gauge!(TRIGGER_AGE, Unit::Seconds, "Age of a trigger's figure");
     describe_counter!(
@@ -291,7 +291,7 @@ impl Metrics {
         let threshold = Some(proposal.threshold).filter(|threshold| *threshold > 0.0);
         known.threshold.set(threshold.unwrap_or(f64::NAN));
         known.replicas.set(replicas);
-        known.readable.set(if proposal.problem.is_none() { 1.0 } else { 0.0 });
+        known.readable.set(if proposal.has_failed() { 0.0 } else { 1.0 });
         known.age.set(proposal.age.unwrap_or_default().as_secs_f64());
     }
 

@@ -4,7 +4,6 @@ use forebay_config::Millis;
 use forebay_signals::{Replica, ReplicaState};
 
 use super::pool::Step;
-use crate::decide::{Problem, Proposal};
 use crate::view::board::Standing;
 use crate::view::overview::{StateCounts, Trouble, TroubleKind};
 
@@ -52,7 +51,7 @@ fn troubles(step: &Step) -> Vec<Trouble> {
         }
     }
     for proposal in &step.decision.proposals {
-        if let Some(problem) = proposal.problem.as_ref().filter(|_| is_failure(proposal)) {
+        if let Some(problem) = proposal.problem.as_ref().filter(|_| proposal.has_failed()) {
             add(TroubleKind::Trigger, format!("trigger {} {problem}", proposal.name));
         }
     }
@@ -71,14 +70,4 @@ fn failed_replicas<'a>(replicas: impl Iterator<Item = &'a Replica>) -> Option<St
         0 => format!("a replica has failed: {reason}"),
         others => format!("{} replicas have failed, one of them: {reason}", others + 1),
     })
-}
-
-/// Whether a trigger's problem is a failure. A first-hand figure is unknown while there are no requests,
-/// and a second-hand one until it is read for the first time.
-pub(super) fn is_failure(proposal: &Proposal) -> bool {
-    match &proposal.problem {
-        Some(Problem::Unreadable(_)) => proposal.age.is_some(),
-        Some(Problem::Misconfigured(_)) => true,
-        None => false,
-    }
 }

@@ -198,6 +198,35 @@ fn a_limit_stands_after_the_reason_for_the_count_that_it_limits() {
 }
 
 #[test]
+fn the_load_names_the_maximum_as_long_as_it_needs_more() {
+    let mut narrow = policy();
+    narrow.concurrency.given = false;
+    narrow.counts.max = 2;
+    let mut state = State::default();
+    let woken = step(&mut state, inputs(400, 0, 0), &narrow, 1_000);
+    let sentence = woken.sentence();
+    assert_eq!((woken.desired, woken.why.rule()), (2, "maximum"), "{sentence}");
+    let cause = "scaling 0 → 2 because 400 requests are held and 0 in flight, and ";
+    assert!(sentence.starts_with(cause), "{sentence}");
+    assert!(sentence.contains("; maxReplicaCount does not allow "), "{sentence}");
+    assert!(woken.figures.backlog > 2, "the whole demand: {:?}", woken.figures);
+    let full = step(&mut state, inputs(400, 24, 2), &narrow, 30_000);
+    assert_eq!((full.desired, full.why.rule()), (2, "maximum"), "{}", full.sentence());
+    let mut state = State::default();
+    state.adopt(2, Millis::new(1));
+    let enough = step(&mut state, inputs(0, 20, 2), &narrow, 31_000);
+    assert_ne!(enough.why.rule(), "maximum", "two are enough: {}", enough.sentence());
+    // Where `behavior` allows as many as the maximum does, the maximum is the limit.
+    let rules = serde_json::json!({
+        "scaleUp": {"policies": [{"type": "Pods", "value": 2, "periodSeconds": 60}]}
+    });
+    let rules: forebay_config::Behavior = serde_json::from_value(rules).expect("a behavior");
+    narrow.behavior = Some(Rules::of(&rules));
+    let woken = step(&mut State::default(), inputs(400, 0, 0), &narrow, 1_000);
+    assert_eq!((woken.desired, woken.why.rule()), (2, "maximum"), "{}", woken.sentence());
+}
+
+#[test]
 fn a_count_that_stays_names_its_reason() {
     let mut policy = policy();
     policy.cooldown.after = Millis::from_secs(200);
