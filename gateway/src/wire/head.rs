@@ -31,7 +31,7 @@ pub(crate) struct ResponseStart {
 pub(crate) struct HeadReader {
     /// The bytes of a head that has not come whole.
     partial: Vec<u8>,
-    /// The number of bytes of the interim heads before it.
+    /// The number of bytes of the interim heads and blank lines before it.
     skipped: usize,
 }
 
@@ -46,7 +46,7 @@ impl HeadReader {
         bytes: &[u8],
         method: &Method,
     ) -> Result<Option<ResponseStart>, WireError> {
-        // An interim head is read once, and not kept.
+        // Interim heads and blank lines are read once, and not kept.
         let skipped = self.skipped;
         let start = if self.partial.is_empty() {
             let start = read(bytes, method, &mut self.skipped)?;
@@ -76,14 +76,17 @@ impl HeadReader {
     }
 }
 
-/// Reads a head and the body's bytes behind it. Adds the bytes of the interim heads before it to
-/// `skipped`.
+/// Reads a head and the body's bytes behind it. Adds the bytes of the interim heads and blank lines
+/// before it to `skipped`.
 fn read(
     mut bytes: &[u8],
     method: &Method,
     skipped: &mut usize,
 ) -> Result<Option<ResponseStart>, WireError> {
     loop {
+        let blank = blank_lines(bytes);
+        *skipped += blank;
+        bytes = &bytes[blank..];
         let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut head = httparse::Response::new(&mut []);
         let parsed = ParserConfig::default().parse_response_with_uninit_headers(
@@ -119,6 +122,15 @@ fn read(
         body.feed(rest);
         return Ok(Some(ResponseStart { parts, body, keep_alive }));
     }
+}
+
+/// The number of bytes of the blank lines at the beginning. They have no meaning (RFC 9112, 2.2).
+fn blank_lines(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some(behind) = rest.strip_prefix(b"\r\n").or_else(|| rest.strip_prefix(b"\n")) {
+        rest = behind;
+    }
+    bytes.len() - rest.len()
 }
 
 /// The headers about the message itself that a head has.

@@ -347,23 +347,27 @@ fn a_head_beyond_its_bounds_is_refused() {
         assert!(matches!(read(&many(100), piece), Err(WireError::LongHead)), "{piece}");
     }
     let hints = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(16_000);
+    let blank = "\r\n".repeat(212_993);
     for piece in [16_000, usize::MAX] {
         for end in ["", &with("")] {
-            let error = read(&format!("{hints}{end}"), piece);
-            assert!(matches!(error, Err(WireError::LongHead)), "interim heads, {piece}");
+            for before in [&hints, &blank] {
+                let error = read(&format!("{before}{end}"), piece);
+                assert!(matches!(error, Err(WireError::LongHead)), "{piece}");
+            }
         }
     }
 }
 
 #[test]
-fn interim_heads_are_read_once_and_not_kept() {
-    let hint = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
-    for piece in [1, 7, hint.len(), hint.len() + 1] {
-        let mut reader = HeadReader::default();
-        for piece in hint.repeat(100).as_bytes().chunks(piece) {
-            let start = reader.feed(piece, &Method::GET).expect("valid");
-            assert!(start.is_none());
-            assert!(reader.kept() < hint.len(), "{} bytes of interim heads", reader.kept());
+fn interim_heads_and_blank_lines_are_read_once_and_not_kept() {
+    for before in ["HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", "\r\n", "\n", "\n\r\n"] {
+        for piece in [1, 7, before.len(), before.len() + 1] {
+            let mut reader = HeadReader::default();
+            for piece in before.repeat(100).as_bytes().chunks(piece) {
+                let start = reader.feed(piece, &Method::GET).expect("valid");
+                assert!(start.is_none());
+                assert!(reader.kept() < before.len(), "{} bytes of {before:?}", reader.kept());
+            }
         }
     }
 }
