@@ -81,8 +81,8 @@ pub(crate) struct Relay {
 struct Moments {
     /// When it last made progress.
     last: Instant,
-    /// When tokens and gaps were last merged into the figures.
-    merged: Instant,
+    /// When tokens and gaps are merged into the figures next.
+    merge: Instant,
 }
 
 impl Relay {
@@ -102,7 +102,7 @@ impl Relay {
             record: Some(record),
             stall,
             deadline,
-            moments: Moments { last: now, merged: now },
+            moments: Moments { last: now, merge: now + MERGE },
             pace: ClientPace::new(now),
             alarm: Alarm::at(deadline.min(now + stall)),
             cutoff,
@@ -242,9 +242,9 @@ impl Relay {
 
     /// Merges what is new into the figures, once a second.
     fn second_over(&mut self, now: Instant) -> bool {
-        let over = now - self.moments.merged >= MERGE;
+        let over = now >= self.moments.merge;
         if over {
-            self.moments.merged = now;
+            self.moments.merge = now + MERGE;
             self.merge();
         }
         over

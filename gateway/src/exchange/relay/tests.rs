@@ -118,7 +118,7 @@ async fn a_client_that_is_always_behind_gets_no_more_than_the_time_for_one_reque
         sent += replica.try_write(&chunks).unwrap_or_default();
     }
     relay.deadline = clock::now();
-    relay.moments.merged -= MERGE;
+    relay.moments.merge -= MERGE;
     let mut passed = Vec::new();
     while let Some(frame) = poll_fn(|cx| relay.poll_frame(cx)).await {
         passed.extend_from_slice(&frame.expect("whole"));
