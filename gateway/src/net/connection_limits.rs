@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::figures;
 use crate::net::activity::Activity;
-use crate::net::file_shares::FilePermit;
+use crate::net::file_shares::{FilePermit, UPSTREAM_FILES};
 
 /// A connection that has been idle for less than this is not closed for another: its client may be
 /// about to send a request.
@@ -167,6 +167,7 @@ impl ConnectionLimits {
         let id = open.next;
         open.connections.insert(id, Arc::clone(&connection));
         self.gauge.set(open.connections.len() as f64);
+        UPSTREAM_FILES.client_came();
         Ok(CountedConnection { clients: Arc::clone(self), id, connection, _place: place })
     }
 }
@@ -197,6 +198,7 @@ impl Drop for CountedConnection {
             }
         }
         self.clients.gauge.set(open.connections.len() as f64);
+        UPSTREAM_FILES.client_left();
     }
 }
 

@@ -5,7 +5,12 @@
 //! rest of the reserve is for the admin port, the feeds, the scaler's targets, connections that a
 //! thread has accepted without a place, and files that are read again. A connection without a place
 //! waits for one: no connection is opened at the reserve's cost.
+//!
+//! Probes keep idle connections in places that nothing else needs at the moment: in those for replicas,
+//! and in half of those for clients while clients have not even half of them. Both are given back as
+//! soon as that ends.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 
 use forebay_base::open_files;
@@ -64,27 +69,61 @@ impl ProbeFiles {
 
 /// The process's connections to replicas. The limit is the process's, however many gateways it has.
 pub(crate) static UPSTREAM_FILES: LazyLock<UpstreamFiles> = LazyLock::new(|| {
-    let most = FileShares::of(open_files::limit()).upstreams as usize;
-    UpstreamFiles { places: Arc::new(Semaphore::new(most)), most, wanted: Notify::new() }
+    let shares = FileShares::of(open_files::limit());
+    UpstreamFiles::of(shares.upstreams as usize, shares.clients as usize)
 });
 
 /// The places for connections to replicas.
 pub(crate) struct UpstreamFiles {
     places: Arc<Semaphore>,
     most: usize,
+    /// Half of the clients' places, while clients have less than the other half.
+    lent: Arc<Semaphore>,
+    clients: AtomicUsize,
+    most_clients: usize,
+    /// The places that are lent are wanted.
+    called_in: Notify,
     wanted: Notify,
 }
 
 impl UpstreamFiles {
+    fn of(most: usize, most_clients: usize) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(most)),
+            most,
+            lent: Arc::new(Semaphore::new(most_clients / 2)),
+            clients: AtomicUsize::new(0),
+            most_clients,
+            called_in: Notify::new(),
+            wanted: Notify::new(),
+        }
+    }
+
     /// A place if there is one now.
     pub(crate) fn try_place(&self) -> Option<FilePermit> {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
 
-    /// A place for a connection that a probe keeps, if more than a quarter of all are free.
+    /// A place for a connection that a probe keeps, if more than an eighth of all are free, or clients
+    /// have less than half of theirs.
     pub(crate) fn spare_place(&self) -> Option<FilePermit> {
-        let spare = self.places.available_permits() > self.most / 4;
-        spare.then(|| self.try_place()).flatten()
+        if self.places.available_permits() > self.most / 8 {
+            return self.try_place();
+        }
+        let lends = self.clients.load(Relaxed) < self.most_clients / 2;
+        lends.then(|| Arc::clone(&self.lent).try_acquire_owned().ok()).flatten()
+    }
+
+    /// Counts a client's connection. If that makes half of their places, those that are lent are wanted.
+    pub(crate) fn client_came(&self) {
+        if self.clients.fetch_add(1, Relaxed) + 1 == self.most_clients / 2 {
+            self.called_in.notify_waiters();
+        }
+    }
+
+    /// Counts the end of a client's connection.
+    pub(crate) fn client_left(&self) {
+        self.clients.fetch_sub(1, Relaxed);
     }
 
     /// Waits for a place. Every thread closes its idle connections meanwhile, and so do probes.
@@ -98,6 +137,14 @@ impl UpstreamFiles {
         self.wanted.notified().await;
     }
 
+    /// Waits until the places of connections that probes keep are wanted.
+    pub(crate) async fn kept_wanted(&self) {
+        tokio::select! {
+            () = self.wanted.notified() => {}
+            () = self.called_in.notified() => {}
+        }
+    }
+
     /// Whether no place is left, so that no connection should be kept idle.
     pub(crate) fn is_scarce(&self) -> bool {
         self.places.available_permits() == 0
@@ -106,8 +153,12 @@ impl UpstreamFiles {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn the_usual_limits_leave_a_reserve() {
@@ -125,13 +176,30 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_probes_keep_leave_a_quarter_to_requests() {
-        let files =
-            UpstreamFiles { places: Arc::new(Semaphore::new(8)), most: 8, wanted: Notify::new() };
+    fn connections_that_probes_keep_leave_an_eighth_to_requests() {
+        let files = UpstreamFiles::of(16, 0);
         let kept: Vec<_> = std::iter::from_fn(|| files.spare_place()).collect();
-        assert_eq!(kept.len(), 6);
+        assert_eq!(kept.len(), 14);
         let requests = [files.try_place(), files.try_place()];
         assert!(requests.iter().all(Option::is_some) && files.is_scarce());
+    }
+
+    #[test]
+    fn half_of_the_clients_places_are_lent_while_clients_need_less_than_the_other_half() {
+        let files = UpstreamFiles::of(16, 8);
+        let all = || std::iter::from_fn(|| files.spare_place()).collect::<Vec<_>>();
+        let kept = all();
+        assert_eq!(kept.len(), 14 + 4);
+        drop(kept);
+        let mut wanted = pin!(files.kept_wanted());
+        assert!(wanted.as_mut().now_or_never().is_none());
+        for clients in 1..=4 {
+            files.client_came();
+            assert_eq!(wanted.as_mut().now_or_never().is_some(), clients == 4, "{clients}");
+        }
+        assert_eq!(all().len(), 14);
+        files.client_left();
+        assert_eq!(all().len(), 18);
     }
 
     proptest! {
