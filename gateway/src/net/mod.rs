@@ -4,7 +4,7 @@
 //! Every client connection has one owner, and one alarm for all its time limits. Uses `answer` for
 //! the causes of failures and `figures` for counts.
 //!
-//! For clients: `socket` notices that one leaves, `tls` encrypts, `host` reads a host's name;
+//! `hangup_set` notices that other sides hang up. For clients: `socket` notices that one leaves, `tls` encrypts, `host` reads a host's name;
 //! `activity` and `alarm` have the time limits, `clock` has the time of a poll, `wake_flag` shows
 //! whether a connection's task was woken by them, `upload` and `linger` have bodies that are not
 //! read; `h2_tasks` drives the requests of HTTP/2, `connection_limits` counts connections, and `drain`
@@ -18,6 +18,7 @@ pub(crate) mod dial;
 pub(crate) mod drain;
 pub(crate) mod file_shares;
 pub(crate) mod h2_tasks;
+pub(crate) mod hangup_set;
 pub(crate) mod host;
 pub(crate) mod linger;
 pub mod machine_limits;

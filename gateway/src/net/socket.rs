@@ -2,8 +2,7 @@
 //!
 //! While hyper has a request, it reads no further: what comes may be the next one, pipelined. So a
 //! close would go unnoticed while the request is held, and a held request watches the socket
-//! itself. The runtime's own epoll takes a descriptor only once, so each thread has a second
-//! epoll for the hang-ups of all its clients, watched by the first: no request needs a descriptor
+//! itself. Each thread has one set for the hang-ups of all its clients: no request needs a descriptor
 //! for it.
 
 use std::cell::RefCell;
@@ -11,19 +10,17 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
+
+use crate::net::hangup_set::HangupSet;
 
 /// The socket of a client connection, for a request that has to notice its close.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +70,7 @@ thread_local! {
 
 /// The sockets of this thread whose close a request waits for.
 struct Hangups {
-    set: Rc<EpollSet>,
+    set: Arc<HangupSet>,
     watched: HashMap<RawFd, WatchedSocket>,
     /// Distinguishes a watch from later ones of the same descriptor.
     next: u32,
@@ -83,20 +80,6 @@ struct WatchedSocket {
     id: u32,
     closed: bool,
     waker: Option<Waker>,
-}
-
-struct EpollSet(Epoll);
-
-impl AsRawFd for EpollSet {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.0.as_raw_fd()
-    }
-}
-
-impl AsFd for EpollSet {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.0.as_fd()
-    }
 }
 
 /// Serves the watches of this thread while it is polled.
@@ -111,28 +94,17 @@ pub(crate) async fn watch_hangups() -> Infallible {
 }
 
 async fn hangups() -> io::Result<Infallible> {
-    let set = Rc::new(EpollSet(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?));
-    let ready = register(Rc::clone(&set))?;
+    let set = Arc::new(HangupSet::new()?);
     let _cleared = Cleared;
-    HANGUPS.set(Some(Hangups { set: Rc::clone(&set), watched: HashMap::new(), next: 0 }));
-    let mut events = [EpollEvent::empty(); 64];
-    loop {
-        let mut guard = ready.readable().await?;
-        loop {
-            let count = match set.0.wait(&mut events, EpollTimeout::ZERO) {
-                Err(Errno::EINTR) => continue,
-                count => count?,
-            };
-            HANGUPS.with_borrow_mut(|hangups| {
-                let Some(hangups) = hangups else { return };
-                events[..count].iter().for_each(|event| hangups.hung_up(event.data()));
-            });
-            if count < events.len() {
-                break;
+    HANGUPS.set(Some(Hangups { set: Arc::clone(&set), watched: HashMap::new(), next: 0 }));
+    let hung_up = |data| {
+        HANGUPS.with_borrow_mut(|hangups| {
+            if let Some(hangups) = hangups {
+                hangups.hung_up(data);
             }
-        }
-        guard.clear_ready();
-    }
+        });
+    };
+    set.report(hung_up).await
 }
 
 /// Clears [`HANGUPS`] when dropped, so that no watch begins that would never be woken.
@@ -169,15 +141,8 @@ impl HangupWatch {
             let hangups = hangups.as_mut()?;
             hangups.next = hangups.next.wrapping_add(1);
             let watch = Self { fd, id: hangups.next };
-            // One event is enough, and bytes that come cause none.
-            let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-            let mut event = EpollEvent::new(flags, watch.data());
-            let set = &hangups.set.0;
-            match set.add(borrow(fd), event) {
-                // An earlier watch of the same connection has not been removed yet.
-                Err(Errno::EEXIST) => set.modify(borrow(fd), &mut event).ok()?,
-                added => added.ok()?,
-            }
+            // An earlier watch of the same connection may not have been removed yet.
+            hangups.set.add(borrow(fd), watch.data()).ok()?;
             hangups.watched.insert(fd, WatchedSocket { id: watch.id, closed: false, waker: None });
             Some(watch)
         })
@@ -216,16 +181,10 @@ impl Drop for HangupWatch {
                 hangups.watched.remove(&self.fd);
                 // A closed socket has left the set on its own, and its number can't stand for
                 // another socket in the set yet: only this thread adds to it.
-                let _ = hangups.set.0.delete(borrow(self.fd));
+                hangups.set.remove(borrow(self.fd));
             }
         });
     }
-}
-
-#[allow(unsafe_code)]
-fn register(set: Rc<EpollSet>) -> io::Result<AsyncFd<Rc<EpollSet>>> {
-    // SAFETY: the set is open, with the same descriptor, while it lives.
-    Ok(unsafe { AsyncFd::register_with_interest(set, Interest::READABLE) }?)
 }
 
 #[allow(unsafe_code)]
@@ -237,6 +196,8 @@ fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
     use tokio::time::timeout;

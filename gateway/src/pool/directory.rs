@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::pool::Pool;
-use crate::pool::probe::{Pace, probe};
+use crate::pool::probe::{Rounds, probe};
 
 /// A source of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,13 +27,13 @@ pub(crate) enum Source {
 /// Every endpoint of every pool. Dropping this ends the probes.
 pub(crate) struct Directory {
     inner: Mutex<Inner>,
-    /// The pace of all probes together.
-    pace: Arc<Pace>,
+    /// The probes of all endpoints that answer.
+    rounds: Arc<Rounds>,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { inner: Mutex::default(), pace: Arc::new(Pace::new(Instant::now())) }
+        Self { inner: Mutex::default(), rounds: Arc::new(Rounds::new(Instant::now())) }
     }
 }
 
@@ -108,7 +108,11 @@ impl Directory {
             probe.abort();
         }
         pool.add_endpoint(address);
-        let probe = inner.tasks.spawn(probe(Arc::clone(pool), address, Arc::clone(&self.pace)));
+        if inner.tasks.is_empty() {
+            let rounds = Arc::clone(&self.rounds);
+            inner.tasks.spawn(async { match rounds.make().await {} });
+        }
+        let probe = inner.tasks.spawn(probe(Arc::clone(pool), address, Arc::clone(&self.rounds)));
         inner.listed.insert(key, Listed { sources: [source].into(), probe });
         while inner.tasks.try_join_next().is_some() {}
     }

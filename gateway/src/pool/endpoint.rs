@@ -249,6 +249,14 @@ impl Endpoint {
         before != self.health()
     }
 
+    /// Whether a probe's outcome would change nothing: most probes find what the last one found.
+    pub(crate) fn is_as_probed(&self, probe: Probe, outcome: &Probed) -> bool {
+        let answered = probe == Probe::Health && *outcome == Probed::Answered;
+        let Probing { silent, unreachable_since, .. } = self.probing;
+        let up = self.standing == Standing::Up && silent == 0 && unreachable_since.is_none();
+        answered && up && !self.lifecycle.ended
+    }
+
     fn answered(&mut self, probe: Probe, now: Instant) {
         if probe == Probe::Token {
             self.work.pulse.beat(now);

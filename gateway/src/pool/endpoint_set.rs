@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_config::{InFlightLimit, Pick};
 use forebay_scheduling::pick::{Candidates, EndpointId, Picker};
 use forebay_signals::Health;
 use tokio::time::Instant;
 
-use crate::pool::endpoint::{Awakened, Endpoint, Occupancy};
+use crate::pool::endpoint::{Awakened, Due, Endpoint, Occupancy};
 use crate::pool::moves::Moves;
 
 /// Every endpoint of a pool.
@@ -55,6 +56,14 @@ impl EndpointSet {
     /// The number of the endpoint at this address.
     pub(super) fn id(&self, address: SocketAddr) -> Option<EndpointId> {
         self.ids.get(&address).copied()
+    }
+
+    /// The same, where it was known to have this number.
+    pub(super) fn still(&self, address: SocketAddr, id: EndpointId) -> Option<EndpointId> {
+        match self.tracked.get(id.number()) {
+            Some(Some(tracked)) if tracked.address == address => Some(id),
+            _ => self.id(address),
+        }
     }
 
     pub(super) fn get(&self, id: EndpointId) -> Option<&Endpoint> {
@@ -113,6 +122,18 @@ impl EndpointSet {
         let output = change(&mut tracked.endpoint);
         self.update(id, now, false);
         Some(output)
+    }
+
+    /// Begins the probe of an endpoint that is due, or returns when one will be. Only the time of its
+    /// next probe changes, which no candidate shows. See [`Endpoint::due`].
+    pub(super) fn begin_probe(
+        &mut self,
+        id: EndpointId,
+        (spread, closed): (Duration, bool),
+        now: Instant,
+    ) -> Option<Due> {
+        let tracked = self.tracked.get_mut(id.number())?.as_mut()?;
+        Some(tracked.endpoint.due(spread, closed, now))
     }
 
     /// Changes every endpoint.

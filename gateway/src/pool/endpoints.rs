@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use forebay_config::InFlightLimit;
 use forebay_discovery::Member;
+use forebay_scheduling::pick::EndpointId;
 use forebay_signals::{ColdStart, ProcessEnd};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -106,19 +107,21 @@ impl Pool {
     /// such endpoint. See [`Endpoint::due`].
     pub(crate) fn begin_probe(
         &self,
-        address: SocketAddr,
+        (address, id): (SocketAddr, EndpointId),
         spread: Duration,
         closed: bool,
     ) -> Option<Due> {
         let endpoints = &mut self.scheduling.lock().endpoints;
-        let (id, now) = (endpoints.id(address)?, Instant::now());
-        endpoints.change(id, now, |endpoint| endpoint.due(spread, closed, now))
+        let id = endpoints.still(address, id)?;
+        endpoints.begin_probe(id, (spread, closed), Instant::now())
     }
 
-    /// The endpoint's way to wake the task that probes it; `None` if there is no such endpoint.
-    pub(crate) fn probe_wake(&self, address: SocketAddr) -> Option<Arc<Notify>> {
+    /// The endpoint's number, and its way to wake the task that probes it; `None` if there is no such
+    /// endpoint.
+    pub(crate) fn probe_wake(&self, address: SocketAddr) -> Option<(EndpointId, Arc<Notify>)> {
         let endpoints = &self.scheduling.lock().endpoints;
-        endpoints.get(endpoints.id(address)?).map(Endpoint::probe_wake)
+        let id = endpoints.id(address)?;
+        Some((id, endpoints.get(id)?.probe_wake()))
     }
 
     /// Whether a report about an endpoint's KV cache is of use: the policy or the limit learns from it.
@@ -152,6 +155,18 @@ impl Pool {
         });
     }
 
+    /// Whether a probe's outcome would change nothing at an endpoint. See [`Endpoint::is_as_probed`].
+    pub(crate) fn is_as_probed(
+        &self,
+        (address, id): (SocketAddr, EndpointId),
+        probe: Probe,
+        outcome: &Probed,
+    ) -> bool {
+        let endpoints = &self.scheduling.lock().endpoints;
+        let endpoint = endpoints.still(address, id).and_then(|id| endpoints.get(id));
+        endpoint.is_some_and(|endpoint| endpoint.is_as_probed(probe, outcome))
+    }
+
     /// Takes a probe's outcome; true if the endpoint's health changed.
     pub(crate) fn probed(
         self: &Arc<Self>,
@@ -161,9 +176,9 @@ impl Pool {
     ) -> bool {
         let mut changed = false;
         self.locked(|state| {
-            let now = Instant::now();
             let endpoints = &mut state.endpoints;
             let Some(id) = endpoints.id(address) else { return false };
+            let now = Instant::now();
             let last = endpoints.is_last(id);
             let probed = |endpoint: &mut Endpoint| endpoint.probed(probe, outcome, last, now);
             changed = endpoints.change(id, now, probed) == Some(true);

@@ -8,10 +8,11 @@
 //! An endpoint that was ejected gets a real request for one token: `/health` is 200 even while vLLM
 //! drains, hangs or sleeps.
 //!
-//! Each endpoint has a task, which sleeps until the next probe is due: `endpoint/probing.rs` says when
-//! that is, and wakes it when a request's failure makes it earlier. `pace.rs` bounds all probes
-//! together, `connection.rs` is the kept connection, `token.rs` asks the engine, `engine.rs` reads what a
-//! replica says of its engine.
+//! Each endpoint has a task. While the endpoint answers, `rounds.rs` asks it, together with all others,
+//! and the task rests; otherwise the task sleeps until the next probe is due. `endpoint/probing.rs` says
+//! when that is, and wakes the task when a request's failure makes it earlier. `pace.rs` bounds all
+//! probes together, `connection.rs` is the kept connection, `token.rs` asks the engine, `engine.rs` reads
+//! what a replica says of its engine.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,21 +20,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_base::shortage::Resource;
+use forebay_scheduling::pick::EndpointId;
 use http::{HeaderValue, StatusCode};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::net::file_shares::UPSTREAM_FILES;
 use crate::pool::Pool;
 use crate::pool::endpoint::{Due, Probe, Probed, SPREAD, Urgency};
 use crate::pool::model_registry::{self, ServedModel};
 
 use connection::{ProbeConnection, ProbeRequest};
-pub(crate) use pace::Pace;
+use rounds::Errand;
+pub(crate) use rounds::Rounds;
 
 mod connection;
 mod engine;
 mod pace;
+mod rounds;
 mod token;
 
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,30 +54,52 @@ const LIST_AGAIN: Duration = Duration::from_secs(3);
 const MAX_ANSWER: usize = 4 << 20;
 
 /// Probes one endpoint until the pool no longer has it. Dropping the future ends the probes.
-pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr, pace: Arc<Pace>) {
-    let Some(wake) = pool.probe_wake(address) else { return };
-    let mut prober =
-        Prober { pool, address, kept: None, listed: None, next_list: None, waiting: None };
-    let (mut next, mut closed) = (Instant::now(), false);
+pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr, rounds: Arc<Rounds>) {
+    let Some((id, wake)) = pool.probe_wake(address) else { return };
+    let (mut prober, mut next) = (Box::new(Prober::new(pool, address, id)), Instant::now());
     loop {
-        closed |= prober.rest(next, &wake).await;
-        let Some(due) = prober.pool.begin_probe(address, spread(SPREAD), closed) else { return };
-        match due {
-            Due::At(at) => {
-                if prober.next_list.is_some_and(|list| list <= Instant::now()) {
-                    prober.list(Urgency::Answering).await;
-                } else {
+        let errand;
+        (prober, errand) = if prober.next_list.is_some() {
+            let Some(visited) = rounds.visit(prober, next, &wake).await else { return };
+            visited
+        } else {
+            rest(next, &wake).await;
+            (prober, Errand::Look)
+        };
+        let (urgency, answers) = match errand {
+            Errand::End => return,
+            Errand::Probe(probe, urgency, begun) => {
+                (urgency, prober.send(probe, urgency, begun).await)
+            }
+            Errand::List => {
+                prober.list(Urgency::Answering).await;
+                continue;
+            }
+            Errand::Look => match prober.begin() {
+                None => return,
+                Some(Due::At(at)) => {
                     prober.ask_waiting().await;
+                    next = at;
+                    continue;
                 }
-                next = prober.next_list.map_or(at, |list| pace.step(list.min(at)));
-            }
-            Due::Now(probe, urgency) => {
-                closed = false;
-                next = match prober.send(probe, urgency).await {
-                    true => Instant::now(),
-                    false => pace.turn(urgency, Instant::now() + AGAIN),
-                };
-            }
+                Some(Due::Now(probe, urgency)) => {
+                    (urgency, prober.send(probe, urgency, Instant::now()).await)
+                }
+            },
+        };
+        next = Instant::now();
+        if !answers {
+            next = rounds.pace.turn(urgency, next + AGAIN);
+        }
+    }
+}
+
+/// Waits until a time, or until the endpoint wakes its probe.
+async fn rest(until: Instant, wake: &Notify) {
+    if until > Instant::now() {
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = wake.notified() => {}
         }
     }
 }
@@ -88,7 +113,12 @@ fn spread(most: Duration) -> Duration {
 struct Prober {
     pool: Arc<Pool>,
     address: SocketAddr,
+    /// The endpoint's number in the pool.
+    id: EndpointId,
     kept: Option<ProbeConnection>,
+    /// The endpoint has closed its kept connection, sooner than an idle one is closed, and has not been
+    /// asked why.
+    closed: bool,
     /// The first model that it lists, once it has listed any.
     listed: Option<String>,
     /// When its models are listed next; `None` while it does not answer.
@@ -98,58 +128,65 @@ struct Prober {
 }
 
 impl Prober {
-    /// Waits until a time, or until the endpoint wakes its probe. True if it has closed the connection
-    /// meanwhile, and sooner than an idle one is closed. A request that needs the connection's place
-    /// among the open files gets it.
-    async fn rest(&mut self, until: Instant, wake: &Notify) -> bool {
-        if until <= Instant::now() {
-            return false;
+    fn new(pool: Arc<Pool>, address: SocketAddr, id: EndpointId) -> Self {
+        Self {
+            pool,
+            address,
+            id,
+            kept: None,
+            closed: false,
+            listed: None,
+            next_list: None,
+            waiting: None,
         }
-        let closed = async {
-            let Some(connection) = &self.kept else { return std::future::pending().await };
-            tokio::select! {
-                early = connection.closed() => early,
-                () = UPSTREAM_FILES.wanted() => false,
-            }
-        };
-        let early = tokio::select! {
-            () = sleep_until(until) => return false,
-            () = wake.notified() => return false,
-            early = closed => early,
-        };
-        self.kept = None;
-        early
     }
 
-    /// Sends a probe and reports its outcome; true if the endpoint answered it.
-    async fn send(&mut self, probe: Probe, urgency: Urgency) -> bool {
+    /// Begins the probe that is due, or returns when one will be; `None` if the pool has no such endpoint.
+    fn begin(&mut self) -> Option<Due> {
+        let due = self.pool.begin_probe((self.address, self.id), spread(SPREAD), self.closed)?;
+        self.closed &= matches!(due, Due::At(_));
+        Some(due)
+    }
+
+    /// Sends a probe that was begun at this time and reports its outcome; true if the endpoint answered
+    /// it.
+    async fn send(&mut self, probe: Probe, urgency: Urgency, begun: Instant) -> bool {
         let Some(place) = pace::place(urgency).await else { return false };
         let target = self.target();
         let outcome = match probe {
-            Probe::Health => self.health(&target).await,
+            Probe::Health => self.health(&target, begun).await,
             Probe::Token => Box::pin(token::token(&target, self.listed.as_ref())).await,
         };
         drop(place);
-        let answers = outcome == Probed::Answered;
-        if !answers && !matches!(outcome, Probed::NotSent(_)) {
-            self.next_list = None;
-            if probe == Probe::Health {
-                self.listed = None;
-            }
-        }
-        if self.pool.probed(self.address, probe, outcome) {
-            tracing::debug!(pool = %self.pool.name, address = %self.address, answers, "probed");
-        }
+        let answers = self.report(probe, outcome);
         if answers && self.next_list.is_none_or(|list| list <= Instant::now()) {
             self.list(urgency).await;
         }
         answers
     }
 
+    /// Reports a probe's outcome; true if the endpoint answered it.
+    fn report(&mut self, probe: Probe, outcome: Probed) -> bool {
+        let answers = outcome == Probed::Answered;
+        if !answers && !matches!(outcome, Probed::NotSent(_)) {
+            self.next_list = None;
+            self.kept = None;
+            if probe == Probe::Health {
+                self.listed = None;
+            }
+        }
+        let endpoint = (self.address, self.id);
+        if !self.pool.is_as_probed(endpoint, probe, &outcome)
+            && self.pool.probed(self.address, probe, outcome)
+        {
+            tracing::debug!(pool = %self.pool.name, address = %self.address, answers, "probed");
+        }
+        answers
+    }
+
     /// Asks for its health, on the kept connection if there is one. If that brings no answer, a new
     /// connection shows why.
-    async fn health(&mut self, target: &Target) -> Probed {
-        let begun = Instant::now();
+    async fn health(&mut self, target: &Target, begun: Instant) -> Probed {
         let health = ProbeRequest::get("/health");
         let mut asked = Err(ProbeError::Silent(String::new()));
         if let Some(kept) = self.kept.take() {
@@ -175,13 +212,24 @@ impl Prober {
             Some(_place) => self.models().await,
             None => None,
         };
+        let answered = models.is_some();
+        self.listed(models);
+        if answered && self.wants_cache_report() {
+            self.report_engine(urgency).await;
+        }
+    }
+
+    /// Whether a report about its cache is of use.
+    fn wants_cache_report(&self) -> bool {
+        self.pool.wants_cache_report(self.address)
+    }
+
+    /// Takes the models that it listed; `None` if it listed none that can be read.
+    fn listed(&mut self, models: Option<Vec<ServedModel>>) {
         let again = match models {
             Some(models) => {
                 self.listed = models.first().map(|model| model.id.clone());
                 self.pool.serves(self.address, models);
-                if self.pool.wants_cache_report(self.address) {
-                    self.report_engine(urgency).await;
-                }
                 LIST_EVERY * 9 / 10 + spread(LIST_EVERY / 5)
             }
             None => LIST_AGAIN,
@@ -193,12 +241,16 @@ impl Prober {
         model_registry::parse(&self.ask(&ProbeRequest::get("/v1/models")).await?)
     }
 
-    /// Reads how many requests wait in its engine, if that is of use and was not read just now.
+    /// Whether to read how many requests wait in its engine: that is of use and was not read just now.
+    fn wants_waiting(&self, now: Instant) -> bool {
+        self.waiting.is_none_or(|last| last + WAITING_EVERY <= now)
+            && self.pool.wants_waiting(self.address)
+    }
+
+    /// Reads how many requests wait in its engine, if that is wanted.
     async fn ask_waiting(&mut self) {
         let now = Instant::now();
-        if self.waiting.is_none_or(|last| last + WAITING_EVERY <= now)
-            && self.pool.wants_waiting(self.address)
-        {
+        if self.wants_waiting(now) {
             self.waiting = Some(now);
             self.report_engine(Urgency::Answering).await;
         }

@@ -448,7 +448,11 @@ proptest! {
                         5 => failed(),
                         _ => Probed::Unreachable("refused".into()),
                     };
+                    let before = endpoint.is_as_probed(probe, &outcome).then(|| endpoint.clone());
                     endpoint.probed(probe, outcome, false, now);
+                    if let Some(before) = before {
+                        prop_assert_eq!(format!("{before:?}"), format!("{endpoint:?}"));
+                    }
                 }
             }
         }

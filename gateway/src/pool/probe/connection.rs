@@ -2,9 +2,11 @@
 //!
 //! An idle endpoint costs one such request every few seconds for as long as it is idle. `wire` reads
 //! the answers, as it reads those to clients' requests: no task and no codec stays beside the socket.
+//! Between its requests in `rounds.rs` a kept connection is not known to the runtime.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -39,8 +41,55 @@ pub(super) struct ProbeConnection {
     place: Option<FilePermit>,
 }
 
+/// A kept connection that the runtime does not watch. Its reads and writes don't wait.
+pub(super) struct ParkedConnection {
+    stream: std::net::TcpStream,
+    used: Instant,
+    place: FilePermit,
+}
+
 /// A complete answer: its status and its body.
 pub(super) type Answer = (StatusCode, Bytes);
+
+/// Reads one answer.
+#[derive(Default)]
+pub(super) struct AnswerReader {
+    head: HeadReader,
+    started: Option<ResponseStart>,
+    body: BytesMut,
+}
+
+impl AnswerReader {
+    /// Takes the next bytes of the answer to a request of this method, or none at the connection's
+    /// end. Returns the answer once it is complete, and whether its connection can carry another
+    /// request.
+    ///
+    /// # Errors
+    /// It is not valid, or not whole.
+    fn feed(&mut self, bytes: &[u8], method: &Method) -> Result<Option<(Answer, bool)>, WireError> {
+        match &mut self.started {
+            None if bytes.is_empty() => return Err(WireError::Cut),
+            None => self.started = self.head.feed(bytes, method)?,
+            Some(ResponseStart { body, .. }) if bytes.is_empty() => body.close(None),
+            Some(ResponseStart { body, .. }) => body.feed(bytes),
+        }
+        let Some(ResponseStart { parts, body, keep_alive }) = &mut self.started else {
+            return Ok(None);
+        };
+        if let Some(data) = body.take() {
+            self.body.extend_from_slice(&data);
+        }
+        if let Some(error) = body.take_error() {
+            return Err(error);
+        }
+        let complete = body.is_over();
+        if !complete && self.body.len() <= MAX_ANSWER {
+            return Ok(None);
+        }
+        let keeps = *keep_alive && complete && !body.has_excess();
+        Ok(Some(((parts.status, std::mem::take(&mut self.body).freeze()), keeps)))
+    }
+}
 
 impl ProbeRequest {
     pub(super) fn get(path: &'static str) -> Self {
@@ -58,6 +107,12 @@ impl ProbeRequest {
     /// The request as it is sent.
     fn bytes(&self, target: &Target) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256);
+        self.write(target, &mut bytes);
+        bytes
+    }
+
+    /// Appends the request as it is sent.
+    fn write(&self, target: &Target, bytes: &mut Vec<u8>) {
         // Writing to a vector does not fail.
         let _ = write!(
             bytes,
@@ -80,7 +135,6 @@ impl ProbeRequest {
         }
         bytes.extend_from_slice(b"\r\n");
         bytes.extend_from_slice(self.body.as_deref().unwrap_or_default().as_bytes());
-        bytes
     }
 }
 
@@ -124,43 +178,82 @@ impl ProbeConnection {
     ) -> Result<(Answer, bool), WireError> {
         self.stream.write_all(&request.bytes(target)).await?;
         let method = request.method();
-        let mut reader = HeadReader::default();
+        let mut reader = AnswerReader::default();
         let mut buffer = BytesMut::with_capacity(USUAL);
-        let mut started = None;
-        let mut all = BytesMut::new();
         loop {
             buffer.clear();
             self.stream.read_buf(&mut buffer).await?;
-            match &mut started {
-                None if buffer.is_empty() => return Err(WireError::Cut),
-                None => started = reader.feed(&buffer, &method)?,
-                Some(ResponseStart { body, .. }) if buffer.is_empty() => body.close(None),
-                Some(ResponseStart { body, .. }) => body.feed(&buffer),
-            }
-            let Some(ResponseStart { parts, body, keep_alive }) = &mut started else { continue };
-            if let Some(data) = body.take() {
-                all.extend_from_slice(&data);
-            }
-            if let Some(error) = body.take_error() {
-                return Err(error);
-            }
-            if body.is_over() || all.len() > MAX_ANSWER {
-                let keeps = *keep_alive && body.is_over() && !body.has_excess();
-                return Ok(((parts.status, all.freeze()), keeps));
+            if let Some(answer) = reader.feed(&buffer, &method)? {
+                return Ok(answer);
             }
         }
     }
 
-    /// Waits until the endpoint closes the connection, or sends what answers no request. Returns
-    /// whether that comes earlier than a server closes an idle connection.
-    pub(super) async fn closed(&self) -> bool {
-        while self.stream.readable().await.is_ok() {
-            match self.stream.try_read(&mut [0]) {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                _ => break,
+    /// Takes it out of the runtime's hands; `None` if it is not kept, or that fails.
+    pub(super) fn park(self) -> Option<ParkedConnection> {
+        let (stream, place) = (self.stream.into_std().ok()?, self.place?);
+        Some(ParkedConnection { stream, used: self.used, place })
+    }
+}
+
+impl AsFd for ParkedConnection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl ParkedConnection {
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// The connection is closed, or can't take the whole request at once.
+    pub(super) fn send(
+        &mut self,
+        target: &Target,
+        request: &ProbeRequest,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        buffer.clear();
+        request.write(target, buffer);
+        if self.stream.write(buffer)? < buffer.len() {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        Ok(())
+    }
+
+    /// Reads what has come of the answer to a `GET`. Returns it once it is complete, and whether the
+    /// connection can carry another request.
+    ///
+    /// # Errors
+    /// It is not valid, or not whole.
+    pub(super) fn receive(
+        &mut self,
+        reader: &mut AnswerReader,
+        buffer: &mut [u8],
+    ) -> Result<Option<(Answer, bool)>, WireError> {
+        loop {
+            let size = match self.stream.read(buffer) {
+                Ok(size) => size,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(answer) = reader.feed(&buffer[..size], &Method::GET)? {
+                self.used = Instant::now();
+                return Ok(Some(answer));
             }
         }
+    }
+
+    /// Whether it has been used so recently that a server does not close it for being idle.
+    pub(super) fn is_fresh(&self) -> bool {
         self.used.elapsed() < LONGEST_IDLE
+    }
+
+    /// Gives it back to the runtime; `None` if that fails.
+    pub(super) fn unpark(self) -> Option<ProbeConnection> {
+        let stream = TcpStream::from_std(self.stream).ok()?;
+        Some(ProbeConnection { stream, used: self.used, place: Some(self.place) })
     }
 }
 
@@ -212,7 +305,8 @@ mod tests {
             kept.expect("kept").ask(&target(address), &ProbeRequest::get("/v1/models"), SOON).await;
         let (answer, kept) = answer.expect("an answer");
         assert_eq!(answer, (StatusCode::SERVICE_UNAVAILABLE, "12345".into()));
-        assert!(kept.expect("kept").closed().await, "sooner than an idle connection is closed");
+        let parked = kept.expect("kept").park().expect("parked");
+        assert!(parked.is_fresh(), "an idle connection is not closed as soon");
     }
 
     #[tokio::test]

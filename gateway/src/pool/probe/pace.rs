@@ -22,11 +22,11 @@ const YOUNG_GAP: Duration = Duration::from_micros(667);
 const OLD_GAP: Duration = Duration::from_micros(2000);
 
 /// Endpoints that answer are looked at in steps of this time: the thread wakes once for many of them.
-const STEP: Duration = Duration::from_millis(20);
+pub(super) const STEP: Duration = Duration::from_millis(20);
 
 /// The turns of one gateway's endpoints that do not answer, and the steps of those that do.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(super) struct Pace {
     began: Instant,
     young: Turns,
     old: Turns,
@@ -40,7 +40,7 @@ struct Turns {
 }
 
 impl Pace {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let turns = |gap| Turns { gap, next: Mutex::new(now) };
         Self { began: now, young: turns(YOUNG_GAP), old: turns(OLD_GAP) }
     }

@@ -72,9 +72,9 @@ fn pool() -> Arc<Pool> {
 async fn after_one_probe(replica: &Replica) -> Prober {
     let pool = pool();
     pool.add_endpoint(replica.address);
-    let (address, kept) = (replica.address, None);
-    let mut prober = Prober { pool, address, kept, listed: None, next_list: None, waiting: None };
-    assert!(prober.send(Probe::Health, Urgency::Young).await);
+    let (id, _) = pool.probe_wake(replica.address).expect("it is there");
+    let mut prober = Prober::new(pool, replica.address, id);
+    assert!(prober.send(Probe::Health, Urgency::Young, Instant::now()).await);
     assert!(prober.kept.is_some());
     prober
 }
@@ -84,7 +84,7 @@ async fn probes_and_lists_of_models_use_one_connection() {
     let replica = Replica::start().await;
     let mut prober = after_one_probe(&replica).await;
     for _ in 0..3 {
-        assert!(prober.send(Probe::Health, Urgency::Answering).await);
+        assert!(prober.send(Probe::Health, Urgency::Answering, Instant::now()).await);
         prober.list(Urgency::Answering).await;
     }
     assert_eq!(replica.connections.load(Relaxed), 1);
@@ -122,7 +122,7 @@ async fn where_a_kept_connection_is_mute_a_new_one_shows_why() {
             }
         }
         let target = prober.target();
-        let outcome = prober.health(&target).await;
+        let outcome = prober.health(&target, Instant::now()).await;
         assert_eq!(outcome == Probed::Answered, answers, "{case}: {outcome:?}");
         assert_eq!(matches!(outcome, Probed::Unreachable(_)), !answers, "{case}: {outcome:?}");
     }
@@ -133,8 +133,9 @@ async fn an_endpoint_is_ready_with_its_models_and_not_when_it_is_gone() {
     let replica = Replica::start().await;
     let pool = pool();
     pool.add_endpoint(replica.address);
-    let pace = Arc::new(Pace::new(Instant::now()));
-    let probing = tokio::spawn(probe(Arc::clone(&pool), replica.address, pace));
+    let rounds = Arc::new(Rounds::new(Instant::now()));
+    let _made = JoinSet::from_iter([Arc::clone(&rounds).make()]);
+    let probing = tokio::spawn(probe(Arc::clone(&pool), replica.address, rounds));
     let health = || pool.signals().endpoints.values().flatten().next().expect("one").health;
     let until = async |condition: &dyn Fn() -> bool| {
         while !condition() {
