@@ -66,8 +66,8 @@ fn completion(n: usize, tokens: u32) -> Value {
     })
 }
 
-/// Two replicas that pass on the answers of `whole`. The first stream breaks off at either one behind so
-/// many events, and so many requests behind it are refused with this status.
+/// Two replicas that pass on the answers of `whole`. The first stream breaks off behind `events`, at
+/// either one. After it, they refuse `refusals` requests with `status`.
 fn breaking(whole: SocketAddr, events: usize, refusals: usize, status: u16) -> [Upstream; 2] {
     let streams = Arc::new(AtomicUsize::new(0));
     [(); 2].map(|()| {

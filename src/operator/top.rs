@@ -230,7 +230,7 @@ impl Screen {
         self.ordered().iter().position(|(name, _)| Some(*name) == self.chosen.as_ref())
     }
 
-    /// Chooses the pool so many places further down, or the first if none is chosen.
+    /// Chooses the pool `by` places further down, or the first if none is chosen.
     fn choose(&mut self, by: isize) {
         let to = self.place().unwrap_or(0).saturating_add_signed(by);
         let pools = self.ordered();

@@ -177,8 +177,8 @@ impl AnswerStream {
         self.token_ids.held.clear();
     }
 
-    /// Begins the seam earlier by so many tokens, of whose text the client has nothing. The `rest` of
-    /// the text before it, which the lost replica kept back, goes out once the new one goes on.
+    /// Begins the seam earlier by `tokens`, of whose text the client has nothing. The `rest` of the text
+    /// before it, which the lost replica kept back, goes out once the new one goes on.
     pub(crate) fn move_seam(&mut self, tokens: usize, rest: &str) {
         let chat = self.api == Api::ChatCompletions;
         let Some(token_record) = &mut self.token_ids.record else { return };

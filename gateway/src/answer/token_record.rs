@@ -181,7 +181,7 @@ impl TokenRecord {
         (self.silent, self.began_anew) = (0, false);
     }
 
-    /// Begins the seam earlier by so many tokens, of whose text the client has nothing.
+    /// Begins the seam earlier by `tokens`, of whose text the client has nothing.
     pub(crate) fn go_back(&mut self, tokens: usize) {
         self.ids.go_back(tokens);
         self.shown.cut(self.ids.all().len());

@@ -20,7 +20,7 @@ pub(crate) enum Cut {
     /// The replica will send nothing more.
     ReplicaLost,
     ShuttingDown,
-    /// The replica has drained for so long that the stream should move.
+    /// The replica has drained long enough: the stream should move.
     Drains,
     /// Another replica has room for the stream. `None`: the present one drains no longer.
     Room(Option<UnderWay>),

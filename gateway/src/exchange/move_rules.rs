@@ -17,7 +17,7 @@ const MOST_AGAIN: u32 = 6;
 /// The pause before the first of these tries. Each next one is twice as long.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// How long the new replica may be silent, with so many tokens of prompt and answer to compute.
+/// How long the new replica may be silent while it computes `tokens` of prompt and answer.
 pub(crate) fn longest_move(tokens: usize) -> Duration {
     LONGEST + Duration::from_secs((tokens / TOKENS_A_SECOND) as u64)
 }
@@ -34,8 +34,8 @@ pub(crate) fn may_move_after(cause: Cause) -> bool {
     !cause.is_counted_try()
 }
 
-/// The pause before a stream tries again to leave its replica, after so many tries in vain before this
-/// one; `None` if it stays.
+/// The pause before a stream tries again to leave its replica, after `vain` tries that failed; `None` if
+/// it stays.
 pub(crate) fn pause_before(vain: u32) -> Option<Duration> {
     (vain < MOST_AGAIN).then(|| doubled(AGAIN_AFTER, vain, Duration::MAX))
 }

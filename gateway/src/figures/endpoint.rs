@@ -125,7 +125,7 @@ enum EndpointValue {
     ByOutcome([(&'static str, u64); 2]),
     /// One, for this reason.
     ByReason(Option<&'static str>),
-    /// A sum, and the number of what it is the sum of.
+    /// A sum, and the number of its parts.
     Sum(f64, u64),
 }
 

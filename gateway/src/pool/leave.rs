@@ -1,7 +1,7 @@
 //! The ways of streams off an endpoint that drains.
 //!
 //! A stream that may move waits for room elsewhere, while its replica goes on with it. It gets a place
-//! that no held request can use, so moving delays nobody. It takes the place when it goes there: a
+//! that no held request can use, so moving delays no request. It takes the place when it goes there: a
 //! stream whose client does not read keeps none from others.
 
 use std::future::{Future, pending};

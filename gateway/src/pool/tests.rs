@@ -57,7 +57,7 @@ fn ready(pool: &Arc<Pool>, port: u16) {
 fn warm(pool: &Arc<Pool>, address: SocketAddr) {
     let mut state = pool.scheduling.lock();
     let (id, now) = (state.endpoints.id(address).expect("added"), Instant::now());
-    state.endpoints.change(id, now, Endpoint::is_warm);
+    state.endpoints.change(id, now, Endpoint::skip_slow_start);
     let deferred = pool.release_held(&mut state, now);
     drop(state);
     deferred.run(pool);

@@ -122,7 +122,7 @@ impl Ticket {
         self.expected = expected;
     }
 
-    /// Notes that it waits for nothing any more.
+    /// Notes that its wait is over.
     pub(super) fn starts(&self) {
         if let Some(expected) = &self.expected {
             expected.set(None);

@@ -32,7 +32,7 @@ use crate::act::overrides::unknown_pool;
 
 /// Pools in one answer of `/history`.
 const MOST_HISTORIES: usize = 64;
-/// Bytes of output in one answer; without `from`, the last so many.
+/// The most bytes of output in one answer, and how many of the last ones it has without `from`.
 const OUTPUT: (u64, u64) = (64 << 10, 16 << 10);
 /// Bounds on asking gateways for their queues and endpoints.
 const MOST_GATEWAYS: usize = 16;

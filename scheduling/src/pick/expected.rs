@@ -311,7 +311,7 @@ impl Expected {
         }
     }
 
-    /// The seconds in which a pool's endpoints work on so many bytes.
+    /// The seconds that a pool's endpoints work on prompts of `bytes`.
     pub(super) fn work(&self, bytes: u64) -> f64 {
         self.weights[1] * bytes as f64
     }

@@ -8,11 +8,11 @@
 //! That is the idea of TCP Vegas (L. Brakmo, L. Peterson, "TCP Vegas: End to End Congestion Avoidance
 //! on a Global Internet", IEEE JSAC 1995; Netflix's `concurrency-limits` has it for servers): the
 //! requests that wait are `limit × (1 − unloaded time ÷ time)`, and the limit grows while they are few
-//! and shrinks when they are many. Vegas' time is that of a whole request. In a batch that grows with
-//! the neighbours, and the queue would be seen far too early. Only the time to the first token shows
-//! waiting, so by Little's law the requests that wait inside the engine are `rate × (TTFT − unloaded
-//! TTFT − the steps under way)`. One prompt is worked on at a time, so a mix whose prompts become
-//! longer is wrong by at most one request.
+//! and shrinks when they are many. Vegas measures the time of a whole request. In a batch this grows
+//! with the neighbours, so a queue would be seen where there is none. Only the time to the first token
+//! shows waiting, so by Little's law the requests that wait inside the engine are `rate × (TTFT −
+//! unloaded TTFT − the steps under way)`. One prompt is worked on at a time, so a mix whose prompts
+//! become longer is wrong by at most one request.
 //!
 //! The gradient of the throughput is the other bound: where a tenth more requests bring less than half a
 //! percent more tokens a second, the limit does not grow, since only the time of a token does. It

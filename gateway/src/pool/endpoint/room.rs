@@ -134,7 +134,7 @@ impl Endpoint {
 
     /// Gives it its whole room at once.
     #[cfg(test)]
-    pub(crate) fn is_warm(&mut self) {
+    pub(crate) fn skip_slow_start(&mut self) {
         self.work.room.inner.skip_slow_start();
     }
 }
