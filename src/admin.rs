@@ -91,12 +91,19 @@ pub(crate) fn router(parts: AdminParts) -> Router {
         guarded =
             guarded.layer(from_fn(page)).merge(console::files()).merge(login.unwrap_or_default());
     }
-    Router::new()
+    let local = access.loopback;
+    let open = Router::new()
         .route("/metrics", get(async move || scrape.answer().await))
         .route("/healthz", healthy)
-        .route("/readyz", ready)
-        .merge(guarded)
-        .layer(from_fn_with_state(access, same_site))
+        .route("/readyz", ready);
+    let open = if local { open.layer(from_fn(for_this_machine)) } else { open };
+    // With a token, a proxy with a name of its own may stand before it: a page that reaches this machine by
+    // another site's name has neither the token nor the cookie, which belongs to the proxy's name.
+    let guarded = match access.token {
+        None if local => guarded.layer(from_fn(for_this_machine)),
+        _ => guarded,
+    };
+    open.merge(guarded).layer(from_fn(of_our_pages))
 }
 
 /// The ways to show that a request is an operator's.
@@ -175,13 +182,14 @@ async fn authorize(State(guard): State<Guard>, mut request: Request, next: Next)
     let Guard { access, sessions } = guard;
     let headers = request.headers();
     let allowed = match &access.token {
-        Some(token) => {
-            token.is_in(headers) || sessions.is_some_and(|sessions| sessions.has(headers))
-        }
+        Some(token) => token.is_in(headers),
         None => access.loopback,
     };
     if allowed {
         return next.run(request).await;
+    }
+    if let Some(session) = sessions.and_then(|sessions| sessions.of(headers)) {
+        return session.answer(next.run(request).await);
     }
     let caller = request.extensions().get::<Peer>().map(|peer| peer.address);
     if caller.is_some_and(|caller| drains_itself(&request, caller)) {
@@ -193,10 +201,9 @@ async fn authorize(State(guard): State<Guard>, mut request: Request, next: Next)
     (StatusCode::UNAUTHORIZED, headers, why).into_response()
 }
 
-/// Refuses changes by a page that is not of this port itself. On loopback, refuses all requests that a
-/// page of another site makes a browser on this machine send: with the site's own name as host, or
-/// across sites.
-async fn same_site(State(access): State<Access>, request: Request, next: Next) -> Response {
+/// Refuses all requests that a page of another site makes a browser on this machine send: with the site's own
+/// name as host, or across sites.
+async fn for_this_machine(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
     let mut hosts =
@@ -204,11 +211,16 @@ async fn same_site(State(access): State<Access>, request: Request, next: Next) -
     let foreign_host = hosts.any(|host| !is_local(host));
     let foreign_origin = texts(header::ORIGIN)
         .any(|origin| origin.split_once("://").is_none_or(|(_, authority)| !is_local(authority)));
-    if access.loopback && (foreign_host || foreign_origin) {
-        let why = "this port answers only requests for localhost, and from pages of localhost\n";
+    if foreign_host || foreign_origin {
+        let why = "this port answers only requests for localhost, and from pages of localhost; for a proxy \
+                   with another name, set admin.tokenFile\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
-    // A link on another site may show a page of ours.
+    next.run(request).await
+}
+
+/// Refuses changes by a page that is not of this port itself. A link on another site may show one of ours.
+async fn of_our_pages(request: Request, next: Next) -> Response {
     if !request.method().is_safe() && is_from_another_page(request.headers()) {
         let why = "only a page of this port itself may change something\n";
         return (StatusCode::FORBIDDEN, why).into_response();

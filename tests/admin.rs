@@ -50,6 +50,56 @@ fn loopback_is_open_to_this_machine_and_closed_to_pages_of_other_sites() {
     assert_eq!(status(&ask(admin, "GET", "/nope", &[])), 404);
 }
 
+/// A gateway's admin port on loopback with a token, as behind a proxy that speaks TLS with browsers: it passes the
+/// browser's `Host` on, as nginx does with `proxy_set_header Host $host`.
+#[test]
+fn with_a_token_a_proxy_of_another_name_may_stand_before_a_loopback_port() {
+    let folder = Folder::new();
+    let token = folder.write("token", "secret\n");
+    let file = folder.write(
+        "config.yaml",
+        &format!(
+            "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0, tokenFile: {token}}}\n\
+             pools: [{{name: p, models: [m], endpoints: ['127.0.0.1:1']}}]\n"
+        ),
+    );
+    let forebay = Forebay::start(&["run", "--config", &file], "info");
+    let admin = forebay.admin;
+    let host = ("host", "console.example");
+    let browser = [host, ("origin", "https://console.example"), ("sec-fetch-site", "same-origin")];
+    let page = ask(admin, "GET", "/", &[host, ("accept", "text/html")]);
+    assert!(status(&page) == 200 && page.contains("<!doctype html>"), "{page}");
+    assert_eq!(status(&ask(admin, "GET", "/overview", &browser)), 401, "no session yet");
+
+    let log_in = |origin: &str, site: &str| {
+        let head = "POST /login HTTP/1.0\r\nhost: console.example\r\nx-forwarded-proto: https";
+        let head = format!(
+            "{head}\r\norigin: {origin}\r\nsec-fetch-site: {site}\r\ncontent-length: 6\r\n\r\nsecret"
+        );
+        exchange(admin, head.as_bytes())
+    };
+    assert_eq!(status(&log_in("https://evil.example", "cross-site")), 403);
+    let answer = log_in("https://console.example", "same-origin");
+    let (_, cookie) = answer.split_once("set-cookie: ").expect("a cookie");
+    let cookie = ("cookie", cookie.split(';').next().expect("a value"));
+    let with = |method, path, headers: &[(&str, &str)]| {
+        status(&ask(admin, method, path, &[headers, &[cookie]].concat()))
+    };
+    assert_eq!(with("GET", "/overview", &browser), 200);
+    assert_eq!(with("POST", "/pools/p/override?paused=true", &browser), 409, "it has no target");
+    let other = [host, ("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")];
+    assert_eq!(with("POST", "/pools/p/override?paused=true", &other), 403);
+
+    // DNS rebinding reaches nothing: neither the token nor the cookie comes with the other site's name, and
+    // what needs no token is for this machine alone.
+    let rebound = [("host", "evil.example"), ("sec-fetch-site", "same-origin")];
+    for (path, want) in [("/overview", 401), ("/signals", 401), ("/metrics", 403), ("/readyz", 403)]
+    {
+        assert_eq!(status(&ask(admin, "GET", path, &rebound)), want, "{path}");
+    }
+    assert_eq!(status(&ask(admin, "GET", "/metrics", &[])), 200);
+}
+
 #[test]
 fn other_addresses_require_the_current_token_except_for_metrics_and_health() {
     let folder = Folder::new();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
@@ -202,8 +202,12 @@ async fn serve<P: Delta + Serialize + Send + Sync + 'static>(
             return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], why)
                 .into_response();
         };
-        let headers =
-            [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+        let headers = [
+            (header::CONTENT_TYPE, "text/event-stream"),
+            (header::CACHE_CONTROL, "no-store"),
+            // nginx would collect some KB of events first.
+            (HeaderName::from_static("x-accel-buffering"), "no"),
+        ];
         (headers, Body::from_stream(events)).into_response()
     } else {
         let frame = publisher.snapshot(&publisher.inner.lock());

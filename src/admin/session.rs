@@ -1,18 +1,21 @@
 //! Sessions of browsers on the admin port: a login with the token, kept as a cookie.
 //!
 //! The cookie holds a random number and nothing of the token. A session ends after a while, with a
-//! logout, when the token changes, and with this process.
+//! logout, when the token changes, and with this process. The streams that it opened end with it.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use forebay_signals::Token;
+use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -55,9 +58,11 @@ impl Sessions {
             .with_state(self.clone())
     }
 
-    /// Whether a request with these headers belongs to an open session.
-    pub(super) fn has(&self, headers: &HeaderMap) -> bool {
-        self.cookies(headers).any(|value| self.is_open(value, Instant::now()))
+    /// The open session that a request with these headers belongs to.
+    pub(super) fn of(&self, headers: &HeaderMap) -> Option<OpenSession> {
+        let keys = self.cookies(headers).map(key);
+        let mut sessions = keys.map(|key| OpenSession { sessions: self.clone(), key });
+        sessions.find(OpenSession::lasts)
     }
 
     /// The values of the session's cookie that a request carries.
@@ -67,14 +72,13 @@ impl Sessions {
         pairs.filter_map(|pair| pair.trim().strip_prefix(&*self.cookie)?.strip_prefix('='))
     }
 
-    fn is_open(&self, value: &str, now: Instant) -> bool {
+    fn is_open(&self, key: &[u8; 32], now: Instant) -> bool {
         let mut open = self.open.lock();
-        let key = key(value);
-        let Some(session) = open.get(&key) else { return false };
+        let Some(session) = open.get(key) else { return false };
         let lasts = now.saturating_duration_since(session.since) < LASTS
             && self.token.is(session.token.as_bytes());
         if !lasts {
-            open.remove(&key);
+            open.remove(key);
         }
         lasts
     }
@@ -97,6 +101,29 @@ impl Sessions {
 
     fn close(&self, value: &str) {
         self.open.lock().remove(&key(value));
+    }
+}
+
+/// The session of one request.
+pub(super) struct OpenSession {
+    sessions: Sessions,
+    key: [u8; 32],
+}
+
+impl OpenSession {
+    fn lasts(&self) -> bool {
+        self.sessions.is_open(&self.key, Instant::now())
+    }
+
+    /// The answer to its request; a stream ends before the first data that come after the session's end.
+    pub(super) fn answer(self, response: Response) -> Response {
+        if response.body().size_hint().exact().is_some() {
+            return response;
+        }
+        response.map(|body| {
+            let data = body.into_data_stream();
+            Body::from_stream(data.take_while(move |_| ready(self.lasts())))
+        })
     }
 }
 
@@ -131,6 +158,8 @@ async fn logout(State(sessions): State<Sessions>, headers: HeaderMap) -> Respons
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     fn sessions() -> Sessions {
@@ -160,11 +189,11 @@ mod tests {
             (format!("{name}=secret"), false),
             (format!("{name}="), false),
         ] {
-            assert_eq!(sessions.has(&with_cookie(&cookie)), want, "{cookie}");
+            assert_eq!(sessions.of(&with_cookie(&cookie)).is_some(), want, "{cookie}");
         }
-        assert!(!sessions.has(&HeaderMap::new()));
+        assert!(sessions.of(&HeaderMap::new()).is_none());
         sessions.close(&value);
-        assert!(!sessions.is_open(&value, now), "logged out");
+        assert!(!sessions.is_open(&key(&value), now), "logged out");
     }
 
     #[test]
@@ -177,7 +206,7 @@ mod tests {
             format!("{}={value}", sessions.cookie)
         };
         let sent = with_cookie(&both.each_ref().map(cookie).join("; "));
-        assert!(both.iter().all(|sessions| sessions.has(&sent)));
+        assert!(both.iter().all(|sessions| sessions.of(&sent).is_some()));
     }
 
     #[test]
@@ -187,12 +216,41 @@ mod tests {
         let sessions = Sessions::new(Token::read(&file).expect("readable"));
         let now = Instant::now();
         let value = sessions.open("one", now).expect("the token");
-        assert!(sessions.is_open(&value, now + LASTS - Duration::from_secs(1)));
-        assert!(!sessions.is_open(&value, now + LASTS));
+        assert!(sessions.is_open(&key(&value), now + LASTS - Duration::from_secs(1)));
+        assert!(!sessions.is_open(&key(&value), now + LASTS));
         let other = Sessions { token: Token::from("two"), ..sessions.clone() };
         let value = sessions.open("one", now).expect("the token");
-        assert!(!other.is_open(&value, now), "the token has changed");
+        assert!(!other.is_open(&key(&value), now), "the token has changed");
         let _ = std::fs::remove_file(&file);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_with_its_session_and_a_whole_answer_is_left_as_it_is() {
+        let end_after = async |end: &dyn Fn(&Sessions, &str)| {
+            let sessions = sessions();
+            let value = sessions.open("secret", Instant::now()).expect("the token");
+            let sent = with_cookie(&format!("{}={value}", sessions.cookie));
+            let session = || sessions.of(&sent).expect("open");
+            let (events, feed) = tokio::sync::mpsc::unbounded_channel();
+            let feed = futures_util::stream::unfold(feed, async |mut feed| {
+                feed.recv().await.map(|event: &'static str| (Ok::<_, Infallible>(event), feed))
+            });
+            let stream = session().answer(Body::from_stream(feed).into_response());
+            let whole = session().answer("whole".into_response());
+            assert_eq!(whole.body().size_hint().exact(), Some(5));
+            events.send("first ").expect("read");
+            let mut stream = stream.into_body().into_data_stream();
+            assert_eq!(stream.next().await.expect("an event").expect("no error"), "first ");
+            end(&sessions, &value);
+            events.send("second ").expect("read");
+            stream.next().await.map(|event| event.expect("no error"))
+        };
+        assert_eq!(end_after(&|_, _| {}).await.as_deref(), Some(&b"second "[..]));
+        assert_eq!(end_after(&|sessions, value| sessions.close(value)).await, None, "a logout");
+        let expire = |sessions: &Sessions, _: &str| {
+            sessions.open.lock().values_mut().for_each(|session| session.token = "old".into());
+        };
+        assert_eq!(end_after(&expire).await, None, "the token has changed");
     }
 
     #[test]
@@ -206,6 +264,8 @@ mod tests {
             sessions.open("secret", at(2 + n)).expect("the token");
         });
         assert_eq!(sessions.open.lock().len(), MOST);
-        assert!(!sessions.is_open(&first, at(1000)) && sessions.is_open(&second, at(1000)));
+        assert!(
+            !sessions.is_open(&key(&first), at(1000)) && sessions.is_open(&key(&second), at(1000))
+        );
     }
 }

@@ -4,18 +4,32 @@ import { h, notify, openDialog } from "./dom.js";
 import { count } from "./format.js";
 import { post } from "./feed.js";
 
-/** Asks before a command is sent. `field` may be an input whose value goes into the path. */
-export function confirm({ title, text, button, path, field, danger = false }) {
+/** How long a command that takes long keeps a connection, of which a browser has six, before it goes on alone. */
+const LONGEST = 10000;
+
+/**
+ * Asks before a command is sent. `field` may be an input whose value goes into the path. `goesOn` says that a
+ * command that takes long goes on without the page.
+ */
+export function confirm({ title, text, button, path, field, danger = false, goesOn }) {
   const error = h("p", { class: "error", role: "alert" });
   const send = async (event) => {
     event.preventDefault();
     go.disabled = true;
     try {
-      notify(await post(typeof path === "function" ? path(field?.value) : path));
+      const signal = goesOn ? AbortSignal.timeout(LONGEST) : undefined;
+      notify(await post(typeof path === "function" ? path(field?.value) : path, { signal }));
       dialog.close();
     } catch (failure) {
-      error.textContent = failure.message;
-      go.disabled = false;
+      if (goesOn && failure.name === "TimeoutError") {
+        notify(goesOn);
+        dialog.close();
+      } else if (dialog.isOpen()) {
+        error.textContent = failure.message;
+        go.disabled = false;
+      } else {
+        notify(`${title} ${failure.message}`, true);
+      }
     }
   };
   const go = h("button", { class: danger ? "primary danger" : "primary", type: "submit", text: button });
@@ -65,7 +79,7 @@ export function drainButton(address) {
     text: "Drain",
     "aria-label": `Drain ${address}`,
     onclick: () =>
-      confirm({ title: `Drain ${address}?`, text: "It gets no new requests and finishes those it has. A replica that the load still needs is replaced by another.", button: "Drain", path: `/drain?endpoint=${encodeURIComponent(address)}`, danger: true }),
+      confirm({ title: `Drain ${address}?`, text: "It gets no new requests and finishes those it has. A replica that the load still needs is replaced by another.", button: "Drain", path: `/drain?endpoint=${encodeURIComponent(address)}`, danger: true, goesOn: `${address} still finishes its requests. Its row shows when it has.` }),
   });
 }
 

@@ -1,7 +1,7 @@
 // Try it: one chat with a model through the gateway, with what the gateway measured.
 
 import { h, setText } from "./dom.js";
-import { number, seconds } from "./format.js";
+import { count, number, seconds } from "./format.js";
 
 /** The values of `server-timing` in seconds, by name. */
 function timing(header) {
@@ -17,13 +17,15 @@ export class Chat {
     this.key = h("input", { type: "password", placeholder: "API key, if one is needed", "aria-label": "API key", autocomplete: "off" });
     this.prompt = h("textarea", { rows: 2, "aria-label": "Message", placeholder: "Say something to the model" });
     this.button = h("button", { class: "primary", type: "submit", text: "Send" });
-    this.figures = h("p", { class: "note", role: "status" });
+    this.figures = h("p", { class: "note" });
+    // The figures change with each token. A screen reader speaks the answer once it is complete.
+    this.spoken = h("p", { class: "spoken", role: "status" });
     this.answer = h("pre", { class: "output answer", tabindex: 0, "aria-label": "Answer", hidden: true });
     this.prompt.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
     this.form = h("form", { class: "chat", onsubmit: (event) => this.submit(event) }, this.prompt, h("div", { class: "tools" }, this.model, this.key, this.button));
-    this.element = h("section", { hidden: true }, h("h2", { text: "Try it" }), this.form, this.figures, this.answer);
+    this.element = h("section", { hidden: true }, h("h2", { text: "Try it" }), this.form, this.figures, this.spoken, this.answer);
     fetch("/try").then((response) => (this.element.hidden = !response.ok), () => {});
   }
 
@@ -46,9 +48,10 @@ export class Chat {
     this.abort = new AbortController();
     this.answer.hidden = false;
     this.answer.textContent = "";
+    setText(this.spoken, "Sent.");
     setText(this.button, "Stop");
     const began = performance.now();
-    const run = { tokens: 0, first: null, last: null, words: [] };
+    const run = { first: null, last: null, words: [] };
     const waiting = setInterval(() => run.first ?? setText(this.figures, `waiting for ${seconds(Math.round((performance.now() - began) / 1000))}…`), 500);
     try {
       await this.send(content, run, began);
@@ -59,13 +62,14 @@ export class Chat {
       this.abort = null;
       setText(this.button, "Send");
       this.show(run);
+      setText(this.spoken, `${this.answer.textContent} ${run.words.join(". ")}`);
     }
   }
 
   async send(content, run, began) {
     const headers = { "content-type": "application/json" };
     if (this.key.value) headers["x-forebay-key"] = this.key.value;
-    const body = { messages: [{ role: "user", content }], stream: true, max_tokens: 512 };
+    const body = { messages: [{ role: "user", content }], stream: true, stream_options: { include_usage: true }, max_tokens: 512 };
     if (this.model.value) body.model = this.model.value;
     const response = await fetch("/try/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal: this.abort.signal });
     run.id = response.headers.get("x-request-id");
@@ -94,13 +98,13 @@ export class Chat {
 
   take(event, run, began) {
     if (event.error) throw new Error(event.error.message);
+    run.tokens = event.usage?.completion_tokens ?? run.tokens;
     const delta = event.choices?.[0]?.delta;
     const text = (delta?.reasoning_content ?? "") + (delta?.content ?? "");
     if (!text) return;
     run.last = performance.now();
     run.first ??= run.last;
     run.ttft = (run.first - began) / 1000;
-    run.tokens++;
     const atEnd = this.answer.scrollHeight - this.answer.scrollTop - this.answer.clientHeight < 30;
     this.answer.append(text);
     if (atEnd) this.answer.scrollTop = this.answer.scrollHeight;
@@ -111,7 +115,7 @@ export class Chat {
     const words = [];
     if (run.ttft !== undefined) words.push(`first token after ${seconds(run.ttft)}`);
     if (run.timing?.hold >= 0.001) words.push(`of that held ${seconds(run.timing.hold)}`);
-    if (run.tokens > 1) words.push(`${number(Math.round(((run.tokens - 1) / (run.last - run.first)) * 1000))} tokens/s`);
+    if (run.tokens > 1 && run.last > run.first) words.push(`${count(run.tokens, "token")}, ${number(((run.tokens - 1) / (run.last - run.first)) * 1000)} a second`);
     if (run.replica) words.push(`by ${run.replica}`);
     if (run.id) words.push(`request ${run.id}`);
     setText(this.figures, [...words, ...run.words].join(" · "));

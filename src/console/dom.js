@@ -69,12 +69,12 @@ export function keyed(parent, known, items, key, make, update) {
 const toast = document.getElementById("toast");
 let fading;
 
-/** Shows a short message for some seconds. */
+/** Shows a short message for some seconds, and a bad one for longer. */
 export function notify(text, bad = false) {
   toast.textContent = text;
   toast.className = bad ? "shown bad" : "shown";
   clearTimeout(fading);
-  fading = setTimeout(() => (toast.className = ""), 6000);
+  fading = setTimeout(() => (toast.className = ""), bad ? 20000 : 6000);
 }
 
 const dialog = document.getElementById("dialog");
@@ -82,10 +82,20 @@ dialog.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
 });
 
-/** Opens the dialog with this title and content; closes it with Escape, or a click beside it. */
+/**
+ * Opens the dialog with this title and content; Escape closes it, or a click beside it. `isOpen` and `close` of
+ * the result mean this content: another dialog that came after it is left alone.
+ */
 export function openDialog(title, ...content) {
   const close = h("button", { class: "quiet close", type: "button", "aria-label": "Close", text: "×", onclick: () => dialog.close() });
-  dialog.replaceChildren(h("div", { class: "sheet" }, h("h2", { id: "dialog-title", text: title }), close, ...content));
+  const sheet = h("div", { class: "sheet" }, h("h2", { id: "dialog-title", text: title }), close, ...content);
+  dialog.replaceChildren(sheet);
   if (!dialog.open) dialog.showModal();
-  return dialog;
+  const isOpen = () => dialog.open && sheet.isConnected;
+  return { isOpen, close: () => isOpen() && dialog.close() };
+}
+
+/** Closes the dialog, whatever it shows. */
+export function closeDialog() {
+  dialog.close();
 }

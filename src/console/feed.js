@@ -7,28 +7,41 @@ const SILENCE = 5000;
 const RETRIES = [300, 1000, 2000, 4000];
 
 /** The port refuses this browser: a login is needed. */
-export class Unauthorized extends Error {}
+export class Unauthorized extends Error {
+  constructor() {
+    super("You are logged out.");
+  }
+}
+
+/** Dispatches `unauthorized` once the port refuses this browser. */
+export const session = new EventTarget();
+
+function refused() {
+  session.dispatchEvent(new Event("unauthorized"));
+  return new Unauthorized();
+}
 
 /** JSON of a path; throws with the server's words. */
 export async function get(path, signal) {
   const response = await fetch(path, { signal, headers: { accept: "application/json" } });
-  if (response.status === 401) throw new Unauthorized();
+  if (response.status === 401) throw refused();
   if (!response.ok) throw new Error((await response.text()).trim() || `${path}: ${response.status}`);
   return response.json();
 }
 
 /** Sends a command; returns the server's sentence. */
-export async function post(path, body) {
-  const response = await fetch(path, { method: "POST", body });
+export async function post(path, { body, signal } = {}) {
+  const response = await fetch(path, { method: "POST", body, signal });
   const text = (await response.text()).trim();
-  if (response.status === 401 && path !== "/login") throw new Unauthorized();
+  if (response.status === 401 && path !== "/login") throw refused();
   if (!response.ok) throw new Error(text || `${path}: ${response.status}`);
   return text;
 }
 
 /**
- * Follows `/overview` for good. `pools` is a map by name. Calls `changed(names)` after each event,
- * `state("live" | "lost" | "denied", reason)` when that changes.
+ * Follows `/overview` while the page is in view: browsers allow a host six connections, and one that is kept
+ * by each hidden tab would leave none. `pools` is a map by name. Calls `changed(names)` after each event,
+ * `state("connecting" | "live" | "lost", reason)` when that changes.
  */
 export class Feed {
   constructor(changed, state) {
@@ -39,13 +52,22 @@ export class Feed {
     this.report = state;
     this.state = "connecting";
     this.tries = 0;
-    this.stopped = false;
-    this.follow();
+    this.end = new AbortController();
+    document.addEventListener("visibilitychange", () => this.turn(), { signal: this.end.signal });
+    this.turn();
   }
 
   stop() {
-    this.stopped = true;
-    this.abort?.abort();
+    this.end.abort();
+    this.reading?.abort();
+  }
+
+  /** Begins or ends to read, as the page comes into view or leaves it. */
+  turn() {
+    this.reading?.abort();
+    if (document.hidden) return this.set("connecting");
+    this.reading = new AbortController();
+    this.follow(this.reading.signal);
   }
 
   set(state, reason) {
@@ -55,46 +77,44 @@ export class Feed {
     }
   }
 
-  async follow() {
-    while (!this.stopped) {
+  async follow(signal) {
+    while (!signal.aborted) {
       const began = Date.now();
+      let reason = "the server closed it";
       try {
-        await this.read();
-        if (this.stopped) return;
-        this.set("lost", "the server closed it");
+        await this.read(signal);
       } catch (error) {
-        if (this.stopped) return;
-        if (error instanceof Unauthorized) {
-          this.set("denied");
-          return;
-        }
-        this.set("lost", error.name === "AbortError" ? "no event for 5 s" : error.message);
+        if (error instanceof Unauthorized) return;
+        reason = error.message;
       }
+      if (signal.aborted) return;
+      this.set("lost", reason);
       if (Date.now() - began > 10000) this.tries = 0;
       const pause = RETRIES[Math.min(this.tries++, RETRIES.length - 1)];
       await new Promise((resolve) => setTimeout(resolve, pause));
     }
   }
 
-  async read() {
-    this.abort = new AbortController();
-    let alarm = setTimeout(() => this.abort.abort(), SILENCE);
+  async read(signal) {
+    const silence = new AbortController();
+    const silent = () => silence.abort(new Error("no event for 5 s"));
+    let alarm = setTimeout(silent, SILENCE);
     try {
       const response = await fetch("/overview", {
-        signal: this.abort.signal,
+        signal: AbortSignal.any([signal, silence.signal]),
         headers: { accept: "text/event-stream" },
         cache: "no-store",
       });
-      if (response.status === 401) throw new Unauthorized();
+      if (response.status === 401) throw refused();
       if (!response.ok) throw new Error((await response.text()).trim() || `status ${response.status}`);
       time.learn(response);
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let [text, last] = ["", null];
       for (;;) {
         const { done, value } = await reader.read();
-        if (done) return;
+        if (done || signal.aborted) return;
         clearTimeout(alarm);
-        alarm = setTimeout(() => this.abort.abort(), SILENCE);
+        alarm = setTimeout(silent, SILENCE);
         text += value;
         let end;
         while ((end = text.indexOf("\n\n")) >= 0) {

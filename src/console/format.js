@@ -67,6 +67,11 @@ export const time = {
   },
 };
 
+/** The time since then, in whole seconds. */
+export function age(millis) {
+  return seconds(Math.max(0, Math.round((time.now() - millis) / 1000)));
+}
+
 /** Replicas of a pool that occupy their GPUs. */
 export function occupying(pool) {
   const { starting, ready, draining, failed } = pool.replicas;

@@ -1,16 +1,19 @@
 // The page: login, the live feed, and the way between the overview and a pool.
 
-import { h, notify, setText } from "./dom.js";
+import { closeDialog, h, notify, setText } from "./dom.js";
 import { cost, money, number, seconds } from "./format.js";
-import { Feed, Unauthorized, post } from "./feed.js";
+import { Feed, Unauthorized, post, session } from "./feed.js";
 import { Overview } from "./overview.js";
 import { PoolPage } from "./pool.js";
 
 const main = document.getElementById("main");
 const live = document.getElementById("live");
 const lost = document.getElementById("lost");
+const [lostAlert, lostDetail] = lost.children;
 const fleet = document.getElementById("fleet");
 const logout = document.getElementById("logout");
+
+const WORDS = { connecting: "connecting", live: "live", lost: "not live" };
 
 let feed, view, lostSince, reason, drawing;
 
@@ -33,19 +36,23 @@ logout.addEventListener("click", async () => {
     // Without a session there is nothing to end. Otherwise it is still open, and the page must not hide that.
     if (!(failure instanceof Unauthorized)) return notify(`You are still logged in. The logout failed: ${failure.message}`, true);
   }
-  localStorage.removeItem("loggedIn");
-  feed?.stop();
-  login();
+  if (view) login();
 });
+
+// The session has ended, whichever request finds out. One that was sent before a login may come back after it.
+session.addEventListener("unauthorized", () => view && login());
 
 /** Asks for the token. It goes to the server once, and comes back as a cookie that scripts can't read. */
 function login() {
-  view?.close();
+  localStorage.removeItem("loggedIn");
+  feed.stop();
+  view.close();
   view = null;
   logout.hidden = true;
   document.body.dataset.feed = "denied";
   setText(live.lastChild, "logged out");
-  lost.hidden = true;
+  found();
+  closeDialog();
   fleet.replaceChildren();
   const token = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
   const error = h("p", { class: "error", role: "alert" });
@@ -53,7 +60,7 @@ function login() {
     event.preventDefault();
     setText(error, "");
     try {
-      await post("/login", token.value);
+      await post("/login", { body: token.value });
       localStorage.setItem("loggedIn", "yes");
       start();
     } catch (failure) {
@@ -74,24 +81,28 @@ function start() {
 }
 
 function state(now, why) {
-  if (now === "denied") return login();
   document.body.dataset.feed = now;
-  setText(live.lastChild, now === "live" ? "live" : "not live");
-  if (now === "live") {
-    lostSince = null;
-    lost.hidden = true;
-  } else {
-    lostSince ??= feed.heardAt || Date.now();
-    reason = why;
-    showLoss();
-  }
+  setText(live.lastChild, WORDS[now]);
+  if (now !== "lost") return found();
+  lostSince ??= feed.heardAt || Date.now();
+  reason = why;
+  showLoss();
 }
 
+/** Shows no loss any more. */
+function found() {
+  lostSince = null;
+  lost.hidden = true;
+  setText(lostAlert, "");
+}
+
+/** Only the first words are an alert: a reader would speak the time again each second. */
 function showLoss() {
   if (!lostSince) return;
   const span = seconds(Math.max(1, Math.round((Date.now() - lostSince) / 1000)));
   lost.hidden = false;
-  setText(lost, `The live feed has been lost for ${span}: ${reason}. These figures are old. Trying again…`);
+  setText(lostAlert, "The live feed is lost, so these figures are old.");
+  setText(lostDetail, `For ${span}: ${reason}. Trying again…`);
 }
 
 /** Draws at most once a frame, whatever comes in. */
@@ -149,12 +160,21 @@ function drawFleet() {
   while (fleet.children.length > all.length) fleet.lastChild.remove();
 }
 
+/** The pool that the address names, or nothing. */
+function poolOfAddress() {
+  const encoded = location.hash.match(/^#\/pool\/(.+)$/)?.[1];
+  try {
+    return encoded && decodeURIComponent(encoded);
+  } catch {
+    return undefined; // It names nothing.
+  }
+}
+
 function route() {
-  if (!feed) return;
   view?.close();
-  const pool = location.hash.match(/^#\/pool\/(.+)$/)?.[1];
-  view = pool ? new PoolPage(feed, decodeURIComponent(pool)) : new Overview(feed);
-  document.title = pool ? `${decodeURIComponent(pool)} · Forebay` : "Forebay";
+  const pool = poolOfAddress();
+  view = pool ? new PoolPage(feed, pool) : new Overview(feed);
+  document.title = pool ? `${pool} · Forebay` : "Forebay";
   main.replaceChildren(view.element);
   scrollTo(0, 0);
   if (feed.heardAt) draw();
@@ -165,6 +185,11 @@ addEventListener("hashchange", () => {
     route();
     main.focus({ preventScroll: true });
   }
+});
+// The address says which pool is shown, so the link can't use it.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
 });
 // Times that are left run down between events.
 setInterval(() => {

@@ -9,8 +9,11 @@ const STATES = ["ready", "starting", "pending", "draining", "failed"];
 const WORDS = { ready: "ready", starting: "starting", pending: "pending", draining: "draining", failed: "failed" };
 /** Rows beyond the window's edges. */
 const BEYOND = 4;
+/** Troubles that are shown, and the pools named in each: at first, and with each further look. */
 const MOST_TROUBLES = 6;
+const MORE_TROUBLES = 50;
 const MOST_NAMES = 3;
+const MORE_NAMES = 30;
 /** Kinds of trouble, the worst first. */
 const RANK = ["gateway", "cannotStart", "target", "failed", "slowStart", "trigger", "maximum"];
 const FRESH = 10e3;
@@ -22,6 +25,7 @@ const ORDERS = {
   name: ["Name", (a, b) => byName(a.name, b.name)],
   held: ["Most held", (a, b) => b.held - a.held || b.inFlight - a.inFlight],
   flight: ["Most in flight", (a, b) => b.inFlight - a.inFlight],
+  trouble: ["Needs attention", (a, b) => (b.troubles?.length ?? 0) - (a.troubles?.length ?? 0) || byName(a.name, b.name)],
   ttft: ["Slowest first token", (a, b) => (b.ttftP95 ?? 0) - (a.ttftP95 ?? 0)],
   cost: ["Most GPUs", (a, b) => cost(b).gpus - cost(a).gpus],
 };
@@ -58,6 +62,8 @@ export function replicaBar() {
 function row() {
   const cell = (kind, ...children) => h("span", { class: `cell ${kind}`, role: "cell" }, ...children);
   const name = h("b");
+  // It covers the row. The row itself can't be the link: its role as a row would hide that.
+  const link = h("a", null, name);
   const models = h("small");
   const badge = h("span", { class: "badge" });
   const bar = replicaBar();
@@ -67,13 +73,13 @@ function row() {
   const saved = h("small");
   const why = h("small", { class: "why" });
   const [held, flight, ttft, tokens] = figures.map((one) => cell(`figure ${one.key}`, one.value, one.chart.element));
-  const element = h("a", { class: "row", role: "row" }, cell("name", h("span", { class: "first" }, name, badge), models), cell("replicas", bar.element, replicas), held, flight, ttft, tokens, cell("cost", costs, saved), cell("why", why));
+  const element = h("div", { class: "row", role: "row" }, cell("name", h("span", { class: "first" }, link, badge), models), cell("replicas", bar.element, replicas), held, flight, ttft, tokens, cell("cost", costs, saved), cell("why", why));
   let drawn;
   return {
     element,
     update(pool, at, history) {
       const { settings } = pool;
-      setAttribute(element, "href", `#/pool/${encodeURIComponent(pool.name)}`);
+      setAttribute(link, "href", `#/pool/${encodeURIComponent(pool.name)}`);
       element.style.transform = `translateY(${at.top}px)`;
       setAttribute(element, "aria-rowindex", at.index + 2);
       setText(name, pool.name);
@@ -93,7 +99,7 @@ function row() {
       setText(costs, price.priced ? money(price.hourly) : price.gpus === 1 ? "1 GPU" : `${price.gpus} GPUs`);
       setText(saved, price.priced ? `${money(price.saved)} saved` : `${number(price.savedGpuHours)} GPU-h saved`);
       setText(why, pool.why);
-      setAttribute(why, "title", pool.why);
+      setAttribute(link, "title", pool.why);
       if (history !== drawn) {
         drawn = history;
         for (const { chart, key } of figures) chart.update(history, key);
@@ -120,7 +126,8 @@ export class Overview {
     this.order = h("select", { "aria-label": "Order", onchange: () => this.render() }, ...Object.entries(ORDERS).map(([key, [label]]) => h("option", { value: key, text: label })));
     this.found = h("span", { class: "found", role: "status" });
     this.troubles = h("ul");
-    this.more = h("p", { class: "more" });
+    this.moreTroubles = 0;
+    this.more = h("button", { class: "quiet more", type: "button", hidden: true, onclick: () => this.showMore() });
     this.trouble = h("section", { class: "troubles", "aria-label": "Needs attention", hidden: true }, this.troubles, this.more);
     const heads = ["Pool", "Replicas", "Held", "In flight", "TTFT p95", "Tokens/s", "Per hour", "Last change"];
     const kinds = ["name", "replicas", "figure held", "figure inFlight", "figure ttftP95", "figure tokens", "cost", "why"];
@@ -131,7 +138,7 @@ export class Overview {
     this.onscroll = () => this.draw();
     addEventListener("scroll", this.onscroll, { passive: true });
     addEventListener("resize", this.onscroll);
-    this.timer = setInterval(() => this.look(), 5000);
+    this.timer = setInterval(() => document.hidden || this.look(), 5000);
     this.look();
   }
 
@@ -196,9 +203,9 @@ export class Overview {
     const first = Math.max(0, Math.floor(above / height) - BEYOND);
     const last = Math.min(pools.length, Math.ceil((above + innerHeight) / height) + BEYOND);
     const shown = pools.slice(first, last).map((pool, i) => ({ pool, at: { index: first + i, top: (first + i) * height } }));
-    const focused = document.activeElement?.closest?.(".row")?.getAttribute("href");
+    const focused = this.body.contains(document.activeElement) && document.activeElement.getAttribute("href");
     keyed(this.body, this.rows, shown, ({ pool }) => pool.name, row, (view, { pool, at }) => view.update(pool, at, this.histories.get(pool.name)?.columns));
-    if (focused && !document.activeElement.closest(".row")) this.body.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
+    if (focused && !this.body.contains(document.activeElement)) this.body.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
     if (shown.some(({ pool }) => !this.histories.has(pool.name))) this.soon();
   }
 
@@ -228,14 +235,24 @@ export class Overview {
       const pools = h("span", { class: "pools" });
       return { element: h("li", { class: kind }, pools, h("span", { text })), pools, shown: "" };
     };
-    keyed(this.troubles, this.troubleViews, all.slice(0, MOST_TROUBLES), ({ key }) => key, make, (view, { pools }) => {
-      if (view.shown === pools.join()) return;
-      view.shown = pools.join();
-      const links = pools.slice(0, MOST_NAMES).map((name) => h("a", { href: `#/pool/${encodeURIComponent(name)}`, text: name }));
+    keyed(this.troubles, this.troubleViews, all.slice(0, MOST_TROUBLES + this.moreTroubles), ({ key }) => key, make, (view, { pools }) => {
+      const most = this.moreTroubles ? MORE_NAMES : MOST_NAMES;
+      const shown = pools.slice(0, most).join() + pools.length;
+      if (view.shown === shown) return;
+      view.shown = shown;
+      const links = pools.slice(0, most).map((name) => h("a", { href: `#/pool/${encodeURIComponent(name)}`, text: name }));
       const rest = pools.length - links.length;
       view.pools.replaceChildren(...links, ...(rest > 0 ? [`and ${rest} more`] : []));
     });
-    const rest = all.length - MOST_TROUBLES;
-    setText(this.more, rest > 0 ? `and ${rest} more` : "");
+    this.rest = Math.max(0, all.length - MOST_TROUBLES - this.moreTroubles);
+    const hiddenNames = all.some(({ pools }) => pools.length > MOST_NAMES);
+    this.more.hidden = !this.moreTroubles && !this.rest && !hiddenNames;
+    setText(this.more, this.rest ? `Show ${Math.min(this.rest, MORE_TROUBLES)} of ${this.rest} more` : this.moreTroubles ? "Show fewer" : "Show all pools");
+  }
+
+  /** Shows more of the troubles, and the fewest again after all. */
+  showMore() {
+    this.moreTroubles = this.rest || !this.moreTroubles ? this.moreTroubles + MORE_TROUBLES : 0;
+    this.renderTroubles();
   }
 }

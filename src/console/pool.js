@@ -1,7 +1,7 @@
 // One pool: its present state, charts with the decisions as marks, the queue, endpoints, output.
 
 import { h, keyed, setText } from "./dom.js";
-import { clock, cost, count, money, number, seconds, share, time } from "./format.js";
+import { age, clock, cost, count, money, number, seconds, share, time } from "./format.js";
 import { Chart, spanOf } from "./chart.js";
 import { Chat } from "./chat.js";
 import { drainButton, overrideWords, poolActions } from "./actions.js";
@@ -39,13 +39,9 @@ const LIMITED = {
 };
 const MOST_DECISIONS = 40;
 const MOST_ENDPOINTS = 200;
+const MOST_MISSING = 3;
 const UNKNOWN = "–";
 const MOST_OUTPUT = 200e3;
-
-/** The time since then, in whole seconds. */
-function age(millis) {
-  return seconds(Math.max(0, Math.round((time.now() - millis) / 1000)));
-}
 
 /** A table whose body is kept in line with keyed rows of texts and elements. */
 class Table {
@@ -128,6 +124,7 @@ export class PoolPage {
     this.charts = CHARTS.map((chart) => new Chart({ ...chart, hover: (at) => this.charts.forEach((other) => other.point(at)), pick: showDecision }));
     this.span = h("h2", { text: "The last hour" });
     this.decisions = h("ol", { class: "decisions" });
+    this.noDecisions = h("p", { class: "note", text: "The count has not changed since the scaler began.", hidden: true });
     this.decisionViews = new Map();
     this.queue = new Table("Held requests", ["Tenant", "Class", "Held for", "Starts in", "Refused in", "Tokens", "Remarks"]);
     this.queueNote = h("p", { class: "note" });
@@ -140,7 +137,7 @@ export class PoolPage {
     this.chat = new Chat(() => this.feed.pools.get(this.name)?.settings.models ?? []);
     this.whatIf = new WhatIf(name);
     this.header = h("section", { class: "head" }, h("div", { class: "title" }, h("a", { class: "back", href: "#/", "aria-label": "Back to all pools", text: "←" }), h("h1", { text: name }), this.actions.element), this.models, this.override, h("div", { class: "standing" }, this.bar.element, this.words), this.now, this.troubles);
-    this.element = h("div", { class: "pool" }, this.header, h("section", null, h("h2", { text: "Why" }), this.why), h("section", null, this.span, h("div", { class: "charts" }, ...this.charts.map((chart) => chart.element))), h("div", { class: "halves" }, h("section", null, h("h2", { text: "Decisions" }), this.decisions), h("section", null, h("h2", { text: "Queue" }), this.queueNote, this.queue.element)), h("section", { class: "endpoints" }, h("h2", { text: "Endpoints" }), this.endpointNote, this.endpoints.element), this.chat.element, this.whatIf.element, this.outputSection);
+    this.element = h("div", { class: "pool" }, this.header, h("section", null, h("h2", { text: "Why" }), this.why), h("section", null, this.span, h("div", { class: "charts" }, ...this.charts.map((chart) => chart.element))), h("div", { class: "halves" }, h("section", null, h("h2", { text: "Decisions" }), this.noDecisions, this.decisions), h("section", null, h("h2", { text: "Queue" }), this.queueNote, this.queue.element)), h("section", { class: "endpoints" }, h("h2", { text: "Endpoints" }), this.endpointNote, this.endpoints.element), this.chat.element, this.whatIf.element, this.outputSection);
     this.every(2000, () => this.look());
     this.every(2000, () => this.lookAtDecisions());
     this.every(10000, () => this.lookAtHistory());
@@ -228,7 +225,7 @@ export class PoolPage {
       return { element: h("li", null, button) };
     };
     keyed(this.decisions, this.decisionViews, shown, ({ key }) => key, make, () => {});
-    if (!shown.length) this.decisionViews.clear(), this.decisions.replaceChildren(h("li", { class: "note", text: "The count has not changed since the scaler began." }));
+    this.noDecisions.hidden = shown.length > 0;
     this.drawCharts();
   }
 
@@ -293,7 +290,7 @@ export class PoolPage {
     const words = [held ? `${count(held, "request")} held.` : "Nothing is held."];
     if (rows.length && total > rows.length) words.push(`These are the first ${rows.length}.`);
     if (held && wait !== null) words.push(`One more would wait ${seconds(wait)}.`);
-    if (held && missing.length) words.push(`Not known: the requests held at ${missing.join("; ")}.`);
+    if (held && missing.length) words.push(`Not known: the requests held at ${missing.slice(0, MOST_MISSING).join("; ")}${missing.length > MOST_MISSING ? `, and at ${count(missing.length - MOST_MISSING, "more gateway")}` : ""}.`);
     setText(this.queueNote, words.join(" "));
   }
 

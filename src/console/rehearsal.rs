@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -41,7 +42,8 @@ const OTHERS: [&str; 4] = ["keda-min1", "knative", "kubeai", "optimum"];
 /// The routes: `POST /pools/NAME/what-if` with the changed `scaling` section or nothing,
 /// `GET /what-if`, and `POST /what-if/cancel`.
 pub(crate) fn routes(sources: Rehearsable) -> Router {
-    let rehearsals = Rehearsals { sources, state: Arc::default() };
+    let beginning = Arc::new(Semaphore::new(1));
+    let rehearsals = Rehearsals { sources, beginning, state: Arc::default() };
     Router::new()
         .route("/pools/{name}/what-if", post(begin).get(settings))
         .route("/what-if", get(show))
@@ -52,12 +54,16 @@ pub(crate) fn routes(sources: Rehearsable) -> Router {
 #[derive(Clone)]
 struct Rehearsals {
     sources: Rehearsable,
+    /// Held by the request that writes down a day of arrivals, so that one is written at a time.
+    beginning: Arc<Semaphore>,
     state: Arc<Mutex<Option<Rehearsal>>>,
 }
 
 /// The rehearsal under way, or the last one.
 struct Rehearsal {
     shown: Shown,
+    /// The pool's settings at its beginning.
+    present: Scaling,
     /// Ends the process with it if it is dropped.
     task: Option<AbortOnDropHandle<()>>,
 }
@@ -67,10 +73,18 @@ struct Rehearsal {
 #[serde(rename_all = "camelCase")]
 struct Shown {
     pool: String,
+    /// When it began, in milliseconds since the epoch.
     since_millis: u64,
+    /// The `scaling` section that a person has changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<String>,
+    /// Whether the pool has other settings by now.
+    outdated: bool,
     /// Contestants, those that have ended included.
     parts: usize,
     running: bool,
+    /// Ended by a person, so contestants are missing.
+    cancelled: bool,
     /// The contestant that is played now, and how far it is, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     playing: Option<Playing>,
@@ -135,9 +149,10 @@ async fn begin(
 ) -> Response {
     let config = rehearsals.sources.config();
     let refused = |status, why: String| (status, format!("{why}\n")).into_response();
-    if !config.pools.iter().any(|configured| configured.name == pool) {
+    let Some(present) = config.pools.iter().find(|configured| configured.name == pool) else {
         return refused(StatusCode::NOT_FOUND, unknown(&config, &pool));
-    }
+    };
+    let present = present.scaling.clone();
     let changed = match body.trim() {
         "" => None,
         text => match with_scaling(&config, &pool, text) {
@@ -145,41 +160,62 @@ async fn begin(
             Err(error) => return refused(StatusCode::BAD_REQUEST, format!("{error:#}")),
         },
     };
+    let busy =
+        || refused(StatusCode::CONFLICT, "a rehearsal is under way; one runs at a time".to_owned());
+    let Ok(_permit) = rehearsals.beginning.try_acquire() else { return busy() };
+    let running = |state: &Option<Rehearsal>| state.as_ref().is_some_and(|one| one.shown.running);
+    if running(&rehearsals.state.lock()) {
+        return busy();
+    }
     let (sources, name) = (rehearsals.sources.clone(), pool.clone());
     let trace = spawn_blocking(move || sources.arrivals(&name)).await.ok().flatten();
     let Some(trace) = trace else {
         let why = format!("no request for pool `{pool}` came since this scaler began");
         return refused(StatusCode::CONFLICT, why);
     };
-    let mut state = rehearsals.state.lock();
-    if state.as_ref().is_some_and(|rehearsal| rehearsal.shown.running) {
-        let why = "a rehearsal is under way; one runs at a time".to_owned();
-        return refused(StatusCode::CONFLICT, why);
-    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let shown = Shown {
         pool: pool.clone(),
         since_millis: since as u64,
+        changed: changed.is_some().then(|| body.trim().to_owned()),
         parts: 2 + OTHERS.len() + usize::from(changed.is_some()),
         running: true,
         ..Shown::default()
     };
+    let mut state = rehearsals.state.lock();
     let task = tokio::spawn(play(Arc::clone(&rehearsals.state), pool, config, changed, trace));
-    *state = Some(Rehearsal { shown, task: Some(AbortOnDropHandle::new(task)) });
+    let task = Some(AbortOnDropHandle::new(task));
+    *state = Some(Rehearsal { shown, present, task });
     (StatusCode::ACCEPTED, "begun\n").into_response()
 }
 
 async fn show(State(rehearsals): State<Rehearsals>) -> Response {
-    let shown = rehearsals.state.lock().as_ref().map(|rehearsal| rehearsal.shown.clone());
+    let config = rehearsals.sources.config();
+    let shown = rehearsals.state.lock().as_ref().map(|rehearsal| rehearsal.at(&config));
     Json(shown).into_response()
 }
 
 async fn cancel(State(rehearsals): State<Rehearsals>) -> Response {
     if let Some(rehearsal) = rehearsals.state.lock().as_mut() {
-        rehearsal.task = None;
-        (rehearsal.shown.running, rehearsal.shown.playing) = (false, None);
+        rehearsal.cancel();
     }
     "cancelled\n".into_response()
+}
+
+impl Rehearsal {
+    /// What the page shows of it, given the present configuration.
+    fn at(&self, config: &Config) -> Shown {
+        let now = config.pools.iter().find(|configured| configured.name == self.shown.pool);
+        let outdated = now.is_none_or(|now| now.scaling != self.present);
+        Shown { outdated, ..self.shown.clone() }
+    }
+
+    /// Ends it, if it runs.
+    fn cancel(&mut self) {
+        self.task = None;
+        self.shown.cancelled |= self.shown.running;
+        (self.shown.running, self.shown.playing) = (false, None);
+    }
 }
 
 /// The configuration with another `scaling` section of one pool.
@@ -413,6 +449,24 @@ mod tests {
     fn a_replay_gets_half_of_the_memory_at_most() {
         assert_eq!(most_memory(512 << 20), 256 << 20, "the chart's limit");
         assert_eq!(most_memory(64 << 30), 1 << 30);
+    }
+
+    #[test]
+    fn a_result_says_whether_it_is_complete_and_of_the_present_settings() {
+        let config = config();
+        let present = config.pools[0].scaling.clone();
+        let shown = Shown { pool: "p".to_owned(), running: true, ..Shown::default() };
+        let mut rehearsal = Rehearsal { shown, present, task: None };
+        let shown = rehearsal.at(&config);
+        assert!(shown.running && !shown.outdated && !shown.cancelled);
+        let changed = with_scaling(&config, "p", "maxReplicaCount: 7").expect("valid");
+        assert!(rehearsal.at(&changed).outdated);
+        assert!(rehearsal.at(&Config::default()).outdated, "the pool is gone");
+        rehearsal.cancel();
+        assert!(rehearsal.shown.cancelled && !rehearsal.shown.running);
+        let mut complete = Rehearsal { shown: Shown::default(), ..rehearsal };
+        complete.cancel();
+        assert!(!complete.shown.cancelled, "it had ended before");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 // What if: the pool's last day, played again beside others and with changed settings.
 
 import { h, setText } from "./dom.js";
-import { count, money, number, seconds } from "./format.js";
+import { age, count, money, number, seconds } from "./format.js";
 import { get, post } from "./feed.js";
 
 const NAMES = {
@@ -12,6 +12,9 @@ const NAMES = {
   kubeai: "KubeAI",
   optimum: "The optimum, which knows the load",
 };
+
+/** The name of Forebay where the pool's settings have changed since. */
+const OUTDATED = "Forebay, its settings then";
 
 /** The contestants that are Forebay. */
 const OURS = ["forebay", "beside"];
@@ -49,7 +52,9 @@ export class WhatIf {
     const heads = ["", "Within the objective", "TTFT p95", "Gave up", "GPU-hours", "Cost", "Starts", "Most replicas"];
     this.table = h("div", { class: "scroll", hidden: true }, h("table", { class: "list results" }, h("thead", null, h("tr", null, ...heads.map((text) => h("th", { scope: "col", text })))), this.body));
     this.words = h("p", { class: "sentence" });
-    this.element = h("section", { class: "what-if", hidden: true }, h("h2", { text: "What if" }), h("p", { class: "note", text: "Plays this pool's arrivals of the last day in simulated time, with the replica model of the configuration's replay section." }), this.details, h("div", { class: "tools" }, this.button, this.cancel, this.progress, this.playing), this.error, this.note, this.words, this.table);
+    this.played = h("pre", { class: "output" });
+    this.settings = h("details", { hidden: true }, h("summary", { text: "The settings that were tried" }), this.played);
+    this.element = h("section", { class: "what-if", hidden: true }, h("h2", { text: "What if" }), h("p", { class: "note", text: "Plays this pool's arrivals of the last day in simulated time, with the replica model of the configuration's replay section." }), this.details, h("div", { class: "tools" }, this.button, this.cancel, this.progress, this.playing), this.error, this.note, this.words, this.settings, this.table);
     fetch(this.path).then((response) => (this.element.hidden = !response.ok), () => {});
   }
 
@@ -66,7 +71,7 @@ export class WhatIf {
     this.button.disabled = true;
     try {
       const changed = this.details.open && this.text.value !== this.present ? this.text.value : "";
-      await post(this.path, changed);
+      await post(this.path, { body: changed });
       this.busy = true;
     } catch (failure) {
       setText(this.error, failure.message);
@@ -93,16 +98,20 @@ export class WhatIf {
     this.draw(shown);
   }
 
-  draw({ load, setting, contestants, playing }) {
+  draw({ load, setting, contestants, playing, sinceMillis, changed, outdated, cancelled, parts }) {
     const all = Object.entries(contestants).map(([key, contestant]) => ({ key, ...contestant }));
     this.table.hidden = all.length === 0;
     setText(this.playing, playing ? `Playing: ${name(playing.name)}…` : "");
-    if (!load) return setText(this.note, "");
+    this.settings.hidden = !changed;
+    setText(this.played, changed ?? "");
+    const when = `Begun ${age(sinceMillis)} ago, with the arrivals until then${outdated ? " and the settings of that time, which have changed since" : ""}.`;
+    const left = cancelled ? ` Cancelled: ${all.length} of ${parts} were played.` : "";
+    if (!load) return setText(this.note, when + left);
     const priced = setting.gpuHourPrice > 0;
-    setText(this.note, `${number(load.requests)} requests in ${seconds(load.hours * 3600)}, objective: ${Math.round(setting.objectiveShare * 1000) / 10} % within ${seconds(setting.objectiveTtftSeconds)}; a start takes ${seconds(setting.coldStartSeconds)}.`);
+    setText(this.note, `${when}${left} ${number(load.requests)} requests in ${seconds(load.hours * 3600)}, objective: ${Math.round(setting.objectiveShare * 1000) / 10} % within ${seconds(setting.objectiveTtftSeconds)}; a start takes ${seconds(setting.coldStartSeconds)}.`);
     const order = (one) => OURS.indexOf(one.key);
     all.sort((a, b) => (order(b) + 1 ? 3 - order(b) : 0) - (order(a) + 1 ? 3 - order(a) : 0) || a.gpuHours - b.gpuHours);
-    this.body.replaceChildren(...all.map((one) => h("tr", { class: order(one) >= 0 ? "ours" : "" }, ...[name(one.key), `${(one.shareWithin * 100).toFixed(1)} %`, one.ttftSeconds ? seconds(one.ttftSeconds.p95) : "–", number(one.gaveUp), number(one.gpuHours), priced ? money(one.cost) : "–", number(one.starts), number(one.peakReplicas)].map((text) => h("td", { text })))));
+    this.body.replaceChildren(...all.map((one) => h("tr", { class: order(one) >= 0 ? "ours" : "" }, ...[outdated && one.key === "forebay" ? OUTDATED : name(one.key), `${(one.shareWithin * 100).toFixed(1)} %`, one.ttftSeconds ? seconds(one.ttftSeconds.p95) : "–", number(one.gaveUp), number(one.gpuHours), priced ? money(one.cost) : "–", number(one.starts), number(one.peakReplicas)].map((text) => h("td", { text })))));
     setText(this.words, contestants.beside && contestants.forebay ? difference(contestants.forebay, contestants.beside, priced) : "");
   }
 }

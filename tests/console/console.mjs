@@ -15,6 +15,7 @@ import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { steps as pageSteps } from "./page.mjs";
 
 const [binary, modules, shots] = process.argv.slice(2);
 const { chromium } = createRequire(join(modules, "x.js"))("playwright-core");
@@ -105,7 +106,7 @@ async function bytesOf(url, millis) {
   return rate;
 }
 
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"], timeout: PATIENCE });
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP console.test 127.0.0.1"], timeout: PATIENCE });
 
 async function open(url, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, colorScheme: "dark", ...options });
@@ -161,7 +162,7 @@ const steps = {
     await see(page, ".rows .cell.why", /scaling 0 → 1 because 1 request is held/);
 
     // To zero by hand, and again: now the start is learned, and the time left is shown.
-    await page.locator(".rows .row").first().focus();
+    await page.locator(".rows a").first().focus();
     await page.keyboard.press("Enter");
     await see(page, "h1", /^sim$/);
     // The scaler hears a second later that nothing is in flight.
@@ -223,6 +224,7 @@ const steps = {
     assert.deepEqual([await begin(), await begin()], [202, 409]);
     await page.evaluate(() => fetch("/what-if/cancel", { method: "POST" }));
     assert.equal((await page.evaluate(() => fetch("/what-if").then((response) => response.json()))).running, false);
+    await see(page, ".what-if .note", /begun .* ago.* cancelled: \d of 6 were played/);
     assert.equal(await begin(), 202);
 
     // An override is made and taken back.
@@ -257,7 +259,7 @@ const steps = {
     const page = await open(admin);
     await see(page, "#live", /^live$/);
     child.kill("SIGSTOP");
-    await see(page, "#lost", /The live feed has been lost for \d+ s/);
+    await see(page, "#lost", /The live feed is lost, so these figures are old. For \d+ s/);
     await see(page, "#live", /not live/);
     await shoot(page, "lost");
     child.kill("SIGCONT");
@@ -480,7 +482,8 @@ if (process.env.PICTURES) {
 }
 
 const only = process.env.ONLY;
-for (const [name, step] of Object.entries(steps)) {
+const all = { ...steps, ...pageSteps({ binary, folder, forebay, start, open, see, config, shoot, PATIENCE }) };
+for (const [name, step] of Object.entries(all)) {
   if (only && !name.includes(only)) continue;
   const began = Date.now();
   try {

@@ -83,7 +83,7 @@ impl Rehearsable {
     /// A pool's arrivals in the last day as CSV, as `forebay replay` reads it, if there were any.
     #[must_use]
     pub fn arrivals(&self, pool: &str) -> Option<String> {
-        self.board.arrivals(pool)
+        self.board.arrivals(pool).map(Iterator::collect)
     }
 }
 

@@ -17,6 +17,8 @@ const FINE: Millis = Millis::new(250);
 const COARSE: Millis = Millis::from_secs(30);
 /// Requests to write at most; of more, the last ones.
 const MOST_REQUESTS: usize = 500_000;
+/// Bytes of a piece of CSV.
+const PIECE: usize = 32 << 10;
 
 /// Requests that arrived between two readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,29 +77,29 @@ impl DayOfArrivals {
         while self.old.pop_front_if(older(DAY)).is_some() {}
     }
 
-    /// The arrivals in the form of `gateway.recordArrivals`, for `forebay replay`; `None` without any.
-    pub(crate) fn csv(&self, pool: &str) -> Option<String> {
-        let bursts = || self.old.iter().chain(&self.recent);
-        bursts().next()?;
+    /// The arrivals in the form of `gateway.recordArrivals`, for `forebay replay`, in pieces of about [`PIECE`]
+    /// bytes that are written as they are asked for; `None` without any.
+    pub(crate) fn csv(self, pool: String) -> Option<impl Iterator<Item = String>> {
         let (answered, generated) = self.answered;
         let output = generated.checked_div(answered).unwrap_or(0).max(1);
+        let bursts = || self.old.iter().chain(&self.recent);
+        bursts().next()?;
+        let all = bursts().map(|burst| burst.count as usize).sum::<usize>();
+        let bursts = self.old.into_iter().chain(self.recent);
+        let rows = bursts.flat_map(|burst| (0..burst.count).map(move |n| burst.request(n)));
+        let mut rows = rows.skip(all.saturating_sub(MOST_REQUESTS));
         let mut text = "time,pool,promptTokens,generatedTokens\n".to_owned();
-        let mut left = bursts().map(|burst| burst.count as usize).sum::<usize>();
-        for burst in bursts() {
-            let began = burst.at.get() - u64::from(burst.span).min(burst.at.get());
-            for n in 0..u64::from(burst.count) {
-                left -= 1;
-                if left >= MOST_REQUESTS {
-                    continue;
-                }
-                let at = began + u64::from(burst.span) * (n + 1) / u64::from(burst.count);
-                let prompt = (burst.prompt_tokens / u64::from(burst.count)).max(1);
+        Some(std::iter::from_fn(move || {
+            for (at, prompt) in rows.by_ref() {
                 let (seconds, millis) = (at / 1000, at % 1000);
                 let row = writeln!(text, "{seconds}.{millis:03},{pool},{prompt},{output}");
                 row.expect("a String takes any text");
+                if text.len() >= PIECE {
+                    break;
+                }
             }
-        }
-        Some(text)
+            Some(std::mem::take(&mut text)).filter(|text| !text.is_empty())
+        }))
     }
 }
 
@@ -111,6 +113,14 @@ fn add(bursts: &mut VecDeque<Burst>, burst: Burst, slot: Millis) {
 }
 
 impl Burst {
+    /// The time of one of its requests, and the estimated tokens of its prompt.
+    fn request(&self, n: u32) -> (u64, u64) {
+        let (span, count) = (u64::from(self.span), u64::from(self.count));
+        let began = self.at.get() - span.min(self.at.get());
+        let at = began + span * (u64::from(n) + 1) / count;
+        (at, (self.prompt_tokens / count).max(1))
+    }
+
     fn merge(&mut self, next: Self) {
         let began = self.at.get() - u64::from(self.span).min(self.at.get());
         self.at = next.at;
@@ -143,18 +153,40 @@ mod tests {
     fn requests_between_two_readings_are_spread_over_that_time() {
         let mut arrivals = DayOfArrivals::default();
         arrivals.record(totals(5), at(0));
-        assert_eq!(arrivals.csv("p"), None, "the first reading is where it begins");
+        assert_eq!(csv(&arrivals), None, "the first reading is where it begins");
         arrivals.record(totals(7), at(1_000));
         arrivals.record(totals(7), at(2_000));
         arrivals.record(totals(8), at(3_000));
         let want = "time,pool,promptTokens,generatedTokens\n1000000.500,p,100,30\n\
                     1000001.000,p,100,30\n1000003.000,p,100,30\n";
-        assert_eq!(arrivals.csv("p").as_deref(), Some(want));
+        assert_eq!(csv(&arrivals).as_deref(), Some(want));
+    }
+
+    fn csv(arrivals: &DayOfArrivals) -> Option<String> {
+        arrivals.clone().csv("p".to_owned()).map(Iterator::collect)
+    }
+
+    #[test]
+    fn a_long_day_comes_in_small_pieces_and_without_its_first_requests() {
+        let mut arrivals = DayOfArrivals::default();
+        let all = MOST_REQUESTS as u64 + 7;
+        arrivals.record(totals(0), at(0));
+        arrivals.record(totals(9), at(10_000));
+        arrivals.record(totals(all), at(20_000));
+        let (mut rows, mut longest) = (0, 0);
+        for piece in arrivals.clone().csv("p".to_owned()).expect("some") {
+            rows += piece.lines().count();
+            longest = longest.max(piece.len());
+        }
+        assert_eq!(rows, 1 + MOST_REQUESTS);
+        assert!(longest < PIECE + 100, "{longest} bytes");
+        let first = times(&arrivals)[0];
+        assert!((8.8..9.0).contains(&first), "the eighth of nine within ten seconds: {first}");
     }
 
     /// Seconds at which each request arrived, counted from `at(0)`.
     fn times(arrivals: &DayOfArrivals) -> Vec<f64> {
-        let text = arrivals.csv("p").unwrap_or_default();
+        let text = csv(&arrivals).unwrap_or_default();
         let time = |line: &str| line.split(',').next().and_then(|time| time.parse::<f64>().ok());
         text.lines().skip(1).map(|line| time(line).expect("a time") - 1_000_000.0).collect()
     }
@@ -214,6 +246,6 @@ mod tests {
         arrivals.record(totals(1_001), at(61_000));
         assert_eq!(times(&arrivals).len(), 4, "what came meanwhile was not read");
         arrivals.record(totals(1_001), at(62_000) + DAY);
-        assert_eq!(arrivals.csv("p"), None);
+        assert_eq!(csv(&arrivals), None);
     }
 }

@@ -141,10 +141,10 @@ impl Board {
         self.pools.lock().keys().cloned().collect()
     }
 
-    /// The arrivals of a pool in the last day, as CSV; `None` if there were none.
-    pub(crate) fn arrivals(&self, pool: &str) -> Option<String> {
+    /// The arrivals of a pool in the last day, as pieces of CSV; `None` if there were none.
+    pub(crate) fn arrivals(&self, pool: &str) -> Option<impl Iterator<Item = String> + use<>> {
         let arrivals = self.pools.lock().get(pool)?.arrivals.clone();
-        arrivals.csv(pool)
+        arrivals.csv(pool.to_owned())
     }
 
     /// The last hour of each of these pools that is known.
@@ -307,7 +307,7 @@ mod tests {
         board.publish(1, at(10));
         let today = board.feed.pools()["p0"].today;
         assert_eq!((today.since_millis, today.gpu_hours), (at(9), 2.0));
-        let arrivals = board.arrivals("p0").expect("some");
+        let arrivals: String = board.arrivals("p0").expect("some").collect();
         assert_eq!(arrivals.lines().count(), 1 + 7 + 2);
     }
 

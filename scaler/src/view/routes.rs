@@ -1,5 +1,6 @@
 //! The paths of the admin port that show pools to people.
 
+use std::convert::Infallible;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -18,16 +19,17 @@ use forebay_base::dial::dial;
 use forebay_base::http1;
 use forebay_signals::Token;
 use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::timeout;
 
 use super::Board;
-use super::inquiry::Inquiry;
+use super::inquiry::{GatewayState, Inquiry};
 use crate::act::overrides::unknown_pool;
 
 /// Pools in one answer of `/history`.
@@ -139,16 +141,16 @@ async fn arrivals(State(view): State<View>, Path(name): Path<String>) -> Respons
     if let Err(refusal) = view.check(&name) {
         return refusal.into_response();
     }
-    let board = Arc::clone(&view.board);
-    let pool = name.clone();
-    match spawn_blocking(move || board.arrivals(&pool)).await {
-        Ok(Some(text)) => ([(header::CONTENT_TYPE, "text/csv")], text).into_response(),
-        Ok(None) => {
-            let why = format!("no request for pool `{name}` came since this scaler began\n");
-            (StatusCode::NOT_FOUND, why).into_response()
-        }
-        Err(_) => ending().into_response(),
-    }
+    let Some(pieces) = view.board.arrivals(&name) else {
+        let why = format!("no request for pool `{name}` came since this scaler began\n");
+        return (StatusCode::NOT_FOUND, why).into_response();
+    };
+    // Written as fast as the reader takes it, with a turn for others between two pieces.
+    let pieces = stream::iter(pieces).then(async |piece| {
+        yield_now().await;
+        Ok::<_, Infallible>(piece)
+    });
+    ([(header::CONTENT_TYPE, "text/csv")], Body::from_stream(pieces)).into_response()
 }
 
 #[derive(Deserialize)]
@@ -270,18 +272,35 @@ impl View {
         if known.iter().any(|name| name == pool) { Ok(()) } else { Err(unknown(pool, known)) }
     }
 
-    /// Asks the gateways that are heard, a bounded number at once, for a path of their admin ports.
+    /// Asks the gateways that are heard, the first [`MOST_GATEWAYS`] of them, for a path of their admin ports.
+    /// Each of the others that should be there has its reason instead of an answer.
     async fn ask_gateways(&self, pool: &str, path: &str) -> Result<Vec<GatewayAnswer>, Refused> {
         self.check(pool)?;
         let gateways = self.ask(|done| Inquiry::Gateways { done }).await.ok_or_else(ending)?;
-        let heard = gateways.into_iter().filter(|gateway| gateway.silent_for.is_none());
-        let asked = heard.take(MOST_GATEWAYS).map(|gateway| async move {
-            let answer = timeout(ANSWER_TIME, fetch(&gateway.url, path, self.token.as_ref())).await;
+        let (asked, others) = choose(gateways);
+        let asked = asked.into_iter().map(|url| async move {
+            let answer = timeout(ANSWER_TIME, fetch(&url, path, self.token.as_ref())).await;
             let late = |_| Err(format!("no answer in {ANSWER_TIME:?}"));
-            (gateway.url, answer.unwrap_or_else(late))
+            (url, answer.unwrap_or_else(late))
         });
-        Ok(join_all(asked).await)
+        let mut answers = join_all(asked).await;
+        answers.extend(others.into_iter().map(|(url, why)| (url, Err(why))));
+        Ok(answers)
     }
+}
+
+/// The gateways to ask, and the others with the reason why they are not asked.
+fn choose(gateways: Vec<GatewayState>) -> (Vec<String>, Vec<(String, String)>) {
+    let (mut asked, mut others) = (Vec::new(), Vec::new());
+    for GatewayState { url, listed, silent_for } in gateways {
+        match silent_for {
+            None if asked.len() < MOST_GATEWAYS => asked.push(url),
+            None => others.push((url, format!("not asked: {MOST_GATEWAYS} gateways at most are"))),
+            Some(_) if listed => others.push((url, "not asked: it is silent".to_owned())),
+            Some(_) => {}
+        }
+    }
+    (asked, others)
 }
 
 /// Gets JSON of a gateway's admin port.
@@ -347,6 +366,25 @@ mod tests {
         for path in ["/overview", "/history?pool=p"] {
             assert_eq!(asked(&router, path, "*/*").await.0, StatusCode::OK, "{path}");
         }
+    }
+
+    #[test]
+    fn gateways_that_are_not_asked_are_named_with_the_reason() {
+        let gateway = |n: usize, listed, silent: Option<u64>| GatewayState {
+            url: format!("http://g{n}"),
+            listed,
+            silent_for: silent.map(Millis::new),
+        };
+        let mut gateways = vec![gateway(90, true, Some(4_000)), gateway(91, false, Some(4_000))];
+        gateways.extend((0..MOST_GATEWAYS + 1).map(|n| gateway(n, true, None)));
+        let (asked, others) = choose(gateways);
+        assert_eq!(asked, (0..MOST_GATEWAYS).map(|n| format!("http://g{n}")).collect::<Vec<_>>());
+        let others: Vec<_> = others.iter().map(|(url, why)| (url.as_str(), why.as_str())).collect();
+        let want = [
+            ("http://g90", "not asked: it is silent"),
+            ("http://g16", "not asked: 16 gateways at most are"),
+        ];
+        assert_eq!(others, want);
     }
 
     #[test]
