@@ -203,7 +203,7 @@ async fn cancel(State(rehearsals): State<Rehearsals>) -> Response {
 }
 
 impl Rehearsal {
-    /// What the page shows of it, given the present configuration.
+    /// The page's view of it, given the present configuration.
     fn at(&self, config: &Config) -> Shown {
         let now = config.pools.iter().find(|configured| configured.name == self.shown.pool);
         let outdated = now.is_none_or(|now| now.scaling != self.present);
