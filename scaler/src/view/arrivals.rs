@@ -186,7 +186,7 @@ mod tests {
 
     /// Seconds at which each request arrived, counted from `at(0)`.
     fn times(arrivals: &DayOfArrivals) -> Vec<f64> {
-        let text = csv(&arrivals).unwrap_or_default();
+        let text = csv(arrivals).unwrap_or_default();
         let time = |line: &str| line.split(',').next().and_then(|time| time.parse::<f64>().ok());
         text.lines().skip(1).map(|line| time(line).expect("a time") - 1_000_000.0).collect()
     }
