@@ -181,9 +181,6 @@ impl Running {
                 Gateway::prepare(config, scaler, token.clone(), cluster.as_ref(), process)?;
             metrics.also(gateway.endpoint_figures());
             routes = routes.merge(gateway.routes());
-            if parts == Parts::Both && config.gateway.tls.is_none() {
-                routes = routes.merge(console::relay::routes(gateway.address()));
-            }
             Some(gateway)
         };
         let scaler = if parts == Parts::Gateway {
@@ -192,6 +189,7 @@ impl Running {
             let own = (parts == Parts::Both).then_some(own);
             let gateways = gateways(config, own, token.clone(), cluster.as_ref())?;
             let advertised = advertised(config, address)?;
+            let way = console::relay::Way::of(config, gateway.as_ref().map(Gateway::address))?;
             let (config, cluster) = (Arc::clone(config), cluster.as_ref());
             let scaler = match &mut predecessor {
                 None => Scaler::start(config, gateways, &advertised, cluster)?,
@@ -205,6 +203,7 @@ impl Running {
             }
             routes = routes.merge(scaler.routes());
             routes = routes.merge(console::rehearsal::routes(scaler.rehearsable()));
+            routes = routes.merge(console::relay::routes(way));
             Some(scaler)
         };
         let endpoints = gateway.as_ref().map(Gateway::endpoint_metrics);

@@ -250,7 +250,7 @@ proptest! {
                 metrics: OtlpMetrics { enabled: access, interval: Some(stale_after) },
                 ..OpenTelemetry::default()
             },
-            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], state_dir: Some("/s".into()), ..Scaler::default() },
+            scaler: Scaler { stale_after, gateways: vec!["g:1".to_owned()], gateway_address: Some("g:2".to_owned()), state_dir: Some("/s".into()), ..Scaler::default() },
             prometheus: Prometheus {
                 server_address: Some("http://p:9090".to_owned()), timeout: stale_after,
                 ..Prometheus::default()

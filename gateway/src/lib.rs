@@ -30,4 +30,5 @@ pub use exchange::access_log::{AccessLogForm, set_access_log_form};
 pub use figures::{BUCKETS, describe, describe_gen_ai};
 pub use net::machine_limits;
 pub use net::tls::TlsError;
+pub use pool::tried::TRY_PREFIX;
 pub use tenant::api_keys::{KeysError, hash_key};

@@ -1,5 +1,6 @@
 // Try it: one chat with a model through the gateway, with what the gateway measured.
 
+import { get } from "./feed.js";
 import { h, setText } from "./dom.js";
 import { count, number, seconds } from "./format.js";
 
@@ -10,9 +11,9 @@ function timing(header) {
 }
 
 export class Chat {
-  /** `models()` names those of the pool. */
-  constructor(models) {
-    this.models = models;
+  /** `path` is the pool's; `models()` names those that it serves. */
+  constructor(path, models) {
+    [this.path, this.models] = [path, models];
     this.model = h("select", { "aria-label": "Model" });
     this.key = h("input", { type: "password", placeholder: "API key, if one is needed", "aria-label": "API key", autocomplete: "off" });
     this.prompt = h("textarea", { rows: 2, "aria-label": "Message", placeholder: "Say something to the model" });
@@ -26,7 +27,16 @@ export class Chat {
     });
     this.form = h("form", { class: "chat", onsubmit: (event) => this.submit(event) }, this.prompt, h("div", { class: "tools" }, this.model, this.key, this.button));
     this.element = h("section", { hidden: true }, h("h2", { text: "Try it" }), this.form, this.figures, this.spoken, this.answer);
-    fetch("/try").then((response) => (this.element.hidden = !response.ok), () => {});
+    this.appear().catch(() => {});
+  }
+
+  /** Shows the form, or the reason why there is no way to a gateway. */
+  async appear() {
+    const response = await fetch("/try");
+    if (response.status === 401) return;
+    this.form.hidden = !response.ok;
+    if (!response.ok) setText(this.figures, `Not here: ${(await response.text()).trim()}.`);
+    this.element.hidden = false;
   }
 
   stop() {
@@ -58,6 +68,7 @@ export class Chat {
     } catch (error) {
       run.words.push(error.name === "AbortError" ? "stopped" : error.message);
     } finally {
+      await run.found;
       clearInterval(waiting);
       this.abort = null;
       setText(this.button, "Send");
@@ -73,8 +84,7 @@ export class Chat {
     if (this.model.value) body.model = this.model.value;
     const response = await fetch("/try/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal: this.abort.signal });
     run.id = response.headers.get("x-request-id");
-    run.replica = response.headers.get("x-forebay-endpoint");
-    run.timing = timing(response.headers.get("server-timing"));
+    run.hold = timing(response.headers.get("server-timing")).hold;
     if (!response.ok) {
       const text = await response.text();
       let message = text.trim();
@@ -103,7 +113,10 @@ export class Chat {
     const text = (delta?.reasoning_content ?? "") + (delta?.content ?? "");
     if (!text) return;
     run.last = performance.now();
-    run.first ??= run.last;
+    if (!run.first) {
+      run.first = run.last;
+      run.found = this.find(run).catch(() => {});
+    }
     run.ttft = (run.first - began) / 1000;
     const atEnd = this.answer.scrollHeight - this.answer.scrollTop - this.answer.clientHeight < 30;
     this.answer.append(text);
@@ -111,10 +124,19 @@ export class Chat {
     this.show(run);
   }
 
+  /** Asks the gateways which replica answers, and how long the request was held: a head that came with a heartbeat can't know. */
+  async find(run) {
+    if (!run.id) return;
+    const answers = await get(`${this.path}/tried?id=${encodeURIComponent(run.id)}`, this.abort.signal);
+    const known = answers.find(({ request }) => request)?.request;
+    if (known) [run.replica, run.hold] = [known.endpoint, known.heldSeconds];
+    this.show(run);
+  }
+
   show(run) {
     const words = [];
     if (run.ttft !== undefined) words.push(`first token after ${seconds(run.ttft)}`);
-    if (run.timing?.hold >= 0.001) words.push(`of that held ${seconds(run.timing.hold)}`);
+    if (run.hold >= 0.001) words.push(`of that held ${seconds(run.hold)}`);
     if (run.tokens > 1 && run.last > run.first) words.push(`${count(run.tokens, "token")}, ${number(((run.tokens - 1) / (run.last - run.first)) * 1000)} a second`);
     if (run.replica) words.push(`by ${run.replica}`);
     if (run.id) words.push(`request ${run.id}`);

@@ -134,7 +134,7 @@ export class PoolPage {
     this.replica = h("select", { "aria-label": "Replica", onchange: () => this.showOutput() });
     this.output = h("pre", { class: "output", tabindex: 0, "aria-label": "Output" });
     this.outputSection = h("section", { hidden: true }, h("div", { class: "tools" }, h("h2", { text: "Output" }), this.replica), this.output);
-    this.chat = new Chat(() => this.feed.pools.get(this.name)?.settings.models ?? []);
+    this.chat = new Chat(this.path, () => this.feed.pools.get(this.name)?.settings.models ?? []);
     this.whatIf = new WhatIf(name);
     this.header = h("section", { class: "head" }, h("div", { class: "title" }, h("a", { class: "back", href: "#/", "aria-label": "Back to all pools", text: "←" }), h("h1", { text: name }), this.actions.element), this.models, this.override, h("div", { class: "standing" }, this.bar.element, this.words), this.now, this.troubles);
     this.element = h("div", { class: "pool" }, this.header, h("section", null, h("h2", { text: "Why" }), this.why), h("section", null, this.span, h("div", { class: "charts" }, ...this.charts.map((chart) => chart.element))), h("div", { class: "halves" }, h("section", null, h("h2", { text: "Decisions" }), this.noDecisions, this.decisions), h("section", null, h("h2", { text: "Queue" }), this.queueNote, this.queue.element)), h("section", { class: "endpoints" }, h("h2", { text: "Endpoints" }), this.endpointNote, this.endpoints.element), this.chat.element, this.whatIf.element, this.outputSection);

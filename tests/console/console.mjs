@@ -353,7 +353,8 @@ pools:
     await see(page, ".now div.held dd", /^1$/);
     await see(page, "table[aria-label='Held requests'] tbody tr", /anonymous/);
     await see(page, ".endpoints .list", /127\.0\.0\.1:1/);
-    // Only a process with both halves relays a chat.
+    // Without the gateways' address, a chat has no way to them.
+    await see(page, ".chat + .note", /not here: the gateways run in other processes; .* scaler.gatewayAddress/);
     assert.equal(await page.getByRole("button", { name: "Send" }).isVisible(), false);
     assert.deepEqual(page.faults, []);
     gateway.child.kill("SIGKILL");

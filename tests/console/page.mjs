@@ -183,6 +183,35 @@ export const steps = ({ binary, folder, forebay, start, open, see, config, shoot
       await page.context().close();
     },
 
+    async "try it names the replica and the hold of a request that got heartbeats, also through another process"() {
+      const token = config("try-token", "horse\n");
+      const port = 30000 + ((process.pid + 1) % 10000);
+      const gateway = config("try-gateway.yaml", `
+gateway: {listen: "127.0.0.1:${port}", scaler: "127.0.0.1:${port + 1}"}
+admin: {listen: "127.0.0.1:${port + 2}", tokenFile: ${token}}
+pools:
+- {name: chat, models: [chat], hold: {heartbeat: 500ms}}
+`);
+      const scaler = config("try-scaler.yaml", `
+scaler: {gateways: ["127.0.0.1:${port + 2}"], gatewayAddress: "127.0.0.1:${port}"}
+admin: {listen: "127.0.0.1:${port + 1}", tokenFile: ${token}}
+pools:
+- name: chat
+  models: [chat]
+  target: {processes: {command: [${binary}, vllm-sim, chat, --port, "{port}", --cold-start, 3s], logDir: ${folder}/try}}
+`);
+      const { found } = await start(binary, ["scaler", "--config", scaler], /console on (http:[^\s"]+)/);
+      await start(binary, ["gateway", "--config", gateway], /listening on (http:[^\s"]+)/);
+      const page = await open(`${found[0]}/#/pool/chat`);
+      await logIn(page, "horse");
+      await page.getByLabel("Message").fill("hello");
+      await page.getByRole("button", { name: "Send" }).click();
+      await see(page, ".chat + .note", /first token after .* of that held [\d.]+ s · \d+ tokens, .* a second · by 127\.0\.0\.1:\d+ · request try-\w+$/);
+      await shoot(page, "try-it", ".chat");
+      assert.deepEqual(page.faults, []);
+      await page.context().close();
+    },
+
     async "every trouble can be reached"() {
       const pools = Array.from({ length: 9 }, (_, n) => `- {name: broken-${n}, models: [m${n}], target: {processes: {command: ["/none/${n}", "{port}"], ports: ${27000 + n * 10}-${27009 + n * 10}, logDir: ${folder}/broken-${n}}}, scaling: {minReplicaCount: 1}}`);
       const { admin } = await forebay("run", "--config", config("broken.yaml", `scaler: {gateways: [${Array.from({ length: 8 }, (_, n) => `"127.0.0.1:${n + 1}"`)}]}\ngateway: {listen: "127.0.0.1:0"}\nadmin: {listen: "127.0.0.1:0"}\npools:\n${pools.join("\n")}\n`));

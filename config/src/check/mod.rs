@@ -46,6 +46,9 @@ pub(crate) fn check(config: &Config) -> Findings {
     for (at, gateway) in config.scaler.gateways.iter().enumerate() {
         found.address(scaler.key("gateways").index(at), gateway);
     }
+    if let Some(address) = &config.scaler.gateway_address {
+        found.address(scaler.key("gatewayAddress"), address);
+    }
     if let Some(discovery) = &config.scaler.gateway_discovery {
         kubernetes::discovery(discovery, &scaler.key("gatewayDiscovery"), &mut found);
     }

@@ -22,6 +22,10 @@ pub struct Scaler {
     /// Where the gateways' admin addresses are found, instead of or besides `gateways`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway_discovery: Option<Discovery>,
+    /// The gateways' address for clients, `HOST:PORT` or `http://HOST:PORT`, through which the console's *Try it*
+    /// sends chats. Left out where both run in one process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_address: Option<String>,
     /// Several scalers, of which one decides. Left out where there is just one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leader_election: Option<LeaderElection>,
@@ -191,6 +195,7 @@ impl Default for Scaler {
         Self {
             gateways: Vec::new(),
             gateway_discovery: None,
+            gateway_address: None,
             leader_election: None,
             stale_after: Duration::from_secs(10),
             state_dir: None,

@@ -23,6 +23,8 @@ pub(super) const MOST: usize = 1000;
 pub(super) struct Shown {
     pool: Option<String>,
     pub(super) limit: Option<usize>,
+    /// The id of one request.
+    pub(super) id: Option<String>,
 }
 
 /// The route.

@@ -6,7 +6,7 @@
 //! `server` is the running gateway; `reload` applies a configuration; `follow` reads the scaler's
 //! feed, and `report` publishes the gateway's own, with the requests of the `predecessor` after an
 //! upgrade. `held_requests` shows the queues,
-//! `endpoint_details` the endpoints. `start_error` has the errors.
+//! `endpoint_details` the endpoints, `tried_requests` those of the console. `start_error` has the errors.
 
 mod endpoint_details;
 pub(crate) mod follow;
@@ -16,3 +16,4 @@ pub(crate) mod reload;
 pub(crate) mod report;
 pub(crate) mod server;
 pub(crate) mod start_error;
+mod tried_requests;

@@ -23,7 +23,7 @@ use crate::control::predecessor::{Busy, Predecessor};
 use crate::control::reload::{LiveConfig, Pools, PreparedConfig};
 use crate::control::report::report;
 use crate::control::start_error::StartError;
-use crate::control::{endpoint_details, held_requests};
+use crate::control::{endpoint_details, held_requests, tried_requests};
 use crate::edge::layers::Edge;
 use crate::edge::listen::Listeners;
 use crate::exchange::proxy::Proxy;
@@ -286,6 +286,7 @@ impl Gateway {
         routes
             .merge(held_requests::routes(self.live.pools.clone()))
             .merge(endpoint_details::routes(self.live.pools.clone()))
+            .merge(tried_requests::routes(self.live.pools.clone()))
     }
 
     /// Stops accepting, and finishes the requests that are held and in flight.

@@ -29,6 +29,7 @@ use crate::figures::gen_ai::GenAiRequest;
 use crate::net::clock;
 use crate::pool::{Pool, Slot, Ticket};
 use crate::read::context::RequestContext;
+use crate::read::request_id::RequestId;
 use crate::tenant::Tenant;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -150,6 +151,16 @@ impl Record {
         if let (Some(pool), Some(first), Some(endpoint)) = (&self.pool, first, endpoint) {
             let objective = pool.settings().scaling.objective.ttft;
             pool.figures.first_token(&first, objective, endpoint);
+            self.note_tried(pool);
+        }
+    }
+
+    /// Shows the console the replica of a request of its own.
+    fn note_tried(&self, pool: &Pool) {
+        if let (RequestId::Client(id), Some(endpoint)) = (&self.context.id, self.progress.endpoint)
+        {
+            let held = self.progress.held().unwrap_or_default();
+            pool.tried.note(id.as_bytes(), endpoint, held.as_secs_f64());
         }
     }
 

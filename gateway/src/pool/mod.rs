@@ -10,7 +10,7 @@
 //!   `probe.rs` probes them, `endpoints.rs` and
 //!   `pods.rs` take the scaler's and discovery's reports, `directory.rs` and `discover.rs` decide
 //!   which endpoints there are, `model_registry.rs` knows which models they serve.
-//! - `abilities.rs` has what replicas showed that they can do.
+//! - `abilities.rs` has what replicas showed that they can do, `tried.rs` the console's own requests.
 //! - Figures are recorded without the lock: see the room `figures`.
 //!
 //! Binding is late: a request gets its endpoint when there is room, so a new replica takes waiting
@@ -34,6 +34,7 @@ use crate::pool::abilities::Abilities;
 use crate::pool::lock::Lock;
 use crate::pool::model_registry::ModelRegistry;
 use crate::pool::scheduling::Scheduling;
+use crate::pool::tried::TriedRequests;
 use crate::pool::upstream_key::UpstreamKey;
 
 pub(crate) use expected_start::ExpectedStart;
@@ -66,6 +67,7 @@ mod slot;
 #[cfg(test)]
 pub(crate) mod tests;
 mod ticket;
+pub(crate) mod tried;
 pub(crate) mod upstream_key;
 
 /// A pool, shared by every thread.
@@ -79,6 +81,7 @@ pub(crate) struct Pool {
     pub(crate) recorder: OnceLock<Recorder>,
     changed: ChangeNotice,
     pub(crate) abilities: Abilities,
+    pub(crate) tried: TriedRequests,
     /// The moment from which the retry budget's times count.
     began: Instant,
     scheduling: Lock<Scheduling>,
@@ -113,6 +116,7 @@ impl Pool {
             key: UpstreamKey::default(),
             models: ModelRegistry::default(),
             recorder: OnceLock::new(),
+            tried: TriedRequests::default(),
             changed: ChangeNotice { pending: AtomicBool::new(true), any: changed },
             abilities: Abilities::default(),
             began,

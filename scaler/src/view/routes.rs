@@ -62,7 +62,7 @@ pub(crate) async fn while_deciding(
 }
 
 /// `GET /overview`, `/history`, `/gateways`, `/pools/NAME`, and below it `/arrivals`, `/output`,
-/// `/queue` and `/endpoints`.
+/// `/queue`, `/endpoints` and `/tried`.
 pub(crate) fn routes(
     board: &Arc<Board>,
     inquiries: mpsc::Sender<Inquiry>,
@@ -82,6 +82,7 @@ pub(crate) fn routes(
             "/pools/{name}/endpoints",
             get(async |view, pool, limit| ENDPOINTS.ask(view, pool, limit).await),
         )
+        .route("/pools/{name}/tried", get(tried))
         .with_state(view.clone())
         .route("/overview", board.feed.route())
         .layer(from_fn_with_state(Arc::clone(board), while_deciding))
@@ -243,6 +244,30 @@ impl GatewayQuestion {
             }
             Err(refusal) => refusal.into_response(),
         }
+    }
+}
+
+#[derive(Deserialize)]
+struct TriedQuery {
+    id: String,
+}
+
+/// The gateways' answers on a request of the console's *Try it*.
+async fn tried(
+    State(view): State<View>,
+    Path(pool): Path<String>,
+    Query(TriedQuery { id }): Query<TriedQuery>,
+) -> Response {
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return (StatusCode::BAD_REQUEST, "the id of a tried request has letters and digits\n")
+            .into_response();
+    }
+    match view.ask_gateways(&pool, &format!("/tried?pool={pool}&id={id}")).await {
+        Ok(answers) => {
+            let named = answers.into_iter().map(|answer| Named("request", answer));
+            Json(named.collect::<Vec<_>>()).into_response()
+        }
+        Err(refusal) => refusal.into_response(),
     }
 }
 

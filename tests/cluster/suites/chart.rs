@@ -197,6 +197,7 @@ fn changes(certificate: &Path) -> Vec<(&'static str, Value)> {
         ("gateway.tls", gateway("tls", json!({"certFile": certificate, "keyFile": key}))),
         ("gateway.trustedProxies", gateway("trustedProxies", json!(["10.0.0.0/8"]))),
         ("scaler.gatewayDiscovery", scaler("gatewayDiscovery", json!({"pods": {"port": 9901}}))),
+        ("scaler.gatewayAddress", scaler("gatewayAddress", json!("127.0.0.1:4"))),
         ("scaler.gateways", scaler("gateways", json!(["127.0.0.1:9"]))),
         ("scaler.keda", scaler("keda", json!({"listen": "127.0.0.1:2"}))),
         ("scaler.staleAfter", scaler("staleAfter", json!("20s"))),

@@ -36,6 +36,9 @@
 {{- if include "forebay.hasTarget" (list . "keda") -}}
 {{- $_ := set $made.scaler "keda" (dict "listen" "0.0.0.0:9910") -}}
 {{- end -}}
+{{- if not .Values.gateway.tls.secret -}}
+{{- $_ := set $made.scaler "gatewayAddress" (printf "%s:%v" $name .Values.gateway.service.port) -}}
+{{- end -}}
 {{- with .Values.gateway.tls -}}
 {{- if .secret -}}
 {{- $tls := dict "certFile" "/etc/forebay-tls/tls.crt" "keyFile" "/etc/forebay-tls/tls.key" "minVersion" .minVersion -}}
