@@ -186,23 +186,23 @@ export const steps = ({ binary, folder, forebay, start, open, see, config, shoot
     async "try it names the replica and the hold of a request that got heartbeats, also through another process"() {
       const token = config("try-token", "horse\n");
       const port = 30000 + ((process.pid + 1) % 10000);
+      const pools = `pools:
+- name: chat
+  models: [chat]
+  hold: {heartbeat: 500ms}
+  target: {processes: {command: [${binary}, vllm-sim, chat, --port, "{port}", --cold-start, 3s], logDir: ${folder}/try}}
+`;
       const gateway = config("try-gateway.yaml", `
 gateway: {listen: "127.0.0.1:${port}", scaler: "127.0.0.1:${port + 1}"}
 admin: {listen: "127.0.0.1:${port + 2}", tokenFile: ${token}}
-pools:
-- {name: chat, models: [chat], hold: {heartbeat: 500ms}}
-`);
+${pools}`);
       const scaler = config("try-scaler.yaml", `
 scaler: {gateways: ["127.0.0.1:${port + 2}"], gatewayAddress: "127.0.0.1:${port}"}
 admin: {listen: "127.0.0.1:${port + 1}", tokenFile: ${token}}
-pools:
-- name: chat
-  models: [chat]
-  target: {processes: {command: [${binary}, vllm-sim, chat, --port, "{port}", --cold-start, 3s], logDir: ${folder}/try}}
-`);
+${pools}`);
       const { found } = await start(binary, ["scaler", "--config", scaler], /console on (http:[^\s"]+)/);
       await start(binary, ["gateway", "--config", gateway], /listening on (http:[^\s"]+)/);
-      const page = await open(`${found[0]}/#/pool/chat`);
+      const page = await open(`${found[0]}#/pool/chat`);
       await logIn(page, "horse");
       await page.getByLabel("Message").fill("hello");
       await page.getByRole("button", { name: "Send" }).click();
