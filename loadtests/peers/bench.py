@@ -113,12 +113,18 @@ class Bench:
         self.proxy_core, self.load_core = cores[0], cores[-1]
         self.all_cores = ",".join(map(str, cores))
         self.forebay, self.stub = build(quick)
-        self.upstream = self.ports.free()
+        self.upstream = None
 
     def start_upstream(self):
         """Starts the stub, at one port of every loopback address."""
-        self.start([self.stub, "--address", "0.0.0.0", "--port", self.upstream], "stub", self.load_core)
-        self.wait_for(self.upstream, self.processes[-1], "stub")
+        self.upstream = self.start_stub("stub")
+
+    def start_stub(self, name):
+        """Starts a stub, at one port of every loopback address, and returns the port."""
+        port = self.ports.free()
+        process = self.start([self.stub, "--address", "0.0.0.0", "--port", port], name, self.load_core)
+        self.wait_for(port, process, name)
+        return port
 
     def fill(self, name, target=None, **values):
         """Writes a configuration with its @NAMES@ filled in, and returns its path."""
