@@ -315,6 +315,30 @@ fn a_replica_that_is_slow_in_a_move_has_not_failed_and_gets_the_stream_later() {
 }
 
 #[test]
+fn a_stream_goes_on_where_it_was_if_the_new_replica_drains_too() {
+    // They begin an answer, and never show that they go on.
+    let hangs = || {
+        Upstream::start(move |request| match request.text().contains("return_token_ids") {
+            true => vec![Step::Send(stream_head()), Step::Hang],
+            false => vec![Step::Send(plain(200, TOKEN))],
+        })
+    };
+    let others = [hangs(), hangs()];
+    let path = "/v1/completions";
+    let bodies = [json!({
+        "model": "sim", "stream": true, "max_tokens": 700, "ignore_eos": true, "prompt": "story",
+    })];
+    let leaving = Leaving::for_these(&others[..1], path, &bodies);
+    let asked = || others[0].received().iter().any(|one| one.text().contains("return_token_ids"));
+    eventually("the first one is asked", asked);
+    let later = before(&[others[1].address], "  drain: {moveAfter: 0s}\n");
+    leaving.setup.folder.write("config.yaml", &later);
+    leaving.setup.forebay.signal("HUP");
+    let setup = leaving.end(path, &bodies);
+    assert_eq!((setup.count(MOVED), setup.count(FAILED)), (0.0, 0.0));
+}
+
+#[test]
 fn replicas_that_turn_no_tokens_into_text_are_sound_and_are_asked_a_few_times() {
     let answers = [(404, "{}"), (405, "{}"), (401, "{}"), (403, "{}"), (429, "{}"), (200, "{}")];
     let others = answers

@@ -12,7 +12,7 @@ use support::reply::{Reply, ask};
 use support::sims::{Folder, Sim};
 use support::streams::{CHAT, Running, assert_unbroken, chat, comparable, events};
 use support::upstream::{Step, Upstream, plain};
-use support::{Forebay, eventually, exchange, post};
+use support::{Forebay, eventually, exchange, post, status};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -173,6 +173,51 @@ fn streams_of_a_hung_replica_go_on_after_the_stall_timeout() {
     sims[0].signal("CONT");
     let stalled = "forebay_continued_streams_total{pool=\"p\",cause=\"stalled\"}";
     assert!(setup.count(stalled) >= 1.0);
+}
+
+#[test]
+fn streams_leave_a_replica_that_is_ejected_because_its_engine_hangs() {
+    let sims: [Sim; 2] = sims("4", &["--dev"]);
+    let setup = Setup::new(&sims, "  upstream: {freezeTimeout: 1s, stallTimeout: 300s}\n");
+    let bodies: Vec<_> = (0..4).map(|n| chat(n, 300, json!({}))).collect();
+    let start = |body: &Value| Running::start(setup.forebay.address, CHAT, body);
+    let running: Vec<_> = bodies.iter().map(start).collect();
+    assert_eq!(status(&exchange(sims[0].address, &post("/sim/hang", ""))), 200);
+    for (running, body) in running.into_iter().zip(&bodies) {
+        assert_unbroken(&running.end(), sims[1].address, CHAT, body);
+    }
+    let stalled = "forebay_continued_streams_total{pool=\"p\",cause=\"stalled\"}";
+    assert!(setup.count(stalled) >= 1.0);
+    // Each replica has the tokens that it generated itself.
+    let of = |sim: &Sim| {
+        let signals = setup.forebay.signals();
+        signals["endpoints"][sim.address.to_string()]["generatedTokens"].as_u64().unwrap_or(0)
+    };
+    eventually("all tokens are counted once", || of(&sims[0]) + of(&sims[1]) == 4 * 300);
+    assert!(of(&sims[0]) > 0 && of(&sims[1]) > 2 * 300, "{} {}", of(&sims[0]), of(&sims[1]));
+}
+
+#[test]
+fn a_stream_is_kept_alive_while_the_next_replica_computes_its_prompt() {
+    let fast = Sim::start(&["--decode-step-ms", "4"]);
+    // It answers at once, and needs a second for the answer so far.
+    let slow = Sim::start(&["--decode-step-ms", "4", "--prefill-tokens-per-second", "60"]);
+    let sims = [fast, slow];
+    let setup = Setup::new(&sims, "  hold: {heartbeat: 100ms}\n");
+    let bodies = [(); 2].map(|()| chat(1, 200, json!({})));
+    let start = |body: &Value| Running::start(setup.forebay.address, CHAT, body);
+    let running = bodies.each_ref().map(start);
+    sims[0].signal("KILL");
+    let alone = Sim::start(&[]);
+    let mut kept_alive = 0;
+    for running in running {
+        let mut reply = running.end();
+        let text = reply.text();
+        kept_alive += text.matches(": waiting\n\n").count();
+        reply.body = text.replace(": waiting\n\n", "").into_bytes();
+        assert_unbroken(&reply, alone.address, CHAT, &bodies[0]);
+    }
+    assert!(kept_alive >= 3, "{kept_alive} heartbeats");
 }
 
 #[test]

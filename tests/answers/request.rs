@@ -136,6 +136,27 @@ fn replicas_get_the_pools_key_and_the_new_one_when_its_file_changes() {
 }
 
 #[test]
+fn a_client_whose_own_error_names_the_field_for_token_ids_does_not_end_the_asking() {
+    let recorded = fixture("a-default/chat_stream_usage.resp");
+    let wrong =
+        r#"{"error":{"message":"1 validation error: input: 'return_token_ids'","code":400}}"#;
+    let upstream = Upstream::start(move |request| {
+        let wrong_field = request.text().contains("\"max_tokens\":\"return_token_ids\"");
+        vec![Step::Send(if wrong_field { plain(400, wrong) } else { recorded.clone() })]
+    });
+    let forebay = gateway("echo", &[&upstream], "");
+    let bad = r#"{"model":"sim","stream":true,"messages":[],"max_tokens":"return_token_ids"}"#;
+    let reply = ask(forebay.address, &post(CHAT, bad));
+    assert_eq!((reply.status, reply.text()), (400, wrong.to_owned()));
+    assert_eq!(
+        ask(forebay.address, &post(CHAT, r#"{"model":"sim","stream":true,"messages":[]}"#)).status,
+        200
+    );
+    let last = upstream.received().pop().expect("one");
+    assert!(last.text().contains("\"return_token_ids\":true"), "{}", last.text());
+}
+
+#[test]
 fn a_server_that_refuses_the_field_for_token_ids_is_not_asked_again() {
     let recorded = fixture("a-default/chat_stream_usage.resp");
     let unknown = r#"{"detail":[{"type":"extra_forbidden","loc":["body","return_token_ids"]}]}"#;

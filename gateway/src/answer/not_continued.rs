@@ -56,6 +56,8 @@ pub(crate) enum NotContinued {
     Exhausted,
     /// No replica had room in time.
     NoRoom,
+    /// The request's time was over, or the gateway ended, before another replica went on.
+    NoTime,
     /// The replica refused the request, or did not go on from the token ids.
     Refused,
 }
@@ -109,6 +111,7 @@ impl NotContinued {
             Self::Poison => "poison",
             Self::Exhausted => "exhausted",
             Self::NoRoom => "no_room",
+            Self::NoTime => "no_time",
             Self::Refused => "refused",
         }
     }

@@ -70,6 +70,8 @@ pub(crate) struct RequestEnd<'a> {
     pub(crate) took: Duration,
     pub(crate) tries: u32,
     pub(crate) tokens: &'a Tokens,
+    /// The tokens of the answer that the last replica took over from earlier ones.
+    pub(crate) carried: u64,
     /// For a WebSocket session: how long it was open, and the data it carried.
     pub(crate) session: Option<(Duration, &'a Traffic)>,
 }

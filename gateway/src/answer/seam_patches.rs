@@ -11,6 +11,69 @@ use crate::text::json::{Cursor, JsonError};
 /// A part of an event, and the bytes that go out in its place.
 pub(super) type Change<'a> = (Range<usize>, Cow<'a, [u8]>);
 
+/// Where the tokens of a completion with probabilities begin, as vLLM counts it: each token by the length of
+/// its name in the event, which need not be that of its text (vLLM 0.32, `completion/serving.py`).
+#[derive(Clone, Debug, Default)]
+pub(super) struct Offsets {
+    /// Those of the tokens of the last event with text.
+    last: Vec<u64>,
+    /// That of the token behind them.
+    next: u64,
+}
+
+impl Offsets {
+    /// The offset of the next token.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes the probabilities that begin at `start`. Their offsets count from `before`.
+    pub(super) fn take(&mut self, raw: &[u8], start: usize, before: u64) {
+        let read = || -> Result<_, JsonError> {
+            let (mut offsets, mut length) = (Vec::new(), 0);
+            let mut first = true;
+            let mut cursor = Cursor::starting(raw, start);
+            if !cursor.enter_object()? {
+                return Ok(None);
+            }
+            while let Some(key) = cursor.next_key(&mut first)? {
+                let mut first = true;
+                match key.text.raw() {
+                    b"text_offset" if cursor.enter_array()? => {
+                        while cursor.next_element(&mut first)? {
+                            cursor.kind()?;
+                            offsets.extend(cursor.count()?);
+                        }
+                    }
+                    b"tokens" if cursor.enter_array()? => {
+                        while cursor.next_element(&mut first)? {
+                            length = cursor.text()?.map_or(0, |token| characters(token.raw()));
+                        }
+                    }
+                    b"text_offset" | b"tokens" => {}
+                    _ => cursor.skip()?,
+                }
+            }
+            Ok(offsets
+                .last()
+                .map(|last: &u64| last.saturating_add(length))
+                .map(|next| (offsets, next)))
+        };
+        if let Ok(Some((offsets, next))) = read() {
+            self.last = offsets.into_iter().map(|offset| offset.saturating_add(before)).collect();
+            self.next = next.saturating_add(before);
+        }
+    }
+
+    /// Leaves out the last `tokens`.
+    pub(super) fn go_back(&mut self, tokens: usize) {
+        let at = self.last.len().checked_sub(tokens);
+        if let Some(offset) = at.and_then(|at| self.last.get(at)) {
+            self.next = *offset;
+        }
+    }
+}
+
 /// The changes that make the usage at `start` that of the whole answer.
 pub(super) fn usage_patches(
     raw: &[u8],
@@ -40,7 +103,7 @@ pub(super) fn usage_patches(
             }
             b"completion_tokens" => {
                 if let (at, Some(count)) = number(&mut cursor)? {
-                    patches.push((at, text(count + carried)));
+                    patches.push((at, text(count.saturating_add(carried))));
                 }
             }
             b"prompt_tokens_details" => {
@@ -90,7 +153,7 @@ pub(super) fn offset_patches(
             cursor.kind()?;
             let start = cursor.at();
             if let Some(offset) = cursor.count()? {
-                let text = (offset + characters).to_string();
+                let text = offset.saturating_add(characters).to_string();
                 patches.push((start..cursor.at(), Cow::Owned(text.into_bytes())));
             }
         }
@@ -99,7 +162,7 @@ pub(super) fn offset_patches(
 }
 
 /// The number of characters of a text as it stands in JSON, as Python counts them.
-pub(super) fn characters(json: &[u8]) -> u64 {
+fn characters(json: &[u8]) -> u64 {
     let (mut count, mut at) = (0, 0);
     while let Some(byte) = json.get(at) {
         let low_surrogate =

@@ -157,8 +157,9 @@ impl AnswerStream {
     /// # Errors
     /// It can't be cut here, or its ids are not known.
     pub(crate) fn cut(&mut self) -> Result<Rest, NotContinued> {
+        let usage = !self.strips_usage();
         let token_record = self.token_ids.record.as_mut().ok_or(NotContinued::NoTokenIds)?;
-        if token_record.is_finished() {
+        if token_record.is_finished(usage) {
             return Ok(Rest::End);
         }
         token_record.cut()?;
@@ -197,9 +198,11 @@ impl AnswerStream {
         let chat = self.api == Api::ChatCompletions;
         if let Some(token_record) = &self.token_ids.record {
             let ids = token_record.ids();
-            let (prompt, generated) = (ids.prompt_tokens() as u64, ids.answer_tokens() as u64);
-            self.meter.concluded(TokenUsage { prompt, generated, cached: None });
-            out.push(token_record.ending(chat, usage));
+            if !ids.are_lost() {
+                let (prompt, generated) = (ids.prompt_tokens() as u64, ids.answer_tokens() as u64);
+                self.meter.concluded(TokenUsage { prompt, generated, cached: None });
+            }
+            token_record.end((chat, usage), self.fingerprint(), &mut out);
         }
         (self.end_seen, self.failure) = (true, None);
         out

@@ -80,6 +80,11 @@ impl TokenIds {
         self.lost.is_some()
     }
 
+    /// Why the ids were given up, if they were.
+    pub(crate) fn lost(&self) -> Option<NotContinued> {
+        self.lost
+    }
+
     /// Leaves out the tokens behind the last place where the answer can be cut.
     ///
     /// # Errors

@@ -19,18 +19,22 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::answer::failure::{Cause, Failure};
+use crate::answer::fingerprint::Fingerprint;
 use crate::answer::judge::{Choice, Facts, Places, TextKey, TokenUsage, Verdict};
 use crate::answer::not_continued::NotContinued;
-use crate::answer::seam_patches::{Change, characters, offset_patches, usage_patches};
+use crate::answer::seam_patches::{Change, Offsets, offset_patches, usage_patches};
 use crate::answer::shown_text::ShownText;
 use crate::answer::token_ids::{TextShown, TokenIds, read_ids};
+use crate::text::rope::Rope;
 
 /// The most events without text that are kept back.
 const MOST_SILENT: usize = 16;
 /// The same for the first ones of a new replica.
 const MOST_SILENT_OF_NEW: usize = 1024;
 /// The most bytes of events without text that are kept back.
-const MOST_SILENT_BYTES: usize = 1 << 20;
+const MOST_SILENT_BYTES: usize = 256 << 10;
+/// The most bytes of the beginning that all events have.
+const LONGEST_HEAD: usize = 4 << 10;
 /// The one form of an event whose ids are read: one line of data, and a blank line.
 const START: &[u8] = b"data: ";
 const END: &[u8] = b"\n\n";
@@ -53,8 +57,8 @@ pub(crate) struct TokenRecord {
     shown: ShownText,
     /// The usage of the whole answer has come.
     usage_came: bool,
-    /// The characters of the answer, if it is a completion with probabilities.
-    characters: u64,
+    /// The offsets of its tokens, if it is a completion with probabilities.
+    offsets: Offsets,
     /// The last replica began anew where it should have gone on.
     began_anew: bool,
 }
@@ -66,8 +70,8 @@ struct Seam {
     head: Option<Bytes>,
     /// The answer's tokens before the seam, which the new replica takes for the prompt's.
     carried: u64,
-    /// The characters of the answer before the seam.
-    characters: u64,
+    /// The offset of the first token behind the seam.
+    offset: u64,
     /// Whether a part of the answer came since: text, a call, or the end.
     resumed: bool,
     /// Tokens came since that have no text.
@@ -112,7 +116,7 @@ impl TokenRecord {
             silent_bytes: 0,
             shown: ShownText::default(),
             usage_came: false,
-            characters: 0,
+            offsets: Offsets::default(),
             began_anew: false,
         }
     }
@@ -121,9 +125,16 @@ impl TokenRecord {
         &self.ids
     }
 
-    /// Whether the only choice has ended.
-    pub(crate) fn is_finished(&self) -> bool {
-        self.finished && !self.ids.are_lost()
+    /// Whether the only choice has ended, and the rest of the events is known. `usage`: the client gets
+    /// the usage, too.
+    pub(crate) fn is_finished(&self, usage: bool) -> bool {
+        self.finished
+            && match self.ids.lost() {
+                None => true,
+                // It is the only choice still, and its tokens are not known.
+                Some(NotContinued::ToolCall | NotContinued::Memory) => !usage || self.usage_came,
+                Some(_) => false,
+            }
     }
 
     /// The text that the client has of the last tokens.
@@ -174,10 +185,10 @@ impl TokenRecord {
     /// Begins a seam: another replica goes on where the answer was cut.
     pub(crate) fn begin_seam(&mut self) {
         let carried = self.ids.answer_tokens() as u64;
-        let characters = self.characters;
+        let offset = self.offsets.next();
         let (resumed, skipped) = (false, false);
         let rest = Vec::new();
-        self.seam = Some(Seam { head: None, carried, characters, resumed, skipped, rest });
+        self.seam = Some(Seam { head: None, carried, offset, resumed, skipped, rest });
         (self.silent, self.began_anew) = (0, false);
     }
 
@@ -185,7 +196,9 @@ impl TokenRecord {
     pub(crate) fn go_back(&mut self, tokens: usize) {
         self.ids.go_back(tokens);
         self.shown.cut(self.ids.all().len());
+        self.offsets.go_back(tokens);
         if let Some(seam) = &mut self.seam {
+            seam.offset = self.offsets.next();
             seam.carried = self.ids.answer_tokens() as u64;
         }
     }
@@ -196,8 +209,6 @@ impl TokenRecord {
         let json = serde_json::Value::from(text).to_string();
         if let Some(seam) = &mut self.seam {
             seam.rest = json.as_bytes()[1..json.len() - 1].to_vec();
-            // The new replica's text begins behind it.
-            seam.characters = self.characters + characters(&seam.rest);
         }
         let reasoning = self.shown.key() == TextKey::Reasoning;
         let name = if reasoning { "reasoning" } else { "content" };
@@ -218,7 +229,7 @@ impl TokenRecord {
         let carried = self.carried();
         let prompt = usage.prompt.saturating_sub(carried);
         let cached = usage.cached.map(|cached| cached.min(prompt));
-        TokenUsage { prompt, generated: usage.generated + carried, cached }
+        TokenUsage { prompt, generated: usage.generated.saturating_add(carried), cached }
     }
 
     /// Takes a chunk of the form of an earlier one: its text, as it stands in the JSON, and its ids.
@@ -282,7 +293,9 @@ impl TokenRecord {
         }
         let head = &raw[..START.len() + choices];
         match &mut self.seam {
-            None if self.head.is_empty() => self.head = Bytes::copy_from_slice(head),
+            None if self.head.is_empty() && head.len() <= LONGEST_HEAD => {
+                self.head = Bytes::copy_from_slice(head);
+            }
             None if self.head != head => self.ids.lose(NotContinued::Form),
             Some(Seam { head: Some(theirs), .. }) if *theirs != head => return self.fail(),
             Some(seam @ Seam { head: None, .. }) => {
@@ -390,7 +403,6 @@ impl TokenRecord {
             && !seam.rest.is_empty()
         {
             let rest = std::mem::take(&mut seam.rest);
-            self.characters = seam.characters;
             self.shown.push(self.shown.key(), &rest, before, before);
         }
         if !text.is_empty() {
@@ -398,8 +410,10 @@ impl TokenRecord {
         } else if facts.text.is_none() {
             self.shown.skip(after);
         }
-        if choice.logprobs {
-            self.characters += characters(text);
+        if let (true, false, Some(at)) = (choice.logprobs, text.is_empty(), &facts.places.logprobs)
+        {
+            let before = self.seam.as_ref().map_or(0, |seam| seam.offset);
+            self.offsets.take(data, at.start, before);
         }
         if let Some(seam) = &mut self.seam {
             let comes = !text.is_empty() || choice.beyond_text;
@@ -429,7 +443,7 @@ impl TokenRecord {
                 patches.extend(patched.unwrap_or_default());
             }
             if let Some(at) = &facts.places.logprobs {
-                let patched = offset_patches(raw, in_raw(at).start, seam.characters);
+                let patched = offset_patches(raw, in_raw(at).start, seam.offset);
                 patches.extend(patched.unwrap_or_default());
             }
         }
@@ -453,32 +467,39 @@ impl TokenRecord {
         Treatment::Fail(Failure::new(Cause::NotContinued, message))
     }
 
-    /// The events that end the answer in place of a replica that is gone: the end of the choice if it
-    /// has not come, the usage if the client asked for it, and the end mark. `chat`: the chunks are a
-    /// chat's.
-    pub(crate) fn ending(&self, chat: bool, usage: bool) -> Bytes {
-        let mut out = Vec::new();
+    /// Appends the events that end the answer in place of a replica that is gone: the end of the choice if
+    /// it has not come, the usage if the client asked for it, and the end mark. `chat`: the chunks are a
+    /// chat's. The last chunk before the mark has the server's fingerprint, if that is known.
+    pub(crate) fn end(
+        &self,
+        (chat, usage): (bool, bool),
+        fingerprint: Option<&Fingerprint>,
+        out: &mut Rope,
+    ) {
+        let stamp = |event: Vec<u8>, last: bool, out: &mut Rope| match fingerprint {
+            Some(fingerprint) if last => fingerprint.stamp(event.into(), out),
+            _ => out.push(event.into()),
+        };
+        let usage = usage && !self.usage_came;
         if !self.finished {
-            out.extend_from_slice(&self.head);
-            out.extend_from_slice(if chat {
+            let mut end = self.head.to_vec();
+            end.extend_from_slice(if chat {
                 br#"{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null}]}"#
             } else {
                 br#"{"index":0,"text":"","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}"#
             });
-            out.extend_from_slice(END);
+            end.extend_from_slice(END);
+            stamp(end, !usage, out);
         }
-        if usage && !self.usage_came {
+        if usage {
             let (prompt, answer) = (self.ids.prompt_tokens(), self.ids.answer_tokens());
             let total = prompt + answer;
-            out.extend_from_slice(&self.head);
             let usage = format!(
                 r#"],"usage":{{"prompt_tokens":{prompt},"total_tokens":{total},"completion_tokens":{answer}}}}}"#
             );
-            out.extend_from_slice(usage.as_bytes());
-            out.extend_from_slice(END);
+            stamp([&self.head[..], usage.as_bytes(), END].concat(), true, out);
         }
-        out.extend_from_slice(b"data: [DONE]\n\n");
-        out.into()
+        out.push(Bytes::from_static(b"data: [DONE]\n\n"));
     }
 }
 

@@ -153,10 +153,13 @@ impl Attempt<'_> {
             return self.once(Err(NotContinued::NoTokenIds)).await;
         }
         let committed = self.once(self.to.token_ids).await?;
-        if optional && refuses_token_ids(&committed) {
-            // A server that checks fields, and does not know this one.
+        if !optional || !may_refuse_token_ids(&committed) {
+            return Ok(committed);
+        }
+        let committed = self.once(Err(NotContinued::NoTokenIds)).await?;
+        // What it refuses in any case is the client's own, and may name the field by chance.
+        if !matches!(committed.start, AnswerStart::Refused(_)) {
             self.slot.note_refuses_token_ids();
-            return self.once(Err(NotContinued::NoTokenIds)).await;
         }
         Ok(committed)
     }
@@ -214,7 +217,8 @@ impl Attempt<'_> {
         token_ids: Result<Strip, NotContinued>,
     ) -> Result<AnswerStart, Failure> {
         let (api, strip_usage) = (self.request.api, self.to.strip_usage);
-        let known = strip_usage.then(|| self.slot.fingerprint()).flatten();
+        // It is needed where the gateway writes an answer's end.
+        let known = (strip_usage || token_ids.is_ok()).then(|| self.slot.fingerprint()).flatten();
         let mut stream = AnswerStream::new(api, strip_usage, known);
         if let Ok(strip) = token_ids {
             stream.record_token_ids(strip);
@@ -285,9 +289,9 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether a replica refused a request because of the field by which the gateway asks for token ids: a
-/// server that checks fields names the one that it does not know.
-fn refuses_token_ids(committed: &Committed) -> bool {
+/// Whether a replica may have refused a request because of the field by which the gateway asks for token
+/// ids: a server that checks fields names the one that it does not know.
+fn may_refuse_token_ids(committed: &Committed) -> bool {
     let AnswerStart::Refused(body) = &committed.start else { return false };
     matches!(committed.head.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
         && body.slices().any(|slice| memchr::memmem::find(slice, b"return_token_ids").is_some())

@@ -22,6 +22,7 @@ use crate::answer::judge::is_failure;
 use crate::answer::not_continued::NotContinued;
 use crate::answer::refusal::Refusal;
 use crate::answer::shown_text::{Compared, MOST_BACK, ShownTail};
+use crate::answer::stream_memory::StreamMemory;
 use crate::answer::token_record::TokenRecord;
 use crate::exchange::misfit::MisfitCheck;
 use crate::exchange::move_rules::{longest_move, may_move_after, too_slow};
@@ -76,6 +77,7 @@ pub(crate) struct CutAnswer {
     stops: Stops,
     /// The text that the client has, if it must be shown that it is the text of the ids.
     shown: Option<ShownTail>,
+    _memory: StreamMemory,
 }
 
 /// The rest of an answer behind a cut.
@@ -145,7 +147,12 @@ impl Continuation {
             true => None,
             false => Some(token_record.shown().shown().ok_or(NotContinued::TextHeld)?),
         };
-        Ok(Onward::Tokens(CutAnswer { ids: ids.all().to_vec(), answered, stops, shown }))
+        let mut memory = StreamMemory::default();
+        if !memory.reach(size_of_val(ids.all())) {
+            return Err(NotContinued::Memory);
+        }
+        let ids = ids.all().to_vec();
+        Ok(Onward::Tokens(CutAnswer { ids, answered, stops, shown, _memory: memory }))
     }
 
     /// Gives up the place at the replica that failed. `progress`: the tokens that it generated, if a
@@ -206,8 +213,13 @@ impl Continuation {
         })
     }
 
-    async fn try_slot(&mut self, slot: Slot, cut: &CutAnswer) -> Result<NextReplica, NoReplica> {
+    async fn try_slot(
+        &mut self,
+        mut slot: Slot,
+        cut: &CutAnswer,
+    ) -> Result<NextReplica, NoReplica> {
         let Self { head, body, way, steps } = self;
+        slot.goes_on();
         let now = clock::now();
         let parent = steps.as_mut().map(|steps| steps.try_began(now, slot.address));
         way.take_key();
@@ -253,7 +265,8 @@ impl Continuation {
             if let Some(steps) = steps {
                 steps.hold_began(clock::now());
             }
-            let slot = way.pool.hold(&mut way.ticket).await?;
+            let mut slot = way.pool.hold(&mut way.ticket).await?;
+            slot.goes_on();
             let now = clock::now();
             let parent = steps.as_mut().map(|steps| steps.try_began(now, slot.address));
             way.take_key();
@@ -335,7 +348,7 @@ impl Resumption<'_> {
     /// Finds the last token of which the client has all text, with nothing of the next one, by asking
     /// the replica for the text of the last tokens.
     async fn find_start(&self) -> Result<Start, NoReply> {
-        let CutAnswer { ids, answered, stops, shown } = self.cut;
+        let CutAnswer { ids, answered, stops, shown, .. } = self.cut;
         let Some(shown) = shown else { return Ok(Start::default()) };
         for back in 0..=MOST_BACK.min(*answered) {
             let end = ids.len() - back;
@@ -446,6 +459,10 @@ impl Resumption<'_> {
             return NoReply::Failed(Failure::new(Cause::QueueFull, message));
         }
         let names = |field: &str| memchr::memmem::find(body, field.as_bytes()).is_some();
+        if names("kv_transfer_params.prompt_token_ids") {
+            // It knows the field, and not these ids: they are of another model with the same name.
+            return NoReply::Failed(Failure::new(Cause::NotContinued, message));
+        }
         if names("kv_transfer_params") || names("return_token_ids") {
             return NoReply::BeginsAnew(Failure::new(Cause::NotContinued, message));
         }

@@ -19,6 +19,8 @@ pub(crate) enum Cut {
     ClientLeft,
     /// The replica will send nothing more.
     ReplicaLost,
+    /// The replica's engine hangs, and another one is ready. It may send more if it wakes.
+    ReplicaHangs,
     ShuttingDown,
     /// The replica has drained long enough: the stream should move.
     Drains,

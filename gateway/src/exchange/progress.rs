@@ -34,6 +34,8 @@ pub(crate) struct RequestProgress {
     head_sent: Option<Instant>,
     pub(crate) first_token: Option<Instant>,
     pub(crate) seams: Seams,
+    /// The tokens of the answer that the present replica took over from earlier ones.
+    pub(crate) carried: u64,
 }
 
 /// How often other replicas went on with an answer.
@@ -78,8 +80,13 @@ impl RequestProgress {
         now
     }
 
-    /// Notes that the replica in `slot` goes on with the answer after a pause.
-    pub(crate) fn continued(&mut self, slot: &Slot, pause: Pause) {
+    /// Notes that the replica in `slot` goes on after a pause, behind `carried` tokens of the answer. `prompt`:
+    /// the tokens of the request's prompt.
+    pub(crate) fn continued(&mut self, slot: &Slot, pause: Pause, prompt: u64, carried: u64) {
+        if let Some(left) = &self.endpoint_totals {
+            left.left(prompt + self.carried, carried.saturating_sub(self.carried));
+        }
+        self.carried = carried;
         self.endpoint = Some(slot.address);
         self.endpoint_totals = Some(Arc::clone(slot.totals()));
         self.seams.continued += 1;

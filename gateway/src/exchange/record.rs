@@ -164,9 +164,10 @@ impl Record {
         }
     }
 
-    /// Notes that the replica in `slot` goes on with the answer after a pause.
-    pub(crate) fn continued(&mut self, slot: &Slot, pause: Pause) {
-        self.progress.continued(slot, pause);
+    /// Notes that the replica in `slot` goes on after a pause, behind `carried` tokens of the answer. `prompt`:
+    /// the tokens of the request's prompt.
+    pub(crate) fn continued(&mut self, slot: &Slot, pause: Pause, prompt: u64, carried: u64) {
+        self.progress.continued(slot, pause, prompt, carried);
         if let (Some(steps), Cause::Moved) = (&mut self.steps, pause.cause) {
             steps.moved(clock::now());
         }
@@ -311,6 +312,7 @@ impl Drop for Record {
             took,
             tries: self.progress.tries,
             tokens: &self.tokens,
+            carried: self.progress.carried,
             session: self.session.as_deref().map(|traffic| (self.progress.since_head(), traffic)),
         };
         match &self.pool {

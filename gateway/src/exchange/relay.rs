@@ -8,8 +8,9 @@ use bytes::Bytes;
 use http_body::SizeHint;
 use tokio::time::Instant;
 
-use crate::answer::failure::Failure;
+use crate::answer::failure::{Cause, Failure};
 use crate::answer::meter::Tokens;
+use crate::answer::not_continued::NotContinued;
 use crate::answer::outcome::{Outcome, SHUTTING_DOWN, TOO_LONG};
 use crate::answer::plain::{PlainAnswer, PlainEnd};
 use crate::answer::refusal::Refusal;
@@ -108,6 +109,7 @@ impl Relay {
             cutoff,
             successor,
         };
+        relay.watch_hang();
         relay.watch_drain();
         relay.note_first_token();
         relay.progressed(now);
@@ -154,6 +156,9 @@ impl Relay {
                         continue;
                     }
                     ready!(self.poll_alarm(cx));
+                    if self.send_heartbeat(clock::now()) {
+                        continue;
+                    }
                     if self.keeps_last_chunk() {
                         self.take_last_chunk();
                         continue;
@@ -173,7 +178,10 @@ impl Relay {
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let silence = self.longest_silence();
         let wait = if self.keeps_last_chunk() { silence.min(LAST_CHUNK_WAIT) } else { silence };
-        let due = self.deadline.min(self.moments.last + wait);
+        let mut due = self.deadline.min(self.moments.last + wait);
+        if let Some(heartbeat) = self.successor.next_heartbeat() {
+            due = due.min(heartbeat);
+        }
         if due < self.alarm.due() {
             self.alarm.set(due);
         }
@@ -365,6 +373,7 @@ impl Relay {
                 self.break_off(503, "ServiceUnavailableError", &message, SHUTTING_DOWN)
             }
             Cut::ReplicaLost => self.end(Some(Failure::unreachable())),
+            Cut::ReplicaHangs => self.leave_hung(),
             Cut::ClientLeft => {
                 self.client_left();
                 Err(BrokenOff::client_left())
@@ -408,6 +417,12 @@ impl Relay {
         reason: &'static str,
     ) -> Result<(), BrokenOff> {
         self.take_last_chunk();
+        // In a move, the old replica would have gone on.
+        if let (Some(cause), Some(record)) = (self.successor.broke_by(), &self.record)
+            && cause != Cause::Moved
+        {
+            record.not_continued(cause, NotContinued::NoTime);
+        }
         if let AnswerForm::Stream(stream) = &self.form {
             self.out.push(stream.error_event(status, kind, message));
         }

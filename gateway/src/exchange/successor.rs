@@ -136,6 +136,11 @@ impl Successor {
         self.search = self.continuation.take().map(|continuation| continuation.search(cut));
     }
 
+    /// Whether another replica may go on, as far as the request decides it.
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.continuation.is_some()
+    }
+
     /// How long a replica drains before the stream leaves it; `None` if it stays.
     pub(crate) fn move_after(&self) -> Option<Duration> {
         self.continuation.as_ref()?.move_after()
@@ -188,9 +193,10 @@ impl Successor {
         continuation.map(|continuation| continuation.take_steps()).unwrap_or_default()
     }
 
-    /// When the next heartbeat is due, if the client gets any.
+    /// When the next heartbeat of a pause is due, if the client gets any.
     pub(crate) fn next_heartbeat(&self) -> Option<Instant> {
-        (!self.heartbeat.is_zero()).then(|| self.last_sent + self.heartbeat)
+        let pauses = self.broke.is_some() && !self.heartbeat.is_zero();
+        pauses.then(|| self.last_sent + self.heartbeat)
     }
 
     /// Notes that a heartbeat goes out.

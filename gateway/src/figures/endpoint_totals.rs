@@ -21,11 +21,19 @@ pub(crate) struct EndpointTotals {
 }
 
 impl EndpointTotals {
-    /// Adds a request's tokens, at its end.
-    pub(crate) fn tokens(&self, tokens: &Tokens) {
-        self.prompt_tokens.fetch_add(tokens.prompt.unwrap_or(0), Relaxed);
+    /// Adds the tokens of a request that ended here. `carried` tokens of the answer came from earlier
+    /// replicas; this one computed them with the prompt.
+    pub(crate) fn tokens(&self, tokens: &Tokens, carried: u64) {
+        let prompt = tokens.prompt.map_or(0, |prompt| prompt + carried);
+        self.prompt_tokens.fetch_add(prompt, Relaxed);
         self.cached_tokens.fetch_add(tokens.cached.unwrap_or(0), Relaxed);
-        self.generated_tokens.fetch_add(tokens.generated, Relaxed);
+        self.generated_tokens.fetch_add(tokens.generated.saturating_sub(carried), Relaxed);
+    }
+
+    /// Adds the tokens of a request with which another replica goes on.
+    pub(crate) fn left(&self, prompt: u64, generated: u64) {
+        self.prompt_tokens.fetch_add(prompt, Relaxed);
+        self.generated_tokens.fetch_add(generated, Relaxed);
     }
 
     /// Adds a stream's first token. `ttft`: the time since its release.

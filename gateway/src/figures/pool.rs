@@ -327,7 +327,7 @@ impl PoolFigures {
         self.tokens.cached.increment(end.tokens.cached.unwrap_or(0));
         self.tokens.generated.increment(end.tokens.generated);
         if let Some(endpoint) = endpoint {
-            endpoint.tokens(end.tokens);
+            endpoint.tokens(end.tokens, end.carried);
         }
         self.sums.add(|sums| sums.ended(end));
     }

@@ -4,6 +4,8 @@
 //! and the answer so far.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,8 +15,8 @@ use tokio::time::Instant;
 
 /// The most streams of one endpoint that move at the same time.
 const AT_ONCE: usize = 4;
-/// How long a stream counts as one that moves. It moves later if its client does not read, and must not
-/// keep the others waiting for that.
+/// How long a stream that has room elsewhere counts as one that moves before it does. It waits if its client
+/// does not read, and must not keep the others waiting for that.
 const COUNTS_FOR: Duration = Duration::from_secs(10);
 
 /// The streams that may move, by the endpoint that they are at.
@@ -25,8 +27,8 @@ pub(super) struct Moves(BTreeMap<EndpointId, Leaving>);
 #[derive(Default)]
 struct Leaving {
     waiting: VecDeque<Mover>,
-    /// The streams that move now, and since when.
-    under_way: Vec<(Instant, Weak<()>)>,
+    /// The streams that move now, and since when. True: the move has begun.
+    under_way: Vec<(Instant, Weak<AtomicBool>)>,
 }
 
 /// A stream that waits for room elsewhere.
@@ -37,15 +39,24 @@ pub(super) struct Mover {
 
 /// A move under way: the stream counts among those that move now as long as it has this. Drop it before
 /// the place at the old endpoint is given back: that lets the next stream move.
-pub(crate) struct UnderWay(#[expect(dead_code, reason = "it is counted")] Arc<()>);
+pub(crate) struct UnderWay(Arc<AtomicBool>);
+
+impl UnderWay {
+    /// Notes that the new replica is asked to go on from now on.
+    pub(crate) fn begun(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
 
 impl Leaving {
     /// Begins a move, unless enough of them are under way.
     fn begin(&mut self, now: Instant) -> Option<UnderWay> {
         let counts = |since: Instant| now.saturating_duration_since(since) < COUNTS_FOR;
-        self.under_way.retain(|(since, one)| one.strong_count() > 0 && counts(*since));
+        self.under_way.retain(|(since, one)| {
+            one.upgrade().is_some_and(|begun| begun.load(Relaxed) || counts(*since))
+        });
         (self.under_way.len() < AT_ONCE).then(|| {
-            let one = Arc::new(());
+            let one = Arc::new(AtomicBool::new(false));
             self.under_way.push((now, Arc::downgrade(&one)));
             UnderWay(one)
         })

@@ -164,6 +164,18 @@ impl Slot {
         self.evictions.begun.clone()
     }
 
+    /// Cancelled when the endpoint's engine hangs and another endpoint is ready.
+    pub(crate) fn hung(&self) -> CancellationToken {
+        self.evictions.hung.clone()
+    }
+
+    /// Notes that it goes on with an answer of another replica, whose beginning is a part of its prompt.
+    pub(crate) fn goes_on(&mut self) {
+        if let Some(given) = &mut self.lessons.given {
+            given.goes_on();
+        }
+    }
+
     /// Completes when a session, which may be silent, should wait no longer.
     pub(crate) async fn given_up(&self) {
         self.evictions.sessions.cancelled().await;

@@ -326,8 +326,11 @@ fn check_field(api: Api, field: &str, value: &Value) -> Result<(), NotContinued>
         "audio" | "mm_processor_kwargs" | "media_io_kwargs" | "prompt_embeds" => {
             refuse(empty(), NotContinued::Media)
         }
-        // A call that has not been passed on begins anew.
-        "tools" | "parallel_tool_calls" if api == Api::ChatCompletions => Ok(()),
+        // A call that has not been passed on begins anew. For one of these, vLLM makes a grammar.
+        "tools" if api == Api::ChatCompletions => refuse(!has_strict(value), NotContinued::Tools),
+        "parallel_tool_calls" if api == Api::ChatCompletions => {
+            refuse(*value != false, NotContinued::Tools)
+        }
         "tools" | "functions" => refuse(empty(), NotContinued::Tools),
         "tool_choice" | "function_call" => {
             refuse(*value == "none" || *value == "auto", NotContinued::Tools)
@@ -342,6 +345,12 @@ fn check_field(api: Api, field: &str, value: &Value) -> Result<(), NotContinued>
         }
         _ => Err(NotContinued::UnknownField),
     }
+}
+
+/// Whether a tool asks for calls that keep strictly to its schema.
+fn has_strict(tools: &Value) -> bool {
+    let tools = tools.as_array().map(Vec::as_slice).unwrap_or_default();
+    tools.iter().any(|tool| tool["function"]["strict"] == true || tool["strict"] == true)
 }
 
 /// Whether a chat's messages have nothing but text.

@@ -22,6 +22,8 @@ pub struct Given {
     pub(super) usage: Option<Usage>,
     /// For how long the client kept the answer waiting.
     pub(super) client_time: Duration,
+    /// The endpoint goes on with another one's answer.
+    pub(super) goes_on: bool,
 }
 
 impl Given {
@@ -39,6 +41,12 @@ impl Given {
     /// Takes the time for which the client did not read what had come. It is not the endpoint's.
     pub fn set_client_time(&mut self, time: Duration) {
         self.client_time = time;
+    }
+
+    /// Notes that the endpoint goes on with another one's answer, of which it computes the beginning with
+    /// the prompt. So its first token and its count of the prompt's tokens tell nothing of the prompt.
+    pub fn goes_on(&mut self) {
+        self.goes_on = true;
     }
 
     /// The endpoint that has it, and what it should have cached of the prompt.

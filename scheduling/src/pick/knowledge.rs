@@ -141,7 +141,7 @@ impl Knowledge {
         let generated = usage.generated as f64 * self.correction.bytes_per_token();
         let place = (given.choice.id.number() as u32, given.process);
         self.index.written(place, generated as u64);
-        let prompt = given.prompt.as_ref()?;
+        let prompt = given.prompt.as_ref().filter(|_| !given.goes_on)?;
         let predicted = u64::from(given.choice.blocks) * BLOCK_BYTES as u64;
         // Some versions of vLLM leave the count out where it is zero.
         let reports = self.cache(given.choice.id, given.process).is_some_and(|it| it.in_usage);

@@ -106,6 +106,7 @@ impl Picker {
             work: None,
             usage: None,
             client_time: Duration::ZERO,
+            goes_on: false,
         };
         if self.policy == Pick::PowerOfTwo {
             return Some(Box::new(given));
@@ -125,12 +126,14 @@ impl Picker {
         }
         given.first_token = Some(now);
         let (at, took) = (given.place(), now.saturating_sub(given.at).as_secs_f64());
-        if self.policy == Pick::PowerOfTwo {
+        if self.policy == Pick::PowerOfTwo && !given.goes_on {
             self.latencies.observe(at.0, at.1, took, now);
         }
         if let Some(knowledge) = &mut self.knowledge {
-            if let Some(work) = &given.work {
-                knowledge.expected.first_token(at, work, took, now);
+            match &given.work {
+                Some(work) if given.goes_on => knowledge.expected.left(at, work),
+                Some(work) => knowledge.expected.first_token(at, work, took, now),
+                None => {}
             }
             knowledge.prefilled(given);
         }

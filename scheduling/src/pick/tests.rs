@@ -42,7 +42,7 @@ impl Pool {
         self.ports.push(candidate.address.port());
     }
 
-    fn id(&self, port: u16) -> EndpointId {
+    pub(super) fn id(&self, port: u16) -> EndpointId {
         self.ids[self.ports.iter().position(|known| *known == port).expect("it was added")]
     }
 
@@ -129,6 +129,12 @@ impl Pool {
         let prompt = request.prompt.as_deref().expect("it has a prompt");
         let found = self.picker.find(prompt);
         found.all().iter().map(|found| self.ports[found.endpoint as usize]).collect()
+    }
+
+    /// What it has learned of an endpoint.
+    pub(super) fn learned(&self, id: EndpointId, now: Duration) -> Learned {
+        let process = self.candidates.get(id).expect("it is there").process;
+        self.picker.learned(id, process, now).expect("it is its policy")
     }
 
     /// How far prefix affinity trusts its index.

@@ -20,6 +20,8 @@ fn cut() -> (SeamClient, Vec<u8>) {
 const IDS: &str = r#""prompt_token_ids":[1,2,7]"#;
 const ROLE: &str = r#""choices":[{"index":0,"delta":{"role":"assistant","content":""}}]"#;
 const TEXT: &str = r#""choices":[{"index":0,"delta":{"content":"y"},"token_ids":[5],"logprobs":{"text_offset":[1]}}]"#;
+const HUGE: &str =
+    r#""usage":{"prompt_tokens":18446744073709551615,"completion_tokens":18446744073709551615}"#;
 const USAGE: &str = r#""usage":{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":9}}"#;
 
 fn event(members: &[&str]) -> Bytes {
@@ -51,6 +53,14 @@ fn nothing_of_a_replica_goes_out_before_it_has_shown_that_it_goes_on() {
 }
 
 #[test]
+fn counts_beyond_all_numbers_stay_numbers() {
+    let (mut client, before) = cut();
+    assert_eq!(client.feed(&[event(&[TEXT, IDS]), event(&[r#""choices":[]"#, HUGE])]), None);
+    assert!(client.out.len() > before.len());
+    assert_eq!(client.stream.meter.tokens().generated, u64::MAX);
+}
+
+#[test]
 fn an_event_with_values_before_its_choices_is_refused() {
     for members in [[USAGE, TEXT, IDS], [IDS, TEXT, USAGE], [r#""id":"b""#, USAGE, TEXT]] {
         let (mut client, before) = cut();
@@ -67,7 +77,7 @@ fn events_without_text_are_kept_back_up_to_a_number_of_bytes() {
     client.feed(&events[..4]);
     let before = client.out.len();
     let silent = String::from_utf8(events[4].to_vec()).expect("UTF-8");
-    let long = format!("{{}},\"more\":\"{}\"", "x".repeat(600 << 10));
+    let long = format!("{{}},\"more\":\"{}\"", "x".repeat(150 << 10));
     let silent = Bytes::from(silent.replace("{\"content\":\"\"}", &long));
     client.feed(std::slice::from_ref(&silent));
     assert_eq!(client.out.len(), before, "it waits for a text");
@@ -80,7 +90,7 @@ proptest! {
     fn no_order_of_members_is_a_panic_or_goes_out_unproven(
         events in vec(
             vec(select(vec![
-                r#""id":"b""#, ROLE, TEXT, USAGE, IDS, r#""choices":[]"#, r#""token_ids":[5]"#,
+                r#""id":"b""#, ROLE, TEXT, USAGE, HUGE, IDS, r#""choices":[]"#, r#""token_ids":[5]"#,
                 r#""choices":null"#, r#""error":{"message":"no","code":400}"#,
             ]), 0..5),
             1..5,

@@ -433,19 +433,90 @@ fn a_parser_that_takes_text_for_something_else_is_noticed_before_it_goes_out() {
 }
 
 #[test]
-fn offsets_into_a_completions_text_go_on() {
-    let choice = |text: &str, offset: u32, id: u32, prompt: &str| {
-        format!(
+fn offsets_of_a_completions_tokens_go_on() {
+    let choice = |text: &str, token: &str, offset: u32, id: u32, prompt: &str| {
+        Bytes::from(format!(
             "data: {{\"id\":\"cmpl-1\",\"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":\
-             {{\"text_offset\":[{offset}],\"tokens\":[\"a\"]}},\"finish_reason\":null,\
+             {{\"text_offset\":[{offset}],\"tokens\":[\"{token}\"]}},\"finish_reason\":null,\
              \"prompt_token_ids\":{prompt},\"token_ids\":[{id}]}}]}}\n\n"
-        )
+        ))
+    };
+    // vLLM counts the tokens as it names them: by their texts, or by their ids.
+    for (names, offsets) in [
+        (["a\\u00e9", "b\\n", "c", "d"], [0, 2, 4, 5]),
+        (["token_id:7", "token_id:8", "token_id:9", "token_id:10"], [0, 10, 20, 30]),
+    ] {
+        let mut client = SeamClient::new(Api::Completions, true);
+        client.feed(&[
+            choice("a\\u00e9", names[0], offsets[0], 7, "[1,2]"),
+            choice("b\\n", names[1], offsets[1], 8, "null"),
+        ]);
+        assert_eq!(client.seam(), Ok(Rest::Tokens));
+        client.feed(&[
+            choice("c", names[2], 0, 9, "[1,2,7,8]"),
+            choice("d", names[3], offsets[3] - offsets[2], 10, "null"),
+        ]);
+        for offset in offsets {
+            let want = format!("\"text_offset\":[{offset}]");
+            assert!(client.text().contains(&want), "{want} in {}", client.text());
+        }
+    }
+}
+
+#[test]
+fn offsets_go_back_with_the_tokens_of_an_event() {
+    let event = |offsets: &str, names: &str, ids: &str, prompt: &str| {
+        Bytes::from(format!(
+            "data: {{\"id\":\"cmpl-1\",\"choices\":[{{\"index\":0,\"text\":\"abc\",\"logprobs\":\
+             {{\"text_offset\":{offsets},\"tokens\":{names}}},\"finish_reason\":null,\
+             \"prompt_token_ids\":{prompt},\"token_ids\":{ids}}}]}}\n\n"
+        ))
     };
     let mut client = SeamClient::new(Api::Completions, true);
-    client.feed(&[choice("a\\u00e9", 0, 7, "[1,2]").into(), choice("b\\n", 2, 8, "null").into()]);
+    client.feed(&[event("[0,1,3]", r#"["a","bc","\u00e9\u00e9"]"#, "[7,8,9]", "[1,2]")]);
     assert_eq!(client.seam(), Ok(Rest::Tokens));
-    client.feed(&[choice("c", 0, 9, "[1,2,7,8]").into(), choice("d", 1, 10, "null").into()]);
-    for offset in [0, 2, 4, 5] {
-        assert!(client.text().contains(&format!("\"text_offset\":[{offset}]")), "{offset}");
+    client.stream.move_seam(2, "");
+    client.feed(&[event("[0]", r#"["bc"]"#, "[8]", "[1,2,7]")]);
+    assert!(client.text().contains("\"text_offset\":[1]"), "{}", client.text());
+}
+
+#[test]
+fn a_call_that_has_ended_ends_the_answer_if_only_the_mark_is_missing() {
+    let call = r#"data: {"id":"a","choices":[{"index":0,"delta":{"tool_calls":[{"index":0}]},"finish_reason":null,"token_ids":[7]}],"prompt_token_ids":[1,2]}"#;
+    let end = r#"data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"tool_calls","token_ids":[8]}]}"#;
+    for (usage_wanted, want) in [(false, Ok(Rest::End)), (true, Err(NotContinued::ToolCall))] {
+        let mut client = SeamClient::new(Api::ChatCompletions, true);
+        client.stream.stripped_usage.enabled = !usage_wanted;
+        let both = [call, end].map(|event| Bytes::from(format!("{event}\n\n")));
+        client.feed(&both[..1]);
+        assert_eq!(client.seam(), Err(NotContinued::ToolCall), "it has not ended");
+        client.feed(&both[1..]);
+        assert_eq!(client.seam(), want);
+        if want.is_ok() {
+            let before = client.tokens();
+            client.stream.conclude().for_each(|piece| client.out.extend_from_slice(&piece));
+            assert!(client.text().ends_with("data: [DONE]\n\n"), "{}", client.text());
+            assert_eq!(client.text().matches("tool_calls\"").count(), 2, "{}", client.text());
+            assert_eq!(client.tokens().generated, before.generated);
+        }
+    }
+}
+
+#[test]
+fn the_gateways_own_end_has_the_servers_fingerprint() {
+    let usage = br#"{"usage":{},"system_fingerprint":"vllm-0.32.0-a"}"#;
+    for strip in [true, false] {
+        let events = recorded("chat_full_stream");
+        let fingerprint = Fingerprint::read(usage);
+        let mut stream = AnswerStream::new(Api::ChatCompletions, strip, fingerprint);
+        stream.record_token_ids(true);
+        let mut client = SeamClient { stream, out: Vec::new() };
+        client.feed(&events[..events.len() - 3]);
+        assert_eq!(client.seam(), Ok(Rest::Tokens));
+        client.stream.conclude().for_each(|piece| client.out.extend_from_slice(&piece));
+        let text = client.text();
+        assert_eq!(text.matches("system_fingerprint").count(), 1, "{text}");
+        let last = text.split("\n\n").filter(|event| event.starts_with("data: {")).last();
+        assert!(last.is_some_and(|last| last.contains("vllm-0.32.0-a")), "{text}");
     }
 }

@@ -12,6 +12,7 @@ use crate::answer::token_record::TokenRecord;
 use crate::exchange::continuation::{NextReplica, NoReplica, Onward};
 use crate::exchange::cutoff::Cut;
 use crate::exchange::move_rules::may_move_after;
+use crate::exchange::send::stalled;
 use crate::exchange::successor::Move;
 use crate::net::clock;
 use crate::pool::End;
@@ -33,7 +34,11 @@ impl Relay {
                     }
                     (self.slot, self.upstream) = (Some(slot), Some(upstream));
                     self.moments.last = clock::now();
-                    self.watch_drain();
+                    self.watch_hang();
+                    // A stream that moves leaves the new replica only once it has gone on there.
+                    if matches!(self.successor.moving, Move::None) {
+                        self.watch_drain();
+                    }
                 }
                 Err(none) => self.not_found(&none),
             }
@@ -55,11 +60,44 @@ impl Relay {
         if now >= self.deadline {
             return Poll::Ready(self.too_late());
         }
-        if let AnswerForm::Stream(stream) = &self.form {
-            self.out.push(stream.heartbeat());
-        }
-        self.successor.heartbeat_sent(now);
+        self.send_heartbeat(now);
         Poll::Ready(Ok(()))
+    }
+
+    /// Sends a heartbeat if the stream is in a pause and one is due; false otherwise.
+    pub(super) fn send_heartbeat(&mut self, now: Instant) -> bool {
+        let due = self.successor.next_heartbeat().is_some_and(|due| due <= now);
+        if let (true, AnswerForm::Stream(stream)) = (due, &self.form) {
+            self.out.push(stream.heartbeat());
+            self.successor.heartbeat_sent(now);
+        }
+        due
+    }
+
+    /// Has the stream leave the present replica if that hangs, where another one may go on.
+    pub(super) fn watch_hang(&mut self) {
+        if let (Some(slot), true) = (&self.slot, self.successor.may_go_on()) {
+            let hung = slot.hung();
+            self.cutoff.watch(async move {
+                hung.cancelled_owned().await;
+                Cut::ReplicaHangs
+            });
+        }
+    }
+
+    /// Leaves a replica that hangs, if another one may go on with the stream. Otherwise the stream stays:
+    /// the replica may wake.
+    pub(super) fn leave_hung(&mut self) -> Result<(), BrokenOff> {
+        let AnswerForm::Stream(stream) = &self.form else { return Ok(()) };
+        let silence = clock::now().saturating_duration_since(self.moments.last);
+        let failure = stalled(silence);
+        match self.successor.next(&mut stream.clone(), &failure) {
+            Ok(_) => self.end(Some(failure)),
+            Err(why) => {
+                tracing::debug!(why = why.name(), "stream stays at a replica that hangs");
+                Ok(())
+            }
+        }
     }
 
     /// Ends the stream, since no replica goes on with it.
@@ -139,8 +177,14 @@ impl Relay {
             && let (Some(slot), Some(record)) = (&mut self.slot, &mut self.record)
         {
             slot.first_token(now);
-            record.continued(slot, pause);
-            self.end_move();
+            let carried = stream.token_record().map_or(0, TokenRecord::carried);
+            let prompt =
+                stream.token_record().map_or(0, |record| record.ids().prompt_tokens() as u64);
+            record.continued(slot, pause, prompt, carried);
+            if matches!(self.successor.moving, Move::UnderWay(_)) {
+                self.end_move();
+                self.watch_drain();
+            }
         }
     }
 }

@@ -101,6 +101,7 @@ impl Relay {
             return self.ask_for_room();
         };
         let (Some(upstream), Some(slot)) = (self.upstream.take(), self.slot.take()) else { return };
+        under_way.begun();
         let stream = std::mem::replace(stream, next_stream);
         self.successor.moving =
             Move::UnderWay(Box::new(Standby { upstream, slot, stream, under_way }));
@@ -164,6 +165,7 @@ impl Relay {
         (self.upstream, self.slot) = (Some(upstream), Some(slot));
         self.moments.last = clock::now();
         self.successor.stayed();
+        self.watch_hang();
         if again {
             self.move_later();
         }

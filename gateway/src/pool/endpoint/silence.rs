@@ -12,7 +12,8 @@
 //! - when its engine hangs, as soon as another endpoint is ready. A suspicion alone takes nothing
 //!   away from the last endpoint.
 //!
-//! An answer that has begun may continue when the process wakes. It ends when the endpoint can't be
+//! An answer that has begun may continue when the process wakes. If another replica can go on with it, it
+//! leaves with the requests without an answer when the engine hangs. It ends when the endpoint can't be
 //! reached for `freezeTimeout` and nothing came. A session may be silent, so it ends only where the
 //! server in front of the engine is silent as well.
 
@@ -168,6 +169,8 @@ pub(crate) struct Evictions {
     pub(crate) unanswered: CancellationToken,
     /// For answers that have begun.
     pub(crate) begun: CancellationToken,
+    /// For answers that have begun, and with which another replica may go on.
+    pub(crate) hung: CancellationToken,
     /// For sessions, which may be silent.
     pub(crate) sessions: CancellationToken,
     /// Since when the endpoint drains, if it does. All its requests share this.
@@ -252,7 +255,8 @@ impl Endpoint {
         matches!(self.standing, Standing::Ejected { hung: true, .. })
     }
 
-    /// Sends requests without an answer elsewhere, if nothing came since its engine hung.
+    /// Sends requests without an answer elsewhere, and answers that another replica may continue, if
+    /// nothing came since its engine hung.
     pub(crate) fn relieve(&mut self, now: Instant) {
         let suspect = self.is_suspect(now);
         if let Standing::Ejected { hung, .. } = &mut self.standing
@@ -261,6 +265,7 @@ impl Endpoint {
         {
             *hung = false;
             self.evict_unanswered();
+            std::mem::take(&mut self.evictions_mut().hung).cancel();
         }
     }
 

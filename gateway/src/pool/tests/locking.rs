@@ -34,6 +34,7 @@ fn record_end(pool: &Pool, outcome: Outcome) {
         took: Duration::ZERO,
         tries: 1,
         tokens: &Tokens::default(),
+        carried: 0,
         session: None,
     };
     pool.figures.ended(&end, None);

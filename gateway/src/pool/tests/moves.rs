@@ -1,6 +1,7 @@
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
+use crate::pool::UnderWay;
 
 /// A stream at an endpoint.
 fn stream(pool: &Arc<Pool>) -> (Ticket, Slot) {
@@ -51,6 +52,26 @@ async fn streams_whose_clients_do_not_read_do_not_keep_others_from_moving() {
     pool.tick();
     assert_eq!(rooms[4].try_recv().err(), Some(TryRecvError::Empty));
     tokio::time::advance(Duration::from_secs(1)).await;
+    pool.tick();
+    assert!(rooms[4].try_recv().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_streams_move_at_a_time_however_long_a_prompt_takes() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let streams: Vec<_> = (0..5).map(|_| stream(&pool)).collect();
+    ready(&pool, 2);
+    pool.drain_endpoint(address(1), true);
+    let mut rooms: Vec<_> =
+        streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
+    let mut under_way: Vec<_> =
+        rooms[..4].iter_mut().map(|room| room.try_recv().expect("room")).collect();
+    under_way.iter().for_each(UnderWay::begun);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    pool.tick();
+    assert_eq!(rooms[4].try_recv().err(), Some(TryRecvError::Empty));
+    under_way.pop();
     pool.tick();
     assert!(rooms[4].try_recv().is_ok());
 }

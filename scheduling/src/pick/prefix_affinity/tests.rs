@@ -137,6 +137,34 @@ fn a_count_that_is_left_out_where_it_was_given_before_is_zero() {
 }
 
 #[test]
+fn an_answer_that_goes_on_elsewhere_tells_nothing_of_its_prompt() {
+    let learned = |goes_on: bool| {
+        let mut pool = pool(1);
+        let request = request(&[], 1, 50);
+        for second in 1..60 {
+            let now = START * second;
+            let mut given = pool.give(&request, now).expect("it learns");
+            if goes_on {
+                given.goes_on();
+            }
+            // A long answer is computed with the prompt, and nothing of that is in the cache.
+            pool.first_token(&mut given, now + Duration::from_secs(30));
+            pool.end_with(given, Some(0), now + Duration::from_secs(31));
+        }
+        let id = pool.id(1);
+        let learned = pool.learned(id, START * 100);
+        assert_eq!(pool.remembered(&request), [1], "it has the prompt in its cache");
+        (pool.trust(), learned.first_token_slowness, learned.prompt_bytes_per_second)
+    };
+    let nothing = {
+        let learned = pool(1).learned(EndpointId::of(0), START);
+        (1.0, learned.first_token_slowness, learned.prompt_bytes_per_second)
+    };
+    assert_eq!(learned(true), nothing);
+    assert!(learned(false).0 < 0.5 && learned(false).2 < nothing.2 / 2.0, "{:?}", learned(false));
+}
+
+#[test]
 fn gateways_lead_a_new_prompt_to_the_same_endpoint_without_talking() {
     let mut ports = std::collections::BTreeSet::new();
     for first in 0..40 {
