@@ -279,7 +279,7 @@ impl TokenRecord {
             };
         };
         let past_the_answer = matches!(facts.verdict, Verdict::UsageOnly | Verdict::Client(_));
-        if past_the_answer && !self.is_resumed() {
+        if (past_the_answer || !facts.more.is_empty()) && !self.is_resumed() {
             return self.fail();
         }
         let line = raw.strip_prefix(START).and_then(|line| line.strip_suffix(END));

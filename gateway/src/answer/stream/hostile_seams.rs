@@ -61,8 +61,14 @@ fn counts_beyond_all_numbers_stay_numbers() {
 }
 
 #[test]
-fn an_event_with_values_before_its_choices_is_refused() {
-    for members in [[USAGE, TEXT, IDS], [IDS, TEXT, USAGE], [r#""id":"b""#, USAGE, TEXT]] {
+fn an_event_with_values_before_its_choices_or_with_more_choices_is_refused() {
+    for members in [
+        [USAGE, TEXT, IDS],
+        [IDS, TEXT, USAGE],
+        [r#""id":"b""#, USAGE, TEXT],
+        // Two lists of choices.
+        [ROLE, TEXT, IDS],
+    ] {
         let (mut client, before) = cut();
         let failure = client.feed(&[event(&members)]).expect("it is refused");
         assert_eq!(failure.cause, Cause::NotContinued);
