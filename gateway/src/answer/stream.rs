@@ -488,6 +488,8 @@ impl AnswerStream {
 }
 
 #[cfg(test)]
+mod end_tests;
+#[cfg(test)]
 mod hostile_seams;
 #[cfg(test)]
 mod seam_tests;

@@ -131,7 +131,7 @@ impl Pool {
         found.all().iter().map(|found| self.ports[found.endpoint as usize]).collect()
     }
 
-    /// What it has learned of an endpoint.
+    /// The policy's knowledge of an endpoint.
     pub(super) fn learned(&self, id: EndpointId, now: Duration) -> Learned {
         let process = self.candidates.get(id).expect("it is there").process;
         self.picker.learned(id, process, now).expect("it is its policy")
