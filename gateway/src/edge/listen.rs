@@ -12,13 +12,16 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_base::Heartbeats;
 use forebay_base::shortage::Resource;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
@@ -164,6 +167,9 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Something that a thread does beside its connections. The first to end is `serving`.
+type Duty<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
 /// One thread that serves clients.
 struct Thread {
     sockets: Vec<TcpListener>,
@@ -194,13 +200,13 @@ impl Thread {
                 drop(accepting);
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
-            tokio::select! {
-                biased;
-                never = watch_hangups() => match never {},
-                never = upstream::close_idle() => match never {},
-                never = ring_alarms() => match never {},
-                () = serving => {}
-            }
+            // Each is polled only when it is woken itself: alarms ring often.
+            let mut duties = FuturesUnordered::<Duty<'_>>::new();
+            duties.push(Box::pin(async { match watch_hangups().await {} }));
+            duties.push(Box::pin(async { match upstream::close_idle().await {} }));
+            duties.push(Box::pin(async { match ring_alarms().await {} }));
+            duties.push(Box::pin(serving));
+            duties.next().await;
         });
     }
 }
