@@ -34,6 +34,26 @@ pub(crate) enum JsonKind {
     Null,
 }
 
+/// The kind of the value that begins with each byte.
+static KINDS: [Option<JsonKind>; 256] = {
+    let mut kinds = [None; 256];
+    let mut first = 0;
+    while first < kinds.len() {
+        kinds[first] = match first as u8 {
+            b'{' => Some(JsonKind::Object),
+            b'[' => Some(JsonKind::Array),
+            b'"' => Some(JsonKind::String),
+            b'-' | b'0'..=b'9' | b'N' | b'I' => Some(JsonKind::Number),
+            b't' => Some(JsonKind::True),
+            b'f' => Some(JsonKind::False),
+            b'n' => Some(JsonKind::Null),
+            _ => None,
+        };
+        first += 1;
+    }
+    kinds
+};
+
 /// The key of an object's member, with its position.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MemberKey<'a> {
@@ -88,17 +108,12 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// No value follows.
+    #[inline]
     pub(crate) fn kind(&mut self) -> Result<JsonKind, JsonError> {
-        Ok(match self.peek() {
-            Some(b'{') => JsonKind::Object,
-            Some(b'[') => JsonKind::Array,
-            Some(b'"') => JsonKind::String,
-            Some(b'-' | b'0'..=b'9' | b'N' | b'I') => JsonKind::Number,
-            Some(b't') => JsonKind::True,
-            Some(b'f') => JsonKind::False,
-            Some(b'n') => JsonKind::Null,
-            _ => return self.broken("Expecting value"),
-        })
+        match self.peek().and_then(|first| KINDS[usize::from(first)]) {
+            Some(kind) => Ok(kind),
+            None => self.broken("Expecting value"),
+        }
     }
 
     /// Steps into an object, to read it with `next_key`; skips any other value and returns `false`.
@@ -305,6 +320,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads a string, from its opening quote on.
+    #[inline]
     fn string(&mut self) -> Result<JsonString<'a>, JsonError> {
         let start = self.at + 1;
         let end = plain_until(self.bytes, start);
@@ -409,6 +425,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
+    #[cold]
     fn broken<T>(&self, why: &'static str) -> Result<T, JsonError> {
         Err(JsonError { at: self.at, why })
     }

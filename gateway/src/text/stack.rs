@@ -46,17 +46,17 @@ impl<const N: usize> StackText<N> {
 
     /// Appends a number in decimal.
     pub(crate) fn number(&mut self, mut number: u64) {
-        let mut digits = [0; 20];
-        let mut at = digits.len();
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (number % 10) as u8;
+        let count = number.checked_ilog10().map_or(1, |log| log as usize + 1);
+        let free = &mut self.bytes[self.len..];
+        let room = count.min(free.len());
+        for _ in room..count {
             number /= 10;
-            if number == 0 {
-                break;
-            }
         }
-        self.push(&digits[at..]);
+        for digit in free[..room].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        self.len += room;
     }
 
     /// Appends bytes as lower case hex.
