@@ -13,10 +13,12 @@ use crate::answer::api::Api;
 use crate::answer::meter::Tokens;
 use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
 use crate::answer::stream::{AnswerStream, Step, StreamEnd};
+use crate::edge::http1::echo::{Course, ours};
 use crate::read::edit::{Edits, edit};
 use crate::read::prompt::Owner;
 use crate::read::scan::{Scan, scan, scan_contents};
 use crate::wire::head::HeadReader;
+use crate::wire::request::HeadLimits;
 
 const APIS: [Api; 6] = [
     Api::ChatCompletions,
@@ -168,4 +170,29 @@ fn read_response<'a>(
     }
     let end = format!("complete: {}, excess: {}", start.body.is_over(), start.body.has_excess());
     (head, data, end)
+}
+
+/// One byte chooses the size of the pieces. The rest is what a client sends on one connection.
+pub fn connection(input: &[u8]) {
+    let [kind, sent @ ..] = input else { return };
+    let size = usize::from(kind & 0x7f).max(1);
+    // A head in pieces is looked at where it may end.
+    let sent = [sent, b"\r\n\r\n"].concat();
+    let limits = HeadLimits { bytes: 8 << 10, headers: 50 };
+    let course = |size| ours(&sent.chunks(size).collect::<Vec<_>>(), true, limits, false);
+    let (whole, pieces) = (course(usize::MAX), course(size));
+    // How much of an unwanted body is there to be passed over depends on the cuts, and so does the
+    // part of a body that is read before the server finds that it is not valid.
+    let depends = |course: &Course| {
+        course.seen.iter().any(|seen| seen.path == "/unread" || seen.body.is_none())
+    };
+    if !depends(&whole) && !depends(&pieces) {
+        assert_eq!(whole.seen, pieces.seen, "in pieces of {size}");
+        assert_eq!(dateless(&whole.out), dateless(&pieces.out), "in pieces of {size}");
+    }
+}
+
+/// Answers without the second in which they were written.
+fn dateless(out: &[u8]) -> Vec<&[u8]> {
+    out.split(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"date: ")).collect()
 }

@@ -15,7 +15,7 @@ use forebay_config::Limits;
 use futures_util::future::Either;
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::edge::head::ServedHost;
+use crate::edge::http1::{ConnectionError, Http1, Http1Settings};
 use crate::edge::layers::{ClientConnection, Edge, Peer};
 use crate::net::activity::{Activity, TimeLimit};
 use crate::net::alarm::poll_alarm;
@@ -38,11 +39,11 @@ use crate::net::upload::Upload;
 use crate::net::wake_flag::WakeFlag;
 use crate::read::context::Client;
 use crate::realtime::session::ConnectionSessions;
+use crate::wire::request::HeadLimits;
 
 /// The first bytes of an HTTP/2 client with prior knowledge.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The bytes that are read at once to find out the version: the whole of a usual request. hyper
-/// keeps a buffer for each read that a head or a body comes in.
+/// The bytes that are read at once to find out the version: the whole of a usual request.
 const FIRST_READ: usize = 4 << 10;
 /// How often an HTTP/2 client is pinged, and how long its answer may take.
 const PING: Duration = Duration::from_secs(20);
@@ -93,8 +94,6 @@ pub(crate) fn serve<'a>(
         }
     }
 }
-
-type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A connection whose version of HTTP is known, with whether that is HTTP/2.
 type Negotiated = (ClientIo, bool, Peer);
@@ -178,46 +177,37 @@ fn serve_http1<'a>(
     edge: &'a Arc<Edge>,
 ) -> impl Future<Output = Result<(), ConnectionError>> + use<'a> {
     let limits = edge.limits();
-    let encrypted = peer.encrypted;
+    // Each request watches the socket for its client's close. Only the connection can read the end
+    // of a TLS connection.
+    let watches = peer.encrypted;
     let (activity, client) = begin(&mut io, peer, true, counted, edge);
-    let service = {
-        let (activity, client) = (Arc::clone(&activity), Arc::clone(&client));
-        service_fn(move |request: Request<Incoming>| {
-            let request = request.map(|body| Upload::new(body, Arc::clone(&activity)));
-            Arc::clone(&client).serve(request, activity.begin())
-        })
-    };
-    let header_size = header_size(&limits);
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        // `activity` has this limit: it distinguishes a slow head from an idle connection.
-        .header_read_timeout(None)
-        // Each request watches the socket for its client's close. To notice it as well, hyper would
-        // keep 8 KiB to read into for each request. Only it can read the end of a TLS connection.
-        .half_close(!encrypted)
-        .max_buf_size(header_size.max(8192))
-        .max_header_size(header_size);
-    if limits.header_count != 100 {
-        // hyper's default costs no allocation.
-        builder.max_headers(limits.header_count.into());
+    let read = std::mem::take(&mut io.read);
+    if !read.is_empty() {
+        activity.received();
     }
-    let mut connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+    let limits = HeadLimits { bytes: header_size(&limits), headers: limits.header_count.into() };
+    let serve = {
+        let (activity, client) = (Arc::clone(&activity), Arc::clone(&client));
+        move |request| Arc::clone(&client).serve(request, activity.begin())
+    };
+    let settings = Http1Settings { limits, watches };
+    let mut connection = Http1::new(io, read, settings, Arc::clone(&activity), serve);
     async move {
-        let poll = |cx: &mut Context<'_>, action| {
-            let connection = Pin::new(&mut connection);
-            match action {
-                Drive::End => {
-                    connection.graceful_shutdown();
-                    Poll::Pending
-                }
-                Drive::Poll => connection.poll(cx),
+        let poll = |cx: &mut Context<'_>, action| match action {
+            Drive::End => {
+                connection.end();
+                Poll::Pending
             }
+            Drive::Poll => connection.poll(cx),
         };
         drive(poll, &activity, counted, edge, false).await?;
-        // A session counts as a request.
-        let _flight = activity.begin();
-        Box::pin(client.sessions.clone().run()).await;
+        if let Some((upgrade, mut io, read)) = connection.into_switched() {
+            io.read = read;
+            let _ = upgrade.send(Box::new(io));
+            // A session counts as a request.
+            let _flight = activity.begin();
+            Box::pin(client.sessions.clone().run()).await;
+        }
         Ok(())
     }
 }
@@ -236,7 +226,7 @@ async fn serve_http2(
     let service = {
         let (activity, streams) = (Arc::clone(&activity), streams.clone());
         service_fn(move |request: Request<Incoming>| {
-            let request = request.map(|body| Upload::new(body, Arc::clone(&activity)));
+            let request = request.map(|body| Upload::http2(body, Arc::clone(&activity)));
             let flight = activity.begin();
             streams.announce(&flight);
             Arc::clone(&client).serve(request, flight)
@@ -261,7 +251,7 @@ async fn serve_http2(
         Drive::Poll => loop {
             running.poll(cx);
             if let Poll::Ready(served) = connection.as_mut().poll(cx) {
-                return Poll::Ready(served);
+                return Poll::Ready(served.map_err(Into::into));
             }
             if !running.poll(cx) {
                 return Poll::Pending;
@@ -288,7 +278,7 @@ const LAST_REQUEST: Duration = Duration::from_secs(10);
 /// Drives a connection within its limits. If the gateway drains or retires, the connection ends in
 /// good order.
 async fn drive(
-    mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<hyper::Result<()>>,
+    mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<Result<(), ConnectionError>>,
     activity: &Activity,
     counted: &CountedConnection,
     edge: &Edge,
@@ -334,7 +324,7 @@ async fn drive(
             let _ = connection(cx, Drive::End);
         }
         if let Poll::Ready(served) = connection(cx, Drive::Poll) {
-            return Poll::Ready(served.map_err(ConnectionError::from));
+            return Poll::Ready(served);
         }
         if woken && close_requested.as_mut().poll(event_cx).is_ready() {
             // A connection that is in use again stays. It may get another request to close later.
@@ -344,7 +334,7 @@ async fn drive(
                 alarm.as_mut().reset(Instant::now());
                 let _ = connection(cx, Drive::End);
                 if let Poll::Ready(served) = connection(cx, Drive::Poll) {
-                    return Poll::Ready(served.map_err(ConnectionError::from));
+                    return Poll::Ready(served);
                 }
             }
             event_waker.wake_by_ref();
@@ -374,7 +364,7 @@ async fn drive(
                     alarm.as_mut().reset(now + limits.write_timeout);
                     let _ = connection(cx, Drive::End);
                     if let Poll::Ready(served) = connection(cx, Drive::Poll) {
-                        return Poll::Ready(served.map_err(ConnectionError::from));
+                        return Poll::Ready(served);
                     }
                 }
                 TimeLimit::Head => return Poll::Ready(Err("a head took too long".into())),

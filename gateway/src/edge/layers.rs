@@ -54,7 +54,7 @@ use crate::route::Routes;
 /// The size up to which an unwanted body is read, and the time for it.
 const UNWANTED: u64 = 1 << 20;
 const UNWANTED_TIME: Duration = Duration::from_secs(2);
-/// The characters that hyper accepts in a query and a URL must escape.
+/// The characters that a query is accepted with and a URL must escape.
 const QUERY: &AsciiSet = &CONTROLS.add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
 const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");
 

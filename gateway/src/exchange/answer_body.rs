@@ -45,7 +45,7 @@ impl CutBody {
         if let Some(piece) = piece {
             return Poll::Ready(Ok(piece));
         }
-        // hyper drops what it has not written when a body fails, and writes when a body is pending.
+        // What is not written is dropped when a body fails, and written when a body is pending.
         if !std::mem::replace(&mut self.flushed, true) {
             cx.waker().wake_by_ref();
             return Poll::Pending;

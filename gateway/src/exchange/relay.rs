@@ -139,8 +139,8 @@ impl Relay {
                 Poll::Ready(Some(Ok(bytes))) => {
                     let over = upstream.is_over();
                     let second_over = self.data(bytes);
-                    // hyper's HTTP/1 server polls no further once it has as many bytes as the
-                    // length says, not even for the end.
+                    // Over HTTP/1, nothing is polled once there are as many bytes as the length
+                    // says, not even for the end.
                     if over && self.upstream.is_some() {
                         self.end(None)?;
                     } else if second_over {

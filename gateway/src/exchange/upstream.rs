@@ -24,7 +24,7 @@ use crate::exchange::outgoing::Outgoing;
 use crate::net::dial::{NewConnection, dial};
 use crate::net::file_shares::FilePermit;
 use crate::wire::WireError;
-use crate::wire::body::ResponseBody;
+use crate::wire::body::MessageBody;
 use crate::wire::head::{HeadReader, ResponseStart};
 
 mod idle;
@@ -162,7 +162,7 @@ fn poll_read<T>(
 
 /// A response's body together with the connection that it comes on.
 pub(crate) struct UpstreamBody {
-    body: ResponseBody,
+    body: MessageBody,
     /// `None` after the body's end.
     connection: Option<Box<Connection>>,
     rest: Option<Box<RequestRest>>,

@@ -7,7 +7,8 @@
 //! `hangup_set` notices that other sides hang up. For clients: `socket` notices that one leaves, `tls` encrypts, `host` reads a host's name;
 //! `activity` and `alarm` have the time limits, `clock` has the time of a poll, `wake_flag` shows
 //! whether a connection's task was woken by them, `upload` and `linger` have bodies that are not
-//! read; `h2_tasks` drives the requests of HTTP/2, `connection_limits` counts connections, and `drain`
+//! read; `upgrade` hands a connection over to another protocol, `http_date` has the text of `date`,
+//! `h2_tasks` drives the requests of HTTP/2, `connection_limits` counts connections, and `drain`
 //! waits for them. For replicas: `dial`. Both share `machine_limits` and `file_shares`.
 
 pub(crate) mod activity;
@@ -20,9 +21,11 @@ pub(crate) mod file_shares;
 pub(crate) mod h2_tasks;
 pub(crate) mod hangup_set;
 pub(crate) mod host;
+pub(crate) mod http_date;
 pub(crate) mod linger;
 pub mod machine_limits;
 pub(crate) mod socket;
 pub(crate) mod tls;
+pub(crate) mod upgrade;
 pub(crate) mod upload;
 pub(crate) mod wake_flag;

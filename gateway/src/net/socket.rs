@@ -1,6 +1,6 @@
 //! The client's socket: notices its close without reading from it.
 //!
-//! While hyper has a request, it reads no further: what comes may be the next one, pipelined. So a
+//! While a request is answered, its connection is not read: what comes may be the next one, pipelined. So a
 //! close would go unnoticed while the request is held, and a held request watches the socket
 //! itself. Each thread has one set for the hang-ups of all its clients: no request needs a descriptor
 //! for it.

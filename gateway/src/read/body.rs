@@ -11,14 +11,14 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use crate::answer::refusal::Refusal;
-use crate::net::upload::Upload;
+use crate::net::upload::{Upload, UploadError};
 use crate::read::body_memory::{BodyShare, MemoryFull};
 
 /// The least memory for a body that does not come in one piece.
 const LEAST_ROOM: usize = 64 << 10;
 
 /// A frame of a body, or its end.
-type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
+type NextFrame = Option<Result<Frame<Bytes>, UploadError>>;
 
 /// Reads a request's body whole. Its bytes and those of the request's `head` count in `share`. A
 /// body that comes in one frame is not copied.
@@ -89,7 +89,7 @@ async fn collect(
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| {
-            if error.is_incomplete_message() || error.is_closed() {
+            if error.is_client_gone() {
                 Refusal::ClientLeft
             } else {
                 Refusal::BadBody(format!("The request body could not be read: {error}."))

@@ -94,8 +94,8 @@ impl Proxy {
         let drain = self.drain.clone();
         sessions.0.lock().push(Box::pin(async move {
             let _place = place;
-            let Ok(client) = upgrade.await else { return };
-            let (client, replica) = (TokioIo::new(client), TokioIo::new(replica));
+            let Some(client) = upgrade.await else { return };
+            let replica = TokioIo::new(replica);
             let (traffic, mut tally) = (record.session_began(), Tally::default());
             let on_text = |text: &[u8]| {
                 slot.pulse(Instant::now());

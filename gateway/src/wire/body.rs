@@ -1,17 +1,17 @@
-//! The body of a response, without its framing.
+//! The body of a message, without its framing.
 
 use bytes::Bytes;
 
 use crate::wire::WireError;
 use crate::wire::chunks::Chunks;
 
-/// The body of one response while its bytes come.
+/// The body of one message while its bytes come.
 ///
 /// Data is copied out of the bytes that come, once and into exactly its size. So a piece that is
 /// kept for long keeps nothing else in memory, and one buffer for reading serves all connections
 /// of a thread.
 #[derive(Debug)]
-pub(crate) struct ResponseBody {
+pub(crate) struct MessageBody {
     framing: Framing,
     /// Data that has come and is not taken.
     data: Bytes,
@@ -34,7 +34,7 @@ enum Framing {
     Closed,
 }
 
-impl ResponseBody {
+impl MessageBody {
     /// A body of `length` bytes.
     pub(crate) fn sized(length: u64) -> Self {
         Self::new(Framing::Length(length))
@@ -59,14 +59,22 @@ impl ResponseBody {
         Self { framing, data: Bytes::new(), error: None, excess: false }
     }
 
-    /// Takes the next bytes of the connection. Earlier data must have been taken.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+    /// Takes the next bytes of the connection, of which all must belong to the body. Earlier data
+    /// must have been taken.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        let rest = self.feed_part(bytes);
+        self.excess |= !rest.is_empty();
+    }
+
+    /// Takes the next bytes of the connection up to the body's end, and returns those behind it.
+    /// Earlier data must have been taken.
+    pub(crate) fn feed_part<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
         debug_assert!(self.data.is_empty() && self.error.is_none(), "it is not taken");
         match self.data(&mut bytes) {
             Ok(data) => self.data = data,
             Err((data, error)) => (self.data, self.error) = (data, Some(error)),
         }
-        self.excess |= !bytes.is_empty();
+        bytes
     }
 
     /// Nearly always there is one slice of data. More of them are joined.
@@ -96,6 +104,23 @@ impl ResponseBody {
         }
     }
 
+    /// The number of bytes that belong to the body whatever they are, for a reader that can read them
+    /// in place: [`place`](Self::place).
+    pub(crate) fn placeable(&self) -> u64 {
+        match self.framing {
+            Framing::Length(left) if self.data.is_empty() && self.error.is_none() => left,
+            _ => 0,
+        }
+    }
+
+    /// Takes the next bytes of the connection, at most [`placeable`](Self::placeable), as they are.
+    pub(crate) fn place(&mut self, data: Bytes) {
+        if let Framing::Length(left) = &mut self.framing {
+            *left = left.saturating_sub(data.len() as u64);
+            self.data = data;
+        }
+    }
+
     /// Notes that the connection failed or, without an `error`, ended.
     pub(crate) fn close(&mut self, error: Option<WireError>) {
         match (&self.framing, error) {
@@ -114,6 +139,11 @@ impl ResponseBody {
     /// Takes the reason why nothing more comes, if there is one. Data comes before it.
     pub(crate) fn take_error(&mut self) -> Option<WireError> {
         self.error.take()
+    }
+
+    /// Whether no error is known.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.error.is_none()
     }
 
     /// Whether all data has come.

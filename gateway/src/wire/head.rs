@@ -8,8 +8,8 @@ use http::{Method, Response, StatusCode, Version, response};
 use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
-use crate::wire::WireError;
-use crate::wire::body::ResponseBody;
+use crate::wire::body::MessageBody;
+use crate::wire::{WireError, digits, lists_token};
 
 /// The bytes that a head may have, with the interim heads before it. vLLM 0.32 describes embeddings
 /// that are asked for as bytes in a header (`metadata`), with about 120 bytes for each input.
@@ -21,7 +21,7 @@ const MOST_HEADERS: usize = 100;
 #[derive(Debug)]
 pub(crate) struct ResponseStart {
     pub(crate) parts: response::Parts,
-    pub(crate) body: ResponseBody,
+    pub(crate) body: MessageBody,
     /// Whether the connection can carry another request behind this response.
     pub(crate) keep_alive: bool,
 }
@@ -227,12 +227,12 @@ fn framing(
     head: &response::Parts,
     found: FramingHeaders,
     method: &Method,
-) -> Result<ResponseBody, WireError> {
+) -> Result<MessageBody, WireError> {
     let headers = &head.headers;
     if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || method == Method::HEAD
     {
-        return Ok(ResponseBody::sized(0));
+        return Ok(MessageBody::sized(0));
     }
     if found.coding {
         // The gateway asks for no other coding (`te`), and can't undo any.
@@ -246,23 +246,17 @@ fn framing(
         if !matches!(found.length, StatedLength::None) {
             return Err(WireError::TwoLengths);
         }
-        return Ok(ResponseBody::chunked());
+        return Ok(MessageBody::chunked());
     }
     match found.length {
-        StatedLength::None => Ok(ResponseBody::until_close()),
-        StatedLength::Known(length) => Ok(ResponseBody::sized(length)),
+        StatedLength::None => Ok(MessageBody::until_close()),
+        StatedLength::Known(length) => Ok(MessageBody::sized(length)),
         StatedLength::Invalid => Err(WireError::Length),
     }
 }
 
-fn digits(text: &[u8]) -> Option<u64> {
-    let all = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    all.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
-}
-
 /// Whether the replica closes the connection behind this response.
 fn closes(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::CONNECTION).into_iter();
-    let mut tokens = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+    let values = headers.get_all(header::CONNECTION);
+    values.into_iter().any(|value| lists_token(value.as_bytes(), b"close"))
 }

@@ -1,24 +1,28 @@
-//! A replica's HTTP/1.1 response as bytes: its head, and its body without the framing.
+//! HTTP/1.1 messages as bytes: their heads, and their bodies without the framing.
 //!
-//! Every response has one end. Where its framing could be read in two ways (RFC 9112, 6.3), it is
-//! refused: the rest of one response must never pass for the beginning of the next. Bytes come in
-//! pieces of any size, and the result does not depend on the cuts.
+//! Every message has one end. Where its framing could be read in two ways (RFC 9112, 6.3), it is
+//! refused, or nothing follows it: the rest of one message must never pass for the beginning of the
+//! next. Bytes come in pieces of any size, and the result does not depend on the cuts.
 //!
-//! Pure: sockets are in `exchange/upstream.rs` and `pool/probe/connection.rs`. Uses no other room.
-//! In the order of the bytes: `head`, then `body` with `chunks`.
+//! Pure: sockets are in `edge/http1.rs`, `exchange/upstream.rs` and `pool/probe/connection.rs`. Uses
+//! `text`. For a replica's responses: `head`. For clients: `inbox` has the bytes that come, `request`
+//! reads a request's head, and `outbox` writes responses. For both: `body` with `chunks`.
 
 pub(crate) mod body;
 pub(crate) mod chunks;
 pub(crate) mod head;
+pub(crate) mod inbox;
+pub(crate) mod outbox;
+pub(crate) mod request;
 #[cfg(test)]
 mod tests;
 
-/// The reason why a response can't be read.
+/// The reason why a message can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
-    #[error("the connection closed before the response was complete")]
+    #[error("the connection closed before the message was complete")]
     Cut,
     #[error("the head of the response is not valid: {0}")]
     Head(httparse::Error),
@@ -32,7 +36,7 @@ pub(crate) enum WireError {
     TransferEncoding,
     #[error("the response has a `content-length` and a `transfer-encoding`")]
     TwoLengths,
-    #[error("the chunks of the response are not valid: {0}")]
+    #[error("the chunks of the message are not valid: {0}")]
     Chunks(&'static str),
 }
 
@@ -42,4 +46,19 @@ impl WireError {
     pub(crate) fn is_end(&self) -> bool {
         matches!(self, Self::Io(_) | Self::Cut)
     }
+}
+
+/// A number of decimal digits alone.
+fn digits(text: &[u8]) -> Option<u64> {
+    let all = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    all.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
+}
+
+/// Whether a list, like the value of `connection`, has this token. A list that is not ASCII has none.
+fn lists_token(list: &[u8], token: &[u8]) -> bool {
+    if !list.is_ascii() {
+        return false;
+    }
+    let mut tokens = list.split(|byte| *byte == b',');
+    tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token))
 }
