@@ -115,6 +115,7 @@ fn queue(held: u64) -> (Queue<u64>, Place, Entry) {
         cost: 250,
         answer: 50,
         late_from: None,
+        kind: 0,
     };
     for number in 0..held {
         let tenant = &tenants[(number % 10) as usize];

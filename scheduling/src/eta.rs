@@ -8,6 +8,15 @@
 //! endpoint at its end, and their rate from then on. So the wait of a request with `n` others
 //! before it is the time until `n + 1` places have become free.
 //!
+//! A late request lets those go first that can still meet the objective ([`crate::queue`]), those among
+//! them that have not come yet, too. So while such requests wait, only a share of the places that become free
+//! is for late ones: the share that they got lately. Nobody knows how long that goes on. An overload that began
+//! when the present late requests did is expected to last for as long as the request can be held, and
+//! each time that it lasts longer, twice as long. So in one that goes on for as long, those for whom there will be
+//! no place hear it when they come; one that ends sooner has refused some whom it could have served. A request
+//! that is held is refused only if it would be too late even in an overload of twice the length that was seen:
+//! a burst, after which no more come, takes no place from those that are held.
+//!
 //! What is not known yet is not guessed: without learned times there is no ETA, and no refusal. The
 //! refusal of a held request rests on an estimate that is better than expected, since it has been
 //! promised a place. A fallback costs little, so it rests on one that is worse.
@@ -18,6 +27,10 @@ use std::time::Duration;
 use forebay_signals::ColdStart;
 
 use crate::queue::{Place, Queue};
+use ahead::Overtaking;
+pub use ahead::{Ahead, Passed};
+
+mod ahead;
 
 /// Fewest learned starts on which a refusal may rest.
 const STARTS: u32 = 3;
@@ -25,8 +38,9 @@ const STARTS: u32 = 3;
 const ENDS: u32 = 8;
 /// Fewest ends of requests on which a refusal may rest.
 const ENDS_TO_REFUSE: u32 = 32;
-/// The number of ends that the mean is learned from: as many as are in flight at a few replicas.
-const MEMORY: u32 = 128;
+/// The number of ends that the mean is learned from: as many as are in flight at a few replicas. With a
+/// quarter of them chance would move an estimate of ten minutes by a minute, and refuse who was promised a place.
+const MEMORY: u32 = 512;
 /// The part by which a mean of that many ends may well be wrong.
 const DOUBT: f64 = 0.1;
 /// The shortest and the longest time that a client is asked to stay away.
@@ -139,28 +153,28 @@ struct Supply {
 }
 
 impl Outlook<'_> {
-    /// The time until a request with `ahead` others before it starts; `None` if that is not known.
+    /// The time until a request with these others before it starts; `None` if that is not known.
     #[must_use]
-    pub fn expected(&self, ahead: usize) -> Option<Duration> {
-        let needed = ahead as f64 + 1.0;
+    pub fn expected(&self, ahead: impl Into<Ahead>) -> Option<Duration> {
+        let needed = ahead.into().needed(self.now, false);
         self.until(needed, &self.supply(ENDS, 1, |learned| learned.p50_seconds)?)
     }
 
     /// A time by which it will very probably have started; `None` if that is not known.
     #[must_use]
-    pub fn at_most(&self, ahead: usize) -> Option<Duration> {
-        let needed = ahead as f64 + 1.0;
+    pub fn at_most(&self, ahead: impl Into<Ahead>) -> Option<Duration> {
+        let (needed, overtaking) = ahead.into().needed(self.now, false);
         // One in ten Poisson processes needs longer.
         let needed = needed + 1.28 * needed.sqrt();
         let supply = self.supply(ENDS, 1, |learned| learned.p90_seconds)?;
-        self.until(needed, &Supply { rate: supply.rate * (1.0 - DOUBT), ..supply })
+        self.until((needed, overtaking), &Supply { rate: supply.rate * (1.0 - DOUBT), ..supply })
     }
 
     /// The time by which a refusal is decided; `None` if too little was learned. Of a request that
     /// arrives it is when it will start. To a held one its place is promised: it is a time before
     /// which it will hardly start, so that chance alone takes the place from nobody.
-    fn earliest(&self, ahead: usize, held: bool) -> Option<Duration> {
-        let needed = ahead as f64 + 1.0;
+    fn earliest(&self, ahead: Ahead, held: bool) -> Option<Duration> {
+        let (needed, overtaking) = ahead.needed(self.now, held);
         let luck = if held { needed.sqrt() } else { 0.0 };
         let needed = (needed - luck).max(1.0);
         let supply = self.supply(ENDS_TO_REFUSE, STARTS, |learned| learned.p50_seconds)?;
@@ -168,10 +182,13 @@ impl Outlook<'_> {
             return None;
         }
         let rate = supply.rate * if held { 1.0 + DOUBT } else { 1.0 };
-        self.until(needed, &Supply { rate, more: self.more_starts.max(supply.more), ..supply })
+        self.until(
+            (needed, overtaking),
+            &Supply { rate, more: self.more_starts.max(supply.more), ..supply },
+        )
     }
 
-    /// When the client should come back, if the request, with `ahead` others before it, can't start
+    /// When the client should come back, if the request, with these others before it, can't start
     /// in time; `None` if it probably can, or if too little was learned.
     ///
     /// A fallback costs little, so a request with one has to start in time very probably. A request
@@ -179,7 +196,8 @@ impl Outlook<'_> {
     /// long, another one starts instead of it. A held one is refused if it would be too late even
     /// if things went better than expected.
     #[must_use]
-    pub fn cannot_start_in_time(&self, ahead: usize, wait: Wait) -> Option<TooLate> {
+    pub fn cannot_start_in_time(&self, ahead: impl Into<Ahead>, wait: Wait) -> Option<TooLate> {
+        let ahead = ahead.into();
         let nothing_comes = self.places == 0 && self.starts.count() == 0 && self.more_starts == 0;
         if wait.fallback && nothing_comes {
             return Some(TooLate { expected: None, retry_after: SOON });
@@ -193,10 +211,10 @@ impl Outlook<'_> {
         })
     }
 
-    /// When a refused client should come back: once the `ahead` requests that are held have probably
-    /// started, or in a second if that is not known.
+    /// When a refused client should come back: once the requests before it have probably started, or in a
+    /// second if that is not known.
     #[must_use]
-    pub fn retry_after(&self, ahead: usize) -> Duration {
+    pub fn retry_after(&self, ahead: impl Into<Ahead>) -> Duration {
         self.at_most(ahead).unwrap_or(SOON).clamp(SOON, LATEST)
     }
 
@@ -221,7 +239,7 @@ impl Outlook<'_> {
     }
 
     /// The time until `needed` places have become free; `None` if they never do.
-    fn until(&self, needed: f64, supply: &Supply) -> Option<Duration> {
+    fn until(&self, (needed, overtaking): (f64, Overtaking), supply: &Supply) -> Option<Duration> {
         let rest = |since: &Duration| {
             // A start that takes longer than expected may end at any moment.
             (supply.start - self.now.saturating_sub(*since).as_secs_f64()).max(0.0)
@@ -229,251 +247,45 @@ impl Outlook<'_> {
         let begun = self.starts.since.iter().map(rest);
         let begun = begun.chain((0..supply.more).map(|_| supply.start));
         let (mut at, mut free, mut rate) = (0.0, 0.0, supply.rate);
-        let after = |at: f64, missing: f64, rate: f64| {
-            Duration::from_secs_f64((at + missing / rate).clamp(0.0, DAY))
-        };
+        let seconds = |at: f64| Duration::from_secs_f64(at.clamp(0.0, DAY));
         for end in begun {
-            if rate > 0.0 && free + rate * (end - at) >= needed {
-                return Some(after(at, needed - free, rate));
+            let start = overtaking.after(at, needed - free, rate);
+            if rate > 0.0 && start <= end {
+                return Some(seconds(start));
             }
-            free += rate * (end - at) + self.places_of_start as f64;
+            free += overtaking.free(at, end, rate) + self.places_of_start as f64;
             at = end;
             if free >= needed {
-                return Some(Duration::from_secs_f64(at));
+                return Some(seconds(at));
             }
             rate += supply.rate_of_start;
         }
-        (rate > 0.0).then(|| after(at, needed - free, rate))
+        (rate > 0.0).then(|| seconds(overtaking.after(at, needed - free, rate)))
     }
 
-    /// How many requests start before one that arrives now at `place`. `late_from`: see
-    /// [`Entry::late_from`](crate::queue::Entry::late_from). A request that becomes late while it
-    /// waits also waits for those that are late before it.
+    /// The requests that start before one that arrives now at `place`, and can be held for `hold`.
+    /// `late_from`: see [`Entry::late_from`](crate::queue::Entry::late_from). It is late from the beginning
+    /// if its turn will not come before that.
     #[must_use]
-    pub fn ahead<W>(&self, queue: &Queue<W>, place: Place, late_from: Option<Duration>) -> usize {
-        let ahead = queue.ahead(place, false);
-        let Some(late_from) = late_from else { return ahead };
-        let in_time = |wait: Duration| self.now + wait < late_from;
-        match self.expected(ahead) {
-            Some(wait) if !in_time(wait) => queue.ahead(place, true).max(ahead),
-            _ => ahead,
+    pub fn ahead<W>(
+        &self,
+        queue: &Queue<W>,
+        place: Place,
+        late_from: Option<Duration>,
+        hold: Duration,
+    ) -> Ahead {
+        let in_time = queue.ahead(place, false);
+        let Some(late_from) = late_from else { return Ahead::InTime(in_time) };
+        // The next one's turn is now, however long it waits for a place.
+        let turn = in_time.checked_sub(1).map_or(Some(Duration::ZERO), |last| self.expected(last));
+        if turn.is_none_or(|turn| self.now + turn < late_from) {
+            return Ahead::InTime(in_time);
         }
+        let lane = queue.late_lane(queue.class(place));
+        let late = queue.ahead(place, true).saturating_sub(lane.in_time);
+        Ahead::Late { late, lane, hold }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cmp::Reverse;
-    use std::collections::BinaryHeap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const fn s(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn learned(p50_seconds: f64, p90_seconds: f64, samples: u32) -> Option<ColdStart> {
-        Some(ColdStart { p50_seconds, p90_seconds, samples })
-    }
-
-    fn service(seconds: u64, ends: u32) -> ServiceTime {
-        let mut service = ServiceTime::default();
-        (0..ends).for_each(|_| service.record(s(seconds)));
-        service
-    }
-
-    /// Starts that began as many seconds before the moment 1,000 s.
-    fn starts(ages: &[u64]) -> Starts {
-        Starts { since: ages.iter().map(|age| s(1000 - age)).collect() }
-    }
-
-    /// A pool at the moment 1,000 s without endpoints, whose first start may begin.
-    fn cold(learned: Option<ColdStart>, starts: &Starts) -> Outlook<'_> {
-        Outlook {
-            now: s(1000),
-            places: 0,
-            service: ServiceTime::default(),
-            starts,
-            learned,
-            places_of_start: 100,
-            more_starts: 1,
-        }
-    }
-
-    #[test]
-    fn a_request_cannot_wait_if_the_learned_start_takes_longer() {
-        let steady = learned(60.0, 80.0, 9);
-        let none: &[u64] = &[];
-        for (case, learned, ages, longest, fallback, want) in [
-            ("waits long enough", steady, none, 61, false, None),
-            ("gives up before most starts", steady, none, 50, false, Some(80)),
-            ("some starts are too late", steady, none, 70, false, None),
-            ("the start is under way", steady, &[20], 50, false, None),
-            ("under way, and still too late", steady, &[20], 30, false, Some(60)),
-            ("it takes longer than ever", steady, &[500], 1, false, None),
-            ("learned from too few", learned(60.0, 80.0, 2), none, 1, false, None),
-            ("nothing is learned", None, none, 1, false, None),
-            ("the fallback rather than perhaps", steady, none, 70, true, Some(80)),
-            ("the fallback only if needed", steady, none, 90, true, None),
-            ("one start is enough", learned(60.0, 80.0, 1), none, 70, true, Some(80)),
-            ("with a fallback, nothing is learned", None, none, 1, true, None),
-        ] {
-            let starts = starts(ages);
-            let late = cold(learned, &starts)
-                .cannot_start_in_time(0, Wait { longest: s(longest), fallback, held: false });
-            assert_eq!(late.map(|late| late.retry_after), want.map(s), "{case}");
-        }
-        let none = starts(none);
-        let nothing = Outlook { more_starts: 0, ..cold(None, &none) };
-        let wait = |fallback| Wait { longest: s(60), fallback, held: false };
-        let late = nothing.cannot_start_in_time(0, wait(true)).map(|late| late.retry_after);
-        assert_eq!(late, Some(s(1)), "with a fallback, nothing starts");
-        assert_eq!(nothing.cannot_start_in_time(0, wait(false)), None);
-    }
-
-    #[test]
-    fn a_refused_client_comes_back_when_most_starts_are_over() {
-        let after = |learned, ages: &[u64]| cold(learned, &starts(ages)).retry_after(0);
-        let learned = learned(60.0, 80.0, 1);
-        assert_eq!(after(learned, &[]), s(80));
-        assert_eq!(after(learned, &[70]), s(10));
-        assert_eq!((after(learned, &[90]), after(None, &[])), (s(1), s(1)));
-    }
-
-    #[test]
-    fn places_become_free_at_their_number_by_the_time_that_requests_keep_them() {
-        let none = Starts::default();
-        let busy = |places, service, starts| Outlook {
-            places,
-            service,
-            more_starts: 0,
-            ..cold(learned(60.0, 80.0, 9), starts)
-        };
-        // 20 places, 10 s each: two a second.
-        let warm = busy(20, service(10, 40), &none);
-        assert_eq!(warm.expected(0), Some(Duration::from_millis(500)));
-        assert_eq!(warm.expected(199), Some(s(100)));
-        // 20 s from now a start ends: it takes the 40th to the 139th at once, then there are 12 a
-        // second.
-        let coming = starts(&[40]);
-        let grows = busy(20, service(10, 40), &coming);
-        assert_eq!(grows.expected(38), Some(Duration::from_millis(19_500)));
-        assert_eq!(grows.expected(139), Some(s(20)));
-        assert_eq!(grows.expected(259), Some(s(30)));
-        assert_eq!(busy(20, service(10, 7), &none).expected(0), None, "too few ends");
-        let unknown = Outlook { learned: None, ..busy(20, service(10, 40), &coming) };
-        assert_eq!(unknown.expected(500), None, "a start of unknown length may end now");
-        assert_eq!(busy(0, service(10, 40), &none).expected(0), None, "nothing comes");
-    }
-
-    /// The expected and the real seconds until a gateway has released 200 more, once it has learned.
-    /// A replica works on 40 requests at a time, for one to three seconds each, and lets others wait.
-    /// Each gateway always holds requests, and has 40 places there.
-    fn waits_beside(others: usize) -> (f64, f64) {
-        let mut service = ServiceTime::default();
-        let gateways = 0..=others;
-        let mut waiting: VecDeque<_> = gateways.flat_map(|one| [(one, 0); 40]).collect();
-        let mut working = BinaryHeap::new();
-        let (mut now, mut ends, mut begun, mut estimate) = (0, 0, 0, (0, 0.0));
-        loop {
-            while working.len() < 40
-                && let Some((gateway, released)) = waiting.pop_front()
-            {
-                begun += 1;
-                working.push(Reverse((now + 1_000 + begun * 7_919 % 2_001, gateway, released)));
-            }
-            let Reverse((end, gateway, released)) = working.pop().expect("held requests go on");
-            now = end;
-            waiting.push_back((gateway, now));
-            if gateway == 0 {
-                ends += 1;
-                service.record(Duration::from_millis(now - released));
-                let none = Starts::default();
-                let outlook = Outlook { places: 40, service, more_starts: 0, ..cold(None, &none) };
-                match ends {
-                    300 => estimate = (now, outlook.expected(199).expect("learned").as_secs_f64()),
-                    500 => return (estimate.1, (now - estimate.0) as f64 / 1e3),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_gateway_expects_its_own_share_of_what_several_have_together() {
-        for others in [0, 1, 3] {
-            let (expected, real) = waits_beside(others);
-            assert!((real / (10.0 * (others + 1) as f64) - 1.0).abs() < 0.1, "{others}: {real} s");
-            assert!((expected / real - 1.0).abs() < 0.1, "{others}: {expected} s for {real} s");
-        }
-    }
-
-    #[test]
-    fn only_an_estimate_that_is_better_than_expected_refuses_a_held_request() {
-        let none = Starts::default();
-        let warm =
-            Outlook { places: 20, service: service(10, 40), more_starts: 0, ..cold(None, &none) };
-        let wait = |longest, held| Wait { longest: s(longest), fallback: false, held };
-        let late = |outlook: &Outlook<'_>, ahead, longest| {
-            outlook.cannot_start_in_time(ahead, wait(longest, true))
-        };
-        // The 400th starts in 200 s.
-        assert_eq!(late(&warm, 399, 199), None, "nearly");
-        assert!(warm.cannot_start_in_time(399, wait(199, false)).is_some(), "it only arrives");
-        assert_eq!(warm.cannot_start_in_time(399, wait(200, false)), None);
-        let refused = late(&warm, 399, 150).expect("far too late");
-        assert_eq!(refused.expected, Some(s(200)));
-        assert!((s(230)..s(250)).contains(&refused.retry_after), "{refused:?}");
-        let few = Outlook { service: service(10, 31), ..warm };
-        assert_eq!(late(&few, 399, 1), None, "learned from too few");
-        let grows = Outlook { more_starts: 4, learned: learned(60.0, 80.0, 9), ..warm };
-        assert_eq!(late(&grows, 399, 100), None, "more replicas can start within 60 s");
-        assert!(late(&grows, 399, 50).is_some());
-        let unknown = Outlook { more_starts: 4, ..warm };
-        assert_eq!(late(&unknown, 399, 50), None, "nobody knows how fast they start");
-    }
-
-    #[test]
-    fn a_failed_start_begins_again_and_the_oldest_ends_first() {
-        let mut starts = Starts::default();
-        starts.set(2, s(10));
-        starts.set(3, s(20));
-        starts.failed(1, s(30));
-        assert_eq!(starts.since, [s(10), s(20), s(30)]);
-        starts.set(1, s(40));
-        assert_eq!(starts.since, [s(30)]);
-        starts.failed(9, s(50));
-        assert_eq!((starts.count(), starts.since[0]), (1, s(50)));
-    }
-
-    #[test]
-    fn the_mean_forgets_what_is_long_ago() {
-        let mut time = service(1, 1000);
-        assert_eq!(time.mean(1), Some(1.0));
-        (0..512).for_each(|_| time.record(s(9)));
-        assert!(time.mean(1).expect("learned") > 8.8);
-    }
-
-    proptest! {
-        // More ahead never means earlier, and the three estimates are in their order.
-        #[test]
-        fn estimates_are_ordered(
-            places in 0..200u64, ends in 32..200u32, ages in prop::collection::vec(0..200u64, 0..5),
-            ahead in 0..2000usize, more in 0..50usize,
-        ) {
-            let mut ages = ages;
-            ages.sort_unstable_by_key(|age| std::cmp::Reverse(*age));
-            let starts = starts(&ages);
-            let outlook = Outlook {
-                places,
-                service: service(7, ends),
-                ..cold(learned(60.0, 80.0, 9), &starts)
-            };
-            let (least, expected) = (outlook.earliest(ahead, true), outlook.expected(ahead));
-            prop_assert!(least <= expected && expected <= outlook.at_most(ahead));
-            prop_assert!(expected.is_some() && expected <= outlook.expected(ahead + more));
-        }
-    }
-}
+mod tests;

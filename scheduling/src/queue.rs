@@ -21,25 +21,28 @@
 //! [`Queue::drain`].
 //!
 //! - `place.rs`: a request's place, and its rank among those that are tried again
+//! - `row.rs`: the requests of one tenant in one lane, and the tenants of a lane
 //! - `turn.rs`: the order of classes and lanes
 //! - `forecast.rs`: the order of the releases to come
 //! - `tab.rs`: charging while an answer comes
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_config::PriorityClass;
 
+use row::{Flow, LaneFlows, Row};
 use turn::{Lane, LaneCounts, Turns};
 
-pub use forecast::{Releases, Walk};
+pub use forecast::{LateLane, Releases, Walk};
 pub use place::Place;
 pub use tab::Tab;
 
 mod forecast;
 mod place;
+mod row;
 mod tab;
 mod turn;
 
@@ -63,6 +66,9 @@ pub struct Entry {
     /// `None` if the order does not depend on the objective, or if no endpoint is ready when it
     /// arrives.
     pub late_from: Option<Duration>,
+    /// Requests of the same kind can be given to the same endpoints: if one of them finds no room, no
+    /// other does.
+    pub kind: u64,
 }
 
 /// Held requests, each with a waker `W`: the caller's means to release it.
@@ -90,11 +96,13 @@ struct Class<W> {
     /// The served tokens of the flow that was released last, as they were before that release.
     level: u64,
     /// Requests that are tried again, by rank.
-    again: BTreeMap<u64, (Place, Entry, W)>,
-    /// Flows with requests in time, by the tokens served: the next one first.
-    in_time: BTreeSet<(u64, usize)>,
+    again: Row<(Place, W)>,
+    /// Flows with requests in time.
+    in_time: LaneFlows,
     /// Flows with late requests.
-    late: BTreeSet<(u64, usize)>,
+    late: LaneFlows,
+    /// The moment since which it has held late requests, or did last.
+    late_since: Duration,
     counts: LaneCounts,
 }
 
@@ -103,10 +111,22 @@ impl<W> Default for Class<W> {
         Self {
             tenants: HashMap::new(),
             level: 0,
-            again: BTreeMap::new(),
-            in_time: BTreeSet::new(),
-            late: BTreeSet::new(),
+            again: Row::default(),
+            in_time: LaneFlows::default(),
+            late: LaneFlows::default(),
+            late_since: Duration::ZERO,
             counts: LaneCounts::default(),
+        }
+    }
+}
+
+impl<W> Class<W> {
+    /// The flows of a lane; `None` for requests that are tried again.
+    fn flows(&self, lane: Lane) -> Option<&LaneFlows> {
+        match lane {
+            Lane::Again => None,
+            Lane::InTime => Some(&self.in_time),
+            Lane::Late => Some(&self.late),
         }
     }
 }
@@ -122,51 +142,6 @@ struct Held {
     requests: usize,
     bytes: u64,
     tokens: u64,
-}
-
-/// One tenant's held requests in one class.
-struct Flow<W> {
-    class: PriorityClass,
-    /// Tokens that it was served, raised to the level of the others whenever it comes back.
-    served: u64,
-    in_time: Row<W>,
-    late: Row<W>,
-    tab: Tab,
-}
-
-/// Requests of one flow and lane.
-struct Row<W> {
-    /// By arrival.
-    held: BTreeMap<u64, (Entry, W)>,
-    /// The sum of their costs.
-    cost: u64,
-}
-
-impl<W> Default for Row<W> {
-    fn default() -> Self {
-        Self { held: BTreeMap::new(), cost: 0 }
-    }
-}
-
-impl<W> Row<W> {
-    /// Adds a request. A place is given once, so none is there.
-    fn insert(&mut self, seq: u64, entry: Entry, waker: W) {
-        self.cost += entry.cost;
-        let before = self.held.insert(seq, (entry, waker));
-        debug_assert!(before.is_none(), "a place is given once");
-    }
-
-    fn remove(&mut self, seq: u64) -> Option<(Entry, W)> {
-        let found = self.held.remove(&seq)?;
-        self.cost -= found.0.cost;
-        Some(found)
-    }
-}
-
-impl<W> Flow<W> {
-    fn holds_nothing(&self) -> bool {
-        self.in_time.held.is_empty() && self.late.held.is_empty()
-    }
 }
 
 /// The queue is at one of its bounds.
@@ -247,12 +222,11 @@ impl<W> Queue<W> {
         let flow = &mut self.flows[place.flow];
         let class = &mut self.classes[flow.class as usize];
         if again {
-            let before = class.again.insert(place.rank(), (place, entry, waker));
-            debug_assert!(before.is_none(), "a place is given once");
+            class.again.insert(place.rank(), entry, (place, waker));
             class.counts.again += 1;
         } else {
             self.due.extend(entry.late_from.map(|at| (at, place)));
-            class.in_time.insert((flow.served, place.flow));
+            class.in_time.insert(entry.kind, (flow.served, place.flow));
             flow.in_time.insert(place.seq, entry, waker);
             class.counts.in_time += 1;
         }
@@ -266,13 +240,18 @@ impl<W> Queue<W> {
         {
             self.due.pop_first();
             let flow = &mut self.flows[place.flow];
-            let Some((entry, waker)) = flow.in_time.remove(place.seq) else { continue };
+            let Some((entry, waker, last)) = flow.in_time.remove(place.seq) else { continue };
+            let (kind, at) = (entry.kind, (flow.served, place.flow));
             flow.late.insert(place.seq, entry, waker);
             let class = &mut self.classes[flow.class as usize];
-            if flow.in_time.held.is_empty() {
-                class.in_time.remove(&(flow.served, place.flow));
+            if last {
+                class.in_time.remove(kind, at);
             }
-            class.late.insert((flow.served, place.flow));
+            class.late.insert(kind, at);
+            if class.counts.late == 0 {
+                class.late_since = now;
+                self.turns.late_begin(flow.class);
+            }
             class.counts.in_time -= 1;
             class.counts.late += 1;
         }
@@ -283,8 +262,7 @@ impl<W> Queue<W> {
     pub fn keep_places(&mut self, now: Duration) {
         self.advance(now);
         for (_, place) in std::mem::take(&mut self.due) {
-            let held = self.flows[place.flow].in_time.held.get_mut(&place.seq);
-            if let Some((entry, _)) = held {
+            if let Some(entry) = self.flows[place.flow].in_time.get_mut(place.seq) {
                 entry.late_from = None;
             }
         }
@@ -313,7 +291,7 @@ impl<W> Queue<W> {
     fn level(&self, class: PriorityClass) -> u64 {
         let class = &self.classes[class as usize];
         let first = [class.in_time.first(), class.late.first()].into_iter().flatten().min();
-        first.map_or(class.level, |(served, _)| *served)
+        first.map_or(class.level, |(served, _)| served)
     }
 
     /// Charges a release. Only a first turn sets the level.
@@ -337,11 +315,8 @@ impl<W> Queue<W> {
         let before = flow.served;
         flow.served = before.saturating_add_signed(tokens);
         let class = &mut self.classes[flow.class as usize];
-        for lane in [&mut class.in_time, &mut class.late] {
-            if lane.remove(&(before, at)) {
-                lane.insert((flow.served, at));
-            }
-        }
+        class.in_time.charge(flow.in_time.kinds(), (before, at), flow.served);
+        class.late.charge(flow.late.kinds(), (before, at), flow.served);
     }
 
     /// The tab of a request's tenant.
@@ -375,23 +350,37 @@ impl<W> Queue<W> {
         lane: Lane,
     ) -> impl Iterator<Item = (Place, &Entry, &W)> {
         let class = &self.classes[class as usize];
-        let again = (lane == Lane::Again).then_some(&class.again);
-        let again = again.into_iter().flat_map(BTreeMap::values);
-        let again = again.map(|(place, entry, waker)| (*place, entry, waker));
-        let flows = match lane {
-            Lane::Again => None,
-            Lane::InTime => Some(&class.in_time),
-            Lane::Late => Some(&class.late),
-        };
-        let rows = flows.into_iter().flatten().map(move |(_, at)| {
-            let flow = &self.flows[*at];
-            (*at, if lane == Lane::Late { &flow.late } else { &flow.in_time })
-        });
-        let new = rows.flat_map(|(flow, row)| {
-            let held = row.held.iter();
-            held.map(move |(seq, (entry, waker))| (Place::new(flow, *seq), entry, waker))
+        let again = (lane == Lane::Again).then(|| class.again.iter());
+        let again = again.into_iter().flatten();
+        let again = again.map(|(_, (entry, (place, waker)))| (*place, entry, waker));
+        let flows = class.flows(lane).into_iter().flat_map(LaneFlows::all);
+        let new = flows.flat_map(move |(_, at)| {
+            let held = self.flows[at].row(lane).iter();
+            held.map(move |(seq, (entry, waker))| (Place::new(at, seq), entry, waker))
         });
         again.chain(new)
+    }
+
+    /// The first request of each kind in a lane, in the order of their release.
+    fn heads(&self, class: PriorityClass, lane: Lane) -> Vec<(Place, &Entry, &W)> {
+        let class = &self.classes[class as usize];
+        let mut heads: Vec<_> = match class.flows(lane) {
+            None => {
+                let heads = class.again.firsts();
+                heads
+                    .map(|(rank, (entry, (place, waker)))| (rank, (*place, entry, waker)))
+                    .collect()
+            }
+            Some(flows) => {
+                let heads = flows.firsts().filter_map(|(kind, (served, at))| {
+                    let (seq, (entry, waker)) = self.flows[at].row(lane).first_of(kind)?;
+                    Some((served, (Place::new(at, seq), entry, waker)))
+                });
+                heads.collect()
+            }
+        };
+        heads.sort_unstable_by_key(|(order, (place, ..))| (*order, *place));
+        heads.into_iter().map(|(_, head)| head).collect()
     }
 
     /// The held requests, lane by lane in the order of the next release.
@@ -406,15 +395,19 @@ impl<W> Queue<W> {
     }
 
     /// Takes the first request that can be `placed`, and charges its tenant. Those before it keep
-    /// their places.
+    /// their places. `placed` is asked once for each kind and lane at most, and answers alike for all
+    /// requests of a kind: so the number of held requests hardly matters.
     pub fn pop_first(
         &mut self,
         mut placed: impl FnMut(&Entry, &W) -> bool,
     ) -> Option<(Place, Entry, W)> {
         self.collect();
-        let mut order = self.in_order();
-        let (lane, (place, ..)) = order.find(|(_, (_, entry, waker))| placed(entry, waker))?;
-        drop(order);
+        let lanes = self.turns.order().into_iter();
+        let mut heads = lanes.flat_map(|(class, lane)| {
+            self.heads(class, lane).into_iter().map(move |head| (lane, head))
+        });
+        let (lane, (place, ..)) = heads.find(|(_, (_, entry, waker))| placed(entry, waker))?;
+        drop(heads);
         let (entry, waker) = self.take(place)?;
         self.turns.released(self.flows[place.flow].class, lane, self.counts());
         self.turn(place, &entry, lane == Lane::Again);
@@ -437,21 +430,22 @@ impl<W> Queue<W> {
     fn take(&mut self, place: Place) -> Option<(Entry, W)> {
         let flow = &mut self.flows[place.flow];
         let class = &mut self.classes[flow.class as usize];
-        let (entry, waker) = if let Some(found) = flow.in_time.remove(place.seq) {
+        let at = (flow.served, place.flow);
+        let (entry, waker) = if let Some((entry, waker, last)) = flow.in_time.remove(place.seq) {
             class.counts.in_time -= 1;
-            if flow.in_time.held.is_empty() {
-                class.in_time.remove(&(flow.served, place.flow));
+            if last {
+                class.in_time.remove(entry.kind, at);
             }
-            found.0.late_from.map(|at| self.due.remove(&(at, place)));
-            found
-        } else if let Some(found) = flow.late.remove(place.seq) {
+            entry.late_from.map(|at| self.due.remove(&(at, place)));
+            (entry, waker)
+        } else if let Some((entry, waker, last)) = flow.late.remove(place.seq) {
             class.counts.late -= 1;
-            if flow.late.held.is_empty() {
-                class.late.remove(&(flow.served, place.flow));
+            if last {
+                class.late.remove(entry.kind, at);
             }
-            found
+            (entry, waker)
         } else {
-            let (_, entry, waker) = class.again.remove(&place.rank())?;
+            let (entry, (_, waker), _) = class.again.remove(place.rank())?;
             class.counts.again -= 1;
             (entry, waker)
         };
@@ -483,10 +477,9 @@ impl<W> Queue<W> {
     /// of all requests that are tried again.
     pub fn longest_held(&self) -> impl Iterator<Item = &W> {
         let rows = self.flows.iter().flat_map(|flow| [&flow.in_time, &flow.late]);
-        let first = rows.filter_map(|row| row.held.first_key_value());
-        let first = first.map(|(_, (_, waker))| waker);
-        let again = self.classes.iter().flat_map(|class| class.again.values());
-        first.chain(again.map(|(_, _, waker)| waker))
+        let first = rows.filter_map(|row| row.next(0)).map(|(_, (_, waker))| waker);
+        let again = self.classes.iter().flat_map(|class| class.again.iter());
+        first.chain(again.map(|(_, (_, (_, waker)))| waker))
     }
 }
 

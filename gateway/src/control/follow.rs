@@ -180,8 +180,16 @@ mod tests {
 
     fn ticket() -> Ticket {
         let (tenant, class) = (Arc::from("a"), PriorityClass::Normal);
-        let entry =
-            Entry { tenant, class, bytes: 10, tokens: 2, cost: 2, answer: 0, late_from: None };
+        let entry = Entry {
+            tenant,
+            class,
+            bytes: 10,
+            tokens: 2,
+            cost: 2,
+            answer: 0,
+            late_from: None,
+            kind: 0,
+        };
         Ticket::new(entry, Instant::now(), Instant::now() + Duration::from_secs(600))
     }
 

@@ -252,6 +252,7 @@ impl Proxy {
             cost: estimate.prompt + estimate.answer,
             answer: estimate.answer,
             late_from: None,
+            kind: 0,
         };
         let client_deadline = client_limit.map(|limit| record.context.accepted + limit);
         let ending = self.drain.ending();

@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use forebay_config::{HoldOrder, PriorityClass};
-use forebay_scheduling::eta::{Outlook, TooLate, Wait};
+use forebay_scheduling::eta::{Ahead, Outlook, Passed, TooLate, Wait};
 use forebay_scheduling::queue::{Place, Walk};
 use parking_lot::MutexGuard;
 use serde::Serialize;
@@ -30,6 +30,11 @@ impl Waiter {
         if let Some(expected) = &self.expected {
             expected.set(at);
         }
+    }
+
+    /// How long it can be held in all.
+    fn hold(&self) -> Duration {
+        self.until.saturating_duration_since(self.since)
     }
 }
 
@@ -104,12 +109,12 @@ impl Scheduling {
 }
 
 impl Scheduling {
-    /// Estimates when the next [`SLICE`] requests of a walk will start; false if it is over. `ahead`:
+    /// Estimates when the next [`SLICE`] requests of a walk will start; false if it is over. `passed`:
     /// the requests that start before them.
     fn estimate_slice(
         &mut self,
         settings: &forebay_config::Pool,
-        (walk, ahead): (&mut Walk, &mut usize),
+        (walk, passed): (&mut Walk, &mut Passed),
         now: Instant,
     ) -> bool {
         let outlook = self.outlook(settings, now);
@@ -117,21 +122,22 @@ impl Scheduling {
         let comparable = !self.endpoints.candidates().lists_differ();
         let (mut looked_at, mut too_late) = (0, Vec::new());
         while looked_at < SLICE
-            && let Some((place, _, waiter)) = walk.next(&self.queue)
+            && let Some((place, entry, waiter)) = walk.next(&self.queue)
         {
             looked_at += 1;
             let longest = waiter.until.saturating_duration_since(now);
             let held = now.saturating_duration_since(waiter.since);
             let outlook = if held < REACTION { &outlook } else { &decided };
             let wait = Wait { longest, fallback: waiter.fallback, held: true };
+            let ahead = passed.before(entry, outlook.now, waiter.hold());
             let late = (waiter.first && comparable)
-                .then(|| outlook.cannot_start_in_time(*ahead, wait))
+                .then(|| outlook.cannot_start_in_time(ahead, wait))
                 .flatten();
             match late {
                 Some(late) => too_late.push((place, late)),
                 None => {
-                    waiter.expect(outlook.expected(*ahead).map(|wait| now + wait));
-                    *ahead += 1;
+                    waiter.expect(outlook.expected(ahead).map(|wait| now + wait));
+                    passed.pass(entry, outlook.now);
                 }
             }
         }
@@ -147,16 +153,31 @@ impl Scheduling {
 }
 
 impl Pool {
+    /// The requests that start before one that arrives.
+    pub(super) fn ahead(
+        &self,
+        state: &Scheduling,
+        (place, ticket): (Place, &Ticket),
+        now: Instant,
+    ) -> Ahead {
+        let settings = self.settings();
+        let until = ticket.waits_until(settings.hold.timeout, now);
+        let hold = until.saturating_duration_since(now);
+        // The requests before it may wait for endpoints that this one does not need.
+        let comparable = !state.endpoints.candidates().lists_differ();
+        let late_from = ticket.entry.late_from.filter(|_| comparable);
+        state.outlook(&settings, now).ahead(&state.queue, place, late_from, hold)
+    }
+
     /// Why a request that arrives can't start in time, if that is so. It counts as demand.
     pub(super) fn cannot_start_in_time(
         &self,
         state: &mut Scheduling,
-        (place, ticket): (Place, &Ticket),
+        (ahead, ticket): (Ahead, &Ticket),
         now: Instant,
     ) -> Option<TooLate> {
         let settings = self.settings();
         let outlook = state.outlook(&settings, now);
-        let ahead = outlook.ahead(&state.queue, place, ticket.entry.late_from);
         let until = ticket.waits_until(settings.hold.timeout, now);
         let longest = until.saturating_duration_since(now);
         let longest = settings.hold.max_wait.map_or(longest, |most| longest.min(most));
@@ -188,8 +209,8 @@ impl Pool {
         }
         let at = state.at(now);
         state.queue.advance(at);
-        let (mut walk, mut ahead) = (state.queue.walk(), 0);
-        while state.estimate_slice(&settings, (&mut walk, &mut ahead), now) {
+        let (mut walk, mut passed) = (state.queue.walk(), Passed::none(&state.queue));
+        while state.estimate_slice(&settings, (&mut walk, &mut passed), now) {
             MutexGuard::bump(&mut state);
         }
         let deferred = self.note_depth(&mut state);
@@ -212,19 +233,22 @@ impl Pool {
             state.expected_wait(&settings, now).map(|wait| wait.as_secs_f64());
         let at = state.at(now);
         let outlook = state.outlook(&settings, now);
-        let releases = state.queue.releases().take(limit).enumerate();
-        let requests = releases.map(|(ahead, (place, entry, waiter))| QueuedRequest {
-            seq: place.seq,
-            tenant: entry.tenant.to_string(),
-            class: entry.class,
-            since_millis: millis(waiter.accepted),
-            expected_millis: outlook.expected(ahead).map(|wait| millis(now + wait)),
-            until_millis: millis(waiter.until),
-            tokens: entry.tokens,
-            again: !waiter.first,
-            late: entry.late_from.is_some_and(|from| from <= at),
-        });
-        let requests = requests.collect();
+        let (mut requests, mut passed) = (Vec::new(), Passed::none(&state.queue));
+        for (place, entry, waiter) in state.queue.releases().take(limit) {
+            let expected = outlook.expected(passed.before(entry, at, waiter.hold()));
+            passed.pass(entry, at);
+            requests.push(QueuedRequest {
+                seq: place.seq,
+                tenant: entry.tenant.to_string(),
+                class: entry.class,
+                since_millis: millis(waiter.accepted),
+                expected_millis: expected.map(|wait| millis(now + wait)),
+                until_millis: millis(waiter.until),
+                tokens: entry.tokens,
+                again: !waiter.first,
+                late: entry.late_from.is_some_and(|from| from <= at),
+            });
+        }
         QueueReport {
             pool: self.name.to_string(),
             held: state.queue.depth(),

@@ -175,10 +175,13 @@ impl Pool {
         let settings = self.settings();
         ticket.entry.late_from =
             if first { state.late_from(&settings, ticket.accepted) } else { None };
-        if first && let Some(late) = self.cannot_start_in_time(&mut state, (place, &*ticket), now) {
+        let ahead = self.ahead(&state, (place, &*ticket), now);
+        if first && let Some(late) = self.cannot_start_in_time(&mut state, (ahead, &*ticket), now) {
             let TooLate { expected, retry_after } = late;
             return Err(Refusal::CannotStartInTime { expected, retry_after });
         }
+        ticket.entry.late_from = ahead.late_from(ticket.entry.late_from, state.at(now));
+        ticket.entry.kind = ticket.requirements.kind();
         let (sender, release) = oneshot::channel();
         // Boxed: the rows of a queue have room for twice as many.
         let waiter = Box::new(Waiter {
@@ -195,7 +198,6 @@ impl Pool {
         });
         if waiter.expected.is_some() {
             let outlook = state.outlook(&settings, now);
-            let ahead = outlook.ahead(&state.queue, place, ticket.entry.late_from);
             waiter.expect(outlook.expected(ahead).map(|wait| now + wait));
         }
         if let Err(full) = state.queue.push(place, ticket.entry.clone(), waiter, !first) {

@@ -97,15 +97,13 @@ impl Moves {
         }
         let under_way = leaving.begin(now)?;
         // Neighbours mostly have the same requirements.
-        let mut unplaced: Option<&Requirements> = None;
+        let mut unplaced = None;
         let at = leaving.waiting.iter().position(|mover| {
             let requirements = &mover.requirements;
-            if unplaced.is_some_and(|one| one.same_conditions(requirements)) {
-                return false;
-            }
-            let found = has_room(requirements);
+            let kind = Some(requirements.kind());
+            let found = unplaced != kind && has_room(requirements);
             if !found {
-                unplaced = Some(requirements);
+                unplaced = kind;
             }
             found
         })?;

@@ -1,6 +1,6 @@
 //! The state that scheduling needs, read and written only under the pool's lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,25 +139,10 @@ pub(super) struct Backlog {
     burst: (u64, Duration),
 }
 
-/// The conditions that no endpoint with room meets, while no room is given back: the policy is asked
-/// once for each, however many held requests have them.
+/// The [kinds](Entry::kind) of requests for which no endpoint has room, while no room is given back: the
+/// policy is asked once for each.
 #[derive(Default)]
-pub(super) struct Unplaced(Vec<Requirements>);
-
-impl Unplaced {
-    /// The most conditions that are kept. For others the policy is asked each time.
-    const MOST: usize = 64;
-
-    fn has(&self, requirements: &Requirements) -> bool {
-        self.0.iter().any(|one| one.same_conditions(requirements))
-    }
-
-    fn add(&mut self, requirements: &Requirements) {
-        if self.0.len() < Self::MOST {
-            self.0.push(requirements.clone());
-        }
-    }
-}
+pub(super) struct Unplaced(HashSet<u64>);
 
 impl Scheduling {
     pub(super) fn new(settings: &forebay_config::Pool, now: Instant) -> Self {
@@ -280,14 +265,13 @@ impl Scheduling {
             return None;
         }
         let mut picked = None;
-        let popped = self.queue.pop_first(|_, waiter| {
-            let requirements = &waiter.requirements;
-            if unplaced.has(requirements) {
+        let popped = self.queue.pop_first(|entry, waiter| {
+            if unplaced.0.contains(&entry.kind) {
                 return false;
             }
-            picked = picker.pick(candidates, requirements, at);
+            picked = picker.pick(candidates, &waiter.requirements, at);
             if picked.is_none() {
-                unplaced.add(requirements);
+                unplaced.0.insert(entry.kind);
             }
             picked.is_some()
         });

@@ -39,6 +39,7 @@ pub(crate) fn ticket(seconds: u64) -> Ticket {
         cost: 2,
         answer: 0,
         late_from: None,
+        kind: 0,
     };
     Ticket::new(entry, accepted, accepted + Duration::from_secs(seconds))
 }

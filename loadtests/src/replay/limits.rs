@@ -18,11 +18,13 @@ use super::report::{aligned, percent, seconds};
 use super::scenario::Scenario;
 use super::trace::{Request, SECOND, Trace, Us};
 
-/// The fixed limits.
+/// The fixed limits that are tried first.
 const FIXED: [u32; 24] = [
     1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 80, 96, 128, 160, 192, 256, 320,
     512,
 ];
+/// Limits that differ by less than one part in so many are not told apart.
+const CLOSE: u32 = 32;
 /// A learned limit's most.
 const MOST: u32 = 1024;
 /// The ends for each request of a limit after which a run is measured, and for how many. The learned
@@ -68,14 +70,16 @@ pub(crate) struct LimitReport {
 pub(crate) fn compare(scenario: &Scenario, trace: &Trace) -> LimitResults {
     let (engine, objective) = (scenario.model.engine, scenario.model.objective);
     let requests = &trace.requests;
-    let mut limits: Vec<LimitReport> = Vec::new();
-    for limit in FIXED {
+    let fixed = |limit: u32| {
         let rule = LimitRule { most: limit, learned: false };
-        limits.push(play(engine, rule, requests, SETTLES * limit as usize, objective));
+        play(engine, rule, requests, SETTLES * limit as usize, objective)
+    };
+    let mut limits: Vec<LimitReport> = FIXED.into_iter().map(fixed).collect();
+    while let Some(limit) = between(&limits, scenario.share) {
+        limits.push(fixed(limit));
     }
-    let kept = limits.iter().filter(|report| report.share_within >= scenario.share);
-    let best = kept.max_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
-    let best = best.map(|report| report.limit);
+    limits.sort_unstable_by_key(|report| report.limit);
+    let best = best(&limits, scenario.share);
     let rule = LimitRule { most: MOST, learned: true };
     let settles = SETTLES * best.unwrap_or(1) as usize;
     limits.push(play(engine, rule, requests, settles, objective));
@@ -87,6 +91,21 @@ pub(crate) fn compare(scenario: &Scenario, trace: &Trace) -> LimitResults {
         best,
         limits,
     }
+}
+
+/// The limit with the most tokens a second that keeps the objective for this share.
+fn best(limits: &[LimitReport], share: f64) -> Option<u32> {
+    let kept = limits.iter().filter(|report| report.share_within >= share);
+    let best = kept.max_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
+    best.map(|report| report.limit)
+}
+
+/// The limit in the middle between the best one and the next higher one; `None` if they are close.
+fn between(limits: &[LimitReport], share: f64) -> Option<u32> {
+    let best = best(limits, share)?;
+    let above = limits.iter().map(|report| report.limit).filter(|limit| *limit > best).min()?;
+    let step = (above - best) / 2;
+    (step >= (best / CLOSE).max(1)).then_some(best + step)
 }
 
 /// A replica with an endless queue before it.
@@ -331,6 +350,26 @@ mod tests {
             let p95 = |report: &LimitReport| report.ttft_seconds.p95;
             assert!(p95(&learned) <= p95(best), "{name}: {learned:?}\n{best:?}");
         }
+    }
+
+    #[test]
+    fn the_best_fixed_limit_is_looked_for_between_two() {
+        let report = |limit: u32| LimitReport {
+            name: String::new(),
+            limit,
+            limited_by: LimitedBy::Configured,
+            tokens_per_second: f64::from(limit),
+            ttft_seconds: Quantiles { p50: 1.0, p95: 1.0, p99: 1.0 },
+            itl_seconds: 0.1,
+            share_within: if limit <= 35 { 0.96 } else { 0.9 },
+        };
+        let mut limits = vec![report(1), report(32), report(40)];
+        while let Some(limit) = between(&limits, 0.95) {
+            limits.push(report(limit));
+        }
+        let tried: Vec<_> = limits.iter().map(|report| report.limit).collect();
+        assert_eq!((tried, best(&limits, 0.95)), (vec![1, 32, 40, 36, 34, 35], Some(35)));
+        assert_eq!(between(&[report(1000)], 0.95), None, "none keeps the objective");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The conditions that a request sets for its endpoint.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::prompt::Prompt;
@@ -26,14 +27,14 @@ pub struct Requirements {
 }
 
 impl Requirements {
-    /// Whether the same endpoints can take both requests.
+    /// A number of its conditions, the same for all requests that the same endpoints can take. Others have
+    /// another one, but for a chance of one in 2⁶⁴.
     #[must_use]
-    pub fn same_conditions(&self, other: &Self) -> bool {
+    pub fn kind(&self) -> u64 {
         let Self { model, avoid, refused, began_after, prompt: _, streamed: _ } = self;
-        *model == other.model
-            && *avoid == other.avoid
-            && *refused == other.refused
-            && *began_after == other.began_after
+        let mut hasher = DefaultHasher::new();
+        (model, avoid, refused, began_after).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Whether the process is younger than the request's first loss of a replica; true for all
@@ -52,7 +53,7 @@ mod tests {
         let prompt = Some(Arc::new(Prompt { bytes: 7, ..Prompt::default() }));
         let request = Requirements { refused: [1].into(), ..Requirements::default() };
         let other = Requirements { prompt, ..request.clone() };
-        assert!(request.same_conditions(&other));
-        assert!(!request.same_conditions(&Requirements::default()));
+        assert_eq!(request.kind(), other.kind());
+        assert_ne!(request.kind(), Requirements::default().kind());
     }
 }

@@ -1,9 +1,11 @@
 //! The order in which held requests will be released, if nothing else happens.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use forebay_config::PriorityClass;
 
+use super::row::FlowPlace;
 use super::turn::{Lane, LaneCounts, Turns};
 use super::{Entry, Place, Queue};
 
@@ -26,8 +28,8 @@ pub struct Walk {
 struct ClassForecast {
     /// The rank of the first request that is tried again, and not behind the walk.
     again: u64,
-    in_time: BTreeSet<(u64, usize)>,
-    late: BTreeSet<(u64, usize)>,
+    in_time: BTreeSet<FlowPlace>,
+    late: BTreeSet<FlowPlace>,
 }
 
 /// One flow's future. For each of its rows: the first request that is not behind the walk.
@@ -44,7 +46,36 @@ pub struct Releases<'a, W> {
     walk: Walk,
 }
 
+/// The late requests of a class, and those that go before them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LateLane {
+    /// Requests that are released before any of them, but for their share.
+    pub in_time: usize,
+    /// The moment since which there have been late ones without a pause; `None` if there are none.
+    pub since: Option<Duration>,
+    /// The share of the latest releases that they got since then, 0 to 1; 1 if nothing is known.
+    pub share: f64,
+}
+
 impl<W> Queue<W> {
+    /// The late requests of a class.
+    #[must_use]
+    pub fn late_lane(&self, class: PriorityClass) -> LateLane {
+        let own = &self.classes[class as usize];
+        let higher = self.classes[..class as usize].iter().map(|class| class.counts.all());
+        LateLane {
+            in_time: higher.sum::<usize>() + own.counts.again + own.counts.in_time,
+            since: (own.counts.late > 0).then_some(own.late_since),
+            share: if own.counts.late > 0 { self.turns.seen_late_share(class) } else { 1.0 },
+        }
+    }
+
+    /// The priority class of a place.
+    #[must_use]
+    pub fn class(&self, place: Place) -> PriorityClass {
+        self.flows[place.flow].class
+    }
+
     /// The held requests in the order of their releases.
     #[must_use]
     pub fn releases(&self) -> Releases<'_, W> {
@@ -56,13 +87,14 @@ impl<W> Queue<W> {
     pub fn walk(&self) -> Walk {
         let classes = std::array::from_fn(|at| {
             let class = &self.classes[at];
-            let (in_time, late) = (class.in_time.clone(), class.late.clone());
+            let (in_time, late) = (class.in_time.all(), class.late.all());
             ClassForecast { again: 0, in_time, late }
         });
-        let holding = self.classes.iter().flat_map(|class| class.in_time.iter().chain(&class.late));
-        let flow = |(served, at): &(u64, usize)| {
-            (*at, FlowForecast { served: *served, in_time: 0, late: 0 })
-        };
+        let holding = classes
+            .iter()
+            .flat_map(|class: &ClassForecast| class.in_time.iter().chain(&class.late));
+        let flow =
+            |(served, at): &FlowPlace| (*at, FlowForecast { served: *served, in_time: 0, late: 0 });
         let flows = holding.map(flow).collect();
         Walk { turns: self.turns, counts: self.counts(), classes, flows }
     }
@@ -78,18 +110,18 @@ impl<W> Queue<W> {
         // The tokens that its tenant will have been served when its turn comes.
         let begins =
             if own.holds_nothing() { own.served.max(self.level(own.class)) } else { own.served };
-        let turn = begins + own.in_time.cost + if late { own.late.cost } else { 0 };
+        let turn = begins + own.in_time.cost() + if late { own.late.cost() } else { 0 };
         let others = if late { &class.late } else { &class.in_time };
-        let mut same = if late { own.late.held.len() } else { own.in_time.held.len() };
-        for (served, at) in others.iter().filter(|(_, at)| *at != place.flow) {
-            let flow = &self.flows[*at];
+        let mut same = if late { own.late.len() } else { own.in_time.len() };
+        for (served, at) in others.each().filter(|(_, at)| *at != place.flow) {
+            let flow = &self.flows[at];
             let (row, before) = match late {
-                true => (&flow.late, served + flow.in_time.cost),
-                false => (&flow.in_time, *served),
+                true => (&flow.late, served + flow.in_time.cost()),
+                false => (&flow.in_time, served),
             };
             // As many of its requests as their mean cost allows until it has been served as much.
-            let share = turn.saturating_sub(before) as f64 / row.cost.max(1) as f64;
-            same += (row.held.len() as f64 * share.min(1.0)).ceil() as usize;
+            let share = turn.saturating_sub(before) as f64 / row.cost().max(1) as f64;
+            same += (row.len() as f64 * share.min(1.0)).ceil() as usize;
         }
         let own_class = counts[own.class as usize];
         let first = own_class.again + if late { own_class.in_time } else { 0 };
@@ -128,8 +160,8 @@ impl Walk {
     ) -> Option<(Place, &'a Entry, &'a W)> {
         let forecast = &mut self.classes[class as usize];
         if lane == Lane::Again {
-            let mut rest = queue.classes[class as usize].again.range(forecast.again..);
-            let (rank, (place, entry, waker)) = rest.next()?;
+            let again = &queue.classes[class as usize].again;
+            let (rank, (entry, (place, waker))) = again.next(forecast.again)?;
             forecast.again = rank + 1;
             self.charge(class, place.flow, entry.answer);
             return Some((*place, entry, waker));
@@ -142,10 +174,10 @@ impl Walk {
                 Lane::Late => (&flow.late, &mut ahead.late),
                 _ => (&flow.in_time, &mut ahead.in_time),
             };
-            if let Some((seq, (entry, waker))) = row.held.range(*first..).next() {
+            if let Some((seq, (entry, waker))) = row.next(*first) {
                 *first = seq + 1;
                 self.charge(class, at, entry.cost);
-                return Some((Place::new(at, *seq), entry, waker));
+                return Some((Place::new(at, seq), entry, waker));
             }
             // The walk is at the end of this row.
             lanes.pop_first();

@@ -17,6 +17,7 @@ fn entry(tenant: &str, class: PriorityClass, cost: u64) -> Entry {
         cost,
         answer: 0,
         late_from: None,
+        kind: cost % 3,
     }
 }
 
@@ -72,8 +73,8 @@ fn a_request_that_cannot_be_placed_keeps_its_place_and_lets_the_next_pass() {
     hold(&mut queue, "a", Normal, 100, "a1");
     let (place, released, _) = queue.pop().expect("held");
     queue.push(place, released, "a1, again", true).expect("accepted before");
-    for who in ["a2", "a3"] {
-        hold(&mut queue, "a", Normal, 10, who);
+    for (who, cost) in [("a2", 10), ("a3", 11)] {
+        hold(&mut queue, "a", Normal, cost, who);
     }
     hold(&mut queue, "b", Normal, 10, "b1");
     hold(&mut queue, "c", Low, 10, "c1");
@@ -87,6 +88,23 @@ fn a_request_that_cannot_be_placed_keeps_its_place_and_lets_the_next_pass() {
     assert!(queue.pop_first(|_, _| false).is_none());
     assert_eq!(queue.depth(), 4);
     assert_eq!(drain(&mut queue), ["a1, again", "b1", "a2", "c1"]);
+}
+
+#[test]
+fn one_request_of_a_kind_speaks_for_all_of_them() {
+    let mut queue = Queue::bounded(20_000, u64::MAX);
+    for tenant in 0..1000 {
+        for _ in 0..10 {
+            hold(&mut queue, &format!("t{tenant}"), Normal, 3, "full");
+        }
+    }
+    hold(&mut queue, "other", Normal, 4, "has room");
+    let mut asked = 0;
+    let popped = queue.pop_first(|_, who| {
+        asked += 1;
+        *who == "has room"
+    });
+    assert_eq!((popped.map(|(.., who)| who), asked), (Some("has room"), 2));
 }
 
 #[test]

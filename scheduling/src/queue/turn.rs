@@ -18,6 +18,9 @@ const WHOLE: u32 = 10_000;
 /// the objective: one in 20. Each of them costs an answer in time, so it is small.
 const LATE_SHARE: u32 = WHOLE / 20;
 
+/// The releases from which the share of late requests is seen: two of theirs when they get one in 20.
+const SEEN: u32 = 40;
+
 /// A request's lane within its class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -59,6 +62,29 @@ pub(super) struct Turns {
     lower_share: u32,
     classes: [u32; PriorityClass::COUNT],
     late: [u32; PriorityClass::COUNT],
+    /// The share of the latest releases that the late requests of each class got.
+    seen_late: [SeenShare; PriorityClass::COUNT],
+}
+
+/// The share of releases that a lane got since it began to wait: a mean in which older ones fade.
+#[derive(Clone, Copy, Debug)]
+struct SeenShare {
+    share: f64,
+    releases: u32,
+}
+
+impl Default for SeenShare {
+    /// Nothing was seen yet. It may get all, as it does behind a burst after which no more come.
+    fn default() -> Self {
+        Self { share: 1.0, releases: 1 }
+    }
+}
+
+impl SeenShare {
+    fn record(&mut self, own: bool) {
+        self.releases = (self.releases + 1).min(SEEN);
+        self.share += (f64::from(u8::from(own)) - self.share) / f64::from(self.releases);
+    }
 }
 
 impl Turns {
@@ -75,6 +101,16 @@ impl Turns {
     /// The share of late requests, 0 to 1.
     pub(super) fn late_share() -> f64 {
         f64::from(LATE_SHARE) / f64::from(WHOLE)
+    }
+
+    /// Notes that the first late request of a class begins to wait.
+    pub(super) fn late_begin(&mut self, class: PriorityClass) {
+        self.seen_late[class as usize] = SeenShare::default();
+    }
+
+    /// The share of the latest releases that the late requests of a class got while they waited, 0 to 1.
+    pub(super) fn seen_late_share(&self, class: PriorityClass) -> f64 {
+        self.seen_late[class as usize].share.max(Self::late_share())
     }
 
     /// All lanes in the order of the next release.
@@ -99,6 +135,12 @@ impl Turns {
         lane: Lane,
         left: [LaneCounts; PriorityClass::COUNT],
     ) {
+        for (at, share) in self.seen_late.iter_mut().enumerate() {
+            let own = lane == Lane::Late && at == class as usize;
+            if own || left[at].late > 0 {
+                share.record(own);
+            }
+        }
         let spent = |gained: &mut u32| *gained -= if *gained >= WHOLE { WHOLE } else { 0 };
         spent(&mut self.classes[class as usize]);
         for lower in CLASSES.into_iter().filter(|other| *other > class) {

@@ -37,7 +37,7 @@ const JITTER: f64 = 0.01;
 /// The limit grows while fewer requests than this wait, and shrinks when more than that do, each for a
 /// limit of zero and for each request of the limit.
 const FEW: (f64, f64) = (1.0, 1.0 / 128.0);
-const MANY: (f64, f64) = (3.0, 1.0 / 64.0);
+const MANY: (f64, f64) = (1.25, 1.0 / 64.0);
 /// How much the limit grows in a window, as a part of itself, until it has shrunk once, and then.
 const QUICKLY: f64 = 1.0 / 8.0;
 const SLOWLY: f64 = 1.0 / 64.0;

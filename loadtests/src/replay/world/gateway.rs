@@ -55,13 +55,16 @@ impl World<'_> {
         let tokens = self.estimated(request);
         let (tenant, class) = (Arc::clone(&self.progress.tenant), PriorityClass::Normal);
         let place = self.progress.queue.arrive(class, &tenant);
-        if self.is_in_vain(request, place) {
+        let late_from = self.late_from(request);
+        let ahead = self.ahead(request, place, late_from);
+        if self.is_in_vain(request, ahead) {
             self.refuse_in_vain(request);
             return;
         }
-        let late_from = self.late_from(request);
+        let late_from = ahead.late_from(late_from, Duration::from_micros(self.now));
         let bytes = tokens * 4;
-        let entry = Entry { tenant, class, bytes, tokens, cost: tokens, answer: 256, late_from };
+        let entry =
+            Entry { tenant, class, bytes, tokens, cost: tokens, answer: 256, late_from, kind: 0 };
         if self.progress.queue.push(place, entry, request, false).is_err() {
             self.figures.totals.refused += 1;
             self.give_up(request);
@@ -127,15 +130,11 @@ impl World<'_> {
             return None;
         }
         let ReplayProgress { queue, prompts, .. } = &mut self.progress;
-        let (mut choice, mut full) = (None, false);
+        let mut choice = None;
         let (_, _, request) = queue.pop_first(|_, request| {
-            // All requests have the same conditions, so one without a place speaks for all.
-            if !full {
-                let requirements = requirements(prompts.get(request).cloned());
-                choice = picker.pick(candidates, &requirements, now);
-                full = choice.is_none();
-            }
-            !full
+            let requirements = requirements(prompts.get(request).cloned());
+            choice = picker.pick(candidates, &requirements, now);
+            choice.is_some()
         })?;
         Some((request, choice?))
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use forebay_config::HoldOrder;
-use forebay_scheduling::eta::{Outlook, ServiceTime, Starts, Wait};
+use forebay_scheduling::eta::{Ahead, Outlook, Passed, ServiceTime, Starts, Wait};
 use forebay_scheduling::objective::FirstTokenTime;
 use forebay_scheduling::queue::Place as QueuePlace;
 
@@ -75,19 +75,31 @@ impl World<'_> {
         self.outlook().expected(self.progress.queue.depth())
     }
 
-    /// Whether a request that arrives now can't start in time.
-    pub(super) fn is_in_vain(&self, request: u32, place: QueuePlace) -> bool {
+    /// The requests that start before one that arrives now.
+    pub(super) fn ahead(
+        &self,
+        request: u32,
+        place: QueuePlace,
+        late_from: Option<Duration>,
+    ) -> Ahead {
         // As in the gateway, a request that finds room is released without an estimate.
+        if self.progress.queue.depth() == 0 && self.fleet.candidates.have_room() {
+            return Ahead::InTime(0);
+        }
+        let hold = duration(self.left(request));
+        self.outlook().ahead(&self.progress.queue, place, late_from, hold)
+    }
+
+    /// Whether a request that arrives now can't start in time.
+    pub(super) fn is_in_vain(&self, request: u32, ahead: Ahead) -> bool {
         let room = self.progress.queue.depth() == 0 && self.fleet.candidates.have_room();
         if !self.refuses() || room {
             return false;
         }
         let left = self.left(request);
         let longest = duration(self.model.max_wait.map_or(left, |most| left.min(most)));
-        let outlook = self.outlook();
-        let ahead = outlook.ahead(&self.progress.queue, place, self.late_from(request));
         let wait = Wait { longest, fallback: false, held: false };
-        outlook.cannot_start_in_time(ahead, wait).is_some()
+        self.outlook().cannot_start_in_time(ahead, wait).is_some()
     }
 
     /// How long its client still waits for its first token.
@@ -119,15 +131,17 @@ impl World<'_> {
         self.estimates.first_token.learn(&self.figures.upstream_ttft);
         self.progress.queue.advance(duration(self.now));
         if self.refuses() {
-            let outlook = self.outlook();
-            let (mut ahead, mut in_vain) = (0, Vec::new());
-            for (place, _, request) in self.progress.queue.releases() {
+            let (outlook, at) = (self.outlook(), duration(self.now));
+            let hold = duration(self.model.patience);
+            let (mut passed, mut in_vain) = (Passed::none(&self.progress.queue), Vec::new());
+            for (place, entry, request) in self.progress.queue.releases() {
                 let longest = duration(self.left(*request));
                 let wait = Wait { longest, fallback: false, held: true };
+                let ahead = passed.before(entry, at, hold);
                 if outlook.cannot_start_in_time(ahead, wait).is_some() {
                     in_vain.push((place, *request));
                 } else {
-                    ahead += 1;
+                    passed.pass(entry, at);
                 }
             }
             for (place, request) in in_vain {

@@ -231,6 +231,41 @@ proptest! {
         prop_assert_eq!(forecast, drain(&mut queue));
     }
 
+    // Which kinds have room decides who is next: the first of the whole order whose kind has, found without
+    // asking for more than one of each kind in a lane.
+    #[test]
+    fn the_next_is_the_first_one_that_has_room(
+        arrivals in prop::collection::vec((0..5u8, 1..1000u64, 0..3u64, any::<bool>()), 1..100),
+        room in 0..8u8,
+    ) {
+        let mut queue = Queue::bounded(1000, u64::MAX);
+        for (tenant, cost, late, again) in arrivals {
+            let name = format!("t{tenant}");
+            let place = queue.arrive(Normal, &name.as_str().into());
+            let late_from = (late > 0).then(|| Duration::from_secs(late));
+            let entry = Entry { late_from, ..entry(&name, Normal, cost) };
+            queue.push(place, entry, place.seq, again).expect("room");
+        }
+        queue.advance(SECOND);
+        let has_room = |entry: &Entry| room & (1 << entry.kind) > 0;
+        while queue.depth() > 0 {
+            let mut all = queue.in_order();
+            let want = all.find(|(_, (_, entry, _))| has_room(entry));
+            let want = want.map(|(_, (_, _, seq))| *seq);
+            drop(all);
+            let mut asked = 0;
+            let popped = queue.pop_first(|entry, _| {
+                asked += 1;
+                has_room(entry)
+            });
+            prop_assert_eq!(popped.as_ref().map(|(.., seq)| *seq), want);
+            prop_assert!(asked <= 9, "{} for three kinds in three lanes", asked);
+            if popped.is_none() {
+                break;
+            }
+        }
+    }
+
     // The quick count of those ahead agrees with the forecast, to a request for each tenant and one
     // in twenty for rounding and late ones.
     #[test]
