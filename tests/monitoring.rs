@@ -1,14 +1,16 @@
 //! The Grafana board and the alerts against a real Prometheus server, which scrapes a gateway and a
 //! scaler under load: every query of the board returns figures, and every alert reads figures that
-//! exist. `promtool` makes each alert fire.
+//! exist. `promtool` makes each alert fire by series that the program exports, and alerts of a running
+//! program come with their causes and end with them.
 //!
 //! Skipped, with a note, where no `prometheus` is installed; with `FOREBAY_REQUIRE_PROMETHEUS` set
 //! that is a failure.
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -88,6 +90,34 @@ impl Prometheus {
     }
 }
 
+/// A query that looks back over seconds only, so that a test sees what an alert sees after minutes.
+fn hasty(query: &str) -> String {
+    let (mut out, mut rest) = (String::new(), query);
+    while let Some((before, after)) = rest.split_once('[') {
+        let (_, after) = after.split_once(']').expect("a window");
+        out += &format!("{before}[10s]");
+        rest = after;
+    }
+    out + rest
+}
+
+/// A series by its name and labels, without those that tell where it comes from, and with names from a
+/// configuration in the form `*`.
+fn kind(series: &str) -> (String, BTreeSet<String>) {
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    let labels =
+        labels.trim_end_matches('}').split(',').map(str::trim).filter(|label| !label.is_empty());
+    let label = |label: &str| {
+        let (key, value) = label.split_once('=').expect("a label");
+        let is_configured = ["pool", "trigger", "what"].contains(&key);
+        match key {
+            "namespace" | "instance" => None,
+            _ => Some(format!("{key}={}", if is_configured { "*" } else { value })),
+        }
+    };
+    (name.to_owned(), labels.filter_map(label).collect())
+}
+
 /// Sends a stream, a plain request, and one for a model that does not exist.
 fn load(forebay: &Forebay) {
     let refused = post("/v1/completions", r#"{"model":"gone","prompt":"hello"}"#);
@@ -148,6 +178,101 @@ pools:
         for metric in metrics(&query) {
             assert!(!prometheus.query(metric).is_empty(), "{alert} reads {metric}: no such figure");
         }
+    }
+}
+
+#[test]
+fn alerts_come_with_their_causes_and_end_with_them() {
+    if !installed() {
+        return;
+    }
+    let folder = folder("alerts");
+    let (own, ports) = (free_port(), free_port());
+    let config = folder.join("forebay.yaml");
+    let text = format!(
+        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}
+pools:
+- name: chat
+  models: [chat]
+  maxInFlight: 1
+  target:
+    processes:
+      command: ['{}', vllm-sim, --served-model-name, chat, '--port={{port}}', --cold-start, 100ms]
+      logDir: {}
+      ports: {ports}-{}
+  scaling: {{maxReplicaCount: 1, minReplicaCount: 1}}
+",
+        env!("CARGO_BIN_EXE_forebay"),
+        folder.join("logs").display(),
+        ports.saturating_add(3),
+    );
+    let write = |more: &str| std::fs::write(&config, format!("{text}{more}")).expect("written");
+    write("");
+    let forebay = Forebay::start(&["run", "--config", config.to_str().expect("text")], "info");
+    let mut prometheus = Prometheus::on(own, &folder);
+    prometheus.start(&[forebay.admin.to_string()]);
+    let alerts: BTreeMap<_, _> = alerts().into_iter().collect();
+    let fires = |alert: &str| !prometheus.query(&hasty(&alerts[alert])).is_empty();
+    load(&forebay);
+    for alert in alerts.keys() {
+        eventually(&format!("{alert} is quiet"), || {
+            forebay.metric("forebay_queue_depth{pool=\"chat\"}") == Some(0.0) && !fires(alert)
+        });
+    }
+    write(
+        "- name: broken
+  models: [broken]
+  endpoints: ['127.0.0.1:9']
+  scaling:
+    triggers:
+    - {type: prometheus, metadata: {serverAddress: 'http://127.0.0.1:9', query: up, threshold: '1'}}
+",
+    );
+    eventually("the trigger can't be read", || fires("ForebayTriggerUnreadable"));
+    write("");
+    eventually("it is gone", || !fires("ForebayTriggerUnreadable"));
+    write("- name: [\n");
+    eventually("the file is refused", || fires("ForebayFileRefused"));
+    write("");
+    eventually("the file is taken", || !fires("ForebayFileRefused"));
+    // A strict objective, and plain answers that take minutes, one of which is at the replica.
+    let strict = text.replace("minReplicaCount: 1", "minReplicaCount: 1, objective: {ttft: 1ms}");
+    std::fs::write(&config, strict).expect("written");
+    eventually("the objective is taken", || {
+        forebay.metric("forebay_objective_ttft_seconds{pool=\"chat\"}") == Some(0.001)
+    });
+    let body = r#"{"model":"chat","max_tokens":30000,"ignore_eos":true,"messages":[{"role":"user","content":"hello"}]}"#;
+    let clients: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = TcpStream::connect(forebay.address).expect("it listens");
+            client.write_all(&post("/v1/chat/completions", body)).expect("sent");
+            client
+        })
+        .collect();
+    for alert in ["ForebayAtMaximum", "ForebayQueueNotDraining"] {
+        eventually(&format!("{alert} fires"), || fires(alert));
+    }
+    let metrics = get(forebay.admin, "/metrics");
+    let exported: BTreeSet<_> = metrics
+        .lines()
+        .filter(|line| line.starts_with("forebay_"))
+        .filter_map(|line| Some(kind(line.rsplit_once(' ')?.0)))
+        .collect();
+    let tests: Value =
+        serde_saphyr::from_str(include_str!("../deploy/alerts/tests.yaml")).expect("YAML");
+    for test in tests["tests"].as_array().expect("tests") {
+        for series in test["input_series"].as_array().expect("series") {
+            let series = kind(series["series"].as_str().expect("a series"));
+            if series.0 == "forebay_trigger_readable" {
+                // The pool with a trigger is gone.
+                continue;
+            }
+            assert!(exported.contains(&series), "the program exports no {series:?}");
+        }
+    }
+    drop(clients);
+    for alert in ["ForebayAtMaximum", "ForebayQueueNotDraining"] {
+        eventually(&format!("{alert} ends"), || !fires(alert));
     }
 }
 
@@ -222,6 +347,17 @@ fn the_chart_has_the_same_board_and_alerts() {
         let charts = std::fs::read_to_string(folder.join(copy)).expect(copy);
         // Helm reads nothing outside of the chart, so it has copies.
         assert!(ours == charts, "cp deploy/{file} deploy/chart/forebay/files/{copy}");
+    }
+}
+
+#[test]
+fn no_query_of_the_board_merges_namespaces() {
+    for Query { panel, text, .. } in queries() {
+        for clause in text.split(" by (").skip(1) {
+            let (labels, _) = clause.split_once(')').expect("closed");
+            let tells = |label: &str| labels.split(", ").any(|one| one == label);
+            assert!(tells("namespace") || tells("instance"), "{panel}: by ({labels})");
+        }
     }
 }
 

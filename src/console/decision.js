@@ -5,6 +5,7 @@ import { clock, count, number, seconds } from "./format.js";
 
 /** Rules that keep a count which would otherwise have changed, with the way out. */
 const WAITS = {
+  steady: "Nothing asks for another count.",
   unheard: "It changes once every gateway reports again.",
   unread: "It changes once the trigger can be read again.",
   learning: "It changes once the load was observed for a whole stableWindow.",
@@ -22,17 +23,25 @@ const WAITS = {
   unscaled: "The pool has no scale target.",
 };
 
-/** The counts that were asked for, the largest first. */
+/** A trigger's part in the demand. At zero, one that is not active asks for nothing. */
+function ofTrigger(trigger, from) {
+  const silent = trigger.needed === null || (from === 0 && !trigger.active);
+  return { label: `trigger ${trigger.name}`, count: silent ? null : Math.max(0, Math.ceil(trigger.needed - 1e-9)), problem: trigger.problem?.message };
+}
+
+/** The counts that were asked for, the largest first. Triggers replace the load, if any can work. */
 export function demands(decision) {
-  const { figures } = decision;
-  const all = decision.triggers?.length
-    ? decision.triggers.map((trigger) => ({ label: `trigger ${trigger.name}`, count: trigger.needed === null ? null : Math.max(0, Math.ceil(trigger.needed - 1e-9)), problem: trigger.problem?.message }))
-    : [
-        { label: "the arrivals of the last minutes", count: figures.recent },
-        { label: "the queue and the arrivals expected next", count: figures.ahead },
-        { label: "the usual load at this time of day", count: figures.season },
-        ...(figures.held > 0 ? [{ label: "a held request", count: 1 }] : []),
-      ];
+  const { figures, from, triggers = [] } = decision;
+  const all = triggers.map((trigger) => ofTrigger(trigger, from));
+  if (triggers.every((trigger) => trigger.problem?.kind === "misconfigured")) {
+    all.push(
+      { label: "the arrivals of the last minutes", count: figures.recent },
+      { label: "the queue and the arrivals expected next", count: figures.ahead },
+      { label: "the usual load at this time of day", count: figures.season },
+    );
+    if (figures.concurrency !== undefined) all.push({ label: "targetConcurrency", count: figures.concurrency });
+  }
+  if (figures.held > 0) all.push({ label: "a held request", count: 1 });
   return all.sort((a, b) => (b.count ?? -1) - (a.count ?? -1));
 }
 

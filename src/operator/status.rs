@@ -5,20 +5,21 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use forebay_base::print;
-use forebay_scaler::overview::PoolOverview;
+use forebay_scaler::overview::{GatewayState, PoolOverview};
 use forebay_scaler::unknown_pool;
 use forebay_signals::Frame;
 
 use super::client::AdminArgs;
 use super::summary::{HEADS, columns, printable, totals};
 
-/// The exit status if a pool has trouble.
+/// The exit status if a pool or a gateway has trouble.
 const TROUBLE: u8 = 3;
 
 /// Flags of `forebay status`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The exit status is 0 if no pool has trouble, 3 if one has, and 1 if Forebay does not answer.
+The exit status is 0 if no pool and no gateway has trouble, 3 if one has, and 1 if Forebay does
+not answer.
 A scaler that does not lead names the one that does, and that one is asked.
 
   forebay status --json | jq '.pools | map_values(.held)'")]
@@ -41,6 +42,9 @@ pub(crate) async fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(frame.pools.contains_key(only), "{}", unknown_pool(only, known));
         frame.pools.retain(|name, _| name == only);
     }
+    // What is silent concerns every pool.
+    let gateways: Vec<GatewayState> = client.get("/gateways").await?;
+    let silent: Vec<_> = gateways.iter().filter_map(GatewayState::trouble).collect();
     let pools: BTreeMap<_, _> = frame
         .pools
         .iter()
@@ -53,14 +57,19 @@ pub(crate) async fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         print::out(format_args!("{}\n", serde_json::to_string_pretty(&frame)?))?;
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        print::out(screen(&client.address(), &pools, now as u64))?;
+        print::out(screen(&client.address(), &pools, &silent, now as u64))?;
     }
-    let trouble = pools.values().any(|pool| !pool.troubles.is_empty());
+    let trouble = !silent.is_empty() || pools.values().any(|pool| !pool.troubles.is_empty());
     Ok(if trouble { TROUBLE.into() } else { ExitCode::SUCCESS })
 }
 
 /// The screen: all pools together, a table, and what a person should look at.
-fn screen(address: &str, pools: &BTreeMap<&str, &PoolOverview>, now: u64) -> String {
+fn screen(
+    address: &str,
+    pools: &BTreeMap<&str, &PoolOverview>,
+    silent: &[String],
+    now: u64,
+) -> String {
     let mut text = format!("{address}: {}\n", totals(pools.values().copied()));
     let mut rows = vec![HEADS.map(str::to_owned)];
     rows.extend(pools.iter().map(|(name, pool)| columns(name, pool, now)));
@@ -79,6 +88,9 @@ fn screen(address: &str, pools: &BTreeMap<&str, &PoolOverview>, now: u64) -> Str
         text += &format!("\n{}", line.trim_end());
     }
     text.push('\n');
+    for trouble in silent {
+        text += &format!("\n! {}", printable(trouble));
+    }
     for (name, pool) in pools {
         for trouble in &pool.troubles {
             text += &format!("\n! {name}: {}", printable(&trouble.text));
@@ -117,8 +129,10 @@ POOL   REPLICAS  HELD  IN FLIGHT  TTFT P95  TOKENS/S  PER HOUR  LAST CHANGE
 chat   1 wanted    12          0         -         0    0 GPUs
 embed  at zero      0          7         -         0    0 GPUs
 
+! the gateway at http://127.0.0.1:9901 is silent, so nothing scales down
 ! chat: no replica can be started
 ";
-        assert_eq!(screen("127.0.0.1:9900", &pools, 0), want);
+        let silent = "the gateway at http://127.0.0.1:9901 is silent, so nothing scales down";
+        assert_eq!(screen("127.0.0.1:9900", &pools, &[silent.to_owned()], 0), want);
     }
 }

@@ -26,7 +26,7 @@ use tokio::time::interval;
 
 use super::client::{AdminArgs, AdminClient};
 use super::summary::{HEADS, columns, printable, totals};
-use look::{Hour, Look, PastDecision};
+use look::{Look, Seen};
 
 /// How often times that are left run down.
 const TICK: Duration = Duration::from_secs(1);
@@ -65,8 +65,7 @@ struct Screen {
     order: PoolOrder,
     /// Why the feed is lost, if it is.
     lost: Option<String>,
-    hour: Hour,
-    decisions: Vec<PastDecision>,
+    seen: Seen,
     table: TableState,
 }
 
@@ -174,8 +173,8 @@ where
                 look = until_look == 0;
                 until_look = if look { LOOK } else { until_look - 1 };
             }
-            seen = looking.next() => if let Some((hour, decisions)) = seen {
-                (screen.hour, screen.decisions) = (hour, decisions);
+            seen = looking.next() => if let Some(seen) = seen {
+                screen.seen = seen;
             },
         }
         if screen.chosen.is_none() {
@@ -184,7 +183,8 @@ where
         }
         if looking.pool != screen.chosen {
             // The charts of another pool would be taken for this one's.
-            (screen.hour, screen.decisions) = (Hour::default(), Vec::new());
+            screen.seen =
+                Seen { silent: std::mem::take(&mut screen.seen.silent), ..Seen::default() };
             (looking, look) = (Look::default(), true);
         }
         if let Some(pool) = screen.chosen.clone().filter(|_| look && screen.lost.is_none()) {
@@ -309,13 +309,14 @@ impl Screen {
         let [charts, text] =
             Layout::horizontal([Constraint::Percentage(40), Constraint::Fill(1)]).areas(inner);
         let parts = Layout::vertical([Constraint::Fill(1); 3]).areas::<3>(charts);
-        let tokens: Vec<_> = self.hour.tokens.iter().map(|tokens| tokens.round() as u64).collect();
+        let tokens: Vec<_> =
+            self.seen.hour.tokens.iter().map(|tokens| tokens.round() as u64).collect();
         let charted = [
-            ("held", &self.hour.held, Color::Yellow),
-            ("in flight", &self.hour.in_flight, Color::Blue),
+            ("held", &self.seen.hour.held, Color::Yellow),
+            ("in flight", &self.seen.hour.in_flight, Color::Blue),
             ("tokens/s", &tokens, Color::Magenta),
         ];
-        let span = match self.hour.held.len() as u64 * POINT_SECONDS {
+        let span = match self.seen.hour.held.len() as u64 * POINT_SECONDS {
             span @ 0..3600 => ago(span),
             _ => "hour".to_owned(),
         };
@@ -331,11 +332,12 @@ impl Screen {
             frame.render_widget(chart, part);
         }
         let mut lines = Vec::new();
-        for trouble in &pool.troubles {
-            let text = printable(&trouble.text);
+        let troubles = pool.troubles.iter().map(|trouble| &trouble.text);
+        for trouble in self.seen.silent.iter().chain(troubles) {
+            let text = printable(trouble);
             lines.push(Line::styled(format!("! {text}"), Style::new().fg(Color::Red)));
         }
-        for decision in &self.decisions {
+        for decision in &self.seen.decisions {
             let when = if decision.current {
                 "now".to_owned()
             } else {

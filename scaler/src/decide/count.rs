@@ -50,7 +50,9 @@ pub fn decide(state: &mut State, inputs: &Inputs<'_>, policy: &Policy, now: Mill
         (state.by_load(inputs, counts, policy, now), policy.behavior.as_ref())
     } else {
         let rules = policy.behavior.as_ref().unwrap_or(&policy.trigger_rules);
-        (by_triggers(&triggers, inputs, from, policy), Some(rules))
+        let mut demand = by_triggers(&triggers, inputs, from, policy);
+        demand.figures.rate = state.rate(policy, now);
+        (demand, Some(rules))
     };
     // The windows don't keep an idle pool up, even if they are longer than the cooldown.
     let since = state.times.last_busy.max(state.times.ready_at);

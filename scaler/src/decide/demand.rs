@@ -70,6 +70,22 @@ impl State {
         (cold * MEMORY_COLD_STARTS).min(LONGEST_MEMORY).max(policy.windows.stable)
     }
 
+    /// The arrivals of this span, in mean requests, each with its age in seconds; oldest first.
+    fn arrivals(&self, span: Millis, now: Millis) -> Vec<(u64, f64)> {
+        let arrivals = self.recent.arrivals.recent(span, now);
+        arrivals
+            .map(|(ago, n, tokens)| (ago, self.learned.capacity.in_requests(n, tokens)))
+            .collect()
+    }
+
+    /// Requests per second over the time of a cold start.
+    pub(crate) fn rate(&self, policy: &Policy, now: Millis) -> f64 {
+        let arrivals = self.arrivals(self.memory(policy), now);
+        let arrivals = since_the_pause(&arrivals, policy.windows.stable.as_secs());
+        let panic_seconds = policy.windows.panic.max(Millis::from_secs(1)).as_secs_f64();
+        rate(arrivals, self.learned.cold_starts.expected_seconds(), panic_seconds)
+    }
+
     /// The replicas that are ready, and the time until each of the others will be.
     fn fleet(&self, inputs: &Inputs<'_>, counts: Counts, now: Millis) -> Fleet {
         let cold = self.learned.cold_starts.expected_seconds();
@@ -113,10 +129,7 @@ impl State {
 
         // The past: the replicas that would have been enough.
         let memory = self.memory(policy);
-        let arrivals = self.recent.arrivals.recent(memory, now);
-        let arrivals: Vec<_> = arrivals
-            .map(|(ago, n, tokens)| (ago, self.learned.capacity.in_requests(n, tokens)))
-            .collect();
+        let arrivals = self.arrivals(memory, now);
         let arrivals = since_the_pause(&arrivals, policy.windows.stable.as_secs());
         let late = (1.0 - policy.objective.share).max(1e-4);
         let observed = self.times.since.map_or(now, |since| now.since(since));
@@ -126,16 +139,9 @@ impl State {
             worth(arrivals, watched, &curve, objective, late, LATE_WEIGHT / late, most)
         });
 
-        // The future. A load that has just begun is measured since its beginning, but not over less than
-        // `SHORTEST_RATE`: the rate of a moment is no forecast.
-        let per_second = |seconds: f64| {
-            let within = arrivals.iter().filter(|(ago, _)| (*ago as f64) < seconds);
-            // `sum` of nothing is -0.0, which people would read.
-            within.fold(0.0, |sum, (_, n)| sum + n) / seconds
-        };
+        // The future.
         let panic_seconds = policy.windows.panic.max(Millis::from_secs(1)).as_secs_f64();
-        let began = arrivals.first().map_or(0.0, |(ago, _)| (*ago + 1) as f64);
-        let rate = per_second(began.clamp(SHORTEST_RATE * cold, cold).max(panic_seconds));
+        let rate = rate(arrivals, cold, panic_seconds);
         let prompt = load.held_prompt_tokens as f64;
         let queue =
             self.learned.capacity.in_requests(f64::from(held), prompt) + f64::from(in_flight);
@@ -153,7 +159,7 @@ impl State {
         let season = round_up(usual / (SEASON_FILL * curve.full_rate()));
 
         let active = held > 0 || requests > policy.concurrency.activation_threshold;
-        let (mut largest, mut down) = (Largest::default(), 0);
+        let (mut largest, mut down, mut concurrency) = (Largest::default(), 0, None);
         if held > 0 {
             let per_replica = policy.concurrency.per_replica;
             largest.raise(1, Why::Held { held, in_flight, per_replica });
@@ -164,11 +170,12 @@ impl State {
             if let Some(per_replica) = given {
                 let (count, load, why) = self.by_concurrency(requests, held, policy, now);
                 largest.raise(count, why);
+                concurrency = Some(count);
                 down = round_up(load / f64::from(per_replica.max(1)));
             }
         }
         largest.raise(season, Why::Season { rate: usual });
-        if per_second(panic_seconds)
+        if per_second(arrivals, panic_seconds)
             >= policy.windows.panic_threshold * f64::from(counts.ready.max(1)) * curve.full_rate()
         {
             self.times.panic_until = Some(now + policy.windows.stable);
@@ -188,7 +195,15 @@ impl State {
             down,
             down_why,
             active: active || season > 0,
-            figures: Figures { rate, curve, recent, backlog, season, ..Figures::default() },
+            figures: Figures {
+                rate,
+                curve,
+                recent,
+                backlog,
+                season,
+                concurrency,
+                ..Figures::default()
+            },
         }
     }
 
@@ -232,6 +247,21 @@ impl State {
             None => (demand, Why::Last),
         }
     }
+}
+
+/// Requests per second over the time of a cold start. A load that has just begun is measured since its
+/// beginning, but not over less than `SHORTEST_RATE` or `least` seconds: the rate of a moment is no
+/// forecast.
+fn rate(arrivals: &[(u64, f64)], cold: f64, least: f64) -> f64 {
+    let began = arrivals.first().map_or(0.0, |(ago, _)| (*ago + 1) as f64);
+    per_second(arrivals, began.clamp(SHORTEST_RATE * cold, cold).max(least))
+}
+
+/// Requests per second over the last `seconds`.
+fn per_second(arrivals: &[(u64, f64)], seconds: f64) -> f64 {
+    let within = arrivals.iter().filter(|(ago, _)| (*ago as f64) < seconds);
+    // `sum` of nothing is -0.0, which people would read.
+    within.fold(0.0, |sum, (_, n)| sum + n) / seconds
 }
 
 /// The count that `needed` finds among at most `most` replicas. If that is all of them, more may be needed:

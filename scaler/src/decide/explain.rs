@@ -55,6 +55,9 @@ pub struct Figures {
     pub backlog: u32,
     /// Replicas that the time of day needs.
     pub season: u32,
+    /// Replicas that `targetConcurrency` needs, if it is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
 }
 
 /// The rule that won. Its `Display` is half a sentence for people. A limit has `because`: the reason for

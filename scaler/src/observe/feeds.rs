@@ -68,6 +68,17 @@ pub(crate) struct Feeds {
     found: BTreeMap<String, String>,
 }
 
+/// A gateway as this scaler hears it.
+pub(crate) struct GatewayFeed<'a> {
+    pub(crate) url: &'a str,
+    /// Whether it is fixed, or discovery lists it.
+    pub(crate) listed: bool,
+    /// How long it has been silent, if it is.
+    pub(crate) silent_for: Option<Millis>,
+    /// Whether it said goodbye: it counts no longer, until it is heard again.
+    pub(crate) stopped: bool,
+}
+
 struct Gateway {
     url: String,
     fixed: bool,
@@ -245,12 +256,13 @@ impl Feeds {
         self.gateways.iter().filter(|(_, gateway)| !gateway.gone).map(report).collect()
     }
 
-    /// Every gateway that counts: its URL, whether it is listed, and how long it has been silent, if it is.
-    pub(crate) fn states(&self) -> impl Iterator<Item = (&str, bool, Option<Millis>)> {
-        let counting = self.gateways.values().filter(|gateway| !gateway.gone);
-        counting.map(|gateway| {
-            let silent_for = gateway.lost.map(|lost| lost.elapsed().into());
-            (gateway.url.as_str(), gateway.listed, silent_for)
+    /// Every gateway, also those that said goodbye.
+    pub(crate) fn states(&self) -> impl Iterator<Item = GatewayFeed<'_>> {
+        self.gateways.values().map(|gateway| GatewayFeed {
+            url: &gateway.url,
+            listed: gateway.listed,
+            silent_for: gateway.lost.filter(|_| !gateway.gone).map(|lost| lost.elapsed().into()),
+            stopped: gateway.gone,
         })
     }
 

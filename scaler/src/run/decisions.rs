@@ -2,7 +2,8 @@
 //!
 //! First come the current decisions, one per pool, even if they change nothing, with the time and
 //! reason of the last change of the count. Then come the last decisions that changed a count or kept
-//! one from changing.
+//! one from changing: a bounded number of each pool, so that one that changes all the time does not push
+//! out the others', and a bounded number of all pools together.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -23,13 +24,16 @@ use crate::decide::Decision;
 use crate::decide::cold_start::Phases;
 use crate::run::spans;
 
-/// Number of decisions to keep.
-const KEPT: usize = 300;
+/// Past decisions of one pool to keep, and of all pools together.
+const KEPT_OF_POOL: usize = 200;
+const KEPT: usize = 20_000;
+/// Past decisions to list where no pool is named.
+const LISTED: usize = 300;
 
 /// The decisions, current and past.
 #[derive(Default)]
 pub(crate) struct Decisions {
-    last: Mutex<VecDeque<Value>>,
+    past: Mutex<PastDecisions>,
     current: Mutex<BTreeMap<String, Current>>,
     /// Exports a span for each decision that changes a count, if traces are exported.
     tracer: OnceLock<Arc<Tracer>>,
@@ -46,12 +50,64 @@ pub(crate) struct PoolState {
     pub(crate) failed_start: Option<FailedStart>,
 }
 
-/// A pool's current decision.
-struct Current {
+/// A pool's decision, with its time and the pool's state.
+#[derive(Clone)]
+struct Noted {
     at: Millis,
     decision: Decision,
     state: PoolState,
+}
+
+/// A pool's current decision.
+struct Current {
+    noted: Noted,
     changed: Option<LastChange>,
+}
+
+/// Past decisions by pool, each with its number, oldest first. Numbers grow over all pools.
+#[derive(Default)]
+struct PastDecisions {
+    pools: BTreeMap<String, VecDeque<(u64, Noted)>>,
+    /// The number of each decision that is kept, with its pool.
+    order: BTreeMap<u64, String>,
+    next: u64,
+}
+
+impl PastDecisions {
+    fn add(&mut self, pool: &str, noted: Noted) {
+        let of_pool = self.pools.entry(pool.to_owned()).or_default();
+        if of_pool.len() == KEPT_OF_POOL
+            && let Some((number, _)) = of_pool.pop_front()
+        {
+            self.order.remove(&number);
+        }
+        of_pool.push_back((self.next, noted));
+        self.order.insert(self.next, pool.to_owned());
+        self.next += 1;
+        if self.order.len() > KEPT
+            && let Some((_, oldest)) = self.order.pop_first()
+            && let Some(of_pool) = self.pools.get_mut(&oldest)
+        {
+            of_pool.pop_front();
+            if of_pool.is_empty() {
+                self.pools.remove(&oldest);
+            }
+        }
+    }
+
+    /// The decisions of a pool, newest first.
+    fn of(&self, pool: &str) -> impl Iterator<Item = &Noted> {
+        self.pools.get(pool).into_iter().flatten().rev().map(|(_, noted)| noted)
+    }
+
+    /// The last ones of all pools, newest first.
+    fn last(&self) -> impl Iterator<Item = (&str, &Noted)> {
+        self.order.iter().rev().take(LISTED).filter_map(|(number, pool)| {
+            let of_pool = self.pools.get(pool)?;
+            let at = of_pool.binary_search_by_key(number, |(number, _)| *number).ok()?;
+            Some((pool.as_str(), &of_pool[at].1))
+        })
+    }
 }
 
 /// The time and reason of the last change of a count.
@@ -113,17 +169,15 @@ impl Decisions {
     }
 
     fn list(&self, pool: Option<&str>) -> Vec<Value> {
-        let of = |name: &str| pool.is_none_or(|pool| pool == name);
         let current = self.current.lock();
-        let mut list: Vec<_> = current
-            .iter()
-            .filter(|(name, _)| of(name))
-            .map(|(name, current)| current.entry(name, &current.decision.sentence(), true))
-            .collect();
+        let now = current.iter().filter(|(name, _)| pool.is_none_or(|pool| pool == *name));
+        let mut list: Vec<_> = now.map(|(name, current)| current.entry(name)).collect();
         drop(current);
-        let last = self.last.lock();
-        let past = last.iter().rev().filter(|entry| entry["pool"].as_str().is_some_and(of));
-        list.extend(past.cloned());
+        let past = self.past.lock();
+        match pool {
+            Some(pool) => list.extend(past.of(pool).map(|noted| noted.entry(pool))),
+            None => list.extend(past.last().map(|(pool, noted)| noted.entry(pool))),
+        }
         list
     }
 
@@ -146,7 +200,7 @@ impl Decisions {
         let changed = decision.from != decision.desired;
         let mut current = self.current.lock();
         let before = current.get_mut(pool);
-        let rule = before.as_ref().map(|before| before.decision.why.rule());
+        let rule = before.as_ref().map(|before| before.noted.decision.why.rule());
         let kept_back = decision.why.holds_back() && rule != Some(decision.why.rule());
         let sentence = (changed || kept_back).then(|| decision.sentence());
         let last_change = match &sentence {
@@ -156,25 +210,21 @@ impl Decisions {
         if let (Some(tracer), Some(why), true) = (self.tracer.get(), &sentence, changed) {
             tracer.export(vec![spans::of(pool, decision, why, waking, now)]);
         }
-        let decision = decision.clone();
-        let now = Current { at: now, decision, state, changed: last_change };
-        let entry = sentence.as_ref().map(|why| now.entry(pool, why, false));
+        let noted = Noted { at: now, decision: decision.clone(), state };
+        let past = sentence.is_some().then(|| noted.clone());
+        let now = Current { noted, changed: last_change };
         match current.get_mut(pool) {
             Some(before) => *before = now,
             None => drop(current.insert(pool.to_owned(), now)),
         }
         drop(current);
-        let (Some(why), Some(entry)) = (sentence, entry) else { return };
+        let (Some(why), Some(past)) = (sentence, past) else { return };
         if changed {
             tracing::info!("{pool}: {why}");
         } else {
             tracing::debug!("{pool}: {why}");
         }
-        let mut last = self.last.lock();
-        if last.len() == KEPT {
-            last.pop_front();
-        }
-        last.push_back(entry);
+        self.past.lock().add(pool, past);
     }
 
     /// Forgets the current decisions of pools that are no longer configured.
@@ -184,9 +234,19 @@ impl Decisions {
 }
 
 impl Current {
-    fn entry(&self, pool: &str, why: &str, current: bool) -> Value {
-        let Self { at, decision, state, changed } = self;
-        let changed = changed.as_ref().filter(|_| current);
+    fn entry(&self, pool: &str) -> Value {
+        self.noted.as_entry(pool, true, self.changed.as_ref())
+    }
+}
+
+impl Noted {
+    fn entry(&self, pool: &str) -> Value {
+        self.as_entry(pool, false, None)
+    }
+
+    fn as_entry(&self, pool: &str, current: bool, changed: Option<&LastChange>) -> Value {
+        let Self { at, decision, state } = self;
+        let why = &decision.sentence();
         Entry { at_millis: *at, pool, current, why, changed, decision, state }.json()
     }
 }
@@ -290,13 +350,33 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_number_of_decisions_is_kept() {
+    fn a_limited_number_of_decisions_is_kept_of_each_pool_and_in_all() {
         let decisions = Decisions::default();
-        for n in 0..400 {
+        let note = |pool: &str, n: u32| {
             let of = decision(n % 2, 1 - n % 2, Why::Minimum { because: None });
-            decisions.note("p", &of, PoolState::default(), &[], Millis::new(n.into()));
-        }
+            decisions.note(pool, &of, PoolState::default(), &[], Millis::new(n.into()));
+        };
+        let past = |pool| decisions.list(Some(pool)).len() - 1;
+        note("quiet", 0);
+        (1..=400).for_each(|n| note("flaps", n));
+        assert_eq!(
+            (past("flaps"), past("quiet")),
+            (KEPT_OF_POOL, 1),
+            "it pushes out its own alone"
+        );
         let list = decisions.list(None);
-        assert_eq!((list.len(), &list[1]["atMillis"]), (KEPT + 1, &json!(399)));
+        assert_eq!((list.len(), &list[2]["atMillis"]), (2 + KEPT_OF_POOL + 1, &json!(400)));
+        assert_eq!(list.last().map(|entry| &entry["pool"]), Some(&json!("quiet")));
+        for pool in 0..1_000 {
+            (1_000..1_021).for_each(|n| note(&format!("p{pool}"), n));
+        }
+        let kept = decisions.past.lock();
+        let all = kept.pools.values().map(VecDeque::len).sum::<usize>();
+        assert_eq!((all, kept.order.len()), (KEPT, KEPT));
+        assert!(!kept.pools.contains_key("quiet"), "the oldest is gone");
+        drop(kept);
+        assert_eq!(past("p999"), 21);
+        let past = decisions.list(None).into_iter().filter(|entry| entry["current"] == false);
+        assert_eq!(past.count(), LISTED);
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::decisions::Decisions;
 use super::managed_pool::{Context, ManagedPool, note, ready, watch};
 use super::metric;
+use super::standing;
 use crate::act::drains::{DrainRequest, NotAPod};
 use crate::act::overrides::CommandRequest;
 use crate::keda::KedaServer;
@@ -249,7 +250,13 @@ impl Loop {
             }
             self.due.touched.remove(name);
             // Without a known state there is no decision, and gateways keep the last one.
-            let Some(statuses) = managed.target.statuses(&reports) else { continue };
+            let Some(statuses) = managed.target.statuses(&reports) else {
+                // Where the replicas are those that gateways report, there is nothing to decide on.
+                if reports.is_empty() && managed.pool.has_report() {
+                    self.outputs.board.unheard(name, standing::no_gateway(), now);
+                }
+                continue;
+            };
             managed.sources.set_endpoints(ready(&reports));
             let readings = managed.sources.readings();
             let step = managed.pool.step(&reports, &statuses, &readings, &managed.target, now);

@@ -87,6 +87,7 @@ pub(super) fn ready(reports: &[LastReport<'_>]) -> impl Iterator<Item = String> 
 /// Records each trigger's figures, and logs when it becomes unreadable or readable again.
 fn triggers(managed: &mut ManagedPool, proposals: &[Proposal]) {
     let pool = &managed.pool.name;
+    managed.unread.retain(|name| proposals.iter().any(|proposal| proposal.name == *name));
     for proposal in proposals {
         managed.metrics.trigger(proposal);
         match &proposal.problem {
@@ -136,7 +137,7 @@ pub(super) fn note(
     };
     let waking = spans::waking(decision, reports);
     decisions.note(&managed.pool.name, decision, state, &waking, now);
-    board.record(&managed.pool.name, standing::of(step, counts, now), now);
+    board.record(&managed.pool.name, standing::of(step, counts, !reports.is_empty(), now), now);
 }
 
 /// Notifies the loop of the target's changes.

@@ -117,6 +117,8 @@ pub(crate) struct Metrics {
     starts: StartMetrics,
     capacity: Gauge,
     demands: [Gauge; 3],
+    /// Shown once `targetConcurrency` asks for a count.
+    concurrency: Option<Gauge>,
     /// By rule; there are few rules.
     rules: BTreeMap<&'static str, (Gauge, Counter)>,
     rule: Option<&'static str>,
@@ -198,6 +200,7 @@ impl Metrics {
             capacity: gauges.plain(CAPACITY),
             demands: ["recent", "backlog", "season"]
                 .map(|reason| gauges.labelled(DEMAND, "reason", reason)),
+            concurrency: None,
             rules: BTreeMap::new(),
             rule: None,
             reaction: histogram!(REACTION, "pool" => pool),
@@ -219,6 +222,11 @@ impl Metrics {
             self.demands.iter().zip([figures.recent, figures.backlog, figures.season])
         {
             gauge.set(count);
+        }
+        if let Some(count) = figures.concurrency {
+            let gauges = &mut self.gauges;
+            let new = || gauges.labelled(DEMAND, "reason", "concurrency");
+            self.concurrency.get_or_insert_with(new).set(count);
         }
         if figures.curve.learned {
             self.capacity.set(figures.curve.full_rate());

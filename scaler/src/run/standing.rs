@@ -11,7 +11,7 @@ use crate::view::overview::{StateCounts, Trouble, TroubleKind};
 const SLOW: f64 = 1.5;
 
 /// The standing of a pool after a step.
-pub(super) fn of(step: &Step, replicas: StateCounts, now: Millis) -> Standing {
+pub(super) fn of(step: &Step, replicas: StateCounts, is_heard: bool, now: Millis) -> Standing {
     // The oldest start ends first.
     let oldest = (step.longest_start > Millis::ZERO)
         .then(|| Millis::new(now.get().saturating_sub(step.longest_start.get())));
@@ -24,8 +24,14 @@ pub(super) fn of(step: &Step, replicas: StateCounts, now: Millis) -> Standing {
         next_ready,
         operator_override: step.operator_override,
         why: step.why.clone(),
-        troubles: troubles(step),
+        troubles: (!is_heard).then(no_gateway).into_iter().chain(troubles(step)).collect(),
     }
+}
+
+/// The trouble of a pool that no gateway reports on.
+pub(super) fn no_gateway() -> Trouble {
+    let text = "no gateway reports, so the load is unknown and the count stays";
+    Trouble { kind: TroubleKind::NoGateway, text: text.to_owned() }
 }
 
 /// The troubles that a person should look at, the worst first.

@@ -117,6 +117,16 @@ impl Board {
         }
     }
 
+    /// Records that nothing is known of a pool's load now, for this reason. Its replicas are the last known.
+    pub(crate) fn unheard(&self, pool: &str, trouble: Trouble, now: Millis) {
+        if let Some(board) = self.pools.lock().get_mut(pool)
+            && let Some(last) = board.last.clone()
+        {
+            let load = Load { held: 0, in_flight: 0, ..last.load };
+            board.record(Standing { load, next_ready: None, troubles: vec![trouble], ..last }, now);
+        }
+    }
+
     /// Publishes summaries that changed, first those whose last is the oldest. `gateways` are alive.
     /// Called each second: readers take a feed without events for one that is lost.
     pub(crate) fn publish(&self, gateways: u32, now: Millis) {

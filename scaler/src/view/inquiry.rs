@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::decide::cold_start::Phases;
 use crate::observe::feeds::LastReport;
+use crate::view::overview::GatewayState;
 
 /// A question. The sender is dropped without an answer if the loop ends.
 pub(crate) enum Inquiry {
@@ -74,19 +75,6 @@ struct EndpointSums {
     ttft_seconds: f64,
     token_gaps: u64,
     itl_seconds: f64,
-}
-
-/// A gateway as the scaler hears it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct GatewayState {
-    /// Base URL of its admin port.
-    pub(crate) url: String,
-    /// Whether discovery lists it, or the configuration does.
-    pub(crate) listed: bool,
-    /// Time without a report; `None` while its feed is connected.
-    #[serde(rename = "silentMillis", skip_serializing_if = "Option::is_none")]
-    pub(crate) silent_for: Option<Millis>,
 }
 
 impl EndpointDetail {

@@ -170,6 +170,34 @@ impl PoolSettings {
     }
 }
 
+/// A gateway as the scaler hears it: an entry of `/gateways`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayState {
+    /// Base URL of its admin port.
+    pub url: String,
+    /// Whether discovery lists it, or the configuration does.
+    pub listed: bool,
+    /// Time without a report; `None` while its feed is connected.
+    #[serde(rename = "silentMillis", default, skip_serializing_if = "Option::is_none")]
+    pub silent_for: Option<Millis>,
+    /// It said goodbye and is not heard since. It counts no longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
+}
+
+/// A silence up to this long may be a reconnect.
+const RECONNECT: Millis = Millis::from_secs(3);
+
+impl GatewayState {
+    /// The trouble with it, in one sentence, if a person should look at it.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let silent = self.listed && self.silent_for.is_some_and(|span| span > RECONNECT);
+        silent.then(|| format!("the gateway at {} is silent, so nothing scales down", self.url))
+    }
+}
+
 /// Something that a person should look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -184,6 +212,8 @@ pub struct Trouble {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TroubleKind {
+    /// No gateway reports, so the load is unknown.
+    NoGateway,
     /// No replica can be started.
     CannotStart,
     /// The target can't carry out its orders.
@@ -249,6 +279,24 @@ mod tests {
         assert!(change.settings.is_some());
         reader.apply(change);
         assert_eq!(reader, renamed);
+    }
+
+    #[test]
+    fn a_gateway_that_is_listed_and_silent_for_long_is_trouble() {
+        for (case, listed, silent_millis, stopped, trouble) in [
+            ("it reports", true, None, false, false),
+            ("it may reconnect", true, Some(3_000), false, false),
+            ("it is silent", true, Some(3_001), false, true),
+            ("it is no longer listed", false, Some(60_000), false, false),
+            ("it said goodbye", true, None, true, false),
+        ] {
+            let url = "http://10.0.0.1:9900".to_owned();
+            let silent_for = silent_millis.map(Millis::new);
+            let gateway = GatewayState { url, listed, silent_for, stopped };
+            assert_eq!(gateway.trouble().is_some(), trouble, "{case}");
+            let text = serde_json::to_string(&gateway).expect("JSON");
+            assert_eq!(serde_json::from_str::<GatewayState>(&text).expect("the same"), gateway);
+        }
     }
 
     #[test]

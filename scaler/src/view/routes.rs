@@ -29,7 +29,8 @@ use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::timeout;
 
 use super::Board;
-use super::inquiry::{GatewayState, Inquiry};
+use super::inquiry::Inquiry;
+use super::overview::GatewayState;
 use crate::act::overrides::unknown_pool;
 
 /// Pools in one answer of `/history`.
@@ -317,7 +318,10 @@ impl View {
 /// The gateways to ask, and the others with the reason why they are not asked.
 fn choose(gateways: Vec<GatewayState>) -> (Vec<String>, Vec<(String, String)>) {
     let (mut asked, mut others) = (Vec::new(), Vec::new());
-    for GatewayState { url, listed, silent_for } in gateways {
+    // One that said goodbye holds nothing.
+    for GatewayState { url, listed, silent_for, .. } in
+        gateways.into_iter().filter(|gateway| !gateway.stopped)
+    {
         match silent_for {
             None if asked.len() < MOST_GATEWAYS => asked.push(url),
             None => others.push((url, format!("not asked: {MOST_GATEWAYS} gateways at most are"))),
@@ -399,6 +403,7 @@ mod tests {
             url: format!("http://g{n}"),
             listed,
             silent_for: silent.map(Millis::new),
+            stopped: false,
         };
         let mut gateways = vec![gateway(90, true, Some(4_000)), gateway(91, false, Some(4_000))];
         gateways.extend((0..MOST_GATEWAYS + 1).map(|n| gateway(n, true, None)));

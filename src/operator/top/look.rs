@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use forebay_scaler::overview::GatewayState;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -30,7 +31,13 @@ pub(super) struct PastDecision {
 }
 
 /// The outcome of a look.
-pub(super) type Seen = (Hour, Vec<PastDecision>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) hour: Hour,
+    pub(super) decisions: Vec<PastDecision>,
+    /// The troubles with gateways, in a sentence each.
+    pub(super) silent: Vec<String>,
+}
 
 /// A look at the chosen pool. The far end may be slow or hang, and the screen goes on meanwhile.
 #[derive(Default)]
@@ -65,7 +72,9 @@ async fn detail(client: &AdminClient, pool: &str) -> Seen {
     let hours = client.get::<BTreeMap<String, Hour>>(&format!("/history?pool={pool}")).await;
     let hour = hours.ok().and_then(|mut hours| hours.remove(pool)).unwrap_or_default();
     let decisions = client.get::<Vec<PastDecision>>(&format!("/decisions?pool={pool}")).await;
-    (hour, decisions.unwrap_or_default())
+    let gateways = client.get::<Vec<GatewayState>>("/gateways").await.unwrap_or_default();
+    let silent = gateways.iter().filter_map(GatewayState::trouble).collect();
+    Seen { hour, decisions: decisions.unwrap_or_default(), silent }
 }
 
 #[cfg(test)]

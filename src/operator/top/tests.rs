@@ -4,6 +4,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::KeyEvent;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::look::PastDecision;
 use super::*;
 use crate::console::LEADER;
 
@@ -18,11 +19,15 @@ fn screen() -> Screen {
     let pools = [("a", pool(0, 1)), ("b", pool(9, 2)), ("c", Arc::new(failing))];
     let mut screen = Screen {
         pools: pools.map(|(name, pool)| (name.to_owned(), pool)).into(),
-        decisions: vec![PastDecision {
-            at_millis: 0,
-            why: "scaling 0 → 1".to_owned(),
-            current: false,
-        }],
+        seen: Seen {
+            decisions: vec![PastDecision {
+                at_millis: 0,
+                why: "scaling 0 → 1".to_owned(),
+                current: false,
+            }],
+            silent: vec!["the gateway at http://10.0.0.1:9900 is silent".to_owned()],
+            ..Seen::default()
+        },
         ..Screen::default()
     };
     screen.choose(0);
@@ -46,6 +51,7 @@ fn the_screen_has_all_pools_and_the_chosen_one_in_detail() {
     {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
+    assert!(text.contains("! the gateway at http://10.0.0.1:9900 is silent"), "{text}");
     screen.choose(2);
     let text = drawn(&mut screen);
     assert!(text.contains("! no replica can be started:  [31mred"), "{text}");

@@ -227,6 +227,30 @@ fn the_load_names_the_maximum_as_long_as_it_needs_more() {
 }
 
 #[test]
+fn the_figures_have_the_count_by_concurrency_and_the_arrivals_of_a_pool_with_triggers() {
+    let policy = policy();
+    let held = step(&mut State::default(), inputs(25, 0, 0), &policy, 1_000);
+    assert_eq!(held.figures.concurrency, Some(3), "{}", held.sentence());
+    let own =
+        Policy { concurrency: ConcurrencyRules { given: false, ..policy.concurrency }, ..policy };
+    let without = step(&mut State::default(), inputs(25, 0, 0), &own, 1_000);
+    assert_eq!(without.figures.concurrency, None);
+
+    let trigger = Proposal { name: "queue".to_owned(), needed: Some(1.0), ..Proposal::default() };
+    let mut state = State::default();
+    let mut by_trigger = |count, now| {
+        let load = accepted(count);
+        let proposals = std::slice::from_ref(&trigger);
+        let operator_override = Override::None;
+        let inputs = Inputs { load: &load, replicas: &[], proposals, operator_override };
+        decide(&mut state, &inputs, &own, Millis::new(now)).figures.rate
+    };
+    assert_eq!(by_trigger(0, 1_000), 0.0);
+    let rate = by_trigger(60, 2_000);
+    assert!(rate > 0.0, "60 requests came within a second");
+}
+
+#[test]
 fn a_count_that_stays_names_its_reason() {
     let mut policy = policy();
     policy.cooldown.after = Millis::from_secs(200);

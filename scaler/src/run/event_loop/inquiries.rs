@@ -3,7 +3,9 @@
 use forebay_signals::PoolReplicas;
 
 use super::Loop;
-use crate::view::inquiry::{GatewayState, Inquiry, PoolDetail, endpoints};
+use crate::observe::feeds::GatewayFeed;
+use crate::view::inquiry::{Inquiry, PoolDetail, endpoints};
+use crate::view::overview::GatewayState;
 
 impl Loop {
     /// Answers a question. Its sender may have left.
@@ -13,10 +15,11 @@ impl Loop {
                 let _ = done.send(self.detail(&pool).map(Box::new));
             }
             Inquiry::Gateways { done } => {
-                let state = |(url, listed, silent_for): (&str, _, _)| GatewayState {
-                    url: url.to_owned(),
-                    listed,
-                    silent_for,
+                let state = |gateway: GatewayFeed<'_>| GatewayState {
+                    url: gateway.url.to_owned(),
+                    listed: gateway.listed,
+                    silent_for: gateway.silent_for,
+                    stopped: gateway.stopped,
                 };
                 let _ = done.send(self.feeds.states().map(state).collect());
             }

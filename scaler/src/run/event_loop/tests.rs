@@ -22,6 +22,7 @@ use crate::observe::feeds::GatewayChange;
 use crate::observe::feeds::Gateways;
 use crate::observe::relay::LeaderState;
 use crate::observe::sources::Client;
+use crate::view::overview::TroubleKind;
 
 /// A store that fails a number of times before it answers.
 #[derive(Default)]
@@ -403,4 +404,26 @@ async fn a_scaler_whose_successor_fails_takes_everything_back() {
     work.take_over(handover, CancellationToken::new());
     assert!(work.memory.saver.is_some() && work.leads());
     assert_eq!(work.pools[0].pool.snapshot(), learned);
+}
+
+#[tokio::test]
+async fn a_pool_whose_gateways_all_said_goodbye_has_a_trouble_and_no_load() {
+    let (mut work, _lead) = work(config(&[("p", 4)]), None);
+    let signals = PoolSignals { queue_depth: 7, in_flight: 3, ..PoolSignals::default() };
+    hear(&mut work, &[("p", signals.clone())]);
+    let shown = |work: &mut Loop, second| {
+        work.due = DuePools::all();
+        work.step(Millis::from_secs(second), true);
+        work.outputs.board.publish(0, Millis::from_secs(second));
+        let pool = work.outputs.board.feed.pools()["p"].clone();
+        let kinds: Vec<_> = pool.troubles.iter().map(|trouble| trouble.kind).collect();
+        (pool.held, pool.in_flight, kinds)
+    };
+    assert_eq!(shown(&mut work, 1), (7, 3, vec![]));
+    work.feeds.take(GatewayChange::Feed(0, Event::Goodbye));
+    let stopped: Vec<_> = work.feeds.states().map(|gateway| gateway.stopped).collect();
+    assert_eq!(stopped, [true], "it is still listed");
+    assert_eq!(shown(&mut work, 2), (0, 0, vec![TroubleKind::NoGateway]));
+    hear(&mut work, &[("p", signals)]);
+    assert_eq!(shown(&mut work, 3), (7, 3, vec![]));
 }
