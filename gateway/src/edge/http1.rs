@@ -76,8 +76,10 @@ enum Phase<F, B> {
     Head,
     Request(RunningRequest<F>),
     Answer(B, ResponseFraming),
-    /// The whole answer is in `out`.
-    Written,
+    /// The whole answer is in `out`. Its request counts as one until it is written.
+    Written {
+        _body: B,
+    },
     /// The rest of `out` is written, and then the gateway's side is closed.
     Closing(Option<HeadError>),
     /// The protocol is another one from now on.
@@ -148,7 +150,7 @@ where
                 Phase::Head => self.poll_head(cx),
                 Phase::Request(_) => self.poll_request(cx),
                 Phase::Answer(..) => self.poll_answer(cx),
-                Phase::Written => self.poll_written(cx),
+                Phase::Written { .. } => self.poll_written(cx),
                 Phase::Closing(_) => return self.poll_close(cx),
                 Phase::Switched => return Poll::Ready(Ok(())),
             };
@@ -194,7 +196,8 @@ where
     fn begin(&mut self, start: RequestStart) {
         let RequestStart { mut parts, mut body, keep_alive, expects_continue, upgrade, .. } = start;
         self.keep_alive = keep_alive;
-        self.upgrade = upgrade.then(|| {
+        // The other protocol begins behind the whole request (RFC 9110, 7.8).
+        self.upgrade = (upgrade && body.is_complete()).then(|| {
             let (sender, on_upgrade) = OnUpgrade::new();
             parts.extensions.insert(on_upgrade);
             sender
@@ -219,6 +222,8 @@ where
         let asked = RequestLine { method: Method::GET, version: Version::HTTP_11 };
         self.out.push_head(&head, &asked, None, false, &http_date::now());
         self.phase = Phase::Closing(Some(error));
+        // Bytes behind it are not read, and would turn the end into a reset.
+        self.activity.left_unread();
     }
 
     /// Lets the present request be answered, and reads its body as far as that is asked for.
@@ -301,7 +306,7 @@ where
             self.out.push_head(&head, &asked, size, keep_alive, &http_date::now());
         self.keep_alive = keep_alive;
         self.phase = match framing {
-            ResponseFraming::Length(0) => Phase::Written,
+            ResponseFraming::Length(0) => Phase::Written { _body: body },
             framing => Phase::Answer(body, framing),
         };
     }
@@ -325,9 +330,14 @@ where
                     return self.poll_left(cx);
                 }
             };
+            if self.out.is_empty() {
+                self.out = Outbox::with_buffer(write_buffer());
+            }
             self.out.push_piece(framing, piece, last)?;
             if last || *framing == ResponseFraming::Length(0) {
-                self.phase = Phase::Written;
+                if let Phase::Answer(body, _) = mem::replace(&mut self.phase, Phase::Head) {
+                    self.phase = Phase::Written { _body: body };
+                }
                 return Poll::Ready(Ok(()));
             }
         }
@@ -340,7 +350,15 @@ where
         self.phase = match &self.upgrade {
             Some(_) => Phase::Switched,
             None if self.keep_alive && !self.ends => Phase::Head,
-            None => Phase::Closing(None),
+            None => {
+                let Self { io, inbox, activity, .. } = &mut *self;
+                let more = poll_read(io, cx, |bytes| !bytes.is_empty());
+                if !inbox.is_empty() || matches!(more, Poll::Ready(Ok(true))) {
+                    // Another request, which would turn the end into a reset.
+                    activity.left_unread();
+                }
+                Phase::Closing(None)
+            }
         };
         Poll::Ready(Ok(()))
     }

@@ -188,8 +188,13 @@ impl ClientConnection {
             // Boxed, so that the future of a held request does not contain the other branches.
             let mut response = match own {
                 None if realtime => {
+                    // A session has no body. Over HTTP/2, a body that is dropped is a reset.
+                    let body = http2.then_some(body);
                     let limits = Arc::clone(&settings.limits);
-                    Box::pin(edge.proxy.session(head, upgrade, client, limits, sessions)).await
+                    let session = edge.proxy.session(head, upgrade, client, limits, sessions);
+                    let response = Box::pin(session).await;
+                    drop(body);
+                    response
                 }
                 None => Box::pin(edge.proxy.serve(head, body, client, &settings.limits)).await,
                 Some(own) => {

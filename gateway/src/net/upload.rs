@@ -41,6 +41,8 @@ impl UploadError {
 pub(crate) struct Upload {
     source: UploadSource,
     ended: bool,
+    /// It can't be read to its end.
+    failed: bool,
     activity: Arc<Activity>,
 }
 
@@ -53,15 +55,15 @@ enum UploadSource {
 
 impl Upload {
     pub(crate) fn http2(body: Incoming, activity: Arc<Activity>) -> Self {
-        Self { source: UploadSource::Http2(body), ended: false, activity }
+        Self { source: UploadSource::Http2(body), ended: false, failed: false, activity }
     }
 
     pub(crate) fn whole(body: Bytes, activity: Arc<Activity>) -> Self {
-        Self { source: UploadSource::Whole(body), ended: true, activity }
+        Self { source: UploadSource::Whole(body), ended: true, failed: false, activity }
     }
 
     pub(crate) fn pieces(body: UploadReader, activity: Arc<Activity>) -> Self {
-        Self { source: UploadSource::Pieces(body), ended: false, activity }
+        Self { source: UploadSource::Pieces(body), ended: false, failed: false, activity }
     }
 }
 
@@ -86,6 +88,7 @@ impl Body for Upload {
             }
         };
         self.ended |= frame.is_none();
+        self.failed |= matches!(frame, Some(Err(_)));
         Poll::Ready(frame)
     }
 
@@ -110,7 +113,7 @@ impl Body for Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if !self.ended && !self.is_end_stream() {
+        if self.failed || (!self.ended && !self.is_end_stream()) {
             self.activity.left_unread();
         }
     }

@@ -86,7 +86,12 @@ impl MessageBody {
         };
         let mut joined: Option<Vec<u8>> = None;
         let data = |joined: Option<Vec<u8>>| {
-            joined.map_or_else(|| Bytes::copy_from_slice(first), Bytes::from)
+            let Some(mut joined) = joined else { return Bytes::copy_from_slice(first) };
+            // Long extensions, or the next message.
+            if joined.capacity() > 2 * joined.len() {
+                joined.shrink_to_fit();
+            }
+            Bytes::from(joined)
         };
         loop {
             match self.framing.next(bytes) {

@@ -156,6 +156,10 @@ impl Chunks {
             (Expected::DataCr | Expected::DataLf, _) => {
                 return Err("a chunk is longer than its size");
             }
+            // Another reader could take it for the end of the line, and of the body.
+            (Expected::TrailerOrEnd | Expected::Trailer, b'\n') => {
+                return Err("a trailer has a line feed");
+            }
             (Expected::TrailerOrEnd, b'\r') => {
                 self.trailer(byte, true)?;
                 Expected::EndLf
@@ -203,7 +207,7 @@ impl Chunks {
         let Some(trailers) = self.trailers.take() else { return Ok(()) };
         let mut headers = vec![httparse::EMPTY_HEADER; trailers.count];
         match httparse::parse_headers(&trailers.bytes, &mut headers) {
-            Ok(httparse::Status::Complete(_)) => Ok(()),
+            Ok(httparse::Status::Complete((length, _))) if length == trailers.bytes.len() => Ok(()),
             _ => Err("a trailer is not valid"),
         }
     }

@@ -9,7 +9,7 @@ use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
 use crate::wire::body::MessageBody;
-use crate::wire::{WireError, digits, lists_token};
+use crate::wire::{WireError, digits, has_token};
 
 /// The bytes that a head may have, with the interim heads before it. vLLM 0.32 describes embeddings
 /// that are asked for as bytes in a header (`metadata`), with about 120 bytes for each input.
@@ -258,5 +258,5 @@ fn framing(
 /// Whether the replica closes the connection behind this response.
 fn closes(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::CONNECTION);
-    values.into_iter().any(|value| lists_token(value.as_bytes(), b"close"))
+    values.into_iter().any(|value| has_token(value.as_bytes(), b"close"))
 }

@@ -56,9 +56,11 @@ fn digits(text: &[u8]) -> Option<u64> {
 
 /// Whether a list, like the value of `connection`, has this token. A list that is not ASCII has none.
 fn lists_token(list: &[u8], token: &[u8]) -> bool {
-    if !list.is_ascii() {
-        return false;
-    }
+    list.is_ascii() && has_token(list, token)
+}
+
+/// Whether a list has this token, whatever else it has.
+fn has_token(list: &[u8], token: &[u8]) -> bool {
     let mut tokens = list.split(|byte| *byte == b',');
     tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token))
 }

@@ -119,7 +119,8 @@ pub(crate) fn read_request(
     let uri = Uri::from_maybe_shared(slice(target.as_bytes()))
         .map_err(|_| HeadError::Invalid("the target"))?;
     let mut framing = RequestFraming::new(version);
-    let mut map = HeaderMap::with_capacity(head.headers.len());
+    // A map has a bound of its own.
+    let mut map = HeaderMap::try_with_capacity(head.headers.len()).map_err(|_| HeadError::Long)?;
     for field in head.headers.iter() {
         let name = name(field.name)?;
         if !framing.take(&name, field.value, &mut map)? {
@@ -130,11 +131,13 @@ pub(crate) fn read_request(
             value => HeaderValue::from_maybe_shared(slice(value))
                 .map_err(|_| HeadError::Invalid("a header's value"))?,
         };
-        map.append(name, value);
+        map.try_append(name, value).map_err(|_| HeadError::Long)?;
     }
     let (mut parts, ()) = Request::new(()).into_parts();
     (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, map);
-    let upgrade = framing.upgrade || parts.method == Method::CONNECT;
+    // Behind a request whose end is in doubt, no other protocol begins.
+    let upgrade =
+        (framing.upgrade || parts.method == Method::CONNECT) && !framing.has_two_lengths();
     let RequestFraming { keep_alive, expects_continue, .. } = framing;
     let body = framing.body()?;
     let keep_alive = keep_alive && !framing.has_two_lengths();

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::echo::{Course, SeenRequest, SeenRequests, answer, course, ours};
 use super::{Http1, Http1Settings};
 use crate::net::activity::Activity;
+use crate::net::upgrade::OnUpgrade;
 use crate::wire::body::MessageBody;
 use crate::wire::request::HeadLimits;
 
@@ -95,10 +96,29 @@ fn responses(mut out: &[u8], seen: &[SeenRequest]) -> Vec<ReadResponse> {
     all
 }
 
+/// Whether there may be trailers with a line feed alone.
+fn may_have_bare_trailers(bytes: &[u8]) -> bool {
+    let bare = bytes.iter().enumerate().any(|(at, byte)| {
+        *byte == b'\n' && at.checked_sub(1).is_none_or(|before| bytes[before] != b'\r')
+    });
+    bare && bytes.windows(7).any(|part| part.eq_ignore_ascii_case(b"chunked"))
+}
+
 /// Compares the two.
 fn compare(pieces: &[&[u8]], closes: bool, limits: HeadLimits) {
     let (mut ours, hypers) = (ours(pieces, closes, limits, false), hypers(pieces, closes, limits));
     let text = || pieces.iter().map(|piece| piece.escape_ascii().to_string()).collect::<Vec<_>>();
+    if may_have_bare_trailers(&pieces.concat()) {
+        // hyper takes a line feed alone for a line's end in trailers. This server refuses the body.
+        for (ours, hypers) in ours.seen.iter().zip(&hypers.seen) {
+            assert_eq!(ours.head, hypers.head, "{:?}", text());
+            if ours.body.is_none() {
+                return;
+            }
+            assert_eq!(ours.body, hypers.body, "{:?}", text());
+        }
+        return;
+    }
     let mut written = responses(&ours.out, &ours.seen);
     let mut expected = responses(&hypers.out, &hypers.seen);
     // This server passes over more of a body that is not wanted, and so can go on.
@@ -277,6 +297,73 @@ fn long_bodies_are_read_as_by_hyper() {
             let cut = &whole[..length / 2];
             compare(&cut.chunks(size).collect::<Vec<_>>(), true, LIMITS);
         }
+    }
+}
+
+#[test]
+fn a_line_feed_alone_ends_no_trailer() {
+    for trailers in ["\nGET /x HTTP/1.1\r\nhost: a", "x: y\n\nGET /x HTTP/1.1\r\n", "x: y\n", "\n"]
+    {
+        let request =
+            format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n{trailers}\r\n\r\n");
+        for closes in [false, true] {
+            let course = ours(&[request.as_bytes()], closes, LIMITS, false);
+            let bodies: Vec<_> = course.seen.iter().map(|seen| seen.body.clone()).collect();
+            assert_eq!((bodies, course.open), (vec![None], false), "{trailers:?}");
+            assert!(course.out.starts_with(b"HTTP/1.1 400 "), "{trailers:?}");
+        }
+    }
+}
+
+#[test]
+fn no_other_protocol_begins_before_the_request_is_whole() {
+    for (lines, granted) in [
+        ("", true),
+        ("content-length: 0\r\n", true),
+        ("content-length: 5\r\n", false),
+        ("transfer-encoding: chunked\r\n", false),
+        ("transfer-encoding: chunked\r\ncontent-length: 5\r\n", false),
+    ] {
+        let head =
+            format!("GET /upgrade HTTP/1.1\r\nconnection: upgrade\r\nupgrade: x\r\n{lines}\r\n");
+        let (near, mut far) = duplex(1 << 20);
+        let granting = |request: http::Request<_>| {
+            let offered = request.extensions().get::<OnUpgrade>().is_some();
+            let seen = SeenRequests::default();
+            assert_eq!(offered, granted, "{lines:?}");
+            answer(request, seen)
+        };
+        let settings = Http1Settings { limits: LIMITS, watches: false };
+        let activity = Activity::new(Instant::now(), true);
+        let mut connection = Http1::new(near, Bytes::new(), settings, activity, granting);
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(pin!(far.write_all(head.as_bytes())).poll(cx).is_ready());
+        let _ = connection.poll(cx);
+    }
+}
+
+#[test]
+fn what_is_not_read_of_a_client_is_known_when_the_gateway_closes() {
+    let get = "GET / HTTP/1.1\r\n\r\n";
+    let close = "GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
+    let broken = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\nmore";
+    for (case, first, second, unread) in [
+        ("nothing is left", close, "", false),
+        ("another request", close, get, true),
+        ("a head that is not valid", "GET / \0\r\n\r\n", "", true),
+        ("a body that is not valid", broken, "", true),
+    ] {
+        let (near, mut far) = duplex(1 << 20);
+        let serve = |request| answer(request, SeenRequests::default());
+        let settings = Http1Settings { limits: LIMITS, watches: false };
+        let activity = Activity::new(Instant::now(), true);
+        let mut connection = Http1::new(near, Bytes::new(), settings, Arc::clone(&activity), serve);
+        let cx = &mut Context::from_waker(Waker::noop());
+        for part in [first, second] {
+            assert!(pin!(far.write_all(part.as_bytes())).poll(cx).is_ready());
+        }
+        assert!(connection.poll(cx).is_ready(), "{case}");
+        assert_eq!(activity.is_unread(), unread, "{case}");
     }
 }
 
