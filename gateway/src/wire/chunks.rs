@@ -11,6 +11,9 @@ const LONGEST_TRAILERS: usize = 16 << 10;
 /// The trailers that one body may have.
 const MOST_TRAILERS: usize = 100;
 
+/// A trailer's line, or the last one, has a line feed without a carriage return.
+pub(super) const BARE_TRAILER: &str = "a trailer has a line feed alone";
+
 /// The digits of a size that is taken at once.
 const SHORT_SIZE: usize = 8;
 
@@ -158,7 +161,7 @@ impl Chunks {
             }
             // Another reader could take it for the end of the line, and of the body.
             (Expected::TrailerOrEnd | Expected::Trailer, b'\n') => {
-                return Err("a trailer has a line feed");
+                return Err(BARE_TRAILER);
             }
             (Expected::TrailerOrEnd, b'\r') => {
                 self.trailer(byte, true)?;
