@@ -153,7 +153,11 @@ async fn http2_is_negotiated_where_the_client_offers_it() {
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         }
     }
-    assert_eq!(upstream.requests().len(), 1);
+    let requests = upstream.requests();
+    let texts: Vec<_> = requests.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect();
+    // On a machine that stands still for seconds, the engine may be asked for a token as well.
+    let chats = texts.iter().filter(|text| text.starts_with("POST /v1/chat/completions ")).count();
+    assert_eq!(chats, 1, "{texts:?}");
 }
 
 #[tokio::test]
