@@ -1,3 +1,4 @@
+use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
@@ -8,6 +9,17 @@ fn stream(pool: &Arc<Pool>) -> (Ticket, Slot) {
     let mut ticket = ticket(600);
     let slot = pool.hold(&mut ticket).now_or_never().expect("there is room").expect("released");
     (ticket, slot)
+}
+
+/// Five streams at an endpoint that drains, and their waits for room at another one.
+fn five_streams_leave() -> (Arc<Pool>, Vec<(Ticket, Slot)>, Vec<Receiver<UnderWay>>) {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    let streams: Vec<_> = (0..5).map(|_| stream(&pool)).collect();
+    ready(&pool, 2);
+    pool.drain_endpoint(address(1), true);
+    let rooms = streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
+    (pool, streams, rooms)
 }
 
 #[tokio::test(start_paused = true)]
@@ -40,13 +52,7 @@ async fn streams_move_a_few_at_a_time_to_endpoints_with_room() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_whose_clients_do_not_read_do_not_keep_others_from_moving() {
-    let pool = pool(r#"{"name": "p"}"#);
-    ready(&pool, 1);
-    let streams: Vec<_> = (0..5).map(|_| stream(&pool)).collect();
-    ready(&pool, 2);
-    pool.drain_endpoint(address(1), true);
-    let mut rooms: Vec<_> =
-        streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
+    let (pool, _streams, mut rooms) = five_streams_leave();
     // Four may move, and do not.
     tokio::time::advance(Duration::from_secs(9)).await;
     pool.tick();
@@ -58,13 +64,7 @@ async fn streams_whose_clients_do_not_read_do_not_keep_others_from_moving() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_streams_move_at_a_time_however_long_a_prompt_takes() {
-    let pool = pool(r#"{"name": "p"}"#);
-    ready(&pool, 1);
-    let streams: Vec<_> = (0..5).map(|_| stream(&pool)).collect();
-    ready(&pool, 2);
-    pool.drain_endpoint(address(1), true);
-    let mut rooms: Vec<_> =
-        streams.iter().map(|(ticket, slot)| slot.room_elsewhere(ticket)).collect();
+    let (pool, _streams, mut rooms) = five_streams_leave();
     let mut under_way: Vec<_> =
         rooms[..4].iter_mut().map(|room| room.try_recv().expect("room")).collect();
     under_way.iter().for_each(UnderWay::begun);
