@@ -4,15 +4,17 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::*;
 use crate::pool::UnderWay;
 
+type Stream = (Ticket, Slot);
+
 /// A stream at an endpoint.
-fn stream(pool: &Arc<Pool>) -> (Ticket, Slot) {
+fn stream(pool: &Arc<Pool>) -> Stream {
     let mut ticket = ticket(600);
     let slot = pool.hold(&mut ticket).now_or_never().expect("there is room").expect("released");
     (ticket, slot)
 }
 
 /// Five streams at an endpoint that drains, and their waits for room at another one.
-fn five_streams_leave() -> (Arc<Pool>, Vec<(Ticket, Slot)>, Vec<Receiver<UnderWay>>) {
+fn five_streams_leave() -> (Arc<Pool>, Vec<Stream>, Vec<Receiver<UnderWay>>) {
     let pool = pool(r#"{"name": "p"}"#);
     ready(&pool, 1);
     let streams: Vec<_> = (0..5).map(|_| stream(&pool)).collect();
