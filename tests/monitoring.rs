@@ -131,15 +131,10 @@ fn load(forebay: &Forebay) {
     }
 }
 
-#[test]
-fn every_query_of_the_board_and_of_the_alerts_returns_figures() {
-    if !installed() {
-        return;
-    }
-    let folder = folder("monitoring");
-    let (own, ports) = (free_port(), free_port());
-    let config = folder.join("forebay.yaml");
-    let text = format!(
+/// A gateway with a scaler and one pool of simulated replicas, with these `settings`.
+fn configuration(folder: &Path, settings: &str) -> String {
+    let ports = free_port();
+    format!(
         "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}
 pools:
 - name: chat
@@ -149,13 +144,23 @@ pools:
       command: ['{}', vllm-sim, --served-model-name, chat, '--port={{port}}', --cold-start, 100ms]
       logDir: {}
       ports: {ports}-{}
-  scaling:
-    triggers:
-    - {{type: concurrency, metadata: {{threshold: '4'}}}}
-",
+{settings}",
         env!("CARGO_BIN_EXE_forebay"),
         folder.join("logs").display(),
         ports.saturating_add(3),
+    )
+}
+
+#[test]
+fn every_query_of_the_board_and_of_the_alerts_returns_figures() {
+    if !installed() {
+        return;
+    }
+    let folder = folder("monitoring");
+    let (own, config) = (free_port(), folder.join("forebay.yaml"));
+    let text = configuration(
+        &folder,
+        "  scaling: {triggers: [{type: concurrency, metadata: {threshold: '4'}}]}\n",
     );
     std::fs::write(&config, text).expect("written");
     let forebay = Forebay::start(&["run", "--config", config.to_str().expect("text")], "info");
@@ -187,24 +192,10 @@ fn alerts_come_with_their_causes_and_end_with_them() {
         return;
     }
     let folder = folder("alerts");
-    let (own, ports) = (free_port(), free_port());
-    let config = folder.join("forebay.yaml");
-    let text = format!(
-        "gateway: {{listen: 127.0.0.1:0}}\nadmin: {{listen: 127.0.0.1:0}}
-pools:
-- name: chat
-  models: [chat]
-  maxInFlight: 1
-  target:
-    processes:
-      command: ['{}', vllm-sim, --served-model-name, chat, '--port={{port}}', --cold-start, 100ms]
-      logDir: {}
-      ports: {ports}-{}
-  scaling: {{maxReplicaCount: 1, minReplicaCount: 1}}
-",
-        env!("CARGO_BIN_EXE_forebay"),
-        folder.join("logs").display(),
-        ports.saturating_add(3),
+    let (own, config) = (free_port(), folder.join("forebay.yaml"));
+    let text = configuration(
+        &folder,
+        "  maxInFlight: 1\n  scaling: {maxReplicaCount: 1, minReplicaCount: 1}\n",
     );
     let write = |more: &str| std::fs::write(&config, format!("{text}{more}")).expect("written");
     write("");

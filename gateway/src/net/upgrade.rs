@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-/// A connection that is no longer HTTP's, with the bytes that came behind the request.
+/// A connection that speaks another protocol than HTTP from now on, with the bytes behind the request.
 pub(crate) type Upgraded = Box<dyn UpgradedStream + Send>;
 
 /// A connection's bytes, both ways.
