@@ -1,12 +1,15 @@
 //! The same bytes, cut in every way, for hyper's server and for this one.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::Method;
+use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -298,6 +301,43 @@ fn long_bodies_are_read_as_by_hyper() {
             compare(&cut.chunks(size).collect::<Vec<_>>(), true, LIMITS);
         }
     }
+}
+
+#[test]
+fn a_request_counts_until_its_answer_is_written() {
+    let (near, mut far) = duplex(1000);
+    let flight = Arc::new(());
+    let body = Full::new(Bytes::from(vec![b'a'; 50_000]));
+    let counted = {
+        let flight = Arc::clone(&flight);
+        // The flight ends with the body.
+        body.map_err(move |never: Infallible| -> Box<dyn Error + Send + Sync> {
+            let _ = &flight;
+            match never {}
+        })
+    };
+    let mut counted = Some(counted);
+    let serve = |_| {
+        let response = http::Response::new(counted.take().expect("one request"));
+        async { Ok::<_, Infallible>(response) }
+    };
+    let settings = Http1Settings { limits: LIMITS, watches: false };
+    let activity = Activity::new(Instant::now(), true);
+    let mut connection = Http1::new(near, Bytes::new(), settings, activity, serve);
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(pin!(far.write_all(b"GET / HTTP/1.1\r\n\r\n")).poll(cx).is_ready());
+    let mut read = 0;
+    while read < 50_000 {
+        assert!(connection.poll(cx).is_pending());
+        assert_eq!(Arc::strong_count(&flight), 2, "after {read} bytes");
+        let mut part = [0; 1000];
+        read += match pin!(far.read(&mut part)).poll(cx) {
+            Poll::Ready(Ok(count)) => count,
+            other => panic!("{other:?} after {read} bytes"),
+        };
+    }
+    assert!(connection.poll(cx).is_pending());
+    assert_eq!(Arc::strong_count(&flight), 1, "it is written");
 }
 
 #[test]
