@@ -1,0 +1,99 @@
+//! When a request counts as whole, as unread and as over.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::task::Poll;
+
+use http_body_util::{BodyExt, Full};
+
+use super::*;
+use crate::net::upgrade::OnUpgrade;
+
+#[test]
+fn no_other_protocol_begins_before_the_request_is_whole() {
+    for (lines, granted) in [
+        ("", true),
+        ("content-length: 0\r\n", true),
+        ("content-length: 5\r\n", false),
+        ("transfer-encoding: chunked\r\n", false),
+        ("transfer-encoding: chunked\r\ncontent-length: 5\r\n", false),
+    ] {
+        let head =
+            format!("GET /upgrade HTTP/1.1\r\nconnection: upgrade\r\nupgrade: x\r\n{lines}\r\n");
+        let (near, mut far) = duplex(1 << 20);
+        let granting = |request: http::Request<_>| {
+            let offered = request.extensions().get::<OnUpgrade>().is_some();
+            let seen = SeenRequests::default();
+            assert_eq!(offered, granted, "{lines:?}");
+            answer(request, seen)
+        };
+        let settings = Http1Settings { limits: LIMITS, watches: false };
+        let activity = Activity::new(Instant::now(), true);
+        let mut connection = Http1::new(near, Bytes::new(), settings, activity, granting);
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(pin!(far.write_all(head.as_bytes())).poll(cx).is_ready());
+        let _ = connection.poll(cx);
+    }
+}
+
+#[test]
+fn what_is_not_read_of_a_client_is_known_when_the_gateway_closes() {
+    let get = "GET / HTTP/1.1\r\n\r\n";
+    let close = "GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
+    let broken = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\nmore";
+    for (case, first, second, unread) in [
+        ("nothing is left", close, "", false),
+        ("another request", close, get, true),
+        ("a head that is not valid", "GET / \0\r\n\r\n", "", true),
+        ("a body that is not valid", broken, "", true),
+    ] {
+        let (near, mut far) = duplex(1 << 20);
+        let serve = |request| answer(request, SeenRequests::default());
+        let settings = Http1Settings { limits: LIMITS, watches: false };
+        let activity = Activity::new(Instant::now(), true);
+        let mut connection = Http1::new(near, Bytes::new(), settings, Arc::clone(&activity), serve);
+        let cx = &mut Context::from_waker(Waker::noop());
+        for part in [first, second] {
+            assert!(pin!(far.write_all(part.as_bytes())).poll(cx).is_ready());
+        }
+        assert!(connection.poll(cx).is_ready(), "{case}");
+        assert_eq!(activity.is_unread(), unread, "{case}");
+    }
+}
+
+#[test]
+fn a_request_counts_until_its_answer_is_written() {
+    let (near, mut far) = duplex(1000);
+    let flight = Arc::new(());
+    let body = Full::new(Bytes::from(vec![b'a'; 50_000]));
+    let counted = {
+        let flight = Arc::clone(&flight);
+        // The flight ends with the body.
+        body.map_err(move |never: Infallible| -> Box<dyn Error + Send + Sync> {
+            let _ = &flight;
+            match never {}
+        })
+    };
+    let mut counted = Some(counted);
+    let serve = |_| {
+        let response = http::Response::new(counted.take().expect("one request"));
+        async { Ok::<_, Infallible>(response) }
+    };
+    let settings = Http1Settings { limits: LIMITS, watches: false };
+    let activity = Activity::new(Instant::now(), true);
+    let mut connection = Http1::new(near, Bytes::new(), settings, activity, serve);
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(pin!(far.write_all(b"GET / HTTP/1.1\r\n\r\n")).poll(cx).is_ready());
+    let mut read = 0;
+    while read < 50_000 {
+        assert!(connection.poll(cx).is_pending());
+        assert_eq!(Arc::strong_count(&flight), 2, "after {read} bytes");
+        let mut part = [0; 1000];
+        read += match pin!(far.read(&mut part)).poll(cx) {
+            Poll::Ready(Ok(count)) => count,
+            other => panic!("{other:?} after {read} bytes"),
+        };
+    }
+    assert!(connection.poll(cx).is_pending());
+    assert_eq!(Arc::strong_count(&flight), 1, "it is written");
+}
