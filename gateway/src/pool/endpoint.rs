@@ -34,7 +34,7 @@ use crate::figures::endpoint_totals::EndpointTotals;
 
 use pod::Pod;
 use probing::Probing;
-pub(crate) use probing::{Due, SPREAD, Urgency};
+pub(crate) use probing::{Due, IDLE, SPREAD, Urgency};
 use process::Lifecycle;
 pub(crate) use process::Process;
 pub(crate) use room::{EngineReport, Occupancy};

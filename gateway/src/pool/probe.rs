@@ -49,6 +49,8 @@ const LIST_EVERY: Duration = Duration::from_secs(30);
 /// How often an engine is asked how many requests wait there, while its endpoint's learned limit is
 /// reached.
 const WAITING_EVERY: Duration = Duration::from_secs(5);
+/// How long a server whose metrics say nothing of its engine's cache is not asked about that.
+const UNREPORTED_AGAIN: Duration = Duration::from_secs(600);
 /// The pause after a list that could not be read.
 const LIST_AGAIN: Duration = Duration::from_secs(3);
 const MAX_ANSWER: usize = 4 << 20;
@@ -125,6 +127,8 @@ struct Prober {
     next_list: Option<Instant>,
     /// When its engine was last asked how many requests wait there.
     waiting: Option<Instant>,
+    /// When its metrics last said nothing of its engine's cache.
+    unreported: Option<Instant>,
 }
 
 impl Prober {
@@ -138,6 +142,7 @@ impl Prober {
             listed: None,
             next_list: None,
             waiting: None,
+            unreported: None,
         }
     }
 
@@ -173,6 +178,7 @@ impl Prober {
             self.kept = None;
             if probe == Probe::Health {
                 self.listed = None;
+                self.unreported = None;
             }
         }
         let endpoint = (self.address, self.id);
@@ -221,7 +227,8 @@ impl Prober {
 
     /// Whether a report about its cache is of use.
     fn wants_cache_report(&self) -> bool {
-        self.pool.wants_cache_report(self.address)
+        let silent = self.unreported.is_some_and(|last| last.elapsed() < UNREPORTED_AGAIN);
+        !silent && self.pool.wants_cache_report(self.address)
     }
 
     /// Takes the models that it listed; `None` if it listed none that can be read.
@@ -260,8 +267,11 @@ impl Prober {
     async fn report_engine(&mut self, urgency: Urgency) {
         if let Some(_place) = pace::place(urgency).await
             && let Some(page) = self.ask(&ProbeRequest::get("/metrics")).await
-            && let Some(report) = engine::parse(&page)
         {
+            let report = engine::parse(&page).unwrap_or_default();
+            if report.cache.is_none() {
+                self.unreported = Some(Instant::now());
+            }
             self.pool.engine_reported(self.address, &report);
         }
     }

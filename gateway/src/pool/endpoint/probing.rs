@@ -15,7 +15,7 @@ use super::{Endpoint, Probe, Standing};
 const STARTING: Duration = Duration::from_millis(100);
 /// How long an idle endpoint is left alone; [`SPREAD`] comes on top. Below the 5 s after which
 /// vLLM's server closes the connection of the last probe.
-const IDLE: Duration = Duration::from_millis(3500);
+pub(crate) const IDLE: Duration = Duration::from_millis(3500);
 /// The longest time by which chance puts off the probe of an idle endpoint.
 pub(crate) const SPREAD: Duration = Duration::from_millis(500);
 /// The same with work: half of [`SPREAD`] comes on top. With the second after which a mute

@@ -2,8 +2,9 @@
 //!
 //! Of ten thousand idle endpoints three thousand are asked each second. So an endpoint that answers
 //! costs no timer and no wake of its own: its prober is handed over to the rounds, which look at all
-//! that are due in steps of 20 ms. They ask for its health and its models on its kept connection, and
-//! read the answer one step later. A connection that hangs up is noticed at once, by one set for all.
+//! that are due in steps of 20 ms. They ask for its health or its models on its kept connection, and
+//! read the answer one step later. A list of models shows as well that it answers, so it takes the place
+//! of a health probe. A connection that hangs up is noticed at once, by one set for all.
 //!
 //! The rounds do what is usual. With anything else the prober goes back to its endpoint's task: no good
 //! answer within a second, another probe than for its health, no kept connection. So does one whose
@@ -24,7 +25,7 @@ use super::pace::{Pace, STEP};
 use super::{KEPT_TIMEOUT, MAX_ANSWER, Prober};
 use crate::net::file_shares::UPSTREAM_FILES;
 use crate::net::hangup_set::HangupSet;
-use crate::pool::endpoint::{Due, Probe, Probed, Urgency};
+use crate::pool::endpoint::{Due, IDLE, Probe, Probed, SPREAD, Urgency};
 use crate::pool::model_registry;
 
 /// How many visits are made before other tasks of the thread get their turn.
@@ -135,7 +136,10 @@ struct Inquiry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
     Health,
-    Models,
+    Models {
+        /// A probe was due. A list shows as well that it answers.
+        probes: bool,
+    },
 }
 
 /// The next turn of a visit.
@@ -322,14 +326,12 @@ impl Drop for EndedVisit<'_> {
 impl Visit {
     /// Does what is due now.
     fn turn(&mut self, buffers: &mut Buffers, now: Instant) -> NextTurn {
-        if let Some(then) = self.receive(&mut buffers.answer, now) {
+        if let Some(then) = self.receive(buffers, now) {
             return then;
         }
         let at = match self.prober.begin() {
             None => return NextTurn::Leave(Errand::End),
-            Some(Due::Now(Probe::Health, _)) if self.ask(Question::Health, buffers, now) => {
-                return NextTurn::At(now);
-            }
+            Some(Due::Now(Probe::Health, _)) => return self.probe(&mut buffers.request, now),
             Some(Due::Now(probe, urgency)) => {
                 return NextTurn::Leave(Errand::Probe(probe, urgency, now));
             }
@@ -343,17 +345,37 @@ impl Visit {
                 false => NextTurn::At(at.min(list)),
             };
         }
-        if !self.prober.wants_cache_report() && self.ask(Question::Models, buffers, now) {
+        if !self.prober.wants_cache_report()
+            && self.ask(Question::Models { probes: false }, &mut buffers.request, now)
+        {
             return NextTurn::At(now);
         }
         NextTurn::Leave(Errand::List)
     }
 
+    /// Sends a health probe, or asks for the models instead if a list is due before the next probe.
+    fn probe(&mut self, request: &mut Vec<u8>, now: Instant) -> NextTurn {
+        let lists = self.prober.next_list.is_some_and(|list| list < now + IDLE + SPREAD);
+        let question = match lists && !self.prober.wants_cache_report() {
+            true => Question::Models { probes: true },
+            false => Question::Health,
+        };
+        self.ask_probe(question, request, now)
+    }
+
+    /// Sends the request of a probe, or leaves the probe to the endpoint's task.
+    fn ask_probe(&mut self, question: Question, request: &mut Vec<u8>, now: Instant) -> NextTurn {
+        match self.ask(question, request, now) {
+            true => NextTurn::At(now),
+            false => NextTurn::Leave(Errand::Probe(Probe::Health, Urgency::Answering, now)),
+        }
+    }
+
     /// Sends a request; false if there is no connection that takes it.
-    fn ask(&mut self, question: Question, buffers: &mut Buffers, now: Instant) -> bool {
+    fn ask(&mut self, question: Question, buffer: &mut Vec<u8>, now: Instant) -> bool {
         let Some(connection) = &mut self.connection else { return false };
         let (target, request) = (self.prober.target(), ProbeRequest::get(question.path()));
-        if connection.send(&target, &request, &mut buffers.request).is_err() {
+        if connection.send(&target, &request, buffer).is_err() {
             self.connection = None;
             return false;
         }
@@ -363,10 +385,10 @@ impl Visit {
     }
 
     /// Reads the answer to the request that is under way. `None` if nothing is left to do for it.
-    fn receive(&mut self, buffer: &mut [u8], now: Instant) -> Option<NextTurn> {
+    fn receive(&mut self, buffers: &mut Buffers, now: Instant) -> Option<NextTurn> {
         let (inquiry, connection) = (self.inquiry.as_mut()?, self.connection.as_mut()?);
         let (question, begun) = (inquiry.question, inquiry.begun);
-        let (body, keeps) = match connection.receive(&mut inquiry.reader, buffer) {
+        let (body, keeps) = match connection.receive(&mut inquiry.reader, &mut buffers.answer) {
             Ok(None) if now < begun + KEPT_TIMEOUT => return Some(NextTurn::At(now)),
             Ok(Some(((status, body), keeps)))
                 if question.takes(status) && body.len() <= MAX_ANSWER =>
@@ -377,8 +399,10 @@ impl Visit {
                 // A new connection shows why. Bytes that answer no request may have been here.
                 self.connection = None;
                 return Some(NextTurn::Leave(match question {
-                    Question::Health => Errand::Probe(Probe::Health, Urgency::Answering, begun),
-                    Question::Models => Errand::List,
+                    Question::Health | Question::Models { probes: true } => {
+                        Errand::Probe(Probe::Health, Urgency::Answering, begun)
+                    }
+                    Question::Models { probes: false } => Errand::List,
                 }));
             }
         };
@@ -391,7 +415,20 @@ impl Visit {
             Question::Health => {
                 self.prober.report(Probe::Health, Probed::Answered);
             }
-            Question::Models => self.prober.listed(model_registry::parse(&body)),
+            Question::Models { probes } => {
+                let models = model_registry::parse(&body);
+                let listed = models.is_some();
+                self.prober.listed(models);
+                match (probes, listed) {
+                    (false, _) => {}
+                    (true, true) => {
+                        self.prober.report(Probe::Health, Probed::Answered);
+                    }
+                    (true, false) => {
+                        return Some(self.ask_probe(Question::Health, &mut buffers.request, now));
+                    }
+                }
+            }
         }
         None
     }
@@ -415,13 +452,13 @@ impl Question {
     fn path(self) -> &'static str {
         match self {
             Self::Health => "/health",
-            Self::Models => "/v1/models",
+            Self::Models { .. } => "/v1/models",
         }
     }
 
     /// Whether an answer with this status says what is usual.
     fn takes(self, status: StatusCode) -> bool {
-        self == Self::Models || status.is_success()
+        self != Self::Health || status.is_success()
     }
 }
 

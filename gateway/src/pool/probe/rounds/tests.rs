@@ -1,6 +1,7 @@
 //! Rounds over real sockets, in simulated time.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use forebay_signals::Health;
@@ -30,6 +31,8 @@ struct ScriptedReplica {
     requests: Mutex<Vec<(Instant, usize, String)>>,
     /// Its answer to `GET /health`; `None` for silence.
     health: Mutex<Option<&'static str>>,
+    /// Whether it lists its models.
+    lists: AtomicBool,
     /// Closes connections that are open.
     closes: Notify,
 }
@@ -54,7 +57,7 @@ impl ScriptedReplica {
             let Some(path) = text.split(' ').nth(1) else { return };
             self.requests.lock().push((Instant::now(), connection, path.to_owned()));
             let answer = match path {
-                "/v1/models" => {
+                "/v1/models" if self.lists.load(Relaxed) => {
                     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{MODELS}", MODELS.len())
                 }
                 _ => self.health.lock().unwrap_or_default().to_owned(),
@@ -72,6 +75,7 @@ impl RoundsOfOne {
         let replica = Arc::new(ScriptedReplica {
             requests: Mutex::default(),
             health: Mutex::new(Some(OK)),
+            lists: AtomicBool::new(true),
             closes: Notify::new(),
         });
         let settings = serde_json::json!({"name": "p", "pick": "leastLoad"});
@@ -108,10 +112,15 @@ impl RoundsOfOne {
         self.rounds.visits.lock().seats.iter().count()
     }
 
-    /// The requests for its health that have come since the last call: when, and on which connection.
+    /// The requests that have come since the last call: when, on which connection, for what.
+    fn requests(&self) -> Vec<(Instant, usize, String)> {
+        std::mem::take(&mut *self.replica.requests.lock())
+    }
+
+    /// The same for its health alone.
     fn asked(&self) -> Vec<(Instant, usize)> {
-        let requests = std::mem::take(&mut *self.replica.requests.lock());
-        let health = requests.into_iter().filter(|(_, _, path)| path == "/health");
+        let requests = self.requests().into_iter();
+        let health = requests.filter(|(_, _, path)| path == "/health");
         health.map(|(at, connection, _)| (at, connection)).collect()
     }
 }
@@ -120,16 +129,18 @@ impl RoundsOfOne {
 async fn an_idle_endpoint_is_asked_every_3_to_4_s_on_one_connection() {
     let probed = RoundsOfOne::ready().await;
     sleep(100 * SECOND).await;
-    let requests = probed.replica.requests.lock().clone();
-    let listed = requests.iter().filter(|(_, _, path)| path == "/v1/models").count();
-    assert!((3..=5).contains(&listed), "{listed}");
-    let asked = probed.asked();
-    for pair in asked.windows(2) {
+    let asked = probed.requests();
+    let first = [0, 1].map(|at| &*asked[at].2);
+    assert_eq!(first, ["/health", "/v1/models"], "its models once it answers");
+    let listed = asked.iter().filter(|(_, _, path)| path == "/v1/models").count();
+    assert!((4..=5).contains(&listed), "{listed}");
+    // A list takes the place of a probe.
+    for pair in asked[1..].windows(2) {
         let pause = pair[1].0 - pair[0].0;
         assert!(pause >= 3 * SECOND && pause <= 4 * SECOND + 2 * STEP, "{pause:?}");
     }
     assert!(asked.len() >= 25, "{}", asked.len());
-    assert!(asked.iter().all(|(_, connection)| *connection == 0), "{asked:?}");
+    assert!(asked.iter().all(|(_, connection, _)| *connection == 0), "{asked:?}");
     assert_eq!((probed.health(), probed.visits()), (Health::Ready, 1));
     assert!(probed.rounds.visits.lock().steps.len() <= 2, "no visit is listed twice");
 }
@@ -166,6 +177,22 @@ async fn an_endpoint_that_is_mute_or_answers_badly_is_known_to_be_and_comes_back
         sleep(SECOND).await;
         assert_eq!(probed.visits(), 1, "{case}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_lists_no_models_is_asked_for_its_health() {
+    let probed = RoundsOfOne::ready().await;
+    probed.replica.lists.store(false, Relaxed);
+    probed.asked();
+    sleep(100 * SECOND).await;
+    let asked = probed.asked();
+    for pair in asked.windows(2) {
+        let pause = pair[1].0 - pair[0].0;
+        assert!(pause >= 3 * SECOND && pause <= 4 * SECOND + 3 * STEP, "{pause:?}");
+    }
+    assert!(asked.iter().all(|(_, connection)| *connection == 0), "{asked:?}");
+    *probed.replica.health.lock() = Some("HTTP/1.1 503 \r\ncontent-length: 0\r\n\r\n");
+    assert!(probed.until(Health::Ejected).await <= 4 * SECOND + 3 * STEP);
 }
 
 #[tokio::test(start_paused = true)]
