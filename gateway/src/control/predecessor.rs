@@ -92,6 +92,11 @@ impl Predecessor {
         changed
     }
 
+    /// Whether it has requests, as far as is known.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.0.lock().0.is_empty()
+    }
+
     pub(crate) fn add_to(&self, pools: &mut BTreeMap<String, PoolSignals>) {
         for (name, theirs) in &self.0.lock().0 {
             if let Some(own) = pools.get_mut(name) {

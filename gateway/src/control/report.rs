@@ -1,6 +1,6 @@
-//! Publishes `/signals`: of all pools once a second, and of a pool at once after a change there that
-//! the scaler should know, but at least 20 ms apart, and so that reports take at most a tenth of the
-//! time. Once a second, the same figures go to `/metrics`.
+//! Publishes `/signals`: once a second, of all pools that are not at rest, and of a pool at once after
+//! a change there that the scaler should know, but at least 20 ms apart, and so that reports take at
+//! most a tenth of the time. Once a second, the same figures go to `/metrics`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -41,21 +41,25 @@ pub(crate) async fn report(
         };
         let now = Instant::now();
         let pools = configured.all();
-        // After a reload, pools may have gone.
-        let all = tick || !Arc::ptr_eq(&pools, &reported);
+        // After a reload, pools may have gone. The predecessor's requests are added to all pools.
+        let all = !Arc::ptr_eq(&pools, &reported) || (tick && predecessor.is_busy());
         reported = Arc::clone(&pools);
-        if tick {
-            for pool in pools.iter() {
-                pool.tick();
+        let mut signals = BTreeMap::new();
+        for pool in pools.iter() {
+            let ticked = tick && pool.tick();
+            if pool.take_change() || ticked || all {
+                signals.insert(pool.name.to_string(), pool.signals());
             }
         }
-        let changed = pools.iter().filter(|pool| pool.take_change() || all);
-        let mut signals: BTreeMap<_, _> =
-            changed.map(|pool| (pool.name.to_string(), pool.signals())).collect();
         if tick {
             for pool in pools.iter() {
-                let before = generated.entry(Arc::clone(&pool.name)).or_default();
-                export(pool, &signals[&*pool.name], before);
+                match signals.get(&*pool.name) {
+                    Some(signals) => {
+                        let before = generated.entry(Arc::clone(&pool.name)).or_default();
+                        export(pool, signals, before);
+                    }
+                    None => pool.figures.rest(),
+                }
             }
         }
         predecessor.add_to(&mut signals);

@@ -236,6 +236,11 @@ impl PoolFigures {
         all.chain(endpoints).for_each(|gauge| gauge.set(WITHDRAWN));
     }
 
+    /// Notes a second in which nothing happened.
+    pub(crate) fn rest(&self) {
+        self.gauges.tokens_per_second.set(0.0);
+    }
+
     /// Sets how long a request would wait, in seconds.
     pub(crate) fn set_expected_wait(&self, wait: Option<f64>) {
         self.gauges.expected_wait.set(wait.unwrap_or(f64::NAN));
@@ -330,6 +335,11 @@ impl PoolFigures {
             endpoint.tokens(end.tokens, end.carried);
         }
         self.sums.add(|sums| sums.ended(end));
+    }
+
+    /// Whether the sums have changed since the last call.
+    pub(crate) fn take_recorded(&self) -> bool {
+        self.sums.take_recorded()
     }
 
     /// The sums since the gateway started, over all threads.

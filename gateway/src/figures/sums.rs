@@ -44,7 +44,15 @@ pub(crate) struct ShardedSums(Box<[Shard]>);
 /// On cache lines of its own.
 #[derive(Default)]
 #[repr(align(128))]
-struct Shard(Mutex<Sums>);
+struct Shard(Mutex<ThreadSums>);
+
+/// The sums of one thread, or of several.
+#[derive(Default)]
+struct ThreadSums {
+    sums: Sums,
+    /// Whether they have changed since [`ShardedSums::take_recorded`].
+    recorded: bool,
+}
 
 impl Default for ShardedSums {
     fn default() -> Self {
@@ -56,13 +64,21 @@ impl Default for ShardedSums {
 impl ShardedSums {
     /// Changes the calling thread's sums.
     pub(crate) fn add(&self, change: impl FnOnce(&mut Sums)) {
-        change(&mut self.0[thread_number() % self.0.len()].0.lock());
+        let mut shard = self.0[thread_number() % self.0.len()].0.lock();
+        shard.recorded = true;
+        change(&mut shard.sums);
+    }
+
+    /// Whether they have changed since the last call.
+    pub(crate) fn take_recorded(&self) -> bool {
+        let take = |shard: &Shard| std::mem::take(&mut shard.0.lock().recorded);
+        self.0.iter().filter(|shard| take(shard)).count() > 0
     }
 
     /// Adds all shards up.
     pub(crate) fn read(&self) -> Sums {
         let mut all = Sums::default();
-        self.0.iter().for_each(|shard| all.merge(&shard.0.lock()));
+        self.0.iter().for_each(|shard| all.merge(&shard.0.lock().sums));
         all
     }
 }

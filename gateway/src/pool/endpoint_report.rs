@@ -54,7 +54,7 @@ struct ReportedLearned {
 impl Pool {
     /// Its endpoints by address, at most `limit` of them.
     pub(crate) fn endpoint_report(&self, limit: usize) -> EndpointReport {
-        let state = self.scheduling.lock();
+        let state = self.scheduling.peek();
         let (now, wall) = (Instant::now(), SystemTime::now());
         let epoch = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let millis = |at: Instant| {

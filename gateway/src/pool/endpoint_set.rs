@@ -191,6 +191,11 @@ impl EndpointSet {
         }
     }
 
+    /// Whether [`EndpointSet::advance`] has anything to do but for what engines produce.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due.first().is_some_and(|(at, _)| *at <= now)
+    }
+
     /// Brings up to date what is kept of an endpoint. `given`: it has just been given a request.
     fn update(&mut self, id: EndpointId, now: Instant, given: bool) {
         let Some(Some(tracked)) = self.tracked.get_mut(id.number()) else { return };

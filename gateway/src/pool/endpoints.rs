@@ -111,7 +111,7 @@ impl Pool {
         spread: Duration,
         closed: bool,
     ) -> Option<Due> {
-        let endpoints = &mut self.scheduling.lock().endpoints;
+        let endpoints = &mut self.scheduling.peek().endpoints;
         let id = endpoints.still(address, id)?;
         endpoints.begin_probe(id, (spread, closed), Instant::now())
     }
@@ -119,7 +119,7 @@ impl Pool {
     /// The endpoint's number, and its way to wake the task that probes it; `None` if there is no such
     /// endpoint.
     pub(crate) fn probe_wake(&self, address: SocketAddr) -> Option<(EndpointId, Arc<Notify>)> {
-        let endpoints = &self.scheduling.lock().endpoints;
+        let endpoints = &self.scheduling.peek().endpoints;
         let id = endpoints.id(address)?;
         Some((id, endpoints.get(id)?.probe_wake()))
     }
@@ -127,7 +127,7 @@ impl Pool {
     /// Whether a report about an endpoint's KV cache is of use: the policy or the limit learns from it.
     pub(crate) fn wants_cache_report(&self, address: SocketAddr) -> bool {
         let learned = self.settings().limit == InFlightLimit::Learned;
-        let mut state = self.scheduling.lock();
+        let mut state = self.scheduling.peek();
         let id = state.endpoints.id(address);
         id.is_some_and(|id| learned || state.wants_cache_report(id))
     }
@@ -137,7 +137,7 @@ impl Pool {
         if self.settings().limit != InFlightLimit::Learned {
             return false;
         }
-        let endpoints = &self.scheduling.lock().endpoints;
+        let endpoints = &self.scheduling.peek().endpoints;
         let endpoint = endpoints.id(address).and_then(|id| endpoints.get(id));
         endpoint.is_some_and(|endpoint| endpoint.wants_waiting(Instant::now()))
     }
@@ -162,7 +162,7 @@ impl Pool {
         probe: Probe,
         outcome: &Probed,
     ) -> bool {
-        let endpoints = &self.scheduling.lock().endpoints;
+        let endpoints = &self.scheduling.peek().endpoints;
         let endpoint = endpoints.still(address, id).and_then(|id| endpoints.get(id));
         endpoint.is_some_and(|endpoint| endpoint.is_as_probed(probe, outcome))
     }
@@ -195,6 +195,9 @@ impl Pool {
 
     /// Takes the models that an endpoint lists.
     pub(crate) fn serves(self: &Arc<Self>, address: SocketAddr, models: Vec<ServedModel>) {
+        if self.models.has(address, &models) {
+            return;
+        }
         self.locked(|state| {
             // It may have been removed while it answered. One that leaves is still probed.
             let Some(id) = state.endpoints.id(address) else { return false };
@@ -221,13 +224,18 @@ impl Pool {
         });
     }
 
-    /// Does the work of each second. If the barrier's lease has run out, the scaler is gone: the
-    /// endpoints that it wanted drained serve again while their probes answer. Nor do its reports
-    /// of failing starts count any longer.
-    pub(crate) fn tick(self: &Arc<Self>) {
+    /// Does the work of each second; false if a report would say what it said a second ago. If the
+    /// barrier's lease has run out, the scaler is gone: the endpoints that it wanted drained serve again
+    /// while their probes answer. Nor do its reports of failing starts count any longer.
+    pub(crate) fn tick(self: &Arc<Self>) -> bool {
+        let recorded = self.figures.take_recorded();
+        let now = Instant::now();
+        if !recorded && !self.scheduling.changed() && self.scheduling.peek().is_at_rest(now) {
+            return false;
+        }
         let (mut ran_out, mut failed_start_ran_out) = (false, false);
         self.locked(|state| {
-            let now = Instant::now();
+            state.endpoints.advance(now);
             state.backlog.refused = 0;
             ran_out = state.barrier.is_some() && !state.barrier_is_up(now);
             if ran_out {
@@ -247,6 +255,9 @@ impl Pool {
         if ran_out {
             tracing::warn!("{}: the scaler is silent; serving with what answers", self.name);
         }
+        // What changes from now on is in the next report, or in this one already.
+        self.scheduling.clear_changed();
+        true
     }
 
     /// Takes the scaler's figures of cold starts, how many replicas it wants, and how many starts have

@@ -221,7 +221,7 @@ impl Pool {
     /// The next held requests, at most `limit` of them.
     pub(crate) fn queue_report(&self, limit: usize) -> QueueReport {
         let settings = self.settings();
-        let state = self.scheduling.lock();
+        let state = self.scheduling.peek();
         let (now, wall) = (Instant::now(), SystemTime::now());
         let epoch = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let millis = |at: Instant| {

@@ -49,6 +49,11 @@ struct Holders {
 }
 
 impl ModelRegistry {
+    /// Whether this is the list of the replica.
+    pub(crate) fn has(&self, address: SocketAddr, models: &[ServedModel]) -> bool {
+        self.lists.lock().has(address, models)
+    }
+
     /// Takes a replica's list.
     pub(crate) fn set(&self, address: SocketAddr, models: Vec<ServedModel>) {
         let mut lists = self.lists.lock();
@@ -72,9 +77,13 @@ impl ModelRegistry {
 }
 
 impl Lists {
+    fn has(&self, address: SocketAddr, models: &[ServedModel]) -> bool {
+        self.replicas.get(&address).is_some_and(|known| **known == *models)
+    }
+
     /// Takes a replica's list; true if there are other lists than before.
     fn set(&mut self, address: SocketAddr, models: Vec<ServedModel>) -> bool {
-        if self.replicas.get(&address).is_some_and(|known| **known == models) {
+        if self.has(address, &models) {
             return false;
         }
         let gone = self.remove(address);

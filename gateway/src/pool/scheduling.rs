@@ -184,6 +184,16 @@ impl Scheduling {
         self.barrier.is_some_and(|barrier| now < barrier.until)
     }
 
+    /// Whether nothing waits, and time alone changes nothing that reports show.
+    pub(super) fn is_at_rest(&self, now: Instant) -> bool {
+        let leases = self.barrier.is_some() || self.failed_start.is_some();
+        let demand = self.queue.depth() > 0 || self.backlog.refused > 0;
+        let moves = !self.endpoints.moves.is_empty();
+        // Without room, the expected wait depends on the time.
+        let have_room = self.endpoints.candidates().have_room();
+        have_room && !leases && !demand && !moves && !self.endpoints.is_due(now)
+    }
+
     /// The endpoint that the policy finds for a request now.
     pub(super) fn pick(&mut self, request: &Requirements, now: Instant) -> Option<Choice> {
         if self.barrier_is_up(now) {

@@ -25,7 +25,7 @@ impl Pool {
 
     fn scheduling_signals(&self) -> PoolSignals {
         let (now, settings) = (Instant::now(), self.settings());
-        let state = self.scheduling.lock();
+        let state = self.scheduling.peek();
         let endpoints = state.endpoints.iter();
         let endpoints: Vec<_> =
             endpoints.map(|(address, endpoint)| (address, endpoint.signals(now))).collect();

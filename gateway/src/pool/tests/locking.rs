@@ -3,6 +3,8 @@ use parking_lot::Mutex;
 use super::*;
 use crate::answer::meter::Tokens;
 use crate::answer::outcome::{FirstToken, Outcome, RequestEnd};
+use crate::pool::endpoint::Due;
+use crate::pool::model_registry::ServedModel;
 
 /// How often the pool's lock is taken by `future`.
 async fn locks<T>(pool: &Pool, future: impl Future<Output = T>) -> (usize, T) {
@@ -104,6 +106,53 @@ async fn a_request_that_is_not_answered_takes_the_lock_at_most_three_times_a_try
     .await;
     assert!(again.is_ok());
     assert_eq!(taken, 2, "admitted, given back with the decision on another try");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_at_rest_until_something_changes_that_is_reported() {
+    let pool = pool(r#"{"name": "p"}"#);
+    ready(&pool, 1);
+    // Its last changes are reported, and then it is at rest, even while it is probed.
+    let rests = |pool: &Arc<Pool>| (pool.tick(), pool.tick()) == (true, false);
+    assert!(rests(&pool));
+    let (id, _) = pool.probe_wake(address(1)).expect("it is there");
+    let endpoint = (address(1), id);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert!(matches!(pool.begin_probe(endpoint, Duration::ZERO, false), Some(Due::Now(..))));
+    assert!(pool.is_as_probed(endpoint, Probe::Health, &Probed::Answered));
+    let model = ServedModel { id: "m".into(), parent: None, max_model_len: None };
+    pool.serves(address(1), vec![model.clone()]);
+    assert!(rests(&pool), "models");
+    pool.serves(address(1), vec![model]);
+    assert!(!pool.tick(), "the same models");
+
+    let (mut first, mut held) = (ticket(60), ticket(600));
+    let slot = pool.hold(&mut first).await.expect("room");
+    assert!(rests(&pool), "one is in flight");
+    slot.ended(End::Complete);
+    assert!(pool.tick());
+    record_end(&pool, Outcome::Completed);
+    assert!(rests(&pool), "recorded later than it gave its place back");
+
+    pool.set_barrier(Some((1, Duration::from_secs(9))));
+    let mut held = Box::pin(pool.hold(&mut held));
+    assert!(held.as_mut().now_or_never().is_none());
+    assert!((0..3).all(|_| pool.tick()), "barrier, and one that waits longer and longer");
+    drop(held);
+    pool.set_barrier(None);
+    assert!(rests(&pool));
+
+    tokio::time::advance(Duration::from_secs(5)).await;
+    pool.probed(address(1), Probe::Health, Probed::Failed("it answers 503".into()));
+    assert!((0..3).all(|_| pool.tick()), "without room the expected wait may change");
+    ready(&pool, 1);
+    let mut full = ticket(60);
+    let slot = pool.hold(&mut full).await.expect("room");
+    slot.ended(End::Failed(failure(Cause::QueueFull)));
+    ready(&pool, 2);
+    assert!(rests(&pool), "one of two is full for a second");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(rests(&pool), "it no longer is");
 }
 
 /// Collects log lines, each with whether the pool's lock is held.
