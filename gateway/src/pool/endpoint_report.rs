@@ -60,11 +60,11 @@ impl Pool {
         let millis = |at: Instant| {
             epoch.saturating_sub(now.saturating_duration_since(at)).as_millis() as u64
         };
-        let endpoints = state.endpoints.iter().take(limit).map(|(address, endpoint)| {
-            let learned = state.endpoints.id(address).and_then(|id| state.learned(id, now));
+        let endpoints = state.endpoints.iter().take(limit).map(|(name, id, endpoint)| {
+            let learned = state.learned(id, now);
             let endpoint = endpoint.state(now);
             ReportedEndpoint {
-                address: address.to_string(),
+                address: name.to_string(),
                 health: endpoint.health,
                 reason: endpoint.reason,
                 in_flight: endpoint.in_flight,

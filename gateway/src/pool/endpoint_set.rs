@@ -46,6 +46,8 @@ pub(super) struct EndpointSet {
 /// An endpoint, with what the set knows of it.
 struct Tracked {
     address: SocketAddr,
+    /// The address as text, for reports.
+    name: Arc<str>,
     endpoint: Endpoint,
     due: Option<Instant>,
     starting: bool,
@@ -71,10 +73,12 @@ impl EndpointSet {
         Some(&tracked.endpoint)
     }
 
-    /// Every endpoint, by address.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (SocketAddr, &Endpoint)> {
-        let known = |(address, id): (&SocketAddr, &EndpointId)| Some((*address, self.get(*id)?));
-        self.ids.iter().filter_map(known)
+    /// Every endpoint with its address as text, by address.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, EndpointId, &Endpoint)> {
+        self.ids.values().filter_map(|id| {
+            let tracked = self.tracked.get(id.number())?.as_ref()?;
+            Some((&tracked.name, *id, &tracked.endpoint))
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -92,7 +96,8 @@ impl EndpointSet {
         if self.tracked.len() <= id.number() {
             self.tracked.resize_with(id.number() + 1, || None);
         }
-        let tracked = Tracked { address, endpoint, due: None, starting: false, places: 0 };
+        let name = address.to_string().into();
+        let tracked = Tracked { address, name, endpoint, due: None, starting: false, places: 0 };
         self.tracked[id.number()] = Some(tracked);
         self.update(id, now, false);
     }
@@ -199,7 +204,7 @@ impl EndpointSet {
     /// Brings up to date what is kept of an endpoint. `given`: it has just been given a request.
     fn update(&mut self, id: EndpointId, now: Instant, given: bool) {
         let Some(Some(tracked)) = self.tracked.get_mut(id.number()) else { return };
-        let Tracked { address, endpoint, due, starting, places } = tracked;
+        let Tracked { address, endpoint, due, starting, places, .. } = tracked;
         endpoint.note_draining(now);
         let mut candidate = endpoint.candidate(*address, now);
         candidate.suspect = candidate.suspect && endpoint.watch_silence(now);

@@ -30,7 +30,7 @@ impl Scheduling {
             return String::new();
         }
         let pods = self.pending_pods.values().map(|(pod, reason)| (pod.phase, reason.as_str()));
-        let endpoints = self.endpoints.iter().filter_map(|(_, endpoint)| endpoint.pod_phase());
+        let endpoints = self.endpoints.iter().filter_map(|(.., endpoint)| endpoint.pod_phase());
         why(pods.chain(endpoints))
     }
 }

@@ -115,6 +115,8 @@ fn spread(most: Duration) -> Duration {
 struct Prober {
     pool: Arc<Pool>,
     address: SocketAddr,
+    /// The address as the replica's name.
+    host: Arc<str>,
     /// The endpoint's number in the pool.
     id: EndpointId,
     kept: Option<ProbeConnection>,
@@ -136,6 +138,7 @@ impl Prober {
         Self {
             pool,
             address,
+            host: address.to_string().into(),
             id,
             kept: None,
             closed: false,
@@ -291,7 +294,8 @@ impl Prober {
     }
 
     fn target(&self) -> Target {
-        Target { address: self.address, key: self.pool.key.get() }
+        let (address, host) = (self.address, Arc::clone(&self.host));
+        Target { address, host, key: self.pool.key.get() }
     }
 }
 
@@ -327,6 +331,8 @@ fn judge(
 /// An endpoint to probe, and the key that it needs.
 struct Target {
     address: SocketAddr,
+    /// The address as the replica's name.
+    host: Arc<str>,
     key: Option<HeaderValue>,
 }
 

@@ -2,6 +2,8 @@
 //! sums, read without it. The sums may be a few requests ahead; each counter on its own never goes
 //! back.
 
+use std::sync::Arc;
+
 use forebay_signals::{PoolSignals, Totals};
 use forebay_telemetry::context::TraceContext;
 use tokio::time::Instant;
@@ -27,8 +29,9 @@ impl Pool {
         let (now, settings) = (Instant::now(), self.settings());
         let state = self.scheduling.peek();
         let endpoints = state.endpoints.iter();
-        let endpoints: Vec<_> =
-            endpoints.map(|(address, endpoint)| (address, endpoint.signals(now))).collect();
+        let endpoints: Vec<_> = endpoints
+            .map(|(name, _, endpoint)| (Arc::clone(name), endpoint.signals(now)))
+            .collect();
         let pods = state.pending_pods.iter();
         let pods = pods.map(|(name, (pod, _))| (name.clone(), Some(pod.clone())));
         let in_flight = endpoints.iter().map(|(_, endpoint)| endpoint.in_flight).sum();
@@ -62,10 +65,10 @@ impl Pool {
             ..PoolSignals::default()
         };
         drop(state);
-        // Addresses are formatted without the lock: there may be thousands.
+        // The map is built without the lock: there may be thousands.
         let endpoints = endpoints.into_iter();
         let endpoints =
-            endpoints.map(|(address, endpoint)| (address.to_string(), Some(endpoint))).collect();
+            endpoints.map(|(name, endpoint)| (String::from(&*name), Some(endpoint))).collect();
         PoolSignals { endpoints, ..signals }
     }
 }

@@ -174,8 +174,9 @@ proptest! {
             set.advance(now);
             let walk: Vec<(Option<Candidate>, Candidate)> = set
                 .iter()
-                .map(|(address, endpoint)| {
-                    let id = set.id(address).expect("by its address");
+                .map(|(name, id, endpoint)| {
+                    let address = name.parse().expect("an address");
+                    assert_eq!(set.id(address), Some(id));
                     (set.candidates().get(id).copied(), endpoint.candidate(address, now))
                 })
                 .collect();
@@ -184,17 +185,17 @@ proptest! {
             }
             let ready = walk.iter().filter(|(_, candidate)| candidate.ready).count();
             prop_assert_eq!(set.any_ready(), ready > 0);
-            for (address, endpoint) in set.iter() {
+            for (_, id, endpoint) in set.iter() {
                 let others = ready - usize::from(endpoint.is_ready());
-                prop_assert_eq!(set.is_last(set.id(address).expect("there")), others == 0);
+                prop_assert_eq!(set.is_last(id), others == 0);
             }
             let starting =
-                set.iter().filter(|(_, endpoint)| endpoint.health() == Health::Starting).count();
+                set.iter().filter(|(.., endpoint)| endpoint.health() == Health::Starting).count();
             prop_assert_eq!(set.any_starting(), starting > 0);
             let hung: BTreeSet<_> = set
                 .iter()
-                .filter(|(_, endpoint)| endpoint.is_hung())
-                .filter_map(|(address, _)| set.id(address))
+                .filter(|(.., endpoint)| endpoint.is_hung())
+                .map(|(_, id, _)| id)
                 .collect();
             prop_assert_eq!(&set.hung, &hung);
             let tracked = set.tracked.iter().flatten().filter(|one| one.due.is_some()).count();

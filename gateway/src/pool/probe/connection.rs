@@ -113,20 +113,18 @@ impl ProbeRequest {
 
     /// Appends the request as it is sent.
     fn write(&self, target: &Target, bytes: &mut Vec<u8>) {
-        // Writing to a vector does not fail.
-        let _ = write!(
-            bytes,
-            "{} {} HTTP/1.1\r\nhost: {}\r\n",
-            self.method(),
-            self.path,
-            target.address
-        );
+        for part in
+            [self.method().as_str(), " ", self.path, " HTTP/1.1\r\nhost: ", &target.host, "\r\n"]
+        {
+            bytes.extend_from_slice(part.as_bytes());
+        }
         if let Some(key) = &target.key {
             bytes.extend_from_slice(b"authorization: ");
             bytes.extend_from_slice(key.as_bytes());
             bytes.extend_from_slice(b"\r\n");
         }
         if let Some(body) = &self.body {
+            // Writing to a vector does not fail.
             let _ = write!(
                 bytes,
                 "content-type: application/json\r\ncontent-length: {}\r\n",
@@ -266,7 +264,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(30);
 
     fn target(address: SocketAddr) -> Target {
-        Target { address, key: None }
+        Target { address, host: address.to_string().into(), key: None }
     }
 
     /// A replica that sends one of these answers to each request of its only connection, and then
