@@ -341,6 +341,11 @@ impl Endpoint {
         std::mem::replace(&mut self.draining.ordered, draining) != draining
     }
 
+    /// Whether the scaler wants it to drain.
+    pub(crate) fn is_ordered_to_drain(&self) -> bool {
+        self.draining.ordered
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.ordered || self.pod.leaving || self.pod.gone
     }

@@ -73,6 +73,11 @@ impl EndpointSet {
         Some(&tracked.endpoint)
     }
 
+    /// Whether the scaler wants the endpoint at this address to drain; `None` if there is none.
+    pub(super) fn is_ordered_to_drain(&self, address: SocketAddr) -> Option<bool> {
+        self.get(self.id(address)?).map(Endpoint::is_ordered_to_drain)
+    }
+
     /// Every endpoint with its address as text, by address.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, EndpointId, &Endpoint)> {
         self.ids.values().filter_map(|id| {

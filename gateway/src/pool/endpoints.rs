@@ -63,6 +63,9 @@ impl Pool {
 
     /// Starts or ends the draining of an endpoint.
     pub(crate) fn drain_endpoint(self: &Arc<Self>, address: SocketAddr, draining: bool) {
+        if self.scheduling.peek().endpoints.is_ordered_to_drain(address) == Some(draining) {
+            return;
+        }
         self.change(address, |endpoint| endpoint.drain(draining));
     }
 
@@ -213,6 +216,9 @@ impl Pool {
 
     /// Puts the zero barrier up for a lease, or lifts it.
     pub(crate) fn set_barrier(self: &Arc<Self>, barrier: Option<(u64, Duration)>) {
+        if barrier.is_none() && self.scheduling.peek().barrier.is_none() {
+            return;
+        }
         self.locked(|state| {
             let before = state.barrier.map(|barrier| barrier.epoch);
             let now = Instant::now();
@@ -268,7 +274,10 @@ impl Pool {
         desired: u32,
         failed: usize,
     ) {
-        let now = Instant::now();
-        self.scheduling.lock().set_cold_start(cold_start, desired, failed, now);
+        let known = || self.scheduling.peek().has_cold_start(cold_start, desired);
+        if failed > 0 || !known() {
+            let now = Instant::now();
+            self.scheduling.lock().set_cold_start(cold_start, desired, failed, now);
+        }
     }
 }

@@ -56,6 +56,9 @@ impl Scheduling {
 impl Pool {
     /// Takes the scaler's report on the pool's starts. If none succeeds, the held requests are refused.
     pub(crate) fn set_failed_start(self: &Arc<Self>, report: Option<FailedStart>) {
+        if report.is_none() && self.scheduling.peek().failed_start.is_none() {
+            return;
+        }
         let mut waiters = Vec::new();
         let mut state = self.scheduling.lock();
         let now = Instant::now();

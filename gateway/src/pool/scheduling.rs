@@ -330,6 +330,14 @@ impl Scheduling {
         self.count_starts(now);
     }
 
+    /// Whether these are the scaler's figures of cold starts, and the replicas that it wants.
+    pub(super) fn has_cold_start(&self, learned: Option<ColdStart>, desired: u32) -> bool {
+        let Readiness { desired: known, times, starts, .. } = &self.readiness;
+        let (desired, serving) = (desired as usize, self.endpoints.serving());
+        let counted = starts.count() == desired.saturating_sub(serving);
+        counted && *known == desired && times.cold_start == learned
+    }
+
     /// Notes how many starts are under way: the replicas that are wanted and can't serve yet.
     fn count_starts(&mut self, now: Instant) {
         let (at, serving) = (self.at(now), self.endpoints.serving());

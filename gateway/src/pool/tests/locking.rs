@@ -126,6 +126,15 @@ async fn a_pool_is_at_rest_until_something_changes_that_is_reported() {
     pool.serves(address(1), vec![model]);
     assert!(!pool.tick(), "the same models");
 
+    // As the scaler repeats it each second.
+    pool.set_barrier(None);
+    pool.set_failed_start(None);
+    pool.set_cold_start(None, 0, 0);
+    pool.drain_endpoint(address(1), false);
+    assert!(!pool.tick());
+    pool.set_cold_start(None, 2, 0);
+    assert!(rests(&pool), "more replicas are wanted");
+
     let (mut first, mut held) = (ticket(60), ticket(600));
     let slot = pool.hold(&mut first).await.expect("room");
     assert!(rests(&pool), "one is in flight");
