@@ -73,6 +73,9 @@ pub(crate) static UPSTREAM_FILES: LazyLock<UpstreamFiles> = LazyLock::new(|| {
     UpstreamFiles::of(shares.upstreams as usize, shares.clients as usize)
 });
 
+/// The part of the idle connections that is closed at a time when a place is wanted: one of so many.
+pub(crate) const GIVEN_UP: usize = 8;
+
 /// The places for connections to replicas.
 pub(crate) struct UpstreamFiles {
     places: Arc<Semaphore>,
@@ -126,7 +129,7 @@ impl UpstreamFiles {
         self.clients.fetch_sub(1, Relaxed);
     }
 
-    /// Waits for a place. Every thread closes its idle connections meanwhile, and so do probes.
+    /// Waits for a place. Every thread gives up idle connections meanwhile, and so do probes.
     pub(crate) async fn place(&self) -> Option<FilePermit> {
         self.wanted.notify_waiters();
         Arc::clone(&self.places).acquire_owned().await.ok()
@@ -137,12 +140,9 @@ impl UpstreamFiles {
         self.wanted.notified().await;
     }
 
-    /// Waits until the places of connections that probes keep are wanted.
-    pub(crate) async fn kept_wanted(&self) {
-        tokio::select! {
-            () = self.wanted.notified() => {}
-            () = self.called_in.notified() => {}
-        }
+    /// Waits until the places that are lent are wanted.
+    pub(crate) async fn called_in(&self) {
+        self.called_in.notified().await;
     }
 
     /// Whether no place is left, so that no connection should be kept idle.
@@ -191,7 +191,7 @@ mod tests {
         let kept = all();
         assert_eq!(kept.len(), 14 + 4);
         drop(kept);
-        let mut wanted = pin!(files.kept_wanted());
+        let mut wanted = pin!(files.called_in());
         assert!(wanted.as_mut().now_or_never().is_none());
         for clients in 1..=4 {
             files.client_came();

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connection::{AnswerReader, ParkedConnection, ProbeConnection, ProbeRequest};
 use super::pace::{Pace, STEP};
 use super::{KEPT_TIMEOUT, MAX_ANSWER, Prober};
-use crate::net::file_shares::UPSTREAM_FILES;
+use crate::net::file_shares::{GIVEN_UP, UPSTREAM_FILES};
 use crate::net::hangup_set::HangupSet;
 use crate::pool::endpoint::{Due, IDLE, Probe, Probed, SPREAD, Urgency};
 use crate::pool::model_registry;
@@ -248,19 +248,26 @@ impl Rounds {
         }
     }
 
-    /// Closes the connections that no request is under way on, when another request needs their places
-    /// among the open files.
+    /// Closes connections that no request is under way on, when others need their places among the open
+    /// files.
     async fn give_places(&self) -> Infallible {
         loop {
-            UPSTREAM_FILES.kept_wanted().await;
-            self.close_idle();
+            tokio::select! {
+                () = UPSTREAM_FILES.wanted() => self.close_idle(|| UPSTREAM_FILES.is_scarce()),
+                () = UPSTREAM_FILES.called_in() => self.close_idle(|| true),
+            }
         }
     }
 
-    fn close_idle(&self) {
+    /// Closes such connections, an eighth of them at a time, while `is_scarce`.
+    fn close_idle(&self, is_scarce: impl Fn() -> bool) {
         let mut visits = self.visits.lock();
-        let idle = visits.seats.iter().filter(|visit| visit.inquiry.is_none());
-        idle.for_each(|visit| visit.connection = None);
+        let mut some = true;
+        while some && is_scarce() {
+            let idle = visits.seats.iter();
+            let idle = idle.filter(|visit| visit.inquiry.is_none() && visit.connection.is_some());
+            some = idle.step_by(GIVEN_UP).map(|visit| visit.connection = None).count() > 0;
+        }
     }
 
     async fn take_steps(&self) -> Infallible {

@@ -212,8 +212,11 @@ async fn bytes_that_answer_no_request_are_not_taken_for_an_answer() {
 #[tokio::test(start_paused = true)]
 async fn connections_are_given_up_for_requests_and_opened_again() {
     let probed = RoundsOfOne::ready().await;
-    probed.rounds.close_idle();
-    probed.asked();
+    probed.rounds.close_idle(|| false);
+    sleep(4 * SECOND).await;
+    let asked = probed.asked();
+    assert!(asked.iter().all(|(_, connection)| *connection == 0), "{asked:?}");
+    probed.rounds.close_idle(|| true);
     sleep(10 * SECOND).await;
     let asked = probed.asked();
     assert!(asked.len() >= 2, "{asked:?}");
