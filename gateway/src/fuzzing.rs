@@ -158,7 +158,7 @@ fn read_response<'a>(
             Err(error) => return (format!("{error:?}"), Vec::new(), String::new()),
         }
     };
-    let head = format!("{:?} {:?} {}", start.parts.status, start.parts.headers, start.keep_alive);
+    let head = format!("{:?} {:?} {}", start.head.status, start.head.headers, start.keep_alive);
     let mut data = Vec::new();
     loop {
         data.extend(start.body.take().unwrap_or_default());

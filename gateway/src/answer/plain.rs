@@ -4,7 +4,7 @@
 //! Pure: bytes come in as arguments.
 
 use bytes::Bytes;
-use http::{StatusCode, header, response};
+use http::StatusCode;
 
 use crate::answer::abridged::{Abridged, is_cut};
 use crate::answer::api::Api;
@@ -12,6 +12,7 @@ use crate::answer::failure::{Cause, Failure};
 use crate::answer::judge::{Verdict, is_failure, judge_plain};
 use crate::answer::meter::Tokens;
 use crate::text::rope::Rope;
+use crate::wire::head::ResponseHead;
 
 /// The facts about an answer's body that its head gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,21 +47,21 @@ pub(crate) enum PlainEnd {
     Retry(Failure),
 }
 
+/// Whether this is the content type of an event stream.
+pub(crate) fn is_event_stream(kind: Option<&[u8]>) -> bool {
+    kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"))
+}
+
 impl AnswerHead {
-    /// Reads a head, from which the headers about the connection are not yet removed.
-    pub(crate) fn of(head: &response::Parts) -> Self {
-        let headers = &head.headers;
-        let json = headers.get(header::CONTENT_TYPE).is_none_or(|kind| {
-            let kind = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    /// The facts that a head with this content type gives.
+    pub(crate) fn new(head: &ResponseHead, kind: Option<&[u8]>) -> Self {
+        let json = kind.is_none_or(|kind| {
+            let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default();
             let kind = kind.trim_ascii();
             let end = kind.last_chunk::<5>().unwrap_or(b"     ");
             kind.eq_ignore_ascii_case(b"application/json") || end.eq_ignore_ascii_case(b"+json")
         });
-        let empty = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let framed = empty
-            || headers.contains_key(header::CONTENT_LENGTH)
-            || headers.contains_key(header::TRANSFER_ENCODING);
-        Self { status: head.status, json, framed }
+        Self { status: head.status, json, framed: head.framed }
     }
 }
 

@@ -11,6 +11,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request};
 
 use crate::exchange::answer_body::AnswerBody;
+use crate::read::known_headers::KnownHeader;
 
 /// Marks an answer to a preflight, in the response's extensions: its CORS headers are complete.
 #[derive(Clone, Copy)]
@@ -109,18 +110,7 @@ impl Cors {
 
 /// Removes a replica's CORS headers: only the gateway's configuration counts.
 pub(crate) fn clear(headers: &mut HeaderMap) {
-    let is_cors = |name: &&HeaderName| {
-        name.as_str().starts_with("access-control-")
-            && [
-                header::ACCESS_CONTROL_ALLOW_ORIGIN,
-                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-                header::ACCESS_CONTROL_ALLOW_METHODS,
-                header::ACCESS_CONTROL_ALLOW_HEADERS,
-                header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                header::ACCESS_CONTROL_MAX_AGE,
-            ]
-            .contains(name)
-    };
+    let is_cors = |name: &&HeaderName| KnownHeader::of(name.as_ref()) == Some(KnownHeader::Cors);
     // Few replicas send any.
     while let Some(name) = headers.keys().find(is_cors).cloned() {
         headers.remove(name);

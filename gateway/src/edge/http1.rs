@@ -24,6 +24,7 @@ use crate::net::http_date;
 use crate::net::upgrade::{OnUpgrade, Upgraded};
 use crate::net::upload::{Upload, UploadWriter};
 use crate::wire::inbox::Inbox;
+use crate::wire::lines::{BringsLines, HeaderLines};
 use crate::wire::outbox::{Outbox, RequestLine, ResponseFraming};
 use crate::wire::request::{HeadError, HeadLimits, RequestStart};
 
@@ -98,7 +99,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
     S: FnMut(Request<Upload>) -> F,
     F: Future<Output = Result<Response<B>, Infallible>>,
-    B: Body<Data = Bytes> + Unpin,
+    B: Body<Data = Bytes> + BringsLines + Unpin,
     B::Error: Into<ConnectionError>,
 {
     /// A connection of which the bytes in `read` have been read.
@@ -194,7 +195,8 @@ where
 
     /// Begins a request.
     fn begin(&mut self, start: RequestStart) {
-        let RequestStart { mut parts, mut body, keep_alive, expects_continue, upgrade, .. } = start;
+        let RequestStart { mut parts, mut body, keep_alive, expects_continue, upgrade, .. } =
+            *start;
         self.keep_alive = keep_alive;
         // The other protocol begins behind the whole request (RFC 9110, 7.8).
         self.upgrade = (upgrade && body.is_complete()).then(|| {
@@ -220,7 +222,8 @@ where
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = error.status();
         let asked = RequestLine { method: Method::GET, version: Version::HTTP_11 };
-        self.out.push_head(&head, &asked, None, false, &http_date::now());
+        let lines = HeaderLines::default();
+        self.out.push_head(&head, &lines, &asked, None, false, http_date::now);
         self.phase = Phase::Closing(Some(error));
         // Bytes behind it are not read, and would turn the end into a reset.
         self.activity.left_unread();
@@ -293,7 +296,7 @@ where
             // What the client still sends would have to be read before the next request.
             self.keep_alive &= arriving.discard(&mut self.io, &mut self.inbox, cx);
         }
-        let (head, body) = response.into_parts();
+        let (head, mut body) = response.into_parts();
         if head.status != StatusCode::SWITCHING_PROTOCOLS {
             self.upgrade = None;
         }
@@ -302,8 +305,9 @@ where
         }
         let size = (!body.is_end_stream()).then(|| body.size_hint());
         let keep_alive = self.keep_alive && !self.ends;
+        let lines = body.take_lines();
         let (framing, keep_alive) =
-            self.out.push_head(&head, &asked, size, keep_alive, &http_date::now());
+            self.out.push_head(&head, &lines, &asked, size, keep_alive, http_date::now);
         self.keep_alive = keep_alive;
         self.phase = match framing {
             ResponseFraming::Length(0) => Phase::Written { _body: body },

@@ -50,6 +50,7 @@ use crate::read::trace::RequestTrace;
 use crate::realtime::handshake::UpgradeRequest;
 use crate::realtime::session::ConnectionSessions;
 use crate::route::Routes;
+use crate::wire::lines::BringsLines;
 
 /// The size up to which an unwanted body is read, and the time for it.
 const UNWANTED: u64 = 1 << 20;
@@ -218,6 +219,10 @@ impl ClientConnection {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
+            if http2 {
+                let lines = response.body_mut().take_lines();
+                lines.append_to(response.headers_mut());
+            }
             let response = if is_head { without_body(response) } else { response };
             Ok(response.map(|body| WatchedBody::new(body, flight)))
         }
@@ -362,11 +367,16 @@ impl Settings {
     ) {
         let answered_by = response.body().answered_by.filter(|_| self.endpoint_header);
         let is_preflight = response.extensions().get::<PreflightAnswer>().is_some();
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        response.body_mut().lines.push(request_id::REQUEST_ID.as_str(), id.as_bytes());
         let headers = response.headers_mut();
+        if switches {
+            // The replica's.
+            headers.remove(request_id::REQUEST_ID);
+        }
         if !is_preflight {
             cors::clear(headers);
         }
-        headers.insert(request_id::REQUEST_ID, id.value());
         if let Some(address) = answered_by
             && let Ok(address) = HeaderValue::from_str(&address.to_string())
         {
@@ -389,7 +399,7 @@ fn without_body(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
     }
-    response.map(|_| AnswerBody::empty())
+    response.map(AnswerBody::without_content)
 }
 
 #[cfg(test)]

@@ -11,10 +11,13 @@ use crate::exchange::finish::FinishedAnswer;
 use crate::exchange::heartbeat::{HeldAnswer, HeldStep};
 use crate::exchange::relay::{BrokenOff, Relay};
 use crate::text::rope::Rope;
+use crate::wire::lines::{BringsLines, HeaderLines};
 
 /// The body of an answer to a client.
 pub(crate) struct AnswerBody {
     content: Content,
+    /// Headers beside those of the response, beginning with the replica's.
+    pub(crate) lines: HeaderLines,
     /// The replica that gave the answer: the edge may name it in a header.
     pub(crate) answered_by: Option<SocketAddr>,
 }
@@ -68,22 +71,31 @@ impl AnswerBody {
     }
 
     /// The answer of a replica.
-    pub(crate) fn of_replica(answer: FinishedAnswer, replica: SocketAddr) -> Self {
+    pub(crate) fn of_replica(
+        answer: FinishedAnswer,
+        lines: HeaderLines,
+        replica: SocketAddr,
+    ) -> Self {
         let content = match answer {
             FinishedAnswer::Whole(rope) => Content::Whole(rope),
             FinishedAnswer::Relayed(relay) => Content::Relay(relay),
         };
-        Self { content, answered_by: Some(replica) }
+        Self { content, lines, answered_by: Some(replica) }
+    }
+
+    /// The same without its bytes.
+    pub(crate) fn without_content(self) -> Self {
+        Self { content: Content::Whole(Rope::default()), ..self }
     }
 
     fn of(content: Content) -> Self {
-        Self { content, answered_by: None }
+        Self { content, lines: HeaderLines::default(), answered_by: None }
     }
+}
 
-    /// Whether the length that the replica has announced is that of the body. A whole body states
-    /// its own, and a stream has none: the gateway may take events out of it, or add one.
-    pub(crate) fn keeps_length(&self) -> bool {
-        matches!(&self.content, Content::Relay(relay) if !relay.is_stream())
+impl BringsLines for AnswerBody {
+    fn take_lines(&mut self) -> HeaderLines {
+        std::mem::take(&mut self.lines)
     }
 }
 

@@ -8,14 +8,14 @@ use std::pin::pin;
 use bytes::Bytes;
 use forebay_scheduling::prompt::Prompt;
 use futures_util::future::poll_immediate;
-use http::{HeaderValue, StatusCode, header, response};
+use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answer::api::Api;
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::meter::Tokens;
 use crate::answer::not_continued::NotContinued;
-use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd};
+use crate::answer::plain::{AnswerHead, PlainAnswer, PlainEnd, is_event_stream};
 use crate::answer::stream::{AnswerStream, Step};
 use crate::exchange::continuation::{Continuation, Way};
 use crate::exchange::dispatch::{Delivery, EditedRequest, RequestKind, Strip};
@@ -28,11 +28,12 @@ use crate::read::body_memory::without_body;
 use crate::read::continuable::{ContinuableBody, has_several_prompts};
 use crate::read::edit::{Asked, EditedBody, Edits, edit};
 use crate::read::head::ClientHead;
-use crate::read::known_headers::{KnownHeader, SESSION, strip_hop_by_hop};
+use crate::read::known_headers::{KnownHeader, SESSION};
 use crate::read::prompt::{Contents, Owner};
 use crate::read::scan::Scan;
 use crate::route::Destination;
 use crate::text::rope::Rope;
+use crate::wire::head::ResponseHead;
 
 /// A request of an inference API, read whole.
 pub(crate) struct InferenceRequest {
@@ -46,7 +47,7 @@ pub(crate) struct InferenceRequest {
 
 /// An answer of which something can go out to the client.
 pub(crate) struct Committed {
-    pub(crate) head: response::Parts,
+    pub(crate) head: ResponseHead,
     pub(crate) start: AnswerStart,
 }
 
@@ -173,24 +174,21 @@ impl Attempt<'_> {
         let stall = self.to.settings.upstream.stall_timeout;
         let dispatched = clock::now();
         let due = dispatched + stall;
-        let (mut head, upstream) = if token_ids == self.to.token_ids {
+        let (head, upstream) = if token_ids == self.to.token_ids {
             self.send(&self.to.outgoing, due).await?
         } else {
             let (served, settings) = (self.to.served.as_deref(), &self.to.settings);
             let EditedBody { body, .. } = self.request.edited_body(served, settings, false);
             self.send(&self.to.outgoing.with_body(body), due).await?
         };
-        let framing = AnswerHead::of(&head);
-        strip_hop_by_hop(&mut head.headers);
-        let kind = head.headers.get(header::CONTENT_TYPE);
-        let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let start = if streamed && head.status == StatusCode::OK {
+        let kind = head.content_type();
+        let start = if is_event_stream(kind) && head.status == StatusCode::OK {
             // One limit for head and first event: a server keeps a connection alive also while its
             // engine hangs. A stream that the client did not ask for is timed from its head.
             let since = if self.request.stream { dispatched } else { clock::now() };
             self.stream(upstream, since + stall, token_ids).await?
         } else {
-            self.plain(framing, upstream).await?
+            self.plain(AnswerHead::new(&head, kind), upstream).await?
         };
         Ok(Box::new(Committed { head, start }))
     }
@@ -201,7 +199,7 @@ impl Attempt<'_> {
         &self,
         outgoing: &Outgoing<'_>,
         due: Instant,
-    ) -> Result<(response::Parts, UpstreamBody), Failure> {
+    ) -> Result<(ResponseHead, UpstreamBody), Failure> {
         let upstream = &self.to.settings.upstream;
         // A stream's head comes at once. A plain answer's head comes only when all of it is there,
         // however long that takes: only the request's deadline limits it.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_telemetry::context::TraceContext;
-use http::{StatusCode, Uri, header, response};
+use http::{StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::answer::failure::{Cause, Failure};
 use crate::answer::judge::is_failure;
 use crate::answer::not_continued::NotContinued;
+use crate::answer::plain::is_event_stream;
 use crate::answer::refusal::Refusal;
 use crate::answer::shown_text::{Compared, MOST_BACK, ShownTail};
 use crate::answer::stream_memory::StreamMemory;
@@ -35,6 +36,7 @@ use crate::net::clock;
 use crate::pool::{End, Pool, Slot, Ticket, UnderWay};
 use crate::read::continuable::{Allowed, ContinuableBody, ContinuationEdits, Stops};
 use crate::read::head::ClientHead;
+use crate::wire::head::ResponseHead;
 
 /// The most bytes of a plain answer that are read.
 const LONGEST_PLAIN: usize = 256 << 10;
@@ -336,9 +338,7 @@ impl Resumption<'_> {
         let body = self.body.next(ids, (answered - start.back) as u64, self.edits());
         let body = body.map_err(|why| NoReply::Refused(why.name().to_owned(), why))?;
         let (head, upstream) = self.send(OutgoingHead::Client(self.head), body).await?;
-        let kind = head.headers.get(header::CONTENT_TYPE);
-        let streamed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        if streamed && head.status == StatusCode::OK {
+        if is_event_stream(head.content_type()) && head.status == StatusCode::OK {
             return Ok(upstream);
         }
         let body = self.whole(upstream).await?;
@@ -419,7 +419,7 @@ impl Resumption<'_> {
         &self,
         head: OutgoingHead<'_>,
         body: Bytes,
-    ) -> Result<(response::Parts, UpstreamBody), Failure> {
+    ) -> Result<(ResponseHead, UpstreamBody), Failure> {
         let Way { settings, rights, deadline, .. } = self.way;
         let mut outgoing = Outgoing::new(head, body.into(), rights.clone());
         if let Some(parent) = &self.parent {

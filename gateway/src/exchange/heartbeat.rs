@@ -182,7 +182,7 @@ impl HeldAnswer {
         let api = match self.beats.form {
             HeldForm::Stream(api) => api,
             HeldForm::Plain(api) => {
-                let json = AnswerHead::of(&head).json;
+                let json = AnswerHead::new(&head, head.content_type()).json;
                 return match finish_json(start, json, slot, record, limits) {
                     // The replica's refusal.
                     Ok(refusal) if head.status != StatusCode::OK => HeldStep::Cut(refusal),

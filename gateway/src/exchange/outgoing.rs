@@ -122,11 +122,13 @@ impl<'a> Outgoing<'a> {
         let Rights { priority, keyed, authorization } = &self.rights;
         let mut host = None;
         for (name, value) in &parts.headers {
-            let passes = match KnownHeader::of(name) {
+            let passes = match KnownHeader::of(name.as_ref()) {
                 None
                 | Some(
                     KnownHeader::ContentEncoding
                     | KnownHeader::Endpoint
+                    | KnownHeader::ServerTiming
+                    | KnownHeader::Cors
                     | KnownHeader::Origin
                     | KnownHeader::Timeout
                     | KnownHeader::Session,

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use forebay_signals::{Histogram, estimated_tokens};
 use forebay_telemetry::context::TraceContext;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use crate::answer::failure::Cause;
@@ -31,8 +31,9 @@ use crate::pool::{Pool, Slot, Ticket};
 use crate::read::context::RequestContext;
 use crate::read::request_id::RequestId;
 use crate::tenant::Tenant;
+use crate::wire::lines::HeaderLines;
 
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const SERVER_TIMING: &str = "server-timing";
 
 /// A request's record. Dropping it before its end is noted means that its client left.
 pub(crate) struct Record {
@@ -222,9 +223,25 @@ impl Record {
     /// far.
     pub(crate) fn write_headers(&self, headers: &mut HeaderMap) {
         self.allowance.write_headers(headers);
-        if let Some(timing) = self.progress.server_timing(self.context.accepted) {
+        let timing = self.progress.server_timing(self.context.accepted);
+        if let Ok(timing) = HeaderValue::from_bytes(timing.as_bytes()) {
             headers.insert(SERVER_TIMING, timing);
         }
+    }
+
+    /// Writes the same headers to the lines of a replica's answer, in place of the replica's own.
+    pub(crate) fn write_lines(&self, lines: &mut HeaderLines) {
+        let mut limits = HeaderMap::new();
+        self.allowance.write_headers(&mut limits);
+        if !limits.is_empty() {
+            lines.retain(|name| !limits.keys().any(|limit| limit.as_str().as_bytes() == name));
+            for (name, value) in &limits {
+                lines.push(name.as_str(), value.as_bytes());
+            }
+        }
+        // The reader leaves out the replica's times.
+        let timing = self.progress.server_timing(self.context.accepted);
+        lines.push(SERVER_TIMING, timing.as_bytes());
     }
 
     /// Records the arrival for a later replay, if arrivals are recorded.

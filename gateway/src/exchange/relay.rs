@@ -474,10 +474,6 @@ impl Relay {
         self.upstream.is_none() && self.out.is_empty() && !self.successor.is_searching()
     }
 
-    pub(crate) fn is_stream(&self) -> bool {
-        matches!(self.form, AnswerForm::Stream(_))
-    }
-
     pub(crate) fn size_hint(&self) -> SizeHint {
         match (&self.form, &self.upstream) {
             (AnswerForm::Plain(_), Some(upstream)) => {

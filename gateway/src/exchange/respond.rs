@@ -1,7 +1,6 @@
 //! Responses to clients: a replica's answer, a refusal, or another answer of the gateway's own.
 
 use http::Response;
-use http::header;
 
 use crate::answer::api::ErrorShape;
 use crate::answer::outcome::Outcome;
@@ -13,6 +12,7 @@ use crate::exchange::dispatch::DispatchResult;
 use crate::exchange::finish::{RelayLimits, finish};
 use crate::exchange::record::Record;
 use crate::net::drain::Drain;
+use crate::wire::head::ResponseHead;
 
 /// The answer of a replica, or the reason why there is none.
 pub(crate) fn respond(
@@ -26,19 +26,22 @@ pub(crate) fn respond(
         Ok(committed) => committed,
         Err(refusal) => return refuse(&refusal, record, shape),
     };
-    let (Committed { mut head, start }, replica) = (*committed, slot.address);
-    record.head_sent(head.status.as_u16());
-    record.write_headers(&mut head.headers);
+    let (Committed { head, start }, replica) = (*committed, slot.address);
+    let ResponseHead { status, reason, headers: mut lines, .. } = head;
+    record.head_sent(status.as_u16());
+    record.write_lines(&mut lines);
     let limits = || {
         let stall = pool.settings().upstream.stall_timeout;
         let (ending, heartbeat) = (drain.ending(), pool.heartbeat(true));
         RelayLimits { stall, deadline, client_gone, ending, continuation, heartbeat }
     };
-    let body = AnswerBody::of_replica(finish(start, slot, record, limits), replica);
-    if !body.keeps_length() {
-        head.headers.remove(header::CONTENT_LENGTH);
+    let answer = finish(start, slot, record, limits);
+    let mut response = Response::new(AnswerBody::of_replica(answer, lines, replica));
+    *response.status_mut() = status;
+    if let Some(reason) = reason {
+        response.extensions_mut().insert(reason);
     }
-    Response::from_parts(head, body)
+    response
 }
 
 /// Refuses a request with an error of the gateway's own.

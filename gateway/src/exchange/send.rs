@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::response;
 use tokio::time::{Instant, timeout_at};
 
 use crate::answer::failure::{Cause, Failure};
 use crate::exchange::outgoing::Outgoing;
 use crate::exchange::upstream::{Connection, NoAnswer, UpstreamBody};
+use crate::wire::head::ResponseHead;
 
 /// Sends a request and waits for the answer's head, until `due` if that is limited. `deadline` is the
 /// end of the request's time.
@@ -18,7 +18,7 @@ pub(crate) async fn send(
     settings: &forebay_config::Upstream,
     due: Option<Instant>,
     deadline: Instant,
-) -> Result<(response::Parts, UpstreamBody), Failure> {
+) -> Result<(ResponseHead, UpstreamBody), Failure> {
     let mut stale = None;
     loop {
         let fresh = stale.is_some();

@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::response;
 use http_body::SizeHint;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
@@ -23,9 +22,10 @@ use crate::answer::failure::{Cause, Failure};
 use crate::exchange::outgoing::Outgoing;
 use crate::net::dial::{NewConnection, dial};
 use crate::net::file_shares::FilePermit;
+use crate::read::known_headers::{is_for_client, strip_connection};
 use crate::wire::WireError;
 use crate::wire::body::MessageBody;
-use crate::wire::head::{HeadReader, ResponseStart};
+use crate::wire::head::{HeadReader, ResponseHead, ResponseStart};
 
 mod idle;
 #[cfg(test)]
@@ -85,16 +85,16 @@ impl Connection {
         Ok(Box::new(Self { address, host, stream, reused: None, _place: place }))
     }
 
-    /// Sends a request and waits for the response's head. A response that begins before the whole
+    /// Sends a request and waits for the response's head, with the headers for the client. A response that begins before the whole
     /// request is sent is the answer as well.
     pub(crate) async fn send(
         self: Box<Self>,
         request: &Outgoing<'_>,
-    ) -> Result<(response::Parts, UpstreamBody), NoAnswer> {
+    ) -> Result<(ResponseHead, UpstreamBody), NoAnswer> {
         let mut connection = self;
-        let head = writer::head(request, &connection.host);
-        let mut writer = RequestWriter::new(&head, request.body());
-        let mut reader = HeadReader::default();
+        let asked = writer::head(request, &connection.host);
+        let mut writer = RequestWriter::new(&asked, request.body());
+        let mut reader = HeadReader::passing(is_for_client);
         // The reason why the replica takes nothing more. It may have answered before.
         let mut refused = None;
         let outcome = poll_fn(|cx| {
@@ -117,14 +117,17 @@ impl Connection {
         })
         .await;
         match outcome {
-            Ok(ResponseStart { parts, body, keep_alive }) => {
+            Ok(ResponseStart { mut head, body, keep_alive }) => {
+                if head.has_connection {
+                    strip_connection(&mut head.headers);
+                }
                 let sent = writer.is_complete();
                 // A client that hears of an error stops sending (RFC 9112, 9.5).
-                let goes_on = !sent && refused.is_none() && parts.status.as_u16() < 400;
+                let goes_on = !sent && refused.is_none() && head.status.as_u16() < 400;
                 let rest = goes_on.then(|| Box::new(writer.rest()));
                 let keep_alive = keep_alive && (sent || goes_on);
                 let body = UpstreamBody { body, connection: Some(connection), rest, keep_alive };
-                Ok((parts, body))
+                Ok((head, body))
             }
             Err(error) => {
                 let at_once =

@@ -15,6 +15,8 @@ use forebay_config::Limits;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
+use crate::wire::lines::{BringsLines, HeaderLines};
+
 /// The value of a moment that has not come. Moments count from 1.
 const NEVER: u64 = 0;
 
@@ -177,6 +179,12 @@ pub(crate) struct WatchedBody<B> {
 impl<B> WatchedBody<B> {
     pub(crate) fn new(body: B, flight: Arc<RequestActivity>) -> Self {
         Self { body, flight }
+    }
+}
+
+impl<B: BringsLines> BringsLines for WatchedBody<B> {
+    fn take_lines(&mut self) -> HeaderLines {
+        self.body.take_lines()
     }
 }
 

@@ -5,6 +5,8 @@
 
 use http::{HeaderMap, HeaderName};
 
+use crate::wire::lines::HeaderLines;
+
 /// The header by which a client names its session.
 pub(crate) const SESSION: &str = "x-session-id";
 
@@ -41,44 +43,56 @@ pub(crate) enum KnownHeader {
     Session,
     /// The header of an answer in which the edge may name the replica.
     Endpoint,
+    /// The times of an answer, which the gateway writes.
+    ServerTiming,
+    /// A header by which an answer allows other origins to read it. Only the gateway's configuration
+    /// counts.
+    Cors,
 }
 
 impl KnownHeader {
-    pub(crate) fn of(name: &HeaderName) -> Option<Self> {
-        let name = name.as_str();
+    /// The known header with this name in lower case.
+    pub(crate) fn of(name: &[u8]) -> Option<Self> {
         // Names of another length are not compared.
         Some(match name.len() {
-            2 if name == "te" => Self::HopByHop,
-            4 if name == "host" => Self::Host,
-            6 if name == "expect" => Self::Expect,
-            6 if name == "origin" => Self::Origin,
-            7 if name == "trailer" || name == "upgrade" => Self::HopByHop,
-            9 if name == "forwarded" || name == "x-real-ip" => Self::OtherForwarded,
-            9 if name == "x-api-key" => Self::Key,
-            10 if name == "connection" => Self::Connection,
-            10 if name == "keep-alive" => Self::HopByHop,
-            10 if name == "tracestate" => Self::TraceState,
-            11 if name == "traceparent" => Self::TraceParent,
-            12 if name == "x-request-id" => Self::RequestId,
-            12 if name == SESSION => Self::Session,
-            13 if name == "authorization" => Self::Key,
-            14 if name == "content-length" => Self::Coding,
-            15 if name == "accept-encoding" => Self::Coding,
-            15 if name == "x-forwarded-for" => Self::ForwardedFor,
-            15 if name == "x-vllm-priority" => Self::Priority,
-            16 if name == "content-encoding" => Self::ContentEncoding,
-            16 if name == "proxy-connection" => Self::HopByHop,
-            16 if name == "x-forwarded-host" => Self::ForwardedHost,
-            16 if name == "x-forwarded-port" => Self::ForwardedPort,
-            17 if name == "transfer-encoding" => Self::TransferEncoding,
-            17 if name == "x-forwarded-proto" => Self::ForwardedProto,
-            18 if name == "proxy-authenticate" => Self::HopByHop,
-            18 if name == "x-forebay-endpoint" => Self::Endpoint,
-            19 if name == "proxy-authorization" => Self::HopByHop,
-            19 if name == "x-stainless-timeout" => Self::Timeout,
-            20 if name == "x-data-parallel-rank" => Self::Priority,
-            24 if name == "x-stainless-read-timeout" => Self::Timeout,
-            30 if name == "x-envoy-expected-rq-timeout-ms" => Self::Timeout,
+            2 if name == b"te" => Self::HopByHop,
+            4 if name == b"host" => Self::Host,
+            6 if name == b"expect" => Self::Expect,
+            6 if name == b"origin" => Self::Origin,
+            7 if name == b"trailer" || name == b"upgrade" => Self::HopByHop,
+            9 if name == b"forwarded" || name == b"x-real-ip" => Self::OtherForwarded,
+            9 if name == b"x-api-key" => Self::Key,
+            10 if name == b"connection" => Self::Connection,
+            10 if name == b"keep-alive" => Self::HopByHop,
+            10 if name == b"tracestate" => Self::TraceState,
+            11 if name == b"traceparent" => Self::TraceParent,
+            12 if name == b"x-request-id" => Self::RequestId,
+            12 if name == SESSION.as_bytes() => Self::Session,
+            13 if name == b"server-timing" => Self::ServerTiming,
+            13 if name == b"authorization" => Self::Key,
+            14 if name == b"content-length" => Self::Coding,
+            15 if name == b"accept-encoding" => Self::Coding,
+            15 if name == b"x-forwarded-for" => Self::ForwardedFor,
+            15 if name == b"x-vllm-priority" => Self::Priority,
+            16 if name == b"content-encoding" => Self::ContentEncoding,
+            16 if name == b"proxy-connection" => Self::HopByHop,
+            16 if name == b"x-forwarded-host" => Self::ForwardedHost,
+            16 if name == b"x-forwarded-port" => Self::ForwardedPort,
+            17 if name == b"transfer-encoding" => Self::TransferEncoding,
+            17 if name == b"x-forwarded-proto" => Self::ForwardedProto,
+            18 if name == b"proxy-authenticate" => Self::HopByHop,
+            18 if name == b"x-forebay-endpoint" => Self::Endpoint,
+            19 if name == b"proxy-authorization" => Self::HopByHop,
+            19 if name == b"x-stainless-timeout" => Self::Timeout,
+            20 if name == b"x-data-parallel-rank" => Self::Priority,
+            22 if name == b"access-control-max-age" => Self::Cors,
+            24 if name == b"x-stainless-read-timeout" => Self::Timeout,
+            27 if name == b"access-control-allow-origin" => Self::Cors,
+            28 if name == b"access-control-allow-headers" => Self::Cors,
+            28 if name == b"access-control-allow-methods" => Self::Cors,
+            29 if name == b"access-control-expose-headers" => Self::Cors,
+            30 if name == b"x-envoy-expected-rq-timeout-ms" => Self::Timeout,
+            32 if name == b"access-control-allow-credentials" => Self::Cors,
             _ => return None,
         })
     }
@@ -95,7 +109,7 @@ pub(crate) struct KnownHeaders(u32);
 
 impl KnownHeaders {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let known = headers.keys().filter_map(KnownHeader::of);
+        let known = headers.keys().filter_map(|name| KnownHeader::of(name.as_ref()));
         Self(known.fold(0, |found, header| found | 1 << header as u32))
     }
 
@@ -104,11 +118,36 @@ impl KnownHeaders {
     }
 }
 
+/// Whether a header of a replica's answer with this name in lower case is meant for the client.
+/// `connection` names others that are not: [`strip_connection`].
+pub(crate) fn is_for_client(name: &[u8]) -> bool {
+    match KnownHeader::of(name) {
+        None | Some(KnownHeader::Connection) => true,
+        // The gateway frames the body anew, and writes the others itself.
+        Some(
+            KnownHeader::RequestId
+            | KnownHeader::ServerTiming
+            | KnownHeader::Endpoint
+            | KnownHeader::Cors,
+        ) => false,
+        Some(_) if name == b"content-length" => false,
+        Some(known) => !known.is_hop_by_hop(),
+    }
+}
+
+/// Removes `connection` from the headers of an answer, and those that it names.
+pub(crate) fn strip_connection(lines: &mut HeaderLines) {
+    let lists = lines.iter().filter(|(name, _)| *name == b"connection");
+    let listed = lists.flat_map(|(_, list)| list.split(|byte| *byte == b','));
+    let named: Vec<_> = listed.map(|name| name.trim_ascii().to_ascii_lowercase()).collect();
+    lines.retain(|name| name != b"connection" && !named.iter().any(|named| *named == name));
+}
+
 /// Removes the headers of an answer that concern one connection only, those that `connection`
 /// names, and the one that names a replica.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let stays_here = |name: &&HeaderName| {
-        let known = KnownHeader::of(name);
+        let known = KnownHeader::of(name.as_ref());
         known.is_some_and(|known| known.is_hop_by_hop() || known == KnownHeader::Endpoint)
     };
     // Most heads have none or one.
@@ -141,6 +180,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+    use crate::wire::head::HeadReader;
 
     #[test]
     fn known_headers_are_found_by_their_names_alone() {
@@ -155,6 +195,21 @@ mod tests {
         for absent in [KnownHeader::OtherForwarded, KnownHeader::Expect, KnownHeader::Connection] {
             assert!(!known.has(absent), "{absent:?}");
         }
+    }
+
+    #[test]
+    fn lines_go_to_the_client_without_those_that_concern_the_connection() {
+        let text = b"HTTP/1.1 200 OK\r\nServer: uvicorn\r\nX-Private: 1\r\nX-Other: 2\r\n\
+            keep-alive: timeout=5\r\nConnection: close, X-Private\r\nconnection:\tx-second\r\n\
+            x-second: 1\r\ncontent-length: 0\r\ntransfer: x\r\nx-request-id: 7\r\n\
+            x-forebay-endpoint: 10.0.0.1:1\r\naccess-control-allow-origin: *\r\n\
+            server-timing: a\r\nx-second: 2\r\ndate: now\r\n\r\n";
+        let start = HeadReader::passing(is_for_client).feed(text, &http::Method::POST);
+        let mut head = start.expect("valid").expect("complete").head;
+        assert!(head.has_connection);
+        strip_connection(&mut head.headers);
+        let want = b"server: uvicorn\r\nx-other: 2\r\ntransfer: x\r\ndate: now\r\n";
+        assert_eq!(head.headers.as_bytes(), want);
     }
 
     #[test]

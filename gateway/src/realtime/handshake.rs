@@ -33,11 +33,12 @@ use crate::net::file_shares::FilePermit;
 use crate::net::upgrade::OnUpgrade;
 use crate::pool::Slot;
 use crate::read::head::ClientHead;
-use crate::read::known_headers::strip_hop_by_hop;
+use crate::read::known_headers::{is_for_client, strip_hop_by_hop};
 use crate::read::prompt::Owner;
 use crate::read::scan::ScanError;
 use crate::route::Destination;
 use crate::text::rope::Rope;
+use crate::wire::head::ResponseHead;
 
 /// The longest refusal of a replica that is passed on.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -158,8 +159,9 @@ impl RequestKind for Handshake {
 }
 
 async fn refused(response: Response<Incoming>, misfit: &MisfitCheck) -> Result<Committed, Failure> {
-    let (mut head, body) = response.into_parts();
-    strip_hop_by_hop(&mut head.headers);
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    let head = ResponseHead::of(parts, is_for_client);
     let body = Limited::new(body, MAX_REFUSAL).collect().await;
     let body = body.map_err(|error| broken(&*error))?.to_bytes();
     match misfit.failure(head.status, &body) {

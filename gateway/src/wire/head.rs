@@ -2,13 +2,12 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Response, StatusCode, Version, response};
+use http::{Method, StatusCode, Version, header, response};
 use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
 use crate::wire::body::MessageBody;
+use crate::wire::lines::HeaderLines;
 use crate::wire::{WireError, digits, has_token};
 
 /// The bytes that a head may have, with the interim heads before it. vLLM 0.32 describes embeddings
@@ -16,26 +15,79 @@ use crate::wire::{WireError, digits, has_token};
 const LONGEST_HEAD: usize = 416 << 10;
 /// The headers that a head may have.
 const MOST_HEADERS: usize = 100;
+/// The room for the gateway's own headers behind a replica's, in bytes.
+const OWN_HEADERS: usize = 160;
+/// The bytes that a header's name may have.
+const LONGEST_NAME: usize = u16::MAX as usize;
 
 /// A response's head, and as much of its body as came with it.
 #[derive(Debug)]
 pub(crate) struct ResponseStart {
-    pub(crate) parts: response::Parts,
+    pub(crate) head: ResponseHead,
     pub(crate) body: MessageBody,
     /// Whether the connection can carry another request behind this response.
     pub(crate) keep_alive: bool,
 }
 
+/// A response's head.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: StatusCode,
+    /// The replica's own words for the status, if they are not the usual ones.
+    pub(crate) reason: Option<ReasonPhrase>,
+    /// The headers that the reader passes on.
+    pub(crate) headers: HeaderLines,
+    /// Whether a `connection` is among all of them.
+    pub(crate) has_connection: bool,
+    /// Whether a length or chunks mark the body's end, and not only the end of the connection.
+    pub(crate) framed: bool,
+}
+
+impl ResponseHead {
+    /// The head of a response that another reader has read, with those headers for whose names
+    /// `passes` is true.
+    pub(crate) fn of(mut parts: response::Parts, passes: fn(&[u8]) -> bool) -> Self {
+        let mut headers = HeaderLines::default();
+        for (name, value) in &parts.headers {
+            headers.push_if(name.as_ref(), value.as_bytes(), passes);
+        }
+        Self {
+            status: parts.status,
+            reason: parts.extensions.remove(),
+            headers,
+            has_connection: parts.headers.contains_key(header::CONNECTION),
+            framed: true,
+        }
+    }
+
+    pub(crate) fn content_type(&self) -> Option<&[u8]> {
+        self.headers.get("content-type")
+    }
+}
+
 /// Reads the head of one response.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HeadReader {
+    /// Whether a header with this name in lower case is passed on.
+    passes: fn(&[u8]) -> bool,
     /// The bytes of a head that has not come whole.
     partial: Vec<u8>,
     /// The number of bytes of the interim heads and blank lines before it.
     skipped: usize,
 }
 
+impl Default for HeadReader {
+    fn default() -> Self {
+        Self::passing(|_| true)
+    }
+}
+
 impl HeadReader {
+    /// A reader that passes on those headers for whose names in lower case `passes` is true.
+    pub(crate) fn passing(passes: fn(&[u8]) -> bool) -> Self {
+        Self { passes, partial: Vec::new(), skipped: 0 }
+    }
+
     /// Takes the next bytes of the response to a request of this method. Returns `None` while the
     /// head is incomplete. Interim responses (1xx) are skipped.
     ///
@@ -49,7 +101,7 @@ impl HeadReader {
         // Interim heads and blank lines are read once, and not kept.
         let skipped = self.skipped;
         let start = if self.partial.is_empty() {
-            let start = read(bytes, method, &mut self.skipped)?;
+            let start = read(self.passes, bytes, method, &mut self.skipped)?;
             if start.is_none() {
                 self.partial.extend_from_slice(&bytes[self.skipped - skipped..]);
             }
@@ -58,7 +110,10 @@ impl HeadReader {
             self.partial.extend_from_slice(bytes);
             // Without the end of a line, there can't be the end of a head.
             let line = bytes.contains(&b'\n');
-            let start = if line { read(&self.partial, method, &mut self.skipped)? } else { None };
+            let start = match line {
+                true => read(self.passes, &self.partial, method, &mut self.skipped)?,
+                false => None,
+            };
             self.partial.drain(..self.skipped - skipped);
             start
         };
@@ -79,6 +134,7 @@ impl HeadReader {
 /// Reads a head and the body's bytes behind it. Adds the bytes of the interim heads and blank lines
 /// before it to `skipped`.
 fn read(
+    passes: fn(&[u8]) -> bool,
     mut bytes: &[u8],
     method: &Method,
     skipped: &mut usize,
@@ -103,7 +159,7 @@ fn read(
         if *skipped + length > LONGEST_HEAD {
             return Err(WireError::LongHead);
         }
-        let (head_bytes, rest) = bytes.split_at(length);
+        let rest = &bytes[length..];
         let code = head.code.unwrap_or_default();
         match code {
             101 => return Err(WireError::Switched),
@@ -114,13 +170,30 @@ fn read(
             }
             _ => {}
         }
-        let (parts, found) = parts(&head, code, head_bytes)?;
-        let mut body = framing(&parts, found, method)?;
-        let keep_alive = parts.version == Version::HTTP_11
-            && !body.ends_with_connection()
-            && !(found.connection && closes(&parts.headers));
+        let status = httparse::Error::Status;
+        let status = StatusCode::from_u16(code).map_err(|_| WireError::Head(status))?;
+        let version = if head.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+        let mut headers = HeaderLines::with_capacity(length + OWN_HEADERS);
+        let mut found = FramingHeaders::default();
+        for field in head.headers.iter() {
+            if field.name.len() > LONGEST_NAME {
+                return Err(WireError::Head(httparse::Error::HeaderName));
+            }
+            headers.push_if(field.name.as_bytes(), field.value, |name| {
+                found.take(name, field.value);
+                passes(name)
+            });
+        }
+        let mut body = found.framing(status, version, method)?;
+        let framed = !body.ends_with_connection();
+        let keep_alive = version == Version::HTTP_11 && framed && !found.closes;
         body.feed(rest);
-        return Ok(Some(ResponseStart { parts, body, keep_alive }));
+        // The client gets the replica's own words.
+        let own = head.reason.filter(|reason| Some(*reason) != status.canonical_reason());
+        let reason = own.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
+        let has_connection = found.connection;
+        let head = ResponseHead { status, reason, headers, has_connection, framed };
+        return Ok(Some(ResponseStart { head, body, keep_alive }));
     }
 }
 
@@ -133,12 +206,24 @@ fn blank_lines(bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
-/// The headers about the message itself that a head has.
+/// The facts about the message itself that a head's headers give.
 #[derive(Clone, Copy, Default)]
 struct FramingHeaders {
     connection: bool,
-    coding: bool,
+    /// `connection` says `close`.
+    closes: bool,
+    coding: StatedCoding,
     length: StatedLength,
+}
+
+/// The coding that `transfer-encoding` states.
+#[derive(Clone, Copy, Default)]
+enum StatedCoding {
+    #[default]
+    None,
+    Chunked,
+    /// Another one, or several.
+    Other,
 }
 
 /// The length that `content-length` states.
@@ -164,99 +249,49 @@ impl StatedLength {
     }
 }
 
-/// The name of a header. The usual ones are known in the spelling of uvicorn.
-fn name(name: &str) -> Result<HeaderName, WireError> {
-    Ok(match name {
-        "connection" => header::CONNECTION,
-        "content-length" => header::CONTENT_LENGTH,
-        "content-type" => header::CONTENT_TYPE,
-        "date" => header::DATE,
-        "server" => header::SERVER,
-        "transfer-encoding" => header::TRANSFER_ENCODING,
-        _ => HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| WireError::Head(httparse::Error::HeaderName))?,
-    })
-}
-
-/// The head as values. They share one copy of the head's bytes.
-fn parts(
-    head: &httparse::Response<'_, '_>,
-    code: u16,
-    bytes: &[u8],
-) -> Result<(response::Parts, FramingHeaders), WireError> {
-    let invalid = httparse::Error::Status;
-    let status = StatusCode::from_u16(code).map_err(|_| WireError::Head(invalid))?;
-    let (mut parts, ()) = Response::new(()).into_parts();
-    parts.status = status;
-    if head.version == Some(0) {
-        parts.version = Version::HTTP_10;
-    }
-    let shared = Bytes::copy_from_slice(bytes);
-    let mut map = HeaderMap::with_capacity(head.headers.len());
-    let mut found = FramingHeaders::default();
-    for field in head.headers.iter() {
-        let name = name(field.name)?;
-        found.connection |= name == header::CONNECTION;
-        found.coding |= name == header::TRANSFER_ENCODING;
-        if name == header::CONTENT_LENGTH {
-            found.length = found.length.with(field.value);
-        }
-        let value = match field.value {
-            [] => HeaderValue::from_static(""),
-            value => {
-                let at = value.as_ptr().addr() - bytes.as_ptr().addr();
-                HeaderValue::from_maybe_shared(shared.slice(at..at + value.len()))
-                    .map_err(|_| WireError::Head(httparse::Error::HeaderValue))?
+impl FramingHeaders {
+    /// Takes one header, whose name is in lower case.
+    fn take(&mut self, name: &[u8], value: &[u8]) {
+        match name {
+            b"connection" => {
+                self.connection = true;
+                self.closes |= has_token(value, b"close");
             }
-        };
-        map.append(name, value);
-    }
-    parts.headers = map;
-    // The client gets the replica's own words.
-    if let Some(reason) = head.reason
-        && Some(reason) != status.canonical_reason()
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
-    {
-        parts.extensions.insert(reason);
-    }
-    Ok((parts, found))
-}
-
-/// The body that follows this head.
-fn framing(
-    head: &response::Parts,
-    found: FramingHeaders,
-    method: &Method,
-) -> Result<MessageBody, WireError> {
-    let headers = &head.headers;
-    if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || method == Method::HEAD
-    {
-        return Ok(MessageBody::sized(0));
-    }
-    if found.coding {
-        // The gateway asks for no other coding (`te`), and can't undo any.
-        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-        let is_chunked = codings
-            .next()
-            .is_some_and(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        if head.version == Version::HTTP_10 || !is_chunked || codings.next().is_some() {
-            return Err(WireError::TransferEncoding);
+            b"content-length" => self.length = self.length.with(value),
+            b"transfer-encoding" => {
+                let is_chunked = value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+                self.coding = match self.coding {
+                    StatedCoding::None if is_chunked => StatedCoding::Chunked,
+                    _ => StatedCoding::Other,
+                };
+            }
+            _ => {}
         }
-        if !matches!(found.length, StatedLength::None) {
-            return Err(WireError::TwoLengths);
-        }
-        return Ok(MessageBody::chunked());
     }
-    match found.length {
-        StatedLength::None => Ok(MessageBody::until_close()),
-        StatedLength::Known(length) => Ok(MessageBody::sized(length)),
-        StatedLength::Invalid => Err(WireError::Length),
-    }
-}
 
-/// Whether the replica closes the connection behind this response.
-fn closes(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::CONNECTION);
-    values.into_iter().any(|value| has_token(value.as_bytes(), b"close"))
+    /// The body that follows this head.
+    fn framing(
+        self,
+        status: StatusCode,
+        version: Version,
+        method: &Method,
+    ) -> Result<MessageBody, WireError> {
+        if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || method == Method::HEAD
+        {
+            return Ok(MessageBody::sized(0));
+        }
+        match (self.coding, self.length) {
+            // The gateway asks for no other coding (`te`), and can't undo any.
+            (StatedCoding::Other, _) => Err(WireError::TransferEncoding),
+            (StatedCoding::Chunked, _) if version == Version::HTTP_10 => {
+                Err(WireError::TransferEncoding)
+            }
+            (StatedCoding::Chunked, StatedLength::None) => Ok(MessageBody::chunked()),
+            (StatedCoding::Chunked, _) => Err(WireError::TwoLengths),
+            (StatedCoding::None, StatedLength::None) => Ok(MessageBody::until_close()),
+            (StatedCoding::None, StatedLength::Known(length)) => Ok(MessageBody::sized(length)),
+            (StatedCoding::None, StatedLength::Invalid) => Err(WireError::Length),
+        }
+    }
 }

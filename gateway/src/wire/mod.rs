@@ -5,13 +5,15 @@
 //! next. Bytes come in pieces of any size, and the result does not depend on the cuts.
 //!
 //! Pure: sockets are in `edge/http1.rs`, `exchange/upstream.rs` and `pool/probe/connection.rs`. Uses
-//! `text`. For a replica's responses: `head`. For clients: `inbox` has the bytes that come, `request`
-//! reads a request's head, and `outbox` writes responses. For both: `body` with `chunks`.
+//! `text`. For a replica's responses: `head`, and `lines` with their headers. For clients: `inbox` has
+//! the bytes that come, `request` reads a request's head, and `outbox` writes responses. For both:
+//! `body` with `chunks`.
 
 pub(crate) mod body;
 pub(crate) mod chunks;
 pub(crate) mod head;
 pub(crate) mod inbox;
+pub(crate) mod lines;
 pub(crate) mod outbox;
 pub(crate) mod request;
 #[cfg(test)]
@@ -50,8 +52,15 @@ impl WireError {
 
 /// A number of decimal digits alone.
 fn digits(text: &[u8]) -> Option<u64> {
-    let all = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    all.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
+    let mut number: u64 = 0;
+    for byte in text {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number.checked_mul(10)?.checked_add(digit.into())?;
+    }
+    (!text.is_empty()).then_some(number)
 }
 
 /// Whether a list, like the value of `connection`, has this token. A list that is not ASCII has none.

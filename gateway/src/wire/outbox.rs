@@ -9,6 +9,7 @@ use http_body::SizeHint;
 use hyper::ext::ReasonPhrase;
 
 use crate::text::stack::StackText;
+use crate::wire::lines::HeaderLines;
 use crate::wire::{digits, lists_token};
 
 /// The text of `date`.
@@ -102,17 +103,19 @@ impl Outbox {
         Some(buffer)
     }
 
-    /// Adds a head. Returns the framing of the body, and whether the connection can carry another request afterwards.
+    /// Adds a head, with `lines` before its own headers. Returns the framing of the body, and whether
+    /// the connection can carry another request afterwards.
     ///
     /// `size` is that of the body, `None` if it is empty. Without `keep_alive`, the head says that
     /// the connection ends.
     pub(crate) fn push_head(
         &mut self,
         head: &response::Parts,
+        lines: &HeaderLines,
         asked: &RequestLine,
         size: Option<SizeHint>,
         mut keep_alive: bool,
-        date: &DateText,
+        date: impl FnOnce() -> DateText,
     ) -> (ResponseFraming, bool) {
         let out = &mut self.bytes;
         let mut push = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
@@ -148,7 +151,9 @@ impl Outbox {
             framing = ResponseFraming::Length(0);
         }
         keep_alive &= framing != ResponseFraming::Close;
-        let (mut has_date, mut says_close, mut says_keep_alive) = (false, false, false);
+        push(&[lines.as_bytes()]);
+        let mut has_date = lines.get("date").is_some();
+        let (mut says_close, mut says_keep_alive) = (false, false);
         for (name, value) in &head.headers {
             if *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING {
                 continue;
@@ -177,7 +182,7 @@ impl Outbox {
             push(&[b"transfer-encoding: chunked\r\n"]);
         }
         if !has_date {
-            push(&[b"date: ", date, b"\r\n"]);
+            push(&[b"date: ", &date(), b"\r\n"]);
         }
         push(&[b"\r\n"]);
         (framing, keep_alive)

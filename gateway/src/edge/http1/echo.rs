@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::{Http1, Http1Settings};
 use crate::net::activity::Activity;
+use crate::wire::lines::BringsLines;
 use crate::wire::request::HeadLimits;
 
 /// A request as the server has read it.
@@ -57,6 +58,8 @@ impl EchoBody {
         Self { frames, sized, breaks: false }
     }
 }
+
+impl BringsLines for EchoBody {}
 
 impl Body for EchoBody {
     type Data = Bytes;

@@ -73,7 +73,7 @@ impl AnswerReader {
             Some(ResponseStart { body, .. }) if bytes.is_empty() => body.close(None),
             Some(ResponseStart { body, .. }) => body.feed(bytes),
         }
-        let Some(ResponseStart { parts, body, keep_alive }) = &mut self.started else {
+        let Some(ResponseStart { head, body, keep_alive }) = &mut self.started else {
             return Ok(None);
         };
         if let Some(data) = body.take() {
@@ -87,7 +87,7 @@ impl AnswerReader {
             return Ok(None);
         }
         let keeps = *keep_alive && complete && !body.has_excess();
-        Ok(Some(((parts.status, std::mem::take(&mut self.body).freeze()), keeps)))
+        Ok(Some(((head.status, std::mem::take(&mut self.body).freeze()), keeps)))
     }
 }
 

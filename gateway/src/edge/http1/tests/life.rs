@@ -4,10 +4,12 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::task::Poll;
 
+use http_body_util::combinators::MapErr;
 use http_body_util::{BodyExt, Full};
 
 use super::*;
 use crate::net::upgrade::OnUpgrade;
+use crate::wire::lines::BringsLines;
 
 #[test]
 fn no_other_protocol_begins_before_the_request_is_whole() {
@@ -60,6 +62,8 @@ fn what_is_not_read_of_a_client_is_known_when_the_gateway_closes() {
         assert_eq!(activity.is_unread(), unread, "{case}");
     }
 }
+
+impl<B, F> BringsLines for MapErr<B, F> {}
 
 #[test]
 fn a_request_counts_until_its_answer_is_written() {
