@@ -194,7 +194,7 @@ where
     }
 
     /// Begins a request.
-    fn begin(&mut self, start: RequestStart) {
+    fn begin(&mut self, start: Box<RequestStart>) {
         let RequestStart { mut parts, mut body, keep_alive, expects_continue, upgrade, .. } =
             *start;
         self.keep_alive = keep_alive;

@@ -59,6 +59,24 @@ impl<const N: usize> StackText<N> {
         self.len += room;
     }
 
+    /// Appends a number of at most three digits in decimal. Every address has four of them.
+    fn octet(&mut self, number: u8) {
+        if number >= 100 {
+            self.byte(b'0' + number / 100);
+        }
+        if number >= 10 {
+            self.byte(b'0' + number / 10 % 10);
+        }
+        self.byte(b'0' + number % 10);
+    }
+
+    fn byte(&mut self, byte: u8) {
+        if let Some(free) = self.bytes.get_mut(self.len) {
+            *free = byte;
+            self.len += 1;
+        }
+    }
+
     /// Appends bytes as lower case hex.
     pub(crate) fn hex(&mut self, bytes: &[u8]) {
         let free = self.bytes[self.len..].chunks_exact_mut(2);
@@ -83,10 +101,10 @@ impl<const N: usize> StackText<N> {
         match address {
             IpAddr::V4(address) => {
                 let [first, rest @ ..] = address.octets();
-                self.number(first.into());
+                self.octet(first);
                 for octet in rest {
-                    self.push(b".");
-                    self.number(octet.into());
+                    self.byte(b'.');
+                    self.octet(octet);
                 }
             }
             // Rare, and its short form is not simple.

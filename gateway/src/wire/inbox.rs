@@ -48,7 +48,7 @@ impl Inbox {
         &mut self,
         more: &[u8],
         limits: HeadLimits,
-    ) -> Result<Option<RequestStart>, HeadError> {
+    ) -> Result<Option<Box<RequestStart>>, HeadError> {
         if self.bytes.is_empty() {
             // Nearly always, a request comes whole, and is not copied.
             let start = read(more, limits)?;
@@ -69,7 +69,7 @@ impl Inbox {
         Ok(self.note(start))
     }
 
-    fn note(&mut self, start: Option<(RequestStart, usize)>) -> Option<RequestStart> {
+    fn note(&mut self, start: Option<ReadStart>) -> Option<Box<RequestStart>> {
         self.seen = if start.is_none() { self.bytes.len() } else { 0 };
         start.map(|(start, _)| start)
     }
@@ -83,7 +83,9 @@ impl Inbox {
 }
 
 /// A request, and the number of bytes that it has taken.
-fn read(bytes: &[u8], limits: HeadLimits) -> Result<Option<(RequestStart, usize)>, HeadError> {
+type ReadStart = (Box<RequestStart>, usize);
+
+fn read(bytes: &[u8], limits: HeadLimits) -> Result<Option<ReadStart>, HeadError> {
     let Some(mut start) = read_request(bytes, limits)? else { return Ok(None) };
     let mut rest = &bytes[start.length..];
     if !start.expects_continue {

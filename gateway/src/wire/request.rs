@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -15,6 +16,10 @@ use crate::wire::{digits, lists_token};
 const LONGEST_TARGET: usize = u16::MAX as usize - 1;
 /// The headers for which there is room without an allocation.
 const USUAL_HEADERS: usize = 100;
+
+/// The target of most requests.
+const CHAT: &str = "/v1/chat/completions";
+static CHAT_URI: LazyLock<Uri> = LazyLock::new(|| Uri::from_static(CHAT));
 
 /// The bounds of a head.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +93,7 @@ pub(crate) fn may_be_complete(bytes: &[u8], seen: usize) -> bool {
 pub(crate) fn read_request(
     bytes: &[u8],
     limits: HeadLimits,
-) -> Result<Option<RequestStart>, HeadError> {
+) -> Result<Option<Box<RequestStart>>, HeadError> {
     let (mut usual, mut many);
     let headers = if limits.headers <= USUAL_HEADERS {
         usual = [const { MaybeUninit::uninit() }; USUAL_HEADERS];
@@ -116,8 +121,12 @@ pub(crate) fn read_request(
     // All values share one copy of the head, which keeps nothing else in memory.
     let shared = Bytes::copy_from_slice(&bytes[..length]);
     let slice = |part: &[u8]| shared.slice(place(bytes, part));
-    let uri = Uri::from_maybe_shared(slice(target.as_bytes()))
-        .map_err(|_| HeadError::Invalid("the target"))?;
+    let uri = match target {
+        // Not read again for each request.
+        CHAT => CHAT_URI.clone(),
+        target => Uri::from_maybe_shared(slice(target.as_bytes()))
+            .map_err(|_| HeadError::Invalid("the target"))?,
+    };
     let mut framing = RequestFraming::new(version);
     // A map has a bound of its own.
     let mut map = HeaderMap::try_with_capacity(head.headers.len()).map_err(|_| HeadError::Long)?;
@@ -141,7 +150,9 @@ pub(crate) fn read_request(
     let RequestFraming { keep_alive, expects_continue, .. } = framing;
     let body = framing.body()?;
     let keep_alive = keep_alive && !framing.has_two_lengths();
-    Ok(Some(RequestStart { parts, body, length, keep_alive, expects_continue, upgrade }))
+    let start = RequestStart { parts, body, length, keep_alive, expects_continue, upgrade };
+    // Boxed, because it is moved through many hands.
+    Ok(Some(Box::new(start)))
 }
 
 /// The name of a header. Those that most clients send are known in their usual spellings.

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::exchange::outgoing::Outgoing;
 use crate::text::rope::Rope;
+use crate::text::stack::StackText;
 
 /// The room for a head, in bytes. A longer one costs another allocation.
 const TYPICAL_HEAD: usize = 1024;
@@ -32,8 +33,10 @@ pub(super) fn head(request: &Outgoing<'_>, host: &str) -> Vec<u8> {
     let length = request.body().len();
     // A request without a length has no body. Methods that expect a body get a length of zero.
     if length > 0 || matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
-        for part in ["content-length: ", &length.to_string(), "\r\n"] {
-            head.extend_from_slice(part.as_bytes());
+        let mut digits = StackText::<20>::new();
+        digits.number(length as u64);
+        for part in [b"content-length: ", digits.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
         }
     }
     head.extend_from_slice(b"\r\n");
