@@ -30,6 +30,11 @@ impl EndpointTotals {
         self.generated_tokens.fetch_add(tokens.generated.saturating_sub(carried), Relaxed);
     }
 
+    /// Adds tokens of a prompt that were in the prefix cache, beside those that its answer reports.
+    pub(crate) fn cached(&self, tokens: u64) {
+        self.cached_tokens.fetch_add(tokens, Relaxed);
+    }
+
     /// Adds the tokens of a request with which another replica goes on.
     pub(crate) fn left(&self, prompt: u64, generated: u64) {
         self.prompt_tokens.fetch_add(prompt, Relaxed);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use forebay_base::WITHDRAWN;
+use forebay_scheduling::pick::CachedTokens;
 use forebay_signals::{Histogram, Totals};
 use metrics::{
     Counter, Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
@@ -106,7 +107,7 @@ pub(super) fn describe() {
     describe_counter!(CACHED_TOKENS, "Prompt tokens found in a prefix cache, by pool");
     describe_counter!(
         PREDICTED_TOKENS,
-        "Prompt tokens predicted to be in a prefix cache, of requests whose replicas reported how many were, by pool"
+        "Prompt tokens predicted to be in a prefix cache, of requests whose replicas report how many were, by pool"
     );
     describe_counter!(GENERATED_TOKENS, "Generated tokens as replicas reported them, by pool");
     describe_gauge!(TOKENS_PER_SECOND, "Generated tokens in the last second, by pool");
@@ -276,9 +277,15 @@ impl PoolFigures {
         counter!(NOT_CONTINUED, "pool" => pool, "cause" => cause, "reason" => reason).increment(1);
     }
 
-    /// Counts tokens of a prompt that were predicted to be in a prefix cache.
-    pub(crate) fn count_predicted(&self, tokens: u64) {
-        self.tokens.predicted.increment(tokens);
+    /// Counts the tokens of a prompt that were in a prefix cache. Those that its answer reports are counted
+    /// with the answer.
+    pub(crate) fn count_cached(&self, cached: CachedTokens, endpoint: &EndpointTotals) {
+        self.tokens.predicted.increment(cached.predicted);
+        if let Some(counted) = cached.counted {
+            self.tokens.cached.increment(counted);
+            endpoint.cached(counted);
+            self.sums.add(|sums| sums.totals.cached_tokens += counted);
+        }
     }
 
     /// Records a stream's first token, which the pool's `objective` promises in time.

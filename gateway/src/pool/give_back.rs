@@ -102,8 +102,8 @@ impl Pool {
         *in_flight_tokens = in_flight_tokens.saturating_sub(slot.tokens);
         if let Some(given) = given {
             let complete = *end == End::Complete && slot.kind == Kind::Engine;
-            if let Some(predicted) = state.ended(&given, complete, now) {
-                self.figures.count_predicted(predicted);
+            if let Some(cached) = state.ended(&given, complete, now) {
+                self.figures.count_cached(cached, slot.totals());
             }
         }
         let last = state.endpoints.is_last(slot.id);

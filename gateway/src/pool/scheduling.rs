@@ -7,7 +7,7 @@ use std::time::Duration;
 use forebay_scheduling::eta::{Outlook, ServiceTime, Starts, TooLate};
 use forebay_scheduling::objective::FirstTokenTime;
 use forebay_scheduling::pick::{
-    CacheReport, Choice, EndpointId, Given, Learned, Picker, Requirements,
+    CacheReport, CachedTokens, Choice, EndpointId, Given, Learned, Picker, Requirements,
 };
 use forebay_scheduling::queue::{Entry, Place, Queue};
 use forebay_scheduling::retry_budget::RetryBudget;
@@ -221,9 +221,13 @@ impl Scheduling {
         self.picker.first_token(given, at);
     }
 
-    /// Shows the picker the end of a request. `complete`: the engine answered it. Returns how many of
-    /// the prompt's tokens were predicted to be cached, if the replica reported how many were.
-    pub(super) fn ended(&mut self, given: &Given, complete: bool, now: Instant) -> Option<u64> {
+    /// Shows the picker the end of a request. See [`Picker::ended`].
+    pub(super) fn ended(
+        &mut self,
+        given: &Given,
+        complete: bool,
+        now: Instant,
+    ) -> Option<CachedTokens> {
         let at = self.at(now);
         self.picker.ended(given, complete, at)
     }

@@ -25,6 +25,15 @@ pub struct Usage {
     pub generated: u64,
 }
 
+/// The tokens of a request's prompt that its replica found in its prefix cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedTokens {
+    /// As predicted.
+    pub predicted: u64,
+    /// By the share that the endpoint's own counters had lately; `None` if its answer has the number.
+    pub counted: Option<u64>,
+}
+
 /// An endpoint's own report of its KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheReport {

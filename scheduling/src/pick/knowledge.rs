@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::candidate::EndpointId;
-use super::choice::{CacheReport, Usage};
+use super::choice::{CacheReport, CachedTokens, Usage};
 use super::expected::Expected;
 use super::given::Given;
 use super::learned::Learned;
@@ -31,6 +31,8 @@ struct KnownCache {
     tokens: Option<u64>,
     /// Its counters at the last report: tokens found, and tokens asked for.
     counters: Option<(u64, u64)>,
+    /// The share of tokens that was found, between its last two reports with any.
+    seen: Option<f64>,
     /// Whether answers say how much was cached, so that the counters are not needed.
     in_usage: bool,
     /// The bytes of prompts since the last report: those predicted to be cached, and all.
@@ -82,10 +84,12 @@ impl Knowledge {
         if let (Some(before), Some(now)) = (before, report.counters)
             && !cache.in_usage
             && now.1 > before.1
-            && bytes > 0
         {
             let seen = now.0.saturating_sub(before.0) as f64 / (now.1 - before.1) as f64;
-            self.correction.learn_shares(predicted as f64 / bytes as f64, seen);
+            cache.seen = Some(seen.min(1.0));
+            if bytes > 0 {
+                self.correction.learn_shares(predicted as f64 / bytes as f64, seen);
+            }
         }
     }
 
@@ -132,7 +136,12 @@ impl Knowledge {
     }
 
     /// Notes what an endpoint generated, and learns from what it found in its cache.
-    pub(super) fn ended(&mut self, given: &Given, usage: Usage, now: Duration) -> Option<u64> {
+    pub(super) fn ended(
+        &mut self,
+        given: &Given,
+        usage: Usage,
+        now: Duration,
+    ) -> Option<CachedTokens> {
         if let (Some(first), Some(work)) = (given.first_token, &given.work) {
             let took = now.saturating_sub(first).saturating_sub(given.client_time).as_secs_f64();
             let rest = (took, usage.generated.saturating_sub(1));
@@ -143,8 +152,9 @@ impl Knowledge {
         self.index.written(place, generated as u64);
         let prompt = given.prompt.as_ref().filter(|_| !given.goes_on)?;
         let predicted = u64::from(given.choice.blocks) * BLOCK_BYTES as u64;
+        let known = self.cache(given.choice.id, given.process).copied().unwrap_or_default();
         // Some versions of vLLM leave the count out where it is zero.
-        let reports = self.cache(given.choice.id, given.process).is_some_and(|it| it.in_usage);
+        let reports = known.in_usage;
         let cached = usage.cached.or((reports && usage.prompt > 0).then_some(0));
         let horizon = self.horizon(given.choice.id, given.process) / BLOCK_BYTES as u64;
         self.correction.learn(&Reported {
@@ -156,15 +166,20 @@ impl Knowledge {
         });
         let bytes = u64::from(prompt.bytes);
         self.predicted(given.place(), (predicted.min(bytes), bytes), cached.is_some());
-        cached?;
-        let share = predicted as f64 / f64::from(prompt.bytes.max(1));
-        Some((share * usage.prompt as f64) as u64)
+        let part = |share: f64| (share * usage.prompt as f64) as u64;
+        let counted = known.seen.filter(|_| cached.is_none()).map(part);
+        let predicted = part(predicted as f64 / f64::from(prompt.bytes.max(1)));
+        (cached.is_some() || counted.is_some()).then_some(CachedTokens { predicted, counted })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use forebay_config::Pick;
+
+    use super::super::tests::{Pool, candidate, prompted};
     use super::*;
+    use crate::prompt::Prompt;
 
     #[test]
     fn the_knowledge_of_an_endpoint_is_its_own_report_or_what_is_usual() {
@@ -178,6 +193,24 @@ mod tests {
         let learned = knowledge.learned(id, 5, Duration::ZERO);
         assert_eq!((learned.cache_tokens, learned.cache_reported), (9_000, true));
         assert!(!knowledge.learned(id, 6, Duration::ZERO).cache_reported, "another process");
+    }
+
+    #[test]
+    fn an_endpoints_counters_say_what_was_cached_where_its_answers_do_not() {
+        let mut pool = Pool::new(Pick::PrefixAffinity, &[candidate(1)]);
+        let prompt = Prompt { bytes: 512 * 50, blocks: (0..50).collect(), session: None };
+        let request = prompted(prompt);
+        let mut ended = |counters, cached| {
+            pool.counts(1, counters);
+            let given = pool.give(&request, Duration::ZERO).expect("it learns");
+            pool.end_with(given, cached, Duration::ZERO)
+        };
+        let counted = |predicted, counted| Some(CachedTokens { predicted, counted });
+        assert_eq!(ended((300, 1_000), None), None, "nothing is known of what came before");
+        assert_eq!(ended((600, 1_500), None), counted(10_000, Some(6_000)));
+        assert_eq!(ended((0, 0), None), counted(10_000, Some(6_000)), "it has restarted");
+        assert_eq!(ended((50, 100), None), counted(10_000, Some(5_000)));
+        assert_eq!(ended((50, 200), Some(9_000)), counted(10_000, None), "the answer says it");
     }
 
     #[test]

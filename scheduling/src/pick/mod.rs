@@ -30,7 +30,7 @@ mod suitable;
 
 pub use candidate::{Candidate, EndpointId};
 pub use candidates::Candidates;
-pub use choice::{CacheReport, Choice, Usage};
+pub use choice::{CacheReport, CachedTokens, Choice, Usage};
 pub use given::Given;
 pub use learned::Learned;
 pub use picker::Picker;

@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 
 use super::candidate::EndpointId;
 use super::candidates::Candidates;
-use super::choice::{CacheReport, Choice};
+use super::choice::{CacheReport, CachedTokens, Choice};
 use super::consistent_hash::consistent_hash;
 use super::given::Given;
 use super::knowledge::Knowledge;
@@ -140,8 +140,8 @@ impl Picker {
     }
 
     /// Takes the end of a request. `complete`: the engine answered it. Returns how many of the
-    /// prompt's tokens were predicted to be cached, if the replica reported how many were.
-    pub fn ended(&mut self, given: &Given, complete: bool, now: Duration) -> Option<u64> {
+    /// prompt's tokens were cached, if the replica reports that in one of two ways.
+    pub fn ended(&mut self, given: &Given, complete: bool, now: Duration) -> Option<CachedTokens> {
         let (at, took) = (given.place(), now.saturating_sub(given.at).as_secs_f64());
         let answered = given.first_token.is_some();
         if complete && !answered && self.policy == Pick::PowerOfTwo {

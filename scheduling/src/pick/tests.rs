@@ -117,11 +117,16 @@ impl Pool {
     }
 
     /// Ends a request of which the replica reports what was cached.
-    pub(super) fn end_with(&mut self, mut given: Box<Given>, cached: Option<u64>, now: Duration) {
+    pub(super) fn end_with(
+        &mut self,
+        mut given: Box<Given>,
+        cached: Option<u64>,
+        now: Duration,
+    ) -> Option<CachedTokens> {
         self.leave_id(given.choice().id);
         let usage = Usage { prompt: 10_000, cached, generated: 10 };
         given.set_usage(usage);
-        self.picker.ended(&given, true, now);
+        self.picker.ended(&given, true, now)
     }
 
     /// The endpoints whose processes should hold a beginning of this request's prompt.
@@ -129,6 +134,23 @@ impl Pool {
         let prompt = request.prompt.as_deref().expect("it has a prompt");
         let found = self.picker.find(prompt);
         found.all().iter().map(|found| self.ports[found.endpoint as usize]).collect()
+    }
+
+    /// Reports that an endpoint's engine sleeps.
+    pub(super) fn sleeps(&mut self, port: u16) {
+        self.reported(port, &CacheReport { asleep: true, ..CacheReport::default() });
+    }
+
+    /// Reports the counters of an endpoint's cache.
+    pub(super) fn counts(&mut self, port: u16, counters: (u64, u64)) {
+        let counters = Some(counters);
+        self.reported(port, &CacheReport { counters, ..CacheReport::default() });
+    }
+
+    fn reported(&mut self, port: u16, report: &CacheReport) {
+        let id = self.id(port);
+        let process = self.candidates.get(id).expect("it is there").process;
+        self.picker.reported(id, process, report);
     }
 
     /// The policy's knowledge of an endpoint.

@@ -1,7 +1,9 @@
+use forebay_scheduling::pick::CacheReport;
 use forebay_scheduling::prompt::Prompt;
 
 use super::*;
 use crate::answer::meter::Tokens;
+use crate::pool::endpoint::EngineReport;
 
 fn settings(settings: &str) -> forebay_config::Pool {
     serde_json::from_str(settings).expect("a pool")
@@ -125,6 +127,30 @@ async fn a_prompt_follows_what_an_endpoint_has_worked_on() {
     let third = pool.hold(&mut prompted(&longer)).await.expect("room");
     assert_ne!(third.address, port, "it is out");
     third.ended(End::Complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_endpoint_counts_stands_for_what_its_answers_do_not_say() {
+    let pool = pool(r#"{"name": "p", "pick": "prefixAffinity"}"#);
+    ready(&pool, 1);
+    let counters = |found, all| EngineReport {
+        cache: Some(CacheReport { counters: Some((found, all)), ..CacheReport::default() }),
+        ..EngineReport::default()
+    };
+    let blocks: Vec<u64> = (0..100).collect();
+    for (report, cached) in [(counters(500, 1_000), 0), (counters(7_000, 11_000), 6_500)] {
+        pool.engine_reported(address(1), &report);
+        let mut slot = pool.hold(&mut prompted(&blocks)).await.expect("room");
+        let tokens = Tokens { prompt: Some(10_000), generated: 10, ..Tokens::default() };
+        slot.tokens(&tokens);
+        slot.ended(End::Complete);
+        let signals = pool.signals();
+        assert_eq!(signals.totals.cached_tokens, cached, "from its second report on");
+        assert_eq!(
+            signals.endpoints[&address(1).to_string()].clone().expect("it is there").cached_tokens,
+            cached
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -126,6 +126,19 @@ fn the_index_forgets_an_endpoint_that_is_removed() {
 }
 
 #[test]
+fn an_engine_that_sleeps_remembers_nothing() {
+    let mut pool = pool(2);
+    let request = request(&[], 1, 50);
+    let port = answered(&mut pool, &request, START);
+    pool.sleeps(3 - port);
+    assert_eq!(pool.remembered(&request), [port], "another one sleeps");
+    pool.sleeps(port);
+    assert_eq!(pool.remembered(&request), [0; 0]);
+    let port = answered(&mut pool, &request, START);
+    assert_eq!(pool.remembered(&request), [port], "it has woken");
+}
+
+#[test]
 fn a_count_that_is_left_out_where_it_was_given_before_is_zero() {
     let mut pool = pool(1);
     let request = request(&[], 1, 50);
