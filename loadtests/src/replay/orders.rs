@@ -3,11 +3,12 @@
 //!
 //! - `evenly`: it knows how many requests will come, and drops as few of them as it must, evenly and
 //!   as they arrive. Like any gateway, it does not know how long an answer will be.
-//! - `shortest`: it knows that as well, and drops the longest requests.
+//! - `prompts`: it drops those with the longest prompts instead, which a gateway knows as well.
+//! - `shortest`: it knows the answers, too, and drops the longest requests.
 //! - the bound: no gateway can do better. The shortest requests are served, each in the least time of
 //!   a replica that it can take, and no moment is lost.
 //!
-//! Both clairvoyants play in the same world, with the best share of drops that a search finds.
+//! The clairvoyants play in the same world, with the best share of drops that a search finds.
 //!
 //! From zero there are no clairvoyants: the question is whether requests that waited through the cold
 //! start are released later than in the order of arrival.
@@ -20,7 +21,7 @@ use super::contestants::optimum::busy;
 use super::measure::{Quantiles, within};
 use super::report::{aligned, percent, seconds, span};
 use super::scenario::Scenario;
-use super::trace::{Trace, Us};
+use super::trace::{Request, Trace, Us};
 use super::world::{Model, Outcome, Run};
 
 /// The shares of dropped requests that are tried first, and the rounds that narrow them down.
@@ -99,6 +100,7 @@ pub(crate) fn compare(
     let in_order = Model { order: HoldOrder::Objective, ..model.clone() };
     for (name, keep) in [
         ("evenly", evenly as fn(&Trace, &Model, f64) -> Trace),
+        ("prompts", short_prompts),
         ("shortest", shortest as fn(&Trace, &Model, f64) -> Trace),
     ] {
         let best = best(|share| {
@@ -172,13 +174,22 @@ fn evenly(trace: &Trace, _: &Model, share: f64) -> Trace {
     without(trace, dropped)
 }
 
+/// The trace without the share of its requests that have the longest prompts.
+fn short_prompts(trace: &Trace, _: &Model, share: f64) -> Trace {
+    without_longest(trace, |request| request.prompt.into(), share)
+}
+
 /// The trace without the share of its requests that take the longest.
 fn shortest(trace: &Trace, model: &Model, share: f64) -> Trace {
-    let times: Vec<Us> = trace.requests.iter().map(|request| busy(request, model)).collect();
-    let mut order: Vec<usize> = (0..times.len()).collect();
-    order.sort_by_key(|at| (std::cmp::Reverse(times[*at]), *at));
-    let mut dropped = vec![false; times.len()];
-    let count = (share * times.len() as f64) as usize;
+    without_longest(trace, |request| busy(request, model), share)
+}
+
+fn without_longest(trace: &Trace, length: impl Fn(&Request) -> u64, share: f64) -> Trace {
+    let lengths: Vec<u64> = trace.requests.iter().map(length).collect();
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|at| (std::cmp::Reverse(lengths[*at]), *at));
+    let mut dropped = vec![false; lengths.len()];
+    let count = (share * lengths.len() as f64) as usize;
     order.iter().take(count).for_each(|at| dropped[*at] = true);
     without(trace, |at| dropped[at])
 }
@@ -326,6 +337,9 @@ mod tests {
             |trace: Trace| trace.requests.iter().map(|one| one.output).collect::<Vec<_>>();
         assert_eq!(outputs(evenly(&trace, &model(), 0.5)), [10, 12, 14, 16, 18]);
         assert_eq!(outputs(shortest(&trace, &model(), 0.3)), [10, 11, 12, 13, 14, 15, 16]);
+        let falling =
+            trace_of((0..4).map(|at| (at * SECOND, 400 - 100 * at as u32, 10 + at as u32)));
+        assert_eq!(outputs(short_prompts(&falling, &model(), 0.5)), [12, 13]);
         assert_eq!(outputs(evenly(&trace, &model(), 0.0)).len(), 10);
     }
 
