@@ -2,6 +2,7 @@
 //! the replica's connection serves the next request.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use forebay_config::{ByteSize, Config, RecordArrivals, Tenant};
@@ -441,4 +442,10 @@ async fn half_of_a_long_unframed_answer_is_cut_off_at_the_client_too() {
     assert_eq!(status(&answer), 200);
     assert!(unframed(answer.as_bytes()).is_none(), "it looks whole: {} bytes", answer.len());
     counted(&gateway, "HTTP/1.1", &[("failed", 1), ("completed", 0), ("clientLeft", 0)]).await;
+    // To a client of HTTP/1.0 the connection's end would be the answer's.
+    let mut client = TcpStream::connect(gateway.address()).await.expect("it listens");
+    client.write_all(request("HTTP/1.0", wishes).as_bytes()).await.expect("open");
+    let read = client.read_to_end(&mut Vec::new()).await;
+    assert_eq!(read.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    counted(&gateway, "HTTP/1.0", &[("failed", 2), ("completed", 0), ("clientLeft", 0)]).await;
 }

@@ -19,6 +19,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -200,7 +201,11 @@ fn serve_http1<'a>(
             }
             Drive::Poll => connection.poll(cx),
         };
-        drive(poll, &activity, counted, edge, false).await?;
+        let served = drive(poll, &activity, counted, edge, false).await;
+        if let (Err(_), Some(io)) = (&served, connection.broken_unframed()) {
+            io.end_by_reset();
+        }
+        served?;
         if let Some((upgrade, mut io, read)) = connection.into_switched() {
             io.read = read;
             let _ = upgrade.send(Box::new(io));
@@ -392,6 +397,15 @@ struct ClientIo {
 impl ClientIo {
     fn new(io: Io, read: Bytes) -> Self {
         Self { io, read, activity: None, linger: None }
+    }
+
+    /// Lets the connection end by a reset when it is dropped.
+    fn end_by_reset(&self) {
+        let socket = match &self.io {
+            Io::Plain(io) => io,
+            Io::Tls(io) => io.get_ref().0,
+        };
+        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
     }
 }
 

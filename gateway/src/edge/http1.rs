@@ -140,6 +140,12 @@ where
         Some((upgrade, self.io, self.inbox.take().into()))
     }
 
+    /// The connection of a broken answer whose end would be the connection's: its client must not take
+    /// the one for the other.
+    pub(crate) fn broken_unframed(&self) -> Option<&I> {
+        matches!(self.phase, Phase::Answer(_, ResponseFraming::Close)).then_some(&self.io)
+    }
+
     /// Serves the connection. Ready when it is closed, or the protocol is another one.
     ///
     /// # Errors
