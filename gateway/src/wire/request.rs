@@ -17,8 +17,9 @@ const LONGEST_TARGET: usize = u16::MAX as usize - 1;
 /// The headers for which there is room without an allocation.
 const USUAL_HEADERS: usize = 100;
 
-/// The target of most requests.
+/// The target of most requests, and the value of their `content-type`.
 const CHAT: &str = "/v1/chat/completions";
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 static CHAT_URI: LazyLock<Uri> = LazyLock::new(|| Uri::from_static(CHAT));
 
 /// The bounds of a head.
@@ -137,6 +138,7 @@ pub(crate) fn read_request(
         }
         let value = match field.value {
             [] => HeaderValue::from_static(""),
+            b"application/json" => JSON,
             value => HeaderValue::from_maybe_shared(slice(value))
                 .map_err(|_| HeadError::Invalid("a header's value"))?,
         };
