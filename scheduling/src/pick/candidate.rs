@@ -36,8 +36,10 @@ pub(super) struct Seat {
     pub(super) turn: u64,
 }
 
-/// An endpoint's place in an order: its requests in flight, its turn, its number.
-pub(super) type Rank = (u32, u64, EndpointId);
+/// An endpoint's place in an order: its requests in flight, its turn, its number. They are one number
+/// here, so that two are compared at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank(u128);
 
 impl EndpointId {
     /// The smallest number.
@@ -60,8 +62,22 @@ impl EndpointId {
     }
 }
 
+impl Rank {
+    /// The place behind all endpoints.
+    pub(super) const NONE: Self = Self(u128::MAX);
+
+    pub(super) fn new(in_flight: u32, turn: u64, EndpointId(number): EndpointId) -> Self {
+        Self(u128::from(in_flight) << 96 | u128::from(turn) << 32 | u128::from(number))
+    }
+
+    /// The endpoint.
+    pub(super) fn id(self) -> EndpointId {
+        EndpointId(self.0 as u32)
+    }
+}
+
 impl Seat {
     pub(super) fn rank(&self, id: EndpointId) -> Rank {
-        (self.candidate.in_flight, self.turn, id)
+        Rank::new(self.candidate.in_flight, self.turn, id)
     }
 }

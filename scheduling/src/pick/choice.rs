@@ -54,6 +54,9 @@ impl Choice {
 
     /// The bytes of a prompt that the endpoint has to work on.
     pub(super) fn new_bytes(&self, prompt: &Prompt, trust: f64) -> u64 {
+        if self.blocks == 0 {
+            return u64::from(prompt.bytes);
+        }
         let held = f64::from(self.blocks) * BLOCK_BYTES as f64 * trust;
         u64::from(prompt.bytes).saturating_sub(held as u64)
     }

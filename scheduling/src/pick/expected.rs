@@ -51,6 +51,9 @@ const MOST_SLOPE: f64 = 0.01;
 /// The time after which an endpoint's slowness counts a half.
 const FORGETS: f64 = 30.0;
 
+/// A moment, by the clock of all [`Duration`]s here.
+type Seconds = f64;
+
 /// The times that a pool's endpoints have been seen to take.
 #[derive(Debug)]
 pub(super) struct Expected {
@@ -104,15 +107,15 @@ struct Slowness {
     seconds: f64,
     expected: f64,
     /// When that was measured.
-    at: Duration,
+    at: Seconds,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     number: u64,
     bytes: u64,
-    /// When it is taken to be worked on, if its first token is not seen.
-    until: Option<Duration>,
+    /// When it is taken to be worked on; never, if its first token will be seen.
+    until: Seconds,
 }
 
 /// A request that an endpoint works on.
@@ -124,22 +127,32 @@ pub(super) struct Work {
     decoding: f64,
 }
 
+/// The part of an expectation that is the same at all endpoints of a pool.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SharedTerms {
+    now: Seconds,
+    /// From the first token of an answer to its last.
+    answer: f64,
+    /// That a request which decodes beside it adds to its answer.
+    each_beside: f64,
+}
+
 impl Default for Slowness {
     fn default() -> Self {
-        Self { seconds: 0.0, expected: 0.0, at: Duration::ZERO }
+        Self { seconds: 0.0, expected: 0.0, at: 0.0 }
     }
 }
 
 impl Slowness {
     /// It as it is now: without news it is forgotten.
-    fn at(&self, now: Duration) -> f64 {
-        let idle = now.saturating_sub(self.at).as_secs_f64();
+    fn at(&self, now: Seconds) -> f64 {
+        let idle = (now - self.at).max(0.0);
         let times = (self.seconds + UNKNOWN) / (self.expected + UNKNOWN);
         1.0 + (times.clamp(SLOWNESS.0, SLOWNESS.1) - 1.0) / (1.0 + idle / FORGETS)
     }
 
-    fn add(&mut self, seconds: f64, expected: f64, now: Duration) {
-        let idle = now.saturating_sub(self.at).as_secs_f64();
+    fn add(&mut self, seconds: f64, expected: f64, now: Seconds) {
+        let idle = (now - self.at).max(0.0);
         let kept = (1.0 - NEWEST) / (1.0 + idle / FORGETS);
         let (seconds, expected) = (seconds + self.seconds * kept, expected + self.expected * kept);
         *self = Self { seconds, expected, at: now };
@@ -257,9 +270,9 @@ impl Decoding {
 
 impl WorkQueue {
     /// The bytes that it has still to work on.
-    fn bytes(&mut self, now: Duration) -> u64 {
+    fn bytes(&mut self, now: Seconds) -> u64 {
         while let Some(first) = self.waiting.front()
-            && first.until.is_some_and(|until| until <= now)
+            && first.until <= now
         {
             self.bytes -= first.bytes;
             self.waiting.pop_front();
@@ -268,15 +281,28 @@ impl WorkQueue {
     }
 
     fn remove(&mut self, number: u64) {
-        if let Ok(at) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number)
-            && let Some(waiting) = self.waiting.remove(at)
-        {
-            self.bytes -= waiting.bytes;
-        }
+        // Mostly it is the one that came first.
+        let removed = match self.waiting.front() {
+            Some(first) if first.number == number => self.waiting.pop_front(),
+            _ => {
+                let at = self.waiting.binary_search_by_key(&number, |waiting| waiting.number);
+                at.ok().and_then(|at| self.waiting.remove(at))
+            }
+        };
+        self.bytes -= removed.map_or(0, |waiting| waiting.bytes);
     }
 }
 
 impl Expected {
+    /// The part that is the same at all endpoints now.
+    pub(super) fn shared(&self, now: Duration) -> SharedTerms {
+        SharedTerms {
+            now: now.as_secs_f64(),
+            answer: self.decoding.answer(),
+            each_beside: self.decoding.slope() * self.decoding.tokens,
+        }
+    }
+
     /// The seconds that a request can expect at an endpoint that has to work on `bytes` of it: to its
     /// first token, and what decoding among the others adds.
     pub(super) fn seconds(
@@ -284,29 +310,33 @@ impl Expected {
         id: EndpointId,
         candidate: &Candidate,
         bytes: u64,
-        now: Duration,
+        shared: &SharedTerms,
     ) -> f64 {
         let mut ahead = (0, 0);
         let mut slowness = (1.0, 1.0);
         if let Some(queue) = self.queues.get_mut(id.number())
             && queue.process == candidate.process
         {
-            ahead = (queue.bytes(now), queue.waiting.len() as u32);
-            slowness = (queue.first.at(now), queue.later.at(now));
+            ahead = (queue.bytes(shared.now), queue.waiting.len() as u32);
+            slowness = (queue.first.at(shared.now), queue.later.at(shared.now));
         }
         let first = self.predict(&terms(ahead.0 + bytes, candidate.in_flight));
-        let decoding = f64::from(candidate.in_flight.saturating_sub(ahead.1));
-        // Those that wait will decode beside it too, unless they end before it begins.
-        let part = (self.decoding.answer() / first).min(1.0);
-        let beside = decoding + f64::from(ahead.1) * part;
-        slowness.0 * first + slowness.1 * self.decoding.slope() * self.decoding.tokens * beside
+        let mut beside = f64::from(candidate.in_flight.saturating_sub(ahead.1));
+        if ahead.1 > 0 {
+            // Those that wait will decode beside it too, unless they end before it begins.
+            beside += f64::from(ahead.1) * (shared.answer / first).min(1.0);
+        }
+        slowness.0 * first + slowness.1 * shared.each_beside * beside
     }
 
     /// How many times as long as at the pool's endpoints on the whole a first token takes at this
     /// one, and a later one.
     pub(super) fn slowness(&self, id: EndpointId, process: u64, now: Duration) -> (f64, f64) {
         match self.queues.get(id.number()) {
-            Some(queue) if queue.process == process => (queue.first.at(now), queue.later.at(now)),
+            Some(queue) if queue.process == process => {
+                let now = now.as_secs_f64();
+                (queue.first.at(now), queue.later.at(now))
+            }
             _ => (1.0, 1.0),
         }
     }
@@ -330,13 +360,13 @@ impl Expected {
         streamed: bool,
         now: Duration,
     ) -> Work {
-        let others = candidate.in_flight.saturating_sub(1);
+        let (others, now) = (candidate.in_flight.saturating_sub(1), now.as_secs_f64());
         let queue = self.queue(id, candidate.process);
         let (ahead, slowness) = (queue.bytes(now), queue.first.at(now));
         let decoding = f64::from(others.saturating_sub(queue.waiting.len() as u32));
         let terms = terms(ahead + bytes, others);
         let seconds = (slowness * self.predict(&terms)).min(600.0);
-        let until = (!streamed).then(|| now + Duration::from_secs_f64(seconds));
+        let until = if streamed { Seconds::INFINITY } else { now + seconds };
         self.given += 1;
         let number = self.given;
         let queue = self.queue(id, candidate.process);
@@ -369,7 +399,7 @@ impl Expected {
         let predicted = self.predict(&work.terms);
         let queue = self.queue(id, process);
         if queue.process == process {
-            queue.first.add(seconds, predicted, now);
+            queue.first.add(seconds, predicted, now.as_secs_f64());
         }
         self.fit.add(work.terms, seconds);
         if self.fit.since >= FIT_EVERY {
@@ -393,7 +423,7 @@ impl Expected {
         let expected = self.decoding.token(work.decoding);
         let queue = self.queue(id, process);
         if queue.process == process {
-            queue.later.add(seconds, expected, now);
+            queue.later.add(seconds, expected, now.as_secs_f64());
         }
     }
 

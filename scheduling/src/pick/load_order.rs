@@ -1,31 +1,21 @@
 //! Endpoints in the order of their load, and the same endpoints to draw from at random.
 
-use std::collections::{BTreeSet, HashMap};
-
-use super::candidate::{Candidate, EndpointId, Rank, Seat};
+use super::candidate::{Candidate, EndpointId, Seat};
+use super::ranking::Ranking;
 
 /// Endpoints in the order in which they are chosen.
 #[derive(Debug, Default)]
 pub(super) struct LoadOrder {
     /// Endpoints with room that are not suspect.
-    pub(super) open: BTreeSet<Rank>,
+    pub(super) open: Ranking,
     /// Endpoints with room that are.
-    pub(super) open_suspects: BTreeSet<Rank>,
+    pub(super) open_suspects: Ranking,
     /// How many are ready, even full ones.
     pub(super) ready: usize,
     /// How many of those are suspect.
     pub(super) suspects: usize,
     /// Requests in flight at those that are ready.
     pub(super) in_flight: u64,
-    /// Those of `open`.
-    pub(super) sample: Sample,
-}
-
-/// Endpoints to draw from: each has the same chance.
-#[derive(Debug, Default)]
-pub(super) struct Sample {
-    ids: Vec<EndpointId>,
-    places: HashMap<EndpointId, usize>,
 }
 
 impl LoadOrder {
@@ -33,10 +23,7 @@ impl LoadOrder {
         let Candidate { room, suspect, .. } = seat.candidate;
         self.count(&seat.candidate, true);
         if room > 0 {
-            self.set(suspect).insert(seat.rank(id));
-            if !suspect {
-                self.sample.add(id);
-            }
+            self.set(suspect).add(seat.rank(id));
         }
     }
 
@@ -44,10 +31,7 @@ impl LoadOrder {
         let Candidate { room, suspect, .. } = seat.candidate;
         self.count(&seat.candidate, false);
         if room > 0 {
-            self.set(suspect).remove(&seat.rank(id));
-            if !suspect {
-                self.sample.remove(id);
-            }
+            self.set(suspect).remove(id);
         }
     }
 
@@ -57,9 +41,7 @@ impl LoadOrder {
         if set(before) == set(after) && before.candidate.room > 0 {
             self.count(&before.candidate, false);
             self.count(&after.candidate, true);
-            let set = self.set(after.candidate.suspect);
-            set.remove(&before.rank(id));
-            set.insert(after.rank(id));
+            self.set(after.candidate.suspect).change(after.rank(id));
         } else {
             self.leave(id, before);
             self.enter(id, after);
@@ -82,35 +64,7 @@ impl LoadOrder {
         }
     }
 
-    fn set(&mut self, suspect: bool) -> &mut BTreeSet<Rank> {
+    fn set(&mut self, suspect: bool) -> &mut Ranking {
         if suspect { &mut self.open_suspects } else { &mut self.open }
-    }
-}
-
-impl Sample {
-    fn add(&mut self, id: EndpointId) {
-        self.places.insert(id, self.ids.len());
-        self.ids.push(id);
-    }
-
-    fn remove(&mut self, id: EndpointId) {
-        if let Some(place) = self.places.remove(&id) {
-            self.ids.swap_remove(place);
-            if let Some(moved) = self.ids.get(place) {
-                self.places.insert(*moved, place);
-            }
-        }
-    }
-
-    pub(super) fn all(&self) -> &[EndpointId] {
-        &self.ids
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.ids.len()
-    }
-
-    pub(super) fn get(&self, at: usize) -> Option<EndpointId> {
-        self.ids.get(at).copied()
     }
 }

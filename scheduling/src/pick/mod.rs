@@ -23,6 +23,7 @@ mod load_order;
 mod picker;
 mod power_of_two;
 mod prefix_affinity;
+mod ranking;
 mod requirements;
 mod ring;
 mod round_robin;

@@ -15,6 +15,7 @@
 //! Sources: the filter with a bound on the time to the first token is llm-d's ("optimized
 //! baseline"); the ring with bounded loads is that of `consistent_hash.rs`.
 
+use std::array::from_fn;
 use std::time::Duration;
 
 use rand::Rng;
@@ -23,6 +24,7 @@ use rand::rngs::SmallRng;
 use super::candidate::EndpointId;
 use super::choice::Choice;
 use super::consistent_hash::within_bound;
+use super::expected::SharedTerms;
 use super::knowledge::Knowledge;
 use super::suitable::Suitable;
 use crate::prefix::index::{Found, HOLDERS};
@@ -73,18 +75,26 @@ pub(super) fn prefix_affinity(
     };
     let matches = knowledge.index.find(prompt, lives);
     let session = prompt.session.and_then(|session| knowledge.index.session(session));
-    let mut rating = Rating { suitable, knowledge, prompt, matches: matches.all(), now };
+    let shared = knowledge.expected.shared(now);
+    let trust = knowledge.correction.trust();
+    let mut rating = Rating { suitable, knowledge, prompt, matches: matches.all(), shared, trust };
     // Of equals, the least busy one is the first, so that they take turns.
-    let mut best = suitable.least_busy().and_then(|id| rating.rate(id));
+    let least = suitable.least_busy();
+    let mut best = least.and_then(|id| rating.rate(id));
     if suitable.open() == 1 {
         return best.map(|only| only.choice);
     }
     if suitable.open() <= ALL {
-        suitable.each_open(|id| best = sooner(best, rating.rate(id)));
+        suitable.each_open(|id| {
+            if least != Some(id) {
+                best = sooner(best, rating.rate(id));
+            }
+        });
     } else {
-        for _ in 0..DRAWN {
-            let drawn = suitable.draw(|most| random.random_range(0..most));
-            best = sooner(best, drawn.and_then(|id| rating.rate(id)));
+        // All are drawn before one is rated: their memory is far apart, and is fetched at once.
+        let drawn: [_; DRAWN] = from_fn(|_| suitable.draw(|most| random.random_range(0..most)));
+        for id in drawn.into_iter().flatten() {
+            best = sooner(best, rating.rate(id));
         }
         for found in matches.all() {
             best = sooner(best, rating.rate_found(found));
@@ -116,20 +126,22 @@ struct Rating<'a> {
     knowledge: &'a mut Knowledge,
     prompt: &'a Prompt,
     matches: &'a [Found],
-    now: Duration,
+    shared: SharedTerms,
+    /// The part of a match that turns out to be cached.
+    trust: f64,
 }
 
 impl Rating<'_> {
     /// The time that is expected at a suitable endpoint.
     fn rate(&mut self, id: EndpointId) -> Option<Rated> {
-        let candidate = self.suitable.get(id).filter(|_| self.suitable.admits(id))?;
+        let candidate = self.suitable.admitted(id)?;
         let found = self.matches.iter().find(|found| {
             found.endpoint as usize == id.number() && found.process == candidate.process
         });
         let (blocks, age) = found.map_or((0, 0), |found| (found.blocks, found.age));
         let choice = Choice { id, blocks, age };
-        let new = choice.new_bytes(self.prompt, self.knowledge.correction.trust());
-        let seconds = self.knowledge.expected.seconds(id, candidate, new, self.now);
+        let new = choice.new_bytes(self.prompt, self.trust);
+        let seconds = self.knowledge.expected.seconds(id, candidate, new, &self.shared);
         Some(Rated { choice, seconds })
     }
 
@@ -145,7 +157,7 @@ impl Rating<'_> {
         let rest = (self.prompt.blocks.len() as u32).saturating_sub(blocks).max(1);
         let good = (f64::from(blocks) * GOOD) as u32;
         let named = self.matches.iter().filter(|found| found.blocks >= good).count();
-        let new = preferred.choice.new_bytes(self.prompt, self.knowledge.correction.trust());
+        let new = preferred.choice.new_bytes(self.prompt, self.trust);
         let alone = self.knowledge.expected.work(new);
         if named < HOLDERS
             || age > rest.saturating_mul(HOT)
@@ -162,15 +174,15 @@ impl Rating<'_> {
 
     /// The endpoint that is preferred to the best one for what it remembers.
     fn preferred(&mut self, session: Option<&Found>, best: Rated) -> Option<Rated> {
-        // Of the endpoints that can take it.
-        let matches = self.matches;
-        let longest = matches.iter().find_map(|found| self.rate_found(found))?.choice.blocks;
+        let mut found = self.matches.iter();
+        // The longest match of those that can take it.
+        let first = found.find_map(|found| self.rate_found(found))?;
         let (in_flight, ready) = self.suitable.load();
         let mean = in_flight as f64 / ready.max(1) as f64;
         let most = mean * BUSIER.0 + BUSIER.1;
         let fits = |rating: &mut Self, rated: &Rated| {
             let saved = f64::from(rated.choice.blocks) * BLOCK_BYTES as f64;
-            let saved = saved * rating.knowledge.correction.trust();
+            let saved = saved * rating.trust;
             let part = saved / f64::from(rating.prompt.bytes.max(1));
             let saved = rating.knowledge.expected.work(saved as u64);
             let later = (saved * (PATIENCE * part).max(1.0)).min(LATEST);
@@ -182,9 +194,9 @@ impl Rating<'_> {
         if let Some(own) = own.filter(|own| fits(self, own)) {
             return Some(own);
         }
-        let good = (f64::from(longest) * GOOD) as u32;
-        let mut preferred: Option<Rated> = None;
-        for found in matches.iter().take_while(|found| found.blocks >= good) {
+        let good = (f64::from(first.choice.blocks) * GOOD) as u32;
+        let mut preferred = Some(first).filter(|first| fits(self, first));
+        for found in found.take_while(|found| found.blocks >= good) {
             if let Some(rated) = self.rate_found(found)
                 && preferred.is_none_or(|other| rated.seconds < other.seconds)
                 && fits(self, &rated)

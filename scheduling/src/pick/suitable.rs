@@ -6,6 +6,7 @@ use std::ops::Bound;
 use super::candidate::{Candidate, EndpointId, Rank, Seat};
 use super::candidates::Candidates;
 use super::load_order::LoadOrder;
+use super::ranking::Ranking;
 use super::requirements::Requirements;
 use crate::models::{Knowing, ListId};
 use crate::prompt::Prompt;
@@ -20,10 +21,25 @@ pub struct Suitable<'a> {
     candidates: &'a Candidates,
     request: &'a Requirements,
     knowing: Knowing<'a>,
+    /// The endpoints that know the request's model, counted.
+    totals: Totals,
     /// Whether an endpoint is ready and not a last resort.
     others_ready: bool,
     /// Whether only processes that began since the loss of a replica are suitable.
     younger_only: bool,
+}
+
+/// Endpoints, counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    /// Those that are ready, even if they are full.
+    ready: usize,
+    /// Those of them that are suspect.
+    suspects: usize,
+    /// The requests in flight at those that are ready.
+    in_flight: u64,
+    /// Those that have room and are not suspect.
+    open: usize,
 }
 
 impl<'a> Suitable<'a> {
@@ -31,11 +47,19 @@ impl<'a> Suitable<'a> {
     #[must_use]
     pub fn of(candidates: &'a Candidates, request: &'a Requirements) -> Self {
         let knowing = candidates.models.knowing(request.model.as_deref());
+        let (totals, others_ready, younger_only) = (Totals::default(), false, false);
         let mut suitable =
-            Self { candidates, request, knowing, others_ready: false, younger_only: false };
-        let sound: usize = suitable.orders().map(|order| order.ready - order.suspects).sum();
+            Self { candidates, request, knowing, totals, others_ready, younger_only };
+        let mut totals = Totals::default();
+        suitable.each_order(|order| {
+            totals.ready += order.ready;
+            totals.suspects += order.suspects;
+            totals.in_flight += order.in_flight;
+            totals.open += order.open.len();
+        });
+        suitable.totals = totals;
         let avoided = suitable.ready_among(&request.avoid).filter(|known| !known.suspect);
-        suitable.others_ready = sound > avoided.count();
+        suitable.others_ready = totals.ready - totals.suspects > avoided.count();
         suitable.younger_only = suitable.younger().any(|id| suitable.can_take(id));
         suitable
     }
@@ -43,28 +67,33 @@ impl<'a> Suitable<'a> {
     /// The number of the suitable endpoint with the fewest requests in flight. Equals take turns.
     #[must_use]
     pub fn least_busy(&self) -> Option<EndpointId> {
-        let open = self.orders().map(|order| &order.open);
-        // Where others are ready, no suspect is suitable.
-        let suspects = self.orders().map(|order| &order.open_suspects);
-        let suspects = suspects.filter(|_| !self.others_ready);
-        let least = open.chain(suspects).filter_map(|set| self.least_busy_of(set)).min()?;
-        Some(least.2)
+        let mut least: Option<Rank> = None;
+        self.each_order(|order| {
+            // Where others are ready, no suspect is suitable.
+            let suspects = (!self.others_ready).then_some(&order.open_suspects);
+            for set in [&order.open].into_iter().chain(suspects) {
+                let rank = self.least_busy_of(set);
+                least = least.into_iter().chain(rank).min();
+            }
+        });
+        Some(least?.id())
     }
 
-    fn least_busy_of(&self, set: &BTreeSet<Rank>) -> Option<Rank> {
+    fn least_busy_of(&self, set: &Ranking) -> Option<Rank> {
         if !self.younger_only {
-            return set.iter().find(|rank| self.can_take(rank.2)).copied();
+            let first = set.first().filter(|rank| self.can_take(rank.id()));
+            return first.or_else(|| set.ascending().find(|rank| self.can_take(rank.id())));
         }
         // Either many are younger, and one of them comes early in the order, or there are few to
         // look at. Going both ways by turns takes no longer than the shorter one does.
         let (mut younger, mut best) = (self.younger(), None);
-        for rank in set {
-            if self.admits(rank.2) {
-                return Some(*rank);
+        for rank in set.ascending() {
+            if self.admits(rank.id()) {
+                return Some(rank);
             }
             let Some(id) = younger.next() else { return best };
-            let rank = self.seat(id).map(|seat| seat.rank(id));
-            let rank = rank.filter(|rank| self.can_take(id) && set.contains(rank));
+            let seat = self.seat(id).filter(|_| self.can_take(id) && set.contains(id));
+            let rank = seat.map(|seat| seat.rank(id));
             best = [best, rank].into_iter().flatten().min();
         }
         None
@@ -73,17 +102,21 @@ impl<'a> Suitable<'a> {
     /// Whether this endpoint is suitable.
     #[must_use]
     pub fn admits(&self, id: EndpointId) -> bool {
-        self.can_take(id)
-            && (!self.younger_only
-                || self.seat(id).is_some_and(|seat| self.request.prefers(seat.candidate.process)))
+        self.admitted(id).is_some()
+    }
+
+    /// An endpoint if it is suitable.
+    pub(super) fn admitted(&self, id: EndpointId) -> Option<&'a Candidate> {
+        let candidate = &self.seat(id).filter(|seat| self.takes(seat))?.candidate;
+        let prefers = !self.younger_only || self.request.prefers(candidate.process);
+        prefers.then_some(candidate)
     }
 
     /// Whether any ready endpoint, even a full one, knows the request's model and has not refused
     /// the request.
     #[must_use]
     pub fn could_serve(&self) -> bool {
-        let ready: usize = self.orders().map(|order| order.ready).sum();
-        ready > self.ready_among(&self.request.refused).count()
+        self.totals.ready > self.ready_among(&self.request.refused).count()
     }
 
     /// An endpoint as it is known; `None` if it is removed.
@@ -99,35 +132,31 @@ impl<'a> Suitable<'a> {
     /// The requests in flight at the ready endpoints that know the request's model, and how many
     /// endpoints those are.
     pub(super) fn load(&self) -> (u64, usize) {
-        self.orders().fold((0, 0), |(in_flight, ready), order| {
-            (in_flight + order.in_flight, ready + order.ready)
-        })
+        (self.totals.in_flight, self.totals.ready)
     }
 
     /// How many endpoints have room that know the request's model and are not suspect.
     pub(super) fn open(&self) -> usize {
-        self.orders().map(|order| order.sample.len()).sum()
+        self.totals.open
     }
 
     /// Calls `each` with those endpoints. Some may not be suitable.
     pub(super) fn each_open(&self, mut each: impl FnMut(EndpointId)) {
-        for order in self.orders() {
-            order.sample.all().iter().for_each(|id| each(*id));
-        }
+        self.each_order(|order| order.open.all().for_each(&mut each));
     }
 
     /// A suitable endpoint, taken at random by a number below the one given to `number`. `None` if
     /// the endpoint that was drawn is not suitable.
     pub(super) fn draw(&self, number: impl FnOnce(usize) -> usize) -> Option<EndpointId> {
-        let all: usize = self.orders().map(|order| order.sample.len()).sum();
-        let mut at = if all == 0 { return None } else { number(all) };
-        for order in self.orders() {
-            match order.sample.get(at) {
-                Some(id) => return Some(id).filter(|id| self.admits(*id)),
-                None => at -= order.sample.len(),
+        let mut at = if self.totals.open == 0 { return None } else { number(self.totals.open) };
+        let mut drawn = None;
+        self.each_order(|order| {
+            if drawn.is_none() {
+                drawn = order.open.get(at);
+                at = at.saturating_sub(order.open.len());
             }
-        }
-        None
+        });
+        drawn.filter(|id| self.admits(*id))
     }
 
     /// The endpoints to which `key` leads, the first one first. Some may come again, and some may
@@ -150,26 +179,29 @@ impl<'a> Suitable<'a> {
 
     /// Whether this endpoint is suitable as far as its process's age does not matter.
     fn can_take(&self, id: EndpointId) -> bool {
-        self.seat(id).is_some_and(|Seat { candidate, list, .. }| {
-            let process = &candidate.process;
-            candidate.room > 0
-                && !(self.others_ready
-                    && (candidate.suspect || self.request.avoid.contains(process)))
-                && !self.request.refused.contains(process)
-                && self.knowing.includes(*list)
-        })
+        self.seat(id).is_some_and(|seat| self.takes(seat))
     }
 
-    /// The orders of the endpoints that know the request's model.
-    fn orders(&self) -> impl Iterator<Item = &'a LoadOrder> + use<'a> {
+    fn takes(&self, Seat { candidate, list, .. }: &Seat) -> bool {
+        let process = &candidate.process;
+        candidate.room > 0
+            && !(self.others_ready && (candidate.suspect || self.request.avoid.contains(process)))
+            && !self.request.refused.contains(process)
+            && self.knowing.includes(*list)
+    }
+
+    /// Calls `each` with the orders of the endpoints that know the request's model.
+    fn each_order(&self, mut each: impl FnMut(&'a LoadOrder)) {
         let Candidates { all, by_list, .. } = self.candidates;
-        let (all, listing, unlisted) = match self.knowing {
-            Knowing::All => (Some(all), None, false),
-            Knowing::Lists { listing, unlisted } => (None, Some(listing), unlisted),
-        };
-        let unlisted = unlisted.then_some(&ListId::UNLISTED);
-        let lists = listing.into_iter().flatten().chain(unlisted);
-        all.into_iter().chain(lists.filter_map(|list| by_list.get(list.number())))
+        match self.knowing {
+            Knowing::All => each(all),
+            Knowing::Lists { listing, unlisted } => {
+                let unlisted = unlisted.then_some(&ListId::UNLISTED);
+                for list in listing.iter().chain(unlisted) {
+                    by_list.get(list.number()).into_iter().for_each(&mut each);
+                }
+            }
+        }
     }
 
     /// The ready endpoints of these processes that know the request's model.

@@ -6,6 +6,17 @@ fn at(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+fn expects(
+    expected: &mut Expected,
+    id: EndpointId,
+    candidate: &Candidate,
+    bytes: u64,
+    now: Duration,
+) -> f64 {
+    let shared = expected.shared(now);
+    expected.seconds(id, candidate, bytes, &shared)
+}
+
 /// Two endpoints.
 fn two() -> [(EndpointId, Candidate); 2] {
     let mut candidates = Candidates::default();
@@ -16,37 +27,37 @@ fn two() -> [(EndpointId, Candidate); 2] {
 fn prompts_without_a_first_token_are_waited_for() {
     let mut expected = Expected::default();
     let [(id, one), _] = two();
-    let idle = expected.seconds(id, &one, 6000, at(0));
+    let idle = expects(&mut expected, id, &one, 6000, at(0));
     let work = expected.given(id, &one, 60_000, true, at(0));
-    let busy = expected.seconds(id, &one, 6000, at(500));
+    let busy = expects(&mut expected, id, &one, 6000, at(500));
     assert!((busy - idle - 1.0).abs() < 1e-6, "{idle} {busy}");
     expected.left((id, one.process), &work);
     expected.left((id, one.process), &work);
-    assert_eq!(expected.seconds(id, &one, 6000, at(500)), idle);
+    assert_eq!(expects(&mut expected, id, &one, 6000, at(500)), idle);
 }
 
 #[test]
 fn a_plain_answers_prompt_counts_for_the_time_expected_of_it() {
     let mut expected = Expected::default();
     let [(id, one), _] = two();
-    let idle = expected.seconds(id, &one, 0, at(0));
+    let idle = expects(&mut expected, id, &one, 0, at(0));
     let _ = expected.given(id, &one, 60_000, false, at(0));
-    assert!(expected.seconds(id, &one, 0, at(900)) > idle + 0.9);
-    assert_eq!(expected.seconds(id, &one, 0, at(1100)), idle);
+    assert!(expects(&mut expected, id, &one, 0, at(900)) > idle + 0.9);
+    assert_eq!(expects(&mut expected, id, &one, 0, at(1100)), idle);
 }
 
 #[test]
 fn another_process_has_no_work_yet() {
     let mut expected = Expected::default();
     let [(id, one), _] = two();
-    let idle = expected.seconds(id, &one, 0, at(0));
+    let idle = expects(&mut expected, id, &one, 0, at(0));
     let old = expected.given(id, &one, 60_000, true, at(0));
     let next = Candidate { process: 9, ..one };
-    assert_eq!(expected.seconds(id, &next, 0, at(0)), idle);
+    assert_eq!(expects(&mut expected, id, &next, 0, at(0)), idle);
     let _ = expected.given(id, &next, 6000, true, at(0));
-    let busy = expected.seconds(id, &next, 0, at(0));
+    let busy = expects(&mut expected, id, &next, 0, at(0));
     expected.first_token((id, one.process), &old, 1.0, at(1000));
-    assert_eq!(expected.seconds(id, &next, 0, at(1000)), busy, "a late report");
+    assert_eq!(expects(&mut expected, id, &next, 0, at(1000)), busy, "a late report");
 }
 
 /// Feeds it requests of a fleet with these weights.
@@ -83,7 +94,7 @@ fn a_slow_endpoint_is_known_and_may_recover() {
     let (mut expected, [(fast, one), (slow, two)]) = learned([0.02, 1.0 / 60_000.0, 0.002], 5.0);
     let now = at(400_000);
     let ratio = |expected: &mut Expected, now| {
-        expected.seconds(slow, &two, 9000, now) / expected.seconds(fast, &one, 9000, now)
+        expects(expected, slow, &two, 9000, now) / expects(expected, fast, &one, 9000, now)
     };
     let at_once = ratio(&mut expected, now);
     assert!((3.5..6.5).contains(&at_once), "{at_once}");
@@ -104,7 +115,8 @@ fn what_decoding_beside_others_takes_is_learned() {
         expected.decoded((id, one.process), &work, (0.0, 0), at(0));
     }
     let busy = Candidate { in_flight: 10, ..one };
-    let longer = expected.seconds(id, &busy, 0, at(0)) - expected.seconds(id, &one, 0, at(0));
+    let longer =
+        expects(&mut expected, id, &busy, 0, at(0)) - expects(&mut expected, id, &one, 0, at(0));
     // Ten of them add 5 ms to each of 400 tokens, and 20 ms to the first.
     assert!((1.9..2.1).contains(&longer), "{longer}");
 }
@@ -117,7 +129,7 @@ fn no_measurements_make_it_absurd() {
         let work = expected.given(id, &one, u64::from(u32::MAX) * (round % 2), true, at(round));
         expected.first_token((id, one.process), &work, seconds, at(round));
         expected.decoded((id, one.process), &work, (seconds, round), at(round));
-        let seconds = expected.seconds(id, &one, 1000, at(round));
+        let seconds = expects(&mut expected, id, &one, 1000, at(round));
         assert!(seconds.is_finite() && seconds > 0.0, "{seconds}");
     }
 }
