@@ -8,7 +8,7 @@
 //!
 //! A session has an entry too: the one endpoint that served it last.
 //!
-//! Memory: an entry takes about 130 bytes and there are at most 2^19 of them, together 66 MB in a
+//! Memory: an entry takes about 100 bytes and there are at most 2^19 of them, together 51 MB in a
 //! pool, for a quarter of a gigabyte of distinct prompts or more. Beyond that, entries that were not
 //! used since the last round are dropped, whatever their endpoints hold.
 
@@ -45,13 +45,12 @@ pub struct PrefixIndex {
     hand: usize,
     /// By the endpoints' numbers.
     caches: Vec<Cache>,
-    /// The number of caches so far.
-    tags: u32,
     most: usize,
 }
 
-/// One block, or one session.
+/// One block, or one session: as large as a cache line, and in one.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 struct Remembered {
     key: u64,
     holders: [Holder; HOLDERS],
@@ -64,18 +63,24 @@ struct Remembered {
 /// An endpoint that should hold a block.
 #[derive(Clone, Copy, Debug, Default)]
 struct Holder {
-    endpoint: u32,
-    /// The cache that it is in; 0 for none.
-    tag: u32,
+    /// The cache that it is in.
+    tag: Tag,
     /// How many blocks had been written into the cache when this one was last used.
     at: u32,
 }
 
+/// A cache: the number of its endpoint, and in the highest byte that of the cache among those of the
+/// endpoint, from 1 on; 0 for none. After 255 caches their numbers come again. An entry of the one
+/// before may then be taken for one of the cache that is there, which costs a wrong prediction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tag(u32);
+
 /// The cache of one process at an endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cache {
-    /// Unique among all caches of the pool; 0 for none.
-    tag: u32,
+    tag: Tag,
+    /// Whether it is still there.
+    live: bool,
     process: u64,
     /// Blocks written so far. The count wraps around.
     written: u32,
@@ -131,7 +136,6 @@ impl PrefixIndex {
             free: Vec::new(),
             hand: 0,
             caches: Vec::new(),
-            tags: 0,
             most: MOST,
         }
     }
@@ -177,14 +181,14 @@ impl PrefixIndex {
         entry.into_iter().flat_map(|entry| &entry.holders).filter_map(|holder| {
             let cache = self.cache_of(holder)?;
             let age = cache.written.wrapping_sub(holder.at);
-            let (endpoint, process) = (holder.endpoint, cache.process);
+            let (endpoint, process) = (holder.tag.endpoint(), cache.process);
             (age <= cache.horizon).then_some(Found { endpoint, process, blocks: 0, age })
         })
     }
 
     fn cache_of(&self, holder: &Holder) -> Option<&Cache> {
-        let cache = self.caches.get(holder.endpoint as usize)?;
-        (holder.tag != 0 && cache.tag == holder.tag).then_some(cache)
+        let cache = self.caches.get(holder.tag.endpoint() as usize)?;
+        (holder.tag != Tag::NONE && cache.tag == holder.tag && cache.live).then_some(cache)
     }
 
     /// Notes that a process at an endpoint worked on a prompt. `new`: the bytes of it that were not
@@ -199,7 +203,7 @@ impl PrefixIndex {
         let Some(cache) = self.cache(endpoint, process) else { return };
         cache.horizon = in_blocks(horizon);
         cache.write(new);
-        let holder = Holder { endpoint, tag: cache.tag, at: cache.written };
+        let holder = Holder { tag: cache.tag, at: cache.written };
         for number in 1..=landmarks::count(prompt.blocks.len()) {
             self.touch(self.landmark(prompt, number), holder, HOLDERS);
         }
@@ -218,13 +222,16 @@ impl PrefixIndex {
     /// Forgets all that an endpoint holds: its cache was emptied.
     pub fn forget(&mut self, endpoint: u32) {
         if let Some(cache) = self.caches.get_mut(endpoint as usize) {
-            cache.tag = 0;
+            cache.live = false;
         }
     }
 
     /// The cache of a process at an endpoint. `None` if another process has begun there since.
     fn cache(&mut self, endpoint: u32, process: u64) -> Option<&mut Cache> {
         let at = endpoint as usize;
+        if endpoint > Tag::LAST_ENDPOINT {
+            return None;
+        }
         if self.caches.len() <= at {
             self.caches.resize(at + 1, Cache::default());
         }
@@ -232,9 +239,9 @@ impl PrefixIndex {
         if process < cache.process {
             return None;
         }
-        if cache.tag == 0 || process > cache.process {
-            self.tags += 1;
-            *cache = Cache { tag: self.tags, process, ..Cache::default() };
+        if !cache.live || process > cache.process {
+            let tag = cache.tag.next(endpoint);
+            *cache = Cache { tag, live: true, process, ..Cache::default() };
         }
         Some(cache)
     }
@@ -242,9 +249,10 @@ impl PrefixIndex {
     /// Names an endpoint in an entry that has at most `most` of them.
     fn touch(&mut self, key: u64, holder: Holder, most: usize) {
         let place = self.place(key).unwrap_or_else(|| self.add(key));
-        let own = |known: &Holder| known.tag == holder.tag;
+        // Its own, or else the next that is free: they are taken from the last one on.
+        let own = |known: &Holder| known.tag == holder.tag || known.tag == Tag::NONE;
         let entry = self.entry(place);
-        let known = entry.holders[..most].iter().position(own);
+        let known = entry.holders[..most].iter().rposition(own);
         let at = known.unwrap_or_else(|| {
             let age = |known: &Holder| {
                 // Holders whose cache is gone are replaced first.
@@ -360,6 +368,21 @@ impl PrefixIndex {
             let cache = self.cache_of(holder);
             cache.is_some_and(|cache| cache.written.wrapping_sub(holder.at) <= cache.horizon)
         })
+    }
+}
+
+impl Tag {
+    const NONE: Self = Self(0);
+    /// The last endpoint whose caches are remembered.
+    const LAST_ENDPOINT: u32 = (1 << 24) - 1;
+
+    fn endpoint(self) -> u32 {
+        self.0 & Self::LAST_ENDPOINT
+    }
+
+    /// The tag of the next cache at this endpoint.
+    fn next(self, endpoint: u32) -> Self {
+        Self(endpoint | (((self.0 >> 24) % 255 + 1) << 24))
     }
 }
 
