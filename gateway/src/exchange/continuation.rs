@@ -91,7 +91,7 @@ pub(crate) enum Onward {
 
 /// A replica that goes on with an answer.
 pub(crate) struct NextReplica {
-    pub(crate) slot: Slot,
+    pub(crate) slot: Box<Slot>,
     pub(crate) upstream: UpstreamBody,
     pub(crate) start: Start,
 }
@@ -164,7 +164,7 @@ impl Continuation {
     /// No other replica may be tried.
     pub(crate) fn leave(
         &mut self,
-        slot: Slot,
+        slot: Box<Slot>,
         failure: Failure,
         progress: Option<u64>,
     ) -> Result<(), Refusal> {
@@ -203,12 +203,12 @@ impl Continuation {
     }
 
     /// Takes a place elsewhere for a stream that leaves the replica in `slot`.
-    pub(crate) fn place_elsewhere(&self, slot: &Slot) -> Option<Slot> {
+    pub(crate) fn place_elsewhere(&self, slot: &Slot) -> Option<Box<Slot>> {
         slot.place_elsewhere(&self.way.ticket)
     }
 
     /// Has the replica in `slot` go on behind the cut, and no other one.
-    pub(crate) fn move_to(mut self: Box<Self>, slot: Slot, cut: CutAnswer) -> Search {
+    pub(crate) fn move_to(mut self: Box<Self>, slot: Box<Slot>, cut: CutAnswer) -> Search {
         Box::pin(async move {
             let moved = self.try_slot(slot, &cut).await;
             (self, moved)
@@ -217,7 +217,7 @@ impl Continuation {
 
     async fn try_slot(
         &mut self,
-        mut slot: Slot,
+        mut slot: Box<Slot>,
         cut: &CutAnswer,
     ) -> Result<NextReplica, NoReplica> {
         let Self { head, body, way, steps } = self;

@@ -115,7 +115,7 @@ pub(crate) struct Dispatch<K> {
 
 /// The result of a dispatch, and the record that goes on with the answer.
 pub(crate) struct DispatchResult<A> {
-    pub(crate) result: Result<(A, Slot), Refusal>,
+    pub(crate) result: Result<(A, Box<Slot>), Refusal>,
     pub(crate) record: Box<Record>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) deadline: Instant,
@@ -146,7 +146,7 @@ impl<K: RequestKind> Dispatch<K> {
                 (dispatched, way) = tried.await;
             }
             if let (Ok(_), Some(way)) = (&dispatched.result, way) {
-                dispatched.continuation = self.kind.continuation(way);
+                dispatched.continuation = self.kind.continuation(*way);
             }
             dispatched
         }
@@ -159,7 +159,7 @@ impl<K: RequestKind> Dispatch<K> {
         destination: &Destination,
         fallback: Option<&FallbackRoute>,
         mut record: Box<Record>,
-    ) -> (DispatchResult<K::Answer>, Option<Way>) {
+    ) -> (DispatchResult<K::Answer>, Option<Box<Way>>) {
         let pool = Arc::clone(&destination.pool);
         let settings = pool.settings();
         let request_timeout = settings.upstream.request_timeout;
@@ -207,7 +207,7 @@ impl<K: RequestKind> Dispatch<K> {
             Ok(_) => {
                 let (pool, rights) = (Arc::clone(&pool), outgoing.into_rights());
                 let way = Way { pool, settings, rights, misfit, served, ticket, deadline };
-                (Err(NotContinued::NoTokenIds), Some(way))
+                (Err(NotContinued::NoTokenIds), Some(Box::new(way)))
             }
             Err(why) => (Err(why), None),
         };
@@ -243,7 +243,7 @@ impl<K: RequestKind> Dispatch<K> {
         delivery: &mut Delivery<'_>,
         ticket: &mut Ticket,
         record: &mut Record,
-    ) -> Result<(K::Answer, Slot), Refusal> {
+    ) -> Result<(K::Answer, Box<Slot>), Refusal> {
         let pool = Arc::clone(&delivery.pool);
         loop {
             record.hold_began();

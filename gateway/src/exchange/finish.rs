@@ -45,7 +45,7 @@ pub(crate) enum FinishedAnswer {
 /// that is relayed.
 pub(crate) fn finish(
     start: AnswerStart,
-    mut slot: Slot,
+    mut slot: Box<Slot>,
     mut record: Box<Record>,
     limits: impl FnOnce() -> RelayLimits,
 ) -> FinishedAnswer {
@@ -87,7 +87,7 @@ pub(crate) fn finish(
 /// The replica has answered with something else than a stream or a refusal.
 pub(crate) fn finish_stream(
     start: AnswerStart,
-    slot: Slot,
+    slot: Box<Slot>,
     record: Box<Record>,
     limits: impl FnOnce() -> RelayLimits,
 ) -> Result<FinishedAnswer, Failure> {
@@ -112,7 +112,7 @@ pub(crate) fn finish_stream(
 pub(crate) fn finish_json(
     start: AnswerStart,
     json: bool,
-    slot: Slot,
+    slot: Box<Slot>,
     record: Box<Record>,
     limits: impl FnOnce() -> RelayLimits,
 ) -> Result<FinishedAnswer, Failure> {
@@ -129,7 +129,7 @@ pub(crate) fn finish_json(
 }
 
 /// The failure of a replica whose answer does not fit the head that the client has.
-fn misplaced(message: &str, slot: Slot, record: Box<Record>) -> Failure {
+fn misplaced(message: &str, slot: Box<Slot>, record: Box<Record>) -> Failure {
     let failure = Failure::new(Cause::Server, message);
     record.ended(Outcome::Failed, Some(failure.cause.name()));
     slot.ended(End::Failed(failure.clone()));

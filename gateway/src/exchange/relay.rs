@@ -67,7 +67,7 @@ pub(crate) struct Relay {
     out: Rope,
     upstream: Option<UpstreamBody>,
     form: AnswerForm,
-    slot: Option<Slot>,
+    slot: Option<Box<Slot>>,
     record: Option<Box<Record>>,
     stall: Duration,
     deadline: Instant,
@@ -89,7 +89,7 @@ struct Moments {
 impl Relay {
     pub(crate) fn new(
         (out, upstream, form): (Rope, UpstreamBody, AnswerForm),
-        slot: Slot,
+        slot: Box<Slot>,
         record: Box<Record>,
         (stall, deadline): (Duration, Instant),
         (cutoff, successor): (Cutoff, Successor),

@@ -54,7 +54,7 @@ pub(crate) enum Move {
 /// The old replica of a stream that moves, and the stream as it was.
 pub(crate) struct Standby {
     pub(crate) upstream: UpstreamBody,
-    pub(crate) slot: Slot,
+    pub(crate) slot: Box<Slot>,
     pub(crate) stream: Box<AnswerStream>,
     pub(crate) under_way: UnderWay,
 }
@@ -119,7 +119,7 @@ impl Successor {
     /// No other replica may be tried.
     pub(crate) fn leave(
         &mut self,
-        slot: Slot,
+        slot: Box<Slot>,
         failure: Failure,
         progress: Option<u64>,
     ) -> Result<(), Refusal> {
@@ -153,12 +153,12 @@ impl Successor {
 
     /// Takes a place elsewhere for a stream that leaves the replica in `slot`; `None` if there is no room
     /// any more.
-    pub(crate) fn place_elsewhere(&self, slot: &Slot) -> Option<Slot> {
+    pub(crate) fn place_elsewhere(&self, slot: &Slot) -> Option<Box<Slot>> {
         self.continuation.as_ref()?.place_elsewhere(slot)
     }
 
     /// Has the replica in `slot` go on behind this cut, and no other one.
-    pub(crate) fn move_to(&mut self, slot: Slot, cut: CutAnswer, now: Instant) {
+    pub(crate) fn move_to(&mut self, slot: Box<Slot>, cut: CutAnswer, now: Instant) {
         self.broke = Some((now, Cause::Moved));
         self.last_sent = now;
         self.search = self.continuation.take().map(|continuation| continuation.move_to(slot, cut));

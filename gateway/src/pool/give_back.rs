@@ -29,7 +29,7 @@ impl Slot {
     /// # Errors
     /// The client's answer, if the request is not tried again.
     pub(crate) fn decide_retry(
-        mut self,
+        mut self: Box<Self>,
         ticket: &mut Ticket,
         failure: Failure,
     ) -> Result<(), Refusal> {

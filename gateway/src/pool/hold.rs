@@ -20,7 +20,7 @@ use crate::pool::endpoint::Occupancy;
 
 /// An admitted request.
 enum Admission<'a> {
-    Released(Slot),
+    Released(Box<Slot>),
     Held(HeldRequest<'a>),
 }
 
@@ -42,7 +42,8 @@ struct HeldRequest<'a> {
 #[derive(Default)]
 pub(super) struct Deferred {
     /// Slots of requests whose clients left in the meantime.
-    pub(super) untaken: Vec<Slot>,
+    #[expect(clippy::vec_box, reason = "slots come in boxes")]
+    pub(super) untaken: Vec<Box<Slot>>,
     released: Vec<(u64, Arc<str>)>,
     /// The number of requests in a burst that is over, and the longest time one of them was held.
     burst: Option<(u64, Duration)>,
@@ -81,7 +82,7 @@ impl Drop for HeldRequest<'_> {
 
 impl HeldRequest<'_> {
     /// The endpoint that it gets; `None` if it was taken out of the queue, and has to ask again.
-    async fn released(&mut self, ticket: &mut Ticket) -> Result<Option<Slot>, Refusal> {
+    async fn released(&mut self, ticket: &mut Ticket) -> Result<Option<Box<Slot>>, Refusal> {
         let rest = ticket.rest_of_hold(self.pool.settings().hold.timeout);
         let deadline = ticket.deadline.min(self.since + rest);
         let outcome = timeout_at(deadline, &mut self.release).await;
@@ -95,7 +96,7 @@ impl HeldRequest<'_> {
                 if self.cold {
                     ticket.hold_time.cold += held;
                 }
-                Ok(Some(*slot))
+                Ok(Some(slot))
             }
             Ok(Ok(Release::TooLate(TooLate { expected, retry_after }))) => {
                 self.queued = false;
@@ -123,7 +124,7 @@ impl Pool {
     /// # Errors
     /// The queue is full, the request can't or could not be served in time, no replica can be
     /// started, or the pool is removed.
-    pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Slot, Refusal> {
+    pub(crate) async fn hold(self: &Arc<Self>, ticket: &mut Ticket) -> Result<Box<Slot>, Refusal> {
         loop {
             // Not awaited in the `match`, which would keep the admission.
             let mut held = match self.admit(ticket)? {
@@ -221,7 +222,7 @@ impl Pool {
         (choice, request): (Choice, &Requirements),
         entry: &Entry,
         now: Instant,
-    ) -> Option<Slot> {
+    ) -> Option<Box<Slot>> {
         let prompt = (estimated_tokens(entry.bytes), request.streamed);
         let (address, endpoint, occupancy) = state.endpoints.give(choice.id, prompt, now)?;
         let (id, place) = (choice.id, (endpoint, occupancy));
@@ -281,8 +282,8 @@ impl Pool {
             let held = waiter.held_before + now.saturating_duration_since(waiter.since);
             let burst = state.backlog.released(held, state.queue.depth());
             deferred.burst = burst.or(deferred.burst);
-            if let Err(Release::Slot(slot)) = waiter.release.send(Release::Slot(Box::new(slot))) {
-                deferred.untaken.push(*slot);
+            if let Err(Release::Slot(slot)) = waiter.release.send(Release::Slot(slot)) {
+                deferred.untaken.push(slot);
             }
         }
         self.release_moves(state, now);

@@ -37,7 +37,7 @@ impl Slot {
 
     /// Takes a place elsewhere for the stream in this place, which goes there now; `None` if there is no
     /// room any more.
-    pub(crate) fn place_elsewhere(&self, ticket: &Ticket) -> Option<Slot> {
+    pub(crate) fn place_elsewhere(&self, ticket: &Ticket) -> Option<Box<Slot>> {
         let (pool, now) = (&self.pool, clock::now());
         let (place, entry) = (ticket.place?, &ticket.entry);
         let requirements = self.requirements_elsewhere(ticket);

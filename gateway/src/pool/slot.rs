@@ -100,13 +100,14 @@ pub(super) enum Kind {
 }
 
 impl Slot {
+    /// Boxed, because it is moved through many futures.
     pub(super) fn new(
         pool: &Arc<Pool>,
         (id, address): (EndpointId, SocketAddr),
         tokens: u64,
         (endpoint, occupancy): (&Endpoint, Occupancy),
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             pool: Arc::clone(pool),
             id,
             address,
@@ -119,11 +120,11 @@ impl Slot {
             evictions: endpoint.evictions(),
             process: Arc::clone(endpoint.process()),
             totals: Arc::clone(endpoint.totals()),
-        }
+        })
     }
 
     /// Gives the place back.
-    pub(crate) fn ended(mut self, end: End) {
+    pub(crate) fn ended(mut self: Box<Self>, end: End) {
         self.end = Some(end);
     }
 
@@ -155,7 +156,7 @@ impl Slot {
     }
 
     /// Gives the place back after a failure that the request is not tried again for.
-    pub(crate) fn failed(self, failure: Failure) {
+    pub(crate) fn failed(self: Box<Self>, failure: Failure) {
         self.ended(End::of(failure));
     }
 

@@ -11,7 +11,7 @@ fn failing(next_try_millis: Option<u64>) -> Option<FailedStart> {
     })
 }
 
-fn refused(hold: Option<Result<Slot, Refusal>>) -> (String, Duration) {
+fn refused(hold: Option<Result<Box<Slot>, Refusal>>) -> (String, Duration) {
     match hold {
         Some(Err(Refusal::StartFailed { why, retry_after })) => (why, retry_after),
         Some(Err(other)) => panic!("{other}"),

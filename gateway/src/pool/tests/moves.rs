@@ -4,7 +4,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::*;
 use crate::pool::UnderWay;
 
-type Stream = (Ticket, Slot);
+type Stream = (Ticket, Box<Slot>);
 
 /// A stream at an endpoint.
 fn stream(pool: &Arc<Pool>) -> Stream {

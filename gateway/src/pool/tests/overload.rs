@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn learn(pool: &Arc<Pool>) {
     let places = pool.scheduling.lock().endpoints.places();
     for _ in 0..(40 / places + 1) {
-        let slots: Vec<Slot> = {
+        let slots: Vec<_> = {
             let mut slots = Vec::new();
             for _ in 0..places {
                 slots.push(pool.hold(&mut ticket(600)).await.expect("room"));
@@ -28,7 +28,7 @@ async fn learn(pool: &Arc<Pool>) {
 }
 
 /// Takes all places of the pool.
-async fn fill(pool: &Arc<Pool>) -> Vec<Slot> {
+async fn fill(pool: &Arc<Pool>) -> Vec<Box<Slot>> {
     let places = pool.scheduling.lock().endpoints.places();
     let mut slots = Vec::new();
     for _ in 0..places {
@@ -51,7 +51,7 @@ fn patient(seconds: u64) -> Ticket {
 }
 
 /// The refusal's expected wait and `retry-after`, in seconds.
-fn too_late(outcome: Option<Result<Slot, Refusal>>) -> (u64, u64) {
+fn too_late(outcome: Option<Result<Box<Slot>, Refusal>>) -> (u64, u64) {
     match outcome.map(|outcome| outcome.map(|_| ())) {
         Some(Err(Refusal::CannotStartInTime { expected: Some(expected), retry_after })) => {
             (expected.as_secs(), retry_after.as_secs())

@@ -16,9 +16,10 @@ fn in_flight(pool: &Pool) -> u32 {
 }
 
 /// Takes the slots of the holds that were released.
-fn released<F>(holds: &mut Vec<std::pin::Pin<Box<F>>>) -> Vec<Slot>
+#[expect(clippy::vec_box, reason = "slots come in boxes")]
+fn released<F>(holds: &mut Vec<std::pin::Pin<Box<F>>>) -> Vec<Box<Slot>>
 where
-    F: Future<Output = Result<Slot, Refusal>>,
+    F: Future<Output = Result<Box<Slot>, Refusal>>,
 {
     let mut slots = Vec::new();
     holds.retain_mut(|hold| match hold.as_mut().now_or_never() {
