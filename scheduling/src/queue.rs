@@ -26,7 +26,7 @@
 //! - `forecast.rs`: the order of the releases to come
 //! - `tab.rs`: charging while an answer comes
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -92,7 +92,7 @@ pub struct Queue<W> {
 /// The flows of one priority class, and their common state.
 struct Class<W> {
     /// The flow of each tenant.
-    tenants: HashMap<Arc<str>, usize>,
+    tenants: BTreeMap<Arc<str>, usize>,
     /// The served tokens of the flow that was released last, as they were before that release.
     level: u64,
     /// Requests that are tried again, by rank.
@@ -109,7 +109,7 @@ struct Class<W> {
 impl<W> Default for Class<W> {
     fn default() -> Self {
         Self {
-            tenants: HashMap::new(),
+            tenants: BTreeMap::new(),
             level: 0,
             again: Row::default(),
             in_time: LaneFlows::default(),

@@ -1,6 +1,6 @@
 //! Requests and tokens of a pool by model and tenant, for bills and for pools with several models.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use metrics::{Counter, Label, counter, describe_counter};
@@ -31,12 +31,16 @@ pub(super) fn describe() {
 /// The figures of one pool's models, each looked up once.
 pub(crate) struct ModelFigures {
     pool: Arc<str>,
-    pairs: RwLock<HashMap<Pair, PairCounters>>,
+    pairs: RwLock<Pairs>,
 }
 
-/// A model, by the name that the replicas know, and a tenant. Both are empty for the pairs without
-/// names.
-type Pair = (Arc<str>, Arc<str>);
+/// Pairs of a model, by the name that the replicas know, and a tenant. Both names are empty for the
+/// pairs without names.
+#[derive(Default)]
+struct Pairs {
+    by_model: BTreeMap<Arc<str>, BTreeMap<Arc<str>, PairCounters>>,
+    count: usize,
+}
 
 /// The counters of one pair. Each is shown once it counts something.
 struct PairCounters {
@@ -58,26 +62,37 @@ impl ModelFigures {
         outcome: Outcome,
         tokens: &Tokens,
     ) {
-        let nameless = || Arc::<str>::from("");
-        let pair = (model.map_or_else(nameless, Arc::clone), Arc::clone(tenant));
-        if let Some(known) = self.pairs.read().get(&pair) {
+        let model = model.map_or("", |model| model);
+        if let Some(known) = self.pairs.read().get(model, tenant) {
             return known.count(outcome, tokens);
         }
         let mut pairs = self.pairs.write();
-        let pair = match pairs.len() < MOST_PAIRS || pairs.contains_key(&pair) {
-            true => pair,
-            false => (nameless(), nameless()),
-        };
-        let new = |(model, tenant): &Pair| PairCounters {
-            labels: [
-                Label::new("pool", Arc::clone(&self.pool)),
-                Label::new("model", Arc::clone(model)),
-                Label::new("tenant", Arc::clone(tenant)),
-            ],
-            requests: Default::default(),
-            tokens: Default::default(),
-        };
-        pairs.entry(pair).or_insert_with_key(new).count(outcome, tokens);
+        let named = pairs.count < MOST_PAIRS || pairs.get(model, tenant).is_some();
+        let pair = if named { (model, &**tenant) } else { ("", "") };
+        pairs.get_or_add(&self.pool, pair).count(outcome, tokens);
+    }
+}
+
+impl Pairs {
+    fn get(&self, model: &str, tenant: &str) -> Option<&PairCounters> {
+        self.by_model.get(model)?.get(tenant)
+    }
+
+    fn get_or_add(&mut self, pool: &Arc<str>, (model, tenant): (&str, &str)) -> &PairCounters {
+        let [model, tenant] = [model, tenant].map(Arc::<str>::from);
+        let tenants = self.by_model.entry(Arc::clone(&model)).or_default();
+        tenants.entry(Arc::clone(&tenant)).or_insert_with(|| {
+            self.count += 1;
+            PairCounters {
+                labels: [
+                    Label::new("pool", Arc::clone(pool)),
+                    Label::new("model", model),
+                    Label::new("tenant", tenant),
+                ],
+                requests: Default::default(),
+                tokens: Default::default(),
+            }
+        })
     }
 }
 
