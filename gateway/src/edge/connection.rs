@@ -202,9 +202,6 @@ fn serve_http1<'a>(
             Drive::Poll => connection.poll(cx),
         };
         let served = drive(poll, &activity, counted, edge, false).await;
-        if let (Err(_), Some(io)) = (&served, connection.broken_unframed()) {
-            io.end_by_reset();
-        }
         served?;
         if let Some((upgrade, mut io, read)) = connection.into_switched() {
             io.read = read;
@@ -398,14 +395,18 @@ impl ClientIo {
     fn new(io: Io, read: Bytes) -> Self {
         Self { io, read, activity: None, linger: None }
     }
+}
 
-    /// Lets the connection end by a reset when it is dropped.
-    fn end_by_reset(&self) {
-        let socket = match &self.io {
-            Io::Plain(io) => io,
-            Io::Tls(io) => io.get_ref().0,
-        };
-        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+impl Drop for ClientIo {
+    /// Ends the connection by a reset if its client would take a part of an answer for the whole.
+    fn drop(&mut self) {
+        if self.activity.as_ref().is_some_and(|activity| activity.is_unframed()) {
+            let socket = match &self.io {
+                Io::Plain(io) => io,
+                Io::Tls(io) => io.get_ref().0,
+            };
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 

@@ -140,12 +140,6 @@ where
         Some((upgrade, self.io, self.inbox.take().into()))
     }
 
-    /// The connection of a broken answer whose end would be the connection's: its client must not take
-    /// the one for the other.
-    pub(crate) fn broken_unframed(&self) -> Option<&I> {
-        matches!(self.phase, Phase::Answer(_, ResponseFraming::Close)).then_some(&self.io)
-    }
-
     /// Serves the connection. Ready when it is closed, or the protocol is another one.
     ///
     /// # Errors
@@ -315,6 +309,7 @@ where
         let (framing, keep_alive) =
             self.out.push_head(&head, &lines, &asked, size, keep_alive, http_date::now);
         self.keep_alive = keep_alive;
+        self.activity.set_unframed(framing == ResponseFraming::Close);
         self.phase = match framing {
             ResponseFraming::Length(0) => Phase::Written { _body: body },
             framing => Phase::Answer(body, framing),
@@ -356,6 +351,7 @@ where
     /// Writes the rest of an answer.
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         ready!(poll_flush(&mut self.io, &mut self.out, cx))?;
+        self.activity.set_unframed(false);
         self.used = true;
         self.phase = match &self.upgrade {
             Some(_) => Phase::Switched,

@@ -36,6 +36,7 @@ pub(crate) struct Activity {
     request: AtomicU64,
     /// Data has come that no request reads: the rest of an unwanted body, or a part of a head.
     unread: AtomicBool,
+    unframed: AtomicBool,
 }
 
 /// The time limit that ends a connection.
@@ -61,6 +62,7 @@ impl Activity {
             head: AtomicU64::new(if serial { 1 } else { NEVER }),
             request: AtomicU64::new(NEVER),
             unread: AtomicBool::new(false),
+            unframed: AtomicBool::new(false),
         })
     }
 
@@ -96,6 +98,16 @@ impl Activity {
     /// Notes that a request's body was dropped before its end.
     pub(crate) fn left_unread(&self) {
         self.unread.store(self.serial, Relaxed);
+    }
+
+    /// Notes whether an answer is under way whose end is the connection's.
+    pub(crate) fn set_unframed(&self, unframed: bool) {
+        self.unframed.store(unframed, Relaxed);
+    }
+
+    /// Whether the connection's end would be taken for the end of an answer that is not whole.
+    pub(crate) fn is_unframed(&self) -> bool {
+        self.unframed.load(Relaxed)
     }
 
     /// Notes that our side is closed: bytes that come from now on begin no request.

@@ -10,9 +10,7 @@ pub(crate) struct HeaderLines(Vec<u8>);
 /// An answer's body that may have brought header lines with it.
 pub(crate) trait BringsLines {
     /// Takes the lines. They go out before the headers of the answer's own.
-    fn take_lines(&mut self) -> HeaderLines {
-        HeaderLines::default()
-    }
+    fn take_lines(&mut self) -> HeaderLines;
 }
 
 impl HeaderLines {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{Http1, Http1Settings};
 use crate::net::activity::Activity;
-use crate::wire::lines::BringsLines;
+use crate::wire::lines::{BringsLines, HeaderLines};
 use crate::wire::request::HeadLimits;
 
 /// A request as the server has read it.
@@ -59,7 +59,11 @@ impl EchoBody {
     }
 }
 
-impl BringsLines for EchoBody {}
+impl BringsLines for EchoBody {
+    fn take_lines(&mut self) -> HeaderLines {
+        HeaderLines::default()
+    }
+}
 
 impl Body for EchoBody {
     type Data = Bytes;

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 
 use super::*;
 use crate::net::upgrade::OnUpgrade;
-use crate::wire::lines::BringsLines;
+use crate::wire::lines::{BringsLines, HeaderLines};
 
 #[test]
 fn no_other_protocol_begins_before_the_request_is_whole() {
@@ -63,7 +63,11 @@ fn what_is_not_read_of_a_client_is_known_when_the_gateway_closes() {
     }
 }
 
-impl<B, F> BringsLines for MapErr<B, F> {}
+impl<B, F> BringsLines for MapErr<B, F> {
+    fn take_lines(&mut self) -> HeaderLines {
+        HeaderLines::default()
+    }
+}
 
 #[test]
 fn a_request_counts_until_its_answer_is_written() {
@@ -100,4 +104,28 @@ fn a_request_counts_until_its_answer_is_written() {
     }
     assert!(connection.poll(cx).is_pending());
     assert_eq!(Arc::strong_count(&flight), 1, "it is written");
+}
+
+#[test]
+fn an_answer_that_ends_with_the_connection_is_unframed_until_it_is_written() {
+    for (path, version, unframed) in
+        [("/stream", "1.0", true), ("/stream", "1.1", false), ("/sized", "1.0", false)]
+    {
+        let (near, mut far) = duplex(1000);
+        let settings = Http1Settings { limits: LIMITS, watches: false };
+        let activity = Activity::new(Instant::now(), true);
+        let serve = |request| answer(request, SeenRequests::default());
+        let mut connection = Http1::new(near, Bytes::new(), settings, Arc::clone(&activity), serve);
+        let cx = &mut Context::from_waker(Waker::noop());
+        let request = format!("GET {path} HTTP/{version}\r\n\r\n");
+        assert!(pin!(far.write_all(request.as_bytes())).poll(cx).is_ready());
+        // The whole answer is there at once, and most of it is not written.
+        assert!(connection.poll(cx).is_pending());
+        assert_eq!(activity.is_unframed(), unframed, "{path} {version}");
+        let mut part = [0; 1000];
+        while let Poll::Ready(Ok(1..)) = pin!(far.read(&mut part)).poll(cx) {
+            let _ = connection.poll(cx);
+        }
+        assert!(!activity.is_unframed(), "{path} {version}");
+    }
 }
