@@ -127,6 +127,13 @@ impl Pool {
         Some((id, endpoints.get(id)?.probe_wake()))
     }
 
+    /// Whether no request is at an endpoint.
+    pub(crate) fn is_idle(&self, address: SocketAddr) -> bool {
+        let endpoints = &self.scheduling.peek().endpoints;
+        let endpoint = endpoints.id(address).and_then(|id| endpoints.get(id));
+        endpoint.is_some_and(|endpoint| endpoint.in_flight() == 0)
+    }
+
     /// Whether a report about an endpoint's KV cache is of use: the policy or the limit learns from it.
     pub(crate) fn wants_cache_report(&self, address: SocketAddr) -> bool {
         let learned = self.settings().limit == InFlightLimit::Learned;

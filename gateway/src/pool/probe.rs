@@ -29,7 +29,7 @@ use crate::pool::Pool;
 use crate::pool::endpoint::{Due, Probe, Probed, SPREAD, Urgency};
 use crate::pool::model_registry::{self, ServedModel};
 
-use connection::{ProbeConnection, ProbeRequest};
+use connection::{Answer, ProbeConnection, ProbeRequest};
 use rounds::Errand;
 pub(crate) use rounds::Rounds;
 
@@ -234,6 +234,12 @@ impl Prober {
         !silent && self.pool.wants_cache_report(self.address)
     }
 
+    /// Whether a list of its models may take the place of a health probe. A server lists them even if its
+    /// engine is dead, so it does not while requests are there.
+    fn lists_for_probe(&self) -> bool {
+        !self.wants_cache_report() && self.pool.is_idle(self.address)
+    }
+
     /// Takes the models that it listed; `None` if it listed none that can be read.
     fn listed(&mut self, models: Option<Vec<ServedModel>>) {
         let again = match models {
@@ -248,7 +254,8 @@ impl Prober {
     }
 
     async fn models(&mut self) -> Option<Vec<ServedModel>> {
-        model_registry::parse(&self.ask(&ProbeRequest::get("/v1/models")).await?)
+        let (status, list) = self.ask(&ProbeRequest::get("/v1/models")).await?;
+        status.is_success().then(|| model_registry::parse(&list))?
     }
 
     /// Whether to read how many requests wait in its engine: that is of use and was not read just now.
@@ -269,28 +276,27 @@ impl Prober {
     /// Reads what it says of its engine.
     async fn report_engine(&mut self, urgency: Urgency) {
         if let Some(_place) = pace::place(urgency).await
-            && let Some(page) = self.ask(&ProbeRequest::get("/metrics")).await
+            && let Some((status, page)) = self.ask(&ProbeRequest::get("/metrics")).await
+            && !status.is_server_error()
         {
-            let report = engine::parse(&page).unwrap_or_default();
-            if report.cache.is_none() {
-                self.unreported = Some(Instant::now());
-            }
+            let report = status.is_success().then(|| engine::parse(&page)).flatten();
+            let report = report.unwrap_or_default();
+            self.unreported = report.cache.is_none().then(Instant::now);
             self.pool.engine_reported(self.address, &report);
         }
     }
 
-    /// The body of its answer, on the kept connection if there is one.
-    async fn ask(&mut self, request: &ProbeRequest) -> Option<Bytes> {
+    /// Its answer, on the kept connection if there is one.
+    async fn ask(&mut self, request: &ProbeRequest) -> Option<Answer> {
         let target = self.target();
         if let Some(kept) = self.kept.take()
-            && let Ok(((_, body), kept)) = kept.ask(&target, request, HEALTH_TIMEOUT).await
+            && let Ok((answer, kept)) = kept.ask(&target, request, HEALTH_TIMEOUT).await
         {
             self.kept = kept;
-            return Some(body);
+            return Some(answer);
         }
         // No connection is kept, or it is closed by now.
-        let (_, body) = target.ask(request, HEALTH_TIMEOUT).await.ok()?;
-        Some(body)
+        target.ask(request, HEALTH_TIMEOUT).await.ok()
     }
 
     fn target(&self) -> Target {
@@ -338,11 +344,7 @@ struct Target {
 
 impl Target {
     /// Sends a request on a connection of its own, and waits for the answer.
-    async fn ask(
-        &self,
-        request: &ProbeRequest,
-        within: Duration,
-    ) -> Result<connection::Answer, ProbeError> {
+    async fn ask(&self, request: &ProbeRequest, within: Duration) -> Result<Answer, ProbeError> {
         let connection = ProbeConnection::open(self.address, within).await?;
         let (answer, _) = connection.ask(self, request, within).await?;
         Ok(answer)

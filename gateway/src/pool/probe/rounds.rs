@@ -360,10 +360,11 @@ impl Visit {
         NextTurn::Leave(Errand::List)
     }
 
-    /// Sends a health probe, or asks for the models instead if a list is due before the next probe.
+    /// Sends a health probe. If the endpoint is idle and a list is due before the next probe, asks for the
+    /// models instead.
     fn probe(&mut self, request: &mut Vec<u8>, now: Instant) -> NextTurn {
         let lists = self.prober.next_list.is_some_and(|list| list < now + IDLE + SPREAD);
-        let question = match lists && !self.prober.wants_cache_report() {
+        let question = match lists && self.prober.lists_for_probe() {
             true => Question::Models { probes: true },
             false => Question::Health,
         };
@@ -395,24 +396,25 @@ impl Visit {
     fn receive(&mut self, buffers: &mut Buffers, now: Instant) -> Option<NextTurn> {
         let (inquiry, connection) = (self.inquiry.as_mut()?, self.connection.as_mut()?);
         let (question, begun) = (inquiry.question, inquiry.begun);
-        let (body, keeps) = match connection.receive(&mut inquiry.reader, &mut buffers.answer) {
-            Ok(None) if now < begun + KEPT_TIMEOUT => return Some(NextTurn::At(now)),
-            Ok(Some(((status, body), keeps)))
-                if question.takes(status) && body.len() <= MAX_ANSWER =>
-            {
-                (body, keeps)
-            }
-            _ => {
-                // A new connection shows why. Bytes that answer no request may have been here.
-                self.connection = None;
-                return Some(NextTurn::Leave(match question {
-                    Question::Health | Question::Models { probes: true } => {
-                        Errand::Probe(Probe::Health, Urgency::Answering, begun)
-                    }
-                    Question::Models { probes: false } => Errand::List,
-                }));
-            }
-        };
+        let ((status, body), keeps) =
+            match connection.receive(&mut inquiry.reader, &mut buffers.answer) {
+                Ok(None) if now < begun + KEPT_TIMEOUT => return Some(NextTurn::At(now)),
+                Ok(Some(((status, body), keeps)))
+                    if question.takes(status) && body.len() <= MAX_ANSWER =>
+                {
+                    ((status, body), keeps)
+                }
+                _ => {
+                    // A new connection shows why. Bytes that answer no request may have been here.
+                    self.connection = None;
+                    return Some(NextTurn::Leave(match question {
+                        Question::Health | Question::Models { probes: true } => {
+                            Errand::Probe(Probe::Health, Urgency::Answering, begun)
+                        }
+                        Question::Models { probes: false } => Errand::List,
+                    }));
+                }
+            };
         self.prober.closed |= inquiry.closed;
         if inquiry.closed || !keeps {
             self.connection = None;
@@ -423,7 +425,7 @@ impl Visit {
                 self.prober.report(Probe::Health, Probed::Answered);
             }
             Question::Models { probes } => {
-                let models = model_registry::parse(&body);
+                let models = status.is_success().then(|| model_registry::parse(&body)).flatten();
                 let listed = models.is_some();
                 self.prober.listed(models);
                 match (probes, listed) {

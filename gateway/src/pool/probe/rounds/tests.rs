@@ -33,6 +33,8 @@ struct ScriptedReplica {
     health: Mutex<Option<&'static str>>,
     /// Whether it lists its models.
     lists: AtomicBool,
+    /// The status with which it does.
+    list_status: Mutex<&'static str>,
     /// Closes connections that are open.
     closes: Notify,
 }
@@ -58,7 +60,8 @@ impl ScriptedReplica {
             self.requests.lock().push((Instant::now(), connection, path.to_owned()));
             let answer = match path {
                 "/v1/models" if self.lists.load(Relaxed) => {
-                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{MODELS}", MODELS.len())
+                    let (status, length) = (*self.list_status.lock(), MODELS.len());
+                    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{MODELS}")
                 }
                 _ => self.health.lock().unwrap_or_default().to_owned(),
             };
@@ -76,6 +79,7 @@ impl RoundsOfOne {
             requests: Mutex::default(),
             health: Mutex::new(Some(OK)),
             lists: AtomicBool::new(true),
+            list_status: Mutex::new("200 OK"),
             closes: Notify::new(),
         });
         let settings = serde_json::json!({"name": "p", "pick": "leastLoad"});
@@ -193,6 +197,36 @@ async fn an_endpoint_that_lists_no_models_is_asked_for_its_health() {
     assert!(asked.iter().all(|(_, connection)| *connection == 0), "{asked:?}");
     *probed.replica.health.lock() = Some("HTTP/1.1 503 \r\ncontent-length: 0\r\n\r\n");
     assert!(probed.until(Health::Ejected).await <= 4 * SECOND + 3 * STEP);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_shows_that_an_endpoint_is_well_only_with_success_and_without_work() {
+    let unwell = Some("HTTP/1.1 503 \r\ncontent-length: 0\r\n\r\n");
+    for (status, within) in [("200 OK", 8 * SECOND), ("503 Gone", 4 * SECOND)] {
+        // In one of these seconds its next list takes the place of a probe.
+        for second in 20..32 {
+            let probed = RoundsOfOne::ready().await;
+            sleep(second * SECOND).await;
+            *probed.replica.list_status.lock() = status;
+            *probed.replica.health.lock() = unwell;
+            let took = probed.until(Health::Ejected).await;
+            assert!(took <= within + 4 * STEP, "{status} after {second} s: {took:?}");
+        }
+    }
+    let probed = RoundsOfOne::ready().await;
+    let mut ticket = crate::pool::tests::ticket(600);
+    let slot = probed.pool.hold(&mut ticket).await.expect("room");
+    probed.requests();
+    sleep(60 * SECOND).await;
+    let asked = probed.requests();
+    let lists = |(at, _, path): &(Instant, usize, String)| (path == "/v1/models").then_some(*at);
+    for listed in asked.iter().filter_map(lists) {
+        let near = |(at, _, path): &(Instant, usize, String)| {
+            path == "/health" && *at + 2 * SECOND >= listed && *at <= listed + 2 * SECOND
+        };
+        assert!(asked.iter().any(near), "a list takes no place while it works: {asked:?}");
+    }
+    drop(slot);
 }
 
 #[tokio::test(start_paused = true)]
