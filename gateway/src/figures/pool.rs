@@ -269,6 +269,8 @@ impl PoolFigures {
         self.events.continued[cause as usize].increment(1);
         self.times.pause.record(all);
         self.times.pause_upstream.record(all.saturating_sub(held));
+        // The figures of the endpoint that it left have changed.
+        self.sums.add(|_| {});
     }
 
     /// Counts a stream that broke and ended with an error.

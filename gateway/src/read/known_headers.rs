@@ -139,8 +139,12 @@ pub(crate) fn is_for_client(name: &[u8]) -> bool {
 pub(crate) fn strip_connection(lines: &mut HeaderLines) {
     let lists = lines.iter().filter(|(name, _)| *name == b"connection");
     let listed = lists.flat_map(|(_, list)| list.split(|byte| *byte == b','));
-    let named: Vec<_> = listed.map(|name| name.trim_ascii().to_ascii_lowercase()).collect();
-    lines.retain(|name| name != b"connection" && !named.iter().any(|named| *named == name));
+    let mut named: Vec<_> = listed.map(|name| name.trim_ascii().to_ascii_lowercase()).collect();
+    // There may be as many as fit into a head.
+    named.sort_unstable();
+    lines.retain(|name| {
+        name != b"connection" && named.binary_search_by(|one| (**one).cmp(name)).is_err()
+    });
 }
 
 /// Removes the headers of an answer that concern one connection only, those that `connection`
