@@ -163,11 +163,14 @@ impl Outlook<'_> {
     /// A time by which it will very probably have started; `None` if that is not known.
     #[must_use]
     pub fn at_most(&self, ahead: impl Into<Ahead>) -> Option<Duration> {
-        let (needed, overtaking) = ahead.into().needed(self.now, false);
+        let ahead = ahead.into();
+        let (needed, overtaking) = ahead.needed(self.now, false);
         // One in ten Poisson processes needs longer.
         let needed = needed + 1.28 * needed.sqrt();
         let supply = self.supply(ENDS, 1, |learned| learned.p90_seconds)?;
-        self.until((needed, overtaking), &Supply { rate: supply.rate * (1.0 - DOUBT), ..supply })
+        let supply = Supply { rate: supply.rate * (1.0 - DOUBT), ..supply };
+        // Those in time that are left at the end of an overload meet more places where a start takes longer.
+        Some(self.until((needed, overtaking), &supply)?.max(self.expected(ahead)?))
     }
 
     /// The time by which a refusal is decided; `None` if too little was learned. Of a request that
@@ -182,10 +185,10 @@ impl Outlook<'_> {
             return None;
         }
         let rate = supply.rate * if held { 1.0 + DOUBT } else { 1.0 };
-        self.until(
-            (needed, overtaking),
-            &Supply { rate, more: self.more_starts.max(supply.more), ..supply },
-        )
+        let supply = Supply { rate, more: self.more_starts.max(supply.more), ..supply };
+        let start = self.until((needed, overtaking), &supply)?;
+        // An overload that ends sooner leaves those in time to be served first, and delays nobody.
+        Some(self.expected(ahead).map_or(start, |expected| start.min(expected)))
     }
 
     /// When the client should come back, if the request, with these others before it, can't start

@@ -277,6 +277,15 @@ fn the_mean_forgets_what_is_long_ago() {
     assert!(time.mean(1).expect("learned") > 8.8);
 }
 
+#[test]
+fn an_overload_that_ends_sooner_delays_no_late_request() {
+    let starts = starts(&[55]);
+    let outlook = Outlook { service: service(7, 32), ..cold(learned(60.0, 80.0, 9), &starts) };
+    let lane = LateLane { in_time: 57, since: Some(s(1000 - 8)), share: 0.685 };
+    let ahead = Ahead::Late { late: 110, lane, hold: s(18) };
+    assert!(outlook.earliest(ahead, true) <= outlook.expected(ahead));
+}
+
 proptest! {
     // More ahead never means earlier, and the three estimates are in their order.
     #[test]
