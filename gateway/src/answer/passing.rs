@@ -56,6 +56,7 @@ impl Passing {
         &mut self.out
     }
 
+    #[inline]
     pub(crate) fn end(mut self) -> Rope {
         if self.run.len() == self.frame.len() {
             self.out.push(self.frame);

@@ -66,6 +66,7 @@ impl ChunkTemplate {
 
     /// The event at the beginning of `bytes`, if it differs from this template in its text and in
     /// as many ids alone. It has the same facts then, but for the places.
+    #[inline]
     pub(crate) fn matches(&self, bytes: &[u8]) -> Option<Match> {
         if !bytes.starts_with(&self.before) {
             return None;
@@ -98,6 +99,7 @@ impl ChunkTemplate {
 }
 
 /// The length of `count` numbers with commas between them at the beginning of `bytes`.
+#[inline]
 fn ids_length(bytes: &[u8], count: u64) -> Option<usize> {
     let (mut left, mut digits) = (count, false);
     for (at, byte) in bytes.iter().enumerate() {

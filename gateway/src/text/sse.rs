@@ -53,6 +53,7 @@ impl Splitter {
     ///
     /// # Errors
     /// The event is too long.
+    #[inline]
     pub(crate) fn next(&mut self, bytes: &mut Bytes) -> Result<Option<Bytes>, TooLong> {
         let end = self.event_end(bytes);
         if self.partial.len() + end.unwrap_or(bytes.len()) > self.limit {
