@@ -169,7 +169,7 @@ impl Outlook<'_> {
         let needed = needed + 1.28 * needed.sqrt();
         let supply = self.supply(ENDS, 1, |learned| learned.p90_seconds)?;
         let supply = Supply { rate: supply.rate * (1.0 - DOUBT), ..supply };
-        // Those in time that are left at the end of an overload meet more places where a start takes longer.
+        // A start that takes longer makes no request start sooner.
         Some(self.until((needed, overtaking), &supply)?.max(self.expected(ahead)?))
     }
 
@@ -187,7 +187,7 @@ impl Outlook<'_> {
         let rate = supply.rate * if held { 1.0 + DOUBT } else { 1.0 };
         let supply = Supply { rate, more: self.more_starts.max(supply.more), ..supply };
         let start = self.until((needed, overtaking), &supply)?;
-        // An overload that ends sooner leaves those in time to be served first, and delays nobody.
+        // An overload that ends sooner makes no late request start later.
         Some(self.expected(ahead).map_or(start, |expected| start.min(expected)))
     }
 

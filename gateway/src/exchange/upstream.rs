@@ -85,8 +85,8 @@ impl Connection {
         Ok(Box::new(Self { address, host, stream, reused: None, _place: place }))
     }
 
-    /// Sends a request and waits for the response's head, with the headers for the client. A response that begins before the whole
-    /// request is sent is the answer as well.
+    /// Sends a request and waits for the response's head, with the headers for the client. A response
+    /// that begins before the whole request is sent is the answer as well.
     pub(crate) async fn send(
         self: Box<Self>,
         request: &Outgoing<'_>,

@@ -129,7 +129,7 @@ impl Ranking {
     }
 }
 
-/// A hasher for endpoints' numbers, which nobody chooses.
+/// A hasher for endpoints' numbers, which no client can choose.
 #[derive(Debug, Default)]
 struct NumberHasher(u64);
 
