@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn lines_go_to_the_client_without_those_that_concern_the_connection() {
         let text = b"HTTP/1.1 200 OK\r\nServer: uvicorn\r\nX-Private: 1\r\nX-Other: 2\r\n\
-            keep-alive: timeout=5\r\nConnection: close, X-Private\r\nconnection:\tx-second\r\n\
+            keep-alive: timeout=5\r\nConnection: X-Private, close\r\nconnection:\tx-second\r\n\
             x-second: 1\r\ncontent-length: 0\r\ntransfer: x\r\nx-request-id: 7\r\n\
             x-forebay-endpoint: 10.0.0.1:1\r\naccess-control-allow-origin: *\r\n\
             server-timing: a\r\nx-second: 2\r\ndate: now\r\n\r\n";
