@@ -139,7 +139,9 @@ fn requests_wait_while_no_file_can_be_opened_and_the_replica_stays_ready() {
     eventually("the replica is ready", || forebay.metric(ready) == Some(1.0));
     let mut client = connect(forebay.address);
     eventually("the connection is accepted", || forebay.metric("forebay_connections") == Some(1.0));
+    // A connection of an operator that is accepted too.
     let operator = connect(forebay.admin);
+    assert_eq!(shortages(&operator), 0.0);
     // Fewer files than are open, so that no further one can be opened.
     limit(forebay.pid(), 8);
     client.write_all(&chat(false, 1)).expect("sent");
