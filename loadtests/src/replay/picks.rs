@@ -11,10 +11,11 @@ use super::scenario::Scenario;
 use super::trace::Trace;
 use super::world::{Model, Run};
 
-/// The range in which the most load is searched, in multiples of the trace's own.
-const SPEEDS: (f64, f64) = (1.0 / 8.0, 8.0);
-/// The steps of that search. Each halves the range of the logarithm, so the result is known to 1 %.
-const STEPS: u32 = 9;
+/// How often the load is halved or doubled in the search for the most load.
+const DOUBLINGS: i32 = 3;
+/// The steps of that search between a load and twice the load. Each halves the range of the logarithm, so
+/// the result is known to 1 %.
+const STEPS: u32 = 7;
 
 /// The results of all policies on one load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,8 +46,8 @@ pub(crate) struct PickReport {
     pub(crate) tokens_per_second: f64,
     /// Share of all requests with a first token within the objective.
     pub(crate) share_within: f64,
-    /// The largest multiple of the load of which the objective's share is within it; `null` if there
-    /// is none from an eighth on.
+    /// The largest multiple of the load, up to eight, of which the objective's share is within it; `null` if
+    /// neither the load nor a half, a quarter or an eighth of it is.
     pub(crate) most_load: Option<f64>,
 }
 
@@ -84,12 +85,15 @@ pub(crate) fn compare(
     let report = |pick: &Pick| {
         let model = Model { pick: *pick, ..scenario.model.clone() };
         let play = |trace: &Trace| play(trace, &model, &mut Schedule::fixed(replicas));
-        let keeps = |speed: f64| {
-            let Ok(trace) = trace.clone().faster(speed) else { return false };
-            let run = play(&trace);
+        let keeps = |trace: &Trace, run: &Run| {
             within(&run.outcomes, &trace.requests, model.objective) >= scenario.share
         };
-        PickReport::new(*pick, trace, &model, &play(trace), most_load(keeps))
+        let run = play(trace);
+        let most_load = most_load(keeps(trace, &run), |speed| {
+            let Ok(trace) = trace.clone().faster(speed) else { return false };
+            keeps(&trace, &play(&trace))
+        });
+        PickReport::new(*pick, trace, &model, &run, most_load)
     };
     PickResults {
         pool: scenario.pool.name.clone(),
@@ -103,11 +107,18 @@ pub(crate) fn compare(
     }
 }
 
-/// The largest speed that is kept, by halving.
-fn most_load(keeps: impl Fn(f64) -> bool) -> Option<f64> {
-    let (mut least, mut most) = SPEEDS;
-    if !keeps(least) {
-        return None;
+/// The largest speed that is kept: from the load itself upwards if that is `kept`, else downwards. A policy
+/// that gathers requests while endpoints are idle may not keep a smaller load than one that it keeps.
+fn most_load(kept: bool, keeps: impl Fn(f64) -> bool) -> Option<f64> {
+    let speed = |doublings: i32| f64::from(doublings).exp2();
+    let doublings = if kept {
+        (1..=DOUBLINGS).find(|up| !keeps(speed(*up))).map_or(DOUBLINGS, |above| above - 1)
+    } else {
+        -(1..=DOUBLINGS).find(|down| keeps(speed(-down)))?
+    };
+    let (mut least, mut most) = (speed(doublings), speed(doublings + 1));
+    if doublings == DOUBLINGS {
+        return Some(least);
     }
     for _ in 0..STEPS {
         let middle = (least * most).sqrt();
@@ -197,12 +208,23 @@ mod tests {
 
     #[test]
     fn the_most_load_is_the_last_one_that_is_kept() {
-        let kept = |most: f64| most_load(move |speed| speed <= most).expect("some");
-        for most in [0.2, 1.0, 3.3, 20.0] {
-            let found = kept(most);
-            assert!(found <= most && (found >= most / 1.01 || found > 7.9), "{most}: {found}");
+        let kept = |least: f64, most: f64| {
+            let keeps = |speed: f64| (least..=most).contains(&speed);
+            most_load(keeps(1.0), keeps)
+        };
+        for most in [0.2, 0.5, 1.0, 3.3, 7.9] {
+            let found = kept(0.0, most).expect("some");
+            assert!(found <= most && found >= most / 1.01, "{most}: {found}");
         }
-        assert_eq!(most_load(|_| false), None);
+        assert_eq!(kept(0.0, 20.0), Some(8.0), "the most that is tried");
+        assert_eq!(kept(9.0, 20.0), None);
+    }
+
+    #[test]
+    fn the_most_load_is_found_where_a_smaller_one_is_not_kept() {
+        let keeps = |speed: f64| (0.9..=1.4).contains(&speed);
+        let found = most_load(true, keeps).expect("some");
+        assert!((1.38..=1.4).contains(&found), "{found}");
     }
 
     #[test]
