@@ -70,14 +70,15 @@ fn times(rounds: u64, mut work: impl FnMut()) -> (f64, f64) {
 fn serving(policy: Pick, endpoints: u32, rounds: u64) -> (f64, f64) {
     let (mut candidates, mut picker) = (Candidates::default(), Picker::new(policy, 1));
     for number in 0..endpoints {
-        candidates.add(Candidate {
-            address: SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number), 8000)),
+        let address = SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number), 8000));
+        let candidate = Candidate {
             process: u64::from(number),
             ready: true,
             room: 100,
             in_flight: number * 7 % 13,
             suspect: false,
-        });
+        };
+        candidates.add(address, candidate);
     }
     picker.set_policy(policy, &mut candidates);
     let runs = (0..rounds).map(|round| {

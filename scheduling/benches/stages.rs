@@ -24,14 +24,15 @@ const PICKS: u32 = 100;
 fn pool(endpoints: u32) -> Candidates {
     let mut candidates = Candidates::default();
     for number in 0..endpoints {
-        candidates.add(Candidate {
-            address: SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number), 8000)),
+        let address = SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number), 8000));
+        let candidate = Candidate {
             process: u64::from(number),
             ready: true,
             room: 100,
             in_flight: number * 7 % 13,
             suspect: false,
-        });
+        };
+        candidates.add(address, candidate);
     }
     candidates
 }

@@ -16,7 +16,6 @@
 //!
 //! Pure: callers pass `now`. The probes are in `probe.rs`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -394,9 +393,8 @@ impl Endpoint {
     }
 
     /// This endpoint as a pick policy sees it.
-    pub(crate) fn candidate(&self, address: SocketAddr, now: Instant) -> Candidate {
+    pub(crate) fn candidate(&self, now: Instant) -> Candidate {
         Candidate {
-            address,
             process: self.process().id(),
             ready: self.is_ready(),
             room: self.room(now),

@@ -95,7 +95,7 @@ impl EndpointSet {
         if let Some(limit) = self.learned {
             endpoint.expect_limit(limit);
         }
-        let id = self.candidates.add(endpoint.candidate(address, now));
+        let id = self.candidates.add(address, endpoint.candidate(now));
         endpoint.report_to(&self.awakened, id, now);
         self.ids.insert(address, id);
         if self.tracked.len() <= id.number() {
@@ -209,9 +209,9 @@ impl EndpointSet {
     /// Brings up to date what is kept of an endpoint. `given`: it has just been given a request.
     fn update(&mut self, id: EndpointId, now: Instant, given: bool) {
         let Some(Some(tracked)) = self.tracked.get_mut(id.number()) else { return };
-        let Tracked { address, endpoint, due, starting, places, .. } = tracked;
+        let Tracked { endpoint, due, starting, places, .. } = tracked;
         endpoint.note_draining(now);
-        let mut candidate = endpoint.candidate(*address, now);
+        let mut candidate = endpoint.candidate(now);
         candidate.suspect = candidate.suspect && endpoint.watch_silence(now);
         if let Some(next) = endpoint.changes_at(now)
             && due.is_none_or(|due| next < due)

@@ -1,7 +1,5 @@
 //! One endpoint of a pool, as policies see it.
 
-use std::net::SocketAddr;
-
 use crate::models::ListId;
 
 /// The number of an endpoint among its pool's candidates. It is used again once the endpoint is
@@ -12,8 +10,6 @@ pub struct EndpointId(u32);
 /// One endpoint as a policy sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its address.
-    pub address: SocketAddr,
     /// The number of its process. A process that began later has a larger one.
     pub process: u64,
     /// Whether it takes requests at all, even if it is full now.
@@ -26,8 +22,10 @@ pub struct Candidate {
     pub suspect: bool,
 }
 
-/// An endpoint, with what orders it.
+/// An endpoint, with what orders it: in one cache line, since the picks of a large pool find few of them in
+/// the cache.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct Seat {
     pub(super) candidate: Candidate,
     pub(super) list: ListId,

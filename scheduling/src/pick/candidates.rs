@@ -8,6 +8,7 @@
 //! A policy that needs another index of endpoints has it here: the ring for consistent hashing.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use super::candidate::{Candidate, EndpointId, Seat};
 use super::load_order::LoadOrder;
@@ -19,6 +20,8 @@ use crate::models::ModelIndex;
 pub struct Candidates {
     /// By number; `None` where the endpoint is removed.
     seats: Vec<Option<Seat>>,
+    /// By number too: the places on the ring are theirs.
+    addresses: Vec<SocketAddr>,
     /// Numbers of removed endpoints.
     free: Vec<EndpointId>,
     /// The order of all endpoints.
@@ -39,16 +42,18 @@ pub struct Candidates {
 
 impl Candidates {
     /// Adds an endpoint, which has listed no models yet.
-    pub fn add(&mut self, candidate: Candidate) -> EndpointId {
+    pub fn add(&mut self, address: SocketAddr, candidate: Candidate) -> EndpointId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.seats.push(None);
+            self.addresses.push(address);
             EndpointId::at(self.seats.len() - 1)
         });
+        self.addresses[id.number()] = address;
         let list = self.models.join();
         self.split_or_join();
         self.place(id, None, Some(Seat { candidate, list, turn: 0 }));
         if let Some(ring) = &mut self.ring {
-            ring.add(id, candidate.address);
+            ring.add(id, address);
         }
         id
     }
@@ -58,7 +63,7 @@ impl Candidates {
         let Some(seat) = self.seats[id.number()] else { return };
         self.place(id, Some(seat), None);
         if let Some(ring) = &mut self.ring {
-            ring.remove(id, seat.candidate.address);
+            ring.remove(id, self.addresses[id.number()]);
         }
         self.free.push(id);
         self.models.leave(seat.list);
@@ -163,9 +168,7 @@ impl Candidates {
         } else if self.ring.is_none() {
             let mut ring = Ring::default();
             for (_, id) in &self.processes {
-                if let Some(seat) = &self.seats[id.number()] {
-                    ring.add(*id, seat.candidate.address);
-                }
+                ring.add(*id, self.addresses[id.number()]);
             }
             self.ring = Some(ring);
         }

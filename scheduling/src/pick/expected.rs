@@ -14,10 +14,10 @@
 //! are the prompts that were given to it and have no first token yet. A plain answer shows no first
 //! token; its prompt counts for the time that was expected of it.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::candidate::{Candidate, EndpointId};
+use super::work_queue::{Seconds, Waiting, WorkQueue};
 
 /// The part that a measurement keeps when the next one comes.
 const KEPT: f64 = 0.98;
@@ -34,12 +34,6 @@ const UNITS: [f64; 3] = [1.0, 10_000.0, 10.0];
 const FIT_EVERY: u32 = 16;
 /// The steps of one fit. It goes on from the weights of the one before.
 const DESCENTS: u32 = 8;
-/// The weight of an endpoint's newest measurement in its slowness.
-const NEWEST: f64 = 0.1;
-/// The seconds that an endpoint is taken to have needed as expected at the beginning.
-const UNKNOWN: f64 = 1e-4;
-/// How slow or fast an endpoint can be taken for.
-const SLOWNESS: (f64, f64) = (0.1, 16.0);
 /// At the beginning, the seconds that each request in flight adds to a token, and the tokens of an
 /// answer: those of Llama 3.1 8B on an H100, and of a chat.
 const FIRST_SLOPE: f64 = 60e-6;
@@ -48,12 +42,6 @@ const FIRST_TOKENS: f64 = 150.0;
 /// as the one at the beginning; and the steepest that is believed.
 const SPREAD: f64 = 1000.0;
 const MOST_SLOPE: f64 = 0.01;
-/// The time after which an endpoint's slowness counts a half.
-const FORGETS: f64 = 30.0;
-
-/// A moment, by the clock of all [`Duration`]s here.
-type Seconds = f64;
-
 /// The times that a pool's endpoints have been seen to take.
 #[derive(Debug)]
 pub(super) struct Expected {
@@ -88,36 +76,6 @@ struct Decoding {
     tokens: f64,
 }
 
-/// The prompts that an endpoint has still to work on.
-#[derive(Debug, Default)]
-struct WorkQueue {
-    process: u64,
-    waiting: VecDeque<Waiting>,
-    /// The sum of their bytes.
-    bytes: u64,
-    /// How many times as long as expected a first token takes, and a later one.
-    first: Slowness,
-    later: Slowness,
-}
-
-/// How many times as long as the pool's endpoints on the whole one of them takes: by sums that
-/// forget, so that a few short times that came much later than expected don't count for much.
-#[derive(Clone, Copy, Debug)]
-struct Slowness {
-    seconds: f64,
-    expected: f64,
-    /// When that was measured.
-    at: Seconds,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    number: u64,
-    bytes: u64,
-    /// When it is taken to be worked on; never, if its first token will be seen.
-    until: Seconds,
-}
-
 /// A request that an endpoint works on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Work {
@@ -135,28 +93,6 @@ pub(super) struct SharedTerms {
     answer: f64,
     /// That a request which decodes beside it adds to its answer.
     each_beside: f64,
-}
-
-impl Default for Slowness {
-    fn default() -> Self {
-        Self { seconds: 0.0, expected: 0.0, at: 0.0 }
-    }
-}
-
-impl Slowness {
-    /// It as it is now: without news it is forgotten.
-    fn at(&self, now: Seconds) -> f64 {
-        let idle = (now - self.at).max(0.0);
-        let times = (self.seconds + UNKNOWN) / (self.expected + UNKNOWN);
-        1.0 + (times.clamp(SLOWNESS.0, SLOWNESS.1) - 1.0) / (1.0 + idle / FORGETS)
-    }
-
-    fn add(&mut self, seconds: f64, expected: f64, now: Seconds) {
-        let idle = (now - self.at).max(0.0);
-        let kept = (1.0 - NEWEST) / (1.0 + idle / FORGETS);
-        let (seconds, expected) = (seconds + self.seconds * kept, expected + self.expected * kept);
-        *self = Self { seconds, expected, at: now };
-    }
 }
 
 impl Default for Expected {
@@ -268,31 +204,6 @@ impl Decoding {
     }
 }
 
-impl WorkQueue {
-    /// The bytes that it has still to work on.
-    fn bytes(&mut self, now: Seconds) -> u64 {
-        while let Some(first) = self.waiting.front()
-            && first.until <= now
-        {
-            self.bytes -= first.bytes;
-            self.waiting.pop_front();
-        }
-        self.bytes
-    }
-
-    fn remove(&mut self, number: u64) {
-        // Mostly it is the one that came first.
-        let removed = match self.waiting.front() {
-            Some(first) if first.number == number => self.waiting.pop_front(),
-            _ => {
-                let at = self.waiting.binary_search_by_key(&number, |waiting| waiting.number);
-                at.ok().and_then(|at| self.waiting.remove(at))
-            }
-        };
-        self.bytes -= removed.map_or(0, |waiting| waiting.bytes);
-    }
-}
-
 impl Expected {
     /// The part that is the same at all endpoints now.
     pub(super) fn shared(&self, now: Duration) -> SharedTerms {
@@ -315,10 +226,10 @@ impl Expected {
         let mut ahead = (0, 0);
         let mut slowness = (1.0, 1.0);
         if let Some(queue) = self.queues.get_mut(id.number())
-            && queue.process == candidate.process
+            && queue.process() == candidate.process
         {
-            ahead = (queue.bytes(shared.now), queue.waiting.len() as u32);
-            slowness = (queue.first.at(shared.now), queue.later.at(shared.now));
+            ahead = queue.ahead(shared.now);
+            slowness = queue.slowness(shared.now);
         }
         let first = self.predict(&terms(ahead.0 + bytes, candidate.in_flight));
         let mut beside = f64::from(candidate.in_flight.saturating_sub(ahead.1));
@@ -333,10 +244,7 @@ impl Expected {
     /// one, and a later one.
     pub(super) fn slowness(&self, id: EndpointId, process: u64, now: Duration) -> (f64, f64) {
         match self.queues.get(id.number()) {
-            Some(queue) if queue.process == process => {
-                let now = now.as_secs_f64();
-                (queue.first.at(now), queue.later.at(now))
-            }
+            Some(queue) if queue.process() == process => queue.slowness(now.as_secs_f64()),
             _ => (1.0, 1.0),
         }
     }
@@ -362,27 +270,25 @@ impl Expected {
     ) -> Work {
         let (others, now) = (candidate.in_flight.saturating_sub(1), now.as_secs_f64());
         let queue = self.queue(id, candidate.process);
-        let (ahead, slowness) = (queue.bytes(now), queue.first.at(now));
-        let decoding = f64::from(others.saturating_sub(queue.waiting.len() as u32));
+        let ((ahead, waiting), (slowness, _)) = (queue.ahead(now), queue.slowness(now));
+        let decoding = f64::from(others.saturating_sub(waiting));
         let terms = terms(ahead + bytes, others);
         let seconds = (slowness * self.predict(&terms)).min(600.0);
         let until = if streamed { Seconds::INFINITY } else { now + seconds };
         self.given += 1;
         let number = self.given;
-        let queue = self.queue(id, candidate.process);
-        queue.waiting.push_back(Waiting { number, bytes, until });
-        queue.bytes += bytes;
+        self.queue(id, candidate.process).add(Waiting { number, bytes, until });
         Work { number, terms, decoding }
     }
 
     fn queue(&mut self, id: EndpointId, process: u64) -> &mut WorkQueue {
         let at = id.number();
         if self.queues.len() <= at {
-            self.queues.resize_with(at + 1, WorkQueue::default);
+            self.queues.resize_with(at + 1, || WorkQueue::of(0));
         }
         let queue = &mut self.queues[at];
-        if queue.process < process {
-            *queue = WorkQueue { process, ..WorkQueue::default() };
+        if queue.process() < process {
+            *queue = WorkQueue::of(process);
         }
         queue
     }
@@ -398,8 +304,8 @@ impl Expected {
         self.left((id, process), work);
         let predicted = self.predict(&work.terms);
         let queue = self.queue(id, process);
-        if queue.process == process {
-            queue.first.add(seconds, predicted, now.as_secs_f64());
+        if queue.process() == process {
+            queue.note_first(seconds, predicted, now.as_secs_f64());
         }
         self.fit.add(work.terms, seconds);
         if self.fit.since >= FIT_EVERY {
@@ -422,15 +328,15 @@ impl Expected {
         self.decoding.add(work.decoding, seconds, tokens as f64);
         let expected = self.decoding.token(work.decoding);
         let queue = self.queue(id, process);
-        if queue.process == process {
-            queue.later.add(seconds, expected, now.as_secs_f64());
+        if queue.process() == process {
+            queue.note_later(seconds, expected, now.as_secs_f64());
         }
     }
 
     /// Takes that an endpoint has no more work with the prompt of a request.
     pub(super) fn left(&mut self, (id, process): (EndpointId, u64), work: &Work) {
         if let Some(queue) = self.queues.get_mut(id.number())
-            && queue.process == process
+            && queue.process() == process
         {
             queue.remove(work.number);
         }

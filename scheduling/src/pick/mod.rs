@@ -28,6 +28,7 @@ mod requirements;
 mod ring;
 mod round_robin;
 mod suitable;
+mod work_queue;
 
 pub use candidate::{Candidate, EndpointId};
 pub use candidates::Candidates;

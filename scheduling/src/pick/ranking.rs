@@ -19,7 +19,7 @@ pub(super) struct Ranking {
     /// second half has the places. [`Rank::NONE`] where no endpoint is.
     nodes: Vec<Rank>,
     count: usize,
-    places: HashMap<EndpointId, usize, BuildHasherDefault<NumberHasher>>,
+    places: HashMap<EndpointId, u32, BuildHasherDefault<NumberHasher>>,
 }
 
 impl Ranking {
@@ -72,7 +72,7 @@ impl Ranking {
         if self.count == self.half() {
             self.grow();
         }
-        self.places.insert(rank.id(), self.count);
+        self.places.insert(rank.id(), self.count as u32);
         self.count += 1;
         self.set(self.count - 1, rank);
     }
@@ -83,16 +83,16 @@ impl Ranking {
         self.count -= 1;
         let last = self.nodes[self.half() + self.count];
         self.set(self.count, Rank::NONE);
-        if place < self.count {
+        if (place as usize) < self.count {
             self.places.insert(last.id(), place);
-            self.set(place, last);
+            self.set(place as usize, last);
         }
     }
 
     /// Replaces an endpoint's rank.
     pub(super) fn change(&mut self, rank: Rank) {
         if let Some(place) = self.places.get(&rank.id()) {
-            self.set(*place, rank);
+            self.set(*place as usize, rank);
         }
     }
 

@@ -9,15 +9,18 @@ use proptest::prelude::*;
 use super::*;
 use crate::prompt::Prompt;
 
+/// An endpoint at this port of the loopback address.
+pub(super) fn add(candidates: &mut Candidates, candidate: Candidate) -> EndpointId {
+    candidates.add(SocketAddr::from(([127, 0, 0, 1], port_of(&candidate))), candidate)
+}
+
+/// The port of an endpoint that is added: the number of its first process.
+fn port_of(candidate: &Candidate) -> u16 {
+    u16::try_from(candidate.process).expect("it is a port")
+}
+
 pub(super) fn candidate(port: u16) -> Candidate {
-    Candidate {
-        address: SocketAddr::from(([127, 0, 0, 1], port)),
-        process: port.into(),
-        ready: true,
-        room: 4,
-        in_flight: 0,
-        suspect: false,
-    }
+    Candidate { process: port.into(), ready: true, room: 4, in_flight: 0, suspect: false }
 }
 
 /// A pool whose endpoints are named by their ports.
@@ -38,12 +41,16 @@ impl Pool {
     }
 
     pub(super) fn add(&mut self, candidate: Candidate) {
-        self.ids.push(self.candidates.add(candidate));
-        self.ports.push(candidate.address.port());
+        self.ids.push(add(&mut self.candidates, candidate));
+        self.ports.push(port_of(&candidate));
     }
 
     pub(super) fn id(&self, port: u16) -> EndpointId {
         self.ids[self.ports.iter().position(|known| *known == port).expect("it was added")]
+    }
+
+    fn port(&self, id: EndpointId) -> u16 {
+        self.ports[self.ids.iter().rposition(|known| *known == id).expect("it was added")]
     }
 
     pub(super) fn remove(&mut self, port: u16) {
@@ -66,7 +73,8 @@ impl Pool {
 
     /// The endpoint that a request would get at the beginning.
     pub(super) fn pick(&mut self, request: &Requirements) -> Option<u16> {
-        Some(self.choose(request, Duration::ZERO)?.1.address.port())
+        let id = self.choose(request, Duration::ZERO)?.0.id;
+        Some(self.port(id))
     }
 
     /// The endpoints of requests that end before the next ones begin.
@@ -74,7 +82,7 @@ impl Pool {
         let picks = std::iter::from_fn(|| {
             let (choice, candidate) = self.choose(request, Duration::ZERO)?;
             self.candidates.given(choice.id, candidate);
-            Some(candidate.address.port())
+            Some(self.port(choice.id))
         });
         picks.take(count).collect()
     }
@@ -94,7 +102,7 @@ impl Pool {
         let in_flight = candidate.in_flight + 1;
         self.candidates.given(choice.id, Candidate { in_flight, ..candidate });
         let given = self.picker.given(&self.candidates, choice, request, now);
-        (candidate.address.port(), given)
+        (self.port(choice.id), given)
     }
 
     /// Ends a request that the policy learns nothing from.
@@ -202,11 +210,11 @@ pub(super) fn prompted(prompt: Prompt) -> Requirements {
     Requirements { prompt: Some(Arc::new(prompt)), ..Requirements::default() }
 }
 
-/// The ports of the suitable endpoints. `models`: an endpoint's port, a name that it lists, and
+/// The first processes of the suitable endpoints. `models`: an endpoint's port, a name that it lists, and
 /// whether that is a base model.
 fn suitable(all: &[Candidate], models: &[(u16, &str, bool)], request: &Requirements) -> Vec<u16> {
     let mut candidates = Candidates::default();
-    let ids: Vec<_> = all.iter().map(|one| (candidates.add(*one), one.address.port())).collect();
+    let ids: Vec<_> = all.iter().map(|one| (add(&mut candidates, *one), port_of(one))).collect();
     for (id, port) in &ids {
         let mut listed = models.iter().filter(|(of, ..)| of == port).peekable();
         if listed.peek().is_some() {
@@ -233,8 +241,8 @@ fn an_endpoint_that_failed_the_request_or_may_hang_is_the_last_resort() {
 fn a_request_that_lost_a_replica_gets_a_process_that_began_since_if_one_has_room() {
     let (old, new) = (candidate(1), Candidate { in_flight: 3, process: 9, ..candidate(2) });
     let lost = Requirements { began_after: Some(8), ..Requirements::default() };
-    assert_eq!(suitable(&[old, new], &[], &lost), [2], "for every policy");
-    assert_eq!(suitable(&[old, new], &[], &Requirements::default()), [1, 2]);
+    assert_eq!(suitable(&[old, new], &[], &lost), [9], "for every policy");
+    assert_eq!(suitable(&[old, new], &[], &Requirements::default()), [1, 9]);
     assert_eq!(suitable(&[old], &[], &lost), [1], "an old one is better than none");
     let full = Candidate { room: 0, ..new };
     assert_eq!(suitable(&[old, full], &[], &lost), [1], "and so while the new one is full");
@@ -247,7 +255,7 @@ fn an_endpoint_that_refused_the_request_never_gets_it_again() {
     let refused = Requirements { refused: [1].into(), ..Requirements::default() };
     assert_eq!(suitable(&[candidate(1)], &[], &refused), [0; 0]);
     let mut candidates = Candidates::default();
-    candidates.add(candidate(1));
+    add(&mut candidates, candidate(1));
     assert!(!Suitable::of(&candidates, &refused).could_serve());
     assert!(Suitable::of(&candidates, &Requirements::default()).could_serve());
 }
@@ -347,7 +355,6 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
         room: if ready { room } else { 0 },
         in_flight,
         suspect,
-        ..candidate(1)
     })
 }
 
@@ -386,7 +393,7 @@ fn change(candidates: &mut Candidates, all: &mut Vec<Reference>, given: &mut u64
     let at = |at: usize| (count > 0).then(|| at % count);
     match change {
         Change::Add(candidate) => {
-            let id = candidates.add(candidate);
+            let id = add(candidates, candidate);
             all.push(Reference { id, candidate, listed: None, turn: 0 });
         }
         Change::Remove(one) => {

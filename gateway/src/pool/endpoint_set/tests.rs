@@ -177,7 +177,7 @@ proptest! {
                 .map(|(name, id, endpoint)| {
                     let address = name.parse().expect("an address");
                     assert_eq!(set.id(address), Some(id));
-                    (set.candidates().get(id).copied(), endpoint.candidate(address, now))
+                    (set.candidates().get(id).copied(), endpoint.candidate(now))
                 })
                 .collect();
             for (kept, found) in &walk {

@@ -1,10 +1,10 @@
 //! The replicas: requested, started phase by phase, drained, stopped; and their cost.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use forebay_config::Pick;
-use forebay_scheduling::pick::{CacheReport, Candidate, Candidates, EndpointId, Picker};
+use forebay_scheduling::pick::{CacheReport, Candidate, Candidates, Choice, EndpointId, Picker};
 use forebay_scheduling::room::{EndpointSums, LimitRule, Room};
 
 use super::{Event, Hold, Integral, World};
@@ -147,19 +147,16 @@ impl Fleet {
             |sum, one| PromptTokens { all: sum.all + one.all, cached: sum.cached + one.cached },
         )
     }
+
+    /// The replica that the pick policy has chosen. Its process has its number.
+    pub(super) fn chosen(&self, choice: Choice) -> Option<u32> {
+        Some(self.candidates.get(choice.id)?.process as u32)
+    }
 }
 
 /// The address of a replica: its id.
 pub(super) fn address(id: u32) -> SocketAddr {
     (Ipv4Addr::from_bits(id), 8000).into()
-}
-
-/// The id of the replica at this address.
-pub(super) fn id_at(address: SocketAddr) -> Option<u32> {
-    match address.ip() {
-        IpAddr::V4(ip) => Some(ip.to_bits()),
-        IpAddr::V6(_) => None,
-    }
 }
 
 impl World<'_> {
@@ -172,7 +169,6 @@ impl World<'_> {
         };
         let ready = replica.is_ready();
         Candidate {
-            address: address(id),
             process: id.into(),
             ready,
             room: if ready { room } else { 0 },
@@ -317,14 +313,9 @@ impl World<'_> {
             end += (phase as f64 * factor).round() as Us;
             end
         });
-        let seat = self.fleet.candidates.add(Candidate {
-            address: address(id),
-            process: id.into(),
-            ready: false,
-            room: 0,
-            in_flight: 0,
-            suspect: false,
-        });
+        let candidate =
+            Candidate { process: id.into(), ready: false, room: 0, in_flight: 0, suspect: false };
+        let seat = self.fleet.candidates.add(address(id), candidate);
         let mut room = Room::new(self.limit_rule(), Duration::from_micros(self.now));
         if !self.rules.measures_room {
             room.skip_slow_start();

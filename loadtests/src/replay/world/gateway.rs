@@ -12,7 +12,6 @@ use forebay_scheduling::prompt::Prompt;
 use forebay_scheduling::queue::Entry;
 use rand::Rng;
 
-use super::fleet::id_at;
 use super::{Event, Model, Place, ReplayProgress, World};
 use crate::replay::replica::{KV_BLOCK, Sequence, TokenEvent};
 use crate::replay::trace::{Request, Us};
@@ -101,8 +100,7 @@ impl World<'_> {
             return;
         }
         while let Some((request, choice)) = self.pop_releasable() {
-            let Some(candidate) = self.fleet.candidates.get(choice.id) else { break };
-            let Some(replica) = id_at(candidate.address) else { break };
+            let Some(replica) = self.fleet.chosen(choice) else { break };
             let prompt = self.progress.prompts.remove(&request);
             self.give(request, replica);
             let now = Duration::from_micros(self.now);

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fleet::id_at;
 use super::gateway::requirements;
 use super::{Event, World};
 
@@ -59,8 +58,7 @@ impl World<'_> {
         let Some(choice) = fleet.picker.pick(&fleet.candidates, &requirements, now) else {
             return false;
         };
-        let address = fleet.candidates.get(choice.id).map(|candidate| candidate.address);
-        let Some(to) = address.and_then(id_at) else { return false };
+        let Some(to) = fleet.chosen(choice) else { return false };
         let old = &mut fleet.replicas[from as usize];
         let Some((sequence, generated)) = old.batch.take(request, self.now) else { return false };
         old.generated += u64::from(generated);

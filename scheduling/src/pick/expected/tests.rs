@@ -1,5 +1,5 @@
 use super::super::Candidates;
-use super::super::tests::candidate;
+use super::super::tests::{add, candidate};
 use super::*;
 
 fn at(millis: u64) -> Duration {
@@ -20,7 +20,7 @@ fn expects(
 /// Two endpoints.
 fn two() -> [(EndpointId, Candidate); 2] {
     let mut candidates = Candidates::default();
-    [1, 2].map(|port| (candidates.add(candidate(port)), candidate(port)))
+    [1, 2].map(|port| (add(&mut candidates, candidate(port)), candidate(port)))
 }
 
 #[test]
