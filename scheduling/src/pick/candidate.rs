@@ -34,6 +34,8 @@ pub(super) struct Seat {
     pub(super) turn: u64,
 }
 
+const _: () = assert!(size_of::<Option<Seat>>() == align_of::<Seat>());
+
 /// An endpoint's place in an order: its requests in flight, its turn, its number. They are one number
 /// here, so that two are compared at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,6 +4,7 @@
 //! fields that it reads are in one cache line.
 
 use std::collections::VecDeque;
+use std::mem::offset_of;
 
 /// The weight of an endpoint's newest measurement in its slowness.
 const NEWEST: f64 = 0.1;
@@ -35,6 +36,8 @@ pub(super) struct WorkQueue {
     first_sums: TimeSums,
     later_sums: TimeSums,
 }
+
+const _: () = assert!(offset_of!(WorkQueue, waiting) <= align_of::<WorkQueue>());
 
 /// A prompt that an endpoint has still to work on.
 #[derive(Clone, Copy, Debug)]
