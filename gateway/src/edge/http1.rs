@@ -65,8 +65,6 @@ pub(crate) struct Http1<I, S, F, B> {
     out: Outbox,
     /// Whether another request may follow the present one.
     keep_alive: bool,
-    /// Whether a request was answered.
-    used: bool,
     /// No request follows the present one: the gateway ends the connection.
     ends: bool,
     /// Takes the connection if the present request's answer switches to another protocol.
@@ -119,16 +117,15 @@ where
             inbox: Inbox::new(read.into()),
             out: Outbox::default(),
             keep_alive: true,
-            used: false,
             ends: false,
             upgrade: None,
         }
     }
 
-    /// Lets the connection end with the answer to the present request, if there is one.
+    /// Lets the connection end with the next answer that can say so, or at once if no request has come.
     pub(crate) fn end(&mut self) {
         self.ends = true;
-        if matches!(self.phase, Phase::Head) && (self.used || self.inbox.is_empty()) {
+        if matches!(self.phase, Phase::Head) && self.inbox.is_blank() {
             self.phase = Phase::Closing(None);
         }
     }
@@ -352,18 +349,23 @@ where
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         ready!(poll_flush(&mut self.io, &mut self.out, cx))?;
         self.activity.set_unframed(false);
-        self.used = true;
         self.phase = match &self.upgrade {
             Some(_) => Phase::Switched,
             None if self.keep_alive && !self.ends => Phase::Head,
             None => {
-                let Self { io, inbox, activity, .. } = &mut *self;
-                let more = poll_read(io, cx, |bytes| !bytes.is_empty());
-                if !inbox.is_empty() || matches!(more, Poll::Ready(Ok(true))) {
-                    // Another request, which would turn the end into a reset.
-                    activity.left_unread();
+                let Self { io, inbox, activity, keep_alive, .. } = &mut *self;
+                let _ = poll_read(io, cx, |bytes| inbox.push(bytes));
+                if *keep_alive && !inbox.is_blank() {
+                    // This answer promised that another request may follow. The next one says that it
+                    // is the last.
+                    Phase::Head
+                } else {
+                    if !inbox.is_empty() {
+                        // Another request, which would turn the end into a reset.
+                        activity.left_unread();
+                    }
+                    Phase::Closing(None)
                 }
-                Phase::Closing(None)
             }
         };
         Poll::Ready(Ok(()))

@@ -341,8 +341,8 @@ fn a_connection_that_the_gateway_ends_answers_what_has_begun() {
             "a part of the second head has come",
             "GET / HTTP/1.1\r\n\r\nGET / HT",
             "TP/1.1\r\n\r\n",
-            1,
-            false,
+            2,
+            true,
         ),
         ("it is idle", get, get, 1, false),
         (

@@ -129,3 +129,45 @@ fn an_answer_that_ends_with_the_connection_is_unframed_until_it_is_written() {
         assert!(!activity.is_unframed(), "{path} {version}");
     }
 }
+
+#[test]
+fn a_request_behind_an_answer_that_promised_to_take_another_is_answered_before_the_end() {
+    let stream = "GET /stream HTTP/1.1\r\n\r\n";
+    let get = "GET / HTTP/1.1\r\n\r\n";
+    let two = [get, get].concat();
+    for (case, first, behind, answers) in [
+        ("nothing follows", stream, "", 1),
+        ("only blank lines follow", stream, "\r\n\r\n", 1),
+        ("a request came in the same bytes", &[stream, get].concat(), "", 2),
+        ("a request came later", stream, get, 2),
+        ("two came, and the answer to the first says that it is the last", stream, &two, 2),
+    ] {
+        let (near, mut far) = duplex(1000);
+        let seen = SeenRequests::default();
+        let serve = |request| answer(request, Arc::clone(&seen));
+        let settings = Http1Settings { limits: LIMITS, watches: false };
+        let activity = Activity::new(Instant::now(), true);
+        let mut connection = Http1::new(near, Bytes::new(), settings, Arc::clone(&activity), serve);
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(pin!(far.write_all(first.as_bytes())).poll(cx).is_ready());
+        assert!(connection.poll(cx).is_pending(), "{case}: the answer is under way");
+        connection.end();
+        assert!(pin!(far.write_all(behind.as_bytes())).poll(cx).is_ready());
+        let mut out = Vec::new();
+        let mut part = [0; 1000];
+        while connection.poll(cx).is_pending() {
+            let Poll::Ready(Ok(count @ 1..)) = pin!(far.read(&mut part)).poll(cx) else {
+                panic!("{case}: it stays open")
+            };
+            out.extend_from_slice(&part[..count]);
+        }
+        drop(connection);
+        assert!(pin!(far.read_to_end(&mut out)).poll(cx).is_ready(), "{case}");
+        let read = seen.lock().clone();
+        assert_eq!(responses(&out, &read).len(), answers, "{case}");
+        let out = String::from_utf8_lossy(&out);
+        let announced = out.contains("\r\nconnection: close\r\n");
+        assert_eq!(announced, answers > 1, "{case}");
+        assert_eq!(activity.is_unread(), behind == two || case.contains("blank"), "{case}");
+    }
+}
