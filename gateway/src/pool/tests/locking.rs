@@ -2,7 +2,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::answer::meter::Tokens;
-use crate::answer::outcome::{FirstToken, Outcome, RequestEnd};
+use crate::answer::outcome::{FirstToken, Outcome, Pause, RequestEnd};
 use crate::pool::endpoint::Due;
 use crate::pool::model_registry::ServedModel;
 
@@ -138,6 +138,10 @@ async fn a_pool_is_at_rest_until_something_changes_that_is_reported() {
     let (mut first, mut held) = (ticket(60), ticket(600));
     let slot = pool.hold(&mut first).await.expect("room");
     assert!(rests(&pool), "one is in flight");
+    slot.totals().left(10, 5);
+    let all = Duration::from_secs(1);
+    pool.figures.continued(Pause { cause: Cause::Connection, all, held: Duration::ZERO });
+    assert!(rests(&pool), "a stream has left it, and went on at another one");
     slot.ended(End::Complete);
     assert!(pool.tick());
     record_end(&pool, Outcome::Completed);
