@@ -139,7 +139,7 @@ impl EndpointSet {
     pub(super) fn begin_probe(
         &mut self,
         id: EndpointId,
-        (spread, closed): (Duration, bool),
+        (spread, closed): (impl FnOnce() -> Duration, bool),
         now: Instant,
     ) -> Option<Due> {
         let tracked = self.tracked.get_mut(id.number())?.as_mut()?;

@@ -111,12 +111,13 @@ impl Pool {
     pub(crate) fn begin_probe(
         &self,
         (address, id): (SocketAddr, EndpointId),
-        spread: Duration,
+        spread: impl FnOnce() -> Duration,
         closed: bool,
+        now: Instant,
     ) -> Option<Due> {
         let endpoints = &mut self.scheduling.peek().endpoints;
         let id = endpoints.still(address, id)?;
-        endpoints.begin_probe(id, (spread, closed), Instant::now())
+        endpoints.begin_probe(id, (spread, closed), now)
     }
 
     /// The endpoint's number, and its way to wake the task that probes it; `None` if there is no such
@@ -143,13 +144,14 @@ impl Pool {
     }
 
     /// Whether an engine's count of waiting requests is of use.
-    pub(crate) fn wants_waiting(&self, address: SocketAddr) -> bool {
-        if self.settings().limit != InFlightLimit::Learned {
-            return false;
-        }
+    pub(crate) fn wants_waiting(
+        &self,
+        (address, id): (SocketAddr, EndpointId),
+        now: Instant,
+    ) -> bool {
         let endpoints = &self.scheduling.peek().endpoints;
-        let endpoint = endpoints.id(address).and_then(|id| endpoints.get(id));
-        endpoint.is_some_and(|endpoint| endpoint.wants_waiting(Instant::now()))
+        let endpoint = endpoints.still(address, id).and_then(|id| endpoints.get(id));
+        endpoint.is_some_and(|endpoint| endpoint.wants_waiting(now))
     }
 
     /// Takes an engine's own report.

@@ -77,7 +77,7 @@ pub(crate) async fn probe(pool: Arc<Pool>, address: SocketAddr, rounds: Arc<Roun
                 prober.list(Urgency::Answering).await;
                 continue;
             }
-            Errand::Look => match prober.begin() {
+            Errand::Look => match prober.begin(Instant::now()) {
                 None => return,
                 Some(Due::At(at)) => {
                     prober.ask_waiting().await;
@@ -150,8 +150,9 @@ impl Prober {
     }
 
     /// Begins the probe that is due, or returns when one will be; `None` if the pool has no such endpoint.
-    fn begin(&mut self) -> Option<Due> {
-        let due = self.pool.begin_probe((self.address, self.id), spread(SPREAD), self.closed)?;
+    fn begin(&mut self, now: Instant) -> Option<Due> {
+        let endpoint = (self.address, self.id);
+        let due = self.pool.begin_probe(endpoint, || spread(SPREAD), self.closed, now)?;
         self.closed &= matches!(due, Due::At(_));
         Some(due)
     }
@@ -261,7 +262,7 @@ impl Prober {
     /// Whether to read how many requests wait in its engine: that is of use and was not read just now.
     fn wants_waiting(&self, now: Instant) -> bool {
         self.waiting.is_none_or(|last| last + WAITING_EVERY <= now)
-            && self.pool.wants_waiting(self.address)
+            && self.pool.wants_waiting((self.address, self.id), now)
     }
 
     /// Reads how many requests wait in its engine, if that is wanted.

@@ -19,8 +19,8 @@ pub(crate) const IDLE: Duration = Duration::from_millis(3500);
 /// The longest time by which chance puts off the probe of an idle endpoint.
 pub(crate) const SPREAD: Duration = Duration::from_millis(500);
 /// The same with work: half of [`SPREAD`] comes on top. With the second after which a mute
-/// connection is given up, this makes three.
-const BUSY: Duration = Duration::from_millis(1750);
+/// connection is given up, and a step of the rounds before and after it, this makes three.
+const BUSY: Duration = Duration::from_millis(1650);
 /// The pause between other probes that can't wait: of an endpoint that closed its connection, and of
 /// an ejected one with requests.
 const PRESSING: Duration = Duration::from_secs(1);
@@ -97,9 +97,14 @@ impl Probing {
 }
 
 impl Endpoint {
-    /// Begins the probe that is due, or returns when one will be. `spread`, up to [`SPREAD`], puts off
-    /// the one after it. `closed`: it has closed the connection that its last probe left open.
-    pub(crate) fn due(&mut self, spread: Duration, closed: bool, now: Instant) -> Due {
+    /// Begins the probe that is due, or returns when one will be. `spread` is a time up to [`SPREAD`] that
+    /// puts off the one after it. `closed`: it has closed the connection that its last probe left open.
+    pub(crate) fn due(
+        &mut self,
+        spread: impl FnOnce() -> Duration,
+        closed: bool,
+        now: Instant,
+    ) -> Due {
         let (probe, at) = self.next_probe(closed, now);
         if now < at {
             return Due::At(match self.standing {
@@ -107,7 +112,7 @@ impl Endpoint {
                 _ => at,
             });
         }
-        (self.probing.last, self.probing.spread) = (Some(now), spread);
+        (self.probing.last, self.probing.spread) = (Some(now), spread());
         let urgency = match self.standing {
             Standing::Up | Standing::Ejected { .. } => Urgency::Answering,
             Standing::Down if now < self.probing.down_since + YOUNG => Urgency::Young,

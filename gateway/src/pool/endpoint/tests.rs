@@ -9,7 +9,7 @@ const RULES: Rules = Rules { limit: LIMIT, eject_after: 3, freeze: Duration::fro
 
 /// The probe that is due; chance puts off none.
 fn due(endpoint: &mut Endpoint, now: Instant) -> Option<Probe> {
-    match endpoint.due(Duration::ZERO, false, now) {
+    match endpoint.due(Duration::default, false, now) {
         Due::Now(probe, _) => Some(probe),
         Due::At(at) => {
             assert!(at > now, "it would be looked at for ever");

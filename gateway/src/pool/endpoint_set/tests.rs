@@ -102,7 +102,7 @@ fn happen(
             set.change(id, now, |endpoint| {
                 let outcome =
                     if answers { Probed::Answered } else { Probed::Silent("nothing".into()) };
-                if let Due::Now(probe, _) = endpoint.due(Duration::ZERO, false, now) {
+                if let Due::Now(probe, _) = endpoint.due(Duration::default, false, now) {
                     endpoint.probed(probe, outcome, last, now);
                 }
             });

@@ -52,11 +52,18 @@ pub(super) struct ParkedConnection {
 pub(super) type Answer = (StatusCode, Bytes);
 
 /// Reads one answer.
-#[derive(Default)]
 pub(super) struct AnswerReader {
     head: HeadReader,
     started: Option<ResponseStart>,
     body: BytesMut,
+}
+
+impl Default for AnswerReader {
+    fn default() -> Self {
+        // No header is of use beyond the framing.
+        let head = HeadReader::passing(|_| false);
+        Self { head, started: None, body: BytesMut::new() }
+    }
 }
 
 impl AnswerReader {
@@ -228,6 +235,7 @@ impl ParkedConnection {
         &mut self,
         reader: &mut AnswerReader,
         buffer: &mut [u8],
+        now: Instant,
     ) -> Result<Option<(Answer, bool)>, WireError> {
         loop {
             let size = match self.stream.read(buffer) {
@@ -237,7 +245,7 @@ impl ParkedConnection {
                 Err(error) => return Err(error.into()),
             };
             if let Some(answer) = reader.feed(&buffer[..size], &Method::GET)? {
-                self.used = Instant::now();
+                self.used = now;
                 return Ok(Some(answer));
             }
         }

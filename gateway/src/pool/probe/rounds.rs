@@ -2,7 +2,7 @@
 //!
 //! Of ten thousand idle endpoints three thousand are asked each second. So an endpoint that answers
 //! costs no timer and no wake of its own: its prober is handed over to the rounds, which look at all
-//! that are due in steps of 20 ms. They ask for its health or its models on its kept connection, and
+//! that are due in steps of 50 ms. They ask for its health or its models on its kept connection, and
 //! read the answer one step later. A list of models shows as well that it answers, so it takes the place
 //! of a health probe. A connection that hangs up is noticed at once, by one set for all.
 //!
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::{AnswerReader, ParkedConnection, ProbeConnection, ProbeRequest};
-use super::pace::{Pace, STEP};
+use super::pace::Pace;
 use super::{KEPT_TIMEOUT, MAX_ANSWER, Prober};
 use crate::net::file_shares::{GIVEN_UP, UPSTREAM_FILES};
 use crate::net::hangup_set::HangupSet;
@@ -60,7 +60,7 @@ pub(super) enum Errand {
 struct Visits {
     seats: Seats,
     /// Their numbers, by the steps at which they are due, or were to be.
-    steps: BTreeMap<Instant, Vec<u64>>,
+    steps: BTreeMap<u64, Vec<u64>>,
     buffers: Buffers,
 }
 
@@ -118,7 +118,7 @@ struct Visit {
     prober: Box<Prober>,
     connection: Option<ParkedConnection>,
     /// The step at which it is due. The list of another step may have it, too.
-    step: Instant,
+    step: u64,
     inquiry: Option<Box<Inquiry>>,
     /// The endpoint's task.
     task: oneshot::Sender<(Box<Prober>, Errand)>,
@@ -209,7 +209,7 @@ impl Rounds {
     }
 
     /// Lists a visit for a step.
-    fn list(&self, steps: &mut BTreeMap<Instant, Vec<u64>>, number: u64, step: Instant) {
+    fn list(&self, steps: &mut BTreeMap<u64, Vec<u64>>, number: u64, step: u64) {
         if steps.first_key_value().is_none_or(|(first, _)| step < *first) {
             self.earlier.notify_one();
         }
@@ -277,33 +277,34 @@ impl Rounds {
                 self.earlier.notified().await;
                 continue;
             };
-            if step > Instant::now() {
+            let time = self.pace.time(step);
+            if time > Instant::now() {
                 tokio::select! {
-                    () = sleep_until(step) => {}
+                    () = sleep_until(time) => {}
                     () = self.earlier.notified() => {}
                 }
                 continue;
             }
             let due = self.visits.lock().steps.remove(&step).unwrap_or_default();
             for some in due.chunks(AT_ONCE) {
-                some.iter().for_each(|number| self.take_turn(*number, step));
+                let now = Instant::now();
+                some.iter().for_each(|number| self.take_turn(*number, step, now));
                 tokio::task::yield_now().await;
             }
         }
     }
 
     /// Does what is due of a visit in this step.
-    fn take_turn(&self, number: u64, step: Instant) {
+    fn take_turn(&self, number: u64, step: u64, now: Instant) {
         let mut visits = self.visits.lock();
         let Visits { seats, steps, buffers } = &mut *visits;
         let Some(visit) = seats.get(number).filter(|visit| visit.step == step) else {
             return;
         };
-        let now = Instant::now();
         match visit.turn(buffers, now) {
             NextTurn::At(at) => {
                 // Not in this step again.
-                visit.step = self.pace.step(at.max(now + STEP / 20));
+                visit.step = self.pace.step(at).max(step + 1);
                 self.list(steps, number, visit.step);
             }
             NextTurn::Leave(errand) => {
@@ -336,7 +337,7 @@ impl Visit {
         if let Some(then) = self.receive(buffers, now) {
             return then;
         }
-        let at = match self.prober.begin() {
+        let at = match self.prober.begin(now) {
             None => return NextTurn::Leave(Errand::End),
             Some(Due::Now(Probe::Health, _)) => return self.probe(&mut buffers.request, now),
             Some(Due::Now(probe, urgency)) => {
@@ -397,7 +398,7 @@ impl Visit {
         let (inquiry, connection) = (self.inquiry.as_mut()?, self.connection.as_mut()?);
         let (question, begun) = (inquiry.question, inquiry.begun);
         let ((status, body), keeps) =
-            match connection.receive(&mut inquiry.reader, &mut buffers.answer) {
+            match connection.receive(&mut inquiry.reader, &mut buffers.answer, now) {
                 Ok(None) if now < begun + KEPT_TIMEOUT => return Some(NextTurn::At(now)),
                 Ok(Some(((status, body), keeps)))
                     if question.takes(status) && body.len() <= MAX_ANSWER =>

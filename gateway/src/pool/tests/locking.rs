@@ -118,7 +118,10 @@ async fn a_pool_is_at_rest_until_something_changes_that_is_reported() {
     let (id, _) = pool.probe_wake(address(1)).expect("it is there");
     let endpoint = (address(1), id);
     tokio::time::advance(Duration::from_secs(5)).await;
-    assert!(matches!(pool.begin_probe(endpoint, Duration::ZERO, false), Some(Due::Now(..))));
+    assert!(matches!(
+        pool.begin_probe(endpoint, Duration::default, false, Instant::now()),
+        Some(Due::Now(..))
+    ));
     assert!(pool.is_as_probed(endpoint, Probe::Health, &Probed::Answered));
     let model = ServedModel { id: "m".into(), parent: None, max_model_len: None };
     pool.serves(address(1), vec![model.clone()]);

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::super::pace::STEP;
 use super::super::probe;
 use super::*;
 use crate::pool::Pool;
