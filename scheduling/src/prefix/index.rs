@@ -187,8 +187,11 @@ impl PrefixIndex {
     }
 
     fn cache_of(&self, holder: &Holder) -> Option<&Cache> {
+        if holder.tag == Tag::NONE {
+            return None;
+        }
         let cache = self.caches.get(holder.tag.endpoint() as usize)?;
-        (holder.tag != Tag::NONE && cache.tag == holder.tag && cache.live).then_some(cache)
+        (cache.tag == holder.tag && cache.live).then_some(cache)
     }
 
     /// Notes that a process at an endpoint worked on a prompt. `new`: the bytes of it that were not
@@ -364,7 +367,8 @@ impl PrefixIndex {
 
     /// Whether any endpoint should hold it.
     fn is_held(&self, entry: &Remembered) -> bool {
-        entry.holders.iter().any(|holder| {
+        // The last one is taken first.
+        entry.holders.iter().rev().any(|holder| {
             let cache = self.cache_of(holder);
             cache.is_some_and(|cache| cache.written.wrapping_sub(holder.at) <= cache.horizon)
         })
