@@ -8,6 +8,9 @@
 //! spreads as soon as its holders are busy: first to as many endpoints as the index names, and then to
 //! those that are idle.
 //!
+//! A conversation that begins as others do, in a pool where conversations go on, is no match but a
+//! choice for all of its turns. It goes where the fewest go on.
+//!
 //! For a prompt that no endpoint remembers, gateways that don't talk to each other come to the same
 //! endpoint: the one to which its first block leads on a ring, if that one is about as good as the
 //! best.
@@ -43,6 +46,11 @@ const GOOD: f64 = 0.8;
 const PATIENCE: f64 = 4.0;
 /// The longest time by which a first token may come later for a match, in seconds.
 const LATEST: f64 = 20.0;
+/// The least share of prompts that go on with a conversation for a pool to be one of conversations.
+const LASTING: f32 = 0.5;
+/// How many times the work on its beginning the first token of a new conversation may come later, for the
+/// sake of its later turns.
+const SPREADS: f64 = 2.0;
 /// How many times the mean number of requests in flight, and how many more, an endpoint may have to
 /// be preferred. Beyond it decoding would be shared out badly.
 const BUSIER: (f64, f64) = (1.5, 4.0);
@@ -84,23 +92,34 @@ pub(super) fn prefix_affinity(
     if suitable.open() == 1 {
         return best.map(|only| only.choice);
     }
+    // A conversation begins, and will go on. So all that are rated are kept.
+    let begins =
+        matches.shared() && session.is_none() && rating.knowledge.index.going_on() >= LASTING;
+    let mut all: Vec<_> = best.filter(|_| begins).into_iter().collect();
+    let mut compare = |rated: Option<Rated>| {
+        all.extend(rated.filter(|_| begins));
+        best = sooner(best, rated);
+    };
     if suitable.open() <= ALL {
         suitable.each_open(|id| {
             if least != Some(id) {
-                best = sooner(best, rating.rate(id));
+                compare(rating.rate(id));
             }
         });
     } else {
         // All are drawn before one is rated: their memory is far apart, and is fetched at once.
         let drawn: [_; DRAWN] = from_fn(|_| suitable.draw(|most| random.random_range(0..most)));
         for id in drawn.into_iter().flatten() {
-            best = sooner(best, rating.rate(id));
+            compare(rating.rate(id));
         }
         for found in matches.all() {
-            best = sooner(best, rating.rate_found(found));
+            compare(rating.rate_found(found));
         }
     }
     let best = best?;
+    if begins {
+        return Some(rating.least_crowded(&all, best).choice);
+    }
     if let Some(preferred) = rating.preferred(session.as_ref(), best) {
         let spare = if session.is_none() { rating.spare(preferred) } else { None };
         return Some(spare.unwrap_or(preferred).choice);
@@ -147,6 +166,18 @@ impl Rating<'_> {
 
     fn rate_found(&mut self, found: &Found) -> Option<Rated> {
         self.rate(EndpointId::of(found.endpoint)).filter(|rated| rated.choice.blocks > 0)
+    }
+
+    /// The endpoint for a new conversation whose beginning others have, too: of those that answer soon
+    /// enough, the one with the fewest conversations for its cache. The beginning is worked on once, and
+    /// the cache is needed for each later turn.
+    fn least_crowded(&self, all: &[Rated], best: Rated) -> Rated {
+        let beginning = self.matches.first().map_or(0, |found| found.blocks);
+        let bytes = f64::from(beginning) * BLOCK_BYTES as f64 * self.trust;
+        let latest = best.seconds + SPREADS * self.knowledge.expected.work(bytes as u64);
+        let crowd = |rated: &&Rated| self.knowledge.index.crowd(rated.choice.id.number() as u32);
+        let soon = all.iter().filter(|rated| rated.seconds <= latest);
+        *soon.min_by(|one, other| crowd(one).total_cmp(&crowd(other))).unwrap_or(&best)
     }
 
     /// An idle endpoint that should hold a hot beginning as well, while the preferred one has others to

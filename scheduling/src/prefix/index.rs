@@ -13,9 +13,12 @@
 //! used since the last round are dropped, whatever their endpoints hold.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::BuildHasher;
 
+use super::cache::{Cache, Tag, in_blocks};
+use super::conversations::{Clock, GoingOn};
 use super::landmarks;
+use super::seeded::Seeded;
 use crate::prompt::Prompt;
 
 /// The endpoints that one entry can name. Of more, those that used it last are kept.
@@ -30,6 +33,8 @@ const SHARDS: usize = 64;
 const SWEPT: usize = 2;
 /// The entries that are looked at for one to drop when there are too many.
 const CHANCES: usize = 16;
+/// How many prompts go on behind a beginning that is shared, each in another way than the first.
+const SHARED: u8 = 4;
 /// The most endpoints found for a prompt.
 pub const FOUND: usize = 16;
 
@@ -45,6 +50,8 @@ pub struct PrefixIndex {
     hand: usize,
     /// By the endpoints' numbers.
     caches: Vec<Cache>,
+    clock: Clock,
+    going_on: GoingOn,
     most: usize,
 }
 
@@ -54,11 +61,31 @@ pub struct PrefixIndex {
 struct Remembered {
     key: u64,
     holders: [Holder; HOLDERS],
+    /// When it was last used anywhere.
+    at: u32,
+    /// Whether a prompt has gone on behind it.
+    has_more: bool,
+    /// How many have since gone on in another way.
+    branches: u8,
     /// Whether it was used since it was last looked at.
     used: bool,
     /// Whether it is in a map.
     live: bool,
 }
+
+/// An entry as it was before it was used.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    place: u32,
+    /// Whether the endpoint that uses it held the block.
+    held: bool,
+    /// When it was last used anywhere.
+    at: u32,
+    /// Whether a prompt had gone on behind it.
+    has_more: bool,
+}
+
+const _: () = assert!(size_of::<Remembered>() == 64);
 
 /// An endpoint that should hold a block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,27 +94,6 @@ struct Holder {
     tag: Tag,
     /// How many blocks had been written into the cache when this one was last used.
     at: u32,
-}
-
-/// A cache: the number of its endpoint, and in the highest byte that of the cache among those of the
-/// endpoint, from 1 on; 0 for none. After 255 caches their numbers come again. An entry of the one
-/// before may then be taken for one of the cache that is there, which costs a wrong prediction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tag(u32);
-
-/// The cache of one process at an endpoint.
-#[derive(Clone, Copy, Debug, Default)]
-struct Cache {
-    tag: Tag,
-    /// Whether it is still there.
-    live: bool,
-    process: u64,
-    /// Blocks written so far. The count wraps around.
-    written: u32,
-    /// The part of a block that was written beyond them, in bytes.
-    rest: u32,
-    /// The blocks that it takes.
-    horizon: u32,
 }
 
 /// An endpoint that should hold a beginning of a prompt.
@@ -108,6 +114,8 @@ pub struct Found {
 pub struct Matches {
     found: [Found; FOUND],
     count: usize,
+    /// Whether the longest match is a beginning that prompts share.
+    shared: bool,
 }
 
 impl Matches {
@@ -115,6 +123,12 @@ impl Matches {
     #[must_use]
     pub fn all(&self) -> &[Found] {
         &self.found[..self.count]
+    }
+
+    /// Whether the longest match is a beginning that prompts share, and not what a conversation has so far.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        self.shared
     }
 
     fn add(&mut self, found: Found) {
@@ -136,6 +150,8 @@ impl PrefixIndex {
             free: Vec::new(),
             hand: 0,
             caches: Vec::new(),
+            clock: Clock::default(),
+            going_on: GoingOn::default(),
             most: MOST,
         }
     }
@@ -154,6 +170,10 @@ impl PrefixIndex {
                 false => not = next,
             }
             next = held.midpoint(not);
+        }
+        if held > 0 {
+            let longest = self.place(self.landmark(prompt, held));
+            matches.shared = longest.is_some_and(|place| self.entry(place).branches >= SHARED);
         }
         while held > 0 {
             let blocks = landmarks::blocks(held) as u32;
@@ -194,6 +214,22 @@ impl PrefixIndex {
         (cache.tag == holder.tag && cache.live).then_some(cache)
     }
 
+    /// How many conversations go on at an endpoint for each block that its cache takes.
+    #[must_use]
+    pub fn crowd(&self, endpoint: u32) -> f32 {
+        let cache = self.caches.get(endpoint as usize).filter(|cache| cache.live);
+        cache.map_or(0.0, |cache| {
+            cache.conversations.count(&self.clock) / cache.horizon.max(1) as f32
+        })
+    }
+
+    /// The share of prompts that went on with a conversation, of those lately: they begin with the whole of
+    /// an earlier prompt behind which none had gone on.
+    #[must_use]
+    pub fn going_on(&self) -> f32 {
+        self.going_on.share()
+    }
+
     /// Notes that a process at an endpoint worked on a prompt. `new`: the bytes of it that were not
     /// in its cache, as far as is known. `horizon`: the bytes that its cache takes.
     pub fn prefilled(
@@ -204,21 +240,36 @@ impl PrefixIndex {
         horizon: u64,
     ) {
         let Some(cache) = self.cache(endpoint, process) else { return };
-        cache.horizon = in_blocks(horizon);
-        cache.write(new);
-        let holder = Holder { tag: cache.tag, at: cache.written };
-        for number in 1..=landmarks::count(prompt.blocks.len()) {
-            self.touch(self.landmark(prompt, number), holder, HOLDERS);
+        let took = std::mem::replace(&mut cache.horizon, in_blocks(horizon));
+        let more = cache.write(new);
+        let (holder, takes) = (Holder { tag: cache.tag, at: cache.written }, cache.horizon);
+        self.clock.capacity = self.clock.capacity + u64::from(takes) - u64::from(took);
+        self.clock.now = self.clock.now.wrapping_add(more);
+        // The entry of the last landmark that is known.
+        let mut before: Option<Before> = None;
+        let count = landmarks::count(prompt.blocks.len());
+        for number in 1..=count {
+            let key = self.landmark(prompt, number);
+            before = self.touch(key, holder, HOLDERS, number < count).or(before);
         }
+        if let Some(Before { has_more: true, place, .. }) = before {
+            let branches = &mut self.entry_mut(place).branches;
+            *branches = branches.saturating_add(1);
+        }
+        let earlier = before.filter(|before| !before.has_more);
+        self.going_on.add(earlier.is_some());
+        let last = earlier.filter(|earlier| earlier.held).map(|earlier| earlier.at);
+        self.caches[endpoint as usize].conversations.turn(last, &self.clock);
         if let Some(session) = prompt.session {
-            self.touch(session_key(session), holder, 1);
+            self.touch(session_key(session), holder, 1, false);
         }
     }
 
     /// Notes that a process at an endpoint wrote content that no entry names, for example answers.
     pub fn written(&mut self, (endpoint, process): (u32, u64), bytes: u64) {
         if let Some(cache) = self.cache(endpoint, process) {
-            cache.write(bytes);
+            let more = cache.write(bytes);
+            self.clock.now = self.clock.now.wrapping_add(more);
         }
     }
 
@@ -226,6 +277,7 @@ impl PrefixIndex {
     pub fn forget(&mut self, endpoint: u32) {
         if let Some(cache) = self.caches.get_mut(endpoint as usize) {
             cache.live = false;
+            self.clock.capacity -= u64::from(std::mem::take(&mut cache.horizon));
         }
     }
 
@@ -243,20 +295,23 @@ impl PrefixIndex {
             return None;
         }
         if !cache.live || process > cache.process {
+            self.clock.capacity -= u64::from(cache.horizon);
             let tag = cache.tag.next(endpoint);
-            *cache = Cache { tag, live: true, process, ..Cache::default() };
+            *cache = Cache::new(tag, process);
         }
         Some(cache)
     }
 
-    /// Names an endpoint in an entry that has at most `most` of them.
-    fn touch(&mut self, key: u64, holder: Holder, most: usize) {
-        let place = self.place(key).unwrap_or_else(|| self.add(key));
+    /// Names an endpoint in an entry that has at most `most` of them. `has_more`: a prompt goes on behind
+    /// it. Returns what the entry was before, if there was one.
+    fn touch(&mut self, key: u64, holder: Holder, most: usize, has_more: bool) -> Option<Before> {
+        let known = self.place(key);
+        let place = known.unwrap_or_else(|| self.add(key));
         // Its own, or else the next that is free: they are taken from the last one on.
         let own = |known: &Holder| known.tag == holder.tag || known.tag == Tag::NONE;
         let entry = self.entry(place);
-        let known = entry.holders[..most].iter().rposition(own);
-        let at = known.unwrap_or_else(|| {
+        let of_it = entry.holders[..most].iter().rposition(own);
+        let at = of_it.unwrap_or_else(|| {
             let age = |known: &Holder| {
                 // Holders whose cache is gone are replaced first.
                 let cache = self.cache_of(known);
@@ -268,9 +323,19 @@ impl PrefixIndex {
             let oldest = (0..most).max_by_key(|at| age(&entry.holders[*at]));
             oldest.expect("there is at least one")
         });
-        let entry = self.entry_mut(place);
+        let (now, caches) = (self.clock.now, &self.caches);
+        let entry = &mut self.entries[place as usize / PIECE][place as usize % PIECE];
+        let before = known.map(|_| {
+            let Holder { tag, at } = entry.holders[at];
+            let age = holder.at.wrapping_sub(at);
+            let held = tag == holder.tag && age <= caches[tag.endpoint() as usize].horizon;
+            Before { place, held, at: entry.at, has_more: entry.has_more }
+        });
         entry.holders[at] = holder;
+        entry.at = now;
+        entry.has_more |= has_more;
         entry.used = true;
+        before
     }
 
     /// The map of a key. Nobody without the seed can choose keys that are all in one.
@@ -319,8 +384,15 @@ impl PrefixIndex {
                 }
             }
         }
-        let entry =
-            Remembered { key, holders: [Holder::default(); HOLDERS], used: true, live: true };
+        let entry = Remembered {
+            key,
+            holders: [Holder::default(); HOLDERS],
+            at: self.clock.now,
+            has_more: false,
+            branches: 0,
+            used: true,
+            live: true,
+        };
         let place = match self.free.pop() {
             Some(place) => {
                 *self.entry_mut(place) = entry;
@@ -375,70 +447,9 @@ impl PrefixIndex {
     }
 }
 
-impl Tag {
-    const NONE: Self = Self(0);
-    /// The last endpoint whose caches are remembered.
-    const LAST_ENDPOINT: u32 = (1 << 24) - 1;
-
-    fn endpoint(self) -> u32 {
-        self.0 & Self::LAST_ENDPOINT
-    }
-
-    /// The tag of the next cache at this endpoint.
-    fn next(self, endpoint: u32) -> Self {
-        Self(endpoint | (((self.0 >> 24) % 255 + 1) << 24))
-    }
-}
-
-impl Cache {
-    fn write(&mut self, bytes: u64) {
-        let bytes = bytes + u64::from(self.rest);
-        let block = crate::prompt::BLOCK_BYTES as u64;
-        self.written = self.written.wrapping_add((bytes / block) as u32);
-        self.rest = (bytes % block) as u32;
-    }
-}
-
-fn in_blocks(bytes: u64) -> u32 {
-    // Far below half of the range, so that ages which wrap around stay comparable.
-    u32::try_from(bytes / crate::prompt::BLOCK_BYTES as u64).unwrap_or(u32::MAX).min(1 << 28)
-}
-
 /// A session's key among those of blocks.
 fn session_key(session: u64) -> u64 {
     session ^ 0x5e55_1011_5e55_1011
-}
-
-/// A hasher for keys that are hashes already.
-#[derive(Clone, Copy, Debug)]
-struct Seeded(u64);
-
-struct SeededHasher(u64);
-
-impl BuildHasher for Seeded {
-    type Hasher = SeededHasher;
-
-    fn build_hasher(&self) -> SeededHasher {
-        SeededHasher(self.0)
-    }
-}
-
-impl Hasher for SeededHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        // The product's middle bits depend on all bits of the key and of the seed.
-        let product = u128::from(self.0 ^ key) * 0x9e37_79b9_7f4a_7c15_u128;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
 }
 
 #[cfg(test)]

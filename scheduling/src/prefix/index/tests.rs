@@ -1,8 +1,11 @@
 use std::collections::HashMap;
 
+use std::hash::Hasher;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::prefix::seeded::SeededHasher;
 use crate::prompt::BLOCK_BYTES;
 
 const PLENTY: u64 = 1 << 30;
@@ -166,6 +169,51 @@ struct Reference {
     process: u64,
     written: u64,
     used: HashMap<u64, u64>,
+}
+
+#[test]
+fn a_match_that_is_the_whole_of_a_prompt_is_told_from_a_beginning_that_prompts_share() {
+    let mut index = PrefixIndex::new(1);
+    let turn = |own: u64, blocks: u64| {
+        prompt(&(0..10).chain(own * 100..own * 100 + blocks).collect::<Vec<_>>())
+    };
+    let shared = |index: &PrefixIndex, prompt: &Prompt| index.find(prompt, |_| true).shared();
+    assert!(!shared(&index, &turn(1, 1)), "nothing is known");
+    for own in 1..8 {
+        for blocks in 1..8 {
+            let next = turn(own, blocks);
+            assert_eq!(shared(&index, &next), own > 5 && blocks == 1, "{own}, {blocks}");
+            index.prefilled((0, 1), &next, 0, PLENTY);
+        }
+    }
+    assert!((index.going_on() - 42.0 / 57.0).abs() < 1e-3, "{}", index.going_on());
+    // A conversation that goes on otherwise from an earlier turn is none of many.
+    let other: Vec<u64> = (0..10).chain(100..104).chain(9000..9004).collect();
+    assert!(!shared(&index, &prompt(&other)));
+}
+
+#[test]
+fn conversations_are_counted_where_they_go_on() {
+    let mut index = PrefixIndex::new(1);
+    let turn = |own: u64, blocks: u64| {
+        prompt(&(0..10).chain(own * 100..own * 100 + blocks).collect::<Vec<_>>())
+    };
+    let counted = |index: &PrefixIndex, endpoint| index.crowd(endpoint) * 10_000.0;
+    for length in 1..20 {
+        for own in 1..4 {
+            index.prefilled((0, 1), &turn(own, length), blocks(1), blocks(10_000));
+        }
+    }
+    index.prefilled((1, 1), &turn(4, 1), blocks(1), blocks(10_000));
+    assert!((counted(&index, 0) - 3.0).abs() < 0.1, "{}", counted(&index, 0));
+    assert!((counted(&index, 1) - 1.0).abs() < 0.1, "{}", counted(&index, 1));
+    for length in 20..40 {
+        index.prefilled((1, 1), &turn(1, length), blocks(100), blocks(10_000));
+    }
+    assert!((counted(&index, 1) - 2.0).abs() < 0.4, "one has moved: {}", counted(&index, 1));
+    assert!(counted(&index, 0) < 2.5, "{}", counted(&index, 0));
+    index.forget(0);
+    assert_eq!(index.crowd(0), 0.0, "its cache was emptied");
 }
 
 proptest! {

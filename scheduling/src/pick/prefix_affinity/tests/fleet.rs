@@ -241,6 +241,23 @@ fn conversations_find_their_caches() {
 }
 
 #[test]
+fn conversations_that_begin_alike_are_spread_while_no_replica_is_busy() {
+    // Each grows to 430 blocks, about 25 go on at a time, and a cache takes 2,048.
+    let load = arrivals(160, 0.08, |number, random| Turn {
+        blocks: [shared(1, 70), own(number, 0, 30)].concat(),
+        session: None,
+        output: 150,
+        next: (1..38)
+            .map(|turn| (random.random_range(4_000_000..10_000_000), own(number, turn, 9)))
+            .collect(),
+    });
+    let affinity = run(Pick::PrefixAffinity, &[H100; 8], &load);
+    assert!(affinity.hits > 0.96, "{}", affinity.hits);
+    // Where the caches overflow, a whole conversation is worked on again, and that takes 3 s.
+    assert!(affinity.quantile(0.99) < 1.0, "{} s", affinity.quantile(0.99));
+}
+
+#[test]
 fn one_hot_prefix_spreads() {
     let load = arrivals(3000, 30.0, |number, _| Turn {
         blocks: [shared(1, 60), own(number, 0, 8)].concat(),
