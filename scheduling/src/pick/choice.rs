@@ -12,6 +12,8 @@ pub struct Choice {
     pub blocks: u32,
     /// The blocks that were written into that cache since those were last used.
     pub age: u32,
+    /// Whether the request begins a conversation as others do, so that it was chosen for the later turns.
+    pub begins: bool,
 }
 
 /// The tokens of a request, as its replica reported them.
@@ -49,7 +51,7 @@ impl Choice {
     /// An endpoint of which nothing is known to be cached.
     #[must_use]
     pub fn of(id: EndpointId) -> Self {
-        Self { id, blocks: 0, age: 0 }
+        Self { id, blocks: 0, age: 0, begins: false }
     }
 
     /// The bytes of a prompt that the endpoint has to work on.

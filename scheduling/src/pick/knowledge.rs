@@ -9,7 +9,7 @@ use super::expected::Expected;
 use super::given::Given;
 use super::learned::Learned;
 use crate::prefix::correction::{Correction, Reported, USUAL_CACHE};
-use crate::prefix::index::PrefixIndex;
+use crate::prefix::index::{Prefill, PrefixIndex};
 use crate::prompt::BLOCK_BYTES;
 
 /// The knowledge of prefix affinity.
@@ -121,7 +121,7 @@ impl Knowledge {
     }
 
     /// The bytes that an endpoint's cache takes before it drops what was not used.
-    fn horizon(&self, id: EndpointId, process: u64) -> u64 {
+    pub(super) fn horizon(&self, id: EndpointId, process: u64) -> u64 {
         let known = self.caches.get(id.number()).filter(|cache| cache.process == process);
         self.correction.horizon(known.and_then(|cache| cache.tokens).unwrap_or(USUAL_CACHE))
     }
@@ -132,7 +132,7 @@ impl Knowledge {
         let new = given.choice.new_bytes(prompt, self.correction.trust());
         let place = (given.choice.id.number() as u32, given.process);
         let horizon = self.horizon(given.choice.id, given.process);
-        self.index.prefilled(place, prompt, new, horizon);
+        self.index.prefilled(place, prompt, Prefill { new, horizon, begun: given.choice.begins });
     }
 
     /// Notes what an endpoint generated, and learns from what it found in its cache.

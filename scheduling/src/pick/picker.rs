@@ -112,6 +112,9 @@ impl Picker {
             return Some(Box::new(given));
         }
         let knowledge = self.knowledge.as_mut()?;
+        if choice.begins {
+            knowledge.index.begun((choice.id.number() as u32, process));
+        }
         let prompt = request.prompt.clone();
         let trust = knowledge.correction.trust();
         let new = prompt.as_ref().map_or(0, |prompt| choice.new_bytes(prompt, trust));
@@ -155,6 +158,8 @@ impl Picker {
         }
         if complete && !answered {
             knowledge.prefilled(given);
+        } else if !answered && given.choice.begins {
+            knowledge.index.not_begun((given.choice.id.number() as u32, given.process));
         }
         if complete || answered { knowledge.ended(given, given.usage?, now) } else { None }
     }
@@ -167,6 +172,12 @@ impl Picker {
     #[cfg(test)]
     pub(super) fn find(&self, prompt: &Prompt) -> Matches {
         self.knowledge.as_ref().expect("it is its policy").index.find(prompt, |_| true)
+    }
+
+    #[cfg(test)]
+    pub(super) fn conversations(&self, id: EndpointId) -> f32 {
+        let knowledge = self.knowledge.as_ref().expect("it is its policy");
+        knowledge.index.conversations(id.number() as u32)
     }
 
     /// Takes that an endpoint is removed. Its number may be given to another.

@@ -8,8 +8,8 @@
 //! spreads as soon as its holders are busy: first to as many endpoints as the index names, and then to
 //! those that are idle.
 //!
-//! A conversation that begins as others do, in a pool where conversations go on, is no match but a
-//! choice for all of its turns. It goes where the fewest go on.
+//! Where conversations go on, a new one that begins as many others do is placed for all of its turns: its
+//! beginning is no reason to prefer an endpoint. It goes where the fewest conversations go on.
 //!
 //! For a prompt that no endpoint remembers, gateways that don't talk to each other come to the same
 //! endpoint: the one to which its first block leads on a ring, if that one is about as good as the
@@ -51,6 +51,8 @@ const LASTING: f32 = 0.5;
 /// How many times the work on its beginning the first token of a new conversation may come later, for the
 /// sake of its later turns.
 const SPREADS: f64 = 2.0;
+/// The part of a cache up to which a beginning may be copied to other caches.
+const COPIED: f64 = 0.125;
 /// How many times the mean number of requests in flight, and how many more, an endpoint may have to
 /// be preferred. Beyond it decoding would be shared out badly.
 const BUSIER: (f64, f64) = (1.5, 4.0);
@@ -93,8 +95,7 @@ pub(super) fn prefix_affinity(
         return best.map(|only| only.choice);
     }
     // A conversation begins, and will go on. So all that are rated are kept.
-    let begins =
-        matches.shared() && session.is_none() && rating.knowledge.index.going_on() >= LASTING;
+    let begins = matches.shared() && session.is_none() && rating.begins();
     let mut all: Vec<_> = best.filter(|_| begins).into_iter().collect();
     let mut compare = |rated: Option<Rated>| {
         all.extend(rated.filter(|_| begins));
@@ -118,7 +119,8 @@ pub(super) fn prefix_affinity(
     }
     let best = best?;
     if begins {
-        return Some(rating.least_crowded(&all, best).choice);
+        let chosen = rating.least_crowded(&all, best).choice;
+        return Some(Choice { begins: true, ..chosen });
     }
     if let Some(preferred) = rating.preferred(session.as_ref(), best) {
         let spare = if session.is_none() { rating.spare(preferred) } else { None };
@@ -158,7 +160,7 @@ impl Rating<'_> {
             found.endpoint as usize == id.number() && found.process == candidate.process
         });
         let (blocks, age) = found.map_or((0, 0), |found| (found.blocks, found.age));
-        let choice = Choice { id, blocks, age };
+        let choice = Choice { blocks, age, ..Choice::of(id) };
         let new = choice.new_bytes(self.prompt, self.trust);
         let seconds = self.knowledge.expected.seconds(id, candidate, new, &self.shared);
         Some(Rated { choice, seconds })
@@ -168,16 +170,43 @@ impl Rating<'_> {
         self.rate(EndpointId::of(found.endpoint)).filter(|rated| rated.choice.blocks > 0)
     }
 
-    /// The endpoint for a new conversation whose beginning others have, too: of those that answer soon
-    /// enough, the one with the fewest conversations for its cache. The beginning is worked on once, and
-    /// the cache is needed for each later turn.
+    /// Whether the prompt, which has a beginning that others share, begins a conversation that will go on,
+    /// and any cache can take that beginning.
+    fn begins(&self) -> bool {
+        let Some(found) = self.matches.first() else { return false };
+        let beginning = f64::from(found.blocks) * BLOCK_BYTES as f64;
+        let takes = self.knowledge.horizon(EndpointId::of(found.endpoint), found.process) as f64;
+        self.knowledge.index.going_on() >= LASTING && beginning <= takes * COPIED
+    }
+
+    /// The endpoint for a new conversation whose beginning others share: of those that answer soon enough,
+    /// the one with the fewest conversations for its cache. Work on the beginning is done once, and the
+    /// cache is needed for each later turn. A copy of the beginning counts as one more conversation.
     fn least_crowded(&self, all: &[Rated], best: Rated) -> Rated {
         let beginning = self.matches.first().map_or(0, |found| found.blocks);
         let bytes = f64::from(beginning) * BLOCK_BYTES as f64 * self.trust;
-        let latest = best.seconds + SPREADS * self.knowledge.expected.work(bytes as u64);
-        let crowd = |rated: &&Rated| self.knowledge.index.crowd(rated.choice.id.number() as u32);
-        let soon = all.iter().filter(|rated| rated.seconds <= latest);
-        *soon.min_by(|one, other| crowd(one).total_cmp(&crowd(other))).unwrap_or(&best)
+        let later = SPREADS * self.knowledge.expected.work(bytes as u64);
+        let latest = best.seconds + later.min(LATEST);
+        let most = self.most_in_flight();
+        let crowd = |rated: &Rated| {
+            let id = rated.choice.id;
+            let candidate = self.suitable.get(id)?;
+            let fits = rated.seconds <= latest && f64::from(candidate.in_flight) <= most;
+            let copies = if rated.choice.blocks < beginning { 1.0 } else { 0.0 };
+            let count = self.knowledge.index.conversations(id.number() as u32) + copies;
+            let takes = self.knowledge.horizon(id, candidate.process).max(1);
+            fits.then_some((f64::from(count) / takes as f64, *rated))
+        };
+        let fewest = all.iter().filter_map(crowd).min_by(|(one, a), (other, b)| {
+            one.total_cmp(other).then(a.seconds.total_cmp(&b.seconds))
+        });
+        fewest.map_or(best, |(_, rated)| rated)
+    }
+
+    /// The most requests in flight that an endpoint may have to be preferred.
+    fn most_in_flight(&self) -> f64 {
+        let (in_flight, ready) = self.suitable.load();
+        in_flight as f64 / ready.max(1) as f64 * BUSIER.0 + BUSIER.1
     }
 
     /// An idle endpoint that should hold a hot beginning as well, while the preferred one has others to
@@ -208,9 +237,7 @@ impl Rating<'_> {
         let mut found = self.matches.iter();
         // The longest match of those that can take it.
         let first = found.find_map(|found| self.rate_found(found))?;
-        let (in_flight, ready) = self.suitable.load();
-        let mean = in_flight as f64 / ready.max(1) as f64;
-        let most = mean * BUSIER.0 + BUSIER.1;
+        let most = self.most_in_flight();
         let fits = |rating: &mut Self, rated: &Rated| {
             let saved = f64::from(rated.choice.blocks) * BLOCK_BYTES as f64;
             let saved = saved * rating.trust;

@@ -185,6 +185,11 @@ impl Pool {
         }
     }
 
+    /// The conversations that go on at an endpoint.
+    pub(super) fn conversations(&self, port: u16) -> f32 {
+        self.picker.conversations(self.id(port))
+    }
+
     /// Shows the first token of a request.
     pub(super) fn first_token(&mut self, given: &mut Given, now: Duration) {
         self.picker.first_token(given, now);

@@ -47,6 +47,16 @@ impl Conversations {
         self.count * clock.counts(self.at)
     }
 
+    /// Counts a conversation that begins, before its first turn is there.
+    pub(super) fn begin(&mut self, clock: &Clock) {
+        self.turn(None, clock);
+    }
+
+    /// Takes back that a conversation begins.
+    pub(super) fn take_back(&mut self, clock: &Clock) {
+        *self = Self { count: (self.count(clock) - 1.0).max(0.0), at: clock.now };
+    }
+
     /// Counts a turn. `last`: when the conversation had its last one in this cache, if it had.
     pub(super) fn turn(&mut self, last: Option<u32>, clock: &Clock) {
         let again = last.map_or(0.0, |last| clock.counts(last));

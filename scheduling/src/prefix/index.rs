@@ -96,6 +96,17 @@ struct Holder {
     at: u32,
 }
 
+/// The work of an endpoint on a prompt.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefill {
+    /// The bytes that were not in its cache, as far as is known.
+    pub new: u64,
+    /// The bytes that its cache takes.
+    pub horizon: u64,
+    /// Whether a conversation that begins with it was counted already, by [`PrefixIndex::begun`].
+    pub begun: bool,
+}
+
 /// An endpoint that should hold a beginning of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -214,13 +225,27 @@ impl PrefixIndex {
         (cache.tag == holder.tag && cache.live).then_some(cache)
     }
 
-    /// How many conversations go on at an endpoint for each block that its cache takes.
+    /// How many conversations go on at an endpoint.
     #[must_use]
-    pub fn crowd(&self, endpoint: u32) -> f32 {
+    pub fn conversations(&self, endpoint: u32) -> f32 {
         let cache = self.caches.get(endpoint as usize).filter(|cache| cache.live);
-        cache.map_or(0.0, |cache| {
-            cache.conversations.count(&self.clock) / cache.horizon.max(1) as f32
-        })
+        cache.map_or(0.0, |cache| cache.conversations.count(&self.clock))
+    }
+
+    /// Counts a conversation that begins at a process of an endpoint, before its prompt is worked on.
+    pub fn begun(&mut self, (endpoint, process): (u32, u64)) {
+        let clock = self.clock;
+        if let Some(cache) = self.cache(endpoint, process) {
+            cache.conversations.begin(&clock);
+        }
+    }
+
+    /// Takes back that a conversation has begun there: its prompt was not worked on.
+    pub fn not_begun(&mut self, (endpoint, process): (u32, u64)) {
+        let clock = self.clock;
+        if let Some(cache) = self.cache(endpoint, process) {
+            cache.conversations.take_back(&clock);
+        }
     }
 
     /// The share of prompts that went on with a conversation, of those lately: they begin with the whole of
@@ -230,14 +255,12 @@ impl PrefixIndex {
         self.going_on.share()
     }
 
-    /// Notes that a process at an endpoint worked on a prompt. `new`: the bytes of it that were not
-    /// in its cache, as far as is known. `horizon`: the bytes that its cache takes.
+    /// Notes that a process at an endpoint worked on a prompt.
     pub fn prefilled(
         &mut self,
         (endpoint, process): (u32, u64),
         prompt: &Prompt,
-        new: u64,
-        horizon: u64,
+        Prefill { new, horizon, begun }: Prefill,
     ) {
         let Some(cache) = self.cache(endpoint, process) else { return };
         let took = std::mem::replace(&mut cache.horizon, in_blocks(horizon));
@@ -245,21 +268,26 @@ impl PrefixIndex {
         let (holder, takes) = (Holder { tag: cache.tag, at: cache.written }, cache.horizon);
         self.clock.capacity = self.clock.capacity + u64::from(takes) - u64::from(took);
         self.clock.now = self.clock.now.wrapping_add(more);
-        // The entry of the last landmark that is known.
-        let mut before: Option<Before> = None;
+        // The last landmark that is known.
+        let mut known: Option<(usize, Before)> = None;
         let count = landmarks::count(prompt.blocks.len());
         for number in 1..=count {
-            let key = self.landmark(prompt, number);
-            before = self.touch(key, holder, HOLDERS, number < count).or(before);
+            let before = self.touch(self.landmark(prompt, number), holder, HOLDERS, number < count);
+            known = before.map(|before| (number, before)).or(known);
         }
-        if let Some(Before { has_more: true, place, .. }) = before {
-            let branches = &mut self.entry_mut(place).branches;
-            *branches = branches.saturating_add(1);
+        let goes_on = known.filter(|(_, before)| !before.has_more).map(|(_, before)| before);
+        // A prompt that ends there tells nothing of what follows.
+        if known.map_or(0, |(number, _)| number) < count {
+            self.going_on.add(goes_on.is_some());
+            if let Some((_, Before { has_more: true, place, .. })) = known {
+                let branches = &mut self.entry_mut(place).branches;
+                *branches = branches.saturating_add(1);
+            }
         }
-        let earlier = before.filter(|before| !before.has_more);
-        self.going_on.add(earlier.is_some());
-        let last = earlier.filter(|earlier| earlier.held).map(|earlier| earlier.at);
-        self.caches[endpoint as usize].conversations.turn(last, &self.clock);
+        if count > 0 && !begun {
+            let last = goes_on.filter(|before| before.held).map(|before| before.at);
+            self.caches[endpoint as usize].conversations.turn(last, &self.clock);
+        }
         if let Some(session) = prompt.session {
             self.touch(session_key(session), holder, 1, false);
         }

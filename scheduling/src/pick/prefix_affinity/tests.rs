@@ -235,6 +235,70 @@ fn a_session_stays_where_it_was_whoever_else_has_its_beginning() {
     assert_ne!(pool.pick(&turn(7, 1, 6)), Some(port), "it is too busy now");
 }
 
+/// A pool in which conversations that begin with these have had some turns: two for each endpoint, and ten.
+fn conversations(count: u16, common: &[u64]) -> Pool {
+    let mut pool = pool(count);
+    for turn in 1..8 {
+        for own in 1..=10 {
+            answered(&mut pool, &request(common, own * 1000, turn * 4), START);
+        }
+    }
+    for own in 11..=10 + 2 * u64::from(count) {
+        for turn in 1..4 {
+            answered(&mut pool, &request(common, own * 1000, turn * 4), START);
+        }
+    }
+    pool
+}
+
+#[test]
+fn conversations_that_begin_at_once_are_spread() {
+    let common: Vec<u64> = (100_000..100_040).collect();
+    for count in [8, 40] {
+        let mut pool = conversations(count, &common);
+        for own in 0..32 {
+            let _given = pool.give(&request(&common, 500_000 + own * 1000, 2), START);
+        }
+        let most = if count == 8 { 6 } else { 4 };
+        let loads = pool.loads();
+        assert!(loads.iter().all(|load| *load <= most), "{loads:?}");
+    }
+}
+
+#[test]
+fn conversations_that_were_not_answered_count_no_longer() {
+    let common: Vec<u64> = (100_000..100_040).collect();
+    let mut pool = conversations(4, &common);
+    let next = |own: u64| request(&common, 500_000 + own * 1000, 2);
+    let counts = |pool: &Pool| (1..=4).map(|port| pool.conversations(port)).collect::<Vec<_>>();
+    let before = counts(&pool);
+    let given: Vec<_> =
+        (0..20).map(|own| pool.give(&next(own), START).expect("it learns")).collect();
+    let sum = |counts: Vec<f32>| counts.iter().sum::<f32>();
+    assert!((sum(counts(&pool)) - sum(before.clone()) - 20.0).abs() < 0.1);
+    given.into_iter().for_each(|given| pool.fail(given, START));
+    let near = |(one, other): (&f32, &f32)| (one - other).abs() < 0.01;
+    assert!(before.iter().zip(&counts(&pool)).all(near), "{before:?}, {:?}", counts(&pool));
+}
+
+#[test]
+fn a_long_beginning_that_few_caches_could_take_is_not_copied() {
+    // 32,768 tokens of 262,144 are an eighth of a cache: about 256 blocks.
+    for (blocks, spread) in [(200, true), (400, false)] {
+        let common: Vec<u64> = (100_000..100_000 + blocks).collect();
+        let mut pool = pool(8);
+        open_only(&mut pool, 8, 1);
+        for turn in 1..8 {
+            for own in 1..=10 {
+                answered(&mut pool, &request(&common, own * 1000, turn * 40), START);
+            }
+        }
+        (1..=8).for_each(|port| pool.set(port, candidate(port)));
+        let port = answered(&mut pool, &request(&common, 20_000, 40), START);
+        assert_eq!(port != 1, spread, "{blocks}");
+    }
+}
+
 #[test]
 fn what_an_endpoint_remembered_goes_with_its_process() {
     let mut pool = pool(2);

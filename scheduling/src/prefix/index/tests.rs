@@ -29,6 +29,11 @@ fn held(index: &PrefixIndex, endpoint: u32, prompt: &Prompt) -> u32 {
     found.all().iter().find(|found| found.endpoint == endpoint).map_or(0, |found| found.blocks)
 }
 
+/// Has an endpoint work on so many new bytes of a prompt, with a cache of so many.
+fn worked(index: &mut PrefixIndex, place: (u32, u64), prompt: &Prompt, bytes: (u64, u64)) {
+    index.prefilled(place, prompt, Prefill { new: bytes.0, horizon: bytes.1, begun: false });
+}
+
 fn blocks(count: u64) -> u64 {
     count * BLOCK_BYTES as u64
 }
@@ -37,7 +42,7 @@ fn blocks(count: u64) -> u64 {
 fn an_endpoint_holds_the_beginning_that_two_prompts_have_in_common() {
     let mut index = PrefixIndex::new(1);
     let first: Vec<u64> = (0..40).collect();
-    index.prefilled((3, 1), &prompt(&first), blocks(40), PLENTY);
+    worked(&mut index, (3, 1), &prompt(&first), (blocks(40), PLENTY));
     for common in 0..=40 {
         let mut second = first[..common].to_vec();
         second.extend(1000..1030);
@@ -52,7 +57,7 @@ fn those_that_hold_more_come_first_and_those_that_hold_less_are_found_too() {
     let mut index = PrefixIndex::new(1);
     let long: Vec<u64> = (0..32).collect();
     for (endpoint, length) in [(1, 4), (2, 32), (3, 16)] {
-        index.prefilled((endpoint, 1), &prompt(&long[..length]), blocks(1), PLENTY);
+        worked(&mut index, (endpoint, 1), &prompt(&long[..length]), (blocks(1), PLENTY));
     }
     let found = index.find(&prompt(&long), |_| true);
     let found: Vec<_> = found.all().iter().map(|found| (found.endpoint, found.blocks)).collect();
@@ -63,11 +68,11 @@ fn those_that_hold_more_come_first_and_those_that_hold_less_are_found_too() {
 fn what_was_not_used_for_as_long_as_the_cache_takes_is_gone() {
     let mut index = PrefixIndex::new(1);
     let (old, kept) = (prompt(&[1, 2]), prompt(&[3, 4]));
-    index.prefilled((0, 1), &old, blocks(2), blocks(10));
-    index.prefilled((0, 1), &kept, blocks(2), blocks(10));
+    worked(&mut index, (0, 1), &old, (blocks(2), blocks(10)));
+    worked(&mut index, (0, 1), &kept, (blocks(2), blocks(10)));
     index.written((0, 1), blocks(8));
     assert_eq!((held(&index, 0, &old), held(&index, 0, &kept)), (2, 2));
-    index.prefilled((0, 1), &kept, 0, blocks(10));
+    worked(&mut index, (0, 1), &kept, (0, blocks(10)));
     index.written((0, 1), blocks(1));
     assert_eq!((held(&index, 0, &old), held(&index, 0, &kept)), (0, 2));
     let age = index.find(&kept, |_| true).all()[0].age;
@@ -78,7 +83,7 @@ fn what_was_not_used_for_as_long_as_the_cache_takes_is_gone() {
 fn parts_of_blocks_add_up() {
     let mut index = PrefixIndex::new(1);
     let one = prompt(&[1]);
-    index.prefilled((0, 1), &one, 0, PLENTY);
+    worked(&mut index, (0, 1), &one, (0, PLENTY));
     for _ in 0..100 {
         index.written((0, 1), BLOCK_BYTES as u64 / 4);
     }
@@ -89,14 +94,14 @@ fn parts_of_blocks_add_up() {
 fn another_process_at_an_endpoint_holds_nothing_of_the_one_before() {
     let mut index = PrefixIndex::new(1);
     let (one, two) = (prompt(&[1]), prompt(&[2]));
-    index.prefilled((0, 5), &one, blocks(1), PLENTY);
-    index.prefilled((0, 9), &two, blocks(1), PLENTY);
+    worked(&mut index, (0, 5), &one, (blocks(1), PLENTY));
+    worked(&mut index, (0, 9), &two, (blocks(1), PLENTY));
     assert_eq!((held(&index, 0, &one), held(&index, 0, &two)), (0, 1));
-    index.prefilled((0, 5), &one, blocks(1), PLENTY);
+    worked(&mut index, (0, 5), &one, (blocks(1), PLENTY));
     assert_eq!(held(&index, 0, &one), 0, "a late report of the one before");
     index.forget(0);
     assert_eq!(held(&index, 0, &two), 0, "it slept");
-    index.prefilled((0, 9), &one, blocks(1), PLENTY);
+    worked(&mut index, (0, 9), &one, (blocks(1), PLENTY));
     assert_eq!((held(&index, 0, &one), held(&index, 0, &two)), (1, 0));
 }
 
@@ -105,8 +110,8 @@ fn a_session_is_where_it_was_last() {
     let mut index = PrefixIndex::new(1);
     let turn = |piece| Prompt { session: Some(7), ..prompt(&[piece]) };
     assert_eq!(index.session(7), None);
-    index.prefilled((1, 1), &turn(1), blocks(1), blocks(10));
-    index.prefilled((2, 1), &turn(2), blocks(1), blocks(10));
+    worked(&mut index, (1, 1), &turn(1), (blocks(1), blocks(10)));
+    worked(&mut index, (2, 1), &turn(2), (blocks(1), blocks(10)));
     assert_eq!(index.session(7).map(|found| found.endpoint), Some(2));
     index.written((2, 1), blocks(11));
     assert_eq!(index.session(7), None, "nothing of it is left there");
@@ -117,7 +122,7 @@ fn of_many_holders_the_last_ones_are_kept() {
     let mut index = PrefixIndex::new(1);
     let shared = prompt(&[1]);
     for endpoint in 0..20 {
-        index.prefilled((endpoint, 1), &shared, blocks(1), PLENTY);
+        worked(&mut index, (endpoint, 1), &shared, (blocks(1), PLENTY));
         for other in 0..endpoint {
             index.written((other, 1), blocks(1));
         }
@@ -133,9 +138,9 @@ fn memory_is_bounded_and_what_is_used_stays() {
     let mut index = PrefixIndex { most: 1000, ..PrefixIndex::new(1) };
     let used = prompt(&[1, 2, 3]);
     for piece in 0..20_000 {
-        index.prefilled((0, 1), &prompt(&[1_000_000 + piece]), blocks(1), PLENTY);
+        worked(&mut index, (0, 1), &prompt(&[1_000_000 + piece]), (blocks(1), PLENTY));
         if piece % 50 == 0 {
-            index.prefilled((0, 1), &used, 0, PLENTY);
+            worked(&mut index, (0, 1), &used, (0, PLENTY));
         }
         assert!(index.len() <= 1000);
     }
@@ -149,7 +154,7 @@ fn memory_is_bounded_and_what_is_used_stays() {
 fn entries_that_no_endpoint_holds_make_room() {
     let mut index = PrefixIndex::new(1);
     for piece in 0..50_000 {
-        index.prefilled((0, 1), &prompt(&[piece]), blocks(1), blocks(100));
+        worked(&mut index, (0, 1), &prompt(&[piece]), (blocks(1), blocks(100)));
     }
     assert!(index.len() < 300, "{}", index.len());
 }
@@ -158,7 +163,7 @@ fn entries_that_no_endpoint_holds_make_room() {
 fn the_longest_prompt_takes_few_entries() {
     let mut index = PrefixIndex::new(1);
     let longest = prompt(&(0..4096).collect::<Vec<_>>());
-    index.prefilled((0, 1), &longest, 0, PLENTY);
+    worked(&mut index, (0, 1), &longest, (0, PLENTY));
     assert_eq!(index.len(), 256);
     assert_eq!(held(&index, 0, &longest), 4096);
 }
@@ -183,7 +188,7 @@ fn a_match_that_is_the_whole_of_a_prompt_is_told_from_a_beginning_that_prompts_s
         for blocks in 1..8 {
             let next = turn(own, blocks);
             assert_eq!(shared(&index, &next), own > 5 && blocks == 1, "{own}, {blocks}");
-            index.prefilled((0, 1), &next, 0, PLENTY);
+            worked(&mut index, (0, 1), &next, (0, PLENTY));
         }
     }
     assert!((index.going_on() - 42.0 / 57.0).abs() < 1e-3, "{}", index.going_on());
@@ -198,22 +203,25 @@ fn conversations_are_counted_where_they_go_on() {
     let turn = |own: u64, blocks: u64| {
         prompt(&(0..10).chain(own * 100..own * 100 + blocks).collect::<Vec<_>>())
     };
-    let counted = |index: &PrefixIndex, endpoint| index.crowd(endpoint) * 10_000.0;
     for length in 1..20 {
         for own in 1..4 {
-            index.prefilled((0, 1), &turn(own, length), blocks(1), blocks(10_000));
+            worked(&mut index, (0, 1), &turn(own, length), (blocks(1), blocks(10_000)));
         }
     }
-    index.prefilled((1, 1), &turn(4, 1), blocks(1), blocks(10_000));
-    assert!((counted(&index, 0) - 3.0).abs() < 0.1, "{}", counted(&index, 0));
-    assert!((counted(&index, 1) - 1.0).abs() < 0.1, "{}", counted(&index, 1));
+    worked(&mut index, (1, 1), &turn(4, 1), (blocks(1), blocks(10_000)));
+    assert!((index.conversations(0) - 3.0).abs() < 0.1, "{}", index.conversations(0));
+    assert!((index.conversations(1) - 1.0).abs() < 0.1, "{}", index.conversations(1));
     for length in 20..40 {
-        index.prefilled((1, 1), &turn(1, length), blocks(100), blocks(10_000));
+        worked(&mut index, (1, 1), &turn(1, length), (blocks(100), blocks(10_000)));
     }
-    assert!((counted(&index, 1) - 2.0).abs() < 0.4, "one has moved: {}", counted(&index, 1));
-    assert!(counted(&index, 0) < 2.5, "{}", counted(&index, 0));
+    assert!(
+        (index.conversations(1) - 2.0).abs() < 0.4,
+        "one has moved: {}",
+        index.conversations(1)
+    );
+    assert!(index.conversations(0) < 2.5, "{}", index.conversations(0));
     index.forget(0);
-    assert_eq!(index.crowd(0), 0.0, "its cache was emptied");
+    assert_eq!(index.conversations(0), 0.0, "its cache was emptied");
 }
 
 proptest! {
@@ -234,7 +242,14 @@ proptest! {
                 *cache = Reference { process: cache.process + 1, ..Reference::default() };
             }
             cache.written += new;
-            index.prefilled((endpoint, cache.process), &prompt, blocks(new), blocks(HORIZON));
+            worked(&mut index, (endpoint, cache.process), &prompt, (blocks(new), blocks(HORIZON)));
+            let taken: u64 = index.caches.iter().map(|cache| u64::from(cache.horizon)).sum();
+            prop_assert_eq!(index.clock.capacity, taken);
+            if new == 1 {
+                index.forget(endpoint);
+                *cache = Reference { process: cache.process, ..Reference::default() };
+                continue;
+            }
             for number in 1..=landmarks::count(content.len()) {
                 let block = prompt.blocks[landmarks::blocks(number) - 1];
                 cache.used.insert(block, cache.written);
