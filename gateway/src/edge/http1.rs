@@ -368,6 +368,10 @@ where
                 }
             }
         };
+        if matches!(self.phase, Phase::Head) && !self.inbox.is_blank() {
+            // The next head has begun. Until now there was a request, which has other limits.
+            self.activity.received();
+        }
         Poll::Ready(Ok(()))
     }
 

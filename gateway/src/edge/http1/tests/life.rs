@@ -4,10 +4,13 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::task::Poll;
 
+use forebay_config::Limits;
 use http_body_util::combinators::MapErr;
 use http_body_util::{BodyExt, Full};
+use tokio_util::io::InspectReader;
 
 use super::*;
+use crate::net::activity::{TimeLimit, WatchedBody};
 use crate::net::upgrade::OnUpgrade;
 use crate::wire::lines::{BringsLines, HeaderLines};
 
@@ -144,9 +147,12 @@ fn a_request_behind_an_answer_that_promised_to_take_another_is_answered_before_t
     ] {
         let (near, mut far) = duplex(1000);
         let seen = SeenRequests::default();
-        let serve = |request| answer(request, Arc::clone(&seen));
         let settings = Http1Settings { limits: LIMITS, watches: false };
         let activity = Activity::new(Instant::now(), true);
+        let serve = |request| {
+            drop(activity.begin());
+            answer(request, Arc::clone(&seen))
+        };
         let mut connection = Http1::new(near, Bytes::new(), settings, Arc::clone(&activity), serve);
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(pin!(far.write_all(first.as_bytes())).poll(cx).is_ready());
@@ -169,5 +175,50 @@ fn a_request_behind_an_answer_that_promised_to_take_another_is_answered_before_t
         let announced = out.contains("\r\nconnection: close\r\n");
         assert_eq!(announced, answers > 1, "{case}");
         assert_eq!(activity.is_unread(), behind == two || case.contains("blank"), "{case}");
+    }
+}
+
+#[test]
+fn a_part_of_a_head_behind_an_answer_has_the_time_of_a_head() {
+    let get = "GET / HTTP/1.1\r\n\r\n";
+    let stream = "GET /stream HTTP/1.1\r\n\r\n";
+    for ends in [false, true] {
+        for (case, first, behind, limit) in [
+            ("it came with the request", [get, "GET"].concat(), "", TimeLimit::Head),
+            ("it came behind an answer that waits", [stream, "GET"].concat(), "", TimeLimit::Head),
+            ("it came while the answer was written", stream.to_owned(), "GET", TimeLimit::Head),
+            ("nothing came", get.to_owned(), "", TimeLimit::Idle),
+        ] {
+            let (near, mut far) = duplex(1000);
+            let settings = Http1Settings { limits: LIMITS, watches: false };
+            let activity = Activity::new(Instant::now(), true);
+            // As the connection's socket notes what it reads.
+            let near = InspectReader::new(near, |bytes: &[u8]| {
+                if !bytes.is_empty() {
+                    activity.received();
+                }
+            });
+            let serve = |request| {
+                let flight = activity.begin();
+                async {
+                    let answer = answer(request, SeenRequests::default()).await;
+                    answer.map(|response| response.map(|body| WatchedBody::new(body, flight)))
+                }
+            };
+            let mut connection =
+                Http1::new(near, Bytes::new(), settings, Arc::clone(&activity), serve);
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert!(pin!(far.write_all(first.as_bytes())).poll(cx).is_ready());
+            assert!(connection.poll(cx).is_pending(), "{case}");
+            if ends {
+                connection.end();
+            }
+            assert!(pin!(far.write_all(behind.as_bytes())).poll(cx).is_ready());
+            let mut part = [0; 1000];
+            while let Poll::Ready(Ok(1..)) = pin!(far.read(&mut part)).poll(cx) {
+                let _ = connection.poll(cx);
+            }
+            assert_eq!(activity.due(&Limits::default()).1, limit, "{case}, ends: {ends}");
+        }
     }
 }
