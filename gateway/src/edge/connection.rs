@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -30,6 +31,7 @@ use crate::net::activity::{Activity, TimeLimit};
 use crate::net::alarm::poll_alarm;
 use crate::net::clock;
 use crate::net::connection_limits::CountedConnection;
+use crate::net::drain::Drain;
 use crate::net::h2_tasks::{H2Executor, H2Tasks};
 use crate::net::socket::ClientSocket;
 use crate::net::upload::Upload;
@@ -39,6 +41,8 @@ use crate::realtime::session::ConnectionSessions;
 use crate::wire::request::HeadLimits;
 
 mod client_io;
+#[cfg(test)]
+mod tests;
 
 use client_io::{ClientIo, Io};
 
@@ -201,7 +205,7 @@ fn serve_http1<'a>(
             }
             Drive::Poll => connection.poll(cx),
         };
-        let served = drive(poll, &activity, counted, edge, false).await;
+        let served = drive(poll, &activity, counted, (edge.limits(), edge.drain()), false).await;
         served?;
         if let Some((upgrade, mut io, read)) = connection.into_switched() {
             io.read = read;
@@ -260,7 +264,7 @@ async fn serve_http2(
             }
         },
     };
-    drive(poll, &activity, counted, edge, true).await
+    drive(poll, &activity, counted, (edge.limits(), edge.drain()), true).await
 }
 
 /// The next step of a connection.
@@ -283,17 +287,16 @@ async fn drive(
     mut connection: impl FnMut(&mut Context<'_>, Drive) -> Poll<Result<(), ConnectionError>>,
     activity: &Activity,
     counted: &CountedConnection,
-    edge: &Edge,
+    (limits, drain): (Arc<Limits>, &Drain),
     http2: bool,
 ) -> Result<(), ConnectionError> {
-    let limits = edge.limits();
     // A connection that comes during a drain still gets the answer to its first request, a refusal.
-    let late = edge.drain().has_begun();
+    let late = drain.has_begun();
     let mut draining = std::pin::pin!(async {
         // One wait for both, and a box for the rest: every connection keeps this.
-        edge.drain().closing().await;
+        drain.closing().await;
         let retired = async {
-            edge.drain().retired().await;
+            drain.retired().await;
             // With HTTP/2, the gateway can say which requests it still answers.
             if !http2 {
                 sleep(LAST_REQUEST.min(limits.idle_timeout)).await;
@@ -301,11 +304,13 @@ async fn drive(
         };
         Box::pin(async {
             tokio::select! {
-                () = edge.drain().begun() => if late {
+                () = drain.begun() => if late {
                     sleep(LINGER).await;
                 },
                 () = retired => {}
             }
+            // The runtime looks at its sockets before it goes on: a request that has come is answered.
+            yield_now().await;
         })
         .await;
     });
@@ -332,11 +337,14 @@ async fn drive(
             // A connection that is in use again stays. It may get another request to close later.
             close_requested.set(counted.close_requested());
             if activity.unused().is_some() {
-                ending = true;
-                alarm.as_mut().reset(Instant::now());
                 let _ = connection(cx, Drive::End);
                 if let Poll::Ready(served) = connection(cx, Drive::Poll) {
                     return Poll::Ready(served);
+                }
+                // A request that came meanwhile is answered.
+                if activity.unused().is_some() {
+                    ending = true;
+                    alarm.as_mut().reset(Instant::now());
                 }
             }
             event_waker.wake_by_ref();
@@ -362,11 +370,14 @@ async fn drive(
             }
             match over {
                 TimeLimit::Idle => {
-                    ending = true;
-                    alarm.as_mut().reset(now + limits.write_timeout);
                     let _ = connection(cx, Drive::End);
                     if let Poll::Ready(served) = connection(cx, Drive::Poll) {
                         return Poll::Ready(served);
+                    }
+                    // A request that came meanwhile is answered, within limits of its own.
+                    if activity.due(&limits).1 == TimeLimit::Idle {
+                        ending = true;
+                        alarm.as_mut().reset(now + limits.write_timeout);
                     }
                 }
                 TimeLimit::Head => return Poll::Ready(Err("a head took too long".into())),

@@ -122,12 +122,10 @@ where
         }
     }
 
-    /// Lets the connection end with the next answer that can say so, or at once if no request has come.
+    /// Lets the connection end with the next answer that can say so, or with the next poll if no request
+    /// has come by then.
     pub(crate) fn end(&mut self) {
         self.ends = true;
-        if matches!(self.phase, Phase::Head) && self.inbox.is_blank() {
-            self.phase = Phase::Closing(None);
-        }
     }
 
     /// The connection, the bytes that came behind the last request, and the place where both are
@@ -160,21 +158,25 @@ where
 
     /// Reads a head and begins its request.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        let Self { io, inbox, settings, .. } = self;
+        let Self { io, inbox, settings, ends, .. } = self;
         let start = loop {
             let read = if inbox.is_unseen() {
                 inbox.read_head(&[], settings.limits)
             } else {
-                let read = ready!(poll_read(io, cx, |bytes| {
+                let read = poll_read(io, cx, |bytes| {
                     (!bytes.is_empty()).then(|| inbox.read_head(bytes, settings.limits))
-                }))?;
+                })?;
                 match read {
-                    Some(read) => read,
-                    None if inbox.is_blank() => {
+                    Poll::Ready(Some(read)) => read,
+                    Poll::Ready(None) if !inbox.is_blank() => {
+                        return Poll::Ready(Err("the client left within a head".into()));
+                    }
+                    Poll::Pending if !*ends || !inbox.is_blank() => return Poll::Pending,
+                    // One side ends it, and no request is on it.
+                    Poll::Ready(None) | Poll::Pending => {
                         self.phase = Phase::Closing(None);
                         return Poll::Ready(Ok(()));
                     }
-                    None => return Poll::Ready(Err("the client left within a head".into())),
                 }
             };
             match read {
@@ -349,28 +351,24 @@ where
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         ready!(poll_flush(&mut self.io, &mut self.out, cx))?;
         self.activity.set_unframed(false);
-        self.phase = match &self.upgrade {
-            Some(_) => Phase::Switched,
-            None if self.keep_alive && !self.ends => Phase::Head,
-            None => {
-                let Self { io, inbox, activity, keep_alive, .. } = &mut *self;
-                let _ = poll_read(io, cx, |bytes| inbox.push(bytes));
-                if *keep_alive && !inbox.is_blank() {
-                    // This answer promised that another request may follow. The next one says that it
-                    // is the last.
-                    Phase::Head
-                } else {
-                    if !inbox.is_empty() {
-                        // Another request, which would turn the end into a reset.
-                        activity.left_unread();
-                    }
-                    Phase::Closing(None)
-                }
+        if self.upgrade.is_some() {
+            self.phase = Phase::Switched;
+        } else if self.keep_alive {
+            // Even if the gateway ends the connection, which it does there: this answer promised that
+            // another request may follow.
+            self.phase = Phase::Head;
+            if !self.inbox.is_blank() {
+                // The next head has begun. Until now there was a request, which has other limits.
+                self.activity.received();
             }
-        };
-        if matches!(self.phase, Phase::Head) && !self.inbox.is_blank() {
-            // The next head has begun. Until now there was a request, which has other limits.
-            self.activity.received();
+        } else {
+            let Self { io, inbox, .. } = self;
+            let _ = poll_read(io, cx, |bytes| inbox.push(bytes));
+            if !inbox.is_empty() {
+                // Another request, which would turn the end into a reset.
+                self.activity.left_unread();
+            }
+            self.phase = Phase::Closing(None);
         }
         Poll::Ready(Ok(()))
     }

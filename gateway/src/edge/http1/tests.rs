@@ -335,7 +335,7 @@ fn a_client_that_leaves_is_noticed_where_the_connection_watches() {
 fn a_connection_that_the_gateway_ends_answers_what_has_begun() {
     let get = "GET / HTTP/1.1\r\n\r\n";
     for (case, first, second, answers, announced) in [
-        ("nothing has come", "", get, 0, false),
+        ("nothing has come", "", "", 0, false),
         ("a part of the first head has come", "GET / HT", "TP/1.1\r\n\r\n", 1, true),
         (
             "a part of the second head has come",
@@ -344,7 +344,10 @@ fn a_connection_that_the_gateway_ends_answers_what_has_begun() {
             2,
             true,
         ),
-        ("it is idle", get, get, 1, false),
+        ("it is idle, and the next request is there", get, get, 2, true),
+        ("it is idle", get, "", 1, false),
+        ("it is idle, and blank lines are there", get, "\r\n", 1, false),
+        ("a new one, and its request is there", "", get, 1, true),
         (
             "a request is read",
             "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\na",
