@@ -3,7 +3,7 @@
 //! An endpoint is probed every 100 ms while it starts: vLLM refuses connections until it is up, and
 //! held requests wait for this. While it serves, its answers say more: only one that has answered
 //! nothing for a few seconds is asked for its health, on a connection that is kept. vLLM may close its
-//! listener and leave its connections open and silent, so where no answer comes within a second, a new
+//! listener and leave its connections open and silent, so where no answer comes soon, a new
 //! connection is tried at once. A kept connection that the endpoint closes is a reason to ask as well.
 //! An endpoint that was ejected gets a real request for one token: `/health` is 200 even while vLLM
 //! drains, hangs or sleeps.
@@ -40,8 +40,9 @@ mod rounds;
 mod token;
 
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an answer may take on a kept connection before a new one is tried.
-const KEPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an answer may take on a kept connection before a new one is tried, for the rest of
+/// [`HEALTH_TIMEOUT`].
+const KEPT_TIMEOUT: Duration = Duration::from_millis(800);
 /// The shortest pause after a probe that brought no answer, or that could not be sent.
 const AGAIN: Duration = Duration::from_millis(100);
 /// How often a replica's models are listed, more or less a tenth: adapters come and go while it runs.

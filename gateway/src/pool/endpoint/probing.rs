@@ -18,13 +18,14 @@ const STARTING: Duration = Duration::from_millis(100);
 pub(crate) const IDLE: Duration = Duration::from_millis(3500);
 /// The longest time by which chance puts off the probe of an idle endpoint.
 pub(crate) const SPREAD: Duration = Duration::from_millis(500);
-/// The same with work: half of [`SPREAD`] comes on top. With the second after which a mute
-/// connection is given up, and a step of the rounds before and after it, this makes three.
-const BUSY: Duration = Duration::from_millis(1650);
+/// The same with work: half of [`SPREAD`] comes on top. With the 0.8 s after which a mute connection is
+/// given up, and a step of the rounds before and after that, this makes 2.9 s.
+const BUSY: Duration = Duration::from_millis(1750);
 /// The pause between other probes that can't wait: of an endpoint that closed its connection, and of
 /// an ejected one with requests.
 const PRESSING: Duration = Duration::from_secs(1);
-/// How often an endpoint that answers is looked at: it may have got work since.
+/// How often an endpoint that answers is looked at: it may have got work since. So it is known as soon as
+/// a busy one that it is mute, for one look between two probes: with less, there would be two.
 const LOOK: Duration = Duration::from_secs(2);
 /// How long an endpoint without an answer is young. A cold start mostly takes less.
 const YOUNG: Duration = Duration::from_secs(600);

@@ -7,7 +7,7 @@
 //! of a health probe. A connection that hangs up is noticed at once, by one set for all.
 //!
 //! The rounds do what is usual. With anything else the prober goes back to its endpoint's task: no good
-//! answer within a second, another probe than for its health, no kept connection. So does one whose
+//! answer within 0.8 s, another probe than for its health, no kept connection. So does one whose
 //! task is woken.
 
 use std::collections::BTreeMap;

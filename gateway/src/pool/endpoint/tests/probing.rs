@@ -31,8 +31,8 @@ async fn an_idle_endpoint_is_asked_within_four_seconds_and_one_with_work_sooner(
         idle.probed(Probe::Health, Probed::Answered, false, begun);
         assert_eq!(due(&mut idle, begun + 3500 * MILLI + spread - MILLI), None);
         idle.given(begun);
-        // A second later a mute connection is given up: three in all.
-        let sooner = 1650 * MILLI + spread / 2;
+        // A mute connection is given up 0.8 s later: less than three seconds in all.
+        let sooner = 1750 * MILLI + spread / 2;
         assert_eq!(due(&mut idle, begun + sooner - MILLI), None);
         assert_eq!(due(&mut idle, begun + sooner), Some(Probe::Health));
     }

@@ -38,15 +38,29 @@ struct ScriptedReplica {
     list_status: Mutex<&'static str>,
     /// Closes connections that are open.
     closes: Notify,
+    /// Closes the listener alone.
+    closes_listener: Notify,
 }
 
 impl ScriptedReplica {
     async fn serve(self: Arc<Self>, listener: TcpListener) {
         let mut open = JoinSet::new();
         for connection in 0.. {
-            let (stream, _) = listener.accept().await.expect("a connection");
+            let (stream, _) = tokio::select! {
+                accepted = listener.accept() => accepted.expect("a connection"),
+                () = self.closes_listener.notified() => break,
+            };
             open.spawn(Arc::clone(&self).answer(stream, connection));
         }
+        drop(listener);
+        pending().await
+    }
+
+    /// Answers nothing more and takes no connection, as a server whose process is ending.
+    fn go_mute(&self) {
+        self.lists.store(false, Relaxed);
+        *self.health.lock() = None;
+        self.closes_listener.notify_one();
     }
 
     async fn answer(self: Arc<Self>, mut stream: TcpStream, connection: usize) {
@@ -82,6 +96,7 @@ impl RoundsOfOne {
             lists: AtomicBool::new(true),
             list_status: Mutex::new("200 OK"),
             closes: Notify::new(),
+            closes_listener: Notify::new(),
         });
         let settings = serde_json::json!({"name": "p", "pick": "leastLoad"});
         let pool = Pool::new(serde_json::from_value(settings).expect("a pool"), Arc::default());
@@ -127,6 +142,17 @@ impl RoundsOfOne {
         let requests = self.requests().into_iter();
         let health = requests.filter(|(_, _, path)| path == "/health");
         health.map(|(at, connection, _)| (at, connection)).collect()
+    }
+
+    /// Waits for the next request, and returns when it came.
+    async fn next_request(&self) -> Instant {
+        self.requests();
+        loop {
+            sleep(Duration::from_millis(1)).await;
+            if let Some((at, ..)) = self.requests().first() {
+                return *at;
+            }
+        }
     }
 }
 
@@ -181,6 +207,33 @@ async fn an_endpoint_that_is_mute_or_answers_badly_is_known_to_be_and_comes_back
         probed.until(Health::Ready).await;
         sleep(SECOND).await;
         assert_eq!(probed.visits(), 1, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mute_endpoint_with_work_is_known_within_3_s() {
+    let known = async |probed: &RoundsOfOne, since: Instant, case: &str| {
+        probed.replica.go_mute();
+        probed.until(Health::Ejected).await;
+        assert!(since.elapsed() <= 3 * SECOND, "{case}: {:?}", since.elapsed());
+    };
+    for at in 0..40 {
+        let mut ticket = crate::pool::tests::ticket(600);
+        let probed = RoundsOfOne::ready().await;
+        let slot = probed.pool.hold(&mut ticket).await.expect("room");
+        sleep(5 * SECOND + at * STEP).await;
+        known(&probed, Instant::now(), "it was busy").await;
+        drop(slot);
+
+        let mut ticket = crate::pool::tests::ticket(600);
+        let probed = RoundsOfOne::ready().await;
+        let answered = probed.next_request().await;
+        // The answer has been read, and the endpoint was idle.
+        sleep(STEP + at * STEP).await;
+        let since = if at == 0 { answered } else { Instant::now() };
+        let slot = probed.pool.hold(&mut ticket).await.expect("room");
+        known(&probed, since, "it was idle").await;
+        drop(slot);
     }
 }
 
