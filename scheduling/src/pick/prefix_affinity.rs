@@ -9,7 +9,7 @@
 //! those that are idle.
 //!
 //! Where conversations go on, a new one that begins as many others do is placed for all of its turns: its
-//! beginning is no reason to prefer an endpoint. It goes where the fewest conversations go on.
+//! beginning is no reason to prefer an endpoint. The endpoint with the fewest conversations gets it.
 //!
 //! For a prompt that no endpoint remembers, gateways that don't talk to each other come to the same
 //! endpoint: the one to which its first block leads on a ring, if that one is about as good as the
@@ -48,8 +48,8 @@ const PATIENCE: f64 = 4.0;
 const LATEST: f64 = 20.0;
 /// The least share of prompts that go on with a conversation for a pool to be one of conversations.
 const LASTING: f32 = 0.5;
-/// How many times the work on its beginning the first token of a new conversation may come later, for the
-/// sake of its later turns.
+/// By how many times the work on its beginning a conversation's first token may be delayed, so that its
+/// later turns find room in a cache.
 const SPREADS: f64 = 2.0;
 /// The part of a cache up to which a beginning may be copied to other caches.
 const COPIED: f64 = 0.125;
@@ -94,7 +94,7 @@ pub(super) fn prefix_affinity(
     if suitable.open() == 1 {
         return best.map(|only| only.choice);
     }
-    // A conversation begins, and will go on. So all that are rated are kept.
+    // A conversation that begins and will go on needs another comparison, of all that were rated.
     let begins = matches.shared() && session.is_none() && rating.begins();
     let mut all: Vec<_> = best.filter(|_| begins).into_iter().collect();
     let mut compare = |rated: Option<Rated>| {

@@ -1,14 +1,15 @@
-//! The conversations that go on at each endpoint, by a count that takes no list of them.
+//! The number of conversations that go on at each endpoint, estimated without a list of them.
 //!
-//! A conversation uses its content in a cache again with each turn, and adds to it. The clock here is
-//! what is written into all caches of a pool: a turn counts e times less for each quarter of what they
-//! take together that was written since, and nothing once the next one is there.
+//! A conversation uses its content in a cache again with each turn, and adds to it. Each conversation
+//! counts by its last turn alone. The older that turn is, the less it counts: e times less for each
+//! quarter of the caches' size that was written into them since. So the clock here is the number of
+//! blocks that were written into all caches of a pool.
 
 /// The part of what the pool's caches take after which a turn counts e times less.
 const PART: f64 = 0.25;
-/// How many prompts the share of those that go on is taken of.
+/// The number of latest prompts that the share of those that go on is about.
 const PROMPTS: u32 = 64;
-/// How many that begin a conversation it is taken of before the first.
+/// The number of prompts that are taken to have come before the first. None of them went on.
 const BEFORE: u32 = 8;
 
 /// The clock of a pool's caches.
@@ -47,17 +48,12 @@ impl Conversations {
         self.count * clock.counts(self.at)
     }
 
-    /// Counts a conversation that begins, before its first turn is there.
-    pub(super) fn begin(&mut self, clock: &Clock) {
-        self.turn(None, clock);
-    }
-
-    /// Takes back that a conversation begins.
+    /// Takes back a first turn that was counted, and did not come.
     pub(super) fn take_back(&mut self, clock: &Clock) {
         *self = Self { count: (self.count(clock) - 1.0).max(0.0), at: clock.now };
     }
 
-    /// Counts a turn. `last`: when the conversation had its last one in this cache, if it had.
+    /// Counts a turn. `last`: when the conversation had its last turn in this cache; `None` for its first.
     pub(super) fn turn(&mut self, last: Option<u32>, clock: &Clock) {
         let again = last.map_or(0.0, |last| clock.counts(last));
         *self = Self { count: (self.count(clock) + 1.0 - again).max(0.0), at: clock.now };

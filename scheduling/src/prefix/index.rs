@@ -33,7 +33,7 @@ const SHARDS: usize = 64;
 const SWEPT: usize = 2;
 /// The entries that are looked at for one to drop when there are too many.
 const CHANCES: usize = 16;
-/// How many prompts go on behind a beginning that is shared, each in another way than the first.
+/// The least number of prompts that go on behind a shared beginning in another way than the first did.
 const SHARED: u8 = 4;
 /// The most endpoints found for a prompt.
 pub const FOUND: usize = 16;
@@ -236,7 +236,7 @@ impl PrefixIndex {
     pub fn begun(&mut self, (endpoint, process): (u32, u64)) {
         let clock = self.clock;
         if let Some(cache) = self.cache(endpoint, process) {
-            cache.conversations.begin(&clock);
+            cache.conversations.turn(None, &clock);
         }
     }
 
